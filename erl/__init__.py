@@ -1,0 +1,3 @@
+"""Evolving neural structure around learning agents."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,185 @@
+"""What the scripts share: flags from a configuration dataclass, live progress, clear errors."""
+
+import argparse
+import dataclasses
+import os
+import signal
+import sys
+import time
+import typing
+from collections.abc import Callable, Sequence
+from types import UnionType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from erl.errors import UserError
+
+
+def option(default: Any, text: str, *aliases: str, choices: Sequence[str] | None = None) -> Any:
+    """A field of a configuration dataclass that becomes a flag.
+
+    Args:
+        default: its value when the flag is absent; its field's type decides how words are read.
+        text: the help line.
+        aliases: further spellings, with their dashes.
+        choices: for the help line; the configuration checks the value itself.
+    """
+    return dataclasses.field(default=default, metadata={"help": text, "aliases": aliases, "choices": choices})
+
+
+def parse(
+    kind: type, argv: Sequence[str] | None = None, program: str | None = None, description: str | None = None
+) -> Any:
+    """An instance of a configuration dataclass from command-line flags.
+
+    Booleans are read both as flags (`--del_obs`, `--no-del_obs`) and as words (`--del_obs True`).
+
+    Raises:
+        UserError: unknown flags or values that cannot be read.
+    """
+    parser = _Parser(
+        prog=program,
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        names = [f"--{field.name}", *field.metadata.get("aliases", ())]
+        if "_" in field.name:
+            names.append(f"--{field.name.replace('_', '-')}")
+        settings: dict[str, Any] = {
+            "dest": field.name,
+            "default": field.default,
+            "help": field.metadata.get("help", ""),
+        }
+        if field.metadata.get("choices"):
+            settings["help"] += f" ({', '.join(field.metadata['choices'])})"
+        plain = _plain(hints[field.name])
+        if plain is bool:
+            parser.add_argument(*names, type=_boolean, nargs="?", const=True, metavar="BOOL", **settings)
+            parser.add_argument(
+                f"--no-{field.name}",
+                dest=field.name,
+                action="store_false",
+                default=argparse.SUPPRESS,
+                help=argparse.SUPPRESS,
+            )
+        else:
+            parser.add_argument(*names, type=plain, metavar=plain.__name__.upper(), **settings)
+    return kind(**vars(parser.parse_args(argv)))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(message)
+
+
+def _plain(hint: Any) -> Any:
+    """The type within an optional one."""
+    if typing.get_origin(hint) in (UnionType, typing.Union):
+        return next(a for a in typing.get_args(hint) if a is not type(None))
+    return hint
+
+
+def _boolean(word: str) -> bool:
+    known = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+    if word.casefold() not in known:
+        raise argparse.ArgumentTypeError(f"{word!r} is neither True nor False")
+    return known[word.casefold()]
+
+
+def main(
+    run: Callable[..., int | None], kind: type, description: str, argv: Sequence[str] | None = None
+) -> typing.NoReturn:
+    """A script: read flags into `kind`, call `run` with it and a progress display, exit.
+
+    Exit codes: 0 done, 1 something failed for good, 2 bad input (one line on stderr), 130 Ctrl-C.
+    """
+    program = os.path.basename(sys.argv[0])
+    try:
+        configuration = parse(kind, argv, program, description)
+        with Interruptible() as interruptible:
+            code = run(configuration, Display(interruptible))
+    except UserError as e:
+        print(f"{program}: error: {' '.join(str(e).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os._exit(1)
+    sys.exit(code or 0)
+
+
+class Interruptible:
+    """First Ctrl-C (or SIGTERM, as SLURM sends it): KeyboardInterrupt once, for a clean end. Second: the end at once."""
+
+    def __enter__(self) -> "Interruptible":
+        self._count = 0
+        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        self._count += 1
+        if self._count > 1:
+            # Workers die with their parent's pipe; nothing is left to tidy that a next start would not.
+            os._exit(128 + number)
+        raise KeyboardInterrupt
+
+
+class Display:
+    """Lines that stay, and one line at the bottom that shows how far things are.
+
+    On a terminal the bottom line moves; elsewhere it is printed once a minute.
+    """
+
+    def __init__(self, interruptible: Interruptible | None = None, every: float = 60.0) -> None:
+        self.console = Console(highlight=False, soft_wrap=True)
+        self._live: Live | None = None
+        self._every, self._printed = every, time.monotonic()
+
+    def line(self, text: str) -> None:
+        """Print a line that stays."""
+        self.console.print(Text(text))
+
+    def status(self, text: str) -> None:
+        """Show the bottom line."""
+        if self.console.is_terminal:
+            if self._live is None:
+                self._live = Live(console=self.console, refresh_per_second=4, transient=True)
+                self._live.start()
+            self._live.update(Text(text, no_wrap=True, overflow="ellipsis"))
+        elif time.monotonic() - self._printed >= self._every:
+            self._printed = time.monotonic()
+            self.line(text)
+
+    def close(self) -> None:
+        """Take the bottom line away."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def duration(seconds: float) -> str:
+    """`2 d 3 h`, `3 h 20 min`, `4 min 10 s`, `12 s`."""
+    seconds = round(max(0.0, seconds))
+    days, rest = divmod(seconds, 86400)
+    hours, rest = divmod(rest, 3600)
+    minutes, seconds = divmod(rest, 60)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    if minutes:
+        return f"{minutes} min {seconds:02d} s"
+    return f"{seconds} s"

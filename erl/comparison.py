@@ -1,0 +1,264 @@
+"""The test phase: agents with the best evolved reservoirs against agents without, on seeds that selection never saw."""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna.distributions import CategoricalDistribution, IntDistribution
+from optuna.trial import TrialState
+
+from erl.cli import duration, option
+from erl.errors import UserError
+from erl.evaluation import Arm, table
+from erl.evolution import VOLATILE, EvolutionConfig, check_count, check_name, make_context, study_name
+from erl.executors import LocalExecutor, default_workers
+from erl.learners import Outputs
+from erl.lifetime import Job, check
+from erl.spec import LearnerSpec, LifetimeSpec, Seeds
+from erl.study import DEFAULT_STORAGE, Sink, Study, Taken, records, shown
+from erl.tasks import Task
+
+RATES = (0.0003, 0.0001)
+# ER-MRL tests this learning rate too where velocities are hidden.
+HIDDEN_RATES = (0.00005,)
+
+
+@dataclass(frozen=True)
+class ComparisonConfig:
+    """Flags of a test."""
+
+    env_id: str = option("HalfCheetah-v4", "environment of the study, unless --study names it")
+    h_test: str = option("main", "name of the experiment that was evolved")
+    study: str | None = option(None, "name of the study, in place of --env_id, --h_test and --HP_training_steps")
+    HP_training_steps: int = option(300_000, "environment steps of one lifetime in the evolution")
+    training_steps: int = option(
+        10_000_000, "environment steps of one test lifetime", "--training_timesteps", "--training-timesteps"
+    )
+    nb_seeds: int = option(5, "test lifetimes of each agent; a SLURM array index picks one instead")
+    arms: str | None = option(None, "agents to compare, comma-separated; by default all of ER-MRL's")
+    storage: str = option(DEFAULT_STORAGE, "study database: any Optuna address, or ER-MRL's own journal file")
+    workers: int | None = option(None, "local worker processes; by default one for each core")
+    max_retries: int = option(2, "how often lifetimes are begun again after their worker process died")
+    engine: str | None = option(
+        None, "how lifetimes are trained; by default as in the evolution", choices=("auto", "cohort", "sb3")
+    )
+    published_code: bool = option(
+        False, "behave as ER-MRL's published code: no action in the reservoir, seeds 0, 1, 2, …"
+    )
+    logs: str = option("logs", "folder of TensorBoard logs")
+    models: str = option("models", "folder of trained models")
+    units: int = option(100, "neurons, where the study does not say (ER-MRL's journals)")
+    del_obs: bool = option(False, "velocities deleted, where the study does not say")
+    skip_c: bool = option(False, "skip connection, where the study does not say")
+
+    def __post_init__(self) -> None:
+        check_name(self.h_test)
+        for name in ("HP_training_steps", "training_steps", "nb_seeds", "units"):
+            check_count(name, getattr(self, name))
+        if self.workers is not None:
+            check_count("workers", self.workers)
+        if self.max_retries < 0:
+            raise UserError(f"--max_retries is not negative: {self.max_retries}")
+
+
+def arm_names(learner: str, del_obs: bool) -> list[str]:
+    """ER-MRL's agents: the learner alone, and with the reservoir at several learning rates."""
+    rates = RATES + (HIDDEN_RATES if del_obs else ())
+    return [learner, *(f"RES_{learner}_{rate:.10f}".rstrip("0") for rate in rates)]
+
+
+def arm_lifetime(arm: str, index: int, config: dict[str, Any], params: dict[str, float]) -> LifetimeSpec:
+    """A test lifetime.
+
+    Args:
+        arm: one of `arm_names`.
+        index: of the test seed.
+        config: of the test, the evolution's configuration under `evolution`.
+        params: evolved hyperparameters.
+    """
+    evolution = config["evolution"]
+    settings, context = dict(evolution["learner_config"]), None
+    if arm != evolution["learner"]:
+        settings["learning_rate"] = float(arm.rpartition("_")[2])
+        context = make_context(evolution, params)
+    published = evolution["published_code"]
+    return LifetimeSpec(
+        task=Task(evolution["env_id"], evolution["del_obs"]),
+        learner=LearnerSpec(evolution["learner"], settings, config["engine"]),
+        steps=config["training_steps"],
+        seeds=Seeds.published(index) if published else Seeds.derive(evolution["seed"], "test", index),
+        context=context,
+        ep_eval=evolution["ep_eval"],
+    )
+
+
+def load_best(config: ComparisonConfig, sink: Sink) -> tuple[str, dict[str, Any], dict[str, float]]:
+    """The evolved study's name, its configuration and its best hyperparameters.
+
+    Raises:
+        UserError: no such study, or none of its trials succeeded.
+    """
+    name = config.study or study_name(config.env_id, config.h_test, config.HP_training_steps)
+    journal = f"optuna-journal_{name}.log"
+    address = config.storage
+    if address == DEFAULT_STORAGE and not Path("studies.db").exists() and Path(journal).exists():
+        address = journal
+        sink.line(f"reading ER-MRL's journal {journal}")
+    study = Study(address, name)
+    best = study.best()
+    if best is None:
+        raise UserError(f"study {name!r} has no finished trial yet")
+    evolution = study.config
+    if evolution is None:
+        sink.line(
+            f"{name} stores no configuration (ER-MRL's own study): the flags of this command and ER-MRL's defaults stand in for it"
+        )
+        env_id = config.env_id if config.study is None else name.split("_")[0]
+        defaults = EvolutionConfig(env_id=env_id, units=config.units, del_obs=config.del_obs, skip_c=config.skip_c)
+        evolution = {k: getattr(defaults, k) for k in EvolutionConfig.__dataclass_fields__ if k not in VOLATILE}
+        evolution |= {"learner_config": {}, "published_code": False}
+    elif "evolution" in evolution:
+        raise UserError(f"{name!r} is a test itself; name the study that was evolved")
+    if config.published_code:
+        evolution = {**evolution, "published_code": True}
+    params = dict(best.params)
+    if not {"sr", "lr"} <= params.keys():
+        raise UserError(f"study {name!r} did not evolve a reservoir: its parameters are {', '.join(params) or 'none'}")
+    sink.line(f"{name}: best of {len(study.trials())} trials is {best.number}, fitness {best.value:.2f}, " + ", ".join(f"{k} {v:.6g}" for k, v in params.items()))  # fmt: skip
+    return name, evolution, params
+
+
+def compare(config: ComparisonConfig, sink: Sink) -> int:
+    """Train every agent on every test seed, store the curves in the sibling study, and print the table.
+
+    Returns:
+        Exit code: 0, or 1 if a lifetime failed.
+
+    Raises:
+        UserError: bad input; nothing has been written then.
+    """
+    name, evolution, params = load_best(config, sink)
+    stored = {
+        "evolution": evolution,
+        "params": params,
+        "training_steps": config.training_steps,
+        "engine": config.engine or evolution["engine"],
+    }
+    arms = arm_names(evolution["learner"], evolution["del_obs"])
+    chosen = config.arms.split(",") if config.arms else arms
+    for arm in chosen:
+        if arm not in arms:
+            raise UserError(f"unknown agent {arm!r} in --arms (known: {', '.join(arms)})")
+    for arm in chosen:
+        check(arm_lifetime(arm, 0, stored, params))
+    task_id = os.environ.get("SLURM_ARRAY_TASK_ID")
+    if task_id is not None and not task_id.isdigit():
+        raise UserError(f"SLURM_ARRAY_TASK_ID is no seed index: {task_id!r}")
+    seeds = [int(task_id)] if task_id is not None else list(range(config.nb_seeds))
+
+    thousands = (
+        f"{config.training_steps // 1000}" if config.training_steps >= 1000 else f"{config.training_steps / 1000:g}"
+    )
+    test_name = f"{name}_test_{thousands}k_steps" + ("_published" if config.published_code else "")
+    study = Study(config.storage, test_name, stored, ("config_version",))
+    space = {"arm": CategoricalDistribution(arms), "seed": IntDistribution(0, 10**6)}
+    folder = test_name.replace("/", "_").replace(":", "_")
+    workers = config.workers or default_workers()
+    executor = LocalExecutor(workers, config.max_retries)
+
+    def plan(proposed: dict[str, Any], attrs: dict[str, Any]) -> list[LifetimeSpec]:
+        return [arm_lifetime(proposed["arm"], proposed["seed"], stored, params)]
+
+    def job(members: Sequence[tuple[Taken, int]]) -> Job:
+        files = [f"{folder}/{t.params['arm']}/seed_{t.params['seed']}" for t, _ in members]
+        return Job(
+            specs=tuple(taken.specs[index] for taken, index in members),
+            outputs=tuple(Outputs(tensorboard=os.path.abspath(f"{config.logs}/{f}")) for f in files),
+            models=tuple(os.path.abspath(f"{config.models}/{f}") for f in files),
+            evaluate=True,
+        )
+
+    wanted = [(arm, seed) for arm in chosen for seed in seeds]
+    try:
+        with study:
+            study.reclaim()
+            here = {(t.params["arm"], t.params["seed"]) for t in study.counted()}
+            lost = {(t.params["arm"], t.params["seed"]): t for t in study.orphans()}
+            taken = [
+                study.take_up(lost[key], plan)
+                if key in lost
+                else study.create({"arm": key[0], "seed": key[1]}, space, plan)
+                for key in wanted
+                if key not in here
+            ]
+            sink.line(f"{test_name}: {', '.join(chosen)} x {len(seeds)} seeds x {config.training_steps:,} steps, {len(taken)} lifetimes to live, {workers} worker{'s' * (workers > 1)}")  # fmt: skip
+            progress = _Progress(taken, config.training_steps, sink)
+            if taken:
+                study.run(taken, executor, job, progress.end, progress.tick)
+    except KeyboardInterrupt:
+        sink.close()
+        done = len(study.trials(TrialState.COMPLETE))
+        sink.line(f"interrupted: {done} lifetimes are finished and stored; the same command goes on from there")
+        return 130
+    finally:
+        executor.close()
+        sink.close()
+    failed = [t for t in study.trials(TrialState.FAIL) if not t.user_attrs.get("lost")]
+    for trial in failed:
+        reason = trial.user_attrs.get("error", {}).get("reason")
+        sink.line(f"failed: {trial.params['arm']} seed {trial.params['seed']}: {reason}")
+    report(study, arms, sink)
+    sink.line(f"curves:   study {test_name} in {shown(config.storage)}")
+    sink.line(f"models:   {os.path.abspath(config.models)}/{folder}")
+    sink.line(f"logs:     tensorboard --logdir {os.path.abspath(config.logs)}/{folder}")
+    return 1 if failed else 0
+
+
+def report(study: Study, arms: Sequence[str], sink: Sink) -> None:
+    """Print the tables of a test: what training reached, and what the final policies reach."""
+    frame = records(study.address, study.name)
+    frame = frame[frame.state == "COMPLETE"] if len(frame) else frame
+    if not len(frame):
+        sink.line("no lifetime has finished yet")
+        return
+    ep_eval = (study.config or {})["evolution"]["ep_eval"]
+    for column, title in (
+        ("training_return", f"return of the last {ep_eval} training episodes"),
+        ("final_return", f"return of the final policy, deterministic, {ep_eval} fresh episodes"),
+    ):
+        rows = []
+        for arm in arms:
+            part = frame[frame.arm == arm].drop_duplicates("seed").sort_values("seed")
+            if len(part):
+                speed = float(part.steps.sum() / part.seconds.sum())
+                rows.append(Arm(arm, tuple(part[column].astype(float)), speed))
+        sink.line("")
+        sink.line(f"{title}, {int(frame.steps.max()):,} steps")
+        sink.line(table(rows))
+    sink.line("")
+
+
+class _Progress:
+    """Says how far a test is."""
+
+    def __init__(self, taken: Sequence[Taken], steps: int, sink: Sink) -> None:
+        self._start = time.monotonic()
+        self._n, self._done, self._budget, self.sink = len(taken), 0, len(taken) * steps, sink
+
+    def end(self, taken: Taken, value: float | None) -> None:
+        """A lifetime has ended."""
+        self._done += 1
+        said = f"return {value:.2f}" if value is not None else f"failed: {taken.error[0] if taken.error else ''}"
+        self.sink.line(f"{taken.params['arm']:16s} seed {taken.params['seed']:3d}  {said}")
+
+    def tick(self, steps: int) -> None:
+        """Show the status line."""
+        elapsed = time.monotonic() - self._start
+        rate = steps / elapsed if elapsed > 1 else 0.0
+        left = duration(max(0, self._budget - steps) / rate) if rate else "-"
+        self.sink.status(
+            f"lifetimes {self._done}/{self._n}  {steps:,} of {self._budget:,} steps  {rate:,.0f} steps/s  {left} left"
+        )

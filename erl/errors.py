@@ -1,0 +1,15 @@
+"""The one kind of error that is the user's to mend."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Bad input: scripts print its message as one line on stderr and exit with code 2."""
+
+
+def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
+    """`known` names closest to `name`, as the end of a message ("; did you mean A, B?"), or an empty string."""
+    by_fold = {k.casefold(): k for k in known}
+    close = get_close_matches(name.casefold(), by_fold, n=n, cutoff=0.5)
+    return f"; did you mean {', '.join(by_fold[c] for c in close)}?" if close else ""

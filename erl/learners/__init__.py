@@ -1,0 +1,94 @@
+"""Inner learners: the protocol that each follows, and the registry.
+
+One algorithm is one file. A learner trains a cohort, one or many lifetimes, and returns agents whose `predict` is
+Stable-Baselines3's, so that `evaluate_policy` and every tool for its models serve all.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from erl.errors import UserError, nearest
+from erl.spec import LifetimeSpec
+from erl.tasks import Ledger
+
+ENGINES = ("auto", "cohort", "sb3")
+
+
+class Agent(Protocol):
+    """A trained agent."""
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Action and recurrent state for an observation, as in Stable-Baselines3."""
+
+    def save(self, folder: Path, name: str) -> None:
+        """Write `{folder}/{name}.zip` in Stable-Baselines3's format, with what else belongs to it beside it."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where a lifetime writes while it runs.
+
+    Attributes:
+        tensorboard: folder of its TensorBoard log; None for no log.
+        checkpoint: file of its checkpoint; None for no checkpoints.
+    """
+
+    tensorboard: str | None = None
+    checkpoint: str | None = None
+
+
+class Learner(Protocol):
+    """An algorithm."""
+
+    def check(self, spec: LifetimeSpec) -> None:
+        """Raise a UserError if the learner cannot train this lifetime: wrong action space, unknown settings."""
+
+    def cohort_key(self, spec: LifetimeSpec) -> Hashable | None:
+        """Lifetimes with equal keys can be trained side by side; None: each on its own."""
+
+    def train(
+        self, cohort: Sequence[LifetimeSpec], ledgers: Sequence[Ledger], outputs: Sequence[Outputs]
+    ) -> list[Agent | Exception]:
+        """Train one agent for each lifetime; an agent that fails gives its exception, and the others go on."""
+
+
+def learner_names() -> list[str]:
+    """Names that `get_learner` knows."""
+    from erl.learners import sb3
+
+    return list(sb3.algorithms())
+
+
+def get_learner(name: str, engine: str = "auto") -> Learner:
+    """The learner of this name.
+
+    Raises:
+        UserError: unknown name, or the engine does not have it.
+    """
+    from erl.learners import sb3
+
+    known = {n.casefold(): n for n in learner_names()}
+    if name.casefold() not in known:
+        raise UserError(f"unknown learner {name!r}{nearest(name, known.values())} (known: {', '.join(known.values())})")
+    if engine not in ENGINES:
+        raise UserError(f"unknown engine {engine!r}{nearest(engine, ENGINES)} (known: {', '.join(ENGINES)})")
+    name = known[name.casefold()]
+    return sb3.SB3Learner(name)
+
+
+def canonical_name(name: str) -> str:
+    """The registry's spelling of a learner's name, whatever its case."""
+    return next((n for n in learner_names() if n.casefold() == name.casefold()), name)
+
+
+__all__ = ["Agent", "Learner", "Outputs", "canonical_name", "get_learner", "learner_names"]

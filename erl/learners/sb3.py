@@ -1,0 +1,219 @@
+"""Any algorithm of Stable-Baselines3 and sb3-contrib, one lifetime at a time."""
+
+import inspect
+import tempfile
+from collections.abc import Callable, Hashable, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import sb3_contrib
+import stable_baselines3
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+
+from erl.errors import UserError, nearest
+from erl.learners import Agent, Outputs
+from erl.learners.settings import activation, parse_value, schedule
+from erl.spec import LifetimeSpec
+from erl.tasks import Ledger, check_task
+
+# Arguments of the algorithms that this project sets itself.
+_OURS = frozenset({"env", "seed", "tensorboard_log", "verbose", "device", "_init_setup_model", "stats_window_size"})
+# Settings beside the algorithm's own arguments, as the SB3 Zoo spells them.
+_BESIDE = frozenset({"n_envs", "normalize", "noise_type", "noise_std"})
+_SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")
+
+
+@cache
+def algorithms() -> dict[str, type[BaseAlgorithm]]:
+    """Algorithms by name. MaskablePPO is left out: it needs environments that name their valid actions."""
+    found = {}
+    for package in (stable_baselines3, sb3_contrib):
+        for name in package.__all__:
+            kind = getattr(package, name)
+            if inspect.isclass(kind) and issubclass(kind, BaseAlgorithm) and name != "MaskablePPO":
+                found[name] = kind
+    return found
+
+
+def _takes(algorithm: type[BaseAlgorithm], action_space: spaces.Space) -> bool:
+    """Whether the algorithm accepts this action space: asked of the algorithm itself."""
+    env = _Spaces(spaces.Box(-1, 1, (3,), dtype=np.float32), action_space)
+    try:
+        algorithm(_default_policy(algorithm), env, device="cpu")
+    except (AssertionError, ValueError, NotImplementedError):
+        return False
+    return True
+
+
+class _Spaces(gym.Env):
+    """An environment that has spaces and never moves."""
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return np.zeros(self.observation_space.shape or (), self.observation_space.dtype), {}
+
+    def step(self, action: Any) -> Any:
+        return self.reset()[0], 0.0, False, False, {}
+
+
+def _default_policy(algorithm: type[BaseAlgorithm]) -> str:
+    return "MlpPolicy" if "MlpPolicy" in algorithm.policy_aliases else next(iter(algorithm.policy_aliases))
+
+
+def _arguments(algorithm: type[BaseAlgorithm]) -> set[str]:
+    return set(inspect.signature(algorithm.__init__).parameters) - {"self"} - _OURS
+
+
+class SB3Agent:
+    """A trained model, together with the statistics that normalise its observations."""
+
+    def __init__(self, model: BaseAlgorithm, normalize: VecNormalize | None) -> None:
+        self.model, self.normalize = model, normalize
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Stable-Baselines3's `predict`, on raw observations."""
+        if self.normalize is not None:
+            observation = self.normalize.normalize_obs(observation)
+        return self.model.predict(observation, state, episode_start, deterministic)
+
+    def save(self, folder: Path, name: str) -> None:
+        """Write `name.zip`, and `name.vecnormalize.pkl` where observations or rewards were normalised."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / f"{name}.zip", self.model.save)
+        if self.normalize is not None:
+            write_whole(folder / f"{name}.vecnormalize.pkl", self.normalize.save)
+
+
+def write_whole(path: Path, write: Callable[[str], Any]) -> None:
+    """Let `write` fill a file beside `path`, then move it there: a file of this name is always complete."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
+        part = Path(folder) / path.name
+        write(str(part))
+        part.replace(path)
+
+
+class SB3Learner:
+    """One of Stable-Baselines3's or sb3-contrib's algorithms.
+
+    Settings are its keyword arguments, spelled as in Python or as in the SB3 Zoo's files, and `n_envs`, `normalize`
+    (VecNormalize), `noise_type` and `noise_std` as there.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.algorithm = name, algorithms()[name]
+
+    def check(self, spec: LifetimeSpec) -> None:
+        """Raise a UserError for an action space that does not fit and for settings that cannot be."""
+        _, action_space = check_task(spec.task)
+        if not _takes(self.algorithm, action_space):
+            kind = type(action_space).__name__
+            fits = [n for n, a in algorithms().items() if _takes(a, action_space)]
+            raise UserError(
+                f"{self.name} does not take the {kind} actions of {spec.task.env_id}; these do: {', '.join(fits)}"
+            )
+        known = _arguments(self.algorithm) | _BESIDE
+        for key in spec.learner.config:
+            if key not in known:
+                raise UserError(f"{self.name} has no setting {key!r}{nearest(key, known)}")
+        env = self._make_vec_env(spec, Ledger())
+        try:
+            self._make_model(spec, env)
+        except UserError:
+            raise
+        except Exception as e:  # whatever the algorithm's constructor objects to is the settings' fault
+            raise UserError(f"{self.name} refuses its settings: {' '.join(str(e).split())}") from e
+        finally:
+            env.close()
+
+    def cohort_key(self, spec: LifetimeSpec) -> Hashable | None:
+        """Each on its own."""
+        return None
+
+    def train(
+        self, cohort: Sequence[LifetimeSpec], ledgers: Sequence[Ledger], outputs: Sequence[Outputs]
+    ) -> list[Agent | Exception]:
+        """Train one after the other."""
+        agents: list[Agent | Exception] = []
+        for spec, ledger, output in zip(cohort, ledgers, outputs):
+            try:
+                agents.append(self._train_one(spec, ledger, output))
+            except Exception as e:
+                agents.append(e)
+        return agents
+
+    def _train_one(self, spec: LifetimeSpec, ledger: Ledger, output: Outputs) -> SB3Agent:
+        env = self._make_vec_env(spec, ledger)
+        try:
+            model = self._make_model(spec, env)
+            # The algorithm seeds its environments with its own seed; theirs is a role of its own.
+            env.seed(spec.seeds.environment)
+            model.set_logger(configure(output.tensorboard, ["tensorboard"] if output.tensorboard else []))
+            model.learn(spec.steps)
+            model.logger.close()
+        finally:
+            env.close()
+        return SB3Agent(model, env if isinstance(env, VecNormalize) else None)
+
+    def _make_vec_env(self, spec: LifetimeSpec, ledger: Ledger) -> VecEnv:
+        n_envs = spec.learner.config.get("n_envs", 1)
+        if not isinstance(n_envs, int) or n_envs < 1:
+            raise UserError(f"n_envs is a whole number from 1, not {n_envs!r}")
+        env: VecEnv = DummyVecEnv([partial(spec.make_env, ledger)] * n_envs)
+        normalize = parse_value(spec.learner.config.get("normalize", False))
+        if normalize:
+            arguments = dict(normalize) if isinstance(normalize, dict) else {}
+            arguments.setdefault("gamma", spec.learner.config.get("gamma", 0.99))
+            unknown = arguments.keys() - set(inspect.signature(VecNormalize).parameters)
+            if unknown:
+                raise UserError(f"normalize has no setting {sorted(unknown)[0]!r}")
+            env = VecNormalize(env, **arguments)
+        return env
+
+    def _make_model(self, spec: LifetimeSpec, env: VecEnv) -> BaseAlgorithm:
+        settings = {k: parse_value(v) for k, v in spec.learner.config.items() if k not in _BESIDE}
+        for key in _SCHEDULED:
+            if key in settings:
+                settings[key] = schedule(settings[key])
+        if isinstance(settings.get("train_freq"), list):
+            settings["train_freq"] = tuple(settings["train_freq"])
+        if "activation_fn" in settings.get("policy_kwargs", {}):
+            policy_kwargs = settings["policy_kwargs"]
+            settings["policy_kwargs"] = {**policy_kwargs, "activation_fn": activation(policy_kwargs["activation_fn"])}
+        noise = self._action_noise(spec, env.action_space)
+        if noise is not None:
+            settings["action_noise"] = noise
+        policy = settings.pop("policy", _default_policy(self.algorithm))
+        if policy not in self.algorithm.policy_aliases:
+            raise UserError(
+                f"{self.name} has no policy {policy!r}{nearest(str(policy), self.algorithm.policy_aliases)}"
+            )
+        return self.algorithm(policy, env, seed=spec.seeds.learner, device="cpu", **settings)
+
+    def _action_noise(self, spec: LifetimeSpec, action_space: spaces.Space) -> Any:
+        kind, std = spec.learner.config.get("noise_type"), spec.learner.config.get("noise_std", 0.0)
+        if kind is None:
+            return None
+        if "action_noise" not in inspect.signature(self.algorithm.__init__).parameters:
+            raise UserError(f"{self.name} takes no action noise (noise_type)")
+        assert action_space.shape is not None
+        mean, sigma = np.zeros(action_space.shape), np.full(action_space.shape, float(std))
+        if kind == "normal":
+            return NormalActionNoise(mean, sigma)
+        if kind == "ornstein-uhlenbeck":
+            return OrnsteinUhlenbeckActionNoise(mean, sigma)
+        raise UserError(f"unknown noise_type {kind!r}{nearest(str(kind), ['normal', 'ornstein-uhlenbeck'])}")

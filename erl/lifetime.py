@@ -1,0 +1,238 @@
+"""Living: from a specification to the record of what an agent reached."""
+
+import json
+import platform
+import subprocess
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from erl.evaluation import evaluate
+from erl.learners import Agent, Outputs, get_learner
+from erl.spec import LifetimeSpec, to_json
+from erl.tasks import Ledger
+
+CURVE_POINTS = 200
+_PACKAGES = (
+    "erl",
+    "torch",
+    "numpy",
+    "gymnasium",
+    "mujoco",
+    "stable-baselines3",
+    "sb3-contrib",
+    "reservoirpy",
+    "optuna",
+    "cmaes",
+)
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide what a lifetime becomes."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            if package == "erl":
+                from erl import __version__
+
+                found[package] = __version__
+    return found
+
+
+@cache
+def commit() -> str | None:
+    """The commit of this project's checkout, with `-dirty` if tracked files differ from it; None outside one."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        head = git("rev-parse", "HEAD")
+        return head + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+@dataclass(frozen=True)
+class LifetimeRecord:
+    """What became of a lifetime.
+
+    Attributes:
+        spec: what was asked for.
+        fitness: see `LifetimeSpec.fitness`; None if the lifetime failed.
+        training_return: mean return of the last `episodes_averaged` training episodes; None without any.
+        episodes_averaged: how many training episodes that is: fewer than `spec.ep_eval` if fewer were finished.
+        episodes: training episodes finished.
+        steps: environment steps of training.
+        final_returns: of the evaluation episodes of the final policy, if there were any.
+        evaluation_steps: environment steps of that evaluation.
+        seconds: wall-clock time of training, a cohort's shared by its members.
+        curve: at most 200 points (steps, mean return of the episodes that ended since the point before).
+        note: what a reader should know of the fitness.
+        error: the reason for a failure.
+        traceback: its traceback.
+        versions: of Python and libraries.
+        commit: of this project.
+    """
+
+    spec: LifetimeSpec
+    fitness: float | None
+    training_return: float | None
+    episodes_averaged: int
+    episodes: int
+    steps: int
+    seconds: float
+    final_returns: tuple[float, ...] = ()
+    evaluation_steps: int = 0
+    curve: tuple[tuple[int, float], ...] = ()
+    note: str | None = None
+    error: str | None = None
+    traceback: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    commit: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """Lifetimes for one worker, trained as one cohort, and what is to be written of them.
+
+    Attributes:
+        specs: the lifetimes.
+        outputs: of each, while it is trained.
+        models: path without ending of each one's trained model; None for none.
+        evaluate: whether final policies are evaluated on fresh episodes whatever the fitness is.
+    """
+
+    specs: tuple[LifetimeSpec, ...]
+    outputs: tuple[Outputs, ...] = ()
+    models: tuple[str | None, ...] = ()
+    evaluate: bool = False
+
+
+def check(spec: LifetimeSpec) -> None:
+    """Raise a UserError if this lifetime cannot be lived."""
+    get_learner(spec.learner.name, spec.learner.engine).check(spec)
+
+
+def live(job: Job, progress: Any = None) -> list[LifetimeRecord]:
+    """Live the lifetimes of a job side by side.
+
+    Args:
+        job: the lifetimes; their cohort keys agree.
+        progress: called with (index of the lifetime in the job, its steps so far) from time to time.
+
+    Returns:
+        A record for each. A lifetime that fails says so in its record and hurts no other.
+    """
+    first = job.specs[0]
+    learner = get_learner(first.learner.name, first.learner.engine)
+    ledgers = []
+    for i in range(len(job.specs)):
+        on_step = None if progress is None else (lambda steps, i=i: progress(i, steps))
+        ledgers.append(Ledger(on_step=on_step))
+    outputs = job.outputs or (Outputs(),) * len(job.specs)
+    models = job.models or (None,) * len(job.specs)
+    start = time.perf_counter()
+    try:
+        agents = learner.train(job.specs, ledgers, outputs)
+    except Exception as e:  # the learner itself failed: so did every lifetime in its hands
+        agents = [e] * len(job.specs)
+    seconds = time.perf_counter() - start
+    share = [ledger.steps / max(1, sum(x.steps for x in ledgers)) for ledger in ledgers]
+    return [
+        _conclude(spec, ledger, agent, model, seconds * part, job.evaluate)
+        for spec, ledger, agent, model, part in zip(job.specs, ledgers, agents, models, share)
+    ]
+
+
+def _conclude(
+    spec: LifetimeSpec, ledger: Ledger, agent: Agent | Exception, model: str | None, seconds: float, also_evaluate: bool
+) -> LifetimeRecord:
+    """Evaluate and save a trained agent and write its record."""
+    last = [r for _, r, _ in ledger.episodes[-spec.ep_eval :]]
+    training_return = float(np.mean(last)) if last else None
+    returns: tuple[float, ...] = ()
+    evaluation_steps = 0
+    fitness, note, error, trace = None, None, None, None
+    try:
+        if isinstance(agent, Exception):
+            raise agent
+        if model is not None:
+            path = Path(model)
+            agent.save(path.parent, path.name)
+            (path.parent / f"{path.name}.json").write_text(json.dumps(to_json(spec), indent=1), encoding="utf-8")
+        if spec.fitness == "final_eval" or also_evaluate:
+            env = spec.make_env()
+            try:
+                result = evaluate(agent, env, spec.ep_eval, spec.seeds.evaluation)
+            finally:
+                env.close()
+            returns, evaluation_steps = result.returns, result.steps
+        if spec.fitness == "final_eval":
+            fitness = float(np.mean(returns))
+        elif training_return is None:
+            error = f"no episode was finished within {ledger.steps} steps"
+        else:
+            fitness = training_return
+            if len(last) < spec.ep_eval:
+                note = f"only {len(last)} of {spec.ep_eval} episodes were finished within {ledger.steps} steps"
+        if fitness is not None and not np.isfinite(fitness):
+            fitness, error = None, f"the fitness is not finite: {fitness}"
+    except Exception as e:
+        fitness, error = None, describe(e)
+        trace = "".join(traceback.format_exception(e))
+    return LifetimeRecord(
+        spec=spec,
+        fitness=fitness,
+        training_return=training_return,
+        episodes_averaged=len(last),
+        episodes=len(ledger.episodes),
+        steps=ledger.steps,
+        seconds=round(seconds, 3),
+        final_returns=returns,
+        evaluation_steps=evaluation_steps,
+        curve=learning_curve(ledger.episodes, max(spec.steps, ledger.steps)),
+        note=note,
+        error=error,
+        traceback=trace,
+        versions=versions(),
+        commit=commit(),
+    )
+
+
+def describe(error: BaseException) -> str:
+    """An exception as one line; faults of environments and users speak for themselves, others name their type."""
+    text = " ".join(str(error).split())
+    plain = type(error).__name__ in ("EnvironmentFault", "UserError")
+    return text if plain else f"{type(error).__name__}: {text}"
+
+
+def learning_curve(episodes: Sequence[tuple[int, float, int]], steps: int) -> tuple[tuple[int, float], ...]:
+    """Mean returns over equal stretches of the budget.
+
+    Args:
+        episodes: (steps at its end, return, length) of each.
+        steps: the whole budget.
+
+    Returns:
+        At most 200 points (steps at the end of the stretch, mean return of the episodes that ended in it); stretches in
+        which no episode ended are left out.
+    """
+    if not episodes:
+        return ()
+    ends = np.array([e[0] for e in episodes])
+    returns = np.array([e[1] for e in episodes])
+    width = steps / CURVE_POINTS
+    bins = np.minimum(np.ceil(ends / width).astype(int), CURVE_POINTS)
+    return tuple((round(b * width), float(returns[bins == b].mean())) for b in np.unique(bins))

@@ -1,0 +1,118 @@
+"""What a lifetime is before it is lived: task, context, learner, budget, seeds. Frozen, JSON-serialisable, versioned."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import UnionType
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+
+from erl.errors import UserError
+from erl.reservoirs import Context, ReservoirWrapper
+from erl.tasks import Ledger, Task, make_env
+
+SPEC_VERSION = 1
+
+# The roots from which the seeds of a phase are spawned; phases never share a seed.
+_PHASES = {"evolution": 0, "test": 1, "single": 2}
+Phase = Literal["evolution", "test", "single"]
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """One lifetime's seeds, one for each role."""
+
+    reservoir: int
+    learner: int
+    environment: int
+    evaluation: int
+
+    @classmethod
+    def derive(cls, root: int, phase: Phase, index: int) -> "Seeds":
+        """The seeds of the `index`-th lifetime of a phase, spawned from one root seed."""
+        sequence = np.random.SeedSequence(root, spawn_key=(_PHASES[phase], index))
+        # 31 bits: what every library takes for a seed, with room to add small numbers.
+        return cls(*(int(s) >> 1 for s in sequence.generate_state(4)))
+
+    @classmethod
+    def published(cls, index: int) -> "Seeds":
+        """ER-MRL's published code: the index itself, for every role, in evolution and test alike."""
+        return cls(index, index, index, index)
+
+
+@dataclass(frozen=True)
+class LearnerSpec:
+    """An algorithm and its settings.
+
+    Attributes:
+        name: in the registry of learners.
+        config: keyword arguments, as Stable-Baselines3 or the SB3 Zoo's files spell them.
+        engine: `cohort` (many lifetimes side by side), `sb3`, or `auto` (the cohort where the learner has one).
+    """
+
+    name: str = "PPO"
+    config: dict[str, Any] = field(default_factory=dict)
+    engine: str = "auto"
+
+
+@dataclass(frozen=True)
+class LifetimeSpec:
+    """One training run.
+
+    Attributes:
+        task: environment and what is visible of it.
+        learner: algorithm and settings.
+        steps: environment steps at least; the learner ends the batch of steps that reaches this number.
+        seeds: one for each role.
+        context: reservoirs between environment and policy; None for the observation itself.
+        ep_eval: episodes over which the fitness is averaged.
+        fitness: `training` (the last `ep_eval` episodes of training, as in ER-MRL) or `final_eval` (`ep_eval` fresh
+            episodes of the final policy).
+        version: of this format.
+    """
+
+    task: Task
+    learner: LearnerSpec
+    steps: int
+    seeds: Seeds
+    context: Context | None = None
+    ep_eval: int = 10
+    fitness: str = "training"
+    version: int = SPEC_VERSION
+
+    def make_env(self, ledger: Ledger | None = None, render_mode: str | None = None) -> gym.Env:
+        """The environment as the policy sees it; steps are entered in `ledger`."""
+        env = make_env(self.task, ledger, render_mode)
+        return env if self.context is None else ReservoirWrapper(env, self.context, self.seeds.reservoir)
+
+
+def to_json(value: Any) -> Any:
+    """Dataclasses as plain dictionaries and lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): to_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(v) for v in value]
+    return value
+
+
+def from_json(kind: Any, data: Any) -> Any:
+    """The inverse of `to_json` for a type made of dataclasses, tuples, optional fields and plain values."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (UnionType, typing.Union):
+        return None if data is None else from_json(next(a for a in arguments if a is not type(None)), data)
+    if origin is tuple:
+        each = arguments[0] if len(arguments) == 2 and arguments[1] is Ellipsis else None
+        kinds = [each] * len(data) if each else arguments
+        return tuple(from_json(k, d) for k, d in zip(kinds, data))
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        unknown = set(data) - set(hints)
+        if unknown:
+            raise UserError(f"stored by another version of this project: {kind.__name__} has no {sorted(unknown)}")
+        return kind(**{k: from_json(hints[k], v) for k, v in data.items()})
+    return data

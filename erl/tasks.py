@@ -1,0 +1,237 @@
+"""Tasks: which environment, what of it the agent may see, and the ledger that counts every step taken in it.
+
+Knows no learner. `make_env` is the only place that calls `gym.make`.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
+
+from erl.errors import UserError, nearest
+
+# Entries of the observation that are velocities (ER-MRL's partially observable tasks), by Gymnasium's present names.
+VELOCITIES: dict[str, tuple[int, ...]] = {
+    "CartPole-v1": (1, 3),
+    "Pendulum-v1": (2,),
+    "MountainCar-v0": (1,),
+    "MountainCarContinuous-v0": (1,),
+    "LunarLander-v3": (2, 3, 5),
+    "LunarLanderContinuous-v3": (2, 3, 5),
+}
+
+
+class EnvironmentFault(RuntimeError):
+    """An environment raised, or returned an observation or a reward that is not finite."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """An environment and what the agent sees of it.
+
+    Attributes:
+        env_id: Gymnasium's name, or `module:name` for an environment that a module registers.
+        del_obs: whether the velocities are deleted from the observation.
+    """
+
+    env_id: str
+    del_obs: bool = False
+
+
+@dataclass
+class Ledger:
+    """Counts one lifetime's steps where its environments are stepped, and keeps its episodes.
+
+    Attributes:
+        steps: steps taken so far, in all of the lifetime's environments.
+        episodes: (steps so far at its end, return, length) of every finished episode, in order.
+        on_step: called with `steps` after every 256th step; may raise to end the lifetime.
+    """
+
+    steps: int = 0
+    episodes: list[tuple[int, float, int]] = field(default_factory=list)
+    on_step: Callable[[int], None] | None = None
+
+    def step(self, n: int = 1) -> None:
+        """Count `n` steps."""
+        before, self.steps = self.steps, self.steps + n
+        if self.on_step is not None and before >> 8 != self.steps >> 8:
+            self.on_step(self.steps)
+
+    def episode(self, total_return: float, length: int) -> None:
+        """Keep a finished episode."""
+        self.episodes.append((self.steps, float(total_return), int(length)))
+
+
+def _spec(env_id: str) -> Any:
+    """Gymnasium's specification of `env_id`; a UserError with the nearest names if there is none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return gym.spec(env_id)
+    except ModuleNotFoundError as e:
+        raise UserError(f"environment {env_id!r}: {e}") from e
+    except gym.error.DeprecatedEnv as e:
+        name = env_id.rpartition("-v")[0]
+        newest = max((s.version or 0, i) for i, s in gym.registry.items() if s.name == name.rpartition("/")[2])[1]
+        raise UserError(f"environment {env_id!r} is gone from Gymnasium {gym.__version__}; use {newest}") from e
+    except gym.error.Error as e:
+        name = env_id.rpartition("-v")[0]
+        versions = [i for i, s in gym.registry.items() if name and i.rpartition("-v")[0] == name]
+        hint = f"; it has {', '.join(versions)}" if versions else nearest(env_id, gym.registry)
+        raise UserError(f"unknown environment {env_id!r}{hint}") from e
+
+
+def _observed(task: Task, observation_space: spaces.Box) -> np.ndarray | None:
+    """Indices of the observation's entries that the agent sees; None for all."""
+    if not task.del_obs:
+        return None
+    if task.env_id not in VELOCITIES:
+        raise UserError(f"no velocities are known for {task.env_id!r}: --del_obs takes {', '.join(VELOCITIES)}")
+    return np.delete(np.arange(observation_space.shape[0]), VELOCITIES[task.env_id])
+
+
+def _make(env_id: str, **kwargs: Any) -> gym.Env:
+    _spec(env_id)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return gym.make(env_id, disable_env_checker=True, **kwargs)
+        except (ImportError, gym.error.Error, OSError) as e:
+            raise UserError(f"environment {env_id!r} cannot be made: {' '.join(str(e).split())}") from e
+
+
+@cache
+def check_task(task: Task) -> tuple[spaces.Box, spaces.Space]:
+    """The observation space (velocities deleted if so asked) and the action space of a task.
+
+    Raises:
+        UserError: unknown environment, or one whose observations or actions are not supported.
+    """
+    env = _make(task.env_id)
+    observation_space, action_space = env.observation_space, env.action_space
+    env.close()
+    if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
+        kind = "images" if isinstance(observation_space, spaces.Box) else type(observation_space).__name__
+        raise UserError(
+            f"{task.env_id} observes {kind} (shape {observation_space.shape}); agents here take vectors of numbers"
+        )
+    if not (isinstance(action_space, spaces.Discrete) or _is_vector_box(action_space)):
+        raise UserError(
+            f"{task.env_id} takes {action_space} for its actions; agents here take Discrete and Box vectors"
+        )
+    keep = _observed(task, observation_space)
+    return _restrict(observation_space, keep), action_space
+
+
+def _is_vector_box(space: spaces.Space) -> bool:
+    return (
+        isinstance(space, spaces.Box)
+        and len(space.shape) == 1
+        and np.issubdtype(space.dtype, np.floating)
+        and space.is_bounded()
+    )
+
+
+def _restrict(space: spaces.Box, keep: np.ndarray | None) -> spaces.Box:
+    if keep is None:
+        return space
+    return spaces.Box(space.low[keep], space.high[keep], dtype=space.dtype.type)  # type: ignore[arg-type, union-attr]
+
+
+class HiddenVelocities(gym.ObservationWrapper, RecordConstructorArgs):
+    """Deletes entries of the observation.
+
+    Args:
+        env: environment with vector observations.
+        keep: indices of the entries that stay.
+    """
+
+    def __init__(self, env: gym.Env, keep: np.ndarray) -> None:
+        RecordConstructorArgs.__init__(self, keep=keep)
+        gym.ObservationWrapper.__init__(self, env)
+        self.keep = keep
+        assert isinstance(env.observation_space, spaces.Box)
+        self.observation_space = _restrict(env.observation_space, keep)
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        """The entries that stay."""
+        return observation[self.keep]
+
+
+class Metered(gym.Wrapper, RecordConstructorArgs):
+    """Enters every step and episode in a ledger and stops at the first value that is not finite.
+
+    Finished episodes are also announced in `info["episode"]`, as Stable-Baselines3's Monitor does.
+    """
+
+    def __init__(self, env: gym.Env, ledger: Ledger | None = None) -> None:
+        RecordConstructorArgs.__init__(self)  # an environment made again from its specification has its own ledger
+        gym.Wrapper.__init__(self, env)
+        self.ledger = ledger if ledger is not None else Ledger()
+        self._return, self._length = 0.0, 0
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode."""
+        try:
+            observation, info = self.env.reset(**kwargs)
+        except Exception as e:
+            raise EnvironmentFault(f"the environment raised at a reset: {type(e).__name__}: {e}") from e
+        self._check("observation", observation)
+        self._return, self._length = 0.0, 0
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step, count and check."""
+        try:
+            observation, reward, terminated, truncated, info = self.env.step(action)
+        except Exception as e:
+            where = f"at step {self.ledger.steps + 1}"
+            raise EnvironmentFault(f"the environment raised {where}: {type(e).__name__}: {e}") from e
+        self.ledger.step()
+        self._check("reward", reward)
+        self._check("observation", observation)
+        self._return += float(reward)
+        self._length += 1
+        if terminated or truncated:
+            self.ledger.episode(self._return, self._length)
+            info = {**info, "episode": {"r": self._return, "l": self._length, "t": 0.0}}
+        return observation, reward, terminated, truncated, info
+
+    def _check(self, what: str, value: Any) -> None:
+        if not np.isfinite(value).all():
+            shown = np.array2string(np.asarray(value), threshold=8)
+            raise EnvironmentFault(
+                f"the environment returned a {what} that is not finite, {shown}, at step {self.ledger.steps}"
+            )
+
+
+def make_env(task: Task, ledger: Ledger | None = None, render_mode: str | None = None) -> gym.Env:
+    """Make a task's environment.
+
+    Args:
+        task: the task.
+        ledger: where steps and episodes are entered; by default a new one, `env.ledger`.
+        render_mode: Gymnasium's.
+
+    Raises:
+        UserError: see `check_task`.
+    """
+    check_task(task)
+    env, keep = make_bare_env(task, render_mode)
+    if keep is not None:
+        env = HiddenVelocities(env, keep)
+    return Metered(env, ledger)
+
+
+def make_bare_env(task: Task, render_mode: str | None = None) -> tuple[gym.Env, np.ndarray | None]:
+    """Gymnasium's environment without this project's wrappers, and the indices that the agent sees (None: all)."""
+    env = _make(task.env_id, render_mode=render_mode)
+    assert isinstance(env.observation_space, spaces.Box)
+    return env, _observed(task, env.observation_space)

@@ -1,0 +1,15 @@
+"""Evolve the hyperparameters of a reservoir for a learning agent (ER-MRL)."""
+
+from dataclasses import dataclass
+
+from erl.cli import main
+from erl.evolution import EvolutionConfig, evolve
+
+
+@dataclass(frozen=True)
+class Config(EvolutionConfig):
+    """Flags of this script: one reservoir, one environment."""
+
+
+if __name__ == "__main__":
+    main(evolve, Config, __doc__)

@@ -1,0 +1,15 @@
+"""Test the best evolved reservoir on unseen seeds: agents with it against agents without (ER-MRL)."""
+
+from dataclasses import dataclass
+
+from erl.cli import main
+from erl.comparison import ComparisonConfig, compare
+
+
+@dataclass(frozen=True)
+class Config(ComparisonConfig):
+    """Flags of this script: one reservoir, one environment."""
+
+
+if __name__ == "__main__":
+    main(compare, Config, __doc__)

@@ -1,0 +1,75 @@
+"""Toy environments. Importing this module registers them, in worker processes too: `toy_environments:Recall-v0`."""
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+
+class Recall(gym.Env):
+    """Show a sign once, ask for it later: no policy without memory earns more than zero on average.
+
+    The first observation shows +1 or -1, the others show 0. After `delay` steps the action's sign is paid.
+    """
+
+    observation_space = spaces.Box(-1, 1, (1,), dtype=np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, delay: int = 3) -> None:
+        self.delay = delay
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.sign = int(self.np_random.integers(2))
+        self.t = 0
+        return np.array([2.0 * self.sign - 1.0], dtype=np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        done = self.t > self.delay
+        reward = (1.0 if int(action) == self.sign else -1.0) if done else 0.0
+        return np.zeros(1, dtype=np.float32), reward, done, False, {}
+
+
+class Faulty(gym.Env):
+    """Breaks after `good` steps in the way that `fault` says."""
+
+    observation_space = spaces.Box(-1, 1, (2,), dtype=np.float32)
+    action_space = spaces.Box(-1, 1, (1,), dtype=np.float32)
+
+    def __init__(self, fault: str = "raise", good: int = 50) -> None:
+        self.fault, self.good, self.total = fault, good, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(2, dtype=np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        self.total += 1
+        broken = self.total > self.good
+        if broken and self.fault == "raise":
+            raise RuntimeError("the simulator exploded")
+        observation = np.full(2, np.nan if broken and self.fault == "observation" else 0.0, dtype=np.float32)
+        reward = float("nan") if broken and self.fault == "reward" else 1.0
+        return observation, reward, self.t >= 10, False, {}
+
+
+class Endless(gym.Env):
+    """No episode ever ends."""
+
+    observation_space = spaces.Box(-1, 1, (2,), dtype=np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, dtype=np.float32), {}
+
+    def step(self, action):
+        return np.zeros(2, dtype=np.float32), 1.0, False, False, {}
+
+
+gym.register("Recall-v0", Recall)
+gym.register("Endless-v0", Endless)
+for _fault in ("raise", "reward", "observation"):
+    gym.register(f"Faulty-{_fault}-v0", Faulty, kwargs={"fault": _fault})
