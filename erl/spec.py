@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 
 from erl.errors import UserError
-from erl.reservoirs import Context, ReservoirWrapper
-from erl.tasks import Ledger, Task, make_env
+from erl.reservoirs import Context, ContextEncoder, ReservoirWrapper
+from erl.tasks import Ledger, Task, check_task, make_env
 
 SPEC_VERSION = 1
 
@@ -82,6 +83,13 @@ class LifetimeSpec:
     ep_eval: int = 10
     fitness: str = "training"
     version: int = SPEC_VERSION
+
+    def spaces(self) -> tuple[spaces.Box, spaces.Space]:
+        """Of what the policy sees, and of its actions."""
+        observation_space, action_space = check_task(self.task)
+        if self.context is None:
+            return observation_space, action_space
+        return ContextEncoder([self.context], [self.seeds.reservoir], observation_space, action_space).space, action_space
 
     def make_env(self, ledger: Ledger | None = None, render_mode: str | None = None) -> gym.Env:
         """The environment as the policy sees it; steps are entered in `ledger`."""

@@ -3,6 +3,7 @@
 Knows no learner. `make_env` is the only place that calls `gym.make`.
 """
 
+import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from functools import cache
 from typing import Any
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
@@ -25,6 +27,11 @@ VELOCITIES: dict[str, tuple[int, ...]] = {
     "LunarLander-v3": (2, 3, 5),
     "LunarLanderContinuous-v3": (2, 3, 5),
 }
+
+
+_log = logging.getLogger(__name__)
+# MuJoCo would print its warnings and write them to a file in the working folder.
+mujoco.set_mju_user_warning(lambda message: _log.info("MuJoCo: %s", message))
 
 
 class EnvironmentFault(RuntimeError):

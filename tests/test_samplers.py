@@ -1,0 +1,436 @@
+"""Every sampler through one suite, and CMA-ES against the cmaes package driven by hand."""
+
+import pickle
+import random
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from cmaes import CMA
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import RandomSampler
+from optuna.trial import TrialState, create_trial
+
+from erl.errors import UserError
+from erl.samplers import SAMPLERS, SIGMA, CmaesSampler, draw_seed, generation_size, make_sampler
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+UNIT = {f"x{i}": FloatDistribution(0.0, 1.0) for i in range(3)}
+RESERVOIR = {
+    "sr": FloatDistribution(1e-4, 1e2, log=True),
+    "lr": FloatDistribution(1e-2, 1.0, log=True),
+    "iss": FloatDistribution(1e-1, 10.0, log=True),
+}
+MIXED = {
+    **RESERVOIR,
+    "units": IntDistribution(10, 400, log=True),
+    "depth": IntDistribution(1, 9, step=2),
+    "skip": CategoricalDistribution(["no", "yes"]),
+    "fixed": FloatDistribution(1.0, 1.0),
+}
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def storage(request, tmp_path):
+    return None if request.param == "memory" else f"sqlite:///{tmp_path / 'study.db'}"
+
+
+def new_study(sampler, storage=None, direction="maximize", name="s"):
+    return optuna.create_study(
+        storage=storage, study_name=name, sampler=sampler, direction=direction, load_if_exists=True
+    )
+
+
+def with_sampler(study, sampler):
+    return optuna.load_study(study_name=study.study_name, storage=study._storage, sampler=sampler)
+
+
+def ask(study, space, n=1):
+    return [study.ask(space) for _ in range(n)]
+
+
+def tell(study, trials, objective):
+    for trial in trials:
+        study.tell(trial, objective(trial.params))
+
+
+def run(study, space, n_generations, objective, n):
+    for _ in range(n_generations):
+        tell(study, ask(study, space, n), objective)
+
+
+def params(study):
+    return [t.params for t in study.trials]
+
+
+def log_sphere(p):
+    """Zero at its maximum, away from the centre of the space; p holds sr, lr and iss."""
+    return -sum((np.log10(p[name]) - c) ** 2 for name, c in (("sr", 0.1), ("lr", -0.6), ("iss", 0.4)))
+
+
+def sphere(p):
+    return float(sum((x - 0.3 * (i + 1)) ** 2 for i, x in enumerate(p.values())))
+
+
+# --- every sampler ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_proposals_lie_in_the_search_space(name, storage):
+    study = new_study(make_sampler(name, MIXED, seed=1), storage)
+    # The best values lie beyond the upper bounds, so that a model presses against them.
+    run(study, MIXED, 4, lambda p: p["units"] + p["depth"] + np.log(p["sr"]), generation_size(name, MIXED))
+    assert len(study.trials) == 4 * 8
+    for trial in study.trials:
+        assert set(trial.params) == set(MIXED)
+        for key, distribution in MIXED.items():
+            assert distribution._contains(distribution.to_internal_repr(trial.params[key])), (key, trial.params)
+        assert isinstance(trial.params["units"], int)
+    assert {t.params["skip"] for t in study.trials} == {"no", "yes"}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_fresh_object_continues_with_the_same_proposals(name, storage):
+    n = generation_size(name, MIXED)
+    objective = log_sphere
+    study = new_study(make_sampler(name, MIXED, seed=5), storage)
+    run(study, MIXED, 2, objective, n)
+    batch = ask(study, MIXED, n)
+    tell(study, batch[: n // 2], objective)
+    uninterrupted = [t.params for t in ask(study, MIXED, 3)]
+
+    again = new_study(make_sampler(name, MIXED, seed=5), name="t")
+    for _ in range(2):
+        for trial in [with_sampler(again, make_sampler(name, MIXED, seed=5)).ask(MIXED) for _ in range(n)]:
+            with_sampler(again, make_sampler(name, MIXED, seed=5)).tell(trial, objective(trial.params))
+    batch = ask(again, MIXED, n)
+    tell(with_sampler(again, make_sampler(name, MIXED, seed=5)), batch[: n // 2], objective)
+    resumed = [t.params for t in ask(with_sampler(again, make_sampler(name, MIXED, seed=5)), MIXED, 3)]
+    assert resumed == uninterrupted
+    assert params(again) == params(study)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_another_process_proposes_the_same(name, tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from tests.test_samplers import *\n"
+        "study = new_study(make_sampler(sys.argv[2], MIXED, seed=7))\n"
+        "run(study, MIXED, 3, log_sphere, 8)\n"
+        "print(repr(params(study)))\n"
+    )
+    root = str(Path(__file__).parents[1])
+    out = subprocess.run([sys.executable, "-c", code, root, name], capture_output=True, text=True, check=True, cwd=root)
+    study = new_study(make_sampler(name, MIXED, seed=7))
+    run(study, MIXED, 3, log_sphere, 8)
+    assert out.stdout.strip() == repr(params(study))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_seeds_trials_and_parameters_draw_apart(name):
+    first = [t.params["x0"] for t in ask(new_study(make_sampler(name, UNIT, seed=1)), UNIT, 5)]
+    second = [t.params["x0"] for t in ask(new_study(make_sampler(name, UNIT, seed=2)), UNIT, 5)]
+    assert len({*first, *second}) == 10
+    trial = ask(new_study(make_sampler(name, UNIT, seed=1)), UNIT)[0]
+    assert len(set(trial.params.values())) == 3
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_failed_and_running_trials_do_not_count(name):
+    study = new_study(make_sampler(name, RESERVOIR, seed=3))
+    for _ in range(4):
+        trials = ask(study, RESERVOIR, 7)
+        for trial in trials[:2]:
+            study.tell(trial, state=TrialState.FAIL)
+        tell(study, trials[2:6], log_sphere)
+    assert len(study.get_trials(states=(TrialState.COMPLETE,))) == 16
+    assert all(d._contains(ask(study, RESERVOIR)[0].params[k]) for k, d in RESERVOIR.items())
+
+
+@pytest.mark.parametrize("name", ["cmaes", "CMAES", "Cmaes"])
+def test_names_ignore_case(name):
+    assert isinstance(make_sampler(name, UNIT, seed=0), CmaesSampler)
+
+
+def test_unknown_names_and_tiny_populations_are_refused():
+    with pytest.raises(UserError, match="did you mean Cmaes"):
+        make_sampler("cma-es", UNIT, seed=0)
+    with pytest.raises(UserError, match="did you mean Random"):
+        generation_size("randm", UNIT)
+    with pytest.raises(UserError, match="at least 4"):
+        make_sampler("Cmaes", UNIT, seed=0, popsize=3)
+    with pytest.raises(UserError, match="at least 1"):
+        generation_size("Tpe", UNIT, popsize=0)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_generation_size(name):
+    assert generation_size(name, UNIT) == 4 + 3
+    assert generation_size(name, MIXED) == 4 + 4  # five numerical parameters that vary
+    assert generation_size(name, {"x": FloatDistribution(0, 1)}) == 4
+    assert generation_size(name, {"c": CategoricalDistribution([1, 2])}) == 4
+    assert generation_size(name, UNIT, popsize=11) == 11
+
+
+def test_random_search_fills_the_space():
+    study = new_study(make_sampler("Random", RESERVOIR, seed=0))
+    exponents = np.log10([t.params["sr"] for t in ask(study, RESERVOIR, 400)])
+    assert np.allclose(np.quantile(exponents, [0.1, 0.5, 0.9]), [-3.4, -1.0, 1.4], atol=0.35)
+
+
+# --- CMA-ES ----------------------------------------------------------------------------------------------------------
+
+
+def hand_driven(seed, dim, popsize, n_generations, objective, batch=None):
+    """Generational CMA-ES with IPOP restarts in [0, 1]^dim; yields the solutions and the population sizes in use."""
+    bounds = np.tile([0.0, 1.0], (dim, 1))
+    cma = CMA(np.full(dim, 0.5), SIGMA, bounds, population_size=popsize)
+    number = restart = 0
+    while n_generations:
+        solutions = []
+        for _ in range(cma.population_size):
+            cma.reseed_rng(draw_seed(seed, "trial", number))
+            x = cma.ask()
+            solutions.append((x, objective(x)))
+            number += 1
+            yield x, cma.population_size
+        cma.tell(solutions)
+        n_generations -= 1
+        if cma.should_stop():
+            restart += 1
+            mean = np.random.default_rng(draw_seed(seed, "restart", restart)).random(dim)
+            cma = CMA(mean, SIGMA, bounds, population_size=popsize * 2**restart)
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_synchronous_generations_equal_plain_cma_es(direction, storage):
+    sign = 1 if direction == "minimize" else -1
+    n = 20 if storage is None else 5
+    expected = [x for x, _ in hand_driven(4, 3, 7, n, lambda x: sphere(dict(zip(UNIT, x))))]
+    study = new_study(make_sampler("Cmaes", UNIT, seed=4), storage, direction)
+    shuffle = random.Random(0).shuffle
+    for _ in range(n):
+        trials = ask(study, UNIT, 7)
+        shuffle(trials)  # within a generation, the order of results plays no part
+        tell(study, trials, lambda p: sign * sphere(p))
+    np.testing.assert_array_equal([list(p.values()) for p in params(study)], expected)
+    if n == 20:
+        assert np.std(expected[-7:], axis=0).mean() < 0.3 * np.std(expected[:7], axis=0).mean()  # it did adapt
+
+
+def test_ties_do_not_depend_on_the_order_of_results():
+    def coarse(p):
+        return float(round(sphere(p)))
+
+    expected = [x for x, _ in hand_driven(4, 3, 7, 5, lambda x: coarse(dict(zip(UNIT, x))))]
+    study = new_study(make_sampler("Cmaes", UNIT, seed=4), direction="minimize")
+    for _ in range(5):
+        tell(study, ask(study, UNIT, 7)[::-1], coarse)
+    np.testing.assert_array_equal([list(p.values()) for p in params(study)], expected)
+
+
+def test_late_results_are_told_in_the_order_of_results():
+    study = new_study(make_sampler("Cmaes", UNIT, seed=4), direction="minimize")
+    trials = ask(study, UNIT, 14)
+    study.tell(trials[3], state=TrialState.FAIL)
+    order = [13, 1, 12, 2, 11, 4, 10, 9, 8, 7, 6, 5, 0]
+    tell(study, [trials[i] for i in order[:7]], sphere)
+    late = ask(study, UNIT)  # drawn after the first chunk, finished with the second
+    tell(study, [trials[i] for i in order[7:]] + late, sphere)
+    trials += late
+    cma = CMA(np.full(3, 0.5), SIGMA, np.tile([0.0, 1.0], (3, 1)), population_size=7)
+    for chunk in (order[:7], [*order[7:], 14]):
+        cma.tell([(np.array(list(trials[i].params.values())), sphere(trials[i].params)) for i in chunk])
+    cma.reseed_rng(draw_seed(4, "trial", 15))
+    np.testing.assert_array_equal(list(study.ask(UNIT).params.values()), cma.ask())
+
+
+def test_works_on_log_scaled_parameters_and_integers():
+    space = {"a": FloatDistribution(1e-4, 1e2, log=True), "n": IntDistribution(1, 10)}
+
+    def scaled(x):
+        n = min(max(round(0.5 + 10 * x[1]), 1), 10)
+        return 10.0 ** (-4 + 6 * x[0]), n
+
+    study = new_study(make_sampler("Cmaes", space, seed=8))
+    expected = [scaled(x) for x, _ in hand_driven(8, 2, 6, 1, lambda x: 0.0)]
+    tell(study, ask(study, space, 6), lambda p: (np.log10(p["a"]) - 1) ** 2 + abs(p["n"] - 7))
+    got = [(p["a"], p["n"]) for p in params(study)]
+    np.testing.assert_allclose(got, expected, rtol=1e-9)
+
+
+def test_converges_better_than_random_search():
+    best = {}
+    for name in ("Random", "Cmaes"):
+        for seed in range(5):
+            study = new_study(make_sampler(name, RESERVOIR, seed=seed), name=f"{name}{seed}")
+            run(study, RESERVOIR, 30, log_sphere, generation_size(name, RESERVOIR))
+            best[name, seed] = study.best_value
+    assert all(best["Cmaes", s] > best["Random", s] for s in range(5)), best
+    assert np.median([-best["Cmaes", s] for s in range(5)]) < 1e-3
+
+
+def test_one_dimension():
+    space = {"x": FloatDistribution(0.0, 1.0)}
+    study = new_study(make_sampler("Cmaes", space, seed=0), direction="minimize")
+    run(study, space, 25, sphere, generation_size("Cmaes", space))
+    assert abs(study.best_params["x"] - 0.3) < 1e-4
+
+
+def test_no_numerical_parameter():
+    space = {"c": CategoricalDistribution(["a", "b", "c"])}
+    study = new_study(make_sampler("Cmaes", space, seed=0))
+    run(study, space, 5, lambda p: float(p["c"] == "a"), 4)
+    assert {p["c"] for p in params(study)} == {"a", "b", "c"}
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize(("cache", "value"), [(False, 1.0), (True, 1.0), (True, float("inf"))])
+def test_flat_objective_restarts_with_a_larger_population(cache, value):
+    n_generations, popsize = 28, 7
+    flat = list(hand_driven(2, 3, popsize, n_generations, lambda x: 1.0))
+    sizes = [size for _, size in flat]
+    assert {7, 14} <= set(sizes)
+    study = new_study(CmaesSampler(UNIT, 2, cache=cache))
+    while len(study.trials) < len(flat):  # asked for in the first population's size throughout
+        tell(study, ask(study, UNIT, popsize), lambda p: value)
+    got = [list(p.values()) for p in params(study)][: len(flat)]
+    np.testing.assert_array_equal(got, [x for x, _ in flat])
+
+
+def test_a_restart_ignores_results_of_the_run_before():
+    """Workers that are still busy with the old run's solutions must not drag the new run to its optimum."""
+    study = new_study(make_sampler("Cmaes", UNIT, seed=2))
+    run(study, UNIT, 23, lambda p: 1.0, 7)
+    old = ask(study, UNIT, 7 + 28)
+    tell(study, old[:7], lambda p: 1.0)  # the 24th generation of equal values ends the run
+    new = ask(study, UNIT, 14)
+    tell(study, old[7:], lambda p: 2.0)  # late, and better than anything
+    tell(study, new[:13], sphere)
+    proposals = [list(t.params.values()) for t in ask(study, UNIT, 2)]
+
+    mean = np.random.default_rng(draw_seed(2, "restart", 1)).random(3)
+    cma = CMA(mean, SIGMA, np.tile([0.0, 1.0], (3, 1)), population_size=14)
+    for number, proposal in zip((210, 211), proposals):  # 161 + 35 + 14 trials came before
+        cma.reseed_rng(draw_seed(2, "trial", number))
+        np.testing.assert_array_equal(proposal, cma.ask())
+    tell(study, new[13:], sphere)
+    cma.reseed_rng(draw_seed(2, "trial", 212))
+    assert not np.array_equal(list(study.ask(UNIT).params.values()), cma.ask())  # the 14th result was told
+
+
+def asynchronous(study, space, n_trials, n_workers, objective, seed=0, fail=0.0, ask_study=None):
+    """Workers that finish in random order, each asking for its next trial at once."""
+    rng = random.Random(seed)
+    running = []
+    for i in range(n_trials):
+        if len(running) == n_workers:
+            trial = running.pop(rng.randrange(len(running)))
+            if rng.random() < fail:
+                study.tell(trial, state=TrialState.FAIL)
+            else:
+                study.tell(trial, objective(trial.params))
+        running.append((ask_study(i) if ask_study else study).ask(space))
+
+
+@pytest.mark.parametrize("n_workers", [1, 7, 20])
+def test_asynchronous_workers_still_converge(n_workers):
+    medians = []
+    for seed in range(3):
+        study = new_study(make_sampler("Cmaes", RESERVOIR, seed=seed), name=f"s{seed}")
+        asynchronous(study, RESERVOIR, 300, n_workers, log_sphere, seed, fail=0.05)
+        medians.append(np.median([-t.value for t in study.get_trials(states=(TrialState.COMPLETE,))[-40:]]))
+    # Random search has a median of about 5 here.
+    assert np.median(medians) < 0.01
+
+
+@pytest.mark.parametrize("objective", [log_sphere, lambda p: 0.0])
+def test_cache_changes_nothing(objective):
+    cached, plain = CmaesSampler(RESERVOIR, 3), CmaesSampler(RESERVOIR, 3, cache=False)
+    study = new_study(cached)
+    rng = random.Random(1)
+
+    def either(i):
+        return with_sampler(study, pickle.loads(pickle.dumps(cached)) if rng.random() < 0.1 else cached)
+
+    asynchronous(study, RESERVOIR, 220, 9, objective, fail=0.1, ask_study=either)
+    other = new_study(plain, name="plain")
+    asynchronous(other, RESERVOIR, 220, 9, objective, fail=0.1)
+    assert params(study) == params(other)
+
+
+def test_cache_notices_another_history():
+    """One object, two studies; and a result that enters the order of results before others that were told."""
+    sampler = make_sampler("Cmaes", UNIT, seed=0)
+    one, two = new_study(sampler, direction="minimize", name="one"), new_study(sampler, name="two")
+    late = one.ask(UNIT)
+    for study in (one, two, one, two):
+        run(study, UNIT, 3, sphere, 7)
+    one._storage.set_trial_system_attr(late._trial_id, "cmaes:finished", 2)
+    one._storage.set_trial_state_values(late._trial_id, TrialState.COMPLETE, [0.0])
+    for study in (one, two):
+        number = len(study.trials)
+        proposal = study.ask(UNIT).params
+        fresh = CmaesSampler(UNIT, 0, cache=False)
+        fresh._replay(study)
+        fresh._cma.reseed_rng(draw_seed(0, "trial", number))
+        assert list(proposal.values()) == list(fresh._cma.ask())
+
+
+def test_the_order_of_results_does_not_depend_on_clocks():
+    study = new_study(make_sampler("Cmaes", UNIT, seed=0))
+    asynchronous(study, UNIT, 60, 9, sphere)
+    other = new_study(make_sampler("Cmaes", UNIT, seed=0), name="clocks")
+    for trial in study.get_trials():
+        if trial.state.is_finished():
+            trial.datetime_complete = trial.datetime_start + timedelta(seconds=random.Random(trial.number).random())
+        other.add_trial(trial)
+    assert study.ask(UNIT).params == other.ask(UNIT).params
+
+
+def test_solutions_of_other_sources_are_told():
+    """Trials of another sampler, enqueued ones and those of a wider space."""
+    study = new_study(RandomSampler(seed=0), direction="minimize")
+    run(study, UNIT, 10, sphere, 7)
+    sampler = make_sampler("Cmaes", UNIT, seed=0)
+    study = with_sampler(study, sampler)
+    outside = {**UNIT, "x0": FloatDistribution(-5.0, 5.0)}
+    study.add_trial(create_trial(params={"x0": -4.0, "x1": 0.5, "x2": 0.5}, distributions=outside, value=-9.0))
+    study.add_trial(create_trial(params={"x1": 0.5}, distributions={"x1": UNIT["x1"]}, value=-9.0))
+    study.ask(UNIT)
+    assert len(sampler._told) == 70
+    study.enqueue_trial({"x0": 0.25, "x1": 0.6, "x2": 0.9})
+    trials = ask(study, UNIT, 7)
+    assert trials[0].params == {"x0": 0.25, "x1": 0.6, "x2": 0.9}
+    tell(study, trials, sphere)
+    study.ask(UNIT)
+    assert len(sampler._told) == 79
+    assert sampler._cma.generation == 11
+
+
+def test_infinite_results_are_ranked():
+    study = new_study(make_sampler("Cmaes", UNIT, seed=0), direction="minimize")
+    run(study, UNIT, 40, lambda p: float("inf") if p["x0"] > 0.5 else sphere(p), 7)
+    assert study.best_value < 1e-3
+    assert study.trials[-1].params["x0"] < 0.5
+
+
+def test_asking_among_a_thousand_finished_trials_is_fast():
+    source = new_study(RandomSampler(seed=0), name="source")
+    run(source, RESERVOIR, 1, log_sphere, 1000)
+    study = new_study(make_sampler("Cmaes", RESERVOIR, seed=0))
+    study.add_trials(source.get_trials(deepcopy=False))
+    study.ask(RESERVOIR)  # the first ask replays everything
+    durations = []
+    for _ in range(15):
+        start = time.perf_counter()
+        trial = study.ask(RESERVOIR)
+        durations.append(time.perf_counter() - start)
+        study.tell(trial, -100.0)
+    assert np.median(durations) < 0.02, durations
