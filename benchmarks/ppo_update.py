@@ -1,0 +1,91 @@
+"""Time of PPO's update, and of drawing actions, in µs per agent and step: a cohort against Stable-Baselines3, in one run on one core.
+
+    python benchmarks/ppo_update.py [--agents 1 3 6 12 21] [--repeats 5]
+
+Shapes are those of a default PPO on 100 reservoir units: 100 inputs, 6 actions, two hidden layers of 64 twice, 2,048 steps,
+10 epochs of minibatches of 64. Machines and their load differ: compare the ratios.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before NumPy and PyTorch start their threads
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.logger import configure
+
+from erl.learners.cohort_ppo import CohortPPO, PPOConfig
+
+OBSERVATIONS = spaces.Box(-np.inf, np.inf, (100,), np.float32)
+ACTIONS = spaces.Box(-1.0, 1.0, (6,), np.float32)
+
+
+def best(run: Callable[[], None], repeats: int) -> float:
+    """Seconds of the fastest run."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def sb3_update(repeats: int) -> float:
+    env = gym.Env()
+    env.observation_space, env.action_space = OBSERVATIONS, ACTIONS
+    model = PPO("MlpPolicy", env, device="cpu", seed=0)
+    model.set_logger(configure(None, []))
+    rng, buffer = np.random.default_rng(0), model.rollout_buffer
+    for array in (buffer.observations, buffer.actions, buffer.advantages, buffer.returns, buffer.values):
+        array[:] = rng.normal(size=array.shape)
+    with torch.no_grad():
+        _, log_prob, _ = model.policy.evaluate_actions(
+            torch.from_numpy(buffer.observations[:, 0]), torch.from_numpy(buffer.actions[:, 0])
+        )
+    buffer.log_probs[:, 0], buffer.full = log_prob, True
+    return best(model.train, repeats) / model.n_steps
+
+
+def cohort(n: int, repeats: int) -> tuple[float, float]:
+    """Seconds per agent and step of the update and of an action, the latter with noting the step's outcome."""
+    agents = CohortPPO([PPOConfig()] * n, list(range(n)), OBSERVATIONS, ACTIONS)
+    n_steps, rng = agents.configs[0].n_steps, np.random.default_rng(0)
+    obs = rng.normal(size=(64, n, 1, 100)).astype(np.float32)
+    rewards, ends = rng.normal(size=(n, 1)).astype(np.float32), np.zeros((n, 1), bool)
+    agents.start(obs[0])
+    updates, ticks = [], []
+
+    def rollout() -> None:
+        for t in range(n_steps):
+            agents.act()
+            agents.record(obs[t % 64], rewards, ends)
+
+    for _ in range(repeats):
+        ticks.append(best(rollout, 1))
+        updates.append(best(lambda: agents.update(1.0) and None, 1))
+    return min(updates) / n_steps / n, min(ticks) / n_steps / n
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--agents", type=int, nargs="+", default=[1, 3, 6, 12, 21])
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    reference = sb3_update(args.repeats)
+    print(f"Stable-Baselines3: update {reference * 1e6:6.1f} µs per step")
+    for n in args.agents:
+        update, act = cohort(n, args.repeats)
+        print(
+            f"{n:3} agents: update {update * 1e6:6.1f} µs ({reference / update:4.1f} times faster), act {act * 1e6:5.2f} µs"
+        )
+
+
+if __name__ == "__main__":
+    main()
