@@ -20,7 +20,8 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import configure
 
-from erl.learners.cohort_ppo import CohortPPO, PPOConfig
+from erl.learners.cohort_ppo import CohortPPO
+from erl.learners.ppo_settings import PPOConfig
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (100,), np.float32)
 ACTIONS = spaces.Box(-1.0, 1.0, (6,), np.float32)

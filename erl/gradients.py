@@ -11,7 +11,7 @@ matrix products straight into slices of a row; PyTorch's fused Adam is the one p
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -293,3 +293,62 @@ class Adam:
             amsgrad=False,
             maximize=False,
         )
+
+
+def advantages(
+    rewards: np.ndarray,
+    values: np.ndarray,
+    last_values: np.ndarray,
+    ends: np.ndarray,
+    gamma: np.ndarray,
+    gae_lambda: np.ndarray,
+) -> np.ndarray:
+    """Generalised advantage estimates (Schulman et al., 2016, arXiv 1506.02438).
+
+    Args:
+        rewards, values: arrays (n, n_steps), of each step and of the observation before it.
+        last_values: array (n,), values of the observation after the last step.
+        ends: bool (n, n_steps), whether an episode ended with the step.
+        gamma, gae_lambda: arrays (n,).
+
+    Returns:
+        float32 array (n, n_steps).
+    """
+    goes_on = 1.0 - ends.astype(np.float32)
+    deltas = np.concatenate([values[:, 1:], last_values[:, None]], axis=1)
+    deltas *= goes_on
+    deltas *= gamma[:, None].astype(np.float32)
+    deltas += rewards
+    deltas -= values
+    decays = goes_on * (gamma * gae_lambda)[:, None].astype(np.float32)
+    estimates = np.empty_like(deltas)
+    # Steps cannot be vectorised; for a handful of agents plain numbers are faster than short arrays.
+    for estimate, delta, decay in zip(estimates, deltas[:, ::-1], decays[:, ::-1]):
+        backwards = accumulate(
+            zip(delta.tolist(), decay.tolist()), lambda later, now: now[0] + now[1] * later, initial=0.0
+        )
+        next(backwards)
+        estimate[::-1] = list(backwards)
+    return estimates
+
+
+class RunningMoments:
+    """Running means and variances of many streams, as Stable-Baselines3's `RunningMeanStd` keeps them of one.
+
+    Attributes:
+        mean, var: float64 arrays (n, dim).
+        count: float64 array (n, 1).
+    """
+
+    def __init__(self, n: int, dim: int) -> None:
+        self.mean, self.var, self.count = np.zeros((n, dim)), np.ones((n, dim)), np.full((n, 1), 1e-4)
+
+    def update(self, batch: np.ndarray) -> None:
+        """Take in a batch (n, n_samples, dim)."""
+        samples = batch.shape[1]
+        mean = batch[:, 0] if samples == 1 else batch.mean(axis=1)
+        var = 0.0 if samples == 1 else batch.var(axis=1)
+        delta, total = mean - self.mean, self.count + samples
+        self.mean += delta * (samples / total)
+        self.var = (self.var * self.count + var * samples + np.square(delta) * (self.count * samples / total)) / total
+        self.count = total

@@ -1,14 +1,12 @@
 """Living: from a specification to the record of what an agent reached."""
 
+import hashlib
 import json
-import platform
-import subprocess
+import os
 import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,52 +14,10 @@ import numpy as np
 
 from erl.evaluation import evaluate
 from erl.learners import Agent, Outputs, get_learner
-from erl.spec import LifetimeSpec, to_json
+from erl.spec import LifetimeSpec, commit, to_json, versions
 from erl.tasks import Ledger
 
 CURVE_POINTS = 200
-_PACKAGES = (
-    "erl",
-    "torch",
-    "numpy",
-    "gymnasium",
-    "mujoco",
-    "stable-baselines3",
-    "sb3-contrib",
-    "reservoirpy",
-    "optuna",
-    "cmaes",
-)
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide what a lifetime becomes."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            if package == "erl":
-                from erl import __version__
-
-                found[package] = __version__
-    return found
-
-
-@cache
-def commit() -> str | None:
-    """The commit of this project's checkout, with `-dirty` if tracked files differ from it; None outside one."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        head = git("rev-parse", "HEAD")
-        return head + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 @dataclass(frozen=True)
@@ -118,6 +74,17 @@ class Job:
     outputs: tuple[Outputs, ...] = ()
     models: tuple[str | None, ...] = ()
     evaluate: bool = False
+
+
+def checkpoint_path(folder: str, study: str, spec: LifetimeSpec) -> str:
+    """Where a lifetime's checkpoint lies: named after what the lifetime is, so that whoever takes it up again finds it."""
+    digest = hashlib.sha256(json.dumps(to_json(spec), sort_keys=True).encode()).hexdigest()[:20]
+    return os.path.abspath(f"{folder}/{file_name(study)}/checkpoints/{digest}.pkl")
+
+
+def file_name(study: str) -> str:
+    """A study's name as a folder: environments of a module or a namespace have signs in theirs that paths cannot have."""
+    return study.replace("/", "_").replace(":", "_")
 
 
 def check(spec: LifetimeSpec) -> None:

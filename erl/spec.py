@@ -1,9 +1,14 @@
 """What a lifetime is before it is lived: task, context, learner, budget, seeds. Frozen, JSON-serialisable, versioned."""
 
 import dataclasses
+import platform
+import subprocess
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal
 
@@ -16,6 +21,18 @@ from erl.reservoirs import Context, ContextEncoder, ReservoirWrapper
 from erl.tasks import Ledger, Task, check_task, make_env
 
 SPEC_VERSION = 1
+_PACKAGES = (
+    "erl",
+    "torch",
+    "numpy",
+    "gymnasium",
+    "mujoco",
+    "stable-baselines3",
+    "sb3-contrib",
+    "reservoirpy",
+    "optuna",
+    "cmaes",
+)
 
 # The roots from which the seeds of a phase are spawned; phases never share a seed.
 _PHASES = {"evolution": 0, "test": 1, "single": 2}
@@ -89,7 +106,9 @@ class LifetimeSpec:
         observation_space, action_space = check_task(self.task)
         if self.context is None:
             return observation_space, action_space
-        return ContextEncoder([self.context], [self.seeds.reservoir], observation_space, action_space).space, action_space
+        return ContextEncoder(
+            [self.context], [self.seeds.reservoir], observation_space, action_space
+        ).space, action_space
 
     def make_env(self, ledger: Ledger | None = None, render_mode: str | None = None) -> gym.Env:
         """The environment as the policy sees it; steps are entered in `ledger`."""
@@ -117,10 +136,40 @@ def from_json(kind: Any, data: Any) -> Any:
         each = arguments[0] if len(arguments) == 2 and arguments[1] is Ellipsis else None
         kinds = [each] * len(data) if each else arguments
         return tuple(from_json(k, d) for k, d in zip(kinds, data))
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         unknown = set(data) - set(hints)
         if unknown:
             raise UserError(f"stored by another version of this project: {kind.__name__} has no {sorted(unknown)}")
         return kind(**{k: from_json(hints[k], v) for k, v in data.items()})
     return data
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide what a lifetime becomes."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            if package == "erl":
+                from erl import __version__
+
+                found[package] = __version__
+    return found
+
+
+@cache
+def commit() -> str | None:
+    """The commit of this project's checkout, with `-dirty` if tracked files differ from it; None outside one."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        head = git("rev-parse", "HEAD")
+        return head + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

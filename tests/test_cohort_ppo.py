@@ -15,7 +15,10 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNormalize
 
 from erl.errors import UserError
-from erl.learners.cohort_ppo import CohortPPO, PPOConfig, advantages, cohort_key
+from erl.gradients import advantages
+from erl.learners.cohort_ppo import CohortPPO
+from erl.learners.ppo_exchange import load_sb3, to_sb3, vec_normalize
+from erl.learners.ppo_settings import PPOConfig, cohort_key
 
 BOX = spaces.Box(np.array([-0.5, -1.0], np.float32), np.array([0.5, 0.7], np.float32))
 DISCRETE = spaces.Discrete(4)
@@ -170,7 +173,7 @@ def assert_same_agent(cohort: CohortPPO, i: int, note: dict[str, Any]) -> None:
     weights = cohort._net.named(cohort._weights[i])
     for name, theirs in note["weights"].items():
         assert_near(weights[name], theirs, name)
-    model = cohort.to_sb3(i)
+    model = to_sb3(cohort, i)
     names = [name for name, _ in model.policy.named_parameters()]
     for name, moments in zip(names, note["moments"], strict=True):
         assert cohort._steps[i] == moments["step"]
@@ -270,7 +273,7 @@ def test_rollout_equals_stable_baselines3(action_space: spaces.Space, normalize:
             patch.setattr(cohort, "_orders", lambda block, note=note: np.array([note["orders"]]))
             cohort.update(note["progress"])
     if normalize:
-        ours, theirs = cohort.vec_normalize(0), teacher.model.get_vec_normalize_env()
+        ours, theirs = vec_normalize(cohort, 0), teacher.model.get_vec_normalize_env()
         for a, b in ((ours.obs_rms, theirs.obs_rms), (ours.ret_rms, theirs.ret_rms)):
             np.testing.assert_allclose(a.mean, b.mean, rtol=1e-12)
             np.testing.assert_allclose(a.var, b.var, rtol=1e-12)
@@ -411,7 +414,7 @@ def test_state_dict_goes_on_where_it_was_taken(action_space: spaces.Space) -> No
 
 def test_construction_leaves_global_generators_alone() -> None:
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
-    make(2, BOX).to_sb3(0)
+    to_sb3(make(2, BOX), 0)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]  # noqa: NPY002
 
@@ -424,7 +427,7 @@ def test_normal_actions_have_the_policys_moments_and_are_clipped() -> None:
     cohort = make(1, wide, n_envs=4000, n_steps=1, batch_size=4000, policy_kwargs={"log_std_init": -0.7})
     cohort.start(np.broadcast_to(np.linspace(-1, 1, 7, dtype=np.float32), (1, 4000, 7)))
     actions = cohort.act()
-    mean = cohort.to_sb3(0).predict(cohort._obs[0, 0, :-1], deterministic=True)[0]
+    mean = to_sb3(cohort, 0).predict(cohort._obs[0, 0, :-1], deterministic=True)[0]
     assert actions.dtype == np.float32
     assert actions.shape == (1, 4000, 2)
     np.testing.assert_allclose(actions[0].mean(axis=0), mean, atol=0.03)
@@ -443,7 +446,7 @@ def test_discrete_actions_have_the_policys_frequencies() -> None:
     cohort._net.named(cohort._weights[0])["action_net.bias"][:] = [1.0, 0.0, -1.0, 2.0]
     cohort.start(np.ones((1, 20000, 7), np.float32))
     actions = cohort.act()
-    probs = cohort.to_sb3(0).policy.get_distribution(torch.ones(1, 7)).distribution.probs.detach().numpy()[0]
+    probs = to_sb3(cohort, 0).policy.get_distribution(torch.ones(1, 7)).distribution.probs.detach().numpy()[0]
     assert actions.dtype == np.int64
     assert actions.shape == (1, 20000)
     np.testing.assert_allclose(np.bincount(actions[0], minlength=4) / 20000, probs, atol=0.015)
@@ -459,8 +462,8 @@ def test_an_exported_agent_acts_and_goes_on_training(action_space: spaces.Space,
     cohort = make_cohort([teacher])
     replay(cohort, [teacher], 0)
     steps, total = 48 * 2, 3 * 48 * 2
-    cohort.to_sb3(0, steps, total).save(tmp_path / "agent.zip")
-    cohort.vec_normalize(0).save(str(tmp_path / "vecnormalize.pkl"))
+    to_sb3(cohort, 0, steps, total).save(tmp_path / "agent.zip")
+    vec_normalize(cohort, 0).save(str(tmp_path / "vecnormalize.pkl"))
 
     env = VecNormalize.load(
         str(tmp_path / "vecnormalize.pkl"), DummyVecEnv([partial(Teacher.make_env, action_space)] * 2)
@@ -469,7 +472,7 @@ def test_an_exported_agent_acts_and_goes_on_training(action_space: spaces.Space,
     assert (model.num_timesteps, model._total_timesteps, model._n_updates) == (steps, total, 3)
     assert model._current_progress_remaining == pytest.approx(2 / 3)
     obs = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
-    again = cohort.to_sb3(0)
+    again = to_sb3(cohort, 0)
     assert np.array_equal(model.predict(obs, deterministic=True)[0], again.predict(obs, deterministic=True)[0])
 
     # The loaded model learns from the teacher's second rollout what the cohort learns from it.
@@ -493,7 +496,7 @@ def test_an_exported_agent_acts_and_goes_on_training(action_space: spaces.Space,
 def test_an_agent_comes_back_from_stable_baselines3() -> None:
     cohort, other = make(2, BOX, normalize=True), make(2, BOX, normalize=True, first=5)
     run(cohort, 1)
-    other.load_sb3(1, cohort.to_sb3(0), cohort.vec_normalize(0))
+    load_sb3(other, 1, to_sb3(cohort, 0), vec_normalize(cohort, 0))
     for name in ("_weights", "_first", "_second", "_steps", "n_updates"):
         assert np.array_equal(getattr(other, name)[1], getattr(cohort, name)[0]), name
     assert np.array_equal(other._obs_moments.var[1], cohort._obs_moments.var[0])

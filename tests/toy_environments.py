@@ -1,5 +1,7 @@
 """Toy environments. Importing this module registers them, in worker processes too: `toy_environments:Recall-v0`."""
 
+import os
+
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
@@ -50,6 +52,10 @@ class Faulty(gym.Env):
         broken = self.total > self.good
         if broken and self.fault == "raise":
             raise RuntimeError("the simulator exploded")
+        if broken and self.fault == "exit":
+            raise SystemExit(0)
+        if broken and self.fault == "die":
+            os._exit(7)
         observation = np.full(2, np.nan if broken and self.fault == "observation" else 0.0, dtype=np.float32)
         reward = float("nan") if broken and self.fault == "reward" else 1.0
         return observation, reward, self.t >= 10, False, {}
@@ -69,7 +75,60 @@ class Endless(gym.Env):
         return np.zeros(2, dtype=np.float32), 1.0, False, False, {}
 
 
+class Unmakeable(gym.Env):
+    """Its constructor raises."""
+
+    def __init__(self) -> None:
+        raise RuntimeError("no licence")
+
+
+class Image(Endless):
+    observation_space = spaces.Box(0, 255, (8, 8, 3), dtype=np.uint8)
+
+
+class Words(Endless):
+    action_space = spaces.MultiDiscrete([2, 2])
+
+
+class Steady(Faulty):
+    """Continuous actions, episodes of ten steps, nothing breaks."""
+
+    def __init__(self) -> None:
+        super().__init__(good=10**9)
+
+
 gym.register("Recall-v0", Recall)
+gym.register("Unmakeable-v0", Unmakeable)
+gym.register("Image-v0", Image)
+gym.register("Words-v0", Words)
+gym.register("Steady-v0", Steady)
 gym.register("Endless-v0", Endless)
-for _fault in ("raise", "reward", "observation"):
+for _fault in ("raise", "reward", "observation", "exit", "die"):
     gym.register(f"Faulty-{_fault}-v0", Faulty, kwargs={"fault": _fault})
+
+
+class Lottery(gym.Env):
+    """Raises after `good` steps in environments that were seeded with an odd number."""
+
+    observation_space = spaces.Box(-1, 1, (2,), dtype=np.float32)
+    action_space = spaces.Box(-1, 1, (1,), dtype=np.float32)
+
+    def __init__(self, good: int = 200) -> None:
+        self.good, self.total, self.odd = good, 0, False
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        if seed is not None:
+            self.odd = bool(seed % 2)
+        self.t = 0
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        self.total += 1
+        if self.odd and self.total > self.good:
+            raise RuntimeError("an odd seed")
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), float(action[0]), self.t >= 10, False, {}
+
+
+gym.register("Lottery-v0", Lottery)

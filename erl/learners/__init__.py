@@ -40,11 +40,13 @@ class Outputs:
 
     Attributes:
         tensorboard: folder of its TensorBoard log; None for no log.
-        checkpoint: file of its checkpoint; None for no checkpoints.
+        checkpoint: file of its checkpoint; None for no checkpoints. Learners that cannot go on from one write none.
+        checkpoint_seconds: time between two checkpoints.
     """
 
     tensorboard: str | None = None
     checkpoint: str | None = None
+    checkpoint_seconds: float = 300.0
 
 
 class Learner(Protocol):
@@ -73,7 +75,7 @@ def get_learner(name: str, engine: str = "auto") -> Learner:
     """The learner of this name.
 
     Raises:
-        UserError: unknown name, or the engine does not have it.
+        UserError: unknown name or engine, or the engine does not have the learner.
     """
     from erl.learners import sb3
 
@@ -83,6 +85,12 @@ def get_learner(name: str, engine: str = "auto") -> Learner:
     if engine not in ENGINES:
         raise UserError(f"unknown engine {engine!r}{nearest(engine, ENGINES)} (known: {', '.join(ENGINES)})")
     name = known[name.casefold()]
+    if name == "PPO" and engine != "sb3":
+        from erl.learners.ppo_training import CohortPPOLearner
+
+        return CohortPPOLearner()
+    if engine == "cohort":
+        raise UserError(f"{name} has no cohort engine; PPO has one, and --engine sb3 trains {name}")
     return sb3.SB3Learner(name)
 
 

@@ -1,7 +1,7 @@
 """Proximal Policy Optimization (Schulman et al., 2017, arXiv 1707.06347) for many agents side by side.
 
 The algorithm is Stable-Baselines3's, `PPO` with `MlpPolicy` and, where asked for, `VecNormalize`: from the same weights, rollout and
-order of minibatches an update gives the same parameters up to rounding, and agents go back and forth (`to_sb3`, `load_sb3`).
+order of minibatches an update gives the same parameters up to rounding, and agents go back and forth (`ppo_exchange`).
 What differs: random numbers come from one NumPy generator per agent, and values and log-probabilities of a rollout are computed
 after it, in one pass, instead of at every step.
 
@@ -9,241 +9,25 @@ Agents of a cohort agree in `cohort_key`; all other settings are each agent's ow
 last bit, whatever cohort it is in (for one number of BLAS threads; one is fastest).
 """
 
-import inspect
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from itertools import accumulate
-from numbers import Real
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import get_action_dim, get_flattened_obs_dim, is_image_space
+from stable_baselines3.common.preprocessing import get_action_dim, get_flattened_obs_dim
 from stable_baselines3.common.utils import FloatSchedule
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from erl.errors import UserError, nearest
-from erl.gradients import ACTIVATIONS, ActorCritic, Adam
-from erl.learners.settings import Schedule, activation, parse_value, schedule
+from erl.gradients import ActorCritic, Adam, RunningMoments, advantages
+from erl.learners.ppo_settings import PPOConfig, cohort_key
+from erl.learners.settings import Schedule
 
 # Bytes of weights, gradients and moments that are worked on at a time. More agents share NumPy's overhead, fewer stay in cache.
 _CACHE = 8 << 20
 # An agent that diverges turns to NaN without a warning, as in PyTorch; `CohortPPO.diverged` tells.
 _silent = np.errstate(all="ignore")
 _CHUNK = 128  # observations per pass where no gradient is asked for
-
-
-@dataclass(frozen=True)
-class PPOConfig:
-    """Settings of one agent, in Stable-Baselines3's names and with its defaults.
-
-    Attributes:
-        learning_rate, clip_range, clip_range_vf: numbers, or functions of the share of the training that remains (1 to 0).
-        n_steps: steps of each environment between updates.
-        n_envs: environments per agent.
-        pi, vf: widths of the hidden layers of policy and value network.
-        activation: name of a class in `torch.nn`, one of `ACTIVATIONS`.
-        adam_eps: Adam's epsilon.
-        norm_obs, norm_reward, clip_obs, clip_reward, norm_gamma, norm_epsilon: `VecNormalize`'s arguments; a `norm_gamma` of None
-            stands for `gamma`.
-    """
-
-    learning_rate: float | Schedule = 3e-4
-    n_steps: int = 2048
-    batch_size: int = 64
-    n_epochs: int = 10
-    gamma: float = 0.99
-    gae_lambda: float = 0.95
-    clip_range: float | Schedule = 0.2
-    clip_range_vf: float | Schedule | None = None
-    normalize_advantage: bool = True
-    ent_coef: float = 0.0
-    vf_coef: float = 0.5
-    max_grad_norm: float = 0.5
-    target_kl: float | None = None
-    n_envs: int = 1
-    pi: tuple[int, ...] = (64, 64)
-    vf: tuple[int, ...] = (64, 64)
-    activation: str = "Tanh"
-    ortho_init: bool = True
-    log_std_init: float = 0.0
-    adam_eps: float = 1e-5
-    norm_obs: bool = False
-    norm_reward: bool = False
-    clip_obs: float = 10.0
-    clip_reward: float = 10.0
-    norm_gamma: float | None = None
-    norm_epsilon: float = 1e-8
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if type(field.default) is float and not (isinstance(value, Real) or callable(value)):
-                raise UserError(f"PPO's {field.name} is a number, not {value!r}")
-            if type(field.default) is int and not (isinstance(value, int) and value >= 1):
-                raise UserError(f"PPO's {field.name} is a whole number from 1, not {value!r}")
-        if self.normalize_advantage and (self.batch_size < 2 or self.n_steps * self.n_envs < 2):
-            raise UserError(
-                "PPO normalises advantages over minibatches: batch_size and n_steps * n_envs are at least 2"
-            )
-        if isinstance(self.clip_range_vf, Real) and self.clip_range_vf <= 0:
-            raise UserError(f"PPO's clip_range_vf is positive, or null for no clipping, not {self.clip_range_vf}")
-        if self.activation not in ACTIVATIONS:
-            raise _unsupported(f"activation_fn={self.activation}")
-
-    @classmethod
-    def from_learner_config(cls, config: Mapping[str, Any]) -> "PPOConfig":
-        """Settings from keyword arguments of `stable_baselines3.PPO` plus `n_envs` and `normalize`, as in the SB3 Zoo's files.
-
-        Schedules may be strings ("lin_3e-4" falls to zero), `policy_kwargs` and `normalize` "dict(...)" expressions.
-
-        Raises:
-            UserError: a key that is unknown, or a setting that only Stable-Baselines3 itself offers.
-        """
-        signature = inspect.signature(PPO).parameters
-        own = {f.name for f in fields(cls)} & signature.keys() | {"n_envs"}
-        settings: dict[str, Any] = {}
-        for key, value in config.items():
-            if key in own:
-                scheduled = key in ("learning_rate", "clip_range", "clip_range_vf")
-                settings[key] = schedule(value) if scheduled else value
-            elif key == "policy_kwargs":
-                settings |= _policy_settings(parse_value(value) or {})
-            elif key == "normalize":
-                settings |= _normalize_settings(parse_value(value))
-            elif key not in signature:
-                raise UserError(f"PPO has no setting {key!r}{nearest(key, own | {'policy_kwargs', 'normalize'})}")
-            elif value != ("MlpPolicy" if key == "policy" else signature[key].default):
-                raise _unsupported(f"{key}={value}")
-        return cls(**settings)
-
-    def policy_kwargs(self) -> dict[str, Any]:
-        """The `policy_kwargs` of an equal `stable_baselines3.PPO`."""
-        return {
-            "net_arch": {"pi": list(self.pi), "vf": list(self.vf)},
-            "activation_fn": getattr(torch.nn, self.activation),
-            "ortho_init": self.ortho_init,
-            "log_std_init": self.log_std_init,
-            "optimizer_kwargs": {"eps": self.adam_eps},
-        }
-
-
-def _unsupported(what: str) -> UserError:
-    return UserError(f"the cohort engine of PPO does not know {what}: use --engine sb3")
-
-
-def _policy_settings(kwargs: dict[str, Any]) -> dict[str, Any]:
-    signature = inspect.signature(ActorCriticPolicy).parameters
-    settings: dict[str, Any] = {}
-    for key, value in kwargs.items():
-        if key == "net_arch" and value is not None:
-            if len(value) == 1 and not isinstance(value, Mapping) and isinstance(value[0], Mapping):
-                value = value[0]  # the form that Stable-Baselines3 used before version 1.8
-            nets = value if isinstance(value, Mapping) else {"pi": value, "vf": value}
-            settings |= {net: tuple(map(int, nets.get(net, ()))) for net in ("pi", "vf")}
-        elif key == "activation_fn":
-            settings["activation"] = activation(value).__name__
-        elif key in ("ortho_init", "log_std_init"):
-            settings[key] = value
-        elif key == "optimizer_kwargs" and value is not None and value.keys() <= {"eps"}:
-            settings["adam_eps"] = value.get("eps", 1e-8)  # giving any takes Stable-Baselines3's own 1e-5 away
-        elif key not in signature:
-            raise UserError(f"PPO's policy_kwargs have no {key!r}{nearest(key, signature)}")
-        elif value != signature[key].default:
-            raise _unsupported(f"{key}={value} in policy_kwargs")
-    return settings
-
-
-def _normalize_settings(value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        return {"norm_obs": bool(value), "norm_reward": bool(value)}
-    names = {k: k for k in ("norm_obs", "norm_reward", "clip_obs", "clip_reward")}
-    names |= {"gamma": "norm_gamma", "epsilon": "norm_epsilon"}
-    for key in value.keys() - names.keys():
-        raise UserError(f"PPO's normalize has no {key!r}{nearest(key, names)}")
-    return {"norm_obs": True, "norm_reward": True} | {names[k]: v for k, v in value.items()}
-
-
-def cohort_key(config: PPOConfig, observation_space: spaces.Space, action_space: spaces.Space) -> Hashable:
-    """What the agents of one cohort agree in.
-
-    Raises:
-        UserError: spaces other than a Box that is no image for observations, a bounded Box or a Discrete for actions.
-    """
-    if not isinstance(observation_space, spaces.Box) or is_image_space(observation_space):
-        raise _unsupported(f"the observation space {observation_space}")
-    if isinstance(action_space, spaces.Box) and action_space.is_bounded():
-        action: tuple = (action_space.shape, action_space.low.tobytes(), action_space.high.tobytes())
-    elif isinstance(action_space, spaces.Discrete) and action_space.start == 0:
-        action = (int(action_space.n),)
-    else:
-        raise _unsupported(f"the action space {action_space}")
-    shared = ["n_steps", "batch_size", "n_epochs", "n_envs", "pi", "vf", "activation", "normalize_advantage"]
-    shared += ["norm_obs", "norm_reward", "clip_obs", "clip_reward", "norm_epsilon"]
-    return (observation_space.shape, action, *(getattr(config, name) for name in shared))
-
-
-def advantages(
-    rewards: np.ndarray,
-    values: np.ndarray,
-    last_values: np.ndarray,
-    ends: np.ndarray,
-    gamma: np.ndarray,
-    gae_lambda: np.ndarray,
-) -> np.ndarray:
-    """Generalised advantage estimates (Schulman et al., 2016, arXiv 1506.02438).
-
-    Args:
-        rewards, values: arrays (n, n_steps), of each step and of the observation before it.
-        last_values: array (n,), values of the observation after the last step.
-        ends: bool (n, n_steps), whether an episode ended with the step.
-        gamma, gae_lambda: arrays (n,).
-
-    Returns:
-        float32 array (n, n_steps).
-    """
-    goes_on = 1.0 - ends.astype(np.float32)
-    deltas = np.concatenate([values[:, 1:], last_values[:, None]], axis=1)
-    deltas *= goes_on
-    deltas *= gamma[:, None].astype(np.float32)
-    deltas += rewards
-    deltas -= values
-    decays = goes_on * (gamma * gae_lambda)[:, None].astype(np.float32)
-    estimates = np.empty_like(deltas)
-    # Steps cannot be vectorised; for a handful of agents plain numbers are faster than short arrays.
-    for estimate, delta, decay in zip(estimates, deltas[:, ::-1], decays[:, ::-1]):
-        backwards = accumulate(
-            zip(delta.tolist(), decay.tolist()), lambda later, now: now[0] + now[1] * later, initial=0.0
-        )
-        next(backwards)
-        estimate[::-1] = list(backwards)
-    return estimates
-
-
-class RunningMoments:
-    """Running means and variances of many streams, as Stable-Baselines3's `RunningMeanStd` keeps them of one.
-
-    Attributes:
-        mean, var: float64 arrays (n, dim).
-        count: float64 array (n, 1).
-    """
-
-    def __init__(self, n: int, dim: int) -> None:
-        self.mean, self.var, self.count = np.zeros((n, dim)), np.ones((n, dim)), np.full((n, 1), 1e-4)
-
-    def update(self, batch: np.ndarray) -> None:
-        """Take in a batch (n, n_samples, dim)."""
-        samples = batch.shape[1]
-        mean = batch[:, 0] if samples == 1 else batch.mean(axis=1)
-        var = 0.0 if samples == 1 else batch.var(axis=1)
-        delta, total = mean - self.mean, self.count + samples
-        self.mean += delta * (samples / total)
-        self.var = (self.var * self.count + var * samples + np.square(delta) * (self.count * samples / total)) / total
-        self.count = total
 
 
 class CohortPPO:
@@ -402,11 +186,11 @@ class CohortPPO:
     # Update
 
     @_silent
-    def update(self, progress_remaining: float) -> dict[str, np.ndarray]:
+    def update(self, progress_remaining: float | Sequence[float]) -> dict[str, np.ndarray]:
         """Learn from a full rollout.
 
         Args:
-            progress_remaining: share of the training that remains, 1 to 0, for schedules.
+            progress_remaining: share of the training that remains, 1 to 0, for schedules: of all agents, or of each.
 
         Returns:
             Stable-Baselines3's statistics of the update, under its names (`approx_kl`, …): arrays (n,).
@@ -415,7 +199,8 @@ class CohortPPO:
             raise ValueError(f"an update takes a rollout of {self.configs[0].n_steps} steps, not {self._t}")
         size = max(1, _CACHE // (16 * self._net.n_params))
         blocks = [slice(i, min(i + size, len(self))) for i in range(0, len(self), size)]
-        statistics = [self._update_block(block, progress_remaining) for block in blocks]
+        progress = np.broadcast_to(np.asarray(progress_remaining, np.float64), len(self))
+        statistics = [self._update_block(block, progress[block].tolist()) for block in blocks]
         self._t = 0
         self._timeouts.clear()
         return {name: np.concatenate([s[name] for s in statistics]) for name in statistics[0]}
@@ -462,20 +247,21 @@ class CohortPPO:
         size = c.n_steps * c.n_envs
         return np.array([[rng.permutation(size) for _ in range(c.n_epochs)] for rng in self._rngs[block]])
 
-    def _update_block(self, block: slice, progress: float) -> dict[str, np.ndarray]:
+    def _update_block(self, block: slice, progress: list[float]) -> dict[str, np.ndarray]:
         c, configs = self.configs[0], self.configs[block]
         n, size = len(configs), c.n_steps * c.n_envs
 
         def column(value: Callable[[PPOConfig], float]) -> np.ndarray:
             return np.array([[value(c)] for c in configs], np.float32)
 
-        def scheduled(value: float | Schedule) -> float:
-            return FloatSchedule(value)(progress)
+        def scheduled(value: Callable[[PPOConfig], float | Schedule | None]) -> list[float]:
+            settings = [value(c) for c in configs]
+            return [np.inf if s is None else FloatSchedule(s)(p) for s, p in zip(settings, progress)]
 
-        learning_rates = [scheduled(c.learning_rate) for c in configs]
-        clip = column(lambda c: scheduled(c.clip_range))
-        lowest, highest = column(lambda c: 1 - scheduled(c.clip_range)), column(lambda c: 1 + scheduled(c.clip_range))
-        clip_vf = column(lambda c: np.inf if c.clip_range_vf is None else scheduled(c.clip_range_vf))
+        learning_rates = scheduled(lambda c: c.learning_rate)
+        clip_range = np.array(scheduled(lambda c: c.clip_range))[:, None]
+        clip, lowest, highest = (a.astype(np.float32) for a in (clip_range, 1 - clip_range, 1 + clip_range))
+        clip_vf = np.array(scheduled(lambda c: c.clip_range_vf), np.float32)[:, None]
         ent_coef, vf_coef = column(lambda c: c.ent_coef), column(lambda c: c.vf_coef)
         max_kl = column(lambda c: np.inf if c.target_kl is None else 1.5 * c.target_kl)[:, 0]
         clips_value, stops_early = clip_vf.min() < np.inf, max_kl.min() < np.inf
@@ -581,7 +367,7 @@ class CohortPPO:
             statistics["std"] = np.exp(self._net.log_std(weights)).mean(axis=1)
         return statistics
 
-    # Selection, checkpoints, Stable-Baselines3
+    # Selection and checkpoints
 
     def drop(self, keep: Sequence[int]) -> None:
         """Go on with the agents at these indices only, in this order; nothing changes for them."""
@@ -603,6 +389,21 @@ class CohortPPO:
             state[name] = {k: v.copy() for k, v in vars(getattr(self, name)).items()}
         return state | {"rngs": [rng.bit_generator.state for rng in self._rngs]}
 
+    def agent_state(self, i: int) -> dict[str, Any]:
+        """Agent i's part of `state_dict`."""
+        return _row(self.state_dict(), i)
+
+    def load_agent_state(self, i: int, state: Mapping[str, Any]) -> None:
+        """Put an `agent_state` in agent i's place; the others stay as they are."""
+        whole = self.state_dict()
+        _put(whole, i, state)
+        self.load_state_dict(whole)
+
+    def observe_anew(self, i: int, env: int, obs: np.ndarray) -> None:
+        """Replace what agent i sees next in one of its environments, array (n_inputs,): an episode began anew."""
+        self._obs[i, env, :-1] = self._normalized(obs.reshape(1, 1, -1), [i])[0, 0]
+        self._returns[i, env] = 0.0
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Return to a `state_dict` of a cohort of the same configurations."""
         for name in self._LASTING:
@@ -614,72 +415,6 @@ class CohortPPO:
         self._t = 0
         self._timeouts.clear()
 
-    def to_sb3(self, i: int, num_timesteps: int = 0, total_timesteps: int = 0) -> PPO:
-        """Agent i as a `stable_baselines3.PPO` without environment, which predicts, saves and, after `set_env`, goes on training.
-
-        Args:
-            i: index of the agent.
-            num_timesteps: steps that it has taken.
-            total_timesteps: its budget, which schedules refer to.
-        """
-        config = self.configs[i]
-        names = inspect.signature(PPO).parameters.keys() & {f.name for f in fields(config)}
-        settings = {name: getattr(config, name) for name in names}
-        settings |= {"policy_kwargs": config.policy_kwargs(), "device": "cpu", "_init_setup_model": False}
-        model = PPO("MlpPolicy", None, **settings)  # type: ignore[arg-type]
-        model.observation_space, model.action_space = self.observation_space, self.action_space
-        model.n_envs, model.num_timesteps, model._total_timesteps = config.n_envs, num_timesteps, total_timesteps
-        model._n_updates = int(self.n_updates[i])
-        if total_timesteps:
-            model._update_current_progress_remaining(num_timesteps, total_timesteps)
-        with torch.random.fork_rng(devices=[]):
-            model._setup_model()
-        arrays = [self._net.named(a[i]) for a in (self._weights, self._first, self._second)]
-        for name, parameter in model.policy.named_parameters():
-            weights, first, second = (torch.tensor(a[name]) for a in arrays)
-            parameter.data.copy_(weights)
-            if self._steps[i]:
-                moments = {"step": torch.tensor(self._steps[i]), "exp_avg": first, "exp_avg_sq": second}
-                model.policy.optimizer.state[parameter] = moments
-        return model
-
-    def load_sb3(self, i: int, model: PPO, normalizer: VecNormalize | None = None) -> None:
-        """Take weights, moments of the optimiser and statistics of normalisation from Stable-Baselines3 into agent i."""
-        parameters = dict(model.policy.named_parameters())
-        states = {name: model.policy.optimizer.state.get(p, {}) for name, p in parameters.items()}
-        self._net.load(self._weights[i], parameters)
-        for row, key in ((self._first[i], "exp_avg"), (self._second[i], "exp_avg_sq")):
-            self._net.load(row, {name: s[key] for name, s in states.items() if s})
-        self._steps[i] = max(float(s["step"]) if s else 0.0 for s in states.values())
-        self.n_updates[i] = model._n_updates
-        if normalizer is not None:
-            for moments, theirs in self._pairs(normalizer):
-                moments.mean[i], moments.var[i], moments.count[i] = theirs.mean, theirs.var, theirs.count
-
-    def _pairs(self, normalizer: VecNormalize) -> list[tuple[RunningMoments, Any]]:
-        pairs = [(self._return_moments, normalizer.ret_rms)]
-        return pairs + ([(self._obs_moments, normalizer.obs_rms)] if normalizer.norm_obs else [])
-
-    def vec_normalize(self, i: int) -> VecNormalize:
-        """Agent i's statistics of normalisation as Stable-Baselines3's wrapper, to `save` beside the agent's zip file."""
-        c = self.configs[i]
-        env = gym.Env()
-        env.observation_space, env.action_space = self.observation_space, self.action_space
-        normalizer = VecNormalize(
-            DummyVecEnv([lambda: env]),
-            norm_obs=c.norm_obs,
-            norm_reward=c.norm_reward,
-            clip_obs=c.clip_obs,
-            clip_reward=c.clip_reward,
-            gamma=float(self._norm_gamma[i]),
-            epsilon=c.norm_epsilon,
-        )
-        for moments, theirs in self._pairs(normalizer):
-            theirs.mean = moments.mean[i].reshape(theirs.mean.shape)
-            theirs.var = moments.var[i].reshape(theirs.var.shape)
-            theirs.count = float(moments.count[i, 0])
-        return normalizer
-
 
 def _standardize(samples: np.ndarray, batch_size: int) -> None:
     """Shift and scale each minibatch of samples (n, size) to mean 0 and variance 1, in place; one sample alone stays as it is."""
@@ -688,3 +423,15 @@ def _standardize(samples: np.ndarray, batch_size: int) -> None:
         if part.shape[2] > 1:
             part -= part.mean(axis=2, keepdims=True)
             part /= part.std(axis=2, ddof=1, keepdims=True) + 1e-8
+
+
+def _row(state: Mapping[str, Any], i: int) -> dict[str, Any]:
+    return {k: _row(v, i) if isinstance(v, dict) else v[i] for k, v in state.items()}
+
+
+def _put(whole: dict[str, Any], i: int, part: Mapping[str, Any]) -> None:
+    for key, value in whole.items():
+        if isinstance(value, dict):
+            _put(value, i, part[key])
+        else:
+            value[i] = part[key]

@@ -46,7 +46,7 @@ def _takes(algorithm: type[BaseAlgorithm], action_space: spaces.Space) -> bool:
     """Whether the algorithm accepts this action space: asked of the algorithm itself."""
     env = _Spaces(spaces.Box(-1, 1, (3,), dtype=np.float32), action_space)
     try:
-        algorithm(_default_policy(algorithm), env, device="cpu")
+        algorithm(_default_policy(algorithm), env, device="cpu")  # type: ignore[call-arg]
     except (AssertionError, ValueError, NotImplementedError):
         return False
     return True
@@ -171,7 +171,7 @@ class SB3Learner:
 
     def _make_vec_env(self, spec: LifetimeSpec, ledger: Ledger) -> VecEnv:
         n_envs = spec.learner.config.get("n_envs", 1)
-        if not isinstance(n_envs, int) or n_envs < 1:
+        if not isinstance(n_envs, int) or isinstance(n_envs, bool) or n_envs < 1:
             raise UserError(f"n_envs is a whole number from 1, not {n_envs!r}")
         env: VecEnv = DummyVecEnv([partial(spec.make_env, ledger)] * n_envs)
         normalize = parse_value(spec.learner.config.get("normalize", False))

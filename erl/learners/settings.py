@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import nn
 
 from erl.errors import UserError, nearest
 
@@ -70,28 +69,31 @@ def parse_value(value: Any) -> Any:
         return value
     try:
         return _evaluate(ast.parse(value.strip(), mode="eval").body)
-    except (SyntaxError, ValueError) as e:
-        raise UserError(f"cannot understand {' '.join(value.split())!r}: {e}") from e
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as e:
+        said = " ".join(value.split())
+        raise UserError(f"cannot understand {said[:200]!r}: {e or type(e).__name__}") from e
 
 
 def _evaluate(node: ast.AST) -> Any:
     match node:
-        case ast.Call(func=ast.Name(id="dict"), args=[], keywords=keywords):
-            return {k.arg: _evaluate(k.value) for k in keywords if k.arg}
+        case ast.Call(func=ast.Name(id="dict"), args=[], keywords=keywords) if all(k.arg for k in keywords):
+            return {k.arg: _evaluate(k.value) for k in keywords}
         case ast.Call(func=ast.Name(id="list"), args=[inner], keywords=[]):
             return list(_evaluate(inner))
         case ast.Attribute(value=ast.Name(id="nn"), attr=name):
             return activation(name)
         case ast.List(elts=elements) | ast.Tuple(elts=elements):
             return [_evaluate(e) for e in elements]
-        case ast.Dict(keys=keys, values=values):
-            return {_evaluate(k): _evaluate(v) for k, v in zip(keys, values) if k is not None}
+        case ast.Dict(keys=keys, values=values) if None not in keys:
+            return {_evaluate(k): _evaluate(v) for k, v in zip(keys, values) if k}
         case _:
             return ast.literal_eval(node)
 
 
-def activation(name: str | type[nn.Module]) -> type[nn.Module]:
-    """The activation of this name (`ReLU`, `nn.ReLU`, `tanh` …)."""
+def activation(name: Any) -> Any:
+    """The activation of `torch.nn` of this name (`ReLU`, `nn.ReLU`, `tanh` …); a class stays."""
+    from torch import nn  # a second that `--help` and bad flags need not wait for
+
     if isinstance(name, type):
         return name
     known = {k.casefold(): v for k, v in vars(nn).items() if isinstance(v, type) and issubclass(v, nn.Module)}

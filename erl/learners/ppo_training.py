@@ -1,0 +1,178 @@
+"""Training PPO agents side by side: rollouts, updates, logs, checkpoints, and the coming and going of agents."""
+
+import time
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.logger import configure
+
+from erl.learners import Agent, Outputs
+from erl.learners.cohort import World, load_checkpoint, save_checkpoint
+from erl.learners.cohort_ppo import CohortPPO
+from erl.learners.ppo_exchange import to_sb3, vec_normalize
+from erl.learners.ppo_settings import PPOConfig, cohort_key
+from erl.learners.sb3 import SB3Agent
+from erl.spec import LifetimeSpec, versions
+from erl.tasks import Ledger
+
+
+class CohortPPOLearner:
+    """PPO for many lifetimes side by side, in one thread."""
+
+    name = "PPO"
+
+    def check(self, spec: LifetimeSpec) -> None:
+        """Raise a UserError for spaces and settings that the cohort does not know."""
+        self.cohort_key(spec)
+
+    def cohort_key(self, spec: LifetimeSpec) -> Hashable:
+        """Lifetimes that agree in task, shapes and sizes; their reservoirs, rates and budgets may differ."""
+        config = PPOConfig.from_learner_config(spec.learner.config)
+        observation_space, action_space = spec.spaces()
+        context = None if spec.context is None else replace(spec.context, reservoirs=())
+        return (spec.task, context, cohort_key(config, observation_space, action_space))
+
+    def train(
+        self, cohort: Sequence[LifetimeSpec], ledgers: Sequence[Ledger], outputs: Sequence[Outputs]
+    ) -> list[Agent | Exception]:
+        """Train all agents in lockstep; one that fails or has lived its steps leaves the cohort, and the others go on."""
+        return _Training(cohort, ledgers, outputs).run()
+
+
+class _Training:
+    """One cohort's run: rollouts, updates, logs, checkpoints, and the coming and going of agents.
+
+    Agents are known by their index in `cohort`; `self.members` lists those still in training, in the order of rows.
+    """
+
+    def __init__(self, cohort: Sequence[LifetimeSpec], ledgers: Sequence[Ledger], outputs: Sequence[Outputs]) -> None:
+        self.specs, self.ledgers, self.outputs = cohort, ledgers, outputs
+        self.members = list(range(len(cohort)))
+        self.results: list[Agent | Exception] = [RuntimeError("never trained")] * len(cohort)
+        self.configs = [PPOConfig.from_learner_config(spec.learner.config) for spec in cohort]
+        self.rollout = self.configs[0].n_steps * self.configs[0].n_envs
+        self.world = World(cohort, ledgers, self.configs[0].n_envs)
+        self.ppo = CohortPPO(
+            self.configs, [s.seeds.learner for s in cohort], self.world.observation_space, self.world.action_space
+        )
+        self.loggers = [
+            configure(o.tensorboard, ["tensorboard"]) if o.tensorboard is not None else None for o in outputs
+        ]
+        self.saved_at = self.started_at = time.perf_counter()
+
+    def run(self) -> list[Agent | Exception]:
+        try:
+            self.ppo.start(self.world.reset())
+            self._resume()
+            self._leave()
+            while self.members:
+                self._roll_out()
+                if self.members:
+                    self._update()
+                self._leave()
+                self._save()
+        finally:
+            self.world.close()
+            for logger in self.loggers:
+                if logger is not None:
+                    logger.close()
+        return self.results
+
+    def _roll_out(self) -> None:
+        for _ in range(self.configs[0].n_steps):
+            actions = self.ppo.act()
+            seen, rewards, ends, timeouts = self.world.step(actions)
+            self.ppo.record(seen, rewards, ends, timeouts)
+            if self.world.faults:
+                self._drop(dict(self.world.faults))
+                if not self.members:
+                    return
+        self.world.finish_rollout()
+
+    def _update(self) -> None:
+        progress = [max(0.0, 1.0 - self.ledgers[i].steps / self.specs[i].steps) for i in self.members]
+        statistics = self.ppo.update(progress)
+        for row, i in enumerate(self.members):
+            self._log(i, {name: values[row] for name, values in statistics.items()})
+        broken = np.flatnonzero(self.ppo.diverged())
+        self._drop(
+            {
+                int(row): FloatingPointError(
+                    f"the policy's weights are not finite after {self.ledgers[self.members[row]].steps} steps"
+                )
+                for row in broken
+            }
+        )
+
+    def _log(self, i: int, statistics: dict[str, Any]) -> None:
+        """Stable-Baselines3's names."""
+        logger, ledger = self.loggers[i], self.ledgers[i]
+        if logger is None:
+            return
+        recent = ledger.episodes[-100:]
+        if recent:
+            logger.record("rollout/ep_rew_mean", np.mean([r for _, r, _ in recent]))
+            logger.record("rollout/ep_len_mean", np.mean([n for _, _, n in recent]))
+        elapsed = time.perf_counter() - self.started_at
+        logger.record("time/fps", int(ledger.steps * len(self.members) / elapsed))
+        for name, value in statistics.items():
+            logger.record(f"train/{name}", float(value))
+        logger.dump(step=ledger.steps)
+
+    def _drop(self, reasons: dict[int, Exception]) -> None:
+        """Agents, by row, that failed leave the cohort."""
+        if reasons:
+            for row, reason in reasons.items():
+                self.results[self.members[row]] = reason
+            self._keep([row for row in range(len(self.members)) if row not in reasons])
+
+    def _keep(self, rows: list[int]) -> None:
+        if rows:
+            self.ppo.drop(rows)
+            self.world.drop(rows)
+        self.members = [self.members[row] for row in rows]
+
+    def _leave(self) -> None:
+        """Agents that have lived their steps leave the cohort."""
+        done = [row for row, i in enumerate(self.members) if self.ledgers[i].steps >= self.specs[i].steps]
+        for row in done:
+            i = self.members[row]
+            c = self.configs[i]
+            normalizer = vec_normalize(self.ppo, row) if c.norm_obs or c.norm_reward else None
+            self.results[i] = SB3Agent(to_sb3(self.ppo, row, self.ledgers[i].steps, self.specs[i].steps), normalizer)
+        if done:
+            self._keep([row for row in range(len(self.members)) if row not in done])
+
+    def _save(self) -> None:
+        """Checkpoint every agent that is still in training, if it is time."""
+        if not self.members or time.perf_counter() - self.saved_at < self.outputs[0].checkpoint_seconds:
+            return
+        worlds = self.world.get_states()
+        for row, i in enumerate(self.members):
+            path = self.outputs[i].checkpoint
+            if path is not None:
+                ledger = self.ledgers[i]
+                state = {
+                    "ppo": self.ppo.agent_state(row),
+                    "world": worlds[row],
+                    "ledger": (ledger.steps, list(ledger.episodes)),
+                }
+                save_checkpoint(path, self.specs[i], versions(), state)
+        self.saved_at = time.perf_counter()
+
+    def _resume(self) -> None:
+        """Take up the agents that have a checkpoint where it was written."""
+        states = [load_checkpoint(o.checkpoint, s, versions()) for o, s in zip(self.outputs, self.specs)]
+        if not any(states):
+            return
+        for ledger, state in zip(self.ledgers, states):
+            if state is not None:
+                ledger.steps, ledger.episodes[:] = state["ledger"][0], state["ledger"][1]
+        for row, state in enumerate(states):
+            if state is not None:
+                self.ppo.load_agent_state(row, state["ppo"])
+        anew = self.world.set_states([None if s is None else s["world"] for s in states])
+        for (row, env), seen in anew.items():
+            self.ppo.observe_anew(row, env, seen)

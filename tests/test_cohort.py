@@ -1,0 +1,262 @@
+"""Training in lockstep: what holds for one agent whatever stands beside it, checkpoints, and Stable-Baselines3's files."""
+
+import dataclasses
+import multiprocessing
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stable_baselines3 import PPO
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from erl.errors import UserError
+from erl.learners import Outputs, get_learner
+from erl.learners.cohort import World, load_checkpoint
+from erl.lifetime import Job, live
+from erl.reservoirs import Context, ReservoirParams
+from erl.spec import LearnerSpec, LifetimeSpec, Seeds, versions
+from erl.tasks import Ledger, Task
+
+QUICK = {"n_steps": 128, "n_epochs": 3}
+
+
+def lifetime(i=0, env_id="Pendulum-v1", steps=512, units=20, sr=0.9, del_obs=False, context=True, **config):
+    reservoir = Context((ReservoirParams(units=units, sr=sr, lr=0.5),)) if context else None
+    learner = LearnerSpec("PPO", {**QUICK, **config}, "cohort")
+    return LifetimeSpec(Task(env_id, del_obs), learner, steps, Seeds.derive(0, "single", i), reservoir, ep_eval=2)
+
+
+def essence(record):
+    """What a lifetime became, without the clock."""
+    return dataclasses.replace(record, seconds=0.0, commit=None)
+
+
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "CartPole-v1", "HalfCheetah-v4"])
+@pytest.mark.parametrize("context", [True, False])
+def test_a_record_does_not_depend_on_the_cohort_to_the_last_bit(env_id, context):
+    steps = 1024 if env_id == "HalfCheetah-v4" else 512
+    specs = [
+        lifetime(i, env_id, steps, sr=0.3 + 0.2 * i, context=context, learning_rate=10.0 ** -(3 + i % 2))
+        for i in range(5)
+    ]
+    together = live(Job(tuple(specs)))
+    for chosen in ([2], [4, 1]):
+        alone = live(Job(tuple(specs[i] for i in chosen)))
+        for i, record in zip(chosen, alone):
+            assert record.training_return is not None
+            assert essence(record) == essence(together[i])
+
+
+def test_agents_with_smaller_budgets_leave_and_change_nothing_for_the_others():
+    specs = [lifetime(0, steps=768), lifetime(1, steps=256), lifetime(2, steps=768)]
+    together = live(Job(tuple(specs)))
+    assert [r.steps for r in together] == [768, 256, 768]
+    assert [essence(r) for r in live(Job((specs[0], specs[2])))] == [essence(together[0]), essence(together[2])]
+
+
+def test_a_faulty_environment_does_not_hurt_its_neighbours():
+    specs = [lifetime(i, "toy_environments:Lottery-v0", 1024) for i in range(6)]
+    odd = [bool(s.seeds.environment % 2) for s in specs]
+    assert 0 < sum(odd) < 6
+    records = live(Job(tuple(specs)))
+    for record, spec, is_odd in zip(records, specs, odd):
+        if is_odd:
+            assert record.fitness is None
+            assert "an odd seed" in record.error
+            assert record.traceback is not None
+            assert "RuntimeError" in record.traceback
+            assert 128 <= record.steps < 1024
+        else:
+            assert record.steps == 1024
+            assert essence(record) == essence(live(Job((spec,)))[0])
+
+
+def test_a_diverging_agent_leaves_and_the_others_go_on():
+    specs = [lifetime(0, learning_rate=1e30), lifetime(1)]
+    bad, good = live(Job(tuple(specs)))
+    assert bad.fitness is None
+    assert "finite" in bad.error
+    assert good.steps == 512
+    assert essence(good) == essence(live(Job((specs[1],)))[0])
+
+
+class Killed(BaseException):
+    pass
+
+
+def live_until(specs, folder, at, monkeypatch):
+    """Live with a checkpoint after every rollout, and stop dead after the `at`-th."""
+    from erl.learners import ppo_training
+
+    saved = []
+    save = ppo_training._Training._save
+
+    def save_then_die(self):
+        save(self)
+        saved.append(1)
+        if len(saved) == at:
+            raise Killed
+
+    outputs = tuple(Outputs(checkpoint=f"{folder}/{i}.pkl", checkpoint_seconds=0.0) for i in range(len(specs)))
+    with monkeypatch.context() as patch:
+        patch.setattr(ppo_training._Training, "_save", save_then_die)
+        with pytest.raises(Killed):
+            live(Job(tuple(specs), outputs))
+    return outputs
+
+
+@pytest.mark.parametrize("env_id", ["HalfCheetah-v4", "Pendulum-v1", "CartPole-v1"])
+@pytest.mark.parametrize("config", [{}, {"n_envs": 2, "normalize": True}])
+def test_a_killed_cohort_goes_on_as_if_nothing_had_happened(env_id, config, tmp_path, monkeypatch):
+    specs = [lifetime(i, env_id, 1536, **config) for i in range(3)]
+    outputs = live_until(specs, tmp_path, 3, monkeypatch)
+    assert len(list(tmp_path.glob("*.pkl"))) == 3
+    expected = [essence(r) for r in live(Job(tuple(specs)))]
+    taken = []
+    monkeypatch.setattr(Ledger, "step", lambda self, n=1, step=Ledger.step: (taken.append(n), step(self, n))[1])
+    # Two of the three go on, in another order: a checkpoint is one agent's.
+    records = live(Job((specs[2], specs[0]), (outputs[2], outputs[0])))
+    assert [essence(r) for r in records] == [expected[2], expected[0]]
+    assert sum(taken) < 2 * 1536 - 2 * 256
+
+
+def test_box2d_begins_its_episode_anew_and_goes_on(tmp_path, monkeypatch):
+    specs = [lifetime(i, "LunarLander-v3", 768) for i in range(2)]
+    outputs = live_until(specs, tmp_path, 2, monkeypatch)
+    records = live(Job(tuple(specs), outputs))
+    assert [r.steps for r in records] == [768, 768]
+    assert all(r.fitness is not None for r in records)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other bytes", "other lifetime", "other libraries"])
+def test_a_checkpoint_that_does_not_fit_is_left_alone(damage, tmp_path, monkeypatch):
+    specs = [lifetime(0)]
+    outputs = live_until(specs, tmp_path, 1, monkeypatch)
+    path = Path(outputs[0].checkpoint)
+    assert load_checkpoint(str(path), specs[0], versions()) is not None
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "other bytes":
+        path.write_bytes(b"nonsense")
+    elif damage == "other libraries":
+        assert load_checkpoint(str(path), specs[0], {**versions(), "numpy": "0"}) is None
+        return
+    else:
+        specs = [lifetime(1)]
+    assert load_checkpoint(str(path), specs[0], versions()) is None
+    assert essence(live(Job(tuple(specs), outputs))[0]) == essence(live(Job(tuple(specs)))[0])
+
+
+def _live_in_process(specs, outputs):
+    live(Job(specs, outputs))
+
+
+def test_sigkill_at_any_moment_leaves_checkpoints_that_are_whole(tmp_path):
+    specs = tuple(lifetime(i, steps=100_000) for i in range(2))
+    outputs = tuple(Outputs(checkpoint=str(tmp_path / f"{i}.pkl"), checkpoint_seconds=0.0) for i in range(2))
+    process = multiprocessing.get_context("spawn").Process(target=_live_in_process, args=(specs, outputs))
+    process.start()
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("*.pkl"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    for spec, output in zip(specs, outputs):
+        assert load_checkpoint(output.checkpoint, spec, versions()) is not None
+
+
+@pytest.mark.parametrize("del_obs", [False, True])
+@pytest.mark.parametrize("context", [True, False])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_the_world_shows_what_the_wrapped_environments_show(env_id, context, del_obs):
+    """Same seeds and actions: observations, rewards, ends, terminal observations and episodes are Stable-Baselines3's."""
+    specs = [lifetime(i, env_id, context=context, del_obs=del_obs) for i in range(3)]
+    ledgers = [Ledger() for _ in specs]
+    world = World(specs, ledgers, n_envs=2)
+    theirs, their_ledgers = [], []
+    for spec in specs:
+        their_ledgers.append(Ledger())
+        env = DummyVecEnv([lambda s=spec, ledger=their_ledgers[-1]: s.make_env(ledger)] * 2)
+        env.seed(spec.seeds.environment)
+        theirs.append(env)
+    assert world.observation_space == theirs[0].observation_space
+    np.testing.assert_array_equal(world.reset().astype(np.float32), np.stack([e.reset() for e in theirs]))
+    rng = np.random.default_rng(0)
+    seen_timeouts = 0
+    for _ in range(450):
+        actions = (
+            rng.integers(2, size=(3, 2))
+            if env_id == "CartPole-v1"
+            else rng.uniform(-2, 2, (3, 2, 1)).astype(np.float32)
+        )
+        seen, rewards, ends, timeouts = world.step(actions)
+        seen = seen.astype(np.float32)
+        timeouts = {(agent, env): last for agent, env, last in timeouts}
+        for i, env in enumerate(theirs):
+            o, r, d, infos = env.step(actions[i])
+            np.testing.assert_array_equal(seen[i], o)
+            np.testing.assert_array_equal(rewards[i].astype(np.float32), r)
+            np.testing.assert_array_equal(ends[i], d)
+            for k, info in enumerate(infos):
+                assert info["TimeLimit.truncated"] == ((i, k) in timeouts)
+                if (i, k) in timeouts:
+                    seen_timeouts += 1
+                    np.testing.assert_array_equal(timeouts[i, k].astype(np.float32), info["terminal_observation"])
+    world.close()
+    assert (seen_timeouts > 0) == (env_id == "Pendulum-v1")
+    assert [led.steps for led in ledgers] == [led.steps for led in their_ledgers] == [900] * 3
+    for ours, other in zip(ledgers, their_ledgers):
+        assert [(length, pytest.approx(total)) for _, total, length in ours.episodes] == [
+            (n, r) for _, r, n in other.episodes
+        ]
+
+
+def test_the_zip_is_stable_baselines3s(tmp_path):
+    specs = tuple(lifetime(i, "CartPole-v1", 1024) for i in range(2))
+    outputs = tuple(Outputs(tensorboard=str(tmp_path / f"tb{i}")) for i in range(2))
+    records = live(Job(specs, outputs, tuple(str(tmp_path / f"agent{i}") for i in range(2)), evaluate=True))
+    for i, (spec, record) in enumerate(zip(specs, records)):
+        env = spec.make_env()
+        model = PPO.load(tmp_path / f"agent{i}.zip", env=env)
+        assert model.num_timesteps == 1024
+        env.reset(seed=spec.seeds.evaluation)
+        returns, _ = evaluate_policy(model, _seeded(spec), 2, return_episode_rewards=True, warn=False)
+        assert tuple(returns) == record.final_returns
+        optimizer = model.policy.optimizer.state_dict()["state"]
+        assert {float(s["step"]) for s in optimizer.values()} == {8 * 3 * 2}  # rollouts x epochs x minibatches
+        model.learn(256, reset_num_timesteps=False)
+        assert model.num_timesteps == 1280
+        assert list((tmp_path / f"tb{i}").glob("events*"))
+
+
+def _seeded(spec):
+    env = DummyVecEnv([spec.make_env])
+    env.seed(spec.seeds.evaluation)
+    return env
+
+
+def test_statistics_of_normalisation_lie_beside_the_zip(tmp_path):
+    spec = lifetime(0, normalize=True, n_envs=2, context=False)
+    record = live(Job((spec,), models=(str(tmp_path / "agent"),), evaluate=True))[0]
+    normalizer = VecNormalize.load(str(tmp_path / "agent.vecnormalize.pkl"), _seeded(spec))
+    normalizer.training = normalizer.norm_reward = False
+    returns, _ = evaluate_policy(
+        PPO.load(tmp_path / "agent.zip"), normalizer, 2, return_episode_rewards=True, warn=False
+    )
+    np.testing.assert_allclose(returns, record.final_returns, rtol=1e-4)
+
+
+def test_what_the_cohort_does_not_know_it_says():
+    for config in ({"use_sde": True}, {"policy_kwargs": "dict(squash_output=True)"}):
+        spec = lifetime(0, **config)
+        with pytest.raises(UserError, match="--engine sb3"):
+            get_learner("PPO", "cohort").check(spec)
+    with pytest.raises(UserError, match="--engine sb3"):
+        get_learner("SAC", "cohort")
+    assert type(get_learner("PPO", "auto")).__name__ == "CohortPPOLearner"
+    assert type(get_learner("PPO", "sb3")).__name__ == "SB3Learner"
