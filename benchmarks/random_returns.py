@@ -120,19 +120,25 @@ def measure(env_id: str, episodes: int, seed: int) -> RandomReturn:
     )
 
 
-def save(path: Path, env_id: str, figures: RandomReturn) -> None:
-    """Put one environment's figures into the file."""
+def save(path: Path, new: dict[str, RandomReturn]) -> None:
+    """Put figures of some environments into the file; the others keep theirs."""
     try:
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        known[env_id] = asdict(figures)
+        if not isinstance(known, dict):
+            raise ValueError("it holds something else")
+        known |= {i: asdict(figures) for i, figures in new.items()}
         text = json.dumps(dict(sorted(known.items())), indent=1) + "\n"
         write_whole(path, lambda part: Path(part).write_text(text, encoding="utf-8"))
-    except (OSError, ValueError, TypeError) as e:
+    except (OSError, ValueError) as e:
         raise UserError(f"cannot keep the figures in {path}: {e}") from e
 
 
 def run(config: Config, display: Display) -> int:
-    env_ids: Sequence[str] = task_set_from_ids(config.env_ids).env_ids if config.env_ids else default_env_ids()
+    env_ids: Sequence[str] = (
+        task_set_from_ids(config.env_ids).env_ids if config.env_ids is not None else default_env_ids()
+    )
+    output = Path(config.output)
+    save(output, {})  # a file that cannot be written is better known at once
     display.line(f"{'environment':28}{'return':>12}{'± s.e.':>10}{'per step':>11}{'length':>9}")
     failed = 0
     for env_id in env_ids:
@@ -145,7 +151,7 @@ def run(config: Config, display: Display) -> int:
             print(e, file=sys.stderr)
             failed += 1
             continue
-        save(Path(config.output), env_id, found)
+        save(output, {env_id: found})
         display.line(
             f"{env_id:28}{found.return_mean:12.2f}{found.return_standard_error:10.2f}{found.reward_mean:11.4f}"
             f"{found.length_mean:9.1f}   {duration(time.monotonic() - start)}"

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+import re
 import signal
 import sys
 import time
@@ -62,7 +63,7 @@ def parse(
         if plain is bool:
             parser.add_argument(*names, type=_boolean, nargs="?", const=True, metavar="BOOL", **settings)
             parser.add_argument(
-                f"--no-{field.name}",
+                *(name.replace("--", "--no-", 1) for name in names),
                 dest=field.name,
                 action="store_false",
                 default=argparse.SUPPRESS,
@@ -107,7 +108,7 @@ def main(
         with Interruptible() as interruptible:
             code = run(configuration, Display(interruptible))
     except UserError as e:
-        print(f"{program}: error: {' '.join(str(e).split())}", file=sys.stderr)
+        print(f"{program}: error: {without_passwords(' '.join(str(e).split()))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
@@ -115,6 +116,11 @@ def main(
     except BrokenPipeError:
         os._exit(1)
     sys.exit(code or 0)
+
+
+def without_passwords(text: str) -> str:
+    """Text in which no address shows its password: the last guard, for what the user typed comes back in messages."""
+    return re.sub(r"(://[^\s:/@]*):[^\s]*@", r"\1:***@", text)
 
 
 class Interruptible:
@@ -132,7 +138,9 @@ class Interruptible:
     def _handle(self, number: int, frame: Any) -> None:
         self._count += 1
         if self._count > 1:
-            # Workers die with their parent's pipe; nothing is left to tidy that a next start would not.
+            # Workers notice that their parent is gone; nothing is left to tidy that a next start would not.
+            if sys.stdout.isatty():
+                os.write(sys.stdout.fileno(), b"\x1b[?25h\n")  # the cursor, which the status line hides
             os._exit(128 + number)
         raise KeyboardInterrupt
 

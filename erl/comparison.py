@@ -1,29 +1,28 @@
 """The test phase: agents with the best evolved reservoirs against agents without, on seeds that selection never saw."""
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optuna.distributions import CategoricalDistribution, IntDistribution
-from optuna.trial import TrialState
-
 from erl.cli import duration, option
 from erl.errors import UserError
 from erl.evaluation import Arm, table
-from erl.evolution import VOLATILE, EvolutionConfig, check_count, check_name, make_context, study_name
+from erl.evolution import VOLATILE, EvolutionConfig, check_count, check_name, make_context, study_name, thousands
 from erl.executors import LocalExecutor, default_workers
 from erl.learners import Outputs
-from erl.lifetime import Job, check
+from erl.lifetime import Job, check, checkpoint_path, file_name
 from erl.spec import LearnerSpec, LifetimeSpec, Seeds
-from erl.study import DEFAULT_STORAGE, Sink, Study, Taken, records, shown
+from erl.study import DEFAULT_STORAGE, Sink, Study, Taken, choice, records, shown, whole
 from erl.tasks import Task
 
 RATES = (0.0003, 0.0001)
 # ER-MRL tests this learning rate too where velocities are hidden.
 HIDDEN_RATES = (0.00005,)
+MAX_SEED = 10**6
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,8 @@ class ComparisonConfig:
     engine: str | None = option(
         None, "how lifetimes are trained; by default as in the evolution", choices=("auto", "cohort", "sb3")
     )
+    checkpoint_minutes: float = option(5.0, "minutes between the checkpoints of a cohort")
+    runs: str = option("runs", "folder of checkpoints")
     published_code: bool = option(
         False, "behave as ER-MRL's published code: no action in the reservoir, seeds 0, 1, 2, …"
     )
@@ -58,6 +59,8 @@ class ComparisonConfig:
         check_name(self.h_test)
         for name in ("HP_training_steps", "training_steps", "nb_seeds", "units"):
             check_count(name, getattr(self, name))
+        if self.nb_seeds > MAX_SEED:
+            raise UserError(f"--nb_seeds is at most {MAX_SEED}, not {self.nb_seeds}")
         if self.workers is not None:
             check_count("workers", self.workers)
         if self.max_retries < 0:
@@ -95,8 +98,8 @@ def arm_lifetime(arm: str, index: int, config: dict[str, Any], params: dict[str,
     )
 
 
-def load_best(config: ComparisonConfig, sink: Sink) -> tuple[str, dict[str, Any], dict[str, float]]:
-    """The evolved study's name, its configuration and its best hyperparameters.
+def load_best(config: ComparisonConfig, sink: Sink) -> tuple[str, dict[str, Any], int, dict[str, float]]:
+    """The evolved study's name, its configuration, and number and hyperparameters of its best trial.
 
     Raises:
         UserError: no such study, or none of its trials succeeded.
@@ -116,7 +119,8 @@ def load_best(config: ComparisonConfig, sink: Sink) -> tuple[str, dict[str, Any]
         sink.line(
             f"{name} stores no configuration (ER-MRL's own study): the flags of this command and ER-MRL's defaults stand in for it"
         )
-        env_id = config.env_id if config.study is None else name.split("_")[0]
+        named = re.match(r".+?-v\d+(?=_)", name)
+        env_id = named.group() if config.study is not None and named else config.env_id
         defaults = EvolutionConfig(env_id=env_id, units=config.units, del_obs=config.del_obs, skip_c=config.skip_c)
         evolution = {k: getattr(defaults, k) for k in EvolutionConfig.__dataclass_fields__ if k not in VOLATILE}
         evolution |= {"learner_config": {}, "published_code": False}
@@ -128,7 +132,7 @@ def load_best(config: ComparisonConfig, sink: Sink) -> tuple[str, dict[str, Any]
     if not {"sr", "lr"} <= params.keys():
         raise UserError(f"study {name!r} did not evolve a reservoir: its parameters are {', '.join(params) or 'none'}")
     sink.line(f"{name}: best of {len(study.trials())} trials is {best.number}, fitness {best.value:.2f}, " + ", ".join(f"{k} {v:.6g}" for k, v in params.items()))  # fmt: skip
-    return name, evolution, params
+    return name, evolution, best.number, params
 
 
 def compare(config: ComparisonConfig, sink: Sink) -> int:
@@ -140,7 +144,7 @@ def compare(config: ComparisonConfig, sink: Sink) -> int:
     Raises:
         UserError: bad input; nothing has been written then.
     """
-    name, evolution, params = load_best(config, sink)
+    name, evolution, number, params = load_best(config, sink)
     stored = {
         "evolution": evolution,
         "params": params,
@@ -148,35 +152,41 @@ def compare(config: ComparisonConfig, sink: Sink) -> int:
         "engine": config.engine or evolution["engine"],
     }
     arms = arm_names(evolution["learner"], evolution["del_obs"])
-    chosen = config.arms.split(",") if config.arms else arms
+    chosen = list(dict.fromkeys(a.strip() for a in config.arms.split(","))) if config.arms else arms
     for arm in chosen:
         if arm not in arms:
             raise UserError(f"unknown agent {arm!r} in --arms (known: {', '.join(arms)})")
     for arm in chosen:
         check(arm_lifetime(arm, 0, stored, params))
     task_id = os.environ.get("SLURM_ARRAY_TASK_ID")
-    if task_id is not None and not task_id.isdigit():
-        raise UserError(f"SLURM_ARRAY_TASK_ID is no seed index: {task_id!r}")
+    if task_id is not None and not (re.fullmatch("[0-9]{1,7}", task_id) and int(task_id) <= MAX_SEED):
+        raise UserError(f"SLURM_ARRAY_TASK_ID is no seed index from 0 to {MAX_SEED}: {task_id!r}")
     seeds = [int(task_id)] if task_id is not None else list(range(config.nb_seeds))
 
-    thousands = (
-        f"{config.training_steps // 1000}" if config.training_steps >= 1000 else f"{config.training_steps / 1000:g}"
-    )
-    test_name = f"{name}_test_{thousands}k_steps" + ("_published" if config.published_code else "")
+    # An evolution that went on and found better has a test of its own.
+    test_name = f"{name}_trial_{number}_test_{thousands(config.training_steps)}_steps"
+    test_name += "_published" * config.published_code
     study = Study(config.storage, test_name, stored, ("config_version",))
-    space = {"arm": CategoricalDistribution(arms), "seed": IntDistribution(0, 10**6)}
-    folder = test_name.replace("/", "_").replace(":", "_")
+    space = {"arm": choice(arms), "seed": whole(0, MAX_SEED)}
+    folder = file_name(test_name)
     workers = config.workers or default_workers()
     executor = LocalExecutor(workers, config.max_retries)
 
-    def plan(proposed: dict[str, Any], attrs: dict[str, Any]) -> list[LifetimeSpec]:
+    def plan(proposed: dict[str, Any]) -> list[LifetimeSpec]:
         return [arm_lifetime(proposed["arm"], proposed["seed"], stored, params)]
 
     def job(members: Sequence[tuple[Taken, int]]) -> Job:
         files = [f"{folder}/{t.params['arm']}/seed_{t.params['seed']}" for t, _ in members]
         return Job(
             specs=tuple(taken.specs[index] for taken, index in members),
-            outputs=tuple(Outputs(tensorboard=os.path.abspath(f"{config.logs}/{f}")) for f in files),
+            outputs=tuple(
+                Outputs(
+                    tensorboard=os.path.abspath(f"{config.logs}/{f}"),
+                    checkpoint=checkpoint_path(config.runs, folder, taken.specs[index]),
+                    checkpoint_seconds=config.checkpoint_minutes * 60,
+                )
+                for f, (taken, index) in zip(files, members)
+            ),
             models=tuple(os.path.abspath(f"{config.models}/{f}") for f in files),
             evaluate=True,
         )
@@ -184,29 +194,31 @@ def compare(config: ComparisonConfig, sink: Sink) -> int:
     wanted = [(arm, seed) for arm in chosen for seed in seeds]
     try:
         with study:
-            study.reclaim()
-            here = {(t.params["arm"], t.params["seed"]) for t in study.counted()}
-            lost = {(t.params["arm"], t.params["seed"]): t for t in study.orphans()}
-            taken = [
-                study.take_up(lost[key], plan)
-                if key in lost
+            waiting = {_key(t): t for t in study.reclaim()}
+            # What failed is tried again: whoever calls again has done something about it.
+            here = {_key(t) for t in study.trials("COMPLETE", "RUNNING")}
+            begun = [
+                study.take_up(waiting[key], plan)
+                if key in waiting
                 else study.create({"arm": key[0], "seed": key[1]}, space, plan)
                 for key in wanted
                 if key not in here
             ]
+            taken = [t for t in begun if t is not None]
             sink.line(f"{test_name}: {', '.join(chosen)} x {len(seeds)} seeds x {config.training_steps:,} steps, {len(taken)} lifetimes to live, {workers} worker{'s' * (workers > 1)}")  # fmt: skip
             progress = _Progress(taken, config.training_steps, sink)
             if taken:
                 study.run(taken, executor, job, progress.end, progress.tick)
     except KeyboardInterrupt:
         sink.close()
-        done = len(study.trials(TrialState.COMPLETE))
+        done = len(study.trials("COMPLETE"))
         sink.line(f"interrupted: {done} lifetimes are finished and stored; the same command goes on from there")
         return 130
     finally:
         executor.close()
         sink.close()
-    failed = [t for t in study.trials(TrialState.FAIL) if not t.user_attrs.get("lost")]
+    complete = {_key(t) for t in study.trials("COMPLETE")}
+    failed = {_key(t): t for t in study.trials("FAIL") if _key(t) not in complete}.values()
     for trial in failed:
         reason = trial.user_attrs.get("error", {}).get("reason")
         sink.line(f"failed: {trial.params['arm']} seed {trial.params['seed']}: {reason}")
@@ -215,6 +227,10 @@ def compare(config: ComparisonConfig, sink: Sink) -> int:
     sink.line(f"models:   {os.path.abspath(config.models)}/{folder}")
     sink.line(f"logs:     tensorboard --logdir {os.path.abspath(config.logs)}/{folder}")
     return 1 if failed else 0
+
+
+def _key(trial: Any) -> tuple[str, int]:
+    return trial.params["arm"], trial.params["seed"]
 
 
 def report(study: Study, arms: Sequence[str], sink: Sink) -> None:

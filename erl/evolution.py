@@ -7,28 +7,27 @@ whatever machine it runs on. All trials share their seeds: two trials differ in 
 import math
 import os
 import re
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from optuna.distributions import BaseDistribution, FloatDistribution
-
 from erl.cli import duration, option
 from erl.errors import UserError, nearest
 from erl.executors import LocalExecutor, default_workers
-from erl.learners import canonical_name
+from erl.learners import Outputs, canonical_name
 from erl.learners.settings import load_settings
-from erl.lifetime import Job, check
+from erl.lifetime import Job, check, checkpoint_path
 from erl.reservoirs import Context, ReservoirParams
 from erl.samplers import SAMPLERS, generation_size, make_sampler
 from erl.spec import LearnerSpec, LifetimeSpec, Seeds
-from erl.study import DEFAULT_STORAGE, Sink, Study, Taken, shown
+from erl.study import DEFAULT_STORAGE, SearchSpace, Sink, Study, Taken, log_range, shown
 from erl.tasks import Task
 
 FITNESSES = ("training", "final_eval")
 # What may change when a study is continued: how much of it, and how it is computed, but not what it is.
-VOLATILE = ("nb_trials", "workers", "storage", "max_retries", "config_version")
+VOLATILE = ("nb_trials", "workers", "storage", "max_retries", "checkpoint_minutes", "runs", "config_version")
 CONFIG_VERSION = 1
 
 
@@ -69,6 +68,8 @@ class EvolutionConfig:
     storage: str = option(DEFAULT_STORAGE, "study database: any Optuna address")
     workers: int | None = option(None, "local worker processes; by default one for each core")
     max_retries: int = option(2, "how often lifetimes are begun again after their worker process died")
+    checkpoint_minutes: float = option(5.0, "minutes between the checkpoints of a cohort")
+    runs: str = option("runs", "folder of checkpoints")
     published_code: bool = option(
         False, "behave as ER-MRL's published code: no action in the reservoir, seeds 0, 1, 2, …"
     )
@@ -83,6 +84,8 @@ class EvolutionConfig:
         for name in ("seed", "max_retries"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name} is not negative: {getattr(self, name)}")
+        if not self.checkpoint_minutes >= 0:
+            raise UserError(f"--checkpoint_minutes is not negative: {self.checkpoint_minutes}")
         if self.popsize is not None and self.popsize < 2:
             raise UserError(f"a generation has at least 2 trials: --popsize {self.popsize}")
         for what in ("sr", "lr", "iss"):
@@ -113,14 +116,18 @@ def check_count(name: str, value: int) -> None:
 
 def study_name(env_id: str, h_test: str, training_steps: int) -> str:
     """ER-MRL's: `{env_id}_{h_test}_{thousands of steps}k_steps`."""
-    thousands = f"{training_steps // 1000}" if training_steps >= 1000 else f"{training_steps / 1000:g}"
-    return f"{env_id}_{h_test}_{thousands}k_steps"
+    return f"{env_id}_{h_test}_{thousands(training_steps)}_steps"
 
 
-def search_space(config: EvolutionConfig) -> dict[str, BaseDistribution]:
+def thousands(steps: int) -> str:
+    """`300k`; ER-MRL rounds down, which says nothing below one thousand."""
+    return f"{steps // 1000}k" if steps >= 1000 else f"{steps / 1000:g}k"
+
+
+def search_space(config: EvolutionConfig) -> SearchSpace:
     """The hyperparameters that are searched, all on a log scale."""
     names = ["sr", "lr"] if config.fixed_iss else ["sr", "lr", "iss"]
-    return {n: FloatDistribution(getattr(config, f"min_{n}"), getattr(config, f"max_{n}"), log=True) for n in names}
+    return {n: log_range(getattr(config, f"min_{n}"), getattr(config, f"max_{n}")) for n in names}
 
 
 def make_context(config: dict[str, Any], params: dict[str, float]) -> Context:
@@ -168,7 +175,8 @@ def stored_config(config: EvolutionConfig, sink: Sink) -> dict[str, Any]:
     stored["popsize"] = generation_size(config.sampler, search_space(config), config.popsize)
     stored["sampler"] = next(s for s in SAMPLERS if s.casefold() == config.sampler.casefold())
     # Where and by how many hands is no part of what a study is; a password has no place in it.
-    del stored["storage"], stored["workers"], stored["max_retries"]
+    for key in ("storage", "workers", "max_retries", "checkpoint_minutes", "runs"):
+        del stored[key]
     return stored | {"config_version": CONFIG_VERSION}
 
 
@@ -197,31 +205,32 @@ def evolve(config: EvolutionConfig, sink: Sink) -> int:
         f"{config.nb_seeds} seeds x {config.training_steps:,} steps, {workers} worker{'s' * (workers > 1)}"
     )
 
-    def plan(params: dict[str, Any], attrs: dict[str, Any]) -> list[LifetimeSpec]:
+    def plan(params: dict[str, Any]) -> list[LifetimeSpec]:
         return lifetimes(stored, params)
 
     def job(members: Sequence[tuple[Taken, int]]) -> Job:
-        return Job(tuple(taken.specs[index] for taken, index in members))
+        specs = tuple(taken.specs[index] for taken, index in members)
+        seconds = config.checkpoint_minutes * 60
+        return Job(specs, tuple(Outputs(None, checkpoint_path(config.runs, name, s), seconds) for s in specs))
 
+    popsize = stored["popsize"]
     try:
         with study:
             while True:
-                study.reclaim()
-                taken = [study.take_up(lost, plan) for lost in study.orphans()]
-                if not taken:
-                    counted = study.counted()
-                    missing = config.nb_trials - len(counted)
-                    if missing <= 0:
-                        break
-                    generation = 1 + max((t.user_attrs.get("generation", -1) for t in counted), default=-1)
-                    taken = study.propose(min(missing, stored["popsize"]), sampler, space, plan, generation=generation)
+                waiting = sum(t.number < config.nb_trials for t in study.reclaim())
+                begun = len(study.trials())
+                # A generation that an earlier run left incomplete is filled up; waiting trials of a complete one come first.
+                new = -begun % popsize or (0 if waiting else popsize)
+                new = min(new, max(0, config.nb_trials - begun))
+                if not waiting + new:
+                    break
+                taken = study.propose(waiting, new, sampler, space, plan, generation=begun // popsize)
                 progress.begin(taken)
                 study.run(taken, executor, job, progress.end, progress.tick)
     except KeyboardInterrupt:
         sink.close()
-        done = len(study.counted())
         sink.line(
-            f"interrupted: {done} of {config.nb_trials} trials are finished and stored in {shown(config.storage)}; "
+            f"interrupted: {study.finished()} of {config.nb_trials} trials are finished and stored in {shown(config.storage)}; "
             "the same command goes on from there"
         )
         _say_best(study, sink)
@@ -233,8 +242,13 @@ def evolve(config: EvolutionConfig, sink: Sink) -> int:
     if best is None:
         sink.line(f"no trial succeeded: {progress.last_error or 'see the trials'}")
         return 1
-    storage = "" if config.storage == DEFAULT_STORAGE else f" --storage '{shown(config.storage)}'"
-    sink.line(f"test them:       python test.py --study {name}{storage} --training_steps {config.training_steps}")
+    elsewhere = len(study.trials("RUNNING"))
+    if elsewhere:
+        sink.line(f"{elsewhere} trial{'s' * (elsewhere > 1)} of this study still run elsewhere")
+    command = ["python", "test.py", "--study", name, "--training_steps", str(config.training_steps)]
+    if config.storage != DEFAULT_STORAGE:
+        command += ["--storage", shown(config.storage)]
+    sink.line(f"test them:       {shlex.join(command)}")
     return 0
 
 
@@ -257,10 +271,10 @@ class Progress:
         self.study, self.config, self.sink = study, config, sink
         self._start = time.monotonic()
         self._steps_before, self._steps_now = 0, 0
-        self._done = len(study.counted())
+        self._done = study.finished()
         self._budget = (config.nb_trials - self._done) * config.nb_seeds * config.training_steps
         best = study.best()
-        self._best = (best.value, best.number) if best is not None else None
+        self._best = (float(best.value), best.number) if best is not None and best.value is not None else None
         self._generation: Any = 0
         self._running = 0
         self.last_error: str | None = None

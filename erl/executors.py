@@ -7,6 +7,9 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
@@ -48,12 +51,18 @@ class Board:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _prepare_worker() -> None:
-    """One thread; Ctrl-C is the coordinator's business."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _prepare_worker(coordinator: int) -> None:
+    """One thread, and an end when the coordinator is gone: a killed one cannot end its workers."""
     import torch
 
     torch.set_num_threads(1)
+
+    def watch() -> None:
+        while os.getppid() == coordinator:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _work(job: Job, board: str, first: int) -> list[LifetimeRecord]:
@@ -70,7 +79,7 @@ def _work(job: Job, board: str, first: int) -> list[LifetimeRecord]:
 
 
 class LocalExecutor:
-    """Worker processes on this machine.
+    """Worker processes on this machine, each in a pool of its own, so that one that dies takes no other's job along.
 
     Args:
         workers: how many; each uses one thread.
@@ -79,7 +88,7 @@ class LocalExecutor:
 
     def __init__(self, workers: int, max_retries: int = 2) -> None:
         self.workers, self.max_retries = workers, max_retries
-        self._pool: ProcessPoolExecutor | None = None
+        self._pools: dict[int, ProcessPoolExecutor] = {}
 
     def run(self, jobs: Sequence[Job], tick: Callable[[np.ndarray], Any], every: float = 0.5) -> Iterator[Result]:
         """Live all jobs.
@@ -92,56 +101,68 @@ class LocalExecutor:
         Yields:
             One result for each job, in the order in which they finish.
         """
+        if not jobs:
+            return
         offsets = np.cumsum([0] + [len(j.specs) for j in jobs])
         board = Board(int(offsets[-1]))
-        tries = dict.fromkeys(range(len(jobs)), 0)
-        running: dict[Future, int] = {}
-
-        def submit(index: int) -> None:
-            board.steps[offsets[index] : offsets[index + 1]] = 0
-            future = self._start().submit(_work, jobs[index], board.path, int(offsets[index]))
-            running[future] = index
-
+        deaths = dict.fromkeys(range(len(jobs)), 0)
+        pending, idle = deque(range(len(jobs))), list(range(self.workers))
+        running: dict[Future, tuple[int, int]] = {}  # -> job, worker
         try:
-            for index in range(len(jobs)):
-                submit(index)
-            while running:
+            while pending or running:
+                while pending and idle:
+                    index, worker = pending.popleft(), idle.pop()
+                    board.steps[offsets[index] : offsets[index + 1]] = 0
+                    future = self._submit(worker, _work, jobs[index], board.path, int(offsets[index]))
+                    running[future] = index, worker
                 done, _ = wait(running, timeout=every, return_when=FIRST_COMPLETED)
                 tick(board.steps)
-                broken = [f for f in done if isinstance(f.exception(), BrokenProcessPool)]
                 for future in done:
-                    if future not in broken:
-                        index = running.pop(future)
-                        error = future.exception()
-                        yield Result(index, None, error) if isinstance(error, Exception) else Result(index, future.result())  # fmt: skip
-                if broken:
-                    # One death breaks the whole pool: every unfinished job starts anew in a new one.
-                    lost = sorted(running.values())
-                    running.clear()
-                    self.close()
-                    for index in lost:
-                        tries[index] += 1
-                        if tries[index] <= self.max_retries:
-                            submit(index)
-                        else:
-                            yield Result(index, None, WorkerLost(f"the worker process died {tries[index]} times (killed, or out of memory)"))  # fmt: skip
+                    index, worker = running.pop(future)
+                    idle.append(worker)
+                    error = future.exception()
+                    if error is None:
+                        yield Result(index, future.result())
+                        continue
+                    if isinstance(error, BrokenProcessPool):
+                        self._end(worker)
+                        deaths[index] += 1
+                        if deaths[index] <= self.max_retries:
+                            pending.appendleft(index)
+                            continue
+                        error = WorkerLost(f"the worker process died {deaths[index]} times (killed, or out of memory)")
+                    elif not isinstance(error, Exception):  # sys.exit() in an environment is no reason to exit here
+                        error = WorkerLost(f"the lifetime ended its process: {error!r}")
+                    yield Result(index, None, error)
         finally:
             board.close()
             if running:
                 self.close()
 
-    def _start(self) -> ProcessPoolExecutor:
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(
-                self.workers, env={**_ONE_THREAD, "PYTHONUNBUFFERED": "1"}, initializer=_prepare_worker
-            )
-        return self._pool
+    def _submit(self, worker: int, function: Callable[..., Any], *arguments: Any) -> Future:
+        # Workers inherit what is blocked: Ctrl-C is the coordinator's business, from a worker's first moment on.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            for _ in range(2):
+                if worker not in self._pools:
+                    self._pools[worker] = ProcessPoolExecutor(
+                        1, env=_ONE_THREAD, initializer=_prepare_worker, initargs=(os.getpid(),)
+                    )
+                try:
+                    return self._pools[worker].submit(function, *arguments)
+                except BrokenProcessPool:  # it died while it was idle
+                    self._end(worker)
+            raise WorkerLost("no worker process can be started")
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _end(self, worker: int) -> None:
+        self._pools.pop(worker).shutdown(wait=False, kill_workers=True)
 
     def close(self) -> None:
         """End the workers at once, whatever they are doing."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, kill_workers=True)
-            self._pool = None
+        for worker in list(self._pools):
+            self._end(worker)
 
 
 def default_workers() -> int:

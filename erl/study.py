@@ -3,7 +3,8 @@ the trial loop that both evolution and test use.
 
 A trial's lifetimes hang on it as user attributes `lifetime:0`, `lifetime:1`, …, each written when that lifetime ends, so
 that a trial which is taken up again goes on where it stood. A running trial belongs to a coordinator that holds a lease;
-a trial whose coordinator is gone is marked failed (`lost`) and its parameters are proposed again as a new trial.
+a trial whose coordinator is gone waits for another one, under its own number: samplers draw by number and order, so an
+evolution that was interrupted proposes what it would have proposed without.
 """
 
 import json
@@ -14,6 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,18 +25,19 @@ import optuna
 import pandas as pd
 import psutil
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from erl.errors import UserError, nearest
 from erl.executors import LocalExecutor
 from erl.learners import get_learner
-from erl.lifetime import Job, LifetimeRecord, commit, describe, versions
-from erl.spec import LifetimeSpec, from_json, to_json
+from erl.lifetime import Job, LifetimeRecord, describe
+from erl.spec import LifetimeSpec, commit, from_json, to_json, versions
 
 DEFAULT_STORAGE = "sqlite:///studies.db"
 LEASE_SECONDS = 120.0
@@ -45,28 +48,38 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 # -- storage ----------------------------------------------------------------------------------------------------------
 
 
+def _url(storage: str) -> URL | None:
+    """The address as a database URL; None if it is none."""
+    try:
+        return make_url(storage)
+    except (SQLAlchemyError, ValueError):
+        return None
+
+
 def shown(storage: str) -> str:
     """A storage address fit for output and records: without its password."""
-    try:
-        return make_url(storage).render_as_string(hide_password=True) if "://" in storage else storage
-    except SQLAlchemyError:
-        return "***"
+    if "://" not in storage:
+        return storage
+    url = _url(storage)
+    if url is None:
+        return storage.partition("://")[0] + "://***"
+    hidden = {k: "***" if "pass" in k.casefold() else v for k, v in url.query.items()}
+    return url.set(query=hidden).render_as_string(hide_password=True)
 
 
 def _refused(storage: str, error: BaseException) -> UserError:
     """Why a storage cannot be used, without its password."""
     text = " ".join(str(getattr(error, "orig", None) or error).split())
-    try:
-        password = make_url(storage).password
-    except SQLAlchemyError:
-        password = None
-    if password:
-        text = text.replace(password, "***")
+    url = _url(storage)
+    secrets = [] if url is None else [url.password, *(v for k, v in url.query.items() if "pass" in k.casefold())]
+    for secret in secrets:
+        if secret:
+            text = text.replace(str(secret), "***")
     return UserError(f"cannot use the storage {shown(storage)}: {text or type(error).__name__}")
 
 
 def _check_sqlite(storage: str, create: bool) -> None:
-    """Refuse a file that is missing (unless it may be created), no SQLite database, or another program's."""
+    """Refuse a file that is missing or empty (unless it may be created), no SQLite database, or another program's."""
     name = make_url(storage).database
     if not name or name == ":memory:":
         raise UserError(f"{shown(storage)} lives in memory only; name a file, as in {DEFAULT_STORAGE}")
@@ -87,8 +100,27 @@ def _check_sqlite(storage: str, create: bool) -> None:
             connection.close()
     except sqlite3.Error as e:
         raise UserError(f"{path} is not a study database: {e}") from e
+    if not tables and not create:
+        raise UserError(f"the study database {path} is empty")
     if tables and not {"studies", "trials", "version_info"} <= tables:
         raise UserError(f"{path} is another program's database (tables {', '.join(sorted(tables)[:4])}), not a study database")  # fmt: skip
+
+
+def _check_journal(path: Path, create: bool) -> None:
+    """Refuse a file that is missing (unless it may be created), cannot be written, or holds something else."""
+    if not path.exists() and not create:
+        raise UserError(f"there is no journal file {path}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK) or path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"cannot write the journal file {path}")
+    try:  # Optuna takes a last line that it cannot read for one that is still being written
+        with path.open(encoding="utf-8") as file:
+            first = file.readline()
+        if first and "op_code" not in json.loads(first):
+            raise ValueError
+    except FileNotFoundError:
+        return
+    except ValueError:
+        raise UserError(f"{path} is not the journal of a study") from None
 
 
 def open_storage(storage: str, create: bool = False) -> BaseStorage:
@@ -105,30 +137,44 @@ def open_storage(storage: str, create: bool = False) -> BaseStorage:
     try:
         if storage.startswith("journal:") or storage.endswith(".log"):
             path = Path(storage.removeprefix("journal:"))
-            if not path.exists() and not create:
-                raise UserError(f"there is no journal file {path}")
-            if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-                raise UserError(f"cannot write the journal file {path}")
+            _check_journal(path, create)
             return JournalStorage(JournalFileBackend(str(path)))
         if storage.startswith("grpc://"):
             from optuna.storages import GrpcStorageProxy
 
             host, _, port = storage.removeprefix("grpc://").rstrip("/").partition(":")
             if not port.isdigit():
-                raise UserError(f"{storage} needs a port, as in grpc://localhost:13000")
+                raise UserError(f"{shown(storage)} needs a port, as in grpc://localhost:13000")
             return GrpcStorageProxy(host=host, port=int(port))
         if "://" not in storage:
             raise UserError(f"{storage!r} is no storage address; sqlite:///{storage} would be one")
-        sqlite = make_url(storage).get_backend_name() == "sqlite"
+        url = _url(storage)
+        if url is None:
+            raise UserError(
+                f"{shown(storage)} is no storage address: DATABASE://USER:PASSWORD@HOST:PORT/NAME, with special characters as %XX"
+            )
+        sqlite = url.get_backend_name() == "sqlite"
         if sqlite:
             _check_sqlite(storage, create)
         # SQLite's writers wait for one another; a server's connections are tested before use.
         settings: dict[str, Any] = {"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True}
-        return RDBStorage(storage, engine_kwargs=settings, skip_compatibility_check=False)
+        return _open_tables(storage, settings)
     except UserError:
         raise
-    except (SQLAlchemyError, ImportError, OSError, RuntimeError, ValueError, sqlite3.Error, json.JSONDecodeError) as e:
+    except Exception as e:  # whatever a driver or a file's contents object to
         raise _refused(storage, e) from None
+
+
+def _open_tables(storage: str, settings: dict[str, Any]) -> RDBStorage:
+    """Optuna's tables, created if there are none yet; another process that creates them just now is waited for."""
+    for attempt in range(10):
+        try:
+            return RDBStorage(storage, engine_kwargs=settings)
+        except (OperationalError, ProgrammingError, IntegrityError) as e:
+            if attempt == 9 or ("exist" not in str(e) and "UNIQUE" not in str(e)):
+                raise
+            time.sleep(0.2 * (attempt + 1))
+    raise AssertionError
 
 
 def study_names(storage: BaseStorage) -> list[str]:
@@ -137,6 +183,25 @@ def study_names(storage: BaseStorage) -> list[str]:
 
 
 # -- a study ----------------------------------------------------------------------------------------------------------
+
+
+SearchSpace = dict[str, BaseDistribution]
+Plan = Callable[[dict[str, Any]], list[LifetimeSpec]]  # from proposed parameters to the lifetimes of the trial
+
+
+def log_range(low: float, high: float) -> BaseDistribution:
+    """A parameter that is searched on a logarithmic scale."""
+    return FloatDistribution(low, high, log=True)
+
+
+def choice(values: Sequence[Any]) -> BaseDistribution:
+    """A parameter that is one of these values."""
+    return CategoricalDistribution(tuple(values))
+
+
+def whole(low: int, high: int) -> BaseDistribution:
+    """A parameter that is a whole number."""
+    return IntDistribution(low, high)
 
 
 class Sink(Protocol):
@@ -203,6 +268,8 @@ class Study:
                 self.optuna = optuna.create_study(
                     study_name=name, storage=self.storage, direction="maximize", load_if_exists=True
                 )
+            if len(self.optuna.directions) > 1:
+                raise UserError(f"study {name!r} has several objectives: it was not made by this project")
             self._id = self.storage.get_study_id_from_name(name)
             if config is not None:
                 self._settle(config, set(volatile))
@@ -236,24 +303,24 @@ class Study:
             if k not in volatile and stored.get(k) != config.get(k)
         ]
         if differ:
-            raise UserError(f"study {self.name!r} exists with another configuration: {'; '.join(differ)}; choose another --h_test")  # fmt: skip
+            raise UserError(f"study {self.name!r} exists with another configuration: {'; '.join(differ)}; use its flags or another name")  # fmt: skip
 
     @property
     def config(self) -> dict[str, Any] | None:
         """The stored configuration; None for a study that another program made."""
         return self.optuna.user_attrs.get("config")
 
-    def trials(self, *states: TrialState) -> list[FrozenTrial]:
-        """Trials in these states (all by default), in order."""
-        return self.optuna.get_trials(deepcopy=False, states=states or None)
+    def trials(self, *states: str) -> list[FrozenTrial]:
+        """Trials in these of Optuna's states, `WAITING`, `RUNNING`, `COMPLETE` and `FAIL` (all by default), in order."""
+        return self.optuna.get_trials(deepcopy=False, states=tuple(TrialState[s] for s in states) or None)
 
-    def counted(self) -> list[FrozenTrial]:
-        """Trials that count towards a number of trials: all but those that were lost and are proposed again."""
-        return [t for t in self.trials() if not t.user_attrs.get("lost")]
+    def finished(self) -> int:
+        """How many trials have ended, with a fitness or a failure."""
+        return len(self.trials("COMPLETE", "FAIL"))
 
     def best(self) -> FrozenTrial | None:
         """The trial with the highest fitness; None without any."""
-        done = [t for t in self.trials(TrialState.COMPLETE) if t.value is not None]
+        done = [t for t in self.trials("COMPLETE") if t.value is not None]
         return max(done, key=lambda t: (t.value, -t.number)) if done else None
 
     # -- leases --
@@ -288,97 +355,67 @@ class Study:
                 return True
         return float(leases.get(f"lease:{owner.get('id')}", 0.0)) < time.time()
 
-    def reclaim(self) -> int:
-        """Mark the trials of coordinators that are gone as lost; how many."""
+    def reclaim(self) -> list[FrozenTrial]:
+        """Let the trials of coordinators that are gone wait for somebody to take them up; all that wait."""
         leases = self.storage.get_study_user_attrs(self._id)
-        found = 0
-        for trial in self.trials(TrialState.RUNNING):
+        for trial in self.trials("RUNNING"):
             owner = trial.user_attrs.get("owner")
             if owner is not None and self._is_gone(owner, leases):
-                found += self._lose(trial._trial_id)
-        return found
+                self._release(trial._trial_id)
+        return self.trials("WAITING")
 
-    def _lose(self, trial_id: int) -> bool:
-        """Mark a running trial as lost, so that it is proposed again; False if somebody else ended it first."""
-        try:
-            self.storage.set_trial_user_attr(trial_id, "lost", True)
-            self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
-        except optuna.exceptions.UpdateFinishedTrialError:
-            return False
-        return True
-
-    def orphans(self) -> list[FrozenTrial]:
-        """Lost trials that nobody has taken up again."""
-        trials = self.trials()
-        taken_up = {t.user_attrs.get("continues") for t in trials}
-        return [t for t in trials if t.user_attrs.get("lost") and t.number not in taken_up]
+    def _release(self, trial_id: int) -> None:
+        with suppress(UpdateFinishedTrialError):  # somebody else took it up and ended it
+            self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
     # -- taking and ending trials --
 
-    def take_up(self, lost: FrozenTrial, plan: Callable[[dict[str, Any], dict[str, Any]], list[LifetimeSpec]]) -> Taken:
-        """Go on with a lost trial under a new number: same parameters, and the lifetimes that had ended are kept."""
-        attrs = {k: v for k, v in lost.user_attrs.items() if k not in ("lost", "owner")}
-        attrs |= {"continues": lost.number, "owner": self._owner}
-        template = create_trial(
-            state=TrialState.RUNNING,
-            params=lost.params,
-            distributions=lost.distributions,
-            user_attrs=attrs,
-            system_attrs=lost.system_attrs,
-        )
-        return self._taken(self.storage.create_new_trial(self._id, template_trial=template), plan)
+    def take_up(self, trial: FrozenTrial, plan: Plan) -> Taken | None:
+        """Go on with a waiting trial; the lifetimes that had ended are kept. None if somebody else was faster."""
+        with suppress(UpdateFinishedTrialError):
+            if self.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                self.storage.set_trial_user_attr(trial._trial_id, "owner", self._owner)
+                return self._taken(trial._trial_id, plan)
+        return None
 
-    def create(
-        self,
-        params: dict[str, Any],
-        distributions: dict[str, BaseDistribution],
-        plan: Callable[[dict[str, Any], dict[str, Any]], list[LifetimeSpec]],
-        **attrs: Any,
-    ) -> Taken:
+    def create(self, params: dict[str, Any], space: SearchSpace, plan: Plan) -> Taken:
         """Begin a trial with given parameters."""
         template = create_trial(
-            state=TrialState.RUNNING,
-            params=params,
-            distributions=distributions,
-            user_attrs={**attrs, "owner": self._owner},
+            state=TrialState.RUNNING, params=params, distributions=space, user_attrs={"owner": self._owner}
         )
         return self._taken(self.storage.create_new_trial(self._id, template_trial=template), plan)
 
     def propose(
-        self,
-        n: int,
-        sampler: BaseSampler,
-        space: dict[str, BaseDistribution],
-        plan: Callable[[dict[str, Any], dict[str, Any]], list[LifetimeSpec]],
-        **attrs: Any,
+        self, waiting: int, new: int, sampler: BaseSampler, space: SearchSpace, plan: Plan, generation: int
     ) -> list[Taken]:
-        """Begin `n` trials with parameters that the sampler proposes, all before any of them is known."""
+        """Take up trials that wait, and begin new ones of a generation, all before any of them is known."""
         self.optuna.sampler = sampler
         taken = []
-        for _ in range(n):
+        for i in range(waiting + new):
+            if i >= waiting:  # its owner is known from its first moment on, should this process end in the next one
+                self.optuna.enqueue_trial({}, user_attrs={"generation": generation, "owner": self._owner})
             trial = self.optuna.ask()
             trial.set_user_attr("owner", self._owner)
-            for key, value in attrs.items():
-                trial.set_user_attr(key, value)
             for name, distribution in space.items():
                 _suggest(trial, name, distribution)
             taken.append(self._taken(trial._trial_id, plan))
         return taken
 
-    def _taken(self, trial_id: int, plan: Callable[[dict[str, Any], dict[str, Any]], list[LifetimeSpec]]) -> Taken:
+    def _taken(self, trial_id: int, plan: Plan) -> Taken:
         trial = self.storage.get_trial(trial_id)
         return Taken(
             number=trial.number,
             trial_id=trial_id,
             params=trial.params,
             attrs=trial.user_attrs,
-            specs=plan(trial.params, trial.user_attrs),
+            specs=plan(trial.params),
             records={i: r for i, r in _records(trial).items() if r.error is None},
         )
 
     def _note(self, taken: Taken, index: int, record: LifetimeRecord) -> None:
         taken.records[index] = record
-        self.storage.set_trial_user_attr(taken.trial_id, f"lifetime:{index}", to_json(record))
+        with suppress(UpdateFinishedTrialError):
+            self.storage.set_trial_user_attr(taken.trial_id, f"lifetime:{index}", to_json(record))
         if record.error is not None and taken.error is None:
             taken.error = (f"lifetime {index}: {record.error}", record.traceback)
 
@@ -386,12 +423,15 @@ class Study:
         """Tell a trial whose lifetimes have all ended; its fitness, None if it failed."""
         value = None
         if taken.error is None:
-            value = float(np.mean([taken.records[i].fitness for i in range(len(taken.specs))]))  # type: ignore[arg-type]
-            self.storage.set_trial_state_values(taken.trial_id, TrialState.COMPLETE, [value])
-        else:
-            reason, trace = taken.error
-            self.storage.set_trial_user_attr(taken.trial_id, "error", {"reason": reason, "traceback": trace})
-            self.storage.set_trial_state_values(taken.trial_id, TrialState.FAIL)
+            value = float(np.mean([taken.records[i].fitness for i in range(len(taken.specs))]))
+        # This coordinator may have been taken for dead, and the trial ended by another: with the same result.
+        with suppress(UpdateFinishedTrialError):
+            if value is not None:
+                self.storage.set_trial_state_values(taken.trial_id, TrialState.COMPLETE, [value])
+            elif taken.error is not None:
+                reason, trace = taken.error
+                self.storage.set_trial_user_attr(taken.trial_id, "error", {"reason": reason, "traceback": trace})
+                self.storage.set_trial_state_values(taken.trial_id, TrialState.FAIL)
         return value
 
     def run(
@@ -411,7 +451,7 @@ class Study:
             on_end: called with a trial and its fitness (None: it failed).
             on_tick: called from time to time with the environment steps taken so far in this call.
 
-        A KeyboardInterrupt leaves finished trials told and the others marked as lost, to be taken up by the next run.
+        A KeyboardInterrupt leaves finished trials told and the others waiting, to be taken up by the next run.
         """
         open_trials = {t.trial_id: t for t in trials}
         try:
@@ -419,20 +459,22 @@ class Study:
                 if len(taken.records) == len(taken.specs):
                     on_end(open_trials.pop(taken.trial_id), self._end(taken))
             groups = _group(list(open_trials.values()), executor.workers)
-            for result in executor.run([make_job(g) for g in groups], lambda steps: on_tick(int(steps.sum()))):
+            jobs = [make_job(group) for group in groups]
+            for result in executor.run(jobs, lambda steps: on_tick(int(steps.sum()))):
                 for k, (taken, index) in enumerate(groups[result.index]):
                     if result.records is not None:
                         self._note(taken, index, result.records[k])
-                    elif taken.error is None:
+                        _forget_checkpoint(jobs[result.index], k)
+                    else:
                         assert result.error is not None
-                        taken.error = (describe(result.error), None)
-                        taken.records.setdefault(index, _no_record(taken.specs[index], result.error))
+                        taken.records[index] = _no_record(taken.specs[index], result.error)
+                        taken.error = taken.error or (describe(result.error), None)
                     if taken.trial_id in open_trials and len(taken.records) == len(taken.specs):
                         on_end(open_trials.pop(taken.trial_id), self._end(taken))
         except BaseException:
             executor.close()
             for trial_id in open_trials:
-                self._lose(trial_id)
+                self._release(trial_id)
             raise
 
 
@@ -446,6 +488,13 @@ def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> 
             return trial.suggest_categorical(name, choices)
         case _:
             raise ValueError(f"no parameter is proposed from a {type(distribution).__name__}")
+
+
+def _forget_checkpoint(job: Job, k: int) -> None:
+    """A lifetime whose record is stored needs its checkpoint no more."""
+    checkpoint = job.outputs[k].checkpoint if job.outputs else None
+    if checkpoint is not None:
+        Path(checkpoint).unlink(missing_ok=True)
 
 
 def _no_record(spec: LifetimeSpec, error: Exception) -> LifetimeRecord:
@@ -462,15 +511,18 @@ def _records(trial: FrozenTrial) -> dict[int, LifetimeRecord]:
 
 def _group(trials: Sequence[Taken], workers: int) -> list[list[tuple[Taken, int]]]:
     """Lifetimes that have not ended, as jobs: cohorts spread evenly over the workers, or each on its own."""
+    groups: list[list[tuple[Taken, int]]] = []
     cohorts: dict[Any, list[tuple[Taken, int]]] = {}
     for taken in trials:
         for index, spec in enumerate(taken.specs):
             if index not in taken.records:
                 key = get_learner(spec.learner.name, spec.learner.engine).cohort_key(spec)
-                cohorts.setdefault((taken.trial_id, index) if key is None else (key,), []).append((taken, index))
-    groups: list[list[tuple[Taken, int]]] = []
-    for key, members in cohorts.items():
-        n = 1 if len(key) == 2 else min(workers, len(members))
+                if key is None:
+                    groups.append([(taken, index)])
+                else:
+                    cohorts.setdefault(key, []).append((taken, index))
+    for members in cohorts.values():
+        n = min(workers, len(members))
         groups += [[members[i] for i in part] for part in np.array_split(np.arange(len(members)), n)]
     return groups
 

@@ -3,6 +3,7 @@
 Knows no learner. `make_env` is the only place that calls `gym.make`.
 """
 
+import importlib
 import logging
 import warnings
 from collections.abc import Callable
@@ -81,7 +82,10 @@ def _spec(env_id: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return gym.spec(env_id)
+            module, _, name = env_id.rpartition(":")
+            if module:
+                importlib.import_module(module)
+            return gym.spec(name)
     except ModuleNotFoundError as e:
         raise UserError(f"environment {env_id!r}: {e}") from e
     except gym.error.DeprecatedEnv as e:
@@ -93,6 +97,8 @@ def _spec(env_id: str) -> Any:
         versions = [i for i, s in gym.registry.items() if name and i.rpartition("-v")[0] == name]
         hint = f"; it has {', '.join(versions)}" if versions else nearest(env_id, gym.registry)
         raise UserError(f"unknown environment {env_id!r}{hint}") from e
+    except Exception as e:  # the module in front of the name runs when it is imported
+        raise UserError(f"environment {env_id!r} cannot be found: {type(e).__name__}: {e}") from e
 
 
 def _observed(task: Task, observation_space: spaces.Box) -> np.ndarray | None:
@@ -110,8 +116,10 @@ def _make(env_id: str, **kwargs: Any) -> gym.Env:
         warnings.simplefilter("ignore")
         try:
             return gym.make(env_id, disable_env_checker=True, **kwargs)
-        except (ImportError, gym.error.Error, OSError) as e:
-            raise UserError(f"environment {env_id!r} cannot be made: {' '.join(str(e).split())}") from e
+        except Exception as e:  # its constructor may raise anything
+            raise UserError(
+                f"environment {env_id!r} cannot be made: {type(e).__name__}: {' '.join(str(e).split())}"
+            ) from e
 
 
 @cache
@@ -149,7 +157,7 @@ def _is_vector_box(space: spaces.Space) -> bool:
 def _restrict(space: spaces.Box, keep: np.ndarray | None) -> spaces.Box:
     if keep is None:
         return space
-    return spaces.Box(space.low[keep], space.high[keep], dtype=space.dtype.type)  # type: ignore[arg-type, union-attr]
+    return spaces.Box(space.low[keep], space.high[keep], dtype=space.dtype.type)
 
 
 class HiddenVelocities(gym.ObservationWrapper, RecordConstructorArgs):
@@ -188,9 +196,9 @@ class Metered(gym.Wrapper, RecordConstructorArgs):
         """Begin an episode."""
         try:
             observation, info = self.env.reset(**kwargs)
-        except Exception as e:
+        except (Exception, SystemExit) as e:
             raise EnvironmentFault(f"the environment raised at a reset: {type(e).__name__}: {e}") from e
-        self._check("observation", observation)
+        self._check("an observation", observation)
         self._return, self._length = 0.0, 0
         return observation, info
 
@@ -198,12 +206,12 @@ class Metered(gym.Wrapper, RecordConstructorArgs):
         """Step, count and check."""
         try:
             observation, reward, terminated, truncated, info = self.env.step(action)
-        except Exception as e:
+        except (Exception, SystemExit) as e:
             where = f"at step {self.ledger.steps + 1}"
             raise EnvironmentFault(f"the environment raised {where}: {type(e).__name__}: {e}") from e
         self.ledger.step()
-        self._check("reward", reward)
-        self._check("observation", observation)
+        self._check("a reward", reward)
+        self._check("an observation", observation)
         self._return += float(reward)
         self._length += 1
         if terminated or truncated:
@@ -215,7 +223,7 @@ class Metered(gym.Wrapper, RecordConstructorArgs):
         if not np.isfinite(value).all():
             shown = np.array2string(np.asarray(value), threshold=8)
             raise EnvironmentFault(
-                f"the environment returned a {what} that is not finite, {shown}, at step {self.ledger.steps}"
+                f"the environment returned {what} that is not finite, {shown}, at step {self.ledger.steps}"
             )
 
 
@@ -239,6 +247,7 @@ def make_env(task: Task, ledger: Ledger | None = None, render_mode: str | None =
 
 def make_bare_env(task: Task, render_mode: str | None = None) -> tuple[gym.Env, np.ndarray | None]:
     """Gymnasium's environment without this project's wrappers, and the indices that the agent sees (None: all)."""
-    env = _make(task.env_id, render_mode=render_mode)
+    # An environment that cannot be rendered may not know the argument.
+    env = _make(task.env_id) if render_mode is None else _make(task.env_id, render_mode=render_mode)
     assert isinstance(env.observation_space, spaces.Box)
     return env, _observed(task, env.observation_space)

@@ -4,8 +4,12 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+
+from erl.executors import Result
+from erl.lifetime import live
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -17,6 +21,62 @@ sys.path.insert(0, str(TESTS))
 
 # The top-level test*.py are scripts for users. pytest must not collect them, whichever way it is called.
 collect_ignore_glob = ["../test*.py"]
+
+
+class InlineExecutor:
+    """`LocalExecutor`'s interface without processes."""
+
+    def __init__(self, workers=1, max_retries=0):
+        self.workers = workers
+
+    def run(self, jobs, tick, every=0.0):
+        steps = np.zeros(sum(len(job.specs) for job in jobs), dtype=np.int64)
+        for index, job in enumerate(jobs):
+            yield Result(index, live(job))
+            tick(steps)
+
+    def close(self):
+        pass
+
+
+class Lines:
+    """A sink that keeps what it is told."""
+
+    def __init__(self):
+        self.lines, self.statuses = [], []
+
+    def line(self, text):
+        self.lines.append(text)
+
+    def status(self, text):
+        self.statuses.append(text)
+
+    def close(self):
+        pass
+
+    def __str__(self):
+        return "\n".join(self.lines)
+
+
+@pytest.fixture
+def sink():
+    return Lines()
+
+
+@pytest.fixture
+def inline(monkeypatch):
+    """Evolutions and comparisons without worker processes, for tests that are about something else."""
+    monkeypatch.setattr("erl.evolution.LocalExecutor", InlineExecutor)
+    monkeypatch.setattr("erl.comparison.LocalExecutor", InlineExecutor)
+    return InlineExecutor
+
+
+@pytest.fixture
+def quick(tmp_path):
+    """PPO settings for the smallest budgets."""
+    path = tmp_path / "quick.yaml"
+    path.write_text("n_steps: 32\nbatch_size: 32\nn_epochs: 1\n")
+    return path.name
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,146 @@
+"""The README tells the truth: its flags and defaults are the scripts', its commands parse, its snippets and links hold."""
+
+import ast
+import re
+import shlex
+from dataclasses import fields
+
+import pytest
+from conftest import ROOT
+
+from erl import cli, spec, study
+from erl.comparison import ComparisonConfig
+from erl.evolution import EvolutionConfig
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SCRIPTS = {"evolve_res.py": EvolutionConfig, "test.py": ComparisonConfig}
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/DESIGN.md"]
+
+
+def _fenced(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+
+
+def _flags(script):
+    """Rows of a script's table: flag -> (default, meaning)."""
+    section = README.split(f"\n### {script}\n")[1].split("\n#")[0]
+    rows = re.findall(r"^\| `--(\w+)` \| (.*?) \| (.*) \|$", section, re.M)
+    assert len(rows) == len({name for name, *_ in rows})
+    return {name: (default, meaning) for name, default, meaning in rows}
+
+
+def _commands():
+    """Every command line of a shell block, those that sbatch wraps included, and of inline code."""
+    lines = [line for block in _fenced("sh") for line in block.splitlines()]
+    lines += re.findall(r'--wrap "([^"]*)"', README)
+    lines += [code for code in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", README) if code.startswith("python ")]
+    return [line for line in lines if line.strip()]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_table_has_every_flag_and_its_default(script):
+    table, known = _flags(script), {f.name: f.default for f in fields(SCRIPTS[script])}
+    assert table.keys() == known.keys()
+    for name, default in known.items():
+        if default is None:
+            assert not table[name][0].startswith("`"), f"--{name} has no default value"
+        else:
+            assert table[name][0] == f"`{default}`", f"the default of --{name}"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_table_names_every_choice_and_alias(script):
+    table = _flags(script)
+    for field in fields(SCRIPTS[script]):
+        default, meaning = table[field.name]
+        if meaning != "as above":
+            for word in field.metadata["choices"] or ():
+                assert f"`{word}`" in f"{default} {meaning}", f"a value of --{field.name}"
+        for alias in field.metadata["aliases"]:
+            assert f"`{alias.replace('-', '_').replace('__', '--', 1)}`" in meaning, f"an alias of --{field.name}"
+
+
+@pytest.mark.parametrize("command", [c for c in _commands() if re.match(r"python \S+\.py", c)])
+def test_commands_parse(command):
+    script, *flags = shlex.split(command)[1:]
+    cli.parse(SCRIPTS[script], flags)
+    assert (ROOT / script).exists()
+
+
+def test_every_script_is_in_a_command_and_in_the_table_of_commands():
+    for script in SCRIPTS:
+        assert f"| `python {script}` |" in README
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    named = re.findall(r"(?:^|`)make ([a-z-]+)", README, re.M)
+    assert named
+    assert set(named) <= targets
+
+
+def test_learners_are_the_ones_that_there_are():
+    from erl.learners import learner_names
+
+    sentence = re.search(r"that fits the environment's actions: ([\w,\s]+)\.", README)
+    assert sentence
+    assert sorted(re.split(r",\s+", sentence.group(1))) == sorted(learner_names())
+
+
+def test_other_flags_in_the_text_exist():
+    known = {f.name for config in SCRIPTS.values() for f in fields(config)} | {"training_timesteps"}
+    # Words of make's, git's, sbatch's, optuna-dashboard's and TensorBoard's are not in backticks of their own.
+    for flag in re.findall(r"`--(\w+)[^`]*`", README):
+        assert flag.removeprefix("no-") in known or flag == "no", flag
+
+
+def test_snippets_are_python_and_import_what_exists():
+    snippets = _fenced("python")
+    assert len(snippets) == 2
+    for snippet in snippets:
+        for node in ast.walk(ast.parse(snippet)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("erl"):
+                module = {"erl.spec": spec, "erl.study": study}[node.module]
+                assert all(hasattr(module, name.name) for name in node.names)
+
+
+@pytest.mark.scripts
+def test_the_snippets_run(tmp_path, monkeypatch):
+    """The main job at a tiny budget, then the README's own lines on what it left."""
+    from erl.comparison import compare
+    from erl.evolution import evolve
+
+    env = {"env_id": "CartPole-v1", "training_steps": 300, "workers": 1, "engine": "sb3"}
+    settings = tmp_path / "ppo.yaml"
+    settings.write_text("n_steps: 64\nn_epochs: 1\n", encoding="utf-8")
+    display = cli.Display()
+    assert evolve(EvolutionConfig(**env, nb_trials=1, nb_seeds=1, learner_config=str(settings)), display) == 0
+    test = ComparisonConfig(study="CartPole-v1_main_0.3k_steps", training_steps=300, workers=1, nb_seeds=1)
+    assert compare(test, display) == 0
+    model, frame = _fenced("python")
+    [trained] = (tmp_path / "models").iterdir()
+    model = re.sub(r"models/HalfCheetah[^/\"]*", f"models/{trained.name}", model)
+    frame = frame.replace("HalfCheetah-v4_main_300k_steps", "CartPole-v1_main_0.3k_steps")
+    namespace = {}
+    exec(model, namespace)
+    assert namespace["total"] >= 1
+    exec(frame, namespace)
+    assert len(namespace["frame"]) == 1
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_to_files_hold(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"https?://|#", target):
+            assert ((ROOT / document).parent / target.partition("#")[0]).exists(), target
+
+
+def test_the_design_names_every_module():
+    text = (ROOT / "docs/DESIGN.md").read_text(encoding="utf-8")
+    layout = text.split("## Layout")[1].split("```")[1]
+    for path in (ROOT / "erl").rglob("*.py"):
+        if path.name != "__init__.py":
+            assert re.search(rf"^ +{path.name}\b", layout, re.M), path
+    for name in re.findall(r"^ +(\w+\.py)", layout, re.M):
+        assert list((ROOT / "erl").rglob(name)), name

@@ -1,0 +1,188 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from erl.errors import UserError
+from erl.evaluation import evaluate
+from erl.learners import Outputs
+from erl.learners.sb3 import algorithms
+from erl.lifetime import Job, check, live
+from erl.reservoirs import Context, ReservoirParams
+from erl.spec import LearnerSpec, LifetimeSpec, Seeds, from_json, to_json
+from erl.tasks import Task
+
+DISCRETE, CONTINUOUS = "toy_environments:Recall-v0", "toy_environments:Steady-v0"
+ON_POLICY = {"n_steps": 64, "batch_size": 32}
+OFF_POLICY = {"learning_starts": 50, "buffer_size": 500, "batch_size": 16, "train_freq": 10, "gradient_steps": 1}
+SETTINGS = {
+    "PPO": ON_POLICY,
+    "RecurrentPPO": ON_POLICY | {"policy_kwargs": {"lstm_hidden_size": 8}},
+    "TRPO": ON_POLICY,
+    "A2C": {},
+    "ARS": {"n_delta": 2, "n_eval_episodes": 1},
+    **dict.fromkeys(("DQN", "QRDQN", "DDPG", "TD3"), OFF_POLICY),
+    **dict.fromkeys(("SAC", "TQC", "CrossQ"), OFF_POLICY | {"policy_kwargs": "dict(net_arch=[16, 16])"}),
+}
+FITS = {
+    DISCRETE: ["PPO", "A2C", "DQN", "QRDQN", "RecurrentPPO", "TRPO", "ARS"],
+    CONTINUOUS: ["PPO", "A2C", "SAC", "TD3", "DDPG", "TQC", "CrossQ", "RecurrentPPO", "TRPO", "ARS"],
+}
+RESERVOIR = Context((ReservoirParams(units=8, sr=0.9, lr=0.5),))
+
+
+def spec(name, env_id=DISCRETE, context=RESERVOIR, steps=150, config=None, **rest):
+    settings = SETTINGS[name] if config is None else config
+    return LifetimeSpec(
+        Task(env_id), LearnerSpec(name, settings, "sb3"), steps, Seeds.derive(7, "single", 0), context, **rest
+    )
+
+
+def result(record):
+    """What of a record does not depend on the clock."""
+    return json.dumps(to_json(replace(record, seconds=0.0)))
+
+
+def test_every_algorithm_is_tried():
+    assert set(SETTINGS) == set(algorithms()) - {"HerReplayBuffer"}
+
+
+@pytest.mark.parametrize(("env_id", "name"), [(e, n) for e, names in FITS.items() for n in names])
+def test_every_algorithm_that_fits_trains_saves_and_loads(env_id, name, tmp_path):
+    for context in (None, RESERVOIR):
+        lifetime = spec(name, env_id, context, fitness="final_eval", ep_eval=2)
+        check(lifetime)
+        path = tmp_path / ("with" if context else "without")
+        (record,) = live(Job((lifetime,), models=(str(path),)))
+        assert record.error is None, record.traceback
+        assert record.steps >= 150
+        assert record.evaluation_steps > 0
+        assert np.isfinite(record.training_return)
+        assert np.isfinite(record.fitness)
+        assert from_json(LifetimeSpec, json.loads(path.with_suffix(".json").read_text())) == lifetime
+        model = algorithms()[name].load(path)
+        env = lifetime.make_env()
+        assert model.observation_space == env.observation_space
+        # The file holds the agent that was evaluated: it reaches the same returns from the same seed.
+        assert evaluate(model, env, 2, lifetime.seeds.evaluation).returns == record.final_returns
+
+
+@pytest.mark.parametrize(
+    ("name", "env_id"), [("DQN", CONTINUOUS), ("SAC", DISCRETE), ("TD3", DISCRETE), ("QRDQN", CONTINUOUS)]
+)
+def test_algorithms_that_do_not_fit_say_which_do(name, env_id):
+    with pytest.raises(UserError, match=f"{name} does not take the .* actions") as e:
+        check(spec(name, env_id))
+    assert str(e.value).partition("these do: ")[2].split(", ")[0] == "A2C"
+    assert set(str(e.value).partition("these do: ")[2].split(", ")) == set(FITS[env_id])
+
+
+@pytest.mark.parametrize("name", ["PPO", "SAC", "RecurrentPPO"])
+def test_same_seed_same_record(name):
+    env_id = CONTINUOUS if name == "SAC" else DISCRETE
+    lifetime = spec(name, env_id)
+    first, second = (live(Job((lifetime,)))[0] for _ in range(2))
+    assert result(first) == result(second)
+    other = replace(lifetime, seeds=Seeds.derive(8, "single", 0))
+    assert result(live(Job((other,)))[0]) != result(first)
+
+
+def test_same_seed_same_record_in_another_process():
+    lifetime = spec("PPO")
+    code = (
+        "import sys, json, torch; torch.set_num_threads(1)\n"
+        "from erl.lifetime import Job, live; from erl.spec import LifetimeSpec, from_json, to_json\n"
+        "print(json.dumps(to_json(live(Job((from_json(LifetimeSpec, json.loads(sys.argv[1])),)))[0])))"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(to_json(lifetime))], capture_output=True, text=True, check=True
+    )
+    there = json.loads(out.stdout.splitlines()[-1])
+    here = json.loads(result(live(Job((lifetime,)))[0]))
+    assert there | {"seconds": 0.0} == here
+
+
+def test_tensorboard_log_is_written(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tmp_path / "logs"
+    live(Job((spec("PPO"),), outputs=(Outputs(tensorboard=str(folder)),)))
+    events = EventAccumulator(str(folder)).Reload()
+    assert {"rollout/ep_rew_mean", "train/loss"} <= set(events.Tags()["scalars"])
+
+
+def test_several_environments_share_budget_and_ledger():
+    (record,) = live(Job((spec("PPO", config=ON_POLICY | {"n_envs": 2}, steps=256),)))
+    assert record.steps == 256  # two rollouts of 2 x 64
+    assert record.episodes == 64
+
+
+def test_normalised_observations_reach_the_policy_in_evaluation_too(tmp_path):
+    lifetime = spec("PPO", config=ON_POLICY | {"normalize": True}, fitness="final_eval", ep_eval=3)
+    (record,) = live(Job((lifetime,), models=(str(tmp_path / "model"),)))
+    assert record.error is None, record.traceback
+    model = algorithms()["PPO"].load(tmp_path / "model")
+    statistics = VecNormalize.load(str(tmp_path / "model.vecnormalize.pkl"), DummyVecEnv([lifetime.make_env]))
+    assert np.abs(statistics.obs_rms.mean).max() > 0
+
+    class Normalised:
+        def predict(self, observation, *rest, **more):
+            return model.predict(statistics.normalize_obs(observation), *rest, **more)
+
+    again = evaluate(Normalised(), lifetime.make_env(), 3, lifetime.seeds.evaluation)
+    assert again.returns == record.final_returns
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"learning_rat": 1e-3}, "no setting 'learning_rat'.*learning_rate"),
+        ({"seed": 3}, "no setting 'seed'"),
+        ({"n_envs": 0}, "n_envs"),
+        ({"n_envs": True}, "n_envs"),
+        ({"n_steps": "many"}, "PPO refuses its settings"),
+        ({"learning_rate": "cos_3"}, "unknown schedule"),
+        ({"policy": "MlpPolice"}, "MlpPolicy"),
+        ({"policy_kwargs": "dict(activation_fn=nn.Rellu)"}, "ReLU"),
+        ({"policy_kwargs": {"net_arkh": [3]}}, "PPO refuses its settings"),
+        ({"policy_kwargs": "words"}, "PPO refuses its settings"),
+        ({"normalize": {"norm_everything": True}}, "norm_everything"),
+        ({"noise_type": "normal"}, "no action noise"),
+        ({"batch_size": 0}, "PPO refuses its settings"),
+    ],
+)
+def test_settings_that_cannot_be(config, message):
+    with pytest.raises(UserError, match=message):
+        check(spec("PPO", config=config))
+
+
+def test_unknown_noise():
+    with pytest.raises(UserError, match="pink"):
+        check(spec("TD3", CONTINUOUS, config={"noise_type": "pink"}))
+
+
+def test_the_zoos_schedules_and_noise_train():
+    config = OFF_POLICY | {"noise_type": "normal", "noise_std": 0.1, "learning_rate": "lin_1e-3"}
+    (record,) = live(Job((spec("TD3", CONTINUOUS, config=config),)))
+    assert record.error is None, record.traceback
+
+
+def test_fewer_episodes_than_asked_are_noted_and_none_is_a_failure():
+    (few,) = live(Job((spec("PPO", ep_eval=100, steps=64),)))
+    assert (few.fitness is not None, few.episodes_averaged) == (True, 16)
+    assert few.note == "only 16 of 100 episodes were finished within 64 steps"
+    (none,) = live(Job((spec("PPO", "toy_environments:Endless-v0", steps=64),)))
+    assert (none.fitness, none.error) == (None, "no episode was finished within 64 steps")
+
+
+def test_a_lifetime_that_fails_hurts_no_other():
+    lifetimes = (spec("PPO"), spec("PPO", "toy_environments:Faulty-raise-v0"), spec("PPO"))
+    good, bad, also_good = live(Job(lifetimes))
+    assert good.fitness == also_good.fitness is not None
+    assert bad.error == "the environment raised at step 51: RuntimeError: the simulator exploded"
+    assert "in step" in bad.traceback
+    assert bad.steps == 50
