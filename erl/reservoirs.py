@@ -169,12 +169,19 @@ class Context:
         reset_res: whether states go to zero at the start of an episode.
         feed_action: whether the executed action reaches the reservoirs. ER-MRL's published code feeds zeros, or the
             one-hot of action 0 after a step, instead.
+        obs_units: how many neurons the policy sees, the first ones of all reservoirs side by side; None for all.
     """
 
     reservoirs: tuple[ReservoirParams, ...]
     skip_c: bool = False
     reset_res: bool = True
     feed_action: bool = True
+    obs_units: int | None = None
+
+    def __post_init__(self) -> None:
+        units = sum(r.units for r in self.reservoirs)
+        if self.obs_units is not None and self.reservoirs and not 1 <= self.obs_units <= units:
+            raise UserError(f"a policy can see 1 to {units} of {units} neurons, not {self.obs_units}")
 
 
 class ContextEncoder:
@@ -207,7 +214,8 @@ class ContextEncoder:
         self.bank = ReservoirBank(
             [c.reservoirs for c in contexts], seeds, input_dim=self._obs_dim + self._action_dim + 1
         )
-        low, high = [np.full(self.bank.units, -1.0)], [np.full(self.bank.units, 1.0)]
+        self._visible = first.obs_units or self.bank.units
+        low, high = [np.full(self._visible, -1.0)], [np.full(self._visible, 1.0)]
         if self.skip_c:
             low += [observation_space.low.ravel(), _action_bounds(action_space)[0], np.array([-np.inf])]
             high += [observation_space.high.ravel(), _action_bounds(action_space)[1], np.array([np.inf])]
@@ -243,9 +251,9 @@ class ContextEncoder:
             u[:, self._obs_dim : -1] = actions
         else:
             u[:, self._obs_dim : -1] = 0.0
-        self._out[:, : self.bank.units] = self.bank.step(u)
+        self._out[:, : self._visible] = self.bank.step(u)[:, : self._visible]
         if self.skip_c:
-            self._out[:, self.bank.units :] = u
+            self._out[:, self._visible :] = u
         return self._out
 
     def reset(self, agent: int, observation: np.ndarray) -> np.ndarray:
@@ -255,9 +263,9 @@ class ContextEncoder:
         u[self._obs_dim :] = 0.0
         if self.reset_res:
             self.bank.state[agent] = 0.0
-        self._out[agent, : self.bank.units] = self.bank.step_one(agent, u)
+        self._out[agent, : self._visible] = self.bank.step_one(agent, u)[: self._visible]
         if self.skip_c:
-            self._out[agent, self.bank.units :] = u
+            self._out[agent, self._visible :] = u
         return self._out[agent]
 
     def drop(self, keep: Sequence[int]) -> None:

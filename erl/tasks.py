@@ -46,10 +46,12 @@ class Task:
     Attributes:
         env_id: Gymnasium's name, or `module:name` for an environment that a module registers.
         del_obs: whether the velocities are deleted from the observation.
+        frame_stack: how many observations it sees at a time, the oldest first; zeros stand for those before a reset.
     """
 
     env_id: str
     del_obs: bool = False
+    frame_stack: int = 1
 
 
 @dataclass
@@ -141,8 +143,16 @@ def check_task(task: Task) -> tuple[spaces.Box, spaces.Space]:
         raise UserError(
             f"{task.env_id} takes {action_space} for its actions; agents here take Discrete and Box vectors"
         )
-    keep = _observed(task, observation_space)
-    return _restrict(observation_space, keep), action_space
+    seen = _restrict(observation_space, _observed(task, observation_space))
+    return stacked_space(seen, task.frame_stack), action_space
+
+
+def stacked_space(space: spaces.Box, frame_stack: int) -> spaces.Box:
+    """The space of several observations side by side; zeros, which stand for what was before a reset, lie in it."""
+    if frame_stack == 1:
+        return space
+    low, high = np.minimum(space.low, 0), np.maximum(space.high, 0)
+    return spaces.Box(np.tile(low, frame_stack), np.tile(high, frame_stack), dtype=space.dtype.type)
 
 
 def _is_vector_box(space: spaces.Space) -> bool:
@@ -178,6 +188,38 @@ class HiddenVelocities(gym.ObservationWrapper, RecordConstructorArgs):
     def observation(self, observation: np.ndarray) -> np.ndarray:
         """The entries that stay."""
         return observation[self.keep]
+
+
+class StackedFrames(gym.Wrapper, RecordConstructorArgs):
+    """Shows the latest observations side by side, the oldest first, as Stable-Baselines3's VecFrameStack does.
+
+    Args:
+        env: environment with vector observations.
+        frame_stack: how many.
+    """
+
+    def __init__(self, env: gym.Env, frame_stack: int) -> None:
+        RecordConstructorArgs.__init__(self, frame_stack=frame_stack)
+        gym.Wrapper.__init__(self, env)
+        assert isinstance(env.observation_space, spaces.Box)
+        self.observation_space = stacked_space(env.observation_space, frame_stack)
+        self._size = env.observation_space.shape[0]
+        self._frames = np.zeros(self.observation_space.shape, self.observation_space.dtype)
+
+    def _push(self, observation: np.ndarray) -> np.ndarray:
+        self._frames = np.concatenate([self._frames[self._size :], observation]).astype(self.observation_space.dtype)
+        return self._frames
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin an episode: zeros, then its observation."""
+        observation, info = self.env.reset(**kwargs)
+        self._frames = np.zeros_like(self._frames)
+        return self._push(observation), info
+
+    def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
+        """Step, and drop the oldest observation."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return self._push(observation), reward, terminated, truncated, info
 
 
 class Metered(gym.Wrapper, RecordConstructorArgs):
@@ -242,7 +284,8 @@ def make_env(task: Task, ledger: Ledger | None = None, render_mode: str | None =
     env, keep = make_bare_env(task, render_mode)
     if keep is not None:
         env = HiddenVelocities(env, keep)
-    return Metered(env, ledger)
+    env = Metered(env, ledger)
+    return env if task.frame_stack == 1 else StackedFrames(env, task.frame_stack)
 
 
 def make_bare_env(task: Task, render_mode: str | None = None) -> tuple[gym.Env, np.ndarray | None]:

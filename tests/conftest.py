@@ -19,9 +19,6 @@ torch.set_num_threads(1)
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
 sys.path.insert(0, str(TESTS))
 
-# The top-level test*.py are scripts for users. pytest must not collect them, whichever way it is called.
-collect_ignore_glob = ["../test*.py"]
-
 
 class InlineExecutor:
     """`LocalExecutor`'s interface without processes."""

@@ -112,6 +112,8 @@ def live_until(specs, folder, at, monkeypatch):
 @pytest.mark.parametrize("config", [{}, {"n_envs": 2, "normalize": True}])
 def test_a_killed_cohort_goes_on_as_if_nothing_had_happened(env_id, config, tmp_path, monkeypatch):
     specs = [lifetime(i, env_id, 1536, **config) for i in range(3)]
+    if env_id == "Pendulum-v1":
+        specs = [dataclasses.replace(s, task=Task(env_id, del_obs=True, frame_stack=3), context=None) for s in specs]
     outputs = live_until(specs, tmp_path, 3, monkeypatch)
     assert len(list(tmp_path.glob("*.pkl"))) == 3
     expected = [essence(r) for r in live(Job(tuple(specs)))]
@@ -170,12 +172,18 @@ def test_sigkill_at_any_moment_leaves_checkpoints_that_are_whole(tmp_path):
         assert load_checkpoint(output.checkpoint, spec, versions()) is not None
 
 
+@pytest.mark.parametrize("frame_stack", [1, 3])
 @pytest.mark.parametrize("del_obs", [False, True])
 @pytest.mark.parametrize("context", [True, False])
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
-def test_the_world_shows_what_the_wrapped_environments_show(env_id, context, del_obs):
+def test_the_world_shows_what_the_wrapped_environments_show(env_id, context, del_obs, frame_stack):
     """Same seeds and actions: observations, rewards, ends, terminal observations and episodes are Stable-Baselines3's."""
     specs = [lifetime(i, env_id, context=context, del_obs=del_obs) for i in range(3)]
+    specs = [dataclasses.replace(s, task=dataclasses.replace(s.task, frame_stack=frame_stack)) for s in specs]
+    if context and del_obs:
+        specs = [
+            dataclasses.replace(s, context=dataclasses.replace(s.context, obs_units=7, skip_c=True)) for s in specs
+        ]
     ledgers = [Ledger() for _ in specs]
     world = World(specs, ledgers, n_envs=2)
     theirs, their_ledgers = [], []

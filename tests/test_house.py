@@ -1,8 +1,10 @@
 """The house rules that code can check: which module imports which, and what pytest collects."""
 
 import ast
+import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,26 +13,11 @@ ROOT = Path(__file__).parent.parent
 FILES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorted((ROOT / "erl").rglob("*.py"))}
 SCRIPTS = {p.stem: p for p in ROOT.glob("*.py") if p.name not in ("conftest.py", "setup.py")}
 
-# A module imports from lower floors only; those of one floor do not import one another.
-FLOORS = [
-    {"erl", "erl.errors", "erl.figures"},
-    {"erl.tasks", "erl.cli", "erl.distributions"},
-    {"erl.reservoirs", "erl.samplers"},
-    {"erl.spec"},
-    {"erl.evaluation", "erl.learners.settings", "erl.lockstep", "erl.gradients", "erl.learners"},
-    {"erl.learners.sb3"},
-    {"erl.learners.*"},
-    {"erl.lifetime"},
-    {"erl.executors"},
-    {"erl.study"},
-    {"erl.evolution"},
-    {"erl.comparison"},
-    {"erl.__main__"},
-]
 # The registry names learners, and a learner is loaded when it is asked for.
 LATE = {("erl.learners", learner) for learner in FILES if learner.startswith("erl.learners.")}
-# Parts of one learner.
-FAMILIES = [{"erl.learners.cohort", "erl.learners.cohort_ppo", "erl.learners.ppo_training"}]
+# What learners share, and the parts of one learner. Beyond that they do not know one another.
+SHARED = {"erl.learners", "erl.learners.settings", "erl.learners.sb3", "erl.learners.cohort"}
+FAMILIES = [{f"erl.learners.{part}" for part in ("cohort_ppo", "ppo_training", "ppo_exchange", "ppo_settings")}]
 
 
 def imports(path):
@@ -46,27 +33,46 @@ def imports(path):
     return found
 
 
-def floor(module):
-    name = module if any(module in f for f in FLOORS) else module.rpartition(".")[0] + ".*"
-    return next((i for i, modules in enumerate(FLOORS) if name in modules), None)
-
-
 def own(name):
     """The module's name as it is imported."""
     return name.removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_imports_go_one_way(name):
-    module = own(name)
-    assert floor(module) is not None, f"{module} has no floor yet"
-    for imported in imports(FILES[name]):
-        imported = own(imported)
-        if not imported.startswith("erl") or (module, imported) in LATE:
-            continue
-        if any({module, imported} <= family for family in FAMILIES):
-            continue
-        assert floor(imported) < floor(module), f"{module} imports {imported}"
+GRAPH = {
+    own(name): {own(i) for i in imports(path) if i.split(".")[0] == "erl" and (own(name), own(i)) not in LATE}
+    for name, path in FILES.items()
+}
+
+
+def reached(module):
+    """All modules of this project that a module imports, directly or not."""
+    found = set()
+    todo = list(GRAPH[module])
+    while todo:
+        if (now := todo.pop()) not in found:
+            found.add(now)
+            todo += GRAPH[now]
+    return found
+
+
+def test_imports_go_one_way():
+    assert not [module for module in GRAPH if module in reached(module)]
+    chain = ["errors", "tasks", "spec", "learners", "lifetime", "executors", "study", "evolution", "comparison"]
+    for lower, upper in pairwise(f"erl.{module}" for module in chain):
+        assert lower in reached(upper)
+
+
+@pytest.mark.parametrize("module", ["erl.errors", "erl.cli", "erl.evaluation", "erl.samplers"])
+def test_leaves(module):
+    assert GRAPH[module] <= {"erl.errors"}
+
+
+def test_learners_do_not_know_one_another():
+    for module in GRAPH:
+        if module.startswith("erl.learners."):
+            family = next((f for f in FAMILIES if module in f), set())
+            others = {i for i in GRAPH[module] if i.startswith("erl.learners")} - SHARED - family
+            assert not others, f"{module} imports {others}"
 
 
 def importers(library):
@@ -91,14 +97,14 @@ def test_nothing_imports_figures():
     assert not [n for n, p in FILES.items() if "erl.figures" in imports(p)]
 
 
-@pytest.mark.parametrize("arguments", [[], ["."], ["tests"], [str(ROOT)], ["test.py"]])
-def test_pytest_collects_no_script(arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    collected = {line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line}
-    assert all(file.startswith("tests/") for file in collected)
-    assert ("tests/test_house.py" in collected) == (arguments != ["test.py"])
+@pytest.mark.parametrize("arguments", [[], ["."], ["tests"]])
+def test_pytest_collects_tests_and_no_script(arguments, tmp_path):
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_one.py").write_text("def test_one(): pass\n")
+    for name in ("test.py", "test_multi_res.py", "test_generalization.py"):
+        (tmp_path / name).write_text("raise SystemExit('collected')\ndef test_script(): pass\n")
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert [line for line in done.stdout.splitlines() if "::" in line] == ["tests/test_one.py::test_one"]

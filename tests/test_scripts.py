@@ -111,7 +111,7 @@ def test_bad_input_in_a_process_of_its_own(name, flags, quick):
 def test_a_terminal_shows_live_progress(quick):
     main, side = pty.openpty()
     process = subprocess.Popen(
-        command("evolve_res.py", f"{TINY} --env_id CartPole-v1"),
+        command("evolve_res.py", f"{TINY} --env_id CartPole-v1 --training_steps 4000"),
         stdout=side,
         stderr=side,
         env={**os.environ, "TERM": "xterm"},
@@ -197,7 +197,7 @@ def test_arms_can_be_chosen_and_what_failed_is_tried_again(evolved, sink, monkey
     with monkeypatch.context() as patch:
         patch.setattr("erl.learners.sb3.SB3Agent.save", lambda *_: 1 / 0)
         assert compare(arms, sink) == 1
-    assert "failed: PPO seed 0: ZeroDivisionError: division by zero" in str(sink)
+    assert "failed: PPO seed 0: lifetime 0: ZeroDivisionError: division by zero" in str(sink)
     assert compare(arms, sink) == 0
     assert "RES_PPO_0.0003" not in str(sink)
     with pytest.raises(Exception, match="unknown agent 'TRPO' in --arms"):

@@ -2,6 +2,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
 from erl.errors import UserError
 from erl.tasks import VELOCITIES, EnvironmentFault, Ledger, Task, check_task, make_env
@@ -144,3 +145,19 @@ def test_only_vectors_of_numbers_and_bounded_actions_pass():
     gym.register("Unbounded-v0", Unbounded)
     with pytest.raises(UserError, match="actions"):
         check_task(Task("Unbounded-v0"))
+
+
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "CartPole-v1"])
+def test_stacked_frames_equal_stable_baselines3s(env_id):
+    ours = DummyVecEnv([lambda: make_env(Task(env_id, frame_stack=4))])
+    theirs = VecFrameStack(DummyVecEnv([lambda: make_env(Task(env_id))]), 4)
+    assert ours.observation_space.shape == theirs.observation_space.shape
+    ours.seed(3), theirs.seed(3)
+    np.testing.assert_array_equal(ours.reset(), theirs.reset())
+    for _ in range(250):
+        action = [ours.action_space.sample()]
+        (o, r, d, i), (p, q, e, j) = ours.step(action), theirs.step(action)
+        np.testing.assert_array_equal(o, p)
+        assert (r, d) == (q, e)
+        if d:
+            np.testing.assert_array_equal(i[0]["terminal_observation"], j[0]["terminal_observation"])

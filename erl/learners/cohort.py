@@ -16,7 +16,7 @@ from erl.files import write_whole
 from erl.lockstep import Lockstep
 from erl.reservoirs import ContextEncoder
 from erl.spec import LifetimeSpec, to_json
-from erl.tasks import EnvironmentFault, Ledger, make_bare_env
+from erl.tasks import EnvironmentFault, Ledger, make_bare_env, stacked_space
 
 CHECKPOINT_VERSION = 1
 # Ticks between two entries in the ledgers; an episode's end enters what is outstanding at once.
@@ -44,17 +44,18 @@ class World:
         made = [make_bare_env(spec.task) for spec in specs for _ in range(n_envs)]
         self._lockstep = Lockstep([env for env, _ in made], made[0][1])
         self.action_space: spaces.Space = self._lockstep.action_space
+        visible: spaces.Box = self._lockstep.observation_space
+        k = specs[0].task.frame_stack
+        self._frames = None if k == 1 else np.zeros((self._lockstep.n, k * int(visible.shape[0])))
+        self._frame_size = int(visible.shape[0])
+        visible = stacked_space(visible, k)
         self._seeds = [spec.seeds.environment for spec in specs]
         self._encoder: ContextEncoder | None = None
         if specs[0].context is not None:
             contexts = [spec.context for spec in specs for _ in range(n_envs) if spec.context is not None]
             reservoir_seeds = [spec.seeds.reservoir for spec in specs for _ in range(n_envs)]
-            self._encoder = ContextEncoder(
-                contexts, reservoir_seeds, self._lockstep.observation_space, self.action_space
-            )
-        self.observation_space: spaces.Box = (
-            self._lockstep.observation_space if self._encoder is None else self._encoder.space
-        )
+            self._encoder = ContextEncoder(contexts, reservoir_seeds, visible, self.action_space)
+        self.observation_space: spaces.Box = visible if self._encoder is None else self._encoder.space
         self._returns = np.zeros(self._lockstep.n)
         self._outstanding = 0
         self.faults: dict[int, EnvironmentFault] = {}
@@ -91,6 +92,9 @@ class World:
         self._outstanding += 1
         if self._outstanding == _LEDGER_EVERY:
             self._enter_steps()
+        if self._frames is not None:
+            self._frames = np.concatenate([self._frames[:, self._frame_size :], observations], axis=1)
+            observations = self._frames.copy()
         seen = observations if self._encoder is None else self._encoder.step(observations, actions, rewards)
         ended = terminated | truncated
         timeouts = []
@@ -109,6 +113,10 @@ class World:
 
     def _begin_episode(self, slot: int, seed: int | None = None) -> np.ndarray:
         observation = self._lockstep.reset(slot, seed)
+        if self._frames is not None:
+            self._frames[slot] = 0.0
+            self._frames[slot, -self._frame_size :] = observation
+            observation = self._frames[slot].copy()
         return observation if self._encoder is None else self._encoder.reset(slot, observation)
 
     def _by_agent(self, array: np.ndarray) -> np.ndarray:
@@ -140,6 +148,8 @@ class World:
         self._lockstep.retain(slots)
         if self._encoder is not None:
             self._encoder.drop(slots)
+        if self._frames is not None:
+            self._frames = self._frames[slots]
         self._returns = self._returns[slots]
         self.ledgers = [self.ledgers[i] for i in keep]
         self._seeds = [self._seeds[i] for i in keep]
@@ -155,6 +165,7 @@ class World:
                 {
                     "environments": {**world, "elapsed": world["elapsed"][part], "envs": world["envs"][part]},
                     "reservoirs": None if self._encoder is None else self._encoder.bank.state[part].copy(),
+                    "frames": None if self._frames is None else self._frames[part].copy(),
                     "returns": self._returns[part].copy(),
                 }
             )
@@ -174,6 +185,8 @@ class World:
                 now["envs"][part] = state["environments"]["envs"]
                 if self._encoder is not None:
                     self._encoder.bank.state[part] = state["reservoirs"]
+                if self._frames is not None:
+                    self._frames[part] = state["frames"]
                 self._returns[part] = state["returns"]
         anew = {}
         for slot in self._lockstep.set_state(now):
