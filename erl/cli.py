@@ -166,7 +166,7 @@ class Display:
             if self._live is None:
                 self._live = Live(console=self.console, refresh_per_second=4, transient=True)
                 self._live.start()
-            self._live.update(Text(text, no_wrap=True, overflow="ellipsis"))
+            self._live.update(Text(text, no_wrap=False, overflow="fold"))
         elif time.monotonic() - self._printed >= self._every:
             self._printed = time.monotonic()
             self.line(text)

@@ -259,8 +259,8 @@ def _say_best(study: Study, sink: Sink) -> Any:
         sink.line(f"best trial:      {best.number} of {len(study.trials())}, fitness {best.value:.2f}")
         sink.line(f"hyperparameters: {params}")
         where = shown(study.address)
-        path = where.removeprefix("sqlite:///")
-        sink.line(f"study database:  {where}" + (f" ({os.path.abspath(path)})" if path != where else ""))
+        path = where.removeprefix("sqlite:///").partition("?")[0]
+        sink.line(f"study database:  {where}" + (f" ({os.path.abspath(path)})" if where.startswith("sqlite") else ""))
     return best
 
 

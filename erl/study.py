@@ -14,6 +14,7 @@ import sqlite3
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -145,7 +146,10 @@ def open_storage(storage: str, create: bool = False) -> BaseStorage:
             host, _, port = storage.removeprefix("grpc://").rstrip("/").partition(":")
             if not port.isdigit():
                 raise UserError(f"{shown(storage)} needs a port, as in grpc://localhost:13000")
-            return GrpcStorageProxy(host=host, port=int(port))
+            with warnings.catch_warnings(action="ignore"):  # that it is experimental
+                proxy = GrpcStorageProxy(host=host, port=int(port))
+            study_names(proxy)  # it connects when it is first asked, and here its errors are understood
+            return proxy
         if "://" not in storage:
             raise UserError(f"{storage!r} is no storage address; sqlite:///{storage} would be one")
         url = _url(storage)

@@ -300,6 +300,7 @@ def listing():
         ("nowhere/x.log", "journal file nowhere/x.log"),
         ("words.db/x.log", "journal file words.db/x.log"),
         ("grpc://localhost", "needs a port"),
+        ("grpc://localhost:1", "cannot use the storage grpc://localhost:1"),
         ("oracle://u:p@h/x", "oracle"),
         ("://", "storage"),
     ],
