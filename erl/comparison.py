@@ -8,35 +8,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from erl.arms import arm_lifetime, arm_names, control_names
 from erl.cli import duration, option
 from erl.errors import UserError
 from erl.evaluation import Arm, table
-from erl.evolution import VOLATILE, EvolutionConfig, check_count, check_name, make_context, study_name, thousands
+from erl.evolution import VOLATILE, EvolutionConfig, check_count, check_name, study_name, thousands
 from erl.executors import LocalExecutor, default_workers
 from erl.learners import Outputs
 from erl.lifetime import Job, check, checkpoint_path, file_name
-from erl.spec import LearnerSpec, LifetimeSpec, Seeds
-from erl.study import DEFAULT_STORAGE, Sink, Study, Taken, choice, records, shown, whole
-from erl.tasks import Task
+from erl.search import make_context
+from erl.spec import LifetimeSpec
+from erl.study import DEFAULT_STORAGE, Sink, Study, Taken, choice, open_storage, records, shown, study_names, whole
 
-RATES = (0.0003, 0.0001)
-# ER-MRL tests this learning rate too where velocities are hidden.
-HIDDEN_RATES = (0.00005,)
 MAX_SEED = 10**6
 
 
 @dataclass(frozen=True)
-class ComparisonConfig:
-    """Flags of a test."""
+class CommonConfig:
+    """Flags that every test takes."""
 
-    env_id: str = option("HalfCheetah-v4", "environment of the study, unless --study names it")
     h_test: str = option("main", "name of the experiment that was evolved")
-    study: str | None = option(None, "name of the study, in place of --env_id, --h_test and --HP_training_steps")
+    study: str | None = option(None, "name of the study, in place of the flags that make up its name")
     HP_training_steps: int = option(300_000, "environment steps of one lifetime in the evolution")
     training_steps: int = option(
         10_000_000, "environment steps of one test lifetime", "--training_timesteps", "--training-timesteps"
     )
     nb_seeds: int = option(5, "test lifetimes of each agent; a SLURM array index picks one instead")
+    controls: bool = option(
+        False, "also LSTM, frame stacking, reservoirs not evolved, and reservoirs without recurrence"
+    )
     arms: str | None = option(None, "agents to compare, comma-separated; by default all of ER-MRL's")
     storage: str = option(DEFAULT_STORAGE, "study database: any Optuna address, or ER-MRL's own journal file")
     workers: int | None = option(None, "local worker processes; by default one for each core")
@@ -66,51 +66,69 @@ class ComparisonConfig:
         if self.max_retries < 0:
             raise UserError(f"--max_retries is not negative: {self.max_retries}")
 
-
-def arm_names(learner: str, del_obs: bool) -> list[str]:
-    """ER-MRL's agents: the learner alone, and with the reservoir at several learning rates."""
-    rates = RATES + (HIDDEN_RATES if del_obs else ())
-    return [learner, *(f"RES_{learner}_{rate:.10f}".rstrip("0") for rate in rates)]
+    def subject(self) -> str:
+        """What the study's name begins with."""
+        raise NotImplementedError
 
 
-def arm_lifetime(arm: str, index: int, config: dict[str, Any], params: dict[str, float]) -> LifetimeSpec:
-    """A test lifetime.
+@dataclass(frozen=True)
+class ComparisonConfig(CommonConfig):
+    """A test in the environment of the evolution, with one reservoir."""
 
-    Args:
-        arm: one of `arm_names`.
-        index: of the test seed.
-        config: of the test, the evolution's configuration under `evolution`.
-        params: evolved hyperparameters.
-    """
-    evolution = config["evolution"]
-    settings, context = dict(evolution["learner_config"]), None
-    if arm != evolution["learner"]:
-        settings["learning_rate"] = float(arm.rpartition("_")[2])
-        context = make_context(evolution, params)
-    published = evolution["published_code"]
-    return LifetimeSpec(
-        task=Task(evolution["env_id"], evolution["del_obs"]),
-        learner=LearnerSpec(evolution["learner"], settings, config["engine"]),
-        steps=config["training_steps"],
-        seeds=Seeds.published(index) if published else Seeds.derive(evolution["seed"], "test", index),
-        context=context,
-        ep_eval=evolution["ep_eval"],
-    )
+    env_id: str = option("HalfCheetah-v4", "environment of the study, unless --study names it")
+
+    def subject(self) -> str:
+        """The environment."""
+        return self.env_id
 
 
-def load_best(config: ComparisonConfig, sink: Sink) -> tuple[str, dict[str, Any], int, dict[str, float]]:
+@dataclass(frozen=True)
+class MultiComparisonConfig(ComparisonConfig):
+    """A test in the environment of the evolution, with several reservoirs."""
+
+    nb_res: int = option(3, "reservoirs of the study, unless --study names it")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("nb_res", self.nb_res)
+
+    def subject(self) -> str:
+        """Environment and number of reservoirs."""
+        return f"{self.env_id}_{self.nb_res}"
+
+
+@dataclass(frozen=True)
+class GeneralizationComparisonConfig(CommonConfig):
+    """A test in an environment that the evolution did not see."""
+
+    HP_env_type: str = option("Ant_Swimmer", "set of environments of the study, unless --study names it")
+    nb_res: int = option(2, "reservoirs of the study, unless --study names it")
+    env_id: str = option("HalfCheetah-v4", "environment of the test")
+    allow_seen: bool = option(False, "test even in an environment that the evolution saw")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("nb_res", self.nb_res)
+
+    def subject(self) -> str:
+        """Set and number of reservoirs."""
+        return f"{self.HP_env_type}_{self.nb_res}"
+
+
+def load_best(config: CommonConfig, sink: Sink) -> tuple[str, dict[str, Any], int, dict[str, float]]:
     """The evolved study's name, its configuration, and number and hyperparameters of its best trial.
 
     Raises:
         UserError: no such study, or none of its trials succeeded.
     """
-    name = config.study or study_name(config.env_id, config.h_test, config.HP_training_steps)
+    name = config.study or study_name(config.subject(), config.h_test, config.HP_training_steps)
     journal = f"optuna-journal_{name}.log"
     address = config.storage
     if address == DEFAULT_STORAGE and not Path("studies.db").exists() and Path(journal).exists():
         address = journal
         sink.line(f"reading ER-MRL's journal {journal}")
-    study = Study(address, name)
+    study = Study(address, _same_but_reservoirs(address, name, config))
+    name = study.name
     best = study.best()
     if best is None:
         raise UserError(f"study {name!r} has no finished trial yet")
@@ -120,22 +138,55 @@ def load_best(config: ComparisonConfig, sink: Sink) -> tuple[str, dict[str, Any]
             f"{name} stores no configuration (ER-MRL's own study): the flags of this command and ER-MRL's defaults stand in for it"
         )
         named = re.match(r".+?-v\d+(?=_)", name)
-        env_id = named.group() if config.study is not None and named else config.env_id
+        env_id = named.group() if config.study is not None and named else getattr(config, "env_id", "")
         defaults = EvolutionConfig(env_id=env_id, units=config.units, del_obs=config.del_obs, skip_c=config.skip_c)
         evolution = {k: getattr(defaults, k) for k in EvolutionConfig.__dataclass_fields__ if k not in VOLATILE}
         evolution |= {"learner_config": {}, "published_code": False}
+        several = [k for k in best.params if re.fullmatch(r"sr_[0-9]+", k)]
+        if several:
+            evolution |= {"nb_res": len(several), "fixed_iss": "iss_1" not in best.params}
     elif "evolution" in evolution:
         raise UserError(f"{name!r} is a test itself; name the study that was evolved")
     if config.published_code:
         evolution = {**evolution, "published_code": True}
     params = dict(best.params)
-    if not {"sr", "lr"} <= params.keys():
-        raise UserError(f"study {name!r} did not evolve a reservoir: its parameters are {', '.join(params) or 'none'}")
+    try:
+        make_context(evolution, params)
+    except KeyError:
+        raise UserError(
+            f"study {name!r} did not evolve a reservoir: its parameters are {', '.join(params) or 'none'}"
+        ) from None
+    asked = getattr(config, "nb_res", None)
+    if evolution.get("nb_res") != asked:
+        counts = [f"{n} reservoir{'s' * (n > 1)}" for n in (evolution.get("nb_res") or 1, asked or 1)]
+        sink.line(f"{name} has {counts[0]}, as its own configuration says, and not {counts[1]}")
     sink.line(f"{name}: best of {len(study.trials())} trials is {best.number}, fitness {best.value:.2f}, " + ", ".join(f"{k} {v:.6g}" for k, v in params.items()))  # fmt: skip
     return name, evolution, best.number, params
 
 
-def compare(config: ComparisonConfig, sink: Sink) -> int:
+def _same_but_reservoirs(address: str, name: str, config: CommonConfig) -> str:
+    """The study's name; where there is none of this name, that of the one which differs in the number of reservoirs alone."""
+    nb_res = getattr(config, "nb_res", None)
+    if config.study is not None or nb_res is None:
+        return name
+    names = study_names(open_storage(address))
+    head, _, tail = name.rpartition(f"_{nb_res}_{config.h_test}_")
+    similar = [
+        n for n in names if re.fullmatch(f"{re.escape(head)}_[0-9]+_{re.escape(config.h_test)}_{re.escape(tail)}", n)
+    ]
+    return similar[0] if name not in names and len(similar) == 1 else name
+
+
+def _check_unseen(env_id: str, evolution: dict[str, Any], allow_seen: bool) -> None:
+    """Refuse an environment that selection saw, in whatever version."""
+    seen = evolution.get("env_ids") or [evolution["env_id"]]
+    if not allow_seen and env_id.rpartition("-v")[0] in {e.rpartition("-v")[0] for e in seen}:
+        raise UserError(
+            f"the evolution saw {env_id} (it used {', '.join(seen)}): no test of generalisation; --allow_seen insists"
+        )
+
+
+def compare(config: CommonConfig, sink: Sink) -> int:
     """Train every agent on every test seed, store the curves in the sibling study, and print the table.
 
     Returns:
@@ -151,8 +202,18 @@ def compare(config: ComparisonConfig, sink: Sink) -> int:
         "training_steps": config.training_steps,
         "engine": config.engine or evolution["engine"],
     }
-    arms = arm_names(evolution["learner"], evolution["del_obs"])
-    chosen = list(dict.fromkeys(a.strip() for a in config.arms.split(","))) if config.arms else arms
+    where = ""
+    if isinstance(config, GeneralizationComparisonConfig):
+        _check_unseen(config.env_id, evolution, config.allow_seen)
+        stored["env_id"], where = config.env_id, f"_on_{config.env_id}"
+    elif "env_ids" in evolution:
+        raise UserError(
+            f"{name!r} was evolved on {', '.join(evolution['env_ids'])}: test it with test_generalization.py"
+        )
+    usual, controls = arm_names(evolution, params), control_names(evolution, params)
+    arms = usual + controls
+    chosen = list(dict.fromkeys(a.strip() for a in config.arms.split(","))) if config.arms else list(usual)
+    chosen += [c for c in controls if config.controls and c not in chosen]
     for arm in chosen:
         if arm not in arms:
             raise UserError(f"unknown agent {arm!r} in --arms (known: {', '.join(arms)})")
@@ -164,7 +225,7 @@ def compare(config: ComparisonConfig, sink: Sink) -> int:
     seeds = [int(task_id)] if task_id is not None else list(range(config.nb_seeds))
 
     # An evolution that went on and found better has a test of its own.
-    test_name = f"{name}_trial_{number}_test_{thousands(config.training_steps)}_steps"
+    test_name = f"{name}_trial_{number}{where}_test_{thousands(config.training_steps)}_steps"
     test_name += "_published" * config.published_code
     study = Study(config.storage, test_name, stored, ("config_version",))
     space = {"arm": choice(arms), "seed": whole(0, MAX_SEED)}

@@ -11,19 +11,22 @@ import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 from erl.cli import duration, option
 from erl.errors import UserError, nearest
+from erl.evaluation import normalised_score
 from erl.executors import LocalExecutor, default_workers
 from erl.learners import Outputs, canonical_name
 from erl.learners.settings import load_settings
-from erl.lifetime import Job, check, checkpoint_path
-from erl.reservoirs import Context, ReservoirParams
+from erl.lifetime import Job, LifetimeRecord, check, checkpoint_path
 from erl.samplers import SAMPLERS, generation_size, make_sampler
+from erl.search import learner_settings, make_context, search_space
 from erl.spec import LearnerSpec, LifetimeSpec, Seeds
-from erl.study import DEFAULT_STORAGE, SearchSpace, Sink, Study, Taken, log_range, shown
-from erl.tasks import Task
+from erl.study import DEFAULT_STORAGE, Sink, Study, Taken, distributions, shown
+from erl.task_sets import References, TaskSet, load_task_set, task_set_from_ids
+from erl.tasks import Task, check_task
 
 FITNESSES = ("training", "final_eval")
 # What may change when a study is continued: how much of it, and how it is computed, but not what it is.
@@ -32,10 +35,9 @@ CONFIG_VERSION = 1
 
 
 @dataclass(frozen=True)
-class EvolutionConfig:
+class CommonConfig:
     """Flags that every evolution takes. Defaults are ER-MRL's."""
 
-    env_id: str = option("HalfCheetah-v4", "Gymnasium environment")
     h_test: str = option("main", "name of the experiment, part of the study's name")
     training_steps: int = option(
         300_000, "environment steps of one lifetime", "--training_timesteps", "--training-timesteps"
@@ -48,6 +50,10 @@ class EvolutionConfig:
     units: int = option(100, "neurons of one reservoir")
     skip_c: bool = option(False, "the policy also sees observation, action and reward")
     fixed_iss: bool = option(True, "input scaling is 1 and not searched")
+    evolve: str | None = option(
+        None, "what else is searched: units, rc_connectivity, input_connectivity, bias, learner.SETTING=low:high[:log]"
+    )
+    obs_units: int | None = option(None, "neurons that the policy sees; by default all")
     min_sr: float = option(1e-4, "lowest spectral radius")
     max_sr: float = option(1e2, "highest spectral radius")
     min_lr: float = option(1e-2, "lowest leak rate")
@@ -78,7 +84,7 @@ class EvolutionConfig:
         check_name(self.h_test)
         for name in ("training_steps", "nb_trials", "nb_seeds", "ep_eval", "units"):
             check_count(name, getattr(self, name))
-        for name in ("workers", "popsize"):
+        for name in ("workers", "popsize", "obs_units"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
         for name in ("seed", "max_retries"):
@@ -101,6 +107,74 @@ class EvolutionConfig:
                 f"unknown fitness {self.fitness!r}{nearest(self.fitness, FITNESSES)} (known: {', '.join(FITNESSES)})"
             )
 
+    def subject(self) -> str:
+        """What the study's name begins with."""
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """What the study stores beside the flags."""
+        return {}
+
+
+@dataclass(frozen=True)
+class EvolutionConfig(CommonConfig):
+    """One reservoir for one environment."""
+
+    env_id: str = option("HalfCheetah-v4", "Gymnasium environment")
+
+    def subject(self) -> str:
+        """The environment."""
+        return self.env_id
+
+
+@dataclass(frozen=True)
+class MultiEvolutionConfig(EvolutionConfig):
+    """Several reservoirs for one environment."""
+
+    nb_res: int = option(3, "reservoirs, side by side")
+    fixed_iss: bool = option(False, "input scaling is 1 and not searched")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("nb_res", self.nb_res)
+
+    def subject(self) -> str:
+        """Environment and number of reservoirs."""
+        return f"{self.env_id}_{self.nb_res}"
+
+
+@dataclass(frozen=True)
+class GeneralizationConfig(CommonConfig):
+    """Reservoirs for a set of environments."""
+
+    env_type: str = option("Ant_Swimmer", "set of environments: ER-MRL's, or one that --sets declares")
+    env_ids: str | None = option(None, "environments in place of a set, comma-separated")
+    sets: str | None = option(None, "TOML or YAML file that declares sets, target and random returns")
+    nb_res: int = option(2, "reservoirs, side by side")
+    fixed_iss: bool = option(False, "input scaling is 1 and not searched")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("nb_res", self.nb_res)
+
+    def task_set(self) -> TaskSet:
+        """The environments that are evolved for."""
+        return task_set_from_ids(self.env_ids, self.sets) if self.env_ids else load_task_set(self.env_type, self.sets)
+
+    def subject(self) -> str:
+        """Set and number of reservoirs."""
+        return f"{self.task_set().name}_{self.nb_res}"
+
+    def settings(self) -> dict[str, Any]:
+        """The environments and the returns that normalise their scores, so that a test needs no file."""
+        task_set = self.task_set()
+        for env_id in task_set.env_ids:
+            check_task(Task(env_id, self.del_obs))
+        references = References.of(task_set, published=self.published_code)
+        references.check(task_set.env_ids)
+        returns = {e: [references.random_return(e), references.target_return(e)] for e in task_set.env_ids}
+        return {"env_type": task_set.name, "env_ids": list(task_set.env_ids), "references": returns, "sets": None}
+
 
 def check_name(name: str) -> None:
     """Refuse a name that could lead out of the run folder."""
@@ -114,9 +188,9 @@ def check_count(name: str, value: int) -> None:
         raise UserError(f"--{name} is at least 1, not {value}")
 
 
-def study_name(env_id: str, h_test: str, training_steps: int) -> str:
-    """ER-MRL's: `{env_id}_{h_test}_{thousands of steps}k_steps`."""
-    return f"{env_id}_{h_test}_{thousands(training_steps)}_steps"
+def study_name(subject: str, h_test: str, training_steps: int) -> str:
+    """ER-MRL's: `{env_id}_{h_test}_{thousands of steps}k_steps`, with the number of reservoirs behind the environment or set."""
+    return f"{subject}_{h_test}_{thousands(training_steps)}_steps"
 
 
 def thousands(steps: int) -> str:
@@ -124,55 +198,47 @@ def thousands(steps: int) -> str:
     return f"{steps // 1000}k" if steps >= 1000 else f"{steps / 1000:g}k"
 
 
-def search_space(config: EvolutionConfig) -> SearchSpace:
-    """The hyperparameters that are searched, all on a log scale."""
-    names = ["sr", "lr"] if config.fixed_iss else ["sr", "lr", "iss"]
-    return {n: log_range(getattr(config, f"min_{n}"), getattr(config, f"max_{n}")) for n in names}
-
-
-def make_context(config: dict[str, Any], params: dict[str, float]) -> Context:
-    """The reservoir that hyperparameters describe.
-
-    Args:
-        config: of the study.
-        params: proposed hyperparameters, ER-MRL's names.
-    """
-    reservoir = ReservoirParams(units=config["units"], sr=params["sr"], lr=params["lr"], iss=params.get("iss", 1.0))
-    return Context(
-        reservoirs=(reservoir,),
-        skip_c=config["skip_c"],
-        reset_res=config["reset_res"],
-        feed_action=not config["published_code"],
-    )
-
-
 def lifetimes(config: dict[str, Any], params: dict[str, float]) -> list[LifetimeSpec]:
-    """The lifetimes of a trial: one for each seed."""
+    """The lifetimes of a trial: one for each environment and seed."""
     return [
         LifetimeSpec(
-            task=Task(config["env_id"], config["del_obs"]),
-            learner=LearnerSpec(config["learner"], config["learner_config"], config["engine"]),
+            task=Task(env_id, config["del_obs"]),
+            learner=LearnerSpec(config["learner"], learner_settings(config, params), config["engine"]),
             steps=config["training_steps"],
             seeds=Seeds.published(i) if config["published_code"] else Seeds.derive(config["seed"], "evolution", i),
             context=make_context(config, params),
             ep_eval=config["ep_eval"],
             fitness=config["fitness"],
         )
+        for env_id in config.get("env_ids") or [config["env_id"]]
         for i in range(config["nb_seeds"])
     ]
 
 
-def stored_config(config: EvolutionConfig, sink: Sink) -> dict[str, Any]:
+def score(config: dict[str, Any], record: LifetimeRecord) -> float:
+    """What a lifetime contributes to its trial's fitness: its own, on a set of environments on the scale from random to target return."""
+    assert record.fitness is not None
+    if "references" not in config:
+        return record.fitness
+    return float(normalised_score(record.fitness, *config["references"][record.spec.task.env_id]))
+
+
+def stored_config(config: CommonConfig, sink: Sink) -> dict[str, Any]:
     """The configuration as a study stores it: names in their proper spelling, the learner's settings in full."""
     stored = {f.name: getattr(config, f.name) for f in fields(config)}
     del stored["h_test"]
+    stored |= config.settings()
     stored["learner"] = canonical_name(config.learner)
-    stored["learner_config"], left_out = (
-        load_settings(config.learner_config, config.env_id) if config.learner_config else ({}, [])
-    )
+    envs = stored.get("env_ids") or [stored["env_id"]]
+    read = [load_settings(config.learner_config, e) if config.learner_config else ({}, []) for e in envs]
+    if any(settings != read[0] for settings in read):
+        raise UserError(
+            f"{config.learner_config} has different settings for {', '.join(envs)}; a trial has one learner"
+        )
+    stored["learner_config"], left_out = read[0]
     if left_out:
         sink.line(f"{config.learner_config}: {', '.join(left_out)} do not apply here and are left out")
-    stored["popsize"] = generation_size(config.sampler, search_space(config), config.popsize)
+    stored["popsize"] = generation_size(config.sampler, distributions(search_space(stored)), config.popsize)
     stored["sampler"] = next(s for s in SAMPLERS if s.casefold() == config.sampler.casefold())
     # Where and by how many hands is no part of what a study is; a password has no place in it.
     for key in ("storage", "workers", "max_retries", "checkpoint_minutes", "runs"):
@@ -180,7 +246,7 @@ def stored_config(config: EvolutionConfig, sink: Sink) -> dict[str, Any]:
     return stored | {"config_version": CONFIG_VERSION}
 
 
-def evolve(config: EvolutionConfig, sink: Sink) -> int:
+def evolve(config: CommonConfig, sink: Sink) -> int:
     """Evolve reservoirs until the study has its trials.
 
     Returns:
@@ -190,19 +256,23 @@ def evolve(config: EvolutionConfig, sink: Sink) -> int:
         UserError: bad input; nothing has been written then.
     """
     stored = stored_config(config, sink)
-    space = search_space(config)
-    name = study_name(config.env_id, config.h_test, config.training_steps)
-    lowest = {n: getattr(config, f"min_{n}") for n in space}
-    # A trial run of the constructors: every complaint comes before anything is written.
-    check(lifetimes(stored, lowest)[0])
+    ranges = search_space(stored)
+    space = distributions(ranges)
+    name = study_name(config.subject(), config.h_test, config.training_steps)
+    # A trial run of the constructors, at both ends of every range: complaints come before anything is written.
+    for end in ("low", "high"):
+        extreme = {n: getattr(r, end) for n, r in ranges.items()}
+        for spec in lifetimes(stored, extreme)[:: config.nb_seeds]:
+            check(spec)
     study = Study(config.storage, name, stored, VOLATILE)
     workers = config.workers or default_workers()
     executor = LocalExecutor(workers, config.max_retries)
     sampler = make_sampler(stored["sampler"], space, config.seed, stored["popsize"])
-    progress = Progress(study, config, sink)
+    progress = Progress(study, config, len(stored.get("env_ids", [0])), sink)
     sink.line(
         f"{name} in {shown(config.storage)}: {stored['sampler']} over {', '.join(space)}, generations of {stored['popsize']}, "
-        f"{config.nb_seeds} seeds x {config.training_steps:,} steps, {workers} worker{'s' * (workers > 1)}"
+        + (f"{len(stored['env_ids'])} environments x " if "env_ids" in stored else "")
+        + f"{config.nb_seeds} seeds x {config.training_steps:,} steps, {workers} worker{'s' * (workers > 1)}"
     )
 
     def plan(params: dict[str, Any]) -> list[LifetimeSpec]:
@@ -226,7 +296,7 @@ def evolve(config: EvolutionConfig, sink: Sink) -> int:
                     break
                 taken = study.propose(waiting, new, sampler, space, plan, generation=begun // popsize)
                 progress.begin(taken)
-                study.run(taken, executor, job, progress.end, progress.tick)
+                study.run(taken, executor, job, progress.end, progress.tick, partial(score, stored))
     except KeyboardInterrupt:
         sink.close()
         sink.line(
@@ -245,7 +315,10 @@ def evolve(config: EvolutionConfig, sink: Sink) -> int:
     elsewhere = len(study.trials("RUNNING"))
     if elsewhere:
         sink.line(f"{elsewhere} trial{'s' * (elsewhere > 1)} of this study still run elsewhere")
-    command = ["python", "test.py", "--study", name, "--training_steps", str(config.training_steps)]
+    script = (
+        "test_generalization.py" if "env_ids" in stored else "test_multi_res.py" if "nb_res" in stored else "test.py"
+    )
+    command = ["python", script, "--study", name, "--training_steps", str(config.training_steps)]
     if config.storage != DEFAULT_STORAGE:
         command += ["--storage", shown(config.storage)]
     sink.line(f"test them:       {shlex.join(command)}")
@@ -267,12 +340,12 @@ def _say_best(study: Study, sink: Sink) -> Any:
 class Progress:
     """Counts trials and steps, and says how far an evolution is."""
 
-    def __init__(self, study: Study, config: EvolutionConfig, sink: Sink) -> None:
+    def __init__(self, study: Study, config: CommonConfig, nb_envs: int, sink: Sink) -> None:
         self.study, self.config, self.sink = study, config, sink
         self._start = time.monotonic()
         self._steps_before, self._steps_now = 0, 0
         self._done = study.finished()
-        self._budget = (config.nb_trials - self._done) * config.nb_seeds * config.training_steps
+        self._budget = (config.nb_trials - self._done) * nb_envs * config.nb_seeds * config.training_steps
         best = study.best()
         self._best = (float(best.value), best.number) if best is not None and best.value is not None else None
         self._generation: Any = 0

@@ -38,6 +38,7 @@ from erl.errors import UserError, nearest
 from erl.executors import LocalExecutor
 from erl.learners import get_learner
 from erl.lifetime import Job, LifetimeRecord, describe
+from erl.search import Range
 from erl.spec import LifetimeSpec, commit, from_json, to_json, versions
 
 DEFAULT_STORAGE = "sqlite:///studies.db"
@@ -193,9 +194,14 @@ SearchSpace = dict[str, BaseDistribution]
 Plan = Callable[[dict[str, Any]], list[LifetimeSpec]]  # from proposed parameters to the lifetimes of the trial
 
 
-def log_range(low: float, high: float) -> BaseDistribution:
-    """A parameter that is searched on a logarithmic scale."""
-    return FloatDistribution(low, high, log=True)
+def distributions(space: dict[str, Range]) -> SearchSpace:
+    """A search space as Optuna understands it."""
+    return {
+        name: IntDistribution(int(r.low), int(r.high), log=r.log)
+        if r.whole
+        else FloatDistribution(float(r.low), float(r.high), log=r.log)
+        for name, r in space.items()
+    }
 
 
 def choice(values: Sequence[Any]) -> BaseDistribution:
@@ -423,11 +429,12 @@ class Study:
         if record.error is not None and taken.error is None:
             taken.error = (f"lifetime {index}: {record.error}", record.traceback)
 
-    def _end(self, taken: Taken) -> float | None:
+    def _end(self, taken: Taken, score: Callable[[LifetimeRecord], float] | None) -> float | None:
         """Tell a trial whose lifetimes have all ended; its fitness, None if it failed."""
         value = None
         if taken.error is None:
-            value = float(np.mean([taken.records[i].fitness for i in range(len(taken.specs))]))
+            records = [taken.records[i] for i in range(len(taken.specs))]
+            value = float(np.mean([r.fitness if score is None else score(r) for r in records]))
         # This coordinator may have been taken for dead, and the trial ended by another: with the same result.
         with suppress(UpdateFinishedTrialError):
             if value is not None:
@@ -445,6 +452,7 @@ class Study:
         make_job: Callable[[Sequence[tuple[Taken, int]]], Job],
         on_end: Callable[[Taken, float | None], Any],
         on_tick: Callable[[int], Any],
+        score: Callable[[LifetimeRecord], float] | None = None,
     ) -> None:
         """Live the lifetimes of these trials, and tell each trial when its last lifetime has ended.
 
@@ -454,6 +462,7 @@ class Study:
             make_job: builds a job from (trial, index of the lifetime) pairs that may be trained side by side.
             on_end: called with a trial and its fitness (None: it failed).
             on_tick: called from time to time with the environment steps taken so far in this call.
+            score: what a lifetime contributes to its trial's fitness, their mean; by default its own fitness.
 
         A KeyboardInterrupt leaves finished trials told and the others waiting, to be taken up by the next run.
         """
@@ -461,7 +470,7 @@ class Study:
         try:
             for taken in trials:
                 if len(taken.records) == len(taken.specs):
-                    on_end(open_trials.pop(taken.trial_id), self._end(taken))
+                    on_end(open_trials.pop(taken.trial_id), self._end(taken, score))
             groups = _group(list(open_trials.values()), executor.workers)
             jobs = [make_job(group) for group in groups]
             for result in executor.run(jobs, lambda steps: on_tick(int(steps.sum()))):
@@ -474,7 +483,7 @@ class Study:
                         taken.records[index] = _no_record(taken.specs[index], result.error)
                         taken.error = taken.error or (describe(result.error), None)
                     if taken.trial_id in open_trials and len(taken.records) == len(taken.specs):
-                        on_end(open_trials.pop(taken.trial_id), self._end(taken))
+                        on_end(open_trials.pop(taken.trial_id), self._end(taken, score))
         except BaseException:
             executor.close()
             for trial_id in open_trials:

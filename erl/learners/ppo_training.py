@@ -31,8 +31,9 @@ class CohortPPOLearner:
         """Lifetimes that agree in task, shapes and sizes; their reservoirs, rates and budgets may differ."""
         config = PPOConfig.from_learner_config(spec.learner.config)
         observation_space, action_space = spec.spaces()
-        context = None if spec.context is None else replace(spec.context, reservoirs=())
-        return (spec.task, context, cohort_key(config, observation_space, action_space))
+        context = None if spec.context is None else replace(spec.context, reservoirs=(), obs_units=None)
+        units = 0 if spec.context is None else sum(r.units for r in spec.context.reservoirs)
+        return (spec.task, context, units, cohort_key(config, observation_space, action_space))
 
     def train(
         self, cohort: Sequence[LifetimeSpec], ledgers: Sequence[Ledger], outputs: Sequence[Outputs]

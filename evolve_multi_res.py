@@ -1,0 +1,15 @@
+"""Evolve the hyperparameters of several reservoirs, side by side, for a learning agent (ER-MRL)."""
+
+from dataclasses import dataclass
+
+from erl.cli import main
+from erl.evolution import MultiEvolutionConfig, evolve
+
+
+@dataclass(frozen=True)
+class Config(MultiEvolutionConfig):
+    """Flags of this script: several reservoirs, one environment."""
+
+
+if __name__ == "__main__":
+    main(evolve, Config, __doc__)

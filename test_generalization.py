@@ -1,0 +1,15 @@
+"""Test reservoirs that were evolved over a set of environments in one that the evolution did not see (ER-MRL)."""
+
+from dataclasses import dataclass
+
+from erl.cli import main
+from erl.comparison import GeneralizationComparisonConfig, compare
+
+
+@dataclass(frozen=True)
+class Config(GeneralizationComparisonConfig):
+    """Flags of this script: several reservoirs, an unseen environment."""
+
+
+if __name__ == "__main__":
+    main(compare, Config, __doc__)

@@ -1,0 +1,15 @@
+"""Test the best evolved reservoirs on unseen seeds: agents with them against agents without (ER-MRL)."""
+
+from dataclasses import dataclass
+
+from erl.cli import main
+from erl.comparison import MultiComparisonConfig, compare
+
+
+@dataclass(frozen=True)
+class Config(MultiComparisonConfig):
+    """Flags of this script: several reservoirs, one environment."""
+
+
+if __name__ == "__main__":
+    main(compare, Config, __doc__)
