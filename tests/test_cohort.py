@@ -152,6 +152,13 @@ def test_a_checkpoint_that_does_not_fit_is_left_alone(damage, tmp_path, monkeypa
     assert essence(live(Job(tuple(specs), outputs))[0]) == essence(live(Job(tuple(specs)))[0])
 
 
+def test_a_checkpoint_that_cannot_be_written_costs_nothing_but_itself(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    spec = lifetime(0)
+    outputs = (Outputs(checkpoint=str(tmp_path / "file" / "0.pkl"), checkpoint_seconds=0.0),)
+    assert essence(live(Job((spec,), outputs))[0]) == essence(live(Job((spec,)))[0])
+
+
 def _live_in_process(specs, outputs):
     live(Job(specs, outputs))
 

@@ -91,7 +91,7 @@ class World:
         self._returns += rewards
         self._outstanding += 1
         if self._outstanding == _LEDGER_EVERY:
-            self._enter_steps()
+            self.enter_steps()
         if self._frames is not None:
             self._frames = np.concatenate([self._frames[:, self._frame_size :], observations], axis=1)
             observations = self._frames.copy()
@@ -99,7 +99,7 @@ class World:
         ended = terminated | truncated
         timeouts = []
         if ended.any():
-            self._enter_steps()
+            self.enter_steps()
             for slot in np.flatnonzero(ended):
                 agent, env = divmod(int(slot), self.n_envs)
                 self.ledgers[agent].episode(self._returns[slot], int(self._lockstep.elapsed[slot]))
@@ -122,15 +122,12 @@ class World:
     def _by_agent(self, array: np.ndarray) -> np.ndarray:
         return array.reshape(self.n_agents, self.n_envs, *array.shape[1:])
 
-    def _enter_steps(self) -> None:
+    def enter_steps(self) -> None:
+        """Enter outstanding steps in the ledgers."""
         if self._outstanding:
             n, self._outstanding = self._outstanding * self.n_envs, 0
             for ledger in self.ledgers:
                 ledger.step(n)
-
-    def finish_rollout(self) -> None:
-        """Enter outstanding steps in the ledgers."""
-        self._enter_steps()
 
     def _collect_faults(self) -> None:
         for slot, fault in self._lockstep.faults.items():
@@ -143,7 +140,7 @@ class World:
 
     def drop(self, keep: Sequence[int]) -> None:
         """Keep only these agents; nothing changes for them."""
-        self._enter_steps()
+        self.enter_steps()
         slots = [agent * self.n_envs + env for agent in keep for env in range(self.n_envs)]
         self._lockstep.retain(slots)
         if self._encoder is not None:
@@ -196,7 +193,7 @@ class World:
 
     def close(self) -> None:
         """Close the environments."""
-        self._enter_steps()
+        self.enter_steps()
         self._lockstep.close()
 
 

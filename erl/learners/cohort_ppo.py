@@ -389,12 +389,13 @@ class CohortPPO:
             state[name] = {k: v.copy() for k, v in vars(getattr(self, name)).items()}
         return state | {"rngs": [rng.bit_generator.state for rng in self._rngs]}
 
-    def agent_state(self, i: int) -> dict[str, Any]:
-        """Agent i's part of `state_dict`."""
-        return _row(self.state_dict(), i)
+    def agent_states(self) -> list[dict[str, Any]]:
+        """Each agent's part of `state_dict`."""
+        whole = self.state_dict()
+        return [_row(whole, i) for i in range(len(self))]
 
     def load_agent_state(self, i: int, state: Mapping[str, Any]) -> None:
-        """Put an `agent_state` in agent i's place; the others stay as they are."""
+        """Put one of `agent_states` in agent i's place; the others stay as they are."""
         whole = self.state_dict()
         _put(whole, i, state)
         self.load_state_dict(whole)

@@ -1,5 +1,6 @@
 """Training PPO agents side by side: rollouts, updates, logs, checkpoints, and the coming and going of agents."""
 
+import logging
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
@@ -16,6 +17,8 @@ from erl.learners.ppo_settings import PPOConfig, cohort_key
 from erl.learners.sb3 import SB3Agent
 from erl.spec import LifetimeSpec, versions
 from erl.tasks import Ledger
+
+_log = logging.getLogger(__name__)
 
 
 class CohortPPOLearner:
@@ -90,7 +93,7 @@ class _Training:
                 self._drop(dict(self.world.faults))
                 if not self.members:
                     return
-        self.world.finish_rollout()
+        self.world.enter_steps()
 
     def _update(self) -> None:
         progress = [max(0.0, 1.0 - self.ledgers[i].steps / self.specs[i].steps) for i in self.members]
@@ -150,17 +153,17 @@ class _Training:
         """Checkpoint every agent that is still in training, if it is time."""
         if not self.members or time.perf_counter() - self.saved_at < self.outputs[0].checkpoint_seconds:
             return
-        worlds = self.world.get_states()
-        for row, i in enumerate(self.members):
-            path = self.outputs[i].checkpoint
+        for i, ppo, world in zip(self.members, self.ppo.agent_states(), self.world.get_states()):
+            path, ledger = self.outputs[i].checkpoint, self.ledgers[i]
             if path is not None:
-                ledger = self.ledgers[i]
-                state = {
-                    "ppo": self.ppo.agent_state(row),
-                    "world": worlds[row],
-                    "ledger": (ledger.steps, list(ledger.episodes)),
-                }
-                save_checkpoint(path, self.specs[i], versions(), state)
+                state = {"ppo": ppo, "world": world, "ledger": (ledger.steps, list(ledger.episodes))}
+                try:
+                    save_checkpoint(path, self.specs[i], versions(), state)
+                except (
+                    OSError
+                ) as e:  # a full disk costs the checkpoint, not the training; the one before is still whole
+                    _log.warning("no checkpoint written: %s", e)
+                    break
         self.saved_at = time.perf_counter()
 
     def _resume(self) -> None:
