@@ -174,14 +174,15 @@ def main() -> None:
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
     sizes = [int(s) for s in arguments.sizes.split(",")]
     kinds = ["physics", "sb3", *map(str, sizes)]
+    pair = "21" if 21 in sizes else str(sizes[-1])
     found: dict[str, list[dict]] = {k: [] for k in kinds}
     pairs: list[tuple[float, float]] = []
     for _ in range(arguments.rounds):
         for kind in kinds:
             found[kind].append(finish(start(kind, arguments, cores[0])))
         if len(cores) > 1:
-            two = [start(str(sizes[-1]), arguments, core) for core in cores[:2]]
-            pairs.append((sum(finish(p)["rate"] for p in two), found[str(sizes[-1])][-1]["rate"]))
+            two = [start(pair, arguments, core) for core in cores[:2]]
+            pairs.append((sum(finish(p)["rate"] for p in two), found[pair][-1]["rate"]))
 
     def ratio(kind: str, base: str) -> float:
         return median(a["rate"] / b["rate"] for a, b in zip(found[kind], found[base]))
@@ -203,7 +204,7 @@ def main() -> None:
         grown = found[str(sizes[-1])][0]["megabytes"] - found[str(sizes[0])][0]["megabytes"]
         print(f"memory per added agent: {grown / (sizes[-1] - sizes[0]):.1f} MB")
     if pairs:
-        print(f"two processes on two cores, {sizes[-1]} agents each: {median(a / b for a, b in pairs):.2f} x one core")
+        print(f"two processes on two cores, {pair} agents each: {median(a / b for a, b in pairs):.2f} x one core")
 
 
 if __name__ == "__main__":

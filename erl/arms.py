@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from erl.search import learner_settings, make_context, search_space
+from erl.search import LEARNER, learner_settings, make_context, search_space
 from erl.spec import LearnerSpec, LifetimeSpec, Seeds
 from erl.tasks import Task
 
@@ -67,7 +67,8 @@ def arm_lifetime(arm: str, index: int, config: dict[str, Any], params: dict[str,
         learner, settings, engine = LSTM, _lstm_settings(learner, settings), "sb3"
     elif arm != learner:
         if arm.startswith("RANDOM_"):
-            params = draw(evolution, index)
+            # The learner's own settings stay as evolved: reservoirs are what this agent lacks.
+            params = params | {k: v for k, v in draw(evolution, index).items() if not k.startswith(LEARNER)}
         elif arm.startswith("NOREC_"):
             params = {k: 0.0 if k.startswith("sr") else v for k, v in params.items()}
         settings = learner_settings(evolution, params)

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import io
 import os
 import re
 import signal
@@ -103,6 +104,9 @@ def main(
     Exit codes: 0 done, 1 something failed for good, 2 bad input (one line on stderr), 130 Ctrl-C.
     """
     program = os.path.basename(sys.argv[0])
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a letter shows something for it
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         configuration = parse(kind, argv, program, description)
         with Interruptible() as interruptible:

@@ -12,13 +12,14 @@ from erl.arms import arm_lifetime, arm_names, control_names
 from erl.cli import duration, option
 from erl.errors import UserError
 from erl.evaluation import Arm, table
-from erl.evolution import VOLATILE, EvolutionConfig, check_count, check_name, study_name, thousands
+from erl.evolution import VOLATILE, EvolutionConfig, check_count, check_name, check_running, study_name, thousands
 from erl.executors import LocalExecutor, default_workers
 from erl.learners import Outputs
 from erl.lifetime import Job, check, checkpoint_path, file_name
 from erl.search import make_context
 from erl.spec import LifetimeSpec
 from erl.study import DEFAULT_STORAGE, Sink, Study, Taken, choice, open_storage, records, shown, study_names, whole
+from erl.task_sets import TASK_SETS, load_task_set, load_task_sets
 
 MAX_SEED = 10**6
 
@@ -61,10 +62,7 @@ class CommonConfig:
             check_count(name, getattr(self, name))
         if self.nb_seeds > MAX_SEED:
             raise UserError(f"--nb_seeds is at most {MAX_SEED}, not {self.nb_seeds}")
-        if self.workers is not None:
-            check_count("workers", self.workers)
-        if self.max_retries < 0:
-            raise UserError(f"--max_retries is not negative: {self.max_retries}")
+        check_running(self)
 
     def subject(self) -> str:
         """What the study's name begins with."""
@@ -142,9 +140,14 @@ def load_best(config: CommonConfig, sink: Sink) -> tuple[str, dict[str, Any], in
         defaults = EvolutionConfig(env_id=env_id, units=config.units, del_obs=config.del_obs, skip_c=config.skip_c)
         evolution = {k: getattr(defaults, k) for k in EvolutionConfig.__dataclass_fields__ if k not in VOLATILE}
         evolution |= {"learner_config": {}, "published_code": False}
+        evolution["fixed_iss"] = not any(k.startswith("iss") for k in best.params)
         several = [k for k in best.params if re.fullmatch(r"sr_[0-9]+", k)]
         if several:
-            evolution |= {"nb_res": len(several), "fixed_iss": "iss_1" not in best.params}
+            evolution["nb_res"] = len(several)
+        if isinstance(config, GeneralizationComparisonConfig) and not named:
+            sets = load_task_sets(TASK_SETS).sets
+            evolved = next((s for s in sets if re.match(rf"{s}_[0-9]+_", name)), config.HP_env_type)
+            evolution["env_ids"] = list(load_task_set(evolved).env_ids)
     elif "evolution" in evolution:
         raise UserError(f"{name!r} is a test itself; name the study that was evolved")
     if config.published_code:
@@ -156,10 +159,11 @@ def load_best(config: CommonConfig, sink: Sink) -> tuple[str, dict[str, Any], in
         raise UserError(
             f"study {name!r} did not evolve a reservoir: its parameters are {', '.join(params) or 'none'}"
         ) from None
-    asked = getattr(config, "nb_res", None)
-    if evolution.get("nb_res") != asked:
-        counts = [f"{n} reservoir{'s' * (n > 1)}" for n in (evolution.get("nb_res") or 1, asked or 1)]
-        sink.line(f"{name} has {counts[0]}, as its own configuration says, and not {counts[1]}")
+    has, asked = evolution.get("nb_res") or 1, getattr(config, "nb_res", 1)
+    if has != asked:
+        # Beside --study the number may be no more than the flag's default.
+        instead = f", and not {asked}" if config.study is None else ""
+        sink.line(f"{name} has {has} reservoir{'s' * (has > 1)}, as its own configuration says{instead}")
     sink.line(f"{name}: best of {len(study.trials())} trials is {best.number}, fitness {best.value:.2f}, " + ", ".join(f"{k} {v:.6g}" for k, v in params.items()))  # fmt: skip
     return name, evolution, best.number, params
 
@@ -178,12 +182,16 @@ def _same_but_reservoirs(address: str, name: str, config: CommonConfig) -> str:
 
 
 def _check_unseen(env_id: str, evolution: dict[str, Any], allow_seen: bool) -> None:
-    """Refuse an environment that selection saw, in whatever version."""
+    """Refuse an environment that selection saw, in whatever version and from whatever module."""
     seen = evolution.get("env_ids") or [evolution["env_id"]]
-    if not allow_seen and env_id.rpartition("-v")[0] in {e.rpartition("-v")[0] for e in seen}:
+    if not allow_seen and _unversioned(env_id) in map(_unversioned, seen):
         raise UserError(
             f"the evolution saw {env_id} (it used {', '.join(seen)}): no test of generalisation; --allow_seen insists"
         )
+
+
+def _unversioned(env_id: str) -> str:
+    return re.sub(r"-v[0-9]+$", "", env_id.rpartition(":")[2])
 
 
 def compare(config: CommonConfig, sink: Sink) -> int:
@@ -200,7 +208,7 @@ def compare(config: CommonConfig, sink: Sink) -> int:
         "evolution": evolution,
         "params": params,
         "training_steps": config.training_steps,
-        "engine": config.engine or evolution["engine"],
+        "engine": config.engine if config.engine is not None else evolution["engine"],
     }
     where = ""
     if isinstance(config, GeneralizationComparisonConfig):
@@ -212,7 +220,7 @@ def compare(config: CommonConfig, sink: Sink) -> int:
         )
     usual, controls = arm_names(evolution, params), control_names(evolution, params)
     arms = usual + controls
-    chosen = list(dict.fromkeys(a.strip() for a in config.arms.split(","))) if config.arms else list(usual)
+    chosen = list(dict.fromkeys(a.strip() for a in config.arms.split(","))) if config.arms is not None else list(usual)
     chosen += [c for c in controls if config.controls and c not in chosen]
     for arm in chosen:
         if arm not in arms:

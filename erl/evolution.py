@@ -18,6 +18,7 @@ from erl.cli import duration, option
 from erl.errors import UserError, nearest
 from erl.evaluation import normalised_score
 from erl.executors import LocalExecutor, default_workers
+from erl.files import check_writable
 from erl.learners import Outputs, canonical_name
 from erl.learners.settings import load_settings
 from erl.lifetime import Job, LifetimeRecord, check, checkpoint_path
@@ -84,14 +85,12 @@ class CommonConfig:
         check_name(self.h_test)
         for name in ("training_steps", "nb_trials", "nb_seeds", "ep_eval", "units"):
             check_count(name, getattr(self, name))
-        for name in ("workers", "popsize", "obs_units"):
+        for name in ("popsize", "obs_units"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
-        for name in ("seed", "max_retries"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name} is not negative: {getattr(self, name)}")
-        if not self.checkpoint_minutes >= 0:
-            raise UserError(f"--checkpoint_minutes is not negative: {self.checkpoint_minutes}")
+        if self.seed < 0:
+            raise UserError(f"--seed is not negative: {self.seed}")
+        check_running(self)
         if self.popsize is not None and self.popsize < 2:
             raise UserError(f"a generation has at least 2 trials: --popsize {self.popsize}")
         for what in ("sr", "lr", "iss"):
@@ -186,6 +185,23 @@ def check_count(name: str, value: int) -> None:
     """Refuse zero and negative counts."""
     if value < 1:
         raise UserError(f"--{name} is at least 1, not {value}")
+
+
+def check_running(config: Any) -> None:
+    """Refuse what cannot be of the flags that say how evolution and test are computed, and where they write."""
+    if config.workers is not None:
+        check_count("workers", config.workers)
+    if config.max_retries < 0:
+        raise UserError(f"--max_retries is not negative: {config.max_retries}")
+    if not 0 <= config.checkpoint_minutes < math.inf:
+        raise UserError(f"--checkpoint_minutes is a number from 0: {config.checkpoint_minutes}")
+    for name in ("runs", "logs", "models"):
+        folder = getattr(config, name, None)
+        if folder is not None:
+            try:
+                check_writable(folder)
+            except OSError as e:
+                raise UserError(f"--{name} {folder!r} cannot be written: {e.strerror or e}") from e
 
 
 def study_name(subject: str, h_test: str, training_steps: int) -> str:
@@ -287,14 +303,18 @@ def evolve(config: CommonConfig, sink: Sink) -> int:
     try:
         with study:
             while True:
-                waiting = sum(t.number < config.nb_trials for t in study.reclaim())
+                waiting = [t for t in study.reclaim() if t.number < config.nb_trials]
                 begun = len(study.trials())
                 # A generation that an earlier run left incomplete is filled up; waiting trials of a complete one come first.
                 new = -begun % popsize or (0 if waiting else popsize)
                 new = min(new, max(0, config.nb_trials - begun))
-                if not waiting + new:
+                if not (waiting or new):
                     break
-                taken = study.propose(waiting, new, sampler, space, plan, generation=begun // popsize)
+                resumed = [study.take_up(t, plan, sampler, space) for t in waiting]
+                taken = [t for t in resumed if t is not None]
+                taken += study.propose(new, sampler, space, plan, begun // popsize, config.nb_trials)
+                if not taken:  # other coordinators were faster
+                    continue
                 progress.begin(taken)
                 study.run(taken, executor, job, progress.end, progress.tick, partial(score, stored))
     except KeyboardInterrupt:
@@ -319,6 +339,10 @@ def evolve(config: CommonConfig, sink: Sink) -> int:
         "test_generalization.py" if "env_ids" in stored else "test_multi_res.py" if "nb_res" in stored else "test.py"
     )
     command = ["python", script, "--study", name, "--training_steps", str(config.training_steps)]
+    if "env_ids" in stored:
+        seen = {e.rpartition("-v")[0] for e in stored["env_ids"]}
+        others = [e for e in load_task_set("forward_mujoco").env_ids if e.rpartition("-v")[0] not in seen]
+        command += ["--env_id", others[0] if others else "Humanoid-v4"]
     if config.storage != DEFAULT_STORAGE:
         command += ["--storage", shown(config.storage)]
     sink.line(f"test them:       {shlex.join(command)}")

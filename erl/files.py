@@ -6,6 +6,17 @@ from pathlib import Path
 from typing import Any
 
 
+def check_writable(folder: str) -> None:
+    """Raise an OSError if a folder cannot be made or written. Leaves nothing behind."""
+    if not folder:
+        raise OSError("it has no name")
+    nearest = Path(folder).absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
+    with tempfile.TemporaryDirectory(dir=nearest, prefix=".erl-"):
+        pass
+
+
 def write_whole(path: Path, write: Callable[[str], Any]) -> None:
     """Let `write` fill a file beside `path`, then move it there: a file of this name is always complete."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:

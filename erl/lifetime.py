@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from erl.evaluation import evaluate
+from erl.files import write_whole
 from erl.learners import Agent, Outputs, get_learner
 from erl.spec import LifetimeSpec, commit, to_json, versions
-from erl.tasks import Ledger
+from erl.tasks import Ledger, shared_seconds
 
 CURVE_POINTS = 200
 
@@ -115,11 +116,10 @@ def live(job: Job, progress: Any = None) -> list[LifetimeRecord]:
         agents = learner.train(job.specs, ledgers, outputs)
     except Exception as e:  # the learner itself failed: so did every lifetime in its hands
         agents = [e] * len(job.specs)
-    seconds = time.perf_counter() - start
-    share = [ledger.steps / max(1, sum(x.steps for x in ledgers)) for ledger in ledgers]
+    seconds = shared_seconds(ledgers, time.perf_counter() - start)
     return [
-        _conclude(spec, ledger, agent, model, seconds * part, job.evaluate)
-        for spec, ledger, agent, model, part in zip(job.specs, ledgers, agents, models, share)
+        _conclude(spec, ledger, agent, model, part, job.evaluate)
+        for spec, ledger, agent, model, part in zip(job.specs, ledgers, agents, models, seconds)
     ]
 
 
@@ -138,7 +138,8 @@ def _conclude(
         if model is not None:
             path = Path(model)
             agent.save(path.parent, path.name)
-            (path.parent / f"{path.name}.json").write_text(json.dumps(to_json(spec), indent=1), encoding="utf-8")
+            text = json.dumps(to_json(spec), indent=1)
+            write_whole(path.parent / f"{path.name}.json", lambda part: Path(part).write_text(text, encoding="utf-8"))
         if spec.fitness == "final_eval" or also_evaluate:
             env = spec.make_env()
             try:

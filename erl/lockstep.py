@@ -27,6 +27,7 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from erl.errors import UserError
 from erl.mujoco_families import family_of
+from erl.tasks import RAISED
 
 _UNLIMITED = np.iinfo(np.int64).max
 
@@ -97,7 +98,7 @@ class Lockstep:
         try:
             # Through all wrappers, so that rendering and the checks of a first reset work as ever.
             observation = np.asarray(self.envs[i].reset(seed=seed)[0], dtype=np.float64).reshape(self._shape)
-        except Exception as error:
+        except RAISED as error:
             self._take_out(i, f"the environment raised {_short(error)} when it was reset", traceback.format_exc())
             return np.zeros(self.observation_space.shape)
         self._unstarted.discard(i)
@@ -169,7 +170,7 @@ class Lockstep:
         }
 
     def set_state(self, state: dict[str, Any]) -> list[int]:
-        """Continue from `get_state`'s result.
+        """Continue from `get_state`'s result; slots whose entry under `envs` is None stay as they are.
 
         Returns:
             The slots whose episode could not be restored: the caller has to reset them, which draws from their restored random stream.
@@ -184,6 +185,8 @@ class Lockstep:
         self.elapsed, self.faults = state["elapsed"].copy(), dict(state["faults"])
         lost = []
         for i, (env, saved) in enumerate(zip(self.envs, state["envs"])):
+            if saved is None:
+                continue
             if isinstance(saved, bytes):
                 _restore(env, saved)
             else:
@@ -220,7 +223,7 @@ class Lockstep:
                 mujoco.mj_step(model, data, frame_skip)
                 if contacts:
                     mujoco.mj_rnePostConstraint(model, data)
-            except Exception as error:
+            except RAISED as error:
                 self._take_out(i, f"the environment raised {_short(error)} {self._when(i)}", traceback.format_exc())
         # A diverged environment must not end in a warning about all of them: it is found by its numbers.
         with np.errstate(all="ignore"):
@@ -235,7 +238,7 @@ class Lockstep:
         for i, env in self._cores:
             try:
                 observations[i], rewards[i], terminated[i], truncated[i], _ = env.step(rows[i])
-            except Exception as error:
+            except RAISED as error:
                 self._take_out(i, f"the environment raised {_short(error)} {self._when(i)}", traceback.format_exc())
         return observations.reshape(self.n, -1), rewards, terminated, truncated
 
@@ -263,7 +266,7 @@ class Lockstep:
             self.envs[i].close()
 
 
-def _short(error: Exception) -> str:
+def _short(error: BaseException) -> str:
     return "".join(traceback.format_exception_only(error)).strip()
 
 

@@ -20,7 +20,7 @@ _RANGES = {
     "input_connectivity": "0.01:1.0:log",
     "bias": "0.01:1.0:log",
 }
-_LEARNER = "learner."
+LEARNER = "learner."
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,15 @@ class Range:
 def parse_evolve(text: str | None) -> dict[str, Range]:
     """Read `--evolve`: names, or `name=low:high` or `name=low:high:log`, comma-separated.
 
+    Units, and settings of the learner whose bounds are both written without a decimal point, are whole numbers.
+
     Raises:
         UserError: a name or a range that cannot be.
     """
     found: dict[str, Range] = {}
     for item in filter(None, (part.strip() for part in (text or "").split(","))):
         name, _, written = item.partition("=")
-        if not name.startswith(_LEARNER) and name not in _RANGES:
+        if not name.startswith(LEARNER) and name not in _RANGES:
             raise UserError(
                 f"--evolve does not know {name!r}{nearest(name, _RANGES)} (known: {', '.join(_RANGES)}, learner.SETTING=low:high)"
             )
@@ -71,7 +73,7 @@ def _range(name: str, written: str) -> Range:
         low, high = (int(w) if re.fullmatch(r"-?\d+", w) else float(w) for w in match.group(1, 2))
     except ValueError:
         raise UserError(f"--evolve {name}={written}: a range is low:high or low:high:log") from None
-    if type(low) is not type(high):
+    if type(low) is not type(high) or not (name == "units" or name.startswith(LEARNER)):
         low, high = float(low), float(high)
     log = match.group(3) == ":log"
     if not (math.isfinite(low) and math.isfinite(high)) or low > high:
@@ -98,9 +100,9 @@ def search_space(config: dict[str, Any]) -> dict[str, Range]:
     own = ["sr", "lr"] if config["fixed_iss"] else ["sr", "lr", "iss"]
     ranges = {name: Range(float(config[f"min_{name}"]), float(config[f"max_{name}"])) for name in own}
     more = parse_evolve(config.get("evolve"))
-    ranges |= {name: r for name, r in more.items() if not name.startswith(_LEARNER)}
+    ranges |= {name: r for name, r in more.items() if not name.startswith(LEARNER)}
     space = {f"{name}{suffix}": r for suffix in _suffixes(config) for name, r in ranges.items()}
-    return space | {name: r for name, r in more.items() if name.startswith(_LEARNER)}
+    return space | {name: r for name, r in more.items() if name.startswith(LEARNER)}
 
 
 def make_context(config: dict[str, Any], params: dict[str, float]) -> Context:
@@ -127,5 +129,5 @@ def make_context(config: dict[str, Any], params: dict[str, float]) -> Context:
 
 def learner_settings(config: dict[str, Any], params: dict[str, float]) -> dict[str, Any]:
     """The learner's settings: those of the study, and those that were proposed."""
-    proposed = {k.removeprefix(_LEARNER): v for k, v in params.items() if k.startswith(_LEARNER)}
+    proposed = {k.removeprefix(LEARNER): v for k, v in params.items() if k.startswith(LEARNER)}
     return {**config["learner_config"], **proposed}

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -341,8 +342,14 @@ class Study:
         self._renewer.start()
         return self
 
-    def __exit__(self, *exception: Any) -> None:
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self._stop.set()
+        if isinstance(error, SQLAlchemyError | optuna.exceptions.StorageInternalError):
+            cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+            said = _refused(self.address, cause or error)
+            raise UserError(
+                f"{said}; what had finished before is stored, and the same command goes on from there"
+            ) from error
 
     def _renew(self) -> None:
         self.storage.set_study_user_attr(self._id, f"lease:{self._owner['id']}", time.time() + LEASE_SECONDS)
@@ -370,7 +377,7 @@ class Study:
         leases = self.storage.get_study_user_attrs(self._id)
         for trial in self.trials("RUNNING"):
             owner = trial.user_attrs.get("owner")
-            if owner is not None and self._is_gone(owner, leases):
+            if self._is_gone(owner, leases) if owner is not None else _is_old(trial):
                 self._release(trial._trial_id)
         return self.trials("WAITING")
 
@@ -380,11 +387,25 @@ class Study:
 
     # -- taking and ending trials --
 
-    def take_up(self, trial: FrozenTrial, plan: Plan) -> Taken | None:
-        """Go on with a waiting trial; the lifetimes that had ended are kept. None if somebody else was faster."""
+    def take_up(
+        self, trial: FrozenTrial, plan: Plan, sampler: BaseSampler | None = None, space: SearchSpace | None = None
+    ) -> Taken | None:
+        """Go on with a waiting trial; the lifetimes that had ended are kept. None if somebody else was faster.
+
+        Args:
+            trial: one of those that `reclaim` gives.
+            plan: from its parameters to its lifetimes.
+            sampler: proposes parameters that it was not given before whoever began it ended.
+            space: all its parameters.
+        """
         with suppress(UpdateFinishedTrialError):
             if self.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
                 self.storage.set_trial_user_attr(trial._trial_id, "owner", self._owner)
+                if sampler is not None:
+                    self.optuna.sampler = sampler
+                    mine = optuna.Trial(self.optuna, trial._trial_id)
+                    for name, distribution in (space or {}).items():
+                        _suggest(mine, name, distribution)
                 return self._taken(trial._trial_id, plan)
         return None
 
@@ -396,16 +417,28 @@ class Study:
         return self._taken(self.storage.create_new_trial(self._id, template_trial=template), plan)
 
     def propose(
-        self, waiting: int, new: int, sampler: BaseSampler, space: SearchSpace, plan: Plan, generation: int
+        self,
+        new: int,
+        sampler: BaseSampler,
+        space: SearchSpace,
+        plan: Plan,
+        generation: int,
+        limit: int,
     ) -> list[Taken]:
-        """Take up trials that wait, and begin new ones of a generation, all before any of them is known."""
+        """Begin new trials of a generation, all before any of them is known.
+
+        Where several coordinators begin trials at once, some get numbers of `limit` or more: those wait, and count for
+        nothing until the study is made longer.
+        """
         self.optuna.sampler = sampler
         taken = []
-        for i in range(waiting + new):
-            if i >= waiting:  # its owner is known from its first moment on, should this process end in the next one
-                self.optuna.enqueue_trial({}, user_attrs={"generation": generation, "owner": self._owner})
+        for _ in range(new):
             trial = self.optuna.ask()
+            if trial.number >= limit:
+                self._release(trial._trial_id)
+                break
             trial.set_user_attr("owner", self._owner)
+            trial.set_user_attr("generation", generation)
             for name, distribution in space.items():
                 _suggest(trial, name, distribution)
             taken.append(self._taken(trial._trial_id, plan))
@@ -477,7 +510,8 @@ class Study:
                 for k, (taken, index) in enumerate(groups[result.index]):
                     if result.records is not None:
                         self._note(taken, index, result.records[k])
-                        _forget_checkpoint(jobs[result.index], k)
+                        if result.records[k].error is None:  # what failed may be mended and taken up again
+                            _forget_checkpoint(jobs[result.index], k)
                     else:
                         assert result.error is not None
                         taken.records[index] = _no_record(taken.specs[index], result.error)
@@ -487,8 +521,15 @@ class Study:
         except BaseException:
             executor.close()
             for trial_id in open_trials:
-                self._release(trial_id)
+                with suppress(Exception):  # the storage itself may be what failed; its lease will tell
+                    self._release(trial_id)
             raise
+
+
+def _is_old(trial: FrozenTrial) -> bool:
+    """Whether a trial without an owner was begun so long ago that whoever began it has ended."""
+    begun = trial.datetime_start
+    return begun is None or (datetime.now() - begun).total_seconds() > LEASE_SECONDS
 
 
 def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:

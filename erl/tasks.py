@@ -6,7 +6,7 @@ Knows no learner. `make_env` is the only place that calls `gym.make`.
 import importlib
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -33,6 +33,10 @@ VELOCITIES: dict[str, tuple[int, ...]] = {
 _log = logging.getLogger(__name__)
 # MuJoCo would print its warnings and write them to a file in the working folder.
 mujoco.set_mju_user_warning(lambda message: _log.info("MuJoCo: %s", message))
+
+
+# What an environment may raise to fail its own lifetime and nothing else.
+RAISED = (Exception, SystemExit)
 
 
 class EnvironmentFault(RuntimeError):
@@ -62,11 +66,13 @@ class Ledger:
         steps: steps taken so far, in all of the lifetime's environments.
         episodes: (steps so far at its end, return, length) of every finished episode, in order.
         on_step: called with `steps` after every 256th step; may raise to end the lifetime.
+        earlier: steps, and seconds they took, before the lifetime was taken up from a checkpoint.
     """
 
     steps: int = 0
     episodes: list[tuple[int, float, int]] = field(default_factory=list)
     on_step: Callable[[int], None] | None = None
+    earlier: tuple[int, float] = (0, 0.0)
 
     def step(self, n: int = 1) -> None:
         """Count `n` steps."""
@@ -77,6 +83,12 @@ class Ledger:
     def episode(self, total_return: float, length: int) -> None:
         """Keep a finished episode."""
         self.episodes.append((self.steps, float(total_return), int(length)))
+
+
+def shared_seconds(ledgers: Sequence[Ledger], elapsed: float) -> list[float]:
+    """Seconds of training of lifetimes that were trained side by side for `elapsed` seconds: each one's share by its steps."""
+    new = [ledger.steps - ledger.earlier[0] for ledger in ledgers]
+    return [ledger.earlier[1] + elapsed * n / max(1, sum(new)) for ledger, n in zip(ledgers, new)]
 
 
 def _spec(env_id: str) -> Any:
@@ -238,7 +250,7 @@ class Metered(gym.Wrapper, RecordConstructorArgs):
         """Begin an episode."""
         try:
             observation, info = self.env.reset(**kwargs)
-        except (Exception, SystemExit) as e:
+        except RAISED as e:
             raise EnvironmentFault(f"the environment raised at a reset: {type(e).__name__}: {e}") from e
         self._check("an observation", observation)
         self._return, self._length = 0.0, 0
@@ -248,7 +260,7 @@ class Metered(gym.Wrapper, RecordConstructorArgs):
         """Step, count and check."""
         try:
             observation, reward, terminated, truncated, info = self.env.step(action)
-        except (Exception, SystemExit) as e:
+        except RAISED as e:
             where = f"at step {self.ledger.steps + 1}"
             raise EnvironmentFault(f"the environment raised {where}: {type(e).__name__}: {e}") from e
         self.ledger.step()

@@ -57,8 +57,9 @@ def test_agents_with_smaller_budgets_leave_and_change_nothing_for_the_others():
     assert [essence(r) for r in live(Job((specs[0], specs[2])))] == [essence(together[0]), essence(together[2])]
 
 
-def test_a_faulty_environment_does_not_hurt_its_neighbours():
-    specs = [lifetime(i, "toy_environments:Lottery-v0", 1024) for i in range(6)]
+@pytest.mark.parametrize(("name", "error"), [("Lottery-v0", "RuntimeError"), ("ExitLottery-v0", "SystemExit")])
+def test_a_faulty_environment_does_not_hurt_its_neighbours(name, error):
+    specs = [lifetime(i, f"toy_environments:{name}", 1024) for i in range(6)]
     odd = [bool(s.seeds.environment % 2) for s in specs]
     assert 0 < sum(odd) < 6
     records = live(Job(tuple(specs)))
@@ -67,7 +68,7 @@ def test_a_faulty_environment_does_not_hurt_its_neighbours():
             assert record.fitness is None
             assert "an odd seed" in record.error
             assert record.traceback is not None
-            assert "RuntimeError" in record.traceback
+            assert error in record.traceback
             assert 128 <= record.steps < 1024
         else:
             assert record.steps == 1024
@@ -131,6 +132,21 @@ def test_box2d_begins_its_episode_anew_and_goes_on(tmp_path, monkeypatch):
     records = live(Job(tuple(specs), outputs))
     assert [r.steps for r in records] == [768, 768]
     assert all(r.fitness is not None for r in records)
+
+
+def test_an_agent_that_is_taken_up_changes_nothing_for_a_fresh_one(tmp_path, monkeypatch):
+    specs = [lifetime(i, "LunarLander-v3", 768) for i in range(2)]
+    outputs = live_until(specs[:1], tmp_path, 2, monkeypatch)
+    _, fresh = live(Job(tuple(specs), (*outputs, Outputs())))
+    assert essence(fresh) == essence(live(Job((specs[1],)))[0])
+
+
+def test_seconds_count_what_came_before_a_checkpoint(tmp_path, monkeypatch):
+    spec = lifetime(0, steps=1536)
+    outputs = live_until([spec], tmp_path, 11, monkeypatch)
+    _, seconds, _ = load_checkpoint(outputs[0].checkpoint, spec, versions())["ledger"]
+    record = live(Job((spec,), outputs))[0]
+    assert record.seconds > seconds > 0
 
 
 @pytest.mark.parametrize("damage", ["truncated", "other bytes", "other lifetime", "other libraries"])

@@ -565,3 +565,37 @@ def test_cohort_key_groups_what_can_be_stepped_together() -> None:
         cohort_key(PPOConfig(), spaces.Discrete(4), BOX)
     with pytest.raises(ValueError, match="cohort_key"):
         CohortPPO([PPOConfig(), PPOConfig(n_steps=5)], [0, 1], obs, BOX)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"gamma": 5},
+        {"gamma": float("nan")},
+        {"ent_coef": float("inf")},
+        {"clip_range": -1},
+        {"clip_range_vf": [1]},
+        {"max_grad_norm": -0.5},
+        {"target_kl": -1},
+        {"target_kl": "abc"},
+        {"learning_rate": -1},
+        {"normalize": "maybe"},
+        {"normalize": [1]},
+        {"normalize_advantage": "no"},
+        {"policy_kwargs": 3},
+        {"policy_kwargs": [1]},
+        {"policy_kwargs": {"net_arch": 64}},
+        {"policy_kwargs": {"net_arch": [-5]}},
+        {"policy_kwargs": {"net_arch": [0]}},
+        {"policy_kwargs": {"net_arch": ["a"]}},
+        {"policy_kwargs": {"activation_fn": 5}},
+        {"policy_kwargs": {"optimizer_kwargs": 3}},
+        {"verbose": 1},
+        {"seed": 1},
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_are_one_clear_line(config):
+    with pytest.raises(UserError) as caught:
+        PPOConfig.from_learner_config(config)
+    assert "\n" not in str(caught.value)

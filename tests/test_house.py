@@ -57,9 +57,19 @@ def reached(module):
 
 def test_imports_go_one_way():
     assert not [module for module in GRAPH if module in reached(module)]
-    chain = ["errors", "tasks", "spec", "learners", "lifetime", "executors", "study", "evolution", "comparison"]
-    for lower, upper in pairwise(f"erl.{module}" for module in chain):
-        assert lower in reached(upper)
+    chains = [
+        ["errors", "tasks", "spec", "learners", "lifetime", "executors", "study", "evolution", "comparison"],
+        ["reservoirs", "search", "study"],
+        ["search", "arms", "comparison"],
+        ["spec", "arms"],
+        ["evaluation", "task_sets", "evolution"],
+    ]
+    for chain in chains:
+        for lower, upper in pairwise(f"erl.{module}" for module in chain):
+            assert lower in reached(upper)
+    # What is searched and what is compared are described without a database.
+    assert not reached("erl.search") & {"erl.study", "erl.evolution", "erl.tasks", "erl.learners"}
+    assert not reached("erl.arms") & {"erl.study", "erl.evolution", "erl.comparison"}
 
 
 @pytest.mark.parametrize("module", ["erl.errors", "erl.cli", "erl.evaluation", "erl.samplers"])

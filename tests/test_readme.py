@@ -4,16 +4,27 @@ import ast
 import re
 import shlex
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
 from erl import cli, spec, study
-from erl.comparison import ComparisonConfig
-from erl.evolution import EvolutionConfig
+from erl.arms import arm_names, control_names
+from erl.comparison import ComparisonConfig, GeneralizationComparisonConfig, MultiComparisonConfig
+from erl.evolution import EvolutionConfig, GeneralizationConfig, MultiEvolutionConfig
+from erl.search import parse_evolve
+from erl.task_sets import TASK_SETS, load_task_sets, measured_random_returns
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SCRIPTS = {"evolve_res.py": EvolutionConfig, "test.py": ComparisonConfig}
+SCRIPTS = {
+    "evolve_res.py": EvolutionConfig,
+    "test.py": ComparisonConfig,
+    "evolve_multi_res.py": MultiEvolutionConfig,
+    "test_multi_res.py": MultiComparisonConfig,
+    "evolve_generalization.py": GeneralizationConfig,
+    "test_generalization.py": GeneralizationComparisonConfig,
+}
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/DESIGN.md"]
 
 
@@ -22,11 +33,22 @@ def _fenced(language):
 
 
 def _flags(script):
-    """Rows of a script's table: flag -> (default, meaning)."""
-    section = README.split(f"\n### {script}\n")[1].split("\n#")[0]
-    rows = re.findall(r"^\| `--(\w+)` \| (.*?) \| (.*) \|$", section, re.M)
-    assert len(rows) == len({name for name, *_ in rows})
-    return {name: (default, meaning) for name, default, meaning in rows}
+    """What the tables say of a script: flag -> (default, meaning)."""
+
+    def table(heading, row):
+        section = README.split(f"\n### {heading}\n")[1].split("\n#")[0]
+        rows = re.findall(row + r"`--(\w+)` \| (.*?) \| (.*) \|$", section, re.M)
+        assert len(rows) == len({name for name, *_ in rows})
+        return {name: (default, meaning) for name, default, meaning in rows}
+
+    if script in ("evolve_res.py", "test.py"):
+        return table(script, r"^\| ")
+    flags = _flags("evolve_res.py" if script.startswith("evolve") else "test.py")
+    own = table("The other scripts", rf"^\| `{re.escape(script)}` \| ")
+    for _, meaning in own.values():
+        for name in re.findall(r"in place of `--(\w+)`", meaning):
+            del flags[name]
+    return flags | own
 
 
 def _commands():
@@ -102,6 +124,38 @@ def test_snippets_are_python_and_import_what_exists():
             if isinstance(node, ast.ImportFrom) and node.module.startswith("erl"):
                 module = {"erl.spec": spec, "erl.study": study}[node.module]
                 assert all(hasattr(module, name.name) for name in node.names)
+
+
+def test_the_set_that_is_declared_can_be_evolved_for():
+    [example] = _fenced("toml")
+    Path(re.search(r"# (\S+)", example).group(1)).write_text(example, encoding="utf-8")
+    [command] = [c for c in _commands() if "--sets" in c]
+    config = cli.parse(GeneralizationConfig, shlex.split(command)[2:])
+    assert config.settings()["references"] == {
+        "InvertedPendulum-v5": [measured_random_returns()["InvertedPendulum-v5"].return_mean, 950.0],
+        "InvertedDoublePendulum-v5": [60.0, 8000.0],
+    }
+
+
+def test_every_set_is_named():
+    section = README.split("\n### Sets of environments\n")[1].split("\n#")[0]
+    for name in load_task_sets(TASK_SETS).sets:
+        assert f"`{name}`" in section
+
+
+@pytest.mark.parametrize("command", [c for c in _commands() if "--evolve" in c])
+def test_what_is_searched_can_be(command):
+    config = cli.parse(EvolutionConfig, shlex.split(command)[2:])
+    assert len(parse_evolve(config.evolve)) == config.evolve.count(",") + 1
+
+
+def test_every_agent_is_named():
+    section = README.split("\n### Agents\n")[1].split("\n### ")[0]
+    evolution = {"learner": "PPO", "learner_config": {}, "del_obs": True}
+    arms = [*arm_names(evolution, {}), *arm_names(evolution, {"learner.learning_rate": 1.0})]
+    arms += [re.sub(r"0\.\d+$", "…", name) for name in control_names(evolution, {})]
+    for arm in arms:
+        assert f"`{arm}`" in section
 
 
 @pytest.mark.scripts

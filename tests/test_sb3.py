@@ -141,7 +141,7 @@ def test_normalised_observations_reach_the_policy_in_evaluation_too(tmp_path):
     ("config", "message"),
     [
         ({"learning_rat": 1e-3}, "no setting 'learning_rat'.*learning_rate"),
-        ({"seed": 3}, "no setting 'seed'"),
+        ({"seed": 3}, "seed is not PPO's to set here"),
         ({"n_envs": 0}, "n_envs"),
         ({"n_envs": True}, "n_envs"),
         ({"n_steps": "many"}, "PPO refuses its settings"),

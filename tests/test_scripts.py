@@ -1,4 +1,4 @@
-"""Both scripts as a user starts them, at the smallest budgets."""
+"""The scripts as a user starts them, at the smallest budgets."""
 
 import os
 import pty
@@ -32,7 +32,11 @@ def call(name, flags, **environment):
     )
 
 
-@pytest.mark.parametrize("name", ["evolve_res.py", "test.py"])
+@pytest.mark.parametrize(
+    "name",
+    [f"{kind}{n}.py" for kind in ("evolve", "test") for n in ("_multi_res", "_generalization")]
+    + ["evolve_res.py", "test.py"],
+)
 def test_help(name):
     done = call(name, "--help")
     assert (done.returncode, done.stderr) == (0, "")
@@ -86,9 +90,53 @@ def test_evolve_then_the_printed_command(quick):
     assert again.stdout.partition("return of the last")[2] == done.stdout.partition("return of the last")[2]
 
 
+ER_MRL = "--sampler Cmaes --ep_eval 3 --skip_c True --fixed_iss False --min_sr 0.1 --max_sr 10 --min_lr 0.1 --max_lr 1 --min_iss 0.5 --max_iss 2"
+
+
+def test_several_reservoirs_with_er_mrls_flags(quick):
+    flags = f"{TINY} --env_id CartPole-v1 --nb_res 2 --h_test try_2 --training_timesteps 320 --del_obs True {ER_MRL}"
+    done = call("evolve_multi_res.py", flags)
+    assert (done.returncode, done.stderr) == (0, "")
+    best = Study(DEFAULT_STORAGE, name := "CartPole-v1_2_try_2_0.32k_steps").best()
+    assert set(best.params) == {f"{p}_{k}" for k in (1, 2) for p in ("sr", "lr", "iss")}
+    flags = "--env_id CartPole-v1 --nb_res 2 --h_test try_2 --HP_training_steps 320 --training_steps 320 --nb_seeds 1"
+    done = call("test_multi_res.py", f"{flags} --workers 1")
+    assert (done.returncode, done.stderr) == (0, "")
+    for arm in ("PPO", "RES_PPO_0.0003", "RES_PPO_0.0001", "RES_PPO_0.00005"):
+        assert len(re.findall(rf"^{re.escape(arm)} +1 ", done.stdout, re.MULTILINE)) == 2
+    assert PPO.load(f"models/{name}_trial_{best.number}_test_0.32k_steps/RES_PPO_0.0001/seed_0.zip")
+
+
+def test_generalisation_with_er_mrls_flags_then_the_printed_command(quick):
+    """A real set, whose environments no cohort can share; the test's environment has other sizes."""
+    flags = f"{TINY} --env_type Ant_Swimmer --nb_res 2 --h_test try --training_timesteps 1024 {ER_MRL}"
+    done = call("evolve_generalization.py", flags.replace("--nb_trials 2", "--nb_trials 1"))
+    assert (done.returncode, done.stderr) == (0, "")
+    name = "Ant_Swimmer_2_try_1k_steps"
+    assert "2 environments x 1 seeds x 1,024 steps" in done.stdout
+    [trial] = Study(DEFAULT_STORAGE, name).trials()
+    swimmer, ant = (trial.user_attrs[f"lifetime:{k}"]["fitness"] for k in (1, 0))
+    (low_ant, high_ant), (low, high) = Study(DEFAULT_STORAGE, name).config["references"].values()
+    by_hand = ((ant - low_ant) / (high_ant - low_ant) + (swimmer - low) / (high - low)) / 2
+    assert trial.value == pytest.approx(by_hand)
+    words = shlex.split(done.stdout.partition("test them:")[2].split("\n")[0])
+    assert words[:2] == ["python", "test_generalization.py"]
+    done = call(words[1], shlex.join([*words[2:], "--nb_seeds", "1", "--workers", "1", "--arms", "RES_PPO_0.0003"]))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Path(f"models/{name}_trial_0_on_HalfCheetah-v4_test_1k_steps/RES_PPO_0.0003/seed_0.zip").exists()
+    flags = "--nb_res 2 --HP_env_type Ant_Swimmer --env_id Ant-v5 --h_test try --HP_training_steps 1024"
+    done = call("test_generalization.py", flags)
+    assert done.returncode == 2
+    assert done.stderr.startswith("test_generalization.py: error: the evolution saw Ant-v5")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
+        ("evolve_multi_res.py", f"{TINY} --env_id CartPole-v1 --nb_res 2 --obs_units 11"),
+        ("evolve_generalization.py", f"{TINY} --env_id CartPole-v1"),
+        ("test_generalization.py", "--study nothing --storage sqlite:///foreign.db"),
         ("evolve_res.py", f"{TINY} --env_id HalfCheeta-v4"),
         ("evolve_res.py", f"{TINY} --env_id CartPole-v1 --learner SAC"),
         ("evolve_res.py", f"{TINY} --env_id CarRacing-v3"),

@@ -16,7 +16,8 @@ from erl.comparison import ComparisonConfig, compare
 from erl.errors import UserError
 from erl.evolution import EvolutionConfig, evolve, lifetimes
 from erl.lifetime import Job, live
-from erl.study import DEFAULT_STORAGE, Study, log_range, open_storage, records, shown
+from erl.search import Range
+from erl.study import DEFAULT_STORAGE, Study, distributions, open_storage, records, shown
 
 ENV = "toy_environments:Recall-v0"
 NAME = f"{ENV}_main_0.064k_steps"
@@ -127,7 +128,8 @@ def begin(study, config_of_study, who):
     def plan(params):
         return lifetimes(config_of_study, params)
 
-    taken = study.create({"sr": 0.5, "lr": 0.5}, {"sr": log_range(1e-4, 1e2), "lr": log_range(1e-2, 1.0)}, plan)
+    space = distributions({"sr": Range(1e-4, 1e2), "lr": Range(1e-2, 1.0)})
+    taken = study.create({"sr": 0.5, "lr": 0.5}, space, plan)
     study.storage.set_trial_user_attr(taken.trial_id, "owner", who)
     study._note(taken, 0, live(Job((taken.specs[0],)))[0])
     return taken, plan
@@ -182,7 +184,7 @@ def test_a_coordinator_that_was_taken_for_dead_does_not_fall_over_a_trial_that_a
     taken, _ = begin(study, study.config, owner())
     other.storage.set_trial_state_values(taken.trial_id, TrialState.COMPLETE, [1.0])
     study._note(taken, 1, taken.records[0])
-    assert study._end(taken) is not None
+    assert study._end(taken, None) is not None
     study._release(taken.trial_id)
     assert Study(DEFAULT_STORAGE, NAME).trials()[1].value == 1.0
 

@@ -113,8 +113,8 @@ class Lottery(gym.Env):
     observation_space = spaces.Box(-1, 1, (2,), dtype=np.float32)
     action_space = spaces.Box(-1, 1, (1,), dtype=np.float32)
 
-    def __init__(self, good: int = 200) -> None:
-        self.good, self.total, self.odd = good, 0, False
+    def __init__(self, good: int = 200, error: type[BaseException] = RuntimeError) -> None:
+        self.good, self.total, self.odd, self.error = good, 0, False, error
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -127,8 +127,9 @@ class Lottery(gym.Env):
         self.t += 1
         self.total += 1
         if self.odd and self.total > self.good:
-            raise RuntimeError("an odd seed")
+            raise self.error("an odd seed")
         return self.np_random.uniform(-1, 1, 2).astype(np.float32), float(action[0]), self.t >= 10, False, {}
 
 
 gym.register("Lottery-v0", Lottery)
+gym.register("ExitLottery-v0", Lottery, kwargs={"error": SystemExit})

@@ -174,7 +174,7 @@ class World:
         Returns:
             What policies see in those environments whose episode could not be restored and began anew, by (agent, environment).
         """
-        now = self._lockstep.get_state()
+        now = {**self._lockstep.get_state(), "envs": [None] * self._lockstep.n}
         for agent, state in enumerate(states):
             if state is not None:
                 part = slice(agent * self.n_envs, (agent + 1) * self.n_envs)

@@ -394,10 +394,12 @@ class CohortPPO:
         whole = self.state_dict()
         return [_row(whole, i) for i in range(len(self))]
 
-    def load_agent_state(self, i: int, state: Mapping[str, Any]) -> None:
-        """Put one of `agent_states` in agent i's place; the others stay as they are."""
+    def load_agent_states(self, states: Sequence[Mapping[str, Any] | None]) -> None:
+        """Put `agent_states` in their agents' places; an agent whose state is None stays as it is."""
         whole = self.state_dict()
-        _put(whole, i, state)
+        for i, state in enumerate(states):
+            if state is not None:
+                _put(whole, i, state)
         self.load_state_dict(whole)
 
     def observe_anew(self, i: int, env: int, obs: np.ndarray) -> None:

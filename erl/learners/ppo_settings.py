@@ -1,6 +1,7 @@
 """Settings of PPO agents that train side by side: Stable-Baselines3's keyword arguments, checked and in one form."""
 
 import inspect
+import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, fields
 from numbers import Real
@@ -14,7 +15,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 
 from erl.errors import UserError, nearest
 from erl.gradients import ACTIVATIONS
-from erl.learners.settings import Schedule, activation, parse_value, schedule
+from erl.learners.settings import OURS, Schedule, activation, parse_value, schedule
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,32 @@ class PPOConfig:
             value = getattr(self, field.name)
             if type(field.default) is float and not (isinstance(value, Real) or callable(value)):
                 raise UserError(f"PPO's {field.name} is a number, not {value!r}")
+            if isinstance(value, Real) and not math.isfinite(value):
+                raise UserError(f"PPO's {field.name} is a finite number, not {value!r}")
+            if type(field.default) is bool and not isinstance(value, bool):
+                raise UserError(f"PPO's {field.name} is true or false, not {value!r}")
             if type(field.default) is int and not (isinstance(value, int) and value >= 1):
                 raise UserError(f"PPO's {field.name} is a whole number from 1, not {value!r}")
         if self.normalize_advantage and (self.batch_size < 2 or self.n_steps * self.n_envs < 2):
             raise UserError(
                 "PPO normalises advantages over minibatches: batch_size and n_steps * n_envs are at least 2"
             )
-        if isinstance(self.clip_range_vf, Real) and self.clip_range_vf <= 0:
-            raise UserError(f"PPO's clip_range_vf is positive, or null for no clipping, not {self.clip_range_vf}")
+        for name in ("clip_range_vf", "target_kl", "norm_gamma"):
+            if not (
+                getattr(self, name) is None or isinstance(getattr(self, name), Real) or callable(getattr(self, name))
+            ):
+                raise UserError(f"PPO's {name} is a number or null, not {getattr(self, name)!r}")
+        for names, fits, what in (
+            (("clip_range", "clip_range_vf", "target_kl", "max_grad_norm", "adam_eps", "clip_obs", "clip_reward", "norm_epsilon"), lambda v: v > 0, "positive"),
+            (("gamma", "gae_lambda", "norm_gamma"), lambda v: 0 <= v <= 1, "between 0 and 1"),
+            (("learning_rate", "vf_coef"), lambda v: v >= 0, "not negative"),
+        ):  # fmt: skip
+            for name in names:
+                value = getattr(self, name)
+                if isinstance(value, Real) and not fits(value):
+                    raise UserError(f"PPO's {name} is {what}: {value}")
+        if any(not isinstance(width, int) or width < 1 for width in (*self.pi, *self.vf)):
+            raise UserError(f"PPO's net_arch holds whole numbers from 1, not {self.pi} and {self.vf}")
         if self.activation not in ACTIVATIONS:
             raise _unsupported(f"activation_fn={self.activation}")
 
@@ -84,6 +103,13 @@ class PPOConfig:
         Raises:
             UserError: a key that is unknown, or a setting that only Stable-Baselines3 itself offers.
         """
+        try:
+            return cls(**cls._understood(config))
+        except (TypeError, ValueError, AttributeError) as e:
+            raise UserError(f"PPO cannot understand its settings: {' '.join(str(e).split())}") from e
+
+    @classmethod
+    def _understood(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         signature = inspect.signature(PPO).parameters
         own = {f.name for f in fields(cls)} & signature.keys() | {"n_envs"}
         settings: dict[str, Any] = {}
@@ -95,11 +121,13 @@ class PPOConfig:
                 settings |= _policy_settings(parse_value(value) or {})
             elif key == "normalize":
                 settings |= _normalize_settings(parse_value(value))
+            elif key in OURS:
+                raise UserError(f"{key} is not PPO's to set here: this project does")
             elif key not in signature:
                 raise UserError(f"PPO has no setting {key!r}{nearest(key, own | {'policy_kwargs', 'normalize'})}")
             elif value != ("MlpPolicy" if key == "policy" else signature[key].default):
                 raise _unsupported(f"{key}={value}")
-        return cls(**settings)
+        return settings
 
     def policy_kwargs(self) -> dict[str, Any]:
         """The `policy_kwargs` of an equal `stable_baselines3.PPO`."""
@@ -124,7 +152,7 @@ def _policy_settings(kwargs: dict[str, Any]) -> dict[str, Any]:
             if len(value) == 1 and not isinstance(value, Mapping) and isinstance(value[0], Mapping):
                 value = value[0]  # the form that Stable-Baselines3 used before version 1.8
             nets = value if isinstance(value, Mapping) else {"pi": value, "vf": value}
-            settings |= {net: tuple(map(int, nets.get(net, ()))) for net in ("pi", "vf")}
+            settings |= {net: tuple(nets.get(net, ())) for net in ("pi", "vf")}
         elif key == "activation_fn":
             settings["activation"] = activation(value).__name__
         elif key in ("ortho_init", "log_std_init"):
@@ -139,6 +167,8 @@ def _policy_settings(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _normalize_settings(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping | bool | None):
+        raise UserError(f"PPO's normalize is true, false or its settings, not {value!r}")
     if not isinstance(value, Mapping):
         return {"norm_obs": bool(value), "norm_reward": bool(value)}
     names = {k: k for k in ("norm_obs", "norm_reward", "clip_obs", "clip_reward")}

@@ -16,7 +16,7 @@ from erl.learners.ppo_exchange import to_sb3, vec_normalize
 from erl.learners.ppo_settings import PPOConfig, cohort_key
 from erl.learners.sb3 import SB3Agent
 from erl.spec import LifetimeSpec, versions
-from erl.tasks import Ledger
+from erl.tasks import Ledger, shared_seconds
 
 _log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class _Training:
             logger.record("rollout/ep_rew_mean", np.mean([r for _, r, _ in recent]))
             logger.record("rollout/ep_len_mean", np.mean([n for _, _, n in recent]))
         elapsed = time.perf_counter() - self.started_at
-        logger.record("time/fps", int(ledger.steps * len(self.members) / elapsed))
+        logger.record("time/fps", int(sum(x.steps - x.earlier[0] for x in self.ledgers) / elapsed))
         for name, value in statistics.items():
             logger.record(f"train/{name}", float(value))
         logger.dump(step=ledger.steps)
@@ -153,10 +153,11 @@ class _Training:
         """Checkpoint every agent that is still in training, if it is time."""
         if not self.members or time.perf_counter() - self.saved_at < self.outputs[0].checkpoint_seconds:
             return
+        seconds = shared_seconds(self.ledgers, time.perf_counter() - self.started_at)
         for i, ppo, world in zip(self.members, self.ppo.agent_states(), self.world.get_states()):
             path, ledger = self.outputs[i].checkpoint, self.ledgers[i]
             if path is not None:
-                state = {"ppo": ppo, "world": world, "ledger": (ledger.steps, list(ledger.episodes))}
+                state = {"ppo": ppo, "world": world, "ledger": (ledger.steps, seconds[i], list(ledger.episodes))}
                 try:
                     save_checkpoint(path, self.specs[i], versions(), state)
                 except (
@@ -173,10 +174,9 @@ class _Training:
             return
         for ledger, state in zip(self.ledgers, states):
             if state is not None:
-                ledger.steps, ledger.episodes[:] = state["ledger"][0], state["ledger"][1]
-        for row, state in enumerate(states):
-            if state is not None:
-                self.ppo.load_agent_state(row, state["ppo"])
+                ledger.steps, seconds, ledger.episodes[:] = state["ledger"]
+                ledger.earlier = ledger.steps, seconds
+        self.ppo.load_agent_states([None if s is None else s["ppo"] for s in states])
         anew = self.world.set_states([None if s is None else s["world"] for s in states])
         for (row, env), seen in anew.items():
             self.ppo.observe_anew(row, env, seen)

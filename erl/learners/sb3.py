@@ -1,8 +1,7 @@
 """Any algorithm of Stable-Baselines3 and sb3-contrib, one lifetime at a time."""
 
 import inspect
-import tempfile
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,12 @@ from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckA
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from erl.errors import UserError, nearest
+from erl.files import write_whole
 from erl.learners import Agent, Outputs
-from erl.learners.settings import activation, parse_value, schedule
+from erl.learners.settings import OURS, activation, parse_value, schedule
 from erl.spec import LifetimeSpec
 from erl.tasks import Ledger, check_task
 
-# Arguments of the algorithms that this project sets itself.
-_OURS = frozenset({"env", "seed", "tensorboard_log", "verbose", "device", "_init_setup_model", "stats_window_size"})
 # Settings beside the algorithm's own arguments, as the SB3 Zoo spells them.
 _BESIDE = frozenset({"n_envs", "normalize", "noise_type", "noise_std"})
 _SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")
@@ -70,7 +68,7 @@ def _default_policy(algorithm: type[BaseAlgorithm]) -> str:
 
 
 def _arguments(algorithm: type[BaseAlgorithm]) -> set[str]:
-    return set(inspect.signature(algorithm.__init__).parameters) - {"self"} - _OURS
+    return set(inspect.signature(algorithm.__init__).parameters) - {"self"} - OURS
 
 
 class SB3Agent:
@@ -99,14 +97,6 @@ class SB3Agent:
             write_whole(folder / f"{name}.vecnormalize.pkl", self.normalize.save)
 
 
-def write_whole(path: Path, write: Callable[[str], Any]) -> None:
-    """Let `write` fill a file beside `path`, then move it there: a file of this name is always complete."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
-        part = Path(folder) / path.name
-        write(str(part))
-        part.replace(path)
-
-
 class SB3Learner:
     """One of Stable-Baselines3's or sb3-contrib's algorithms.
 
@@ -128,6 +118,8 @@ class SB3Learner:
             )
         known = _arguments(self.algorithm) | _BESIDE
         for key in spec.learner.config:
+            if key in OURS:
+                raise UserError(f"{key} is not {self.name}'s to set here: this project does")
             if key not in known:
                 raise UserError(f"{self.name} has no setting {key!r}{nearest(key, known)}")
         env = self._make_vec_env(spec, Ledger())

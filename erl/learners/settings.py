@@ -12,6 +12,9 @@ from erl.errors import UserError, nearest
 
 Schedule = Callable[[float], float]
 
+# Arguments of Stable-Baselines3's algorithms that this project sets itself.
+OURS = frozenset({"env", "seed", "tensorboard_log", "verbose", "device", "_init_setup_model", "stats_window_size"})
+
 # Keys of the SB3 Zoo's files that speak of its own training script. They do not apply here and are left out, with a
 # note, instead of being refused.
 ZOO_ONLY = frozenset(
@@ -37,13 +40,16 @@ def load_settings(path: str, env_id: str) -> tuple[dict[str, Any], list[str]]:
         data = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"cannot read the learner's settings: {e}") from e
-    except (yaml.YAMLError, json.JSONDecodeError) as e:
+    except (yaml.YAMLError, ValueError) as e:  # ValueError: a date that is none, bad JSON
         raise UserError(f"{path} is not valid: {' '.join(str(e).split())}") from e
     if data is None:
         data = {}
     if not isinstance(data, dict):
         raise UserError(f"{path} holds no settings: expected names and values, found a {type(data).__name__}")
-    if data and all(isinstance(v, dict) and k not in ("policy_kwargs", "normalize_kwargs") for k, v in data.items()):
+    if data and all(
+        isinstance(v, dict) and k not in ("policy_kwargs", "normalize", "normalize_kwargs", "replay_buffer_kwargs")
+        for k, v in data.items()
+    ):
         if env_id not in data:
             raise UserError(f"{path} has no section for {env_id}{nearest(env_id, data)}")
         data = data[env_id]
