@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup evolve test test-slow check format clean
+.PHONY: help setup evolve test test-slow lint check format clean
 
 help:  ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,7 +22,7 @@ $(READY): requirements.txt pyproject.toml
 setup: $(READY)  ## make the environment .venv with everything in it
 
 evolve: $(READY)  ## run the main job at a small budget: a few minutes on 2 cores
-	$(BIN)/python evolve_res.py --env_id HalfCheetah-v4 --sampler Cmaes --h_test quick --training_steps 20000 --nb_trials 12 --nb_seeds 2
+	$(BIN)/python evolve_res.py --env_id HalfCheetah-v4 --sampler Cmaes --h_test quick --training_steps 100000 --nb_trials 18 --nb_seeds 2
 
 test: $(READY)  ## all tests but the slow ones: under 10 minutes on 2 cores
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal -q
@@ -30,10 +30,12 @@ test: $(READY)  ## all tests but the slow ones: under 10 minutes on 2 cores
 test-slow: $(READY)  ## the slow tests
 	$(BIN)/python -m pytest -m slow -q
 
-check: $(READY)  ## what every commit must pass: format, lint, types, fast tests
+lint: $(READY)  ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+check: lint  ## what every commit must pass: format, lint, types, fast tests
 	$(BIN)/python -m pytest -m "not slow and not scripts" -n 2 --dist worksteal -q
 
 format: $(READY)  ## format and mend what can be mended

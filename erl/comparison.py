@@ -12,7 +12,7 @@ from erl.arms import arm_lifetime, arm_names, control_names
 from erl.cli import duration, option
 from erl.errors import UserError
 from erl.evaluation import Arm, table
-from erl.evolution import VOLATILE, EvolutionConfig, check_count, check_name, check_running, study_name, thousands
+from erl.evolution import VOLATILE, EvolutionConfig, RunConfig, check_count, check_name, study_name, thousands
 from erl.executors import LocalExecutor, default_workers
 from erl.learners import Outputs
 from erl.lifetime import Job, check, checkpoint_path, file_name
@@ -25,7 +25,7 @@ MAX_SEED = 10**6
 
 
 @dataclass(frozen=True)
-class CommonConfig:
+class CommonConfig(RunConfig):
     """Flags that every test takes."""
 
     h_test: str = option("main", "name of the experiment that was evolved")
@@ -39,16 +39,8 @@ class CommonConfig:
         False, "also LSTM, frame stacking, reservoirs not evolved, and reservoirs without recurrence"
     )
     arms: str | None = option(None, "agents to compare, comma-separated; by default all of ER-MRL's")
-    storage: str = option(DEFAULT_STORAGE, "study database: any Optuna address, or ER-MRL's own journal file")
-    workers: int | None = option(None, "local worker processes; by default one for each core")
-    max_retries: int = option(2, "how often lifetimes are begun again after their worker process died")
     engine: str | None = option(
         None, "how lifetimes are trained; by default as in the evolution", choices=("auto", "cohort", "sb3")
-    )
-    checkpoint_minutes: float = option(5.0, "minutes between the checkpoints of a cohort")
-    runs: str = option("runs", "folder of checkpoints")
-    published_code: bool = option(
-        False, "behave as ER-MRL's published code: no action in the reservoir, seeds 0, 1, 2, …"
     )
     logs: str = option("logs", "folder of TensorBoard logs")
     models: str = option("models", "folder of trained models")
@@ -57,16 +49,12 @@ class CommonConfig:
     skip_c: bool = option(False, "skip connection, where the study does not say")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_name(self.h_test)
         for name in ("HP_training_steps", "training_steps", "nb_seeds", "units"):
             check_count(name, getattr(self, name))
         if self.nb_seeds > MAX_SEED:
             raise UserError(f"--nb_seeds is at most {MAX_SEED}, not {self.nb_seeds}")
-        check_running(self)
-
-    def subject(self) -> str:
-        """What the study's name begins with."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

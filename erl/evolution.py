@@ -36,7 +36,40 @@ CONFIG_VERSION = 1
 
 
 @dataclass(frozen=True)
-class CommonConfig:
+class RunConfig:
+    """Flags that evolutions and tests share: where they store, and how they are computed."""
+
+    storage: str = option(DEFAULT_STORAGE, "study database: any Optuna address, or a journal file")
+    workers: int | None = option(None, "local worker processes; by default one for each core")
+    max_retries: int = option(2, "how often lifetimes are begun again after their worker process died")
+    checkpoint_minutes: float = option(5.0, "minutes between the checkpoints of a cohort")
+    runs: str = option("runs", "folder of checkpoints")
+    published_code: bool = option(
+        False, "behave as ER-MRL's published code: no action in the reservoir, seeds 0, 1, 2, …"
+    )
+
+    def __post_init__(self) -> None:
+        if self.workers is not None:
+            check_count("workers", self.workers)
+        if self.max_retries < 0:
+            raise UserError(f"--max_retries is not negative: {self.max_retries}")
+        if not 0 <= self.checkpoint_minutes < math.inf:
+            raise UserError(f"--checkpoint_minutes is a number from 0: {self.checkpoint_minutes}")
+        for name in ("runs", "logs", "models"):
+            folder = getattr(self, name, None)
+            if folder is not None:
+                try:
+                    check_writable(folder)
+                except OSError as e:
+                    raise UserError(f"--{name} {folder!r} cannot be written: {e.strerror or e}") from e
+
+    def subject(self) -> str:
+        """What the study's name begins with."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class CommonConfig(RunConfig):
     """Flags that every evolution takes. Defaults are ER-MRL's."""
 
     h_test: str = option("main", "name of the experiment, part of the study's name")
@@ -72,16 +105,9 @@ class CommonConfig:
     engine: str = option("auto", "how lifetimes are trained", choices=("auto", "cohort", "sb3"))
     seed: int = option(0, "root of all seeds")
     popsize: int | None = option(None, "trials of one generation; by default 4 + 3 ln(number of searched parameters)")
-    storage: str = option(DEFAULT_STORAGE, "study database: any Optuna address")
-    workers: int | None = option(None, "local worker processes; by default one for each core")
-    max_retries: int = option(2, "how often lifetimes are begun again after their worker process died")
-    checkpoint_minutes: float = option(5.0, "minutes between the checkpoints of a cohort")
-    runs: str = option("runs", "folder of checkpoints")
-    published_code: bool = option(
-        False, "behave as ER-MRL's published code: no action in the reservoir, seeds 0, 1, 2, …"
-    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_name(self.h_test)
         for name in ("training_steps", "nb_trials", "nb_seeds", "ep_eval", "units"):
             check_count(name, getattr(self, name))
@@ -90,7 +116,6 @@ class CommonConfig:
                 check_count(name, getattr(self, name))
         if self.seed < 0:
             raise UserError(f"--seed is not negative: {self.seed}")
-        check_running(self)
         if self.popsize is not None and self.popsize < 2:
             raise UserError(f"a generation has at least 2 trials: --popsize {self.popsize}")
         for what in ("sr", "lr", "iss"):
@@ -105,10 +130,6 @@ class CommonConfig:
             raise UserError(
                 f"unknown fitness {self.fitness!r}{nearest(self.fitness, FITNESSES)} (known: {', '.join(FITNESSES)})"
             )
-
-    def subject(self) -> str:
-        """What the study's name begins with."""
-        raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
         """What the study stores beside the flags."""
@@ -185,23 +206,6 @@ def check_count(name: str, value: int) -> None:
     """Refuse zero and negative counts."""
     if value < 1:
         raise UserError(f"--{name} is at least 1, not {value}")
-
-
-def check_running(config: Any) -> None:
-    """Refuse what cannot be of the flags that say how evolution and test are computed, and where they write."""
-    if config.workers is not None:
-        check_count("workers", config.workers)
-    if config.max_retries < 0:
-        raise UserError(f"--max_retries is not negative: {config.max_retries}")
-    if not 0 <= config.checkpoint_minutes < math.inf:
-        raise UserError(f"--checkpoint_minutes is a number from 0: {config.checkpoint_minutes}")
-    for name in ("runs", "logs", "models"):
-        folder = getattr(config, name, None)
-        if folder is not None:
-            try:
-                check_writable(folder)
-            except OSError as e:
-                raise UserError(f"--{name} {folder!r} cannot be written: {e.strerror or e}") from e
 
 
 def study_name(subject: str, h_test: str, training_steps: int) -> str:

@@ -65,7 +65,7 @@ class Ledger:
     Attributes:
         steps: steps taken so far, in all of the lifetime's environments.
         episodes: (steps so far at its end, return, length) of every finished episode, in order.
-        on_step: called with `steps` after every 256th step; may raise to end the lifetime.
+        on_step: called with `steps` after every 256th step.
         earlier: steps, and seconds they took, before the lifetime was taken up from a checkpoint.
     """
 

@@ -384,7 +384,9 @@ def test_a_journal_of_a_set_knows_what_was_seen(env_type, named, inline, sink):
 
 def test_a_model_that_cannot_be_saved_fails_its_lifetime_and_keeps_the_checkpoint(tiny, inline, sink, monkeypatch):
     assert evolve(EvolutionConfig(env_id="CartPole-v1", **tiny), sink) == 0
-    config = ComparisonConfig(env_id="CartPole-v1", **{**TEST, "training_steps": 96, "arms": "PPO", "checkpoint_minutes": 0.0})
+    config = ComparisonConfig(
+        env_id="CartPole-v1", **{**TEST, "training_steps": 96, "arms": "PPO", "checkpoint_minutes": 0.0}
+    )
 
     def full(self, folder, name):
         raise OSError(28, "No space left on device")
