@@ -279,6 +279,11 @@ def compare(config: CommonConfig, sink: Sink) -> int:
     for trial in failed:
         reason = trial.user_attrs.get("error", {}).get("reason")
         sink.line(f"failed: {trial.params['arm']} seed {trial.params['seed']}: {reason}")
+    elsewhere = len(study.trials("RUNNING"))
+    if elsewhere:
+        sink.line(
+            f"{elsewhere} lifetime{'s' * (elsewhere > 1)} of this test still run elsewhere, and are not in the tables"
+        )
     report(study, arms, sink)
     sink.line(f"curves:   study {test_name} in {shown(config.storage)}")
     sink.line(f"models:   {os.path.abspath(config.models)}/{folder}")

@@ -137,6 +137,8 @@ def from_json(kind: Any, data: Any) -> Any:
         kinds = [each] * len(data) if each else arguments
         return tuple(from_json(k, d) for k, d in zip(kinds, data))
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        if data.get("version", SPEC_VERSION) != SPEC_VERSION:
+            raise UserError(f"stored in version {data['version']} of the format, and this project reads {SPEC_VERSION}")
         hints = typing.get_type_hints(kind)
         unknown = set(data) - set(hints)
         if unknown:

@@ -55,3 +55,10 @@ def test_seeds_follow_from_root_phase_and_index():
 def test_published_seeds_are_the_index():
     assert [Seeds.published(i).reservoir for i in range(3)] == [0, 1, 2]
     assert len(set(to_json(Seeds.published(2)).values())) == 1
+
+
+def test_another_version_of_the_format_is_refused():
+    data = to_json(LifetimeSpec(Task("CartPole-v1"), LearnerSpec(), 10, Seeds.derive(0, "single", 0)))
+    assert from_json(LifetimeSpec, data).steps == 10
+    with pytest.raises(UserError, match="version 99"):
+        from_json(LifetimeSpec, {**data, "version": 99})
