@@ -313,7 +313,7 @@ def test_ctrl_c_ends_within_seconds_and_the_same_command_goes_on(quick, inline, 
     wait_for_lifetimes(config, 3)
     processes = family(process)
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert err == ""
     done = len(study_of(config).trials("COMPLETE"))
@@ -335,7 +335,7 @@ def test_a_second_ctrl_c_ends_at_once(quick):
     processes = family(process)
     os.killpg(process.pid, signal.SIGINT)
     os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=5)
+    process.communicate(timeout=30)
     assert process.returncode == 130
     assert all_gone(processes)
 
