@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup evolve test test-slow lint check format clean
+.PHONY: help setup evolve test lint check format clean
 
 help:  ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,11 +24,8 @@ setup: $(READY)  ## make the environment .venv with everything in it
 evolve: $(READY)  ## run the main job at a small budget: a few minutes on 2 cores
 	$(BIN)/python evolve_res.py --env_id HalfCheetah-v4 --sampler Cmaes --h_test quick --training_steps 100000 --nb_trials 18 --nb_seeds 2
 
-test: $(READY)  ## all tests but the slow ones: under 10 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal -q
-
-test-slow: $(READY)  ## the slow tests
-	$(BIN)/python -m pytest -m slow -q
+test: $(READY)  ## all tests: about 3 minutes on 2 cores
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 lint: $(READY)  ## format, lint and types
 	$(BIN)/ruff format --check .
@@ -36,7 +33,7 @@ lint: $(READY)  ## format, lint and types
 	$(BIN)/mypy
 
 check: lint  ## what every commit must pass: format, lint, types, fast tests
-	$(BIN)/python -m pytest -m "not slow and not scripts" -n 2 --dist worksteal -q
+	$(BIN)/python -m pytest -m "not scripts" -n 2 --dist worksteal -q
 
 format: $(READY)  ## format and mend what can be mended
 	$(BIN)/ruff format .

@@ -1,7 +1,10 @@
-"""The one kind of error that is the user's to mend."""
+"""The one kind of error that is the user's to mend, and those that cost one lifetime."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+# What an environment may raise to fail its own lifetime and nothing else.
+RAISED = (Exception, SystemExit)
 
 
 class UserError(Exception):

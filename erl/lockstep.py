@@ -25,9 +25,8 @@ from gymnasium import spaces
 from gymnasium.utils import EzPickle
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
-from erl.errors import UserError
+from erl.errors import RAISED, UserError
 from erl.mujoco_families import family_of
-from erl.tasks import RAISED
 
 _UNLIMITED = np.iinfo(np.int64).max
 

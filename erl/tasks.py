@@ -17,7 +17,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
-from erl.errors import UserError, nearest
+from erl.errors import RAISED, UserError, nearest
 
 # Entries of the observation that are velocities (ER-MRL's partially observable tasks), by Gymnasium's present names.
 VELOCITIES: dict[str, tuple[int, ...]] = {
@@ -33,10 +33,6 @@ VELOCITIES: dict[str, tuple[int, ...]] = {
 _log = logging.getLogger(__name__)
 # MuJoCo would print its warnings and write them to a file in the working folder.
 mujoco.set_mju_user_warning(lambda message: _log.info("MuJoCo: %s", message))
-
-
-# What an environment may raise to fail its own lifetime and nothing else.
-RAISED = (Exception, SystemExit)
 
 
 class EnvironmentFault(RuntimeError):
