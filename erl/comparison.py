@@ -18,7 +18,8 @@ from erl.learners import Outputs
 from erl.lifetime import Job, check, checkpoint_path, file_name
 from erl.search import make_context
 from erl.spec import LifetimeSpec
-from erl.study import DEFAULT_STORAGE, Sink, Study, Taken, choice, open_storage, records, shown, study_names, whole
+from erl.storage import DEFAULT_STORAGE, open_storage, shown, study_names
+from erl.study import Sink, Study, Taken, choice, records, whole
 from erl.task_sets import TASK_SETS, load_task_set, load_task_sets
 
 MAX_SEED = 10**6

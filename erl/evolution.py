@@ -25,7 +25,8 @@ from erl.lifetime import Job, LifetimeRecord, check, checkpoint_path
 from erl.samplers import SAMPLERS, generation_size, make_sampler
 from erl.search import learner_settings, make_context, search_space
 from erl.spec import LearnerSpec, LifetimeSpec, Seeds
-from erl.study import DEFAULT_STORAGE, Sink, Study, Taken, distributions, shown
+from erl.storage import DEFAULT_STORAGE, shown
+from erl.study import Sink, Study, Taken, distributions
 from erl.task_sets import References, TaskSet, load_task_set, task_set_from_ids
 from erl.tasks import Task, check_task
 

@@ -1,4 +1,4 @@
-"""The study database: opening any Optuna storage, studies that know their configuration, leases of running trials, and
+"""The study database: studies that know their configuration, leases of running trials, and
 the trial loop that both evolution and test use.
 
 A trial's lifetimes hang on it as user attributes `lifetime:0`, `lifetime:1`, …, each written when that lifetime ends, so
@@ -10,11 +10,9 @@ evolution that was interrupted proposes what it would have proposed without.
 import json
 import os
 import socket
-import sqlite3
 import threading
 import time
 import uuid
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,11 +27,8 @@ import psutil
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from erl.errors import UserError, nearest
 from erl.executors import LocalExecutor
@@ -41,152 +36,9 @@ from erl.learners import get_learner
 from erl.lifetime import Job, LifetimeRecord, describe
 from erl.search import Range
 from erl.spec import LifetimeSpec, commit, from_json, to_json, versions
+from erl.storage import open_storage, refused, shown, study_names
 
-DEFAULT_STORAGE = "sqlite:///studies.db"
 LEASE_SECONDS = 120.0
-
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-# -- storage ----------------------------------------------------------------------------------------------------------
-
-
-def _url(storage: str) -> URL | None:
-    """The address as a database URL; None if it is none."""
-    try:
-        return make_url(storage)
-    except (SQLAlchemyError, ValueError):
-        return None
-
-
-def shown(storage: str) -> str:
-    """A storage address fit for output and records: without its password."""
-    if "://" not in storage:
-        return storage
-    url = _url(storage)
-    if url is None:
-        return storage.partition("://")[0] + "://***"
-    hidden = {k: "***" if "pass" in k.casefold() else v for k, v in url.query.items()}
-    return url.set(query=hidden).render_as_string(hide_password=True)
-
-
-def _refused(storage: str, error: BaseException) -> UserError:
-    """Why a storage cannot be used, without its password."""
-    text = " ".join(str(getattr(error, "orig", None) or error).split())
-    url = _url(storage)
-    secrets = [] if url is None else [url.password, *(v for k, v in url.query.items() if "pass" in k.casefold())]
-    for secret in secrets:
-        if secret:
-            text = text.replace(str(secret), "***")
-    return UserError(f"cannot use the storage {shown(storage)}: {text or type(error).__name__}")
-
-
-def _check_sqlite(storage: str, create: bool) -> None:
-    """Refuse a file that is missing or empty (unless it may be created), no SQLite database, or another program's."""
-    name = make_url(storage).database
-    if not name or name == ":memory:":
-        raise UserError(f"{shown(storage)} lives in memory only; name a file, as in {DEFAULT_STORAGE}")
-    path = Path(name)
-    if not path.exists():
-        if not create:
-            raise UserError(f"there is no study database {path}")
-        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-            raise UserError(f"cannot create the study database {path}: its folder does not exist or is not writable")
-        return
-    if create and not os.access(path, os.W_OK):
-        raise UserError(f"the study database {path} is not writable")
-    try:
-        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-        try:
-            tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        finally:
-            connection.close()
-    except sqlite3.Error as e:
-        raise UserError(f"{path} is not a study database: {e}") from e
-    if not tables and not create:
-        raise UserError(f"the study database {path} is empty")
-    if tables and not {"studies", "trials", "version_info"} <= tables:
-        raise UserError(f"{path} is another program's database (tables {', '.join(sorted(tables)[:4])}), not a study database")  # fmt: skip
-
-
-def _check_journal(path: Path, create: bool) -> None:
-    """Refuse a file that is missing (unless it may be created), cannot be written, or holds something else."""
-    if not path.exists() and not create:
-        raise UserError(f"there is no journal file {path}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK) or path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"cannot write the journal file {path}")
-    try:  # Optuna takes a last line that it cannot read for one that is still being written
-        with path.open(encoding="utf-8") as file:
-            first = file.readline()
-        if first and "op_code" not in json.loads(first):
-            raise ValueError
-    except FileNotFoundError:
-        return
-    except ValueError:
-        raise UserError(f"{path} is not the journal of a study") from None
-
-
-def open_storage(storage: str, create: bool = False) -> BaseStorage:
-    """Open a study database.
-
-    Args:
-        storage: any Optuna address: `sqlite:///file`, `postgresql+psycopg://…`, `mysql+pymysql://…`, `grpc://host:port`,
-            or the path of a journal file (`journal:path` or `*.log`).
-        create: whether a missing file is created.
-
-    Raises:
-        UserError: it cannot be used; the message has no password.
-    """
-    try:
-        if storage.startswith("journal:") or storage.endswith(".log"):
-            path = Path(storage.removeprefix("journal:"))
-            _check_journal(path, create)
-            return JournalStorage(JournalFileBackend(str(path)))
-        if storage.startswith("grpc://"):
-            from optuna.storages import GrpcStorageProxy
-
-            host, _, port = storage.removeprefix("grpc://").rstrip("/").partition(":")
-            if not port.isdigit():
-                raise UserError(f"{shown(storage)} needs a port, as in grpc://localhost:13000")
-            with warnings.catch_warnings(action="ignore"):  # that it is experimental
-                proxy = GrpcStorageProxy(host=host, port=int(port))
-            study_names(proxy)  # it connects when it is first asked, and here its errors are understood
-            return proxy
-        if "://" not in storage:
-            raise UserError(f"{storage!r} is no storage address; sqlite:///{storage} would be one")
-        url = _url(storage)
-        if url is None:
-            raise UserError(
-                f"{shown(storage)} is no storage address: DATABASE://USER:PASSWORD@HOST:PORT/NAME, with special characters as %XX"
-            )
-        sqlite = url.get_backend_name() == "sqlite"
-        if sqlite:
-            _check_sqlite(storage, create)
-        # SQLite's writers wait for one another; a server's connections are tested before use.
-        settings: dict[str, Any] = {"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True}
-        return _open_tables(storage, settings)
-    except UserError:
-        raise
-    except Exception as e:  # whatever a driver or a file's contents object to
-        raise _refused(storage, e) from None
-
-
-def _open_tables(storage: str, settings: dict[str, Any]) -> RDBStorage:
-    """Optuna's tables, created if there are none yet; another process that creates them just now is waited for."""
-    for attempt in range(10):
-        try:
-            return RDBStorage(storage, engine_kwargs=settings)
-        except (OperationalError, ProgrammingError, IntegrityError) as e:
-            if attempt == 9 or ("exist" not in str(e) and "UNIQUE" not in str(e)):
-                raise
-            time.sleep(0.2 * (attempt + 1))
-    raise AssertionError
-
-
-def study_names(storage: BaseStorage) -> list[str]:
-    """Names of all studies, the newest last."""
-    return [s.study_name for s in storage.get_all_studies()]
-
 
 # -- a study ----------------------------------------------------------------------------------------------------------
 
@@ -285,7 +137,7 @@ class Study:
             if config is not None:
                 self._settle(config, set(volatile))
         except (SQLAlchemyError, OSError) as e:
-            raise _refused(storage, e) from None
+            raise refused(storage, e) from None
         self._owner = {
             "id": uuid.uuid4().hex,
             "host": socket.gethostname(),
@@ -346,7 +198,7 @@ class Study:
         self._stop.set()
         if isinstance(error, SQLAlchemyError | optuna.exceptions.StorageInternalError):
             cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
-            said = _refused(self.address, cause or error)
+            said = refused(self.address, cause or error)
             raise UserError(
                 f"{said}; what had finished before is stored, and the same command goes on from there"
             ) from error

@@ -20,7 +20,8 @@ from erl.errors import UserError
 from erl.evolution import EvolutionConfig, GeneralizationConfig, MultiEvolutionConfig, evolve, lifetimes
 from erl.reservoirs import ReservoirBank
 from erl.spec import LifetimeSpec, from_json
-from erl.study import DEFAULT_STORAGE, Study, records
+from erl.storage import DEFAULT_STORAGE
+from erl.study import Study, records
 from erl.task_sets import measured_random_returns
 
 SETS = """

@@ -15,7 +15,8 @@ from stable_baselines3 import PPO
 
 from erl.comparison import ComparisonConfig, compare
 from erl.evolution import EvolutionConfig, evolve
-from erl.study import DEFAULT_STORAGE, Study, records
+from erl.storage import DEFAULT_STORAGE
+from erl.study import Study, records
 
 pytestmark = pytest.mark.scripts
 ROOT = Path(__file__).parent.parent

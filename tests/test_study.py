@@ -17,7 +17,8 @@ from erl.errors import UserError
 from erl.evolution import EvolutionConfig, evolve, lifetimes
 from erl.lifetime import Job, live
 from erl.search import Range
-from erl.study import DEFAULT_STORAGE, Study, distributions, open_storage, records, shown
+from erl.storage import DEFAULT_STORAGE, open_storage, shown
+from erl.study import Study, distributions, records
 
 ENV = "toy_environments:Recall-v0"
 NAME = f"{ENV}_main_0.064k_steps"
