@@ -5,16 +5,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from erl.errors import UserError
 from erl.evaluation import evaluate
 from erl.learners import Outputs
-from erl.learners.sb3 import algorithms
+from erl.learners.sb3 import SB3Learner, algorithms, whole_sequences
 from erl.lifetime import Job, check, live
 from erl.reservoirs import Context, ReservoirParams
 from erl.spec import LearnerSpec, LifetimeSpec, Seeds, from_json, to_json
-from erl.tasks import Task
+from erl.tasks import Ledger, Task
 
 DISCRETE, CONTINUOUS = "toy_environments:Recall-v0", "toy_environments:Steady-v0"
 ON_POLICY = {"n_steps": 64, "batch_size": 32}
@@ -79,6 +81,40 @@ def test_algorithms_that_do_not_fit_say_which_do(name, env_id):
         check(spec(name, env_id))
     assert str(e.value).partition("these do: ")[2].split(", ")[0] == "A2C"
     assert set(str(e.value).partition("these do: ")[2].split(", ")) == set(FITS[env_id])
+
+
+def test_the_lstm_in_one_pass_learns_what_it_learns_step_by_step(monkeypatch):
+    """Several environments and sequences that start within and at episodes' starts; sb3-contrib's own loop is the oracle."""
+    lifetime = spec("RecurrentPPO", context=None, config=SETTINGS["RecurrentPPO"] | {"n_envs": 3})
+    learner = SB3Learner("RecurrentPPO")
+
+    def parameters():
+        env = learner._make_vec_env(lifetime, Ledger())
+        model = learner._make_model(lifetime, env)
+        before = {k: v.clone() for k, v in model.policy.state_dict().items()}
+        model.learn(2 * 3 * 64)
+        return before, model.policy.state_dict()
+
+    before, ours = parameters()
+    slow = RecurrentActorCriticPolicy._process_sequence
+    monkeypatch.setattr("erl.learners.sb3.whole_sequences", slow)
+    _, theirs = parameters()
+    for name, value in theirs.items():
+        assert (value - before[name]).norm() > 1e-3, name
+        assert (ours[name] - value).norm() <= 1e-4 * (value - before[name]).norm(), name
+
+
+def test_the_lstm_begins_anew_within_a_sequence_too():
+    generator = torch.Generator().manual_seed(0)
+    lstm = torch.nn.LSTM(3, 4)
+    features = torch.randn(2 * 5, 3, generator=generator)
+    states = torch.randn(1, 2, 4, generator=generator), torch.randn(1, 2, 4, generator=generator)
+    for starts in ([0] * 10, [1, 0, 0, 0, 0, 0, 0, 0, 0, 0], [1] + [0] * 4 + [1] + [0] * 4, [0, 0, 1, 0, 0] * 2):
+        arguments = features, states, torch.tensor(starts, dtype=torch.float32), lstm
+        ours, (hidden, cell) = whole_sequences(*arguments)
+        theirs, (their_hidden, their_cell) = RecurrentActorCriticPolicy._process_sequence(*arguments)
+        for a, b in ((ours, theirs), (hidden, their_hidden), (cell, their_cell)):
+            torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("name", ["PPO", "SAC", "RecurrentPPO"])
