@@ -182,6 +182,13 @@ class Display:
             self._live = None
 
 
+def figure(value: float | None) -> str:
+    """Two decimals, or four significant digits below 10: returns run to thousands, normalised scores lie around 1."""
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"
+
+
 def duration(seconds: float) -> str:
     """`2 d 3 h`, `3 h 20 min`, `4 min 10 s`, `12 s`."""
     seconds = round(max(0.0, seconds))

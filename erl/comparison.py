@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from erl.arms import arm_lifetime, arm_names, control_names
-from erl.cli import duration, option
+from erl.cli import duration, figure, option
 from erl.errors import UserError
 from erl.evaluation import Arm, table
 from erl.evolution import VOLATILE, EvolutionConfig, RunConfig, check_count, check_name, study_name, thousands
@@ -153,7 +153,7 @@ def load_best(config: CommonConfig, sink: Sink) -> tuple[str, dict[str, Any], in
         # Beside --study the number may be no more than the flag's default.
         instead = f", and not {asked}" if config.study is None else ""
         sink.line(f"{name} has {has} reservoir{'s' * (has > 1)}, as its own configuration says{instead}")
-    sink.line(f"{name}: best of {len(study.trials())} trials is {best.number}, fitness {best.value:.2f}, " + ", ".join(f"{k} {v:.6g}" for k, v in params.items()))  # fmt: skip
+    sink.line(f"{name}: best of {len(study.trials())} trials is {best.number}, fitness {figure(best.value)}, " + ", ".join(f"{k} {v:.6g}" for k, v in params.items()))  # fmt: skip
     return name, evolution, best.number, params
 
 
@@ -326,12 +326,13 @@ class _Progress:
     def __init__(self, taken: Sequence[Taken], steps: int, sink: Sink) -> None:
         self._start = time.monotonic()
         self._n, self._done, self._budget, self.sink = len(taken), 0, len(taken) * steps, sink
+        self._width = max((len(t.params["arm"]) for t in taken), default=0)
 
     def end(self, taken: Taken, value: float | None) -> None:
         """A lifetime has ended."""
         self._done += 1
-        said = f"return {value:.2f}" if value is not None else f"failed: {taken.error[0] if taken.error else ''}"
-        self.sink.line(f"{taken.params['arm']:16s} seed {taken.params['seed']:3d}  {said}")
+        said = f"return {figure(value)}" if value is not None else f"failed: {taken.error[0] if taken.error else ''}"
+        self.sink.line(f"{taken.params['arm']:{self._width}s} seed {taken.params['seed']:3d}  {said}")
 
     def tick(self, steps: int) -> None:
         """Show the status line."""

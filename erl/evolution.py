@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
-from erl.cli import duration, option
+from erl.cli import duration, figure, option
 from erl.errors import UserError, nearest
 from erl.evaluation import normalised_score
 from erl.executors import LocalExecutor, default_workers
@@ -360,7 +360,7 @@ def _say_best(study: Study, sink: Sink) -> Any:
     best = study.best()
     if best is not None:
         params = ", ".join(f"{k} {v:.6g}" for k, v in best.params.items())
-        sink.line(f"best trial:      {best.number} of {len(study.trials())}, fitness {best.value:.2f}")
+        sink.line(f"best trial:      {best.number} of {len(study.trials())}, fitness {figure(best.value)}")
         sink.line(f"hyperparameters: {params}")
         where = shown(study.address)
         path = where.removeprefix("sqlite:///").partition("?")[0]
@@ -407,8 +407,8 @@ class Progress:
             self._best = (value, taken.number)
         notes = {r.note for r in taken.records.values() if r.note}
         self.sink.line(
-            f"trial {taken.number:4d}  generation {self._generation:3d}  {params}  fitness {value:10.2f}  "
-            f"best {self._best[0]:10.2f}" + "".join(f"  ({n})" for n in sorted(notes))
+            f"trial {taken.number:4d}  generation {self._generation:3d}  {params}  fitness {figure(value):>10s}  "
+            f"best {figure(self._best[0]):>10s}" + "".join(f"  ({n})" for n in sorted(notes))
         )
 
     def tick(self, steps: int) -> None:
@@ -417,7 +417,7 @@ class Progress:
         elapsed = time.monotonic() - self._start
         rate = (self._steps_before + steps) / elapsed if elapsed > 1 else 0.0
         left = max(0, self._budget - self._steps_before - steps)
-        best = "-" if self._best is None else f"{self._best[0]:.2f} (trial {self._best[1]})"
+        best = "-" if self._best is None else f"{figure(self._best[0])} (trial {self._best[1]})"
         remaining = duration(left / rate) if rate else "-"
         self.sink.status(
             f"generation {self._generation}  trials {self._done}/{self.config.nb_trials} ({self._running} running)  "

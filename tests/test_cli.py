@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from erl.cli import Display, Interruptible, duration, main, option, parse
+from erl.cli import Display, Interruptible, duration, figure, main, option, parse
 from erl.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -233,3 +233,10 @@ def test_the_status_is_printed_now_and_then_where_no_terminal_is(capsys):
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1234.5678, "1234.57"), (-10.0, "-10.00"), (0.0123456, "0.01235"), (-1.5, "-1.5"), (None, "-")]
+)
+def test_figures_have_digits_where_they_are_small(value, text):
+    assert figure(value) == text
