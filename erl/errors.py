@@ -11,6 +11,10 @@ class UserError(Exception):
     """Bad input: scripts print its message as one line on stderr and exit with code 2."""
 
 
+class Stopped(Exception):
+    """What a lifetime that was told to stop ends with in place of an agent."""
+
+
 def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
     """`known` names closest to `name`, as the end of a message ("; did you mean A, B?"), or an empty string."""
     by_fold = {k.casefold(): k for k in known}

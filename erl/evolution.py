@@ -21,7 +21,8 @@ from erl.executors import LocalExecutor, default_workers
 from erl.files import check_writable
 from erl.learners import Outputs, canonical_name
 from erl.learners.settings import load_settings
-from erl.lifetime import Job, LifetimeRecord, check, checkpoint_path
+from erl.lifetime import POINTS, Job, check, checkpoint_path
+from erl.pruning import PRUNERS, Pruning, check_pruner
 from erl.samplers import SAMPLERS, generation_size, make_sampler
 from erl.search import learner_settings, make_context, search_space
 from erl.spec import LearnerSpec, LifetimeSpec, Seeds
@@ -105,6 +106,7 @@ class CommonConfig(RunConfig):
     learner_config: str | None = option(None, "YAML or JSON file of its keyword arguments (SB3 Zoo's files work)")
     engine: str = option("auto", "how lifetimes are trained", choices=("auto", "cohort", "sb3"))
     seed: int = option(0, "root of all seeds")
+    pruner: str = option("none", "Optuna's pruner that ends trials early by what they reached so far", choices=PRUNERS)
     popsize: int | None = option(None, "trials of one generation; by default 4 + 3 ln(number of searched parameters)")
 
     def __post_init__(self) -> None:
@@ -130,6 +132,11 @@ class CommonConfig(RunConfig):
         if self.fitness not in FITNESSES:
             raise UserError(
                 f"unknown fitness {self.fitness!r}{nearest(self.fitness, FITNESSES)} (known: {', '.join(FITNESSES)})"
+            )
+
+        if self.pruner not in PRUNERS:
+            raise UserError(
+                f"unknown pruner {self.pruner!r}{nearest(self.pruner, PRUNERS)} (known: {', '.join(PRUNERS)})"
             )
 
     def settings(self) -> dict[str, Any]:
@@ -236,12 +243,11 @@ def lifetimes(config: dict[str, Any], params: dict[str, float]) -> list[Lifetime
     ]
 
 
-def score(config: dict[str, Any], record: LifetimeRecord) -> float:
-    """What a lifetime contributes to its trial's fitness: its own, on a set of environments on the scale from random to target return."""
-    assert record.fitness is not None
+def score(config: dict[str, Any], spec: LifetimeSpec, value: float) -> float:
+    """What a lifetime's return contributes to its trial's: itself, on a set of environments on the scale from random to target return."""
     if "references" not in config:
-        return record.fitness
-    return float(normalised_score(record.fitness, *config["references"][record.spec.task.env_id]))
+        return value
+    return float(normalised_score(value, *config["references"][spec.task.env_id]))
 
 
 def stored_config(config: CommonConfig, sink: Sink) -> dict[str, Any]:
@@ -283,7 +289,9 @@ def evolve(config: CommonConfig, sink: Sink) -> int:
     # A trial run of the constructors, at both ends of every range: complaints come before anything is written.
     for end in ("low", "high"):
         extreme = {n: getattr(r, end) for n, r in ranges.items()}
-        for spec in lifetimes(stored, extreme)[:: config.nb_seeds]:
+        specs = lifetimes(stored, extreme)
+        check_pruner(stored["pruner"], len(specs))
+        for spec in specs[:: config.nb_seeds]:
             check(spec)
     study = Study(config.storage, name, stored, VOLATILE)
     workers = config.workers or default_workers()
@@ -305,6 +313,7 @@ def evolve(config: CommonConfig, sink: Sink) -> int:
         return Job(specs, tuple(Outputs(None, checkpoint_path(config.runs, name, s), seconds) for s in specs))
 
     popsize = stored["popsize"]
+    pruning = None if config.pruner == "none" else Pruning(config.pruner, popsize)
     try:
         with study:
             while True:
@@ -321,7 +330,7 @@ def evolve(config: CommonConfig, sink: Sink) -> int:
                 if not taken:  # other coordinators were faster
                     continue
                 progress.begin(taken)
-                study.run(taken, executor, job, progress.end, progress.tick, partial(score, stored))
+                study.run(taken, executor, job, progress.end, progress.tick, partial(score, stored), pruning)
     except KeyboardInterrupt:
         sink.close()
         sink.line(
@@ -401,6 +410,13 @@ class Progress:
             self.last_error = taken.error[0]
             self.sink.line(
                 f"trial {taken.number:4d}  generation {self._generation:3d}  {params}  failed: {self.last_error}"
+            )
+            return
+        if taken.pruned is not None:
+            self._budget -= sum(max(0, r.spec.steps - r.steps) for r in taken.records.values())
+            self.sink.line(
+                f"trial {taken.number:4d}  generation {self._generation:3d}  {params}  "
+                f"pruned  {taken.pruned.value:10.2f}  at {taken.pruned.point}/{POINTS}"
             )
             return
         if self._best is None or value > self._best[0]:

@@ -20,7 +20,7 @@ import numpy as np
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
-from erl.lifetime import Job, LifetimeRecord, live
+from erl.lifetime import Job, LifetimeRecord, Slots, live
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
 
@@ -39,16 +39,33 @@ class Result:
 
 
 class Board:
-    """Step counts of running lifetimes, shared with worker processes through a small mapped file."""
+    """What running lifetimes and the coordinator tell one another, shared with worker processes through small mapped files.
+
+    Attributes:
+        steps, reports, stop: see `Slots`, a row for each lifetime of all jobs, in order.
+    """
 
     def __init__(self, n: int) -> None:
-        self._folder = tempfile.mkdtemp(prefix="erl-")
-        self.path = str(Path(self._folder) / "steps")
-        self.steps = np.memmap(self.path, dtype=np.int64, mode="w+", shape=(n,))
+        self.path = tempfile.mkdtemp(prefix="erl-")
+        shared = {
+            name: np.memmap(Path(self.path) / name, dtype=array.dtype, mode="w+", shape=array.shape)
+            for name, array in vars(Slots.empty(n)).items()
+        }
+        self.steps, self.reports, self.stop = shared["steps"], shared["reports"], shared["stop"]
+        self.reports[:] = np.nan
+
+    @staticmethod
+    def part(path: str, first: int, n: int) -> Slots:
+        """In a worker: n lifetimes from `first` on, of the board at `path`."""
+        shared = {
+            name: np.memmap(Path(path) / name, array.dtype, "r+", first * array[0].nbytes, (n, *array.shape[1:]))
+            for name, array in vars(Slots.empty(n)).items()
+        }
+        return Slots(**shared)
 
     def close(self) -> None:
-        """Remove the file."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """Remove the files."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
 
 def _prepare_worker(coordinator: int) -> None:
@@ -66,16 +83,12 @@ def _prepare_worker(coordinator: int) -> None:
 
 
 def _work(job: Job, board: str, first: int) -> list[LifetimeRecord]:
-    """In the worker: live a job, noting its lifetimes' steps on the board from slot `first` on."""
+    """In the worker: live a job whose lifetimes have the board's rows from `first` on."""
     try:
-        steps = np.memmap(board, dtype=np.int64, mode="r+")
-    except OSError:  # the coordinator's file cannot be seen from here: progress is lost, nothing else
+        slots = Board.part(board, first, len(job.specs))
+    except OSError:  # the coordinator's files cannot be seen from here: progress is lost, and what pruning would save
         return live(job)
-
-    def progress(i: int, n: int) -> None:
-        steps[first + i] = n
-
-    return live(job, progress)
+    return live(job, slots)
 
 
 class LocalExecutor:
@@ -90,12 +103,12 @@ class LocalExecutor:
         self.workers, self.max_retries = workers, max_retries
         self._pools: dict[int, ProcessPoolExecutor] = {}
 
-    def run(self, jobs: Sequence[Job], tick: Callable[[np.ndarray], Any], every: float = 0.5) -> Iterator[Result]:
+    def run(self, jobs: Sequence[Job], tick: Callable[[Board], Any], every: float = 0.5) -> Iterator[Result]:
         """Live all jobs.
 
         Args:
             jobs: what to do; the lifetimes of a job stay together.
-            tick: called every `every` seconds with the steps so far of all lifetimes, in order.
+            tick: called every `every` seconds, and before a result is given, with the board of all lifetimes, in order.
             every: seconds.
 
         Yields:
@@ -116,7 +129,7 @@ class LocalExecutor:
                     future = self._submit(worker, _work, jobs[index], board.path, int(offsets[index]))
                     running[future] = index, worker
                 done, _ = wait(running, timeout=every, return_when=FIRST_COMPLETED)
-                tick(board.steps)
+                tick(board)
                 for future in done:
                     index, worker = running.pop(future)
                     idle.append(worker)

@@ -8,10 +8,10 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from erl.errors import Stopped
 from erl.evaluation import evaluate
 from erl.files import write_whole
 from erl.learners import Agent, Outputs, get_learner
@@ -19,6 +19,8 @@ from erl.spec import LifetimeSpec, commit, to_json, versions
 from erl.tasks import Ledger, shared_seconds
 
 CURVE_POINTS = 200
+# Tenths of a lifetime, at which trials are compared while they are lived.
+POINTS = 10
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class LifetimeRecord:
 
     Attributes:
         spec: what was asked for.
-        fitness: see `LifetimeSpec.fitness`; None if the lifetime failed.
+        fitness: see `LifetimeSpec.fitness`; None if the lifetime failed, or was told to stop.
         training_return: mean return of the last `episodes_averaged` training episodes; None without any.
         episodes_averaged: how many training episodes that is: fewer than `spec.ep_eval` if fewer were finished.
         episodes: training episodes finished.
@@ -36,6 +38,8 @@ class LifetimeRecord:
         evaluation_steps: environment steps of that evaluation.
         seconds: wall-clock time of training, a cohort's shared by its members.
         curve: at most 200 points (steps, mean return of the episodes that ended since the point before).
+        reports: `return_at` each tenth of the budget, as far as the lifetime came; None where no episode had ended. The
+            last is `training_return`.
         note: what a reader should know of the fitness.
         error: the reason for a failure.
         traceback: its traceback.
@@ -53,6 +57,7 @@ class LifetimeRecord:
     final_returns: tuple[float, ...] = ()
     evaluation_steps: int = 0
     curve: tuple[tuple[int, float], ...] = ()
+    reports: tuple[float | None, ...] = ()
     note: str | None = None
     error: str | None = None
     traceback: str | None = None
@@ -93,22 +98,54 @@ def check(spec: LifetimeSpec) -> None:
     get_learner(spec.learner.name, spec.learner.engine).check(spec)
 
 
-def live(job: Job, progress: Any = None) -> list[LifetimeRecord]:
+@dataclass
+class Slots:
+    """What the lifetimes of a job and its coordinator tell one another while they are lived, a row for each lifetime.
+
+    Attributes:
+        steps: int64 (n,), steps so far.
+        reports: float64 (n, POINTS), `return_at` each tenth of the budget: NaN before it is passed, -inf where no episode had ended.
+        stop: bool (n,), whether a lifetime shall end now.
+    """
+
+    steps: np.ndarray
+    reports: np.ndarray
+    stop: np.ndarray
+
+    @classmethod
+    def empty(cls, n: int) -> "Slots":
+        """Of n lifetimes that have not begun."""
+        return cls(np.zeros(n, np.int64), np.full((n, POINTS), np.nan), np.zeros(n, bool))
+
+    def step(self, i: int, steps: int) -> None:
+        """Lifetime i has taken so many steps."""
+        self.steps[i] = steps
+
+    def report(self, i: int, point: int, value: float | None) -> None:
+        """Lifetime i has passed a tenth of its budget, 1 to 10, the first one first."""
+        self.reports[i, point - 1] = -np.inf if value is None else value
+
+    def should_stop(self, i: int) -> bool:
+        """Whether lifetime i shall end."""
+        return bool(self.stop[i])
+
+
+def live(job: Job, slots: Slots | None = None) -> list[LifetimeRecord]:
     """Live the lifetimes of a job side by side.
 
     Args:
         job: the lifetimes; their cohort keys agree.
-        progress: called with (index of the lifetime in the job, its steps so far) from time to time.
+        slots: a row for each lifetime; by default nobody watches.
 
     Returns:
         A record for each. A lifetime that fails says so in its record and hurts no other.
     """
     first = job.specs[0]
     learner = get_learner(first.learner.name, first.learner.engine)
-    ledgers = []
-    for i in range(len(job.specs)):
-        on_step = None if progress is None else (lambda steps, i=i: progress(i, steps))
-        ledgers.append(Ledger(on_step=on_step))
+    ledgers = [Ledger() for _ in job.specs]
+    if slots is not None:
+        for i, (spec, ledger) in enumerate(zip(job.specs, ledgers)):
+            _watch(slots, i, spec, ledger)
     outputs = job.outputs or (Outputs(),) * len(job.specs)
     models = job.models or (None,) * len(job.specs)
     start = time.perf_counter()
@@ -121,6 +158,23 @@ def live(job: Job, progress: Any = None) -> list[LifetimeRecord]:
         _conclude(spec, ledger, agent, model, part, job.evaluate)
         for spec, ledger, agent, model, part in zip(job.specs, ledgers, agents, models, seconds)
     ]
+
+
+def _watch(slots: Slots, i: int, spec: LifetimeSpec, ledger: Ledger) -> None:
+    """Have a ledger tell the coordinator how far its lifetime is, and ask whether it shall stop."""
+    reported = 0
+
+    def on_step(steps: int) -> None:
+        nonlocal reported
+        # One that goes on from a checkpoint passes several points at once, from the episodes that it had before. The last
+        # point is its end, which its record tells.
+        while reported < min(points_passed(spec, steps), POINTS - 1):
+            reported += 1
+            slots.report(i, reported, return_at(spec, ledger, reported))
+        slots.step(i, steps)
+
+    ledger.on_step = on_step
+    ledger.should_stop = lambda: slots.should_stop(i)
 
 
 def _conclude(
@@ -157,6 +211,8 @@ def _conclude(
                 note = f"only {len(last)} of {spec.ep_eval} episodes were finished within {ledger.steps} steps"
         if fitness is not None and not np.isfinite(fitness):
             fitness, error = None, f"the fitness is not finite: {fitness}"
+    except Stopped:
+        note = f"pruned after {ledger.steps} of {spec.steps} steps"
     except Exception as e:
         fitness, error = None, describe(e)
         trace = "".join(traceback.format_exception(e))
@@ -171,12 +227,36 @@ def _conclude(
         final_returns=returns,
         evaluation_steps=evaluation_steps,
         curve=learning_curve(ledger.episodes, max(spec.steps, ledger.steps)),
+        reports=_reports(spec, ledger, training_return),
         note=note,
         error=error,
         traceback=trace,
         versions=versions(),
         commit=commit(),
     )
+
+
+def return_at(spec: LifetimeSpec, ledger: Ledger, point: int) -> float | None:
+    """Mean return of the last `ep_eval` training episodes that had ended by a tenth of the budget; None without any.
+
+    It is what the fitness is at the end. It depends on the episodes alone, so that it does not matter when it is asked for.
+
+    Args:
+        point: 1 to 9; the ledger has passed it.
+    """
+    ended = [r for steps, r, _ in ledger.episodes if steps * POINTS <= point * spec.steps]
+    return float(np.mean(ended[-spec.ep_eval :])) if ended else None
+
+
+def _reports(spec: LifetimeSpec, ledger: Ledger, training_return: float | None) -> tuple[float | None, ...]:
+    passed = min(points_passed(spec, ledger.steps), POINTS - 1)
+    reports = [return_at(spec, ledger, point) for point in range(1, passed + 1)]
+    return (*reports, training_return) if ledger.steps >= spec.steps else tuple(reports)
+
+
+def points_passed(spec: LifetimeSpec, steps: int) -> int:
+    """How many tenths of its budget a lifetime has left behind after so many steps; an episode may end with the last step of one."""
+    return max(0, steps * POINTS - 1) // spec.steps
 
 
 def describe(error: BaseException) -> str:

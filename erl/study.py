@@ -13,11 +13,12 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,20 +32,24 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from erl.errors import UserError, nearest
-from erl.executors import LocalExecutor
+from erl.executors import Board, LocalExecutor
 from erl.learners import get_learner
 from erl.lifetime import Job, LifetimeRecord, describe
+from erl.pruning import Pruned, Pruning, Watch, table
 from erl.search import Range
 from erl.spec import LifetimeSpec, commit, from_json, to_json, versions
 from erl.storage import open_storage, refused, shown, study_names
 
 LEASE_SECONDS = 120.0
+# Keys that configurations have had since some version, and what studies without them are.
+_LATER = {"pruner": "none"}
 
 # -- a study ----------------------------------------------------------------------------------------------------------
 
 
 SearchSpace = dict[str, BaseDistribution]
 Plan = Callable[[dict[str, Any]], list[LifetimeSpec]]  # from proposed parameters to the lifetimes of the trial
+Score = Callable[[LifetimeSpec, float], float]  # what a lifetime's return contributes to its trial's, their mean
 
 
 def distributions(space: dict[str, Range]) -> SearchSpace:
@@ -91,6 +96,8 @@ class Taken:
         specs: its lifetimes.
         records: of the lifetimes that have ended, by their index.
         error: why the trial cannot succeed any more.
+        pruned: where and at which value it was pruned.
+        watch: compares it with earlier trials; None if nobody does.
     """
 
     number: int
@@ -100,6 +107,8 @@ class Taken:
     specs: list[LifetimeSpec]
     records: dict[int, LifetimeRecord]
     error: tuple[str, str | None] | None = None
+    pruned: Pruned | None = None
+    watch: Watch | None = None
 
 
 class Study:
@@ -163,7 +172,7 @@ class Study:
         differ = [
             f"{k} is {stored.get(k)!r} there and {config.get(k)!r} here"
             for k in sorted(config.keys() | stored.keys())
-            if k not in volatile and stored.get(k) != config.get(k)
+            if k not in volatile and stored.get(k, _LATER.get(k)) != config.get(k)
         ]
         if differ:
             raise UserError(f"study {self.name!r} exists with another configuration: {'; '.join(differ)}; use its flags or another name")  # fmt: skip
@@ -174,15 +183,15 @@ class Study:
         return self.optuna.user_attrs.get("config")
 
     def trials(self, *states: str) -> list[FrozenTrial]:
-        """Trials in these of Optuna's states, `WAITING`, `RUNNING`, `COMPLETE` and `FAIL` (all by default), in order."""
+        """Trials in these of Optuna's states, `WAITING`, `RUNNING`, `COMPLETE`, `PRUNED` and `FAIL` (all by default), in order."""
         return self.optuna.get_trials(deepcopy=False, states=tuple(TrialState[s] for s in states) or None)
 
     def finished(self) -> int:
-        """How many trials have ended, with a fitness or a failure."""
-        return len(self.trials("COMPLETE", "FAIL"))
+        """How many trials have ended: with a fitness, pruned, or with a failure."""
+        return len(self.trials("COMPLETE", "PRUNED", "FAIL"))
 
     def best(self) -> FrozenTrial | None:
-        """The trial with the highest fitness; None without any."""
+        """The trial with the highest fitness, none that was pruned; None without any."""
         done = [t for t in self.trials("COMPLETE") if t.value is not None]
         return max(done, key=lambda t: (t.value, -t.number)) if done else None
 
@@ -305,6 +314,7 @@ class Study:
             attrs=trial.user_attrs,
             specs=plan(trial.params),
             records={i: r for i, r in _records(trial).items() if r.error is None},
+            pruned=Pruned(**trial.user_attrs["pruned"]) if "pruned" in trial.user_attrs else None,
         )
 
     def _note(self, taken: Taken, index: int, record: LifetimeRecord) -> None:
@@ -314,15 +324,21 @@ class Study:
         if record.error is not None and taken.error is None:
             taken.error = (f"lifetime {index}: {record.error}", record.traceback)
 
-    def _end(self, taken: Taken, score: Callable[[LifetimeRecord], float] | None) -> float | None:
-        """Tell a trial whose lifetimes have all ended; its fitness, None if it failed."""
+    def _end(self, taken: Taken, score: Score | None) -> float | None:
+        """Tell a trial whose lifetimes have all ended; its fitness or the value that it was pruned at, None if it failed."""
         value = None
-        if taken.error is None:
-            records = [taken.records[i] for i in range(len(taken.specs))]
-            value = float(np.mean([r.fitness if score is None else score(r) for r in records]))
+        if taken.pruned is not None:
+            value = taken.pruned.value
+        elif taken.error is None:
+            fitness = [taken.records[i].fitness for i in range(len(taken.specs))]
+            value = float(
+                np.mean([(score or _plain)(spec, f) for spec, f in zip(taken.specs, fitness) if f is not None])
+            )
         # This coordinator may have been taken for dead, and the trial ended by another: with the same result.
         with suppress(UpdateFinishedTrialError):
-            if value is not None:
+            if taken.pruned is not None:
+                self.storage.set_trial_state_values(taken.trial_id, TrialState.PRUNED, [taken.pruned.value])
+            elif value is not None:
                 self.storage.set_trial_state_values(taken.trial_id, TrialState.COMPLETE, [value])
             elif taken.error is not None:
                 reason, trace = taken.error
@@ -337,7 +353,8 @@ class Study:
         make_job: Callable[[Sequence[tuple[Taken, int]]], Job],
         on_end: Callable[[Taken, float | None], Any],
         on_tick: Callable[[int], Any],
-        score: Callable[[LifetimeRecord], float] | None = None,
+        score: Score | None = None,
+        pruning: Pruning | None = None,
     ) -> None:
         """Live the lifetimes of these trials, and tell each trial when its last lifetime has ended.
 
@@ -345,20 +362,36 @@ class Study:
             trials: taken or proposed.
             executor: where.
             make_job: builds a job from (trial, index of the lifetime) pairs that may be trained side by side.
-            on_end: called with a trial and its fitness (None: it failed).
+            on_end: called with a trial and its fitness (None: it failed), or the value that it was pruned at.
             on_tick: called from time to time with the environment steps taken so far in this call.
-            score: what a lifetime contributes to its trial's fitness, their mean; by default its own fitness.
+            score: what a lifetime's return contributes to its trial's, their mean; by default itself.
+            pruning: ends trials early; by default none.
 
         A KeyboardInterrupt leaves finished trials told and the others waiting, to be taken up by the next run.
         """
         open_trials = {t.trial_id: t for t in trials}
         try:
+            if pruning is not None:
+                self._set_watches(trials, pruning, score)
             for taken in trials:
-                if len(taken.records) == len(taken.specs):
+                self._look(taken, score)
+                if taken.pruned is not None or len(taken.records) == len(taken.specs):
                     on_end(open_trials.pop(taken.trial_id), self._end(taken, score))
             groups = _group(list(open_trials.values()), executor.workers)
+            rows: dict[int, dict[int, int]] = {}  # trial -> lifetime -> its row of the board
+            for row, (taken, index) in enumerate(member for group in groups for member in group):
+                rows.setdefault(taken.trial_id, {})[index] = row
+
+            def tick(board: Board) -> None:
+                for taken in open_trials.values():
+                    mine = rows[taken.trial_id]
+                    self._look(taken, score, {index: board.reports[row] for index, row in mine.items()})
+                    if taken.pruned is not None:
+                        board.stop[list(mine.values())] = True
+                on_tick(int(board.steps.sum()))
+
             jobs = [make_job(group) for group in groups]
-            for result in executor.run(jobs, lambda steps: on_tick(int(steps.sum()))):
+            for result in executor.run(jobs, tick):
                 for k, (taken, index) in enumerate(groups[result.index]):
                     if result.records is not None:
                         self._note(taken, index, result.records[k])
@@ -368,6 +401,7 @@ class Study:
                         assert result.error is not None
                         taken.records[index] = _no_record(taken.specs[index], result.error)
                         taken.error = taken.error or (describe(result.error), None)
+                    self._look(taken, score)
                     if taken.trial_id in open_trials and len(taken.records) == len(taken.specs):
                         on_end(open_trials.pop(taken.trial_id), self._end(taken, score))
         except BaseException:
@@ -376,6 +410,46 @@ class Study:
                 with suppress(Exception):  # the storage itself may be what failed; its lease will tell
                     self._release(trial_id)
             raise
+
+    def _set_watches(self, trials: Sequence[Taken], pruning: Pruning, score: Score | None) -> None:
+        """Have trials compared with those of earlier generations: which ones of its own have ended depends on the workers."""
+        finished = self.trials("COMPLETE", "PRUNED", "FAIL")
+
+        def lived(trial: FrozenTrial) -> np.ndarray:
+            records = _records(trial)
+            return table([records[i].spec for i in sorted(records)], records, {}, score or _plain)
+
+        for taken in trials:
+            first = taken.number - taken.number % pruning.popsize  # of its generation
+            earlier = [t for t in finished if t.number < first]
+            taken.watch = Watch(pruning.pruner, self.name, taken.number, earlier, lived)
+
+    def _look(
+        self, taken: Taken, score: Score | None, reports: Mapping[int, np.ndarray] = MappingProxyType({})
+    ) -> None:
+        """Store what a watched trial has reached at points that all its lifetimes have passed, until it is pruned.
+
+        Args:
+            taken: the trial.
+            score: see `run`.
+            reports: of its running lifetimes, by index, as on the board.
+        """
+        if taken.watch is None or taken.pruned is not None:
+            return
+        news = taken.watch.look(table(taken.specs, taken.records, reports, score or _plain))
+        with suppress(UpdateFinishedTrialError):
+            for point, value in news.values.items():
+                self.storage.set_trial_intermediate_value(taken.trial_id, point, value)
+            for key, note in news.notes.items():
+                self.storage.set_trial_system_attr(taken.trial_id, key, note)
+            if news.pruned is not None:
+                # Noted before the first lifetime stops: whoever takes the trial up after this process has to end it.
+                self.storage.set_trial_user_attr(taken.trial_id, "pruned", to_json(news.pruned))
+        taken.pruned = news.pruned
+
+
+def _plain(spec: LifetimeSpec, value: float) -> float:
+    return value
 
 
 def _is_old(trial: FrozenTrial) -> bool:

@@ -62,12 +62,14 @@ class Ledger:
         steps: steps taken so far, in all of the lifetime's environments.
         episodes: (steps so far at its end, return, length) of every finished episode, in order.
         on_step: called with `steps` after every 256th step.
+        should_stop: asked, from time to time, whether the lifetime shall end before its budget.
         earlier: steps, and seconds they took, before the lifetime was taken up from a checkpoint.
     """
 
     steps: int = 0
     episodes: list[tuple[int, float, int]] = field(default_factory=list)
     on_step: Callable[[int], None] | None = None
+    should_stop: Callable[[], bool] | None = None
     earlier: tuple[int, float] = (0, 0.0)
 
     def step(self, n: int = 1) -> None:
@@ -75,6 +77,11 @@ class Ledger:
         before, self.steps = self.steps, self.steps + n
         if self.on_step is not None and before >> 8 != self.steps >> 8:
             self.on_step(self.steps)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the lifetime was told to end."""
+        return self.should_stop is not None and self.should_stop()
 
     def episode(self, total_return: float, length: int) -> None:
         """Keep a finished episode."""

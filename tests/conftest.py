@@ -4,12 +4,11 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from erl.executors import Result
-from erl.lifetime import live
+from erl.lifetime import Slots, live
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -27,10 +26,10 @@ class InlineExecutor:
         self.workers = workers
 
     def run(self, jobs, tick, every=0.0):
-        steps = np.zeros(sum(len(job.specs) for job in jobs), dtype=np.int64)
+        nothing = Slots.empty(sum(len(job.specs) for job in jobs))
         for index, job in enumerate(jobs):
             yield Result(index, live(job))
-            tick(steps)
+            tick(nothing)
 
     def close(self):
         pass

@@ -220,8 +220,8 @@ def test_a_killed_workers_lifetime_is_lived_again_by_another():
     executor = LocalExecutor(1)
     ticks, killed = [], []
 
-    def tick(steps):
-        ticks.append(int(steps.sum()))
+    def tick(board):
+        ticks.append(int(board.steps.sum()))
         if not killed and ticks[-1] > 256:
             killed.extend(
                 p.pid

@@ -61,7 +61,10 @@ class Learner(Protocol):
     def train(
         self, cohort: Sequence[LifetimeSpec], ledgers: Sequence[Ledger], outputs: Sequence[Outputs]
     ) -> list[Agent | Exception]:
-        """Train one agent for each lifetime; an agent that fails gives its exception, and the others go on."""
+        """Train one agent for each lifetime; an agent that fails gives its exception, and the others go on.
+
+        One whose ledger says `stopped` ends soon, and gives `Stopped`.
+        """
 
 
 def learner_names() -> list[str]:

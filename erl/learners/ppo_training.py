@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.logger import configure
 
+from erl.errors import Stopped
 from erl.learners import Agent, Outputs
 from erl.learners.cohort import World, load_checkpoint, save_checkpoint
 from erl.learners.cohort_ppo import CohortPPO
@@ -73,6 +74,7 @@ class _Training:
             self._leave()
             while self.members:
                 self._roll_out()
+                self._stop()
                 if self.members:
                     self._update()
                 self._leave()
@@ -137,6 +139,16 @@ class _Training:
             self.ppo.drop(rows)
             self.world.drop(rows)
         self.members = [self.members[row] for row in rows]
+
+    def _stop(self) -> None:
+        """Agents that were told to stop leave the cohort."""
+        self._drop(
+            {
+                row: Stopped()
+                for row, i in enumerate(self.members)
+                if self.ledgers[i].steps < self.specs[i].steps and self.ledgers[i].stopped
+            }
+        )
 
     def _leave(self) -> None:
         """Agents that have lived their steps leave the cohort."""

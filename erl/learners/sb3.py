@@ -14,11 +14,12 @@ import torch
 from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
-from erl.errors import UserError, nearest
+from erl.errors import Stopped, UserError, nearest
 from erl.files import write_whole
 from erl.learners import Agent, Outputs
 from erl.learners.settings import OURS, activation, parse_value, schedule
@@ -126,6 +127,19 @@ class SB3Agent:
             write_whole(folder / f"{name}.vecnormalize.pkl", self.normalize.save)
 
 
+class _Stopping(BaseCallback):
+    """Ends `learn` when the lifetime is told to stop; by raising, since not every algorithm heeds a callback's False."""
+
+    def __init__(self, ledger: Ledger, steps: int) -> None:
+        super().__init__()
+        self._ledger, self._steps = ledger, steps
+
+    def _on_step(self) -> bool:
+        if self._ledger.steps < self._steps and self._ledger.stopped:
+            raise Stopped
+        return True
+
+
 class SB3Learner:
     """One of Stable-Baselines3's or sb3-contrib's algorithms.
 
@@ -184,7 +198,7 @@ class SB3Learner:
             # The algorithm seeds its environments with its own seed; theirs is a role of its own.
             env.seed(spec.seeds.environment)
             model.set_logger(configure(output.tensorboard, ["tensorboard"] if output.tensorboard else []))
-            model.learn(spec.steps)
+            model.learn(spec.steps, callback=_Stopping(ledger, spec.steps))
             model.logger.close()
         finally:
             env.close()
