@@ -416,7 +416,7 @@ class Progress:
             self._budget -= sum(max(0, r.spec.steps - r.steps) for r in taken.records.values())
             self.sink.line(
                 f"trial {taken.number:4d}  generation {self._generation:3d}  {params}  "
-                f"pruned  {taken.pruned.value:10.2f}  at {taken.pruned.point}/{POINTS}"
+                f"pruned  {figure(taken.pruned.value):>10s}  at {taken.pruned.point}/{POINTS}"
             )
             return
         if self._best is None or value > self._best[0]:
