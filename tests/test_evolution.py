@@ -92,19 +92,20 @@ def test_stopping_between_and_within_generations_changes_nothing(sampler, quick,
 def test_an_end_while_a_generation_is_proposed_changes_nothing(quick, inline, sink, monkeypatch):
     whole, torn = (make(quick, nb_seeds=1, h_test=name) for name in ("whole", "torn"))
     evolve(whole, sink)
-    calls, ask = [], optuna.Study.ask
+    calls, sample = [], Study._sample
 
-    def dies(self, *rest, **more):
+    def dies(self, *rest):
         calls.append(1)
         if len(calls) == 3:
             raise SystemError("the end")
-        return ask(self, *rest, **more)
+        return sample(self, *rest)
 
-    monkeypatch.setattr(optuna.Study, "ask", dies)
-    with pytest.raises(SystemError):
-        evolve(torn, sink)
-    monkeypatch.setattr(optuna.Study, "ask", ask)
-    for trial in study_of(torn).trials("RUNNING", "WAITING"):  # as if that had been another process
+    with monkeypatch.context() as patch:
+        patch.setattr(Study, "_sample", dies)
+        patch.setattr(Study, "_release", lambda *_: None)
+        with pytest.raises(SystemError):
+            evolve(torn, sink)
+    for trial in study_of(torn).trials("RUNNING"):  # as if that had been another process
         gone = {**trial.user_attrs["owner"], "started": 1.0}
         study_of(torn).storage.set_trial_user_attr(trial._trial_id, "owner", gone)
     evolve(torn, sink)
