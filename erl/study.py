@@ -38,6 +38,8 @@ from erl.spec import LifetimeSpec, commit, from_json, to_json, versions
 from erl.steadiness import OUTAGE_SECONDS
 from erl.storage import StorageError, open_storage, refused, shown, study_names
 
+COPY = "copy"  # system attribute of a study that was copied: `incomplete`, then `whole`
+
 # -- a study ----------------------------------------------------------------------------------------------------------
 
 
@@ -132,6 +134,8 @@ class Study:
             if len(self.optuna.directions) > 1:
                 raise UserError(f"study {name!r} has several objectives: it was not made by this project")
             self._id = self.storage.get_study_id_from_name(name)
+            if self.storage.get_study_system_attrs(self._id).get(COPY) == "incomplete":
+                raise UserError(f"study {name!r} is an incomplete copy: copy it again, with --overwrite")
             if config is not None:
                 self._settle(config, set(volatile))
         except (SQLAlchemyError, StorageInternalError, OSError) as e:
