@@ -262,7 +262,8 @@ def _open_tables(storage: str, settings: dict[str, Any]) -> RDBStorage:
         try:
             return RDBStorage(storage, engine_kwargs=settings)
         except (OperationalError, ProgrammingError, IntegrityError) as e:
-            if attempt == 9 or ("exist" not in str(e) and "UNIQUE" not in str(e)):
+            made_just_now = e.statement is not None and any(w in str(e) for w in ("exist", "UNIQUE", "duplicate"))
+            if attempt == 9 or not made_just_now:
                 raise
             time.sleep(0.2 * (attempt + 1))
     raise AssertionError

@@ -273,11 +273,11 @@ def _compare(original: Any, trials: Sequence[FrozenTrial], target: BaseStorage, 
             raise UserError(f"trial {before.number} of the copy {name!r} differs from the original; the copy is removed")  # fmt: skip
 
 
-def _content(trial: FrozenTrial) -> str:
-    """All that a trial holds, but for its number in the storage and its times."""
-    parts = (trial.number, trial.state.name, trial.values and list(trial.values), trial.params, trial.distributions)
-    attrs = (trial.user_attrs, trial.system_attrs, trial.intermediate_values)
-    return f"{parts!r} {json.dumps([sorted(a.items()) for a in attrs])}"
+def _content(trial: FrozenTrial) -> tuple[Any, ...]:
+    """All that a trial holds, but for its number in the storage and its times; NaN equals itself."""
+    values = trial.values and list(trial.values)
+    attrs = (trial.user_attrs, trial.system_attrs, sorted(trial.intermediate_values.items()))
+    return trial.number, trial.state, values, trial.params, trial.distributions, json.dumps(attrs, sort_keys=True)
 
 
 def _apart(one: datetime | None, other: datetime | None) -> bool:

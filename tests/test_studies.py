@@ -74,13 +74,13 @@ def rich_study(storage, name="rich"):
 
 
 def content(storage, name):
-    study = optuna.load_study(study_name=name, storage=open_storage(storage))
-    system = {k: v for k, v in study.system_attrs.items() if k != COPY}
-    trials = [
-        [t.number, t.state, repr(t.values and list(t.values)), list(t.params.items()), t.distributions, t.user_attrs]
-        + [t.system_attrs, repr(sorted(t.intermediate_values.items())), t.datetime_start, t.datetime_complete]
-        for t in study.get_trials()
-    ]
+    opened = open_storage(storage)
+    study = optuna.load_study(study_name=name, storage=opened)
+    system = {k: v for k, v in opened.get_study_system_attrs(study._study_id).items() if k != COPY}
+    trials = []
+    for t in study.get_trials():
+        has = (t.number, t.state, t.values and list(t.values), t.params, t.distributions, t.user_attrs, t.system_attrs)
+        trials.append([*has, repr(sorted(t.intermediate_values.items())), t.datetime_start, t.datetime_complete])
     return study.directions, study.user_attrs, system, trials
 
 
