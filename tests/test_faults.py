@@ -71,7 +71,8 @@ def test_a_connection_that_is_cut(postgresql, database):
 
 
 @pytest.mark.parametrize("storage", ["postgresql", "sqlite"], indirect=True)
-def test_answers_that_are_lost_after_the_database_has_done_what_it_was_told(storage):
+def test_answers_that_are_lost_after_the_database_has_done_what_it_was_told(storage, monkeypatch):
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 3.0)  # for a trial that was taken up, and the answer lost
     case = faults.Case(storage)
     process = case.start(before=lambda: faults.losing_answers(10 * ROUNDS))
     process.join(120)
