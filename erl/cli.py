@@ -97,13 +97,17 @@ def _boolean(word: str) -> bool:
 
 
 def main(
-    run: Callable[..., int | None], kind: type, description: str, argv: Sequence[str] | None = None
+    run: Callable[..., int | None],
+    kind: type,
+    description: str,
+    argv: Sequence[str] | None = None,
+    program: str | None = None,
 ) -> typing.NoReturn:
     """A script: read flags into `kind`, call `run` with it and a progress display, exit.
 
     Exit codes: 0 done, 1 something failed for good, 2 bad input (one line on stderr), 130 Ctrl-C.
     """
-    program = os.path.basename(sys.argv[0])
+    program = program or os.path.basename(sys.argv[0])
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a letter shows something for it
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -252,21 +252,31 @@ def compare(config: CommonConfig, sink: Sink) -> int:
     wanted = [(arm, seed) for arm in chosen for seed in seeds]
     try:
         with study:
-            waiting = {_key(t): t for t in study.reclaim()}
             # What failed is tried again: whoever calls again has done something about it.
-            here = {_key(t) for t in study.trials("COMPLETE", "RUNNING")}
-            begun = [
-                study.take_up(waiting[key], plan)
-                if key in waiting
-                else study.create({"arm": key[0], "seed": key[1]}, space, plan)
-                for key in wanted
-                if key not in here
+            here = _first(study)
+            taken = [
+                study.create({"arm": arm, "seed": seed}, space, plan) for arm, seed in wanted if (arm, seed) not in here
             ]
-            taken = [t for t in begun if t is not None]
-            sink.line(f"{test_name}: {', '.join(chosen)} x {len(seeds)} seeds x {config.training_steps:,} steps, {len(taken)} lifetimes to live, {workers} worker{'s' * (workers > 1)}")  # fmt: skip
-            progress = _Progress(taken, config.training_steps, sink)
-            if taken:
-                study.run(taken, executor, job, progress.end, progress.tick)
+            here = _first(study)
+            for double in [t for t in taken if here[_key(t)] != t.number]:
+                study.withdraw(double)
+                taken.remove(double)
+            told = False
+            while True:
+                here = _first(study)
+                waiting = [
+                    t for t in study.reclaim(config.max_retries) if _key(t) in wanted and here[_key(t)] == t.number
+                ]
+                taken += [t for t in (study.take_up(w, plan) for w in waiting) if t is not None]
+                if taken or not told:
+                    sink.line(f"{test_name}: {', '.join(chosen)} x {len(seeds)} seeds x {config.training_steps:,} steps, {len(taken)} lifetimes to live, {workers} worker{'s' * (workers > 1)}")  # fmt: skip
+                    told = True
+                if taken:
+                    progress = _Progress(taken, config.training_steps, sink)
+                    study.run(taken, executor, job, progress.end, progress.tick)
+                    taken = []
+                elif not study.in_doubt():
+                    break
     except KeyboardInterrupt:
         sink.close()
         done = len(study.trials("COMPLETE"))
@@ -290,6 +300,12 @@ def compare(config: CommonConfig, sink: Sink) -> int:
     sink.line(f"models:   {os.path.abspath(config.models)}/{folder}")
     sink.line(f"logs:     tensorboard --logdir {os.path.abspath(config.logs)}/{folder}")
     return 1 if failed else 0
+
+
+def _first(study: Study) -> dict[tuple[str, int], int]:
+    """The number of the one trial that counts for each agent and seed, failed ones aside."""
+    here = {_key(t): t.number for t in reversed(study.trials("COMPLETE", "RUNNING", "WAITING"))}
+    return here | {_key(t): t.number for t in reversed(study.trials("COMPLETE"))}
 
 
 def _key(trial: Any) -> tuple[str, int]:

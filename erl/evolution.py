@@ -317,13 +317,16 @@ def evolve(config: CommonConfig, sink: Sink) -> int:
     try:
         with study:
             while True:
-                waiting = [t for t in study.reclaim() if t.number < config.nb_trials]
+                waiting = [t for t in study.reclaim(config.max_retries) if t.number < config.nb_trials]
                 begun = len(study.trials())
                 # A generation that an earlier run left incomplete is filled up; waiting trials of a complete one come first.
                 new = -begun % popsize or (0 if waiting else popsize)
                 new = min(new, max(0, config.nb_trials - begun))
                 if not (waiting or new):
-                    break
+                    if not study.in_doubt():
+                        break
+                    sink.status("waiting for a sign of who is about the trials that still run")
+                    continue
                 resumed = [study.take_up(t, plan, sampler, space) for t in waiting]
                 taken = [t for t in resumed if t is not None]
                 taken += study.propose(new, sampler, space, plan, begun // popsize, config.nb_trials)

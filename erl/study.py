@@ -8,15 +8,14 @@ evolution that was interrupted proposes what it would have proposed without.
 """
 
 import json
-import os
-import socket
 import threading
-import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -24,25 +23,26 @@ from typing import Any, Protocol
 import numpy as np
 import optuna
 import pandas as pd
-import psutil
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
+from erl import leases
 from erl.errors import UserError, nearest
 from erl.executors import Board, LocalExecutor
 from erl.learners import get_learner
 from erl.lifetime import Job, LifetimeRecord, describe
-from erl.pruning import Pruned, Pruning, Watch, table
+from erl.pruning import News, Pruned, Pruning, Watch, table
 from erl.search import Range
 from erl.spec import LifetimeSpec, commit, from_json, to_json, versions
-from erl.storage import open_storage, refused, shown, study_names
+from erl.steadiness import OUTAGE_SECONDS
+from erl.storage import StorageError, open_storage, refused, shown, study_names
 
-LEASE_SECONDS = 120.0
 # Keys that configurations have had since some version, and what studies without them are.
 _LATER = {"pruner": "none"}
+COPY = "copy"  # system attribute of a study that was copied: `incomplete`, then `whole`
 
 # -- a study ----------------------------------------------------------------------------------------------------------
 
@@ -143,16 +143,16 @@ class Study:
             if len(self.optuna.directions) > 1:
                 raise UserError(f"study {name!r} has several objectives: it was not made by this project")
             self._id = self.storage.get_study_id_from_name(name)
+            if self.storage.get_study_system_attrs(self._id).get(COPY) == "incomplete":
+                raise UserError(f"study {name!r} is an incomplete copy: copy it again, with --overwrite")
             if config is not None:
                 self._settle(config, set(volatile))
-        except (SQLAlchemyError, OSError) as e:
+        except (SQLAlchemyError, StorageInternalError, OSError) as e:
             raise refused(storage, e) from None
-        self._owner = {
-            "id": uuid.uuid4().hex,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "started": psutil.Process().create_time(),
-        }
+        self._owner = {"id": uuid.uuid4().hex, **leases.myself()}
+        self._hands: set[int] = set()  # ids of the trials that this coordinator is about
+        self._watch = leases.Watch()
+        self._renewals = 0
         self._stop = threading.Event()
         self._renewer: threading.Thread | None = None
 
@@ -198,6 +198,7 @@ class Study:
     # -- leases --
 
     def __enter__(self) -> "Study":
+        self.storage.patience = OUTAGE_SECONDS
         self._renew()
         self._renewer = threading.Thread(target=self._keep_renewing, daemon=True)
         self._renewer.start()
@@ -205,45 +206,86 @@ class Study:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self._stop.set()
-        if isinstance(error, SQLAlchemyError | optuna.exceptions.StorageInternalError):
-            cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
-            said = refused(self.address, cause or error)
-            raise UserError(
-                f"{said}; what had finished before is stored, and the same command goes on from there"
-            ) from error
+        if error is not None:
+            self.storage.hurry()
+        for trial_id in list(self._hands):
+            with suppress(Exception):  # the storage itself may be what failed; the lease will tell
+                self._release(trial_id, self._owner)
+        if isinstance(error, SQLAlchemyError | StorageInternalError):
+            error = refused(self.address, error)
+        if isinstance(error, StorageError):
+            raise UserError(f"{error}; what had finished before is stored, and the same command goes on from there")
 
     def _renew(self) -> None:
-        self.storage.set_study_user_attr(self._id, f"lease:{self._owner['id']}", time.time() + LEASE_SECONDS)
+        """Show that this coordinator lives, and look who else does."""
+        self._renewals += 1
+        self.storage.set_study_user_attr(self._id, f"lease:{self._owner['id']}", self._renewals)
+        self._look()
+
+    def _look(self) -> None:
+        for key, value in self.storage.get_study_user_attrs(self._id).items():
+            if key.startswith("lease:"):
+                self._watch.note(key, value)
 
     def _keep_renewing(self) -> None:
-        while not self._stop.wait(LEASE_SECONDS / 4):
+        while not self._stop.wait(leases.LEASE_SECONDS / 4):
             try:
                 self._renew()
             except Exception:  # the database may be back before the lease ends
                 continue
 
-    def _is_gone(self, owner: dict[str, Any], leases: dict[str, Any]) -> bool:
-        """Whether the coordinator that owns a trial has ended."""
-        if owner.get("id") == self._owner["id"]:
-            return False
-        if owner.get("host") == self._owner["host"]:
-            try:
-                return abs(psutil.Process(owner["pid"]).create_time() - owner["started"]) > 1.0
-            except psutil.NoSuchProcess:
-                return True
-        return float(leases.get(f"lease:{owner.get('id')}", 0.0)) < time.time()
+    def _owner_lives(self, trial: FrozenTrial) -> bool | None:
+        """Whether somebody is about a running trial; None while that is not known."""
+        owner = trial.user_attrs.get("owner")
+        if owner is None:  # given back or begun a moment ago, or by another program
+            key = f"trial:{trial._trial_id}"
+            self._watch.note(key, str(trial.datetime_start))
+        elif owner.get("id") == self._owner["id"]:  # begun twice, where the first answer was lost: nobody is about it
+            return trial._trial_id in self._hands
+        elif leases.is_here(owner):
+            return leases.lives(owner)
+        else:
+            key = f"lease:{owner.get('id')}"
+        return self._watch.alive(key)
 
-    def reclaim(self) -> list[FrozenTrial]:
-        """Let the trials of coordinators that are gone wait for somebody to take them up; all that wait."""
-        leases = self.storage.get_study_user_attrs(self._id)
+    def reclaim(self, max_retries: int = 2) -> list[FrozenTrial]:
+        """Let the trials of coordinators that are gone wait for somebody to take them up; all that wait.
+
+        Args:
+            max_retries: how often a trial may be lost so; once more, and it fails.
+        """
+        self._look()
         for trial in self.trials("RUNNING"):
-            owner = trial.user_attrs.get("owner")
-            if self._is_gone(owner, leases) if owner is not None else _is_old(trial):
-                self._release(trial._trial_id)
+            if self._owner_lives(trial) is False:
+                owner = trial.user_attrs.get("owner")
+                mine = owner is not None and owner.get("id") == self._owner["id"]
+                self._release(trial._trial_id, owner, None if mine else max_retries)
         return self.trials("WAITING")
 
-    def _release(self, trial_id: int) -> None:
+    def in_doubt(self) -> bool:
+        """Wait a moment for signs of those who are about running trials; False if it is known of all whether they live."""
+        doubt = any(self._owner_lives(t) is None for t in self.trials("RUNNING"))
+        if doubt:
+            self._stop.wait(min(1.0, leases.LEASE_SECONDS / 8))
+            self._look()
+        return doubt
+
+    def _release(self, trial_id: int, owner: dict[str, Any] | None, max_retries: int | None = None) -> None:
+        """Let a trial wait, unless it is no longer this owner's. With `max_retries` it was lost, which is counted."""
+        self._hands.discard(trial_id)
         with suppress(UpdateFinishedTrialError):  # somebody else took it up and ended it
+            trial = self.storage.get_trial(trial_id)
+            if trial.state != TrialState.RUNNING or trial.user_attrs.get("owner") != owner:
+                return
+            if max_retries is not None:
+                lost = trial.user_attrs.get("lost", 0) + 1
+                self.storage.set_trial_user_attr(trial_id, "lost", lost)
+                if lost > max_retries:
+                    reason = f"lost {lost} times: the process that was about it ended (killed, out of memory, or its machine went down)"
+                    self.storage.set_trial_user_attr(trial_id, "error", {"reason": reason, "traceback": None})
+                    self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
+                    return
+            self.storage.set_trial_user_attr(trial_id, "owner", None)  # whoever looks next sees that it was let go
             self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
     # -- taking and ending trials --
@@ -261,21 +303,16 @@ class Study:
         """
         with suppress(UpdateFinishedTrialError):
             if self.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                self._hands.add(trial._trial_id)
                 self.storage.set_trial_user_attr(trial._trial_id, "owner", self._owner)
                 if sampler is not None:
-                    self.optuna.sampler = sampler
-                    mine = optuna.Trial(self.optuna, trial._trial_id)
-                    for name, distribution in (space or {}).items():
-                        _suggest(mine, name, distribution)
+                    self._sample(trial._trial_id, sampler, space or {})
                 return self._taken(trial._trial_id, plan)
         return None
 
     def create(self, params: dict[str, Any], space: SearchSpace, plan: Plan) -> Taken:
         """Begin a trial with given parameters."""
-        template = create_trial(
-            state=TrialState.RUNNING, params=params, distributions=space, user_attrs={"owner": self._owner}
-        )
-        return self._taken(self.storage.create_new_trial(self._id, template_trial=template), plan)
+        return self._taken(self._begin({}, params, space), plan)
 
     def propose(
         self,
@@ -291,19 +328,36 @@ class Study:
         Where several coordinators begin trials at once, some get numbers of `limit` or more: those wait, and count for
         nothing until the study is made longer.
         """
-        self.optuna.sampler = sampler
         taken = []
         for _ in range(new):
-            trial = self.optuna.ask()
-            if trial.number >= limit:
-                self._release(trial._trial_id)
+            trial_id = self._begin({"generation": generation})
+            if self.storage.get_trial(trial_id).number >= limit:
+                self._release(trial_id, self._owner)
                 break
-            trial.set_user_attr("owner", self._owner)
-            trial.set_user_attr("generation", generation)
-            for name, distribution in space.items():
-                _suggest(trial, name, distribution)
-            taken.append(self._taken(trial._trial_id, plan))
+            self._sample(trial_id, sampler, space)
+            taken.append(self._taken(trial_id, plan))
         return taken
+
+    def withdraw(self, taken: Taken) -> None:
+        """Take back a trial that another coordinator began too, at the same moment: it counts for nothing."""
+        self.storage.set_trial_state_values(taken.trial_id, TrialState.PRUNED)
+        self._hands.discard(taken.trial_id)
+
+    def _begin(self, attrs: dict[str, Any], params: Any = None, space: SearchSpace | None = None) -> int:
+        """A new trial that is this coordinator's from its first moment; its id."""
+        attrs = {"owner": self._owner, **attrs}
+        template = create_trial(state=TrialState.RUNNING, params=params, distributions=space, user_attrs=attrs)
+        trial_id = self.storage.create_new_trial(self._id, template_trial=template)
+        self._hands.add(trial_id)
+        return trial_id
+
+    def _sample(self, trial_id: int, sampler: BaseSampler, space: SearchSpace) -> None:
+        """Let a trial have those parameters that it has not."""
+        # Optuna's study remembers the trials that it saw, and this one shall see all that have finished.
+        study = optuna.load_study(study_name=self.name, storage=self.storage, sampler=sampler)
+        trial = optuna.Trial(study, trial_id)
+        for name, distribution in space.items():
+            _suggest(trial, name, distribution)
 
     def _taken(self, trial_id: int, plan: Plan) -> Taken:
         trial = self.storage.get_trial(trial_id)
@@ -344,6 +398,7 @@ class Study:
                 reason, trace = taken.error
                 self.storage.set_trial_user_attr(taken.trial_id, "error", {"reason": reason, "traceback": trace})
                 self.storage.set_trial_state_values(taken.trial_id, TrialState.FAIL)
+        self._hands.discard(taken.trial_id)
         return value
 
     def run(
@@ -367,25 +422,49 @@ class Study:
             score: what a lifetime's return contributes to its trial's, their mean; by default itself.
             pruning: ends trials early; by default none.
 
-        A KeyboardInterrupt leaves finished trials told and the others waiting, to be taken up by the next run.
+        A KeyboardInterrupt leaves finished trials told; leaving the study lets the others wait for the next run. What is
+        written is written in a thread of its own, in order, so that workers go on while the storage is away.
         """
+        writer = ThreadPoolExecutor(1)
+        writes: deque[tuple[Future, Callable[[Any], Any]]] = deque()
+
+        def write(then: Callable[[Any], Any], what: Callable[..., Any], *args: Any) -> None:
+            writes.append((writer.submit(what, *args), then))
+
+        def collect(wait: bool = False) -> None:
+            while writes and (wait or writes[0][0].done()):
+                future, then = writes.popleft()
+                then(future.result())
+
+        def look(taken: Taken, reports: Mapping[int, np.ndarray] = MappingProxyType({})) -> None:
+            """See what a watched trial has reached at points that all its lifetimes have passed, and whether it is pruned."""
+            if taken.watch is not None and taken.pruned is None:
+                news = taken.watch.look(table(taken.specs, taken.records, reports, score or _plain))
+                taken.pruned = news.pruned
+                if news.values or news.notes or news.pruned is not None:
+                    write(_nothing, self._note_news, taken, news)
+
+        def end_if_over(taken: Taken, over: bool = False) -> None:
+            if taken.trial_id in open_trials and (over or len(taken.records) == len(taken.specs)):
+                write(partial(on_end, open_trials.pop(taken.trial_id)), self._end, taken, score)
+
         open_trials = {t.trial_id: t for t in trials}
         try:
             if pruning is not None:
                 self._set_watches(trials, pruning, score)
             for taken in trials:
-                self._look(taken, score)
-                if taken.pruned is not None or len(taken.records) == len(taken.specs):
-                    on_end(open_trials.pop(taken.trial_id), self._end(taken, score))
+                look(taken)
+                end_if_over(taken, taken.pruned is not None)  # of a trial that was pruned before nothing more is lived
             groups = _group(list(open_trials.values()), executor.workers)
             rows: dict[int, dict[int, int]] = {}  # trial -> lifetime -> its row of the board
             for row, (taken, index) in enumerate(member for group in groups for member in group):
                 rows.setdefault(taken.trial_id, {})[index] = row
 
             def tick(board: Board) -> None:
+                collect()
                 for taken in open_trials.values():
                     mine = rows[taken.trial_id]
-                    self._look(taken, score, {index: board.reports[row] for index, row in mine.items()})
+                    look(taken, {index: board.reports[row] for index, row in mine.items()})
                     if taken.pruned is not None:
                         board.stop[list(mine.values())] = True
                 on_tick(int(board.steps.sum()))
@@ -394,22 +473,27 @@ class Study:
             for result in executor.run(jobs, tick):
                 for k, (taken, index) in enumerate(groups[result.index]):
                     if result.records is not None:
-                        self._note(taken, index, result.records[k])
-                        if result.records[k].error is None:  # what failed may be mended and taken up again
-                            _forget_checkpoint(jobs[result.index], k)
+                        record = result.records[k]
+                        taken.records[index] = record
+                        # What failed may be mended and taken up again, and keeps its checkpoint.
+                        after = partial(_forget_checkpoint, jobs[result.index], k) if record.error is None else _nothing
+                        write(after, self._note, taken, index, record)
                     else:
                         assert result.error is not None
                         taken.records[index] = _no_record(taken.specs[index], result.error)
                         taken.error = taken.error or (describe(result.error), None)
-                    self._look(taken, score)
-                    if taken.trial_id in open_trials and len(taken.records) == len(taken.specs):
-                        on_end(open_trials.pop(taken.trial_id), self._end(taken, score))
+                    look(taken)
+                    end_if_over(taken)
+                collect()
+            collect(wait=True)
         except BaseException:
             executor.close()
-            for trial_id in open_trials:
-                with suppress(Exception):  # the storage itself may be what failed; its lease will tell
-                    self._release(trial_id)
+            self.storage.hurry()
+            with suppress(Exception):  # what has ended is stored all the same, if it can be
+                collect(wait=True)
             raise
+        finally:
+            writer.shutdown(cancel_futures=True)
 
     def _set_watches(self, trials: Sequence[Taken], pruning: Pruning, score: Score | None) -> None:
         """Have trials compared with those of earlier generations: which ones of its own have ended depends on the workers."""
@@ -424,38 +508,27 @@ class Study:
             earlier = [t for t in finished if t.number < first]
             taken.watch = Watch(pruning.pruner, self.name, taken.number, earlier, lived)
 
-    def _look(
-        self, taken: Taken, score: Score | None, reports: Mapping[int, np.ndarray] = MappingProxyType({})
-    ) -> None:
-        """Store what a watched trial has reached at points that all its lifetimes have passed, until it is pruned.
+    def _note_news(self, taken: Taken, news: News) -> None:
+        """Store what a watched trial has reached, and that it is pruned.
 
-        Args:
-            taken: the trial.
-            score: see `run`.
-            reports: of its running lifetimes, by index, as on the board.
+        It comes before the records of the lifetimes that stop therefore: whoever takes the trial up after this process has to
+        end it.
         """
-        if taken.watch is None or taken.pruned is not None:
-            return
-        news = taken.watch.look(table(taken.specs, taken.records, reports, score or _plain))
         with suppress(UpdateFinishedTrialError):
             for point, value in news.values.items():
                 self.storage.set_trial_intermediate_value(taken.trial_id, point, value)
             for key, note in news.notes.items():
                 self.storage.set_trial_system_attr(taken.trial_id, key, note)
             if news.pruned is not None:
-                # Noted before the first lifetime stops: whoever takes the trial up after this process has to end it.
                 self.storage.set_trial_user_attr(taken.trial_id, "pruned", to_json(news.pruned))
-        taken.pruned = news.pruned
 
 
 def _plain(spec: LifetimeSpec, value: float) -> float:
     return value
 
 
-def _is_old(trial: FrozenTrial) -> bool:
-    """Whether a trial without an owner was begun so long ago that whoever began it has ended."""
-    begun = trial.datetime_start
-    return begun is None or (datetime.now() - begun).total_seconds() > LEASE_SECONDS
+def _nothing(_: Any) -> None:
+    """What follows a write after which nothing is to be done."""
 
 
 def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:
@@ -470,7 +543,7 @@ def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> 
             raise ValueError(f"no parameter is proposed from a {type(distribution).__name__}")
 
 
-def _forget_checkpoint(job: Job, k: int) -> None:
+def _forget_checkpoint(job: Job, k: int, _: Any = None) -> None:
     """A lifetime whose record is stored needs its checkpoint no more."""
     checkpoint = job.outputs[k].checkpoint if job.outputs else None
     if checkpoint is not None:

@@ -2,9 +2,11 @@
 
 import os
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
+import servers
 import torch
 
 from erl.executors import Result
@@ -79,3 +81,45 @@ def quick(tmp_path):
 def _own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
+
+
+# -- real servers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def postgresql():
+    """A PostgreSQL server, started once for each process of tests."""
+    if servers.find("initdb") is None:
+        servers.missing("PostgreSQL")
+    server = servers.PostgreSQL()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(scope="session")
+def mariadb():
+    """A MariaDB server, started once for each process of tests."""
+    if servers.find("mariadbd") is None or servers.find("mariadb-install-db") is None:
+        servers.missing("MariaDB")
+    server = servers.MariaDB()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def storage(request):
+    """The address of a new storage of the kind that the test is parametrised with (indirectly)."""
+    name = f"t{uuid.uuid4().hex}"
+    match request.param:
+        case "sqlite":
+            yield f"sqlite:///{name}.db"
+        case "journal":
+            yield f"journal:{name}.log"
+        case "postgresql":
+            yield request.getfixturevalue("postgresql").create(name)
+        case "mysql":
+            yield request.getfixturevalue("mariadb").create(name)
+        case "grpc":
+            proxy = servers.Proxy(request.getfixturevalue("postgresql").create(name))
+            yield proxy.address
+            proxy.stop()

@@ -1,5 +1,4 @@
 import dataclasses
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,7 +9,6 @@ from pathlib import Path
 import optuna
 import psutil
 import pytest
-from conftest import Lines
 from optuna.trial import TrialState
 
 from erl.errors import UserError
@@ -92,19 +90,20 @@ def test_stopping_between_and_within_generations_changes_nothing(sampler, quick,
 def test_an_end_while_a_generation_is_proposed_changes_nothing(quick, inline, sink, monkeypatch):
     whole, torn = (make(quick, nb_seeds=1, h_test=name) for name in ("whole", "torn"))
     evolve(whole, sink)
-    calls, ask = [], optuna.Study.ask
+    calls, sample = [], Study._sample
 
-    def dies(self, *rest, **more):
+    def dies(self, *rest):
         calls.append(1)
         if len(calls) == 3:
             raise SystemError("the end")
-        return ask(self, *rest, **more)
+        return sample(self, *rest)
 
-    monkeypatch.setattr(optuna.Study, "ask", dies)
-    with pytest.raises(SystemError):
-        evolve(torn, sink)
-    monkeypatch.setattr(optuna.Study, "ask", ask)
-    for trial in study_of(torn).trials("RUNNING", "WAITING"):  # as if that had been another process
+    with monkeypatch.context() as patch:
+        patch.setattr(Study, "_sample", dies)
+        patch.setattr(Study, "_release", lambda *_: None)
+        with pytest.raises(SystemError):
+            evolve(torn, sink)
+    for trial in study_of(torn).trials("RUNNING"):  # as if that had been another process
         gone = {**trial.user_attrs["owner"], "started": 1.0}
         study_of(torn).storage.set_trial_user_attr(trial._trial_id, "owner", gone)
     evolve(torn, sink)
@@ -338,30 +337,6 @@ def test_a_second_ctrl_c_ends_at_once(quick):
     process.communicate(timeout=30)
     assert process.returncode == 130
     assert all_gone(processes)
-
-
-def _evolve_at_once(barrier, config):
-    barrier.wait()
-    raise SystemExit(evolve(config, Lines()))
-
-
-@pytest.mark.parametrize("storage", ["sqlite:///race.db", "journal:race.log"])
-def test_coordinators_that_start_together_share_the_trials_exactly(storage, quick, inline):
-    config = make(quick, nb_trials=8, nb_seeds=1, storage=storage)
-    context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(3)
-    processes = [context.Process(target=_evolve_at_once, args=(barrier, config)) for _ in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [p.exitcode for p in processes] == [0, 0, 0]
-    trials = study_of(config).trials()
-    assert [t.state.name for t in trials[:8]] == ["COMPLETE"] * 8
-    # Numbers beyond the last are proposals that nobody lives unless the study is made longer.
-    assert {t.state.name for t in trials[8:]} <= {"WAITING"}
-    assert evolve(dataclasses.replace(config, nb_trials=12), Lines()) == 0
-    assert sorted(t.number for t in study_of(config).trials("COMPLETE")) == list(range(12))
 
 
 def test_a_storage_that_fails_in_mid_run_is_one_line_and_the_same_command_goes_on(quick, inline, sink, monkeypatch):

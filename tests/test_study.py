@@ -1,7 +1,6 @@
 import dataclasses
+import itertools
 import os
-import socket
-import sqlite3
 import subprocess
 from pathlib import Path
 
@@ -11,13 +10,15 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from sqlalchemy.exc import OperationalError
 
+from erl import leases
 from erl.comparison import ComparisonConfig, compare
 from erl.errors import UserError
 from erl.evolution import EvolutionConfig, evolve, lifetimes
 from erl.lifetime import Job, live
 from erl.search import Range
-from erl.storage import DEFAULT_STORAGE, open_storage, shown
+from erl.storage import DEFAULT_STORAGE
 from erl.study import Study, distributions, records
 
 ENV = "toy_environments:Recall-v0"
@@ -113,8 +114,7 @@ def test_failed_trials_keep_reason_and_traceback_and_the_study_goes_on(config, s
 
 
 def owner(**changes):
-    mine = {"id": "x", "host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
-    return mine | changes
+    return {"id": "x", **leases.myself()} | changes
 
 
 def dead_process():
@@ -151,22 +151,123 @@ def test_a_dead_owners_trial_is_taken_up_and_its_finished_lifetimes_are_kept(con
     assert [len(job.specs) for job in lived] == [1]
 
 
+ELSEWHERE = {"host": "elsewhere", "machine": "elsewhere"}
+
+
 @pytest.mark.parametrize(
-    ("who", "lease", "gone"),
+    ("who", "gone"),
     [
-        (owner(), 0.0, False),  # a process of this machine that lives needs no lease
-        (owner(started=1.0), 1e12, True),  # another process got its number
-        (owner(host="elsewhere"), 1e12, False),
-        (owner(host="elsewhere"), 1.0, True),
+        (owner(), False),  # a process of this machine that lives needs no sign
+        (owner(started=1.0), True),  # another process got its number
+        (owner(pid=dead_process()), True),
+        (owner(**ELSEWHERE), None),  # not known yet
     ],
 )
-def test_who_is_gone(who, lease, gone, config, sink):
+def test_who_is_gone(who, gone, config, sink):
     evolve(change(config, nb_trials=1), sink)
     study = Study(DEFAULT_STORAGE, NAME)
     begin(study, study.config, who)
-    study.storage.set_study_user_attr(study._id, "lease:x", lease)
-    waiting = Study(DEFAULT_STORAGE, NAME).reclaim()
-    assert [t.number for t in waiting] == ([1] if gone else [])
+    newcomer = Study(DEFAULT_STORAGE, NAME)
+    assert [t.number for t in newcomer.reclaim()] == ([1] if gone else [])
+    assert newcomer.in_doubt() == (gone is None)
+
+
+class Clocks:
+    """This process's monotonic clock, in the test's hands; the wall clock leaps whenever it is read."""
+
+    def __init__(self, monkeypatch):
+        self.now, self._leaps = 0.0, itertools.cycle([0.0, 1e9, 5.0, -1e9])
+        monkeypatch.setattr("erl.leases.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("time.time", lambda: next(self._leaps))
+
+
+def test_a_coordinator_elsewhere_is_gone_when_its_count_stood_still_whatever_the_clocks_say(config, sink, monkeypatch):
+    evolve(change(config, nb_trials=1), sink)
+    study, newcomer = Study(DEFAULT_STORAGE, NAME), Study(DEFAULT_STORAGE, NAME)
+    begin(study, study.config, owner(**ELSEWHERE))
+    clocks = Clocks(monkeypatch)
+
+    def watch(seconds, renewed=None):
+        clocks.now += seconds
+        if renewed is not None:
+            study.storage.set_study_user_attr(study._id, "lease:x", renewed)
+        return [t.number for t in newcomer.reclaim()], newcomer.in_doubt()
+
+    monkeypatch.setattr("threading.Event.wait", lambda *_: None)
+    assert watch(0, 1) == ([], True)
+    assert watch(119) == ([], True)
+    assert watch(0.5, 2) == ([], False)  # it lives
+    assert watch(119) == ([], False)
+    assert watch(0, 3) == ([], False)
+    assert watch(119.5) == ([], False)
+    assert watch(1) == ([1], False)
+    again = Study(DEFAULT_STORAGE, NAME).trials()[1]
+    assert (again.state.name, again.user_attrs["owner"], again.user_attrs["lost"]) == ("WAITING", None, 1)
+
+
+def test_the_clock_does_not_move_when_a_process_began(monkeypatch):
+    before = leases.myself()
+    monkeypatch.setattr("time.time", lambda: 1e9)
+    monkeypatch.setattr("psutil.boot_time", lambda: 1e9)
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: 1e9, raising=False)
+    assert leases.myself() == before
+    assert leases.lives(before)
+
+
+def test_a_process_that_was_killed_but_not_buried_is_gone():
+    process = subprocess.Popen(["sleep", "60"])
+    who = owner(pid=process.pid, started=leases.begun(process.pid))
+    assert leases.lives(who)
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # its body is left
+    assert psutil.pid_exists(process.pid)
+    assert not leases.lives(who)
+    process.wait()
+
+
+def test_a_trial_that_is_lost_too_often_fails_and_says_so(config, sink):
+    evolve(change(config, nb_trials=1), sink)
+    study = Study(DEFAULT_STORAGE, NAME)
+    taken, plan = begin(study, study.config, owner(pid=dead_process()))
+    for lost in (1, 2, 3):
+        study.storage.set_trial_user_attr(taken.trial_id, "owner", owner(pid=dead_process()))
+        waiting = Study(DEFAULT_STORAGE, NAME).reclaim(max_retries=2)
+        trial = Study(DEFAULT_STORAGE, NAME).trials()[1]
+        assert trial.user_attrs["lost"] == lost
+        assert [t.number for t in waiting] == ([1] if lost < 3 else [])
+        if lost < 3:
+            assert list(study.take_up(waiting[0], plan).records) == [0]  # the lifetime that had ended is kept
+    assert trial.state == TrialState.FAIL
+    assert trial.user_attrs["error"]["reason"].startswith("lost 3 times: the process that was about it ended")
+
+
+def test_a_trial_that_was_given_back_is_not_lost(config, sink):
+    evolve(change(config, nb_trials=1), sink)
+    study = Study(DEFAULT_STORAGE, NAME)
+    with study:
+        begin(study, study.config, study._owner)
+    [waiting] = Study(DEFAULT_STORAGE, NAME).reclaim()
+    assert waiting.user_attrs["owner"] is None
+    assert "lost" not in waiting.user_attrs
+
+
+def test_a_trial_that_was_begun_twice_because_an_answer_was_lost_counts_once(config, sink, monkeypatch):
+    """The database commits, and the connection ends before it can say so."""
+    create, calls = optuna.storages.RDBStorage._create_new_trial, []
+
+    def torn(self, *arguments):
+        result = create(self, *arguments)
+        calls.append(1)
+        if len(calls) == 2:
+            raise OperationalError("INSERT", {}, Exception("server closed the connection unexpectedly"))
+        return result
+
+    monkeypatch.setattr(optuna.storages.RDBStorage, "_create_new_trial", torn)
+    assert evolve(change(config, nb_trials=5), sink) == 0
+    trials = Study(DEFAULT_STORAGE, NAME).trials()
+    assert [t.number for t in trials if t.state.name == "COMPLETE"] == list(range(5))
+    assert len({str(t.params) for t in trials[:5]}) == 5
+    assert not [t for t in trials if "lost" in t.user_attrs]
 
 
 def test_only_one_of_two_takes_a_waiting_trial_up(config, sink):
@@ -174,6 +275,7 @@ def test_only_one_of_two_takes_a_waiting_trial_up(config, sink):
     study, other = Study(DEFAULT_STORAGE, NAME), Study(DEFAULT_STORAGE, NAME)
     _, plan = begin(study, study.config, owner(pid=dead_process()))
     (waiting,) = study.reclaim()
+    assert waiting.number == 1
     taken, late = study.take_up(waiting, plan), other.take_up(waiting, plan)
     assert list(taken.records) == [0]
     assert late is None
@@ -186,7 +288,7 @@ def test_a_coordinator_that_was_taken_for_dead_does_not_fall_over_a_trial_that_a
     other.storage.set_trial_state_values(taken.trial_id, TrialState.COMPLETE, [1.0])
     study._note(taken, 1, taken.records[0])
     assert study._end(taken, None) is not None
-    study._release(taken.trial_id)
+    study._release(taken.trial_id, owner())
     assert Study(DEFAULT_STORAGE, NAME).trials()[1].value == 1.0
 
 
@@ -240,92 +342,6 @@ def test_studies_that_evolved_something_else_are_refused(sink):
             compare(ComparisonConfig(study=name), sink)
     with pytest.raises(UserError, match=r"no study 'thing' in sqlite:///studies.db; did you mean things\?; it has"):
         compare(ComparisonConfig(study="thing"), sink)
-
-
-# -- storage ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        "postgresql://user:s3cret@localhost:1/db",
-        "postgresql+psycopg://user:s3cret@localhost:1/db",
-        "mysql+pymysql://user:s3cret@localhost:1/db",
-        "postgresql://user@localhost:1/db?password=s3cret",
-        "postgresql://user:s3cret@localhost:port/db",
-        "postgresql://user:s3/cr3t@localhost/db",
-        "no-such-thing://user:s3cret@host/db",
-        "grpc://user:s3cret@host",
-    ],
-)
-def test_a_password_never_shows(address, capfd):
-    with pytest.raises(UserError) as e:
-        open_storage(address, create=True)
-    for secret in ("s3cret", "s3/", "cr3t"):
-        assert secret not in str(e.value)
-        assert secret not in shown(address)
-    assert e.value.__suppress_context__ or e.value.__context__ is None
-
-
-def test_addresses_are_shown():
-    assert shown("sqlite:///a b.db") == "sqlite:///a b.db"
-    assert shown("x.log") == "x.log"
-    assert shown("postgresql://me:pw@h/db") == "postgresql://me:***@h/db"
-
-
-def foreign(path):
-    connection = sqlite3.connect(path)
-    connection.execute("CREATE TABLE recipes (name TEXT)")
-    connection.commit()
-    connection.close()
-
-
-def listing():
-    return {str(p): p.read_bytes() for p in Path().rglob("*") if p.is_file()}
-
-
-@pytest.mark.parametrize("create", [True, False])
-@pytest.mark.parametrize(
-    ("address", "message"),
-    [
-        ("sqlite:///foreign.db", "another program's database.*recipes"),
-        ("sqlite:///words.db", "not a study database"),
-        ("sqlite:///words.db/x.db", "study database words.db/x.db"),
-        ("sqlite:///nowhere/x.db", "study database nowhere/x.db"),
-        ("sqlite:////proc/x.db", "/proc/x.db"),
-        ("sqlite:///.", "not a study database"),
-        ("sqlite://", "memory"),
-        ("sqlite://studies.db", "sqlite://"),
-        ("studies.db", "sqlite:///studies.db would be one"),
-        ("", "storage address"),
-        ("words.log", "words.log is not the journal"),
-        ("other.log", "other.log is not the journal"),
-        ("nowhere/x.log", "journal file nowhere/x.log"),
-        ("words.db/x.log", "journal file words.db/x.log"),
-        ("grpc://localhost", "needs a port"),
-        ("grpc://localhost:1", "cannot use the storage grpc://localhost:1"),
-        ("oracle://u:p@h/x", "oracle"),
-        ("://", "storage"),
-    ],
-)
-def test_storages_that_cannot_be_used_are_refused_and_left_as_they_are(address, message, create):
-    foreign("foreign.db")
-    Path("words.db").write_text("no database at all, " * 100)
-    Path("words.log").write_text("no journal\n")
-    Path("other.log").write_text('{"a": 1}\n')
-    before = listing()
-    with pytest.raises(UserError, match=message):
-        open_storage(address, create)
-    assert listing() == before
-
-
-@pytest.mark.parametrize("address", ["sqlite:///missing.db", "missing.log", "sqlite:///empty.db"])
-def test_reading_creates_nothing(address):
-    Path("empty.db").touch()
-    before = listing()
-    with pytest.raises(UserError):
-        Study(address, "x")
-    assert listing() == before
 
 
 def test_a_study_of_another_program_is_not_continued(config, sink):
