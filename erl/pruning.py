@@ -23,6 +23,8 @@ from erl.spec import LifetimeSpec
 
 PRUNERS = ("none", "median", "hyperband", "wilcoxon")
 P_THRESHOLD = 0.1  # Optuna's for the signed-rank test
+# What a trial has reached at the first points says little of its end: benchmarks/pruning.py measures it.
+MEDIAN_FROM, HYPERBAND_FROM = 3, 2
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,10 @@ class Watch:
 
     Optuna's pruners read a study; each watched trial has one in memory, with the trials that it may be compared with.
 
-    - `median`: prunes a trial whose best value so far lies below the median of the completed trials at this point, once 5
-      have completed (Golovin et al., 2017, "Google Vizier", sec. 3.2; Optuna's defaults).
-    - `hyperband`: promotes a third at points 1, 3 and 9, in three brackets that differ in where they begin (Li et al., 2018,
-      JMLR 18:185; asynchronously, arXiv 1810.05934).
+    - `median`: prunes, from point 3 on, a trial whose best value so far lies below the median of the completed trials at this
+      point, once 5 have completed (Golovin et al., 2017, "Google Vizier", sec. 3.2).
+    - `hyperband`: promotes a third at points 2 and 6, in two brackets that differ in where they begin (Li et al., 2018, JMLR
+      18:185; asynchronously, arXiv 1810.05934). A third rung would lie where nothing is left to save.
     - `wilcoxon`: a signed-rank test against the best completed trial, p below 0.1. Lifetimes of the same seed and
       environment are its pairs, each at the point that this trial has just passed: values of different points would be
       neither comparable nor independent.
@@ -140,7 +142,9 @@ class Watch:
             self._best = None if best is None or best.value is None else (best.value, lived(best))
             return
         by_number = {t.number: t for t in earlier}
-        study = self._study(MedianPruner() if pruner == "median" else HyperbandPruner(1, POINTS))
+        study = self._study(
+            MedianPruner(n_warmup_steps=MEDIAN_FROM) if pruner == "median" else HyperbandPruner(HYPERBAND_FROM, POINTS)
+        )
         for n in range(number):
             trial = by_number.get(n)
             # A trial that does not count leaves its number to a failed one, which no pruner looks at.
@@ -181,7 +185,7 @@ class Watch:
             if prune and point < POINTS:  # at its end a trial has a fitness
                 news.pruned = Pruned(point, value)
                 break
-        if self._pruner != "wilcoxon":
+        if news.values and self._pruner != "wilcoxon":
             news.notes = self._trial.study.get_trials(deepcopy=False)[-1].system_attrs
         return news
 

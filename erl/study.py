@@ -588,7 +588,7 @@ def records(storage: str, name: str) -> pd.DataFrame:
 
     Returns:
         Columns: `trial`, `state`, `lifetime`, the trial's parameters, `fitness`, `training_return`, `final_return`,
-        `episodes`, `steps`, `seconds`, `curve` (list of (steps, return)), `note`, `error`, `env_id`, `learner`, and the seeds.
+        `episodes`, `steps`, `seconds`, `curve` (list of (steps, return)), `reports` (at tenths of the budget), `note`, `error`, `env_id`, `learner`, and the seeds.
     """
     rows = []
     for trial in Study(storage, name).trials():
@@ -606,6 +606,7 @@ def records(storage: str, name: str) -> pd.DataFrame:
                     "steps": record.steps,
                     "seconds": record.seconds,
                     "curve": record.curve,
+                    "reports": record.reports,
                     "note": record.note,
                     "error": record.error,
                     "env_id": record.spec.task.env_id,

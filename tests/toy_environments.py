@@ -132,4 +132,5 @@ class Lottery(gym.Env):
 
 
 gym.register("Lottery-v0", Lottery)
+gym.register("Push-v0", Lottery, kwargs={"good": 10**9})  # the action is the reward: soon learned with a high rate
 gym.register("ExitLottery-v0", Lottery, kwargs={"error": SystemExit})
