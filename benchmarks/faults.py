@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--cut", type=float, default=30.0, help="seconds for which a connection is cut")
     parser.add_argument("--cuts", type=int, default=10, help="how often it is cut")
+    parser.add_argument("--seconds", type=float, default=4.0, help="longest life of a coordinator before it is killed")
     parser.add_argument("--only", default="", help="those faults whose name contains this")
     args = parser.parse_args()
     os.chdir(tempfile.mkdtemp(prefix="erl-faults-"))
@@ -51,15 +52,15 @@ def main() -> None:
     def journal() -> faults.Outcome:
         it = case("journal")
         tear = faults.tear_journal(it.config.storage.removeprefix("journal:"))
-        return faults.kill_coordinators(it, n, tear=tear)
+        return faults.kill_coordinators(it, n, args.seconds, tear=tear)
 
     def full(kind: str) -> faults.Outcome:
         it = case(kind)
         return faults.fill_disk(it, n, it.config.storage.removeprefix("sqlite:///").removeprefix("journal:"))
 
     runs = {
-        "coordinator killed, SQLite": lambda: faults.kill_coordinators(case("sqlite"), n),
-        "coordinator killed, PostgreSQL": lambda: faults.kill_coordinators(case("postgresql"), n),
+        "coordinator killed, SQLite": lambda: faults.kill_coordinators(case("sqlite"), n, args.seconds),
+        "coordinator killed, PostgreSQL": lambda: faults.kill_coordinators(case("postgresql"), n, args.seconds),
         "coordinator killed and a journal's line torn": journal,
         "worker killed, PostgreSQL": lambda: faults.kill_workers(case("postgresql"), n),
         "PostgreSQL stopped at once and restarted": lambda: faults.disturb(

@@ -50,9 +50,14 @@ def is_here(owner: dict[str, Any]) -> bool:
     return owner.get("machine") == machine()
 
 
+# Identities of this process's own coordinators that are at work: one of a notebook may have ended, and the process not.
+at_work: set[str] = set()
+
+
 def lives(owner: dict[str, Any]) -> bool:
-    """Whether a process of this machine still runs, and not another one with its number."""
-    return begun(owner["pid"]) == owner["started"]
+    """Whether a coordinator of this machine is still at work: its process runs, and not another one with its number."""
+    here = owner["pid"] == os.getpid()
+    return begun(owner["pid"]) == owner["started"] and (not here or owner.get("id") in at_work)
 
 
 class Watch:

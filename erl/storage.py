@@ -79,6 +79,21 @@ def refused(storage: str, error: BaseException) -> StorageError:
     return StorageError(f"cannot use the storage {shown(storage)}: {text or type(error).__name__}")
 
 
+def _tables(path: Path, mode: str) -> set[str]:
+    """Names of an SQLite database's tables."""
+    try:
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", uri=True, timeout=60)
+        try:
+            return {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        finally:
+            connection.close()
+    except sqlite3.OperationalError as e:
+        # A writer was killed in the midst of it: whoever comes next has to take back what it had begun.
+        if mode == "ro" and getattr(e, "sqlite_errorname", "").startswith("SQLITE_READONLY"):
+            return _tables(path, "rw")
+        raise
+
+
 def _check_sqlite(storage: str, create: bool) -> None:
     """Refuse a file that is missing or empty (unless it may be created), no SQLite database, or another program's."""
     name = make_url(storage).database
@@ -94,11 +109,7 @@ def _check_sqlite(storage: str, create: bool) -> None:
     if create and not os.access(path, os.W_OK):
         raise UserError(f"the study database {path} is not writable")
     try:
-        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-        try:
-            tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        finally:
-            connection.close()
+        tables = _tables(path, "ro")
     except sqlite3.Error as e:
         raise UserError(f"{path} is not a study database: {e}") from e
     if not tables and not create:

@@ -199,6 +199,7 @@ class Study:
 
     def __enter__(self) -> "Study":
         self.storage.patience = OUTAGE_SECONDS
+        leases.at_work.add(self._owner["id"])
         self._renew()
         self._renewer = threading.Thread(target=self._keep_renewing, daemon=True)
         self._renewer.start()
@@ -206,6 +207,7 @@ class Study:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self._stop.set()
+        leases.at_work.discard(self._owner["id"])
         if error is not None:
             self.storage.hurry()
         for trial_id in list(self._hands):
@@ -258,8 +260,9 @@ class Study:
         for trial in self.trials("RUNNING"):
             if self._owner_lives(trial) is False:
                 owner = trial.user_attrs.get("owner")
-                mine = owner is not None and owner.get("id") == self._owner["id"]
-                self._release(trial._trial_id, owner, None if mine else max_retries)
+                # One that nobody was about yet was not lost: an answer was, or whoever took it ended at once.
+                lost = owner is not None and owner.get("id") != self._owner["id"]
+                self._release(trial._trial_id, owner, max_retries if lost else None)
         return self.trials("WAITING")
 
     def in_doubt(self) -> bool:

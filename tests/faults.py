@@ -18,11 +18,13 @@ from pathlib import Path
 import psutil
 from conftest import InlineExecutor, Lines
 from optuna.storages import RDBStorage
+from sqlalchemy.exc import OperationalError
 
 import erl.evolution
 from erl.errors import UserError
-from erl.evolution import EvolutionConfig, evolve
+from erl.evolution import EvolutionConfig, evolve, lifetimes, stored_config
 from erl.executors import LocalExecutor
+from erl.lifetime import check
 from erl.study import Study
 
 ENV = "toy_environments:Recall-v0"
@@ -67,6 +69,9 @@ class Case:
         self.name = f"{ENV}_main_{self.config.training_steps / 1000:g}k_steps"
         self.faults, self.relived = 0, 0
         self._stored = {}
+        check(
+            lifetimes(stored_config(self.config, Lines()), {"sr": 1.0, "lr": 1.0})[0]
+        )  # what is imported now no child imports
 
     def longer(self):
         self.config = dataclasses.replace(self.config, nb_trials=self.config.nb_trials + 8)
@@ -222,19 +227,15 @@ def fill_disk(case, rounds, path, room=1 << 14):
 
 
 def losing_answers(rounds):
-    """A patch for a coordinator: every third operation that creates or ends a trial is done, and then its connection breaks."""
-    import sqlalchemy.exc
-
-    calls = []
+    """A patch for a coordinator: operations are done, and then now and then the connection breaks."""
+    moments, torn_ones = random.Random(1), []
 
     def wrap(method):
         def torn(self, *arguments, **named):
             result = method(self, *arguments, **named)
-            calls.append(1)
-            if len(calls) % 3 == 0 and len(calls) // 3 <= rounds:
-                raise sqlalchemy.exc.OperationalError(
-                    "COMMIT", {}, Exception("server closed the connection unexpectedly")
-                )
+            if moments.random() < 0.25 and len(torn_ones) < rounds:
+                torn_ones.append(method.__name__)
+                raise OperationalError("COMMIT", {}, Exception("server closed the connection unexpectedly"))
             return result
 
         return torn

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import multiprocessing
+import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -216,6 +218,26 @@ def test_reading_creates_nothing(address):
     with pytest.raises(UserError):
         Study(address, "x")
     assert listing() == before
+
+
+def _die_in_mid_write(path):
+    """Be killed in the midst of a transaction, with pages in the file that are not committed."""
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA cache_size = 1")
+    connection.execute("BEGIN IMMEDIATE")
+    for i in range(200):
+        connection.execute("INSERT INTO studies (study_name) VALUES (?)", (f"{i}" + "x" * 400,))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_database_whose_writer_was_killed_in_mid_write_opens(create):
+    optuna.create_study(study_name="s", storage="sqlite:///x.db")
+    process = multiprocessing.get_context("fork").Process(target=_die_in_mid_write, args=("x.db",))
+    process.start()
+    process.join()
+    assert Path("x.db-journal").stat().st_size
+    assert [s.study_name for s in open_storage("sqlite:///x.db", create).get_all_studies()] == ["s"]
 
 
 # -- journals ---------------------------------------------------------------------------------------------------------
