@@ -13,11 +13,12 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,6 +35,7 @@ from erl.errors import UserError, nearest
 from erl.executors import LocalExecutor
 from erl.learners import get_learner
 from erl.lifetime import Job, LifetimeRecord, describe
+from erl.samplers import note_end
 from erl.search import Range
 from erl.spec import LifetimeSpec, commit, from_json, to_json, versions
 from erl.storage import open_storage, refused, shown, study_names
@@ -110,13 +112,19 @@ class Study:
         name: of the study.
         config: what the study is: stored when it is created, compared when it is continued. None loads a study that exists.
         volatile: keys of the configuration that may change between runs.
+        added: keys that studies may lack, and what they are then.
 
     Raises:
         UserError: the study exists with another configuration, or does not exist.
     """
 
     def __init__(
-        self, storage: str, name: str, config: dict[str, Any] | None = None, volatile: Iterable[str] = ()
+        self,
+        storage: str,
+        name: str,
+        config: dict[str, Any] | None = None,
+        volatile: Iterable[str] = (),
+        added: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.address, self.name = storage, name
         self.storage = open_storage(storage, create=config is not None)
@@ -135,7 +143,7 @@ class Study:
                 raise UserError(f"study {name!r} has several objectives: it was not made by this project")
             self._id = self.storage.get_study_id_from_name(name)
             if config is not None:
-                self._settle(config, set(volatile))
+                self._settle(config, set(volatile), added)
         except (SQLAlchemyError, OSError) as e:
             raise refused(storage, e) from None
         self._owner = {
@@ -147,7 +155,7 @@ class Study:
         self._stop = threading.Event()
         self._renewer: threading.Thread | None = None
 
-    def _settle(self, config: dict[str, Any], volatile: set[str]) -> None:
+    def _settle(self, config: dict[str, Any], volatile: set[str], added: Mapping[str, Any]) -> None:
         """Store the configuration of a new study; refuse to continue one that is something else."""
         config = json.loads(json.dumps(to_json(config)))
         stored = self.optuna.user_attrs.get("config")
@@ -160,6 +168,7 @@ class Study:
             self.optuna.set_user_attr("versions", versions())
             self.optuna.set_user_attr("commit", commit())
             return
+        stored = {**added, **stored}
         differ = [
             f"{k} is {stored.get(k)!r} there and {config.get(k)!r} here"
             for k in sorted(config.keys() | stored.keys())
@@ -322,6 +331,7 @@ class Study:
             value = float(np.mean([r.fitness if score is None else score(r) for r in records]))
         # This coordinator may have been taken for dead, and the trial ended by another: with the same result.
         with suppress(UpdateFinishedTrialError):
+            note_end(self.optuna, taken.trial_id)
             if value is not None:
                 self.storage.set_trial_state_values(taken.trial_id, TrialState.COMPLETE, [value])
             elif taken.error is not None:
