@@ -10,6 +10,7 @@ import re
 import shlex
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -23,17 +24,19 @@ from erl.learners import Outputs, canonical_name
 from erl.learners.settings import load_settings
 from erl.lifetime import POINTS, Job, check, checkpoint_path
 from erl.pruning import PRUNERS, Pruning, check_pruner
-from erl.samplers import SAMPLERS, generation_size, make_sampler
+from erl.samplers import RESTARTS, SAMPLERS, check_restarts, generation_size, make_sampler, warm_start
 from erl.search import learner_settings, make_context, search_space
 from erl.spec import LearnerSpec, LifetimeSpec, Seeds
 from erl.storage import DEFAULT_STORAGE, shown
-from erl.study import Sink, Study, Taken, distributions
+from erl.study import SearchSpace, Sink, Study, Taken, distributions
 from erl.task_sets import References, TaskSet, load_task_set, task_set_from_ids
 from erl.tasks import Task, check_task
 
 FITNESSES = ("training", "final_eval")
 # What may change when a study is continued: how much of it, and how it is computed, but not what it is.
-VOLATILE = ("nb_trials", "workers", "storage", "max_retries", "checkpoint_minutes", "runs", "config_version")
+VOLATILE = ("nb_trials", "workers", "storage", "max_retries", "checkpoint_minutes", "runs", "config_version", "start")
+# What studies are that were made before these flags were.
+ADDED = {"pruner": "none", "restarts": "ipop", "use_pruned": True, "warm_start": None}
 CONFIG_VERSION = 1
 
 
@@ -108,6 +111,9 @@ class CommonConfig(RunConfig):
     seed: int = option(0, "root of all seeds")
     pruner: str = option("none", "Optuna's pruner that ends trials early by what they reached so far", choices=PRUNERS)
     popsize: int | None = option(None, "trials of one generation; by default 4 + 3 ln(number of searched parameters)")
+    restarts: str = option("ipop", "how CMA-ES begins anew where it has converged", choices=RESTARTS)
+    use_pruned: bool = option(True, "CMA-ES ranks pruned trials, below all completed ones")
+    warm_start: str | None = option(None, "study whose trials CMA-ES begins from: STUDY, or STORAGE#STUDY")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -121,6 +127,7 @@ class CommonConfig(RunConfig):
             raise UserError(f"--seed is not negative: {self.seed}")
         if self.popsize is not None and self.popsize < 2:
             raise UserError(f"a generation has at least 2 trials: --popsize {self.popsize}")
+        check_restarts(self.restarts)
         for what in ("sr", "lr", "iss"):
             low, high = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
             if not (math.isfinite(low) and math.isfinite(high) and low > 0):
@@ -267,10 +274,28 @@ def stored_config(config: CommonConfig, sink: Sink) -> dict[str, Any]:
         sink.line(f"{config.learner_config}: {', '.join(left_out)} do not apply here and are left out")
     stored["popsize"] = generation_size(config.sampler, distributions(search_space(stored)), config.popsize)
     stored["sampler"] = next(s for s in SAMPLERS if s.casefold() == config.sampler.casefold())
+    if config.warm_start is not None and "#" in config.warm_start:
+        storage, _, source = config.warm_start.rpartition("#")
+        stored["warm_start"] = f"{shown(storage)}#{source}"
     # Where and by how many hands is no part of what a study is; a password has no place in it.
     for key in ("storage", "workers", "max_retries", "checkpoint_minutes", "runs"):
         del stored[key]
     return stored | {"config_version": CONFIG_VERSION}
+
+
+def warm(config: CommonConfig, name: str, space: SearchSpace) -> dict[str, Any] | None:
+    """What a warm start begins with: as the study stores it, so that its source is asked only once."""
+    assert config.warm_start is not None
+    if config.sampler.casefold() != "cmaes":
+        raise UserError(f"--warm_start is for --sampler Cmaes; {config.sampler} begins from nothing but its own trials")
+    with suppress(UserError):  # there is no such study yet, or else its creation says what is wrong
+        known = Study(config.storage, name).config
+        if known is not None:
+            return known.get("start")
+    storage, _, source = config.warm_start.rpartition("#")
+    if not source:
+        raise UserError(f"--warm_start {config.warm_start!r} names no study: STUDY, or STORAGE#STUDY")
+    return warm_start(Study(storage or config.storage, source).optuna, space)
 
 
 def evolve(config: CommonConfig, sink: Sink) -> int:
@@ -293,16 +318,26 @@ def evolve(config: CommonConfig, sink: Sink) -> int:
         check_pruner(stored["pruner"], len(specs))
         for spec in specs[:: config.nb_seeds]:
             check(spec)
-    study = Study(config.storage, name, stored, VOLATILE)
+    if config.warm_start is not None:
+        stored["start"] = warm(config, name, space)
+    study = Study(config.storage, name, stored, VOLATILE, ADDED)
     workers = config.workers or default_workers()
     executor = LocalExecutor(workers, config.max_retries)
-    sampler = make_sampler(stored["sampler"], space, config.seed, stored["popsize"])
+    assert study.config is not None
+    start = study.config.get("start")
+    sampler = make_sampler(
+        stored["sampler"], space, config.seed, stored["popsize"], stored["restarts"], stored["use_pruned"], start
+    )
     progress = Progress(study, config, len(stored.get("env_ids", [0])), sink)
     sink.line(
         f"{name} in {shown(config.storage)}: {stored['sampler']} over {', '.join(space)}, generations of {stored['popsize']}, "
         + (f"{len(stored['env_ids'])} environments x " if "env_ids" in stored else "")
         + f"{config.nb_seeds} seeds x {config.training_steps:,} steps, {workers} worker{'s' * (workers > 1)}"
     )
+    if start is not None:
+        sink.line(
+            f"warm start from {stored['warm_start']}: {', '.join(start['parameters'])} of {start['trials']} trials"
+        )
 
     def plan(params: dict[str, Any]) -> list[LifetimeSpec]:
         return lifetimes(stored, params)

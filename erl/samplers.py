@@ -7,33 +7,41 @@ same seed do not propose the same parameters.
 
 import math
 import threading
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from cmaes import CMA
 from optuna import Study
 from optuna._transform import _SearchSpaceTransform
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from erl.asynchronous_cma import RESTARTS, SIGMA, AsynchronousCMA, Result, Start, draw_seed, promising
 from erl.errors import UserError, nearest
 
 SAMPLERS = ("Random", "Tpe", "Cmaes")
 
-SIGMA = 1 / 6  # m ± 3 sigma is the unit cube: the optimum should lie in there (Hansen, 2016, arXiv 1604.00772, app. A)
-
 # cmaes divides by the learning rate of its rank-mu update, which is zero with a single parent.
 MIN_POPSIZE = 4
 
-_FINISHED = "cmaes:finished"  # system attribute: a finished trial's place in the order of results
-_RESTART = "cmaes:restart"  # system attribute: the restart that a trial was drawn in, absent before the first
+# A warm start is fitted to the best tenth of the source's trials: fewer than this have none.
+MIN_SOURCE = 10
+
+_ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+_BEGUN = "cmaes:begun"  # system attribute: how many trials had begun when this one ended
+_RUN = "cmaes:restart"  # system attribute: the restart that a trial was drawn in, absent before the first
 
 
 def make_sampler(
-    name: str, search_space: dict[str, BaseDistribution], seed: int, popsize: int | None = None
+    name: str,
+    search_space: dict[str, BaseDistribution],
+    seed: int,
+    popsize: int | None = None,
+    restarts: str = "ipop",
+    use_pruned: bool = True,
+    start: dict[str, Any] | None = None,
 ) -> BaseSampler:
     """The sampler called `name` in `SAMPLERS`, whatever the case of its letters.
 
@@ -41,14 +49,20 @@ def make_sampler(
         name: "Random", "Tpe" or "Cmaes".
         search_space: parameter -> distribution; only CMA-ES needs to know it beforehand.
         seed: not negative.
-        popsize: CMA-ES' population before its first restart; `generation_size` gives the default.
+        popsize: CMA-ES' generation before its first restart; `generation_size` gives the default.
+        restarts: CMA-ES', one of `RESTARTS`.
+        use_pruned: whether CMA-ES is told of pruned trials.
+        start: what CMA-ES begins with, from `warm_start`.
 
     Raises:
-        UserError: for an unknown name or a population too small for CMA-ES.
+        UserError: for an unknown name, a population too small for CMA-ES, an unknown way to restart, or another sampler
+            than CMA-ES with a `start`.
     """
     name = _canonical(name)
     if name == "Cmaes":
-        return CmaesSampler(search_space, seed, popsize)
+        return CmaesSampler(search_space, seed, popsize, restarts, use_pruned, start)
+    if start is not None:
+        raise UserError(f"{name} has no distribution that could begin from another study: a warm start is for Cmaes")
     return SeededSampler(RandomSampler if name == "Random" else TPESampler, seed)
 
 
@@ -109,55 +123,66 @@ class SeededSampler(BaseSampler):
 
 
 class CmaesSampler(BaseSampler):
-    """CMA-ES (Hansen, 2016, arXiv 1604.00772) with IPOP restarts (Auger and Hansen, CEC 2005), any number of workers.
+    """CMA-ES for any number of workers, with restarts: `AsynchronousCMA` told of a study's trials.
 
-    Every ask replays the study: its COMPLETE trials, in the order in which they finished, are told to the `cmaes`
-    package in chunks of the population size, and the trial is drawn from the distribution that results. If each
-    generation is told before the next one is asked for, this is plain generational CMA-ES. With asynchronous workers
-    a chunk also holds solutions from earlier distributions. They are told as they are: where they rank among the best
-    they pull the mean to themselves and widen the distribution, and the negative weights of the worst are bounded by
-    their Mahalanobis length (eq. 46), however far away they lie. Solutions that some other source proposed (a queue,
-    another sampler) are told likewise; those of other samplers count as drawn before the first restart.
-
-    Where `should_stop` of `cmaes` says that a run has converged or degenerated, the next one starts with twice the
-    population, around a point drawn uniformly from the search space. Solutions drawn before a restart are not told
-    after it, for they would lead the new run back to the old one's optimum.
+    Every ask replays the study: its finished trials are told in the order in which they ended, and the trial is drawn
+    from the distribution that results. The order is (trials begun when it ended, number): see `note_end`. Solutions that
+    some other source proposed (a queue, another sampler) are told likewise; those of other samplers count as drawn
+    before the first restart.
 
     The search space is Optuna's transformed one (logarithms where a distribution asks for them, half a step of margin
-    around stepped values), scaled to [0, 1] per parameter. The first mean is its centre, the first standard deviation
-    `SIGMA`; solutions outside are drawn again, and clipped after 100 attempts. Stepped values are told as rounded.
+    around stepped values), scaled to [0, 1] per parameter. Stepped values are told as rounded.
 
-    Not told are failed, pruned and running trials, and those that lack a parameter or left its range. Categorical
-    parameters, and those outside of the search space, are drawn uniformly and independently.
+    A pruned trial ranks below every completed one, and the later it was pruned the higher: what a trial had reached
+    when it was given up cannot be compared with what others reached at their end, but that it was given up, and when,
+    says that it was worse. Not told are failed and running trials, and those that lack a parameter or left its range.
+    Categorical parameters, and those outside of the search space, are drawn uniformly and independently.
 
     Args:
         search_space: parameter -> distribution.
         seed: not negative.
-        popsize: population before the first restart, at least `MIN_POPSIZE`; `generation_size` gives the default.
-        cache: keep the latest replay in the object and continue it where the study still begins with the trials that
-            were told. It changes no proposal.
+        popsize: trials of a generation before the first restart, at least `MIN_POPSIZE`; `generation_size` gives the
+            default.
+        restarts: one of `RESTARTS`, see `AsynchronousCMA`.
+        use_pruned: whether pruned trials are told.
+        start: what `warm_start` gave, to begin with.
+        cache: keep the latest replay in the object and continue it where the new results come after those that were
+            told. It changes no proposal.
 
     Raises:
-        UserError: for a population too small.
+        UserError: for a population too small or an unknown way to restart.
     """
 
     def __init__(
-        self, search_space: dict[str, BaseDistribution], seed: int, popsize: int | None = None, cache: bool = True
+        self,
+        search_space: dict[str, BaseDistribution],
+        seed: int,
+        popsize: int | None = None,
+        restarts: str = "ipop",
+        use_pruned: bool = True,
+        start: dict[str, Any] | None = None,
+        cache: bool = True,
     ) -> None:
+        check_restarts(restarts)
         self._space = _numerical(search_space)
         self._popsize = generation_size("Cmaes", search_space, popsize)
+        self._restarts, self._use_pruned, self._start = restarts, use_pruned, start
         self._seed, self._cache = seed, cache
         self._independent = SeededSampler(RandomSampler, seed)
         self._transform = _SearchSpaceTransform(self._space, transform_0_1=True) if self._space else None
         self._lock = threading.Lock()
+        self._source: tuple[BaseStorage, int] | None = None  # the study that was replayed
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
-        # A pickled CMA differs from the original in its last bits, so a copy replays for itself.
+        # A copy replays for itself: a pickled CMA differs from the original in its last bits.
         return {
             "search_space": self._space,
             "seed": self._seed,
             "popsize": self._popsize,
+            "restarts": self._restarts,
+            "use_pruned": self._use_pruned,
+            "start": self._start,
             "cache": self._cache,
         }
 
@@ -176,10 +201,9 @@ class CmaesSampler(BaseSampler):
             return {}
         with self._lock:
             self._replay(study)
-            self._cma.reseed_rng(draw_seed(self._seed, "trial", trial.number))
-            solution, restart = self._cma.ask(), self._restart
-        if restart:
-            study._storage.set_trial_system_attr(trial._trial_id, _RESTART, restart)
+            solution, run = self._cma.ask(trial.number), self._cma.run
+        if run:
+            study._storage.set_trial_system_attr(trial._trial_id, _RUN, run)
         return self._transform.untransform(solution)
 
     def sample_independent(
@@ -189,60 +213,133 @@ class CmaesSampler(BaseSampler):
         return self._independent.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        """Note a result's place in the order of results: the clocks of many machines are no order."""
-        if state == TrialState.COMPLETE:
-            place = 1 + max((_place(t) for t in _complete(study)), default=-1)
-            study._storage.set_trial_system_attr(trial._trial_id, _FINISHED, place)
+        """Note a result's place in the order of results, where Optuna ends the trial."""
+        note_end(study, trial._trial_id)
+
+    def used(self, study: Study) -> int:
+        """How many trials of a study have taken part in the ranking of a population."""
+        with self._lock:
+            self._replay(study)
+            return self._cma.ranked if self._space else 0
 
     def _forget(self) -> None:
-        self._told: list[tuple] = []  # the trials that were told or passed over, as `_replay` identifies them
-        self._begin(restart=0)
-
-    def _begin(self, restart: int) -> None:
-        dim = len(self._space)
-        mean = np.full(dim, 0.5)
-        if restart:
-            mean = np.random.default_rng(draw_seed(self._seed, "restart", restart)).random(dim)
-        self._restart = restart
-        if dim:
-            self._cma = CMA(
-                mean=mean,
-                sigma=SIGMA,
-                bounds=np.tile([0.0, 1.0], (dim, 1)),
-                population_size=self._popsize * 2**restart,
-            )
+        self._ended: set[int] = set()  # identifiers of the trials that were told or passed over
+        self._last = (0, -1)  # place of the latest of them
+        self._before = 0  # how many of them had ended when fewer trials had begun
+        if self._space:
+            s = self._start
+            start = Start(np.array(s["mean"]), s["sigma"], np.array(s["cov"])) if s else None
+            self._cma = AsynchronousCMA(len(self._space), self._popsize, self._seed, self._restarts, start)
 
     def _replay(self, study: Study) -> None:
         """Tell the study's finished trials, from the first or from where the previous replay ended."""
-        sign = 1.0 if study.direction.name == "MINIMIZE" else -1.0
-        trials = sorted(_complete(study), key=lambda t: (_place(t), t.number))
-        keys = [(t.number, sign * _value(t), tuple(t.params.items())) for t in trials]
-        if not self._cache or keys[: len(self._told)] != self._told:
+        source = (study._storage, study._study_id)
+        if not self._cache or source != self._source:
             self._forget()
-        chunk: list[tuple[int, np.ndarray, float]] = []
-        for i in range(len(self._told), len(trials)):
-            if not self._tellable(trials[i]):
-                continue
-            assert self._transform is not None
-            chunk.append((trials[i].number, self._transform.transform(trials[i].params), keys[i][1]))
-            if len(chunk) == self._cma.population_size:
-                # Sorted, so that a generation's ties do not depend on which worker was faster.
-                self._cma.tell([(x, y) for _, x, y in sorted(chunk, key=lambda c: c[0])])
-                chunk, self._told = [], keys[: i + 1]
-                if self._cma.should_stop():
-                    self._begin(self._restart + 1)
+            self._source = source
+        # What has ended does not change any more: an identifier is enough to know it again.
+        ended = study.get_trials(deepcopy=False, states=_ENDED)
+        new = sorted((t for t in ended if t._trial_id not in self._ended), key=_place)
+        if len(ended) - len(new) != len(self._ended) or (new and _place(new[0]) < self._last):
+            self._forget()
+            new = sorted(ended, key=_place)
+        sign = 1.0 if study.direction.name == "MINIMIZE" else -1.0
+        for trial in new:
+            place = _place(trial)
+            if place[0] > self._last[0]:
+                self._before = len(self._ended)
+            self._last = place
+            self._ended.add(trial._trial_id)
+            result = self._result(trial, sign)
+            if result is not None:
+                self._cma.tell(result, in_flight=place[0] - self._before)
 
-    def _tellable(self, trial: FrozenTrial) -> bool:
-        return trial.system_attrs.get(_RESTART, 0) >= self._restart and all(
-            name in trial.params and d._contains(d.to_internal_repr(trial.params[name]))
-            for name, d in self._space.items()
+    def _result(self, trial: FrozenTrial, sign: float) -> Result | None:
+        """What CMA-ES is told of a trial; None if nothing."""
+        pruned = trial.state == TrialState.PRUNED
+        if trial.state == TrialState.FAIL or (pruned and not self._use_pruned) or not _within(trial, self._space):
+            return None
+        assert self._transform is not None
+        x = self._transform.transform({name: trial.params[name] for name in self._space})
+        step = trial.last_step if pruned else None
+        value = trial.value if not pruned else trial.intermediate_values.get(-1 if step is None else step)
+        bounded = math.inf if value is None or math.isnan(value) else _bounded(sign * value)
+        return Result(
+            trial.number,
+            trial.system_attrs.get(_RUN, 0),
+            x,
+            bounded,
+            (-1 if step is None else step) if pruned else None,
         )
 
 
-def draw_seed(seed: int, role: str, index: int, param_name: str = "") -> int:
-    """A 32-bit seed that belongs to one draw: of a trial ("trial", its number) or a mean ("restart", its index)."""
-    words = [zlib.crc32(word.encode()) for word in (role, param_name)]
-    return int(np.random.SeedSequence([seed, *words, index]).generate_state(1)[0])
+def note_end(study: Study, trial_id: int) -> None:
+    """Note, with a trial that is about to end, how many trials have begun by now: its place in the order of results.
+
+    Clocks of many machines are no order, and neither is the number of results: trials of one generation, all begun
+    before any of them ends, are to have the same place whatever the number of workers. Trials of one place are ordered by
+    their numbers. Every proposal begins a trial, so that what ends after a proposal was made comes after all that the
+    proposal knew of, and what was told stays told. (Should another process propose between this note and the trial's
+    end, the order holds all the same, and the next proposal replays the study.)
+
+    Raises:
+        UpdateFinishedTrialError: the trial had ended already.
+    """
+    study._storage.set_trial_system_attr(trial_id, _BEGUN, study._storage.get_n_trials(study._study_id))
+
+
+def warm_start(study: Study, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+    """What CMA-ES is to begin with, from the completed trials of another study.
+
+    `promising` fits a normal distribution to the best trials that have the shared parameters within their ranges here;
+    parameters that the source does not have keep the default mean and standard deviation.
+
+    Returns:
+        `parameters`, those that the source has; `trials`, how many there were; `mean` (dim), `sigma` and `cov` (dim x
+        dim) in the unit cube. It can be stored as JSON without loss.
+
+    Raises:
+        UserError: no shared parameter, or fewer than `MIN_SOURCE` such trials.
+    """
+    space = _numerical(search_space)
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    known = {name for trial in complete for name in trial.params}
+    shared = {name: d for name, d in space.items() if name in known}
+    if complete and not shared:
+        raise UserError(
+            f"study {study.study_name!r} has none of the searched parameters {', '.join(space)}; it has {', '.join(sorted(known))}"
+        )
+    usable = [t for t in complete if _within(t, shared)]
+    if len(usable) < MIN_SOURCE:
+        raise UserError(
+            f"a warm start takes at least {MIN_SOURCE} finished trials within the searched ranges; study {study.study_name!r} has {len(usable)}"
+        )
+    transform = _SearchSpaceTransform(shared, transform_0_1=True)
+    sign = 1.0 if study.direction.name == "MINIMIZE" else -1.0
+    source = promising(
+        [(transform.transform({n: t.params[n] for n in shared}), _bounded(sign * (t.value or 0.0))) for t in usable]
+    )
+    mean, cov = np.full(len(space), 0.5), np.eye(len(space)) * (SIGMA / source.sigma) ** 2
+    at = [i for i, name in enumerate(space) if name in shared]
+    mean[at] = source.mean
+    cov[np.ix_(at, at)] = source.cov
+    return {
+        "parameters": list(shared),
+        "trials": len(usable),
+        "mean": mean.tolist(),
+        "sigma": source.sigma,
+        "cov": cov.tolist(),
+    }
+
+
+def check_restarts(name: str) -> None:
+    """Refuse an unknown way to restart.
+
+    Raises:
+        UserError: it is none of `RESTARTS`.
+    """
+    if name not in RESTARTS:
+        raise UserError(f"unknown restarts {name!r}{nearest(name, RESTARTS)} (known: {', '.join(RESTARTS)})")
 
 
 def _canonical(name: str) -> str:
@@ -256,15 +353,15 @@ def _numerical(search_space: dict[str, BaseDistribution]) -> dict[str, BaseDistr
     return {n: d for n, d in search_space.items() if not isinstance(d, CategoricalDistribution) and not d.single()}
 
 
-def _complete(study: Study) -> list[FrozenTrial]:
-    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+def _within(trial: FrozenTrial, space: dict[str, BaseDistribution]) -> bool:
+    params = trial.params
+    return all(name in params and d._contains(d.to_internal_repr(params[name])) for name, d in space.items())
 
 
-def _place(trial: FrozenTrial) -> int:
-    # A trial that another sampler or an older program finished has only its number.
-    return trial.system_attrs.get(_FINISHED, trial.number)
+def _place(trial: FrozenTrial) -> tuple[int, int]:
+    # A trial that nobody noted the end of counts as ended before the next one began.
+    return trial.system_attrs.get(_BEGUN, trial.number + 1), trial.number
 
 
-def _value(trial: FrozenTrial) -> float:
-    assert trial.value is not None
-    return min(max(trial.value, -1e300), 1e300)  # the range of a population's values has to be a number
+def _bounded(value: float) -> float:
+    return min(max(value, -1e300), 1e300)  # the range of a population's values has to be a number

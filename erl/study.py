@@ -35,13 +35,12 @@ from erl.executors import Board, LocalExecutor
 from erl.learners import get_learner
 from erl.lifetime import Job, LifetimeRecord, describe
 from erl.pruning import News, Pruned, Pruning, Watch, table
+from erl.samplers import note_end
 from erl.search import Range
 from erl.spec import LifetimeSpec, commit, from_json, to_json, versions
 from erl.steadiness import OUTAGE_SECONDS
 from erl.storage import StorageError, open_storage, refused, shown, study_names
 
-# Keys that configurations have had since some version, and what studies without them are.
-_LATER = {"pruner": "none"}
 COPY = "copy"  # system attribute of a study that was copied: `incomplete`, then `whole`
 
 # -- a study ----------------------------------------------------------------------------------------------------------
@@ -119,13 +118,19 @@ class Study:
         name: of the study.
         config: what the study is: stored when it is created, compared when it is continued. None loads a study that exists.
         volatile: keys of the configuration that may change between runs.
+        added: keys that studies may lack, and what they are then.
 
     Raises:
         UserError: the study exists with another configuration, or does not exist.
     """
 
     def __init__(
-        self, storage: str, name: str, config: dict[str, Any] | None = None, volatile: Iterable[str] = ()
+        self,
+        storage: str,
+        name: str,
+        config: dict[str, Any] | None = None,
+        volatile: Iterable[str] = (),
+        added: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.address, self.name = storage, name
         self.storage = open_storage(storage, create=config is not None)
@@ -146,7 +151,7 @@ class Study:
             if self.storage.get_study_system_attrs(self._id).get(COPY) == "incomplete":
                 raise UserError(f"study {name!r} is an incomplete copy: copy it again, with --overwrite")
             if config is not None:
-                self._settle(config, set(volatile))
+                self._settle(config, set(volatile), added)
         except (SQLAlchemyError, StorageInternalError, OSError) as e:
             raise refused(storage, e) from None
         self._owner = {"id": uuid.uuid4().hex, **leases.myself()}
@@ -156,7 +161,7 @@ class Study:
         self._stop = threading.Event()
         self._renewer: threading.Thread | None = None
 
-    def _settle(self, config: dict[str, Any], volatile: set[str]) -> None:
+    def _settle(self, config: dict[str, Any], volatile: set[str], added: Mapping[str, Any]) -> None:
         """Store the configuration of a new study; refuse to continue one that is something else."""
         config = json.loads(json.dumps(to_json(config)))
         stored = self.optuna.user_attrs.get("config")
@@ -169,10 +174,11 @@ class Study:
             self.optuna.set_user_attr("versions", versions())
             self.optuna.set_user_attr("commit", commit())
             return
+        stored = {**added, **stored}
         differ = [
             f"{k} is {stored.get(k)!r} there and {config.get(k)!r} here"
             for k in sorted(config.keys() | stored.keys())
-            if k not in volatile and stored.get(k, _LATER.get(k)) != config.get(k)
+            if k not in volatile and stored.get(k) != config.get(k)
         ]
         if differ:
             raise UserError(f"study {self.name!r} exists with another configuration: {'; '.join(differ)}; use its flags or another name")  # fmt: skip
@@ -393,6 +399,7 @@ class Study:
             )
         # This coordinator may have been taken for dead, and the trial ended by another: with the same result.
         with suppress(UpdateFinishedTrialError):
+            note_end(self.optuna, taken.trial_id)
             if taken.pruned is not None:
                 self.storage.set_trial_state_values(taken.trial_id, TrialState.PRUNED, [taken.pruned.value])
             elif value is not None:

@@ -1,0 +1,380 @@
+"""Samplers with asynchronous workers: this project's CMA-ES beside Optuna's CMA-ES, TPE and random search.
+
+    python benchmarks/sampler.py                 # everything that is missing in the results, then tables and figure
+    python benchmarks/sampler.py --report        # tables and figure of what is there
+    python benchmarks/sampler.py --share         # only the share of trials that Optuna's CMA-ES uses, and ours
+    python benchmarks/sampler.py --asks          # only what one ask costs among 10,000 finished trials
+
+A run is 900 trials of noisy test functions in 3 to 12 dimensions, on 1, 7, 20 or 90 workers. Nothing sleeps: a queue of
+events simulates the workers. Trials last a log-normal time of mean 1; durations and noise of a trial follow from seed
+and number, so that samplers are compared in pairs. Functions are scaled so that a random point has a median of 1; the
+optimum, 0, lies elsewhere for each seed.
+
+Of a run is kept, as one line of `results/sampler.jsonl`:
+    value: noise-free value of the trial with the best *noisy* value, which is what a user would take; never the best
+        noise-free value, which nobody knows, nor the best noisy one, which is luck.
+    late: median noise-free value of the last 100 trials to end: where the sampler searches in the end.
+    time: simulated time until the first trial with a noise-free value of at most 0.05 ended; that of the whole run if
+        none did.
+    share: trials that the optimiser was told of (CMA-ES).
+An interrupted run goes on where it stood.
+"""
+
+import argparse
+import heapq
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import optuna
+from optuna.distributions import FloatDistribution
+from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
+
+from erl.samplers import CmaesSampler, make_sampler
+
+RESULTS = Path(__file__).parent / "results"
+FUNCTIONS = ("sphere-3", "plateau-3", "rastrigin-4", "rosenbrock-5", "ellipsoid-6", "sphere-12")
+SAMPLERS = ("ours", "optuna", "random", "tpe")
+WORKERS = (90, 20, 1, 7)  # the order in which they are run
+TRIALS, SEEDS = 900, 20
+TARGET = 0.05
+
+
+class Function:
+    """A noisy function on the unit cube, to be minimised; called, it gives the noise-free value."""
+
+    def __init__(self, name: str, seed: int) -> None:
+        self.kind, _, dim = name.partition("-")
+        self.dim = int(dim)
+        rng = np.random.default_rng([seed, *name.encode()])
+        self.optimum = rng.uniform(0.2, 0.8, self.dim)
+        self.rotation = np.linalg.qr(rng.standard_normal((self.dim, self.dim)))[0]
+        self.scale = 1.0
+        if self.kind != "plateau":
+            self.scale = float(np.median([self(u) for u in rng.random((1000, self.dim))]))
+        self.noise = 0.1 if self.kind == "plateau" else 0.02
+
+    def __call__(self, u: np.ndarray) -> float:
+        x, d = u - self.optimum, self.dim
+        match self.kind:
+            case "sphere":
+                y = np.sum(x**2)
+            case "ellipsoid":  # rotated, condition number 1000
+                y = np.sum(1000 ** (np.arange(d) / (d - 1)) * (self.rotation @ x) ** 2)
+            case "rastrigin":  # four waves along each side of the cube
+                y = np.sum(x**2 + 0.05 * (1 - np.cos(8 * np.pi * x)))
+            case "rosenbrock":
+                z = 1 + 4 * x
+                y = np.sum(100 * (z[1:] - z[:-1] ** 2) ** 2 + (1 - z[:-1]) ** 2)
+            case (
+                "plateau"
+            ):  # sr, lr and iss on their logarithmic scales: agents learn near an oblique optimum, or nothing
+                c, s = math.cos(0.5), math.sin(0.5)
+                oblique = np.array([c * x[0] - s * x[1], s * x[0] + c * x[1], x[2]]) / [0.12, 0.2, 0.3]
+                y = 1 - math.exp(-0.5 * np.sum(oblique**2))
+            case _:
+                raise ValueError(self.kind)
+        return float(y / self.scale)
+
+    def space(self) -> dict[str, FloatDistribution]:
+        if self.kind == "plateau":
+            return {
+                "sr": FloatDistribution(1e-4, 1e2, log=True),
+                "lr": FloatDistribution(1e-2, 1.0, log=True),
+                "iss": FloatDistribution(1e-1, 10.0, log=True),
+            }
+        return {f"x{i}": FloatDistribution(0.0, 1.0) for i in range(self.dim)}
+
+    def unit(self, params: dict[str, float]) -> np.ndarray:
+        return np.array(
+            [
+                math.log(params[n] / d.low) / math.log(d.high / d.low) if d.log else params[n]
+                for n, d in self.space().items()
+            ]
+        )
+
+
+def sampler_of(name: str, function: Function, seed: int) -> BaseSampler:
+    match name:
+        case "ours":
+            return make_sampler("Cmaes", function.space(), seed)
+        case "optuna":
+            return CmaEsSampler(seed=seed)
+        case "tpe":
+            return TPESampler(seed=seed)
+        case _:
+            return RandomSampler(seed=seed)
+
+
+def share(study: optuna.Study) -> float | None:
+    """Share of a study's trials that the distribution it ended with was told of."""
+    n, sampler = len(study.trials), study.sampler
+    if isinstance(sampler, CmaesSampler):
+        return sampler.used(study) / n
+    if isinstance(sampler, CmaEsSampler):
+        optimizer = sampler._restore_optimizer(study.get_trials(deepcopy=False))
+        return 0.0 if optimizer is None else optimizer.generation * optimizer.population_size / n
+    return None
+
+
+def simulate(name: str, function_name: str, seed: int, workers: int, trials: int = TRIALS) -> dict:
+    function = Function(function_name, seed)
+    rng = np.random.default_rng([seed, 1])
+    noise = function.noise * rng.standard_normal(trials)
+    durations = rng.lognormal(-(0.5**2) / 2, 0.5, trials)
+    space = function.space()
+    study = optuna.create_study(sampler=sampler_of(name, function, seed))
+    running: list[tuple[float, int, optuna.Trial]] = []
+    ended: list[tuple[float, float, float]] = []
+    begun, now, start = 0, 0.0, time.process_time()
+    while len(ended) < trials:
+        while len(running) < workers and begun < trials:
+            heapq.heappush(running, (now + durations[begun], begun, study.ask(space)))
+            begun += 1
+        now, number, trial = heapq.heappop(running)
+        value = function(function.unit(trial.params))
+        ended.append((now, value, value + noise[number]))
+        study.tell(trial, value + noise[number])
+    times, true, noisy = np.array(ended).T
+    reached = np.flatnonzero(true <= TARGET)
+    return {
+        "sampler": name,
+        "function": function_name,
+        "workers": workers,
+        "seed": seed,
+        "value": float(true[noisy.argmin()]),
+        "late": float(np.median(true[-100:])),
+        "time": float(times[reached[0]] if len(reached) else times[-1]),
+        "reached": bool(len(reached)),
+        "share": share(study),
+        "seconds": time.process_time() - start,
+    }
+
+
+def run(path: Path, names: list[str], seeds: range, tpe_seeds: int, minutes: float) -> None:
+    """All runs of these samplers that `path` lacks, TPE last."""
+    done = {(r["sampler"], r["function"], r["workers"], r["seed"]) for r in read(path)}
+    plan = [
+        (name, function, seed, workers)
+        for group in ([n for n in names if n != "tpe"], [n for n in names if n == "tpe"])
+        for seed in (range(tpe_seeds) if group == ["tpe"] else seeds)
+        for workers in WORKERS
+        for function in FUNCTIONS
+        for name in group
+    ]
+    begun = time.process_time()
+    path.parent.mkdir(exist_ok=True)
+    for name, function, seed, workers in plan:
+        if (name, function, workers, seed) in done:
+            continue
+        if time.process_time() - begun > 60 * minutes:
+            print(f"stopped after {minutes:g} minutes; the same command goes on")
+            return
+        record = simulate(name, function, seed, workers)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def read(path: Path) -> list[dict]:
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:  # a line that was being written when the run was interrupted
+            continue
+    return records
+
+
+def interval(differences: list[np.ndarray], statistic: Callable = np.mean) -> tuple[float, float, float]:
+    """Mean over functions of a statistic over seeds, and its 95 % bootstrap interval, seeds drawn within functions."""
+    rng = np.random.default_rng(0)
+
+    def drawn() -> float:
+        return float(np.mean([statistic(d[rng.integers(len(d), size=len(d))]) for d in differences]))
+
+    low, high = np.quantile([drawn() for _ in range(2000)], [0.025, 0.975])
+    return float(np.mean([statistic(d) for d in differences])), low, high
+
+
+def report(path: Path) -> None:
+    records = {(r["sampler"], r["function"], r["workers"], r["seed"]): r for r in read(path)}
+
+    def column(name: str, function: str, workers: int, key: str, seeds: list[int]) -> np.ndarray:
+        return np.array([records[name, function, workers, s][key] for s in seeds], dtype=float)
+
+    def seeds_of(function: str, workers: int, *names: str) -> list[int]:
+        return [s for s in range(1000) if all((n, function, workers, s) in records for n in names)]
+
+    print("Share of trials used, simulated time to the target (median), value of the trial taken (geometric mean)\n")
+    print("| workers | sampler | seeds | share used | time | " + " | ".join(FUNCTIONS) + " |")
+    print("|---|---|---|---|---|" + "---|" * len(FUNCTIONS))
+    for workers in sorted(WORKERS):
+        for name in SAMPLERS:
+            seeds = {f: seeds_of(f, workers, name) for f in FUNCTIONS}
+            if not all(seeds.values()):
+                continue
+            every = [(f, s) for f in FUNCTIONS for s in seeds[f]]
+            shares = [records[name, f, workers, s]["share"] for f, s in every]
+            used = "-" if shares[0] is None else f"{np.mean(shares):.1%} (least {min(shares):.1%})"
+            times = np.mean([np.median(column(name, f, workers, "time", seeds[f])) for f in FUNCTIONS])
+            values = [np.exp(np.mean(np.log(column(name, f, workers, "value", seeds[f])))) for f in FUNCTIONS]
+            count = min(len(s) for s in seeds.values())
+            print(
+                f"| {workers} | {name} | {count} | {used} | {times:.1f} | "
+                + " | ".join(f"{v:.4f}" for v in values)
+                + " |"
+            )
+    print("\nOurs against the others, paired by function and seed; log10 of a ratio, negative where ours is better\n")
+    print("| workers | against | pairs | value | ours is better | late | time |\n|---|---|---|---|---|---|---|")
+    for workers in sorted(WORKERS):
+        for other in SAMPLERS[1:]:
+            seeds = {f: seeds_of(f, workers, "ours", other) for f in FUNCTIONS}
+            if not all(seeds.values()):
+                continue
+            cells = []
+            for key in ("value", "late", "time"):
+                ratios = [
+                    np.log10(column("ours", f, workers, key, seeds[f]) / column(other, f, workers, key, seeds[f]))
+                    for f in FUNCTIONS
+                ]
+                cells.append("{:+.2f} [{:+.2f}, {:+.2f}]".format(*interval(ratios)))
+                if key == "value":
+                    wins = interval(ratios, lambda r: np.mean((r < 0) + 0.5 * (r == 0)))
+                    cells.append("{:.0%} [{:.0%}, {:.0%}]".format(*wins))
+            pairs = sum(len(s) for s in seeds.values())
+            print(f"| {workers} | {other} | {pairs} | " + " | ".join(cells) + " |")
+    figure(records, column, seeds_of, path.with_suffix(".svg"))
+
+
+def figure(records: dict, column: Callable, seeds_of: Callable, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "sampler"
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(2, 3, figsize=(11, 6), sharex=True, layout="constrained")
+    labels = {"ours": "CMA-ES of this project", "optuna": "Optuna's CMA-ES", "random": "random search", "tpe": "TPE"}
+    colours = {"ours": "#d62728", "optuna": "#1f77b4", "random": "#999999", "tpe": "#2ca02c"}
+    at = np.arange(len(WORKERS))
+    for axis, function in zip(axes.flat, FUNCTIONS):
+        for k, name in enumerate(SAMPLERS):
+            seeds = [seeds_of(function, w, name) for w in sorted(WORKERS)]
+            if not all(seeds):
+                continue
+            logs = [np.log10(column(name, function, w, "value", s)) for w, s in zip(sorted(WORKERS), seeds)]
+            middle = np.array([interval([values]) for values in logs])
+            error = [middle[:, 0] - middle[:, 1], middle[:, 2] - middle[:, 0]]
+            x = at + 0.08 * (k - 1.5)
+            style = {"marker": "o", "markersize": 4, "capsize": 2, "color": colours[name], "label": labels[name]}
+            axis.errorbar(x, middle[:, 0], yerr=np.array(error), **style)
+        axis.set_title(function.replace("-", ", ") + " dimensions", fontsize=10)
+        axis.set_xticks(at, [str(w) for w in sorted(WORKERS)])
+        axis.grid(alpha=0.3)
+    for axis in axes[1]:
+        axis.set_xlabel("asynchronous workers")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("log10 of the noise-free value")
+    handles, names = axes.flat[0].get_legend_handles_labels()
+    fig.legend(handles, names, loc="outside upper center", ncols=4, frameon=False)
+    fig.savefig(path, metadata={"Date": None})
+
+
+def shares() -> None:
+    """The toy of three dimensions, 900 trials, generations of 7."""
+    print("| workers | " + " | ".join(str(w) for w in sorted(WORKERS)) + " |\n|---|" + "---|" * len(WORKERS))
+    for name in ("optuna", "ours"):
+        cells = [f"{simulate(name, 'sphere-3', 0, w)['share']:.0%}" for w in sorted(WORKERS)]
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def ask_once(storage: str, n: int = 0) -> dict:
+    """Milliseconds of asks in this process: the first, which replays everything, and those after it."""
+    function = Function("plateau-3", 0)
+    space = function.space()
+    address: str | optuna.storages.BaseStorage | None = storage
+    if storage.startswith("journal:"):
+        backend = optuna.storages.journal.JournalFileBackend(storage.removeprefix("journal:"))
+        address = optuna.storages.JournalStorage(backend)
+    study = optuna.create_study(storage=address or None, study_name="s", sampler=RandomSampler(0), load_if_exists=True)
+    rng = np.random.default_rng(0)
+    if n:
+        points = [{k: float(d.low * (d.high / d.low) ** rng.random()) for k, d in space.items()} for _ in range(n)]
+        study.add_trials(
+            [optuna.trial.create_trial(params=p, distributions=space, value=function(function.unit(p))) for p in points]
+        )
+    if n and storage:
+        return {}
+    started = time.perf_counter()
+    study.get_trials(deepcopy=False)
+    read_ms = 1e3 * (time.perf_counter() - started)
+    study.sampler = make_sampler("Cmaes", space, 0)
+    asks, tells = [], []
+    for _ in range(21):
+        started = time.perf_counter()
+        trial = study.ask(space)
+        asks.append(1e3 * (time.perf_counter() - started))
+        started = time.perf_counter()
+        study.tell(trial, 0.5)
+        tells.append(1e3 * (time.perf_counter() - started))
+    return {"read": read_ms, "first": asks[0], "next": float(np.median(asks[1:])), "tell": float(np.median(tells))}
+
+
+def asks() -> None:
+    """What one ask costs among 10,000 finished trials, in a fresh process for each storage."""
+    print("| storage | reading the trials, ms | first ask, ms | asks after it, ms | tell, ms |\n|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, storage in (
+            ("memory", ""),
+            ("SQLite", f"sqlite:///{folder}/s.db"),
+            ("journal", f"journal:{folder}/s.log"),
+        ):
+            if storage:
+                ask_once(storage, 10_000)
+            code = (
+                f"import json, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import sampler\n"
+                f"print(json.dumps(sampler.ask_once({storage!r}, {0 if storage else 10_000})))"
+            )
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+            row = json.loads(done.stdout)
+            print(
+                f"| {name} | " + " | ".join(f"{row[k]:.1f}" for k in ("read", "first", "next", "tell")) + " |",
+                flush=True,
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="of each sampler but TPE")
+    parser.add_argument("--first-seed", type=int, default=0, help="several processes may share the seeds")
+    parser.add_argument("--samplers", default=",".join(SAMPLERS), help="which ones, comma-separated")
+    parser.add_argument("--tpe-seeds", type=int, default=5, help="of TPE, which is slow")
+    parser.add_argument("--minutes", type=float, default=40.0, help="of processor time, then it stops")
+    parser.add_argument("--results", type=Path, default=RESULTS / "sampler.jsonl")
+    for flag in ("report", "share", "asks"):
+        parser.add_argument(f"--{flag}", action="store_true")
+    flags = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore")
+    if flags.share:
+        shares()
+    elif flags.asks:
+        asks()
+    else:
+        if not flags.report:
+            seeds = range(flags.first_seed, flags.seeds)
+            run(flags.results, flags.samplers.split(","), seeds, flags.tpe_seeds, flags.minutes)
+        report(flags.results)
+
+
+if __name__ == "__main__":
+    main()
