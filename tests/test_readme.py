@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from erl import cli, spec, study
+from erl import cli, spec, studies, study
 from erl.arms import arm_names, control_names
 from erl.comparison import ComparisonConfig, GeneralizationComparisonConfig, MultiComparisonConfig
 from erl.evolution import EvolutionConfig, GeneralizationConfig, MultiEvolutionConfig
@@ -89,6 +89,18 @@ def test_commands_parse(command):
     assert (ROOT / script).exists()
 
 
+@pytest.mark.parametrize("command", [c for c in _commands() if c.startswith("python -m erl.studies")])
+def test_commands_on_studies_parse(command):
+    name, *flags = shlex.split(command)[3:]
+    cli.parse(studies.COMMANDS[name][1], flags)
+
+
+def test_the_table_of_commands_on_studies_names_every_flag():
+    for name, (_, kind, _) in studies.COMMANDS.items():
+        (row,) = re.findall(rf"^\| `{name}` \| (.*) \|$", README, re.M)
+        assert {f.name for f in fields(kind)} - {"storage", "study"} == set(re.findall(r"`--(\w+)", row)) - {"study"}
+
+
 def test_every_script_is_in_a_command_and_in_the_table_of_commands():
     for script in SCRIPTS:
         assert f"| `python {script}` |" in README
@@ -110,7 +122,8 @@ def test_learners_are_the_ones_that_there_are():
 
 
 def test_other_flags_in_the_text_exist():
-    known = {f.name for config in SCRIPTS.values() for f in fields(config)} | {"training_timesteps"}
+    configs = [*SCRIPTS.values(), *(kind for _, kind, _ in studies.COMMANDS.values())]
+    known = {f.name for config in configs for f in fields(config)} | {"training_timesteps"}
     # Words of make's, git's, sbatch's, optuna-dashboard's and TensorBoard's are not in backticks of their own.
     for flag in re.findall(r"`--(\w+)[^`]*`", README):
         assert flag.removeprefix("no-") in known or flag == "no", flag
