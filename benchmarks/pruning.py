@@ -2,9 +2,10 @@
 
     python benchmarks/pruning.py run --pruners none,median,hyperband --seeds 5 --folder pruning --out pruning.jsonl
     python benchmarks/pruning.py show pruning.jsonl
-    python benchmarks/pruning.py replay --folder pruning
+    python benchmarks/pruning.py collect --folder pruning --out pruning_trials.jsonl
+    python benchmarks/pruning.py replay pruning_trials.jsonl
 
-`replay` takes the evolutions without pruning that `run` left and asks what each pruner would have done to their trials: exact where
+`collect` keeps what the trials of evolutions without pruning had reached at each point; `replay` asks what each pruner would have done to their trials: exact where
 proposals do not depend on results (--sampler Random), and for CMA-ES what it does to one and the same sequence of trials.
 
 Memory is asked for: CartPole-v1 without velocities. A run can be interrupted and continued: evolutions go on in their databases, and what
@@ -105,9 +106,10 @@ def outcome(config: EvolutionConfig, tests: int) -> dict[str, Any]:
 
 def replay(arguments: argparse.Namespace) -> None:
     print("mean [95 % bootstrap interval] over evolutions without pruning; points are tenths of a lifetime")
-    evolutions = [
-        replayable(f"sqlite:///{path.resolve()}") for path in sorted(Path(arguments.folder).glob("none_*.db"))
-    ]
+    evolutions = [json.loads(line) for file in arguments.files for line in Path(file).read_text().splitlines()]
+    for e in evolutions:
+        tables = np.array(e["tables"], dtype=float)
+        e["tables"] = np.where(np.isnan(tables), -np.inf, tables)
     print(f"{len(evolutions)} evolutions of {len(evolutions[0]['tables'])} trials")
     rank = [[stats.spearmanr(e["tables"].mean(axis=1)[:, k], e["fitness"])[0] for e in evolutions] for k in range(9)]
     for k, rs in enumerate(rank, 1):
@@ -140,15 +142,21 @@ def replay(arguments: argparse.Namespace) -> None:
         )
 
 
+def collect(arguments: argparse.Namespace) -> None:
+    with Path(arguments.out).open("w") as file:
+        for path in sorted(Path(arguments.folder).glob("none_*.db")):
+            file.write(json.dumps(replayable(f"sqlite:///{path.resolve()}")) + "\n")
+
+
 def replayable(address: str) -> dict[str, Any]:
     """Of an evolution: what all its trials had reached at each point."""
     (name,) = study_names(open_storage(address))
     study, frame = Study(address, name), records(address, name)
     assert study.config is not None
-    tables = np.array([np.array(rows.reports.tolist(), dtype=float) for _, rows in frame.groupby("trial")])
     return {
         "name": name,
-        "tables": np.where(np.isnan(tables), -np.inf, tables),
+        "seed": study.config["seed"],
+        "tables": [rows.reports.tolist() for _, rows in frame.groupby("trial")],
         "fitness": [float(t.value) for t in study.trials("COMPLETE") if t.value is not None],
         "popsize": study.config["popsize"],
         "budget": study.config["training_steps"],
@@ -234,9 +242,13 @@ if __name__ == "__main__":
     part.add_argument("--out", required=True)
     part.set_defaults(call=run)
     part = commands.add_parser("replay")
+    part.add_argument("files", nargs="+")
     part.add_argument("--pruners", default="median,hyperband")
-    part.add_argument("--folder", default="pruning")
     part.set_defaults(call=replay)
+    part = commands.add_parser("collect")
+    part.add_argument("--folder", default="pruning")
+    part.add_argument("--out", required=True)
+    part.set_defaults(call=collect)
     part = commands.add_parser("show")
     part.add_argument("files", nargs="+")
     part.set_defaults(call=show)
