@@ -15,6 +15,7 @@ import optuna
 from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBStorage, get_storage
 from optuna.storages._grpc.auto_generated.api_pb2_grpc import StorageServiceStub
 from optuna.storages._grpc.client import GrpcClientCache
+from optuna.storages._rdb.models import BaseModel
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
@@ -112,9 +113,12 @@ def _check_sqlite(storage: str, create: bool) -> None:
         tables = _tables(path, "ro")
     except sqlite3.Error as e:
         raise UserError(f"{path} is not a study database: {e}") from e
-    if not tables and not create:
+    # Whoever was killed while it made the tables left some of them; the next one makes the others.
+    begun = tables <= {*BaseModel.metadata.tables, "alembic_version"}
+    whole = {"studies", "trials", "version_info"} <= tables
+    if begun and not whole and not create:
         raise UserError(f"the study database {path} is empty")
-    if tables and not {"studies", "trials", "version_info"} <= tables:
+    if not begun and not whole:
         raise UserError(f"{path} is another program's database (tables {', '.join(sorted(tables)[:4])}), not a study database")  # fmt: skip
 
 

@@ -245,11 +245,14 @@ class Study:
     def _owner_lives(self, trial: FrozenTrial) -> bool | None:
         """Whether somebody is about a running trial; None while that is not known."""
         owner = trial.user_attrs.get("owner")
-        if owner is None:  # given back or begun a moment ago, or by another program
+        mine = owner is not None and owner.get("id") == self._owner["id"]
+        if mine and trial._trial_id in self._hands:
+            return True
+        if owner is None or (mine and owner.get("let_go")):  # another program's; or somebody took it up a moment ago
             key = f"trial:{trial._trial_id}"
             self._watch.note(key, str(trial.datetime_start))
-        elif owner.get("id") == self._owner["id"]:  # begun twice, where the first answer was lost: nobody is about it
-            return trial._trial_id in self._hands
+        elif mine:  # begun twice, where the first answer was lost: nobody is about it
+            return False
         elif leases.is_here(owner):
             return leases.lives(owner)
         else:
@@ -267,7 +270,7 @@ class Study:
             if self._owner_lives(trial) is False:
                 owner = trial.user_attrs.get("owner")
                 # One that nobody was about yet was not lost: an answer was, or whoever took it ended at once.
-                lost = owner is not None and owner.get("id") != self._owner["id"]
+                lost = owner is not None and not owner.get("let_go") and owner.get("id") != self._owner["id"]
                 self._release(trial._trial_id, owner, max_retries if lost else None)
         return self.trials("WAITING")
 
@@ -294,7 +297,8 @@ class Study:
                     self.storage.set_trial_user_attr(trial_id, "error", {"reason": reason, "traceback": None})
                     self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
                     return
-            self.storage.set_trial_user_attr(trial_id, "owner", None)  # whoever looks next sees that it was let go
+            # Whoever ends between this and the next line, or between taking it up and saying so, is seen to have ended.
+            self.storage.set_trial_user_attr(trial_id, "owner", {**self._owner, "let_go": True})
             self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
     # -- taking and ending trials --

@@ -177,7 +177,7 @@ def test_a_host_that_went_down_is_noticed_by_another_whose_clock_leaps(storage, 
 @pytest.mark.parametrize("storage", ["postgresql"], indirect=True)
 def test_a_host_that_lives_keeps_its_trials_whatever_the_clocks(storage, monkeypatch):
     monkeypatch.setattr(leases, "LEASE_SECONDS", 4.0)
-    case = faults.Case(storage, nb_trials=4, training_steps=32 * 150, nb_seeds=1)
+    case = faults.Case(storage, nb_trials=4, training_steps=32 * 40, nb_seeds=1)
     processes = [
         case.start(before=lambda n=n, leap=leap: _be(n, leap)) for n, leap in (("a", 10**6), ("b", -(10**6)), ("c", 0))
     ]
@@ -209,7 +209,6 @@ def test_a_trial_that_always_kills_its_coordinator_fails_in_the_end(storage):
     case = faults.Case(
         storage, env_id="toy_environments:Faulty-die-v0", nb_trials=2, popsize=2, max_retries=2, nb_seeds=1
     )
-    case.name = "toy_environments:Faulty-die-v0_main_0.064k_steps"
     codes = []
     while not codes or codes[-1] == 7:
         process = case.start()
@@ -232,10 +231,6 @@ def cohort_config(storage, **more):
     return EvolutionConfig(env_id="CartPole-v1", engine="cohort", **(settings | more))
 
 
-class Stop(Exception):
-    """The end of a process, in mid-training."""
-
-
 def stop_after(monkeypatch, n):
     """Let training end after its n-th checkpoint."""
     from erl.learners import ppo_training
@@ -251,24 +246,24 @@ def stop_after(monkeypatch, n):
     monkeypatch.setattr(ppo_training, "save_checkpoint", saving)
 
 
-@pytest.mark.parametrize("harm", ["cut", "garbage", "empty", "other", "none"])
-def test_a_damaged_checkpoint_costs_no_more_than_itself(harm, inline, sink, monkeypatch):
-    whole, torn = cohort_config("sqlite:///whole.db"), cohort_config("sqlite:///torn.db", runs="torn")
-    assert evolve(whole, sink) == 0
-    with monkeypatch.context() as patch:
-        stop_after(patch, 6)
-        assert evolve(torn, sink) == 130
-    checkpoints = sorted(Path("torn").rglob("*.pkl"))
-    assert len(checkpoints) == 2
-    content = checkpoints[0].read_bytes()
-    harmed = {"cut": content[: len(content) // 2], "garbage": os.urandom(500), "empty": b"", "none": content}
-    checkpoints[0].write_bytes(harmed.get(harm, checkpoints[1].read_bytes()))
-    assert evolve(torn, sink) == 0
+def test_a_damaged_checkpoint_costs_no_more_than_itself(inline, sink, monkeypatch):
     name = "CartPole-v1_main_2k_steps"
-    assert [(t.params, t.value) for t in Study(torn.storage, name).trials()] == [
-        (t.params, t.value) for t in Study(whole.storage, name).trials()
-    ]
-    assert not list(Path("torn").rglob("*.pkl"))
+    whole = cohort_config("sqlite:///whole.db")
+    assert evolve(whole, sink) == 0
+    for harm in ("cut", "garbage", "empty", "another's", "none"):
+        torn = cohort_config(f"sqlite:///{harm}.db", runs=harm)
+        with monkeypatch.context() as patch:
+            stop_after(patch, 6)
+            assert evolve(torn, sink) == 130
+        checkpoints = sorted(Path(harm).rglob("*.pkl"))
+        assert len(checkpoints) == 2
+        content, other = (p.read_bytes() for p in checkpoints)
+        harmed = {"cut": content[: len(content) // 2], "garbage": os.urandom(500), "empty": b"", "another's": other}
+        checkpoints[0].write_bytes(harmed.get(harm, content))
+        assert evolve(torn, sink) == 0
+        after, undisturbed = ([(t.params, t.value) for t in Study(c.storage, name).trials()] for c in (torn, whole))
+        assert after == undisturbed, harm
+        assert not list(Path(harm).rglob("*.pkl"))
 
 
 def limited(limit, run):
@@ -312,12 +307,12 @@ def test_a_full_disk_under_checkpoints_and_models(inline, sink, postgresql, data
 # -- tests, too, share their work -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("storage", ["sqlite", "postgresql"], indirect=True)
+@pytest.mark.parametrize("storage", ["postgresql"], indirect=True)
 def test_two_tests_at_once_live_each_lifetime_once(storage, quick, inline, sink):
     config = faults.Case(storage, nb_trials=1).config
     assert evolve(config, sink) == 0
     name = f"{faults.ENV}_main_0.064k_steps"
-    test = ComparisonConfig(study=name, training_steps=64, nb_seeds=3, workers=1, storage=storage, engine="sb3")
+    test = ComparisonConfig(study=name, training_steps=64, nb_seeds=2, workers=1, storage=storage, engine="sb3")
     open_storage(storage)
     barrier = faults.FORK.Barrier(3)
 
@@ -333,6 +328,6 @@ def test_two_tests_at_once_live_each_lifetime_once(storage, quick, inline, sink)
     assert [p.exitcode for p in processes] == [0, 0, 0]
     trials = Study(storage, f"{name}_trial_0_test_0.064k_steps").trials("COMPLETE", "FAIL", "RUNNING", "WAITING")
     assert sorted((t.params["arm"], t.params["seed"]) for t in trials) == sorted(
-        (arm, seed) for arm in ("PPO", "RES_PPO_0.0001", "RES_PPO_0.0003") for seed in range(3)
+        (arm, seed) for arm in ("PPO", "RES_PPO_0.0001", "RES_PPO_0.0003") for seed in range(2)
     )
     assert {t.state.name for t in trials} == {"COMPLETE"}

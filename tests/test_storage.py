@@ -240,6 +240,21 @@ def test_a_database_whose_writer_was_killed_in_mid_write_opens(create):
     assert [s.study_name for s in open_storage("sqlite:///x.db", create).get_all_studies()] == ["s"]
 
 
+@pytest.mark.parametrize("left", range(0, 13, 3))
+def test_a_database_whose_maker_was_killed_while_it_made_the_tables_is_made_whole(left, sink, quick, inline):
+    optuna.create_study(study_name="s", storage="sqlite:///whole.db")
+    with sqlite3.connect("whole.db") as whole, sqlite3.connect("x.db") as part:
+        made = [row[0] for row in whole.execute("SELECT sql FROM sqlite_master WHERE type = 'table'")]
+        for statement in made[:left]:
+            part.execute(statement)
+    part.close()
+    if left <= 3:  # no trials yet
+        with pytest.raises(UserError, match="empty"):
+            open_storage("sqlite:///x.db")
+    assert evolve(make("sqlite:///x.db", quick, nb_trials=1), sink) == 0
+    assert len(made) > 12
+
+
 # -- journals ---------------------------------------------------------------------------------------------------------
 
 

@@ -203,7 +203,7 @@ def test_a_coordinator_elsewhere_is_gone_when_its_count_stood_still_whatever_the
     assert watch(119.5) == ([], False)
     assert watch(1) == ([1], False)
     again = Study(DEFAULT_STORAGE, NAME).trials()[1]
-    assert (again.state.name, again.user_attrs["owner"], again.user_attrs["lost"]) == ("WAITING", None, 1)
+    assert (again.state.name, again.user_attrs["owner"]["let_go"], again.user_attrs["lost"]) == ("WAITING", True, 1)
 
 
 def test_the_clock_does_not_move_when_a_process_began(monkeypatch):
@@ -241,13 +241,32 @@ def test_a_trial_that_is_lost_too_often_fails_and_says_so(config, sink):
     assert trial.user_attrs["error"]["reason"].startswith("lost 3 times: the process that was about it ended")
 
 
+@pytest.mark.parametrize("when", ["letting go", "taking up"])
+def test_an_end_in_the_midst_of_letting_go_or_taking_up_is_seen_at_once(when, config, sink, monkeypatch):
+    evolve(change(config, nb_trials=1), sink)
+    study = Study(DEFAULT_STORAGE, NAME)
+    _, plan = begin(study, study.config, owner(pid=dead_process()))
+    with monkeypatch.context() as patch:
+        ended = dict(study._owner, pid=dead_process())
+        patch.setattr(study, "_owner", ended)
+        stage = {"letting go": "set_trial_state_values", "taking up": "set_trial_user_attr"}[when]
+        if when == "taking up":
+            [waiting] = study.reclaim()
+        patch.setattr(study.storage, stage, lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            study.reclaim() if when == "letting go" else study.take_up(waiting, plan)
+    assert Study(DEFAULT_STORAGE, NAME).trials()[1].state.name == "RUNNING"
+    [waiting] = Study(DEFAULT_STORAGE, NAME).reclaim()
+    assert (waiting.number, waiting.user_attrs["lost"]) == (1, 1)
+
+
 def test_a_trial_that_was_given_back_is_not_lost(config, sink):
     evolve(change(config, nb_trials=1), sink)
     study = Study(DEFAULT_STORAGE, NAME)
     with study:
         begin(study, study.config, study._owner)
     [waiting] = Study(DEFAULT_STORAGE, NAME).reclaim()
-    assert waiting.user_attrs["owner"] is None
+    assert waiting.user_attrs["owner"]["let_go"]
     assert "lost" not in waiting.user_attrs
 
 
