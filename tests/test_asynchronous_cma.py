@@ -96,18 +96,21 @@ def test_it_goes_on_for_ever_and_stays_within(restarts, objective):
     assert ((draws >= 0) & (draws <= 1)).all()
 
 
-def test_drawing_changes_nothing():
-    """A replay that draws nothing between its results ends in the same distribution, to the last bit."""
-    drawn, replayed = AsynchronousCMA(3, 7, seed=3), AsynchronousCMA(3, 7, seed=3)
-    results = []
-    for number in range(900):
+@pytest.mark.parametrize("restarts", ["ipop", "bipop", "none"])
+@pytest.mark.parametrize("in_flight", [1, 90])
+@pytest.mark.parametrize(
+    "start", [None, Start(np.full(3, 0.5), 0.1, np.array([[2, 1, 0.1], [1, 2, 0.3], [0.1, 0.3, 1]]))]
+)
+def test_drawing_changes_nothing(start, in_flight, restarts):
+    """A replay that draws nothing between its results stays in the same distribution, to the last bit."""
+    drawn, replayed = (AsynchronousCMA(3, 7, 3, restarts, start) for _ in range(2))
+    for number in range(1500):
         x = drawn.ask(number)
-        results.append(Result(number, drawn.run, x, sphere(x)))
-        drawn.tell(results[-1], 1)
-    for result in results:
-        replayed.tell(result, 1)
-    assert drawn.run == replayed.run > 0
-    assert np.array_equal(drawn.ask(900), replayed.ask(900))
+        for optimizer in (drawn, replayed):
+            optimizer.tell(Result(number, drawn.run, x, sphere(x)), in_flight)
+    assert drawn.run == replayed.run
+    assert (drawn.run == 0) == (restarts == "none")
+    assert np.array_equal(drawn.ask(1500), replayed.ask(1500))
 
 
 @pytest.mark.parametrize(("in_flight", "population", "window"), [(1, 7, 7), (14, 7, 7), (20, 7, 10), (90, 21, 45)])
