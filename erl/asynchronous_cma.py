@@ -26,8 +26,8 @@ RESTARTS = ("ipop", "bipop", "none")
 
 SIGMA = 1 / 6  # m ± 3 sigma is the unit cube: the optimum should lie in there (Hansen, 2016, app. A)
 
-# A run ends where its standard deviations are below this share of the range in every parameter: for a spectral radius
-# between 1e-4 and 1e2 that is 4 %, and makes no difference that noisy returns could show.
+# A run that began with `SIGMA` ends where its standard deviations are below this share of the range in every parameter
+# (others in proportion): for a spectral radius between 1e-4 and 1e2 that is 4 %, less than noisy returns could show.
 TOLERANCE = 3e-3
 
 # The population is one generation larger from each of these generations on: whenever the run has doubled its length.
@@ -146,14 +146,14 @@ class AsynchronousCMA:
         overlap = min(max(grown, round(in_flight / (4 * plan.popsize))), 1 + len(GROWTH))
         if overlap * plan.popsize > self._cma.population_size:
             # The package has learning rates for one size of population: its paths begin anew, the distribution stays.
+            self._cma._eigen_decomposition()  # as drawing would have done: it rounds the covariance
             cov, sigma = self._cma._C, float(self._cma._sigma)
             self._cma = self._make(np.clip(self._cma.mean, 0.0, 1.0), sigma, cov, overlap)
         if len(self._results) < self._cma.population_size:
             return
         self._update(max(self._cma.population_size, in_flight // 2))
-        # Asked in any case: it brings the package's matrices into the state that drawing would bring them into.
-        stop = self._cma.should_stop()
-        stop |= bool(np.all(self._cma._sigma * np.sqrt(np.diag(self._cma._C)) < TOLERANCE))
+        deviations = self._cma._sigma * np.sqrt(np.diag(self._cma._C))
+        stop = self._cma.should_stop() or bool(np.all(deviations < TOLERANCE * plan.sigma / SIGMA))
         if (stop or self._spent[-1] >= plan.limit) and self._restarts != "none":
             mean = np.random.default_rng(draw_seed(self._seed, "restart", self.run + 1)).random(self._dim)
             plan = self._next_plan()
