@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 OUTAGE_SECONDS = 600.0
+MOMENT_SECONDS = 10.0
 LONGEST_PAUSE = 10.0
 
 _AWAY = {

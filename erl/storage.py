@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sqlite3
 import time
 import warnings
@@ -277,7 +278,7 @@ def _open_tables(storage: str, settings: dict[str, Any]) -> RDBStorage:
         try:
             return RDBStorage(storage, engine_kwargs=settings)
         except (OperationalError, ProgrammingError, IntegrityError) as e:
-            made_just_now = e.statement is not None and any(w in str(e) for w in ("exist", "UNIQUE", "duplicate"))
+            made_just_now = e.statement is not None and re.search("exist|unique|duplicate|deadlock", str(e), re.I)
             if attempt == 9 or not made_just_now:
                 raise
             time.sleep(0.2 * (attempt + 1))

@@ -38,7 +38,7 @@ from erl.pruning import News, Pruned, Pruning, Watch, table
 from erl.samplers import note_end
 from erl.search import Range
 from erl.spec import LifetimeSpec, commit, from_json, to_json, versions
-from erl.steadiness import OUTAGE_SECONDS
+from erl.steadiness import MOMENT_SECONDS, OUTAGE_SECONDS
 from erl.storage import StorageError, open_storage, refused, shown, study_names
 
 COPY = "copy"  # system attribute of a study that was copied: `incomplete`, then `whole`
@@ -134,6 +134,7 @@ class Study:
     ) -> None:
         self.address, self.name = storage, name
         self.storage = open_storage(storage, create=config is not None)
+        self.storage.patience = MOMENT_SECONDS  # it answers; others may be in its way
         try:
             names = study_names(self.storage)
             if config is None and name not in names:
