@@ -31,7 +31,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from erl.errors import UserError, nearest
-from erl.executors import LocalExecutor
+from erl.executors import Executor
 from erl.learners import get_learner
 from erl.lifetime import Job, LifetimeRecord, describe
 from erl.search import Range
@@ -333,7 +333,7 @@ class Study:
     def run(
         self,
         trials: Sequence[Taken],
-        executor: LocalExecutor,
+        executor: Executor,
         make_job: Callable[[Sequence[tuple[Taken, int]]], Job],
         on_end: Callable[[Taken, float | None], Any],
         on_tick: Callable[[int], Any],
