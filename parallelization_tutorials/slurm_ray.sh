@@ -16,6 +16,10 @@ cd "${SLURM_SUBMIT_DIR:-.}" || exit 2
 bin=$PWD/.venv/bin
 [ -x "$bin/ray" ] || bin=$(dirname "$(command -v ray)")
 export RAY_USAGE_STATS_ENABLED=0
+# Whoever reaches a cluster without a token can run code on it.
+export RAY_AUTH_MODE=token
+RAY_AUTH_TOKEN=$("$bin/python" -c "import secrets; print(secrets.token_hex(32))")
+export RAY_AUTH_TOKEN
 
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=$(head -n 1 <<<"$nodes")

@@ -22,8 +22,10 @@ def test_addresses_of_clusters(cluster):
 
 @pytest.mark.parametrize(
     "cluster",
-    ["", "Ray", "dask", "dask://node1:8786", "rays", "ray:", "ray://", "ray:node1", "ray://node1", "ray://:10001"]
-    + ["ray://node1:port", "ray://node1:0", "ray://node1:65536", "ray:/node1:6379", "ray://node1:10001/x", "slurm"],
+    [
+        *("", "Ray", "dask", "dask://node1:8786", "rays", "slurm", "ray:", "ray://", "ray:node1", "ray://node1"),
+        *("ray://:10001", "ray://node1:port", "ray://node1:0", "ray://node1:65536", "ray:/node1:6379", "ray://a:1/x"),
+    ],
 )
 @pytest.mark.parametrize("config", [EvolutionConfig, ComparisonConfig])
 def test_other_addresses_are_refused(config, cluster):
@@ -46,7 +48,7 @@ def free_port():
 @pytest.mark.parametrize("scheme", ["ray:", "ray://"])
 def test_a_cluster_that_does_not_answer_is_refused_and_nothing_written(scheme, sink, monkeypatch):
     monkeypatch.setattr("erl.ray_executor.CONNECT_SECONDS", 1.0)
-    with pytest.raises(UserError, match="no Ray cluster answers at 127.0.0.1:"):
+    with pytest.raises(UserError, match="no Ray cluster answers at 127"):
         evolve(EvolutionConfig(env_id="CartPole-v1", cluster=f"{scheme}127.0.0.1:{free_port()}"), sink)
     assert not list(Path().iterdir())
 
