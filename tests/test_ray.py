@@ -29,7 +29,7 @@ from erl.tasks import Task
 SETTINGS = {"n_steps": 32, "batch_size": 32, "n_epochs": 1}
 # Small stores, no dashboard, no statistics sent; workers that do not make way for everything else on the machine.
 NODE = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
-ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_health_check_period_ms": "500"}
+ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 
 
 @pytest.fixture(scope="module")
@@ -198,8 +198,10 @@ def test_ctrl_c_ends_the_tasks(cluster, executor):
         time.sleep(0.1)
 
 
-def test_sigterm_still_means_what_it_meant(executor):
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+def test_sigterm_still_means_what_it_meant(address):
+    before = signal.getsignal(signal.SIGTERM)
+    RayExecutor(address).close()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_workers_are_the_clusters_cpus_unless_said(address, executor):
