@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import io
+import math
 import os
 import re
 import signal
@@ -18,6 +19,9 @@ from rich.live import Live
 from rich.text import Text
 
 from erl.errors import UserError
+
+# SIGTERMs that follow one another within this time are one.
+TOGETHER_SECONDS = 2.0
 
 
 def option(default: Any, text: str, *aliases: str, choices: Sequence[str] | None = None) -> Any:
@@ -132,10 +136,13 @@ def without_passwords(text: str) -> str:
 
 
 class Interruptible:
-    """First Ctrl-C (or SIGTERM, as SLURM sends it): KeyboardInterrupt once, for a clean end. Second: the end at once."""
+    """First Ctrl-C (or SIGTERM, as SLURM sends it): KeyboardInterrupt once, for a clean end. Second: the end at once.
+
+    A SIGTERM that follows at once is no second one: SLURM sends it to a script, which passes it on, and to its children.
+    """
 
     def __enter__(self) -> "Interruptible":
-        self._count = 0
+        self._count, self._last = 0, -math.inf
         self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -144,6 +151,9 @@ class Interruptible:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: Any) -> None:
+        before, self._last = self._last, time.monotonic()
+        if number == signal.SIGTERM and self._last - before < TOGETHER_SECONDS:
+            return
         self._count += 1
         if self._count > 1:
             # Workers notice that their parent is gone; nothing is left to tidy that a next start would not.

@@ -12,8 +12,16 @@ from erl.arms import arm_lifetime, arm_names, control_names
 from erl.cli import duration, figure, option
 from erl.errors import UserError
 from erl.evaluation import Arm, table
-from erl.evolution import VOLATILE, EvolutionConfig, RunConfig, check_count, check_name, study_name, thousands
-from erl.executors import LocalExecutor, default_workers
+from erl.evolution import (
+    VOLATILE,
+    EvolutionConfig,
+    RunConfig,
+    check_count,
+    check_name,
+    make_executor,
+    study_name,
+    thousands,
+)
 from erl.learners import Outputs
 from erl.lifetime import Job, check, checkpoint_path, file_name
 from erl.search import make_context
@@ -224,11 +232,15 @@ def compare(config: CommonConfig, sink: Sink) -> int:
     # An evolution that went on and found better has a test of its own.
     test_name = f"{name}_trial_{number}{where}_test_{thousands(config.training_steps)}_steps"
     test_name += "_published" * config.published_code
-    study = Study(config.storage, test_name, stored, ("config_version",))
+    executor = make_executor(config)
+    try:
+        study = Study(config.storage, test_name, stored, ("config_version",))
+    except BaseException:
+        executor.close()
+        raise
     space = {"arm": choice(arms), "seed": whole(0, MAX_SEED)}
     folder = file_name(test_name)
-    workers = config.workers or default_workers()
-    executor = LocalExecutor(workers, config.max_retries)
+    workers = executor.workers
 
     def plan(proposed: dict[str, Any]) -> list[LifetimeSpec]:
         return [arm_lifetime(proposed["arm"], proposed["seed"], stored, params)]

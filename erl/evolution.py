@@ -18,7 +18,7 @@ from typing import Any
 from erl.cli import duration, figure, option
 from erl.errors import UserError, nearest
 from erl.evaluation import normalised_score
-from erl.executors import LocalExecutor, default_workers
+from erl.executors import Executor, LocalExecutor, check_cluster, default_workers
 from erl.files import check_writable
 from erl.learners import Outputs, canonical_name
 from erl.learners.settings import load_settings
@@ -34,7 +34,17 @@ from erl.tasks import Task, check_task
 
 FITNESSES = ("training", "final_eval")
 # What may change when a study is continued: how much of it, and how it is computed, but not what it is.
-VOLATILE = ("nb_trials", "workers", "storage", "max_retries", "checkpoint_minutes", "runs", "config_version", "start")
+VOLATILE = (
+    "nb_trials",
+    "workers",
+    "cluster",
+    "storage",
+    "max_retries",
+    "checkpoint_minutes",
+    "runs",
+    "config_version",
+    "start",
+)
 # What studies are that were made before these flags were.
 ADDED = {"pruner": "none", "restarts": "ipop", "use_pruned": True, "warm_start": None}
 CONFIG_VERSION = 1
@@ -45,7 +55,10 @@ class RunConfig:
     """Flags that evolutions and tests share: where they store, and how they are computed."""
 
     storage: str = option(DEFAULT_STORAGE, "study database: any Optuna address, or a journal file")
-    workers: int | None = option(None, "local worker processes; by default one for each core")
+    workers: int | None = option(None, "lifetimes or cohorts at a time, on one core each; by default all cores")
+    cluster: str | None = option(
+        None, "where they run, in place of processes on this machine: ray, ray:HOST:PORT or ray://HOST:PORT"
+    )
     max_retries: int = option(2, "how often lifetimes are begun again after their worker process died")
     checkpoint_minutes: float = option(5.0, "minutes between the checkpoints of a cohort")
     runs: str = option("runs", "folder of checkpoints")
@@ -56,6 +69,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.workers is not None:
             check_count("workers", self.workers)
+        if self.cluster is not None:
+            check_cluster(self.cluster)
         if self.max_retries < 0:
             raise UserError(f"--max_retries is not negative: {self.max_retries}")
         if not 0 <= self.checkpoint_minutes < math.inf:
@@ -211,6 +226,21 @@ class GeneralizationConfig(CommonConfig):
         return {"env_type": task_set.name, "env_ids": list(task_set.env_ids), "references": returns, "sets": None}
 
 
+def make_executor(config: RunConfig) -> Executor:
+    """The workers that a configuration asks for.
+
+    Raises:
+        UserError: there is no such cluster, or it cannot be used.
+    """
+    if config.cluster is not None:
+        try:
+            from erl.ray_executor import RayExecutor
+        except ImportError as e:
+            raise UserError(f'--cluster needs Ray ({e}): pip install "ray[client]"') from None
+        return RayExecutor(config.cluster, config.workers, config.max_retries)
+    return LocalExecutor(config.workers or default_workers(), config.max_retries)
+
+
 def check_name(name: str) -> None:
     """Refuse a name that could lead out of the run folder."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,99}", name) or ".." in name:
@@ -278,7 +308,7 @@ def stored_config(config: CommonConfig, sink: Sink) -> dict[str, Any]:
         storage, _, source = config.warm_start.rpartition("#")
         stored["warm_start"] = f"{shown(storage)}#{source}"
     # Where and by how many hands is no part of what a study is; a password has no place in it.
-    for key in ("storage", "workers", "max_retries", "checkpoint_minutes", "runs"):
+    for key in ("storage", "workers", "cluster", "max_retries", "checkpoint_minutes", "runs"):
         del stored[key]
     return stored | {"config_version": CONFIG_VERSION}
 
@@ -320,9 +350,13 @@ def evolve(config: CommonConfig, sink: Sink) -> int:
             check(spec)
     if config.warm_start is not None:
         stored["start"] = warm(config, name, space)
-    study = Study(config.storage, name, stored, VOLATILE, ADDED)
-    workers = config.workers or default_workers()
-    executor = LocalExecutor(workers, config.max_retries)
+    executor = make_executor(config)
+    try:
+        study = Study(config.storage, name, stored, VOLATILE, ADDED)
+    except BaseException:
+        executor.close()
+        raise
+    workers = executor.workers
     assert study.config is not None
     start = study.config.get("start")
     sampler = make_sampler(

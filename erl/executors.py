@@ -1,6 +1,7 @@
-"""Where lifetimes are lived: one interface over worker processes, whatever they run on.
+"""Where lifetimes are lived: one interface over workers, whatever they run on.
 
-`Executor.run` takes jobs and yields their results as they finish. Local workers are joblib's loky processes with one thread each.
+`Executor.run` takes jobs and yields their results as they finish. Local workers are joblib's loky processes with one
+thread each; `ray_executor` has those of a cluster.
 """
 
 import os
@@ -14,12 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
+from erl.errors import UserError
 from erl.lifetime import Job, LifetimeRecord, Slots, live
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
@@ -38,12 +40,33 @@ class Result:
     error: Exception | None = None
 
 
-class Board:
-    """What running lifetimes and the coordinator tell one another, shared with worker processes through small mapped files.
+class Executor(Protocol):
+    """Workers.
 
     Attributes:
-        steps, reports, stop: see `Slots`, a row for each lifetime of all jobs, in order.
+        workers: how many jobs are lived at a time; each uses one thread.
     """
+
+    workers: int
+
+    def run(self, jobs: Sequence[Job], tick: Callable[[Slots], Any], every: float = 0.5) -> Iterator[Result]:
+        """Live all jobs.
+
+        Args:
+            jobs: what to do; the lifetimes of a job stay together. One whose worker is lost is begun again.
+            tick: called every `every` seconds, and before a result is given, with the rows of all lifetimes, in order.
+            every: seconds.
+
+        Yields:
+            One result for each job, in the order in which they finish.
+        """
+
+    def close(self) -> None:
+        """End the workers at once, whatever they are doing."""
+
+
+class Board(Slots):
+    """Slots of the lifetimes of all jobs, in order, shared with worker processes through small mapped files."""
 
     def __init__(self, n: int) -> None:
         self.path = tempfile.mkdtemp(prefix="erl-")
@@ -51,7 +74,7 @@ class Board:
             name: np.memmap(Path(self.path) / name, dtype=array.dtype, mode="w+", shape=array.shape)
             for name, array in vars(Slots.empty(n)).items()
         }
-        self.steps, self.reports, self.stop = shared["steps"], shared["reports"], shared["stop"]
+        super().__init__(**shared)
         self.reports[:] = np.nan
 
     @staticmethod
@@ -103,17 +126,8 @@ class LocalExecutor:
         self.workers, self.max_retries = workers, max_retries
         self._pools: dict[int, ProcessPoolExecutor] = {}
 
-    def run(self, jobs: Sequence[Job], tick: Callable[[Board], Any], every: float = 0.5) -> Iterator[Result]:
-        """Live all jobs.
-
-        Args:
-            jobs: what to do; the lifetimes of a job stay together.
-            tick: called every `every` seconds, and before a result is given, with the board of all lifetimes, in order.
-            every: seconds.
-
-        Yields:
-            One result for each job, in the order in which they finish.
-        """
+    def run(self, jobs: Sequence[Job], tick: Callable[[Slots], Any], every: float = 0.5) -> Iterator[Result]:
+        """Live all jobs: see `Executor`."""
         if not jobs:
             return
         offsets = np.cumsum([0] + [len(j.specs) for j in jobs])
@@ -176,6 +190,19 @@ class LocalExecutor:
         """End the workers at once, whatever they are doing."""
         for worker in list(self._pools):
             self._end(worker)
+
+
+def check_cluster(cluster: str) -> None:
+    """Raise a UserError if this is no address of a cluster, by its form alone."""
+    if cluster == "ray":
+        return
+    scheme, _, rest = cluster.partition(":")
+    host, _, port = rest.removeprefix("//").rpartition(":")
+    if scheme != "ray" or not host or "/" in host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UserError(
+            f"--cluster {cluster!r} is no cluster: ray (the one that runs on this machine), ray:HOST:PORT "
+            "(one that this machine is part of) or ray://HOST:PORT (Ray client)"
+        )
 
 
 def default_workers() -> int:

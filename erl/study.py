@@ -31,9 +31,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from erl import leases
 from erl.errors import UserError, nearest
-from erl.executors import Board, LocalExecutor
+from erl.executors import Executor
 from erl.learners import get_learner
-from erl.lifetime import Job, LifetimeRecord, describe
+from erl.lifetime import Job, LifetimeRecord, Slots, describe
 from erl.pruning import News, Pruned, Pruning, Watch, table
 from erl.samplers import note_end
 from erl.search import Range
@@ -419,7 +419,7 @@ class Study:
     def run(
         self,
         trials: Sequence[Taken],
-        executor: LocalExecutor,
+        executor: Executor,
         make_job: Callable[[Sequence[tuple[Taken, int]]], Job],
         on_end: Callable[[Taken, float | None], Any],
         on_tick: Callable[[int], Any],
@@ -475,7 +475,7 @@ class Study:
             for row, (taken, index) in enumerate(member for group in groups for member in group):
                 rows.setdefault(taken.trial_id, {})[index] = row
 
-            def tick(board: Board) -> None:
+            def tick(board: Slots) -> None:
                 collect()
                 for taken in open_trials.values():
                     mine = rows[taken.trial_id]

@@ -65,7 +65,6 @@ def sink():
 def inline(monkeypatch):
     """Evolutions and comparisons without worker processes, for tests that are about something else."""
     monkeypatch.setattr("erl.evolution.LocalExecutor", InlineExecutor)
-    monkeypatch.setattr("erl.comparison.LocalExecutor", InlineExecutor)
     return InlineExecutor
 
 

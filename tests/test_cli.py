@@ -1,5 +1,6 @@
 import importlib.util
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -209,13 +210,18 @@ def test_exit_codes(capfd):
 
 
 def test_the_first_signal_interrupts_and_handlers_come_back():
-    import signal
-
     before = signal.getsignal(signal.SIGINT)
     for number in (signal.SIGINT, signal.SIGTERM):
         with Interruptible(), pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_sigterm_that_follows_at_once_is_the_same_one():
+    with Interruptible():
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # a second one would end this process
 
 
 def test_the_status_is_printed_now_and_then_where_no_terminal_is(capsys):

@@ -1,0 +1,31 @@
+#!/bin/bash
+# What one task of a SLURM array does: one coordinator of a shared study, on the cores that it was given.
+#
+#   slurm_task.sh SCRIPT.py [FLAGS...]
+#
+# Before its time is over (SIGUSR1, see --signal in the scripts that call this) the coordinator gives its trials back, and
+# the task goes to the end of the queue. When it is cancelled or preempted (SIGTERM) the coordinator gives them back too.
+set -u
+
+cd "${SLURM_SUBMIT_DIR:-.}" || exit 2
+python=.venv/bin/python
+[ -x "$python" ] || python=$(command -v python3)
+
+script=$1
+shift
+"$python" "$script" --storage "${STORAGE:-journal:studies.log}" --workers "${SLURM_CPUS_PER_TASK:-1}" "$@" &
+coordinator=$!
+
+time_is_over=
+trap 'time_is_over=yes; kill -TERM $coordinator' USR1
+trap 'kill -TERM $coordinator' TERM
+# A signal ends `wait`, and the coordinator needs a moment after it.
+while kill -0 $coordinator 2>/dev/null; do wait $coordinator; done
+wait $coordinator
+code=$?
+
+if [ -n "$time_is_over" ] && [ $code -eq 130 ]; then
+    echo "the time is over: task ${SLURM_ARRAY_TASK_ID:-} goes on later"
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $code

@@ -1,0 +1,126 @@
+"""The scripts for SLURM are bash, do what they say where there is no SLURM, and the page's commands parse."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT
+
+from erl import cli
+from erl.comparison import ComparisonConfig
+from erl.evolution import EvolutionConfig
+from erl.study import Study, records
+
+FOLDER = ROOT / "parallelization_tutorials"
+SCRIPTS = sorted(FOLDER.glob("*.sh"))
+PAGE = (FOLDER / "README.md").read_text(encoding="utf-8")
+KINDS = {"evolve_res.py": EvolutionConfig, "test.py": ComparisonConfig}
+NAME = "CartPole-v1_main_0.3k_steps"
+TINY = "--env_id CartPole-v1 --units 5 --learner_config quick.yaml"
+STORAGE = "journal:all.log"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
+def test_scripts_are_bash(script):
+    subprocess.run(["bash", "-n", script], check=True)
+    if shutil.which("shellcheck"):
+        subprocess.run(["shellcheck", script], check=True)
+
+
+def commands():
+    lines = [line for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.M | re.S) for line in block.splitlines()]
+    for line in lines:
+        if found := re.search(r"python (\w+\.py) (.*)", line):
+            yield found.groups()
+        elif found := re.search(r"(slurm_\w+)\.sh (\w+\.py )?([^)]*)", line):
+            script = {"slurm_evolution": "evolve_res.py", "slurm_test": "test.py"}.get(found[1], found[2])
+            yield script.strip(), found[3]
+
+
+@pytest.mark.parametrize(("script", "flags"), commands())
+def test_commands_of_the_page_parse(script, flags):
+    cli.parse(KINDS[script], shlex.split(flags))
+
+
+def test_files_that_the_page_names_exist():
+    for name in re.findall(r"slurm_\w+\.sh", PAGE):
+        assert (FOLDER / name).exists()
+    for name in SCRIPTS:
+        assert name.name in PAGE or name.name == "slurm_task.sh"
+
+
+@pytest.fixture
+def checkout(tmp_path, quick):
+    """What a job finds in the folder that it was started in: the project, and no SLURM."""
+    for path in [FOLDER, ROOT / "erl", *(ROOT / name for name in KINDS)]:
+        (tmp_path / path.name).symlink_to(path)
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "python3").symlink_to(sys.executable)
+    for name in ("bash", "env"):
+        (programs / name).symlink_to(shutil.which(name))
+    (programs / "scontrol").write_text('#!/bin/bash\necho "$@" >> scontrol.said\n')
+    (programs / "scontrol").chmod(0o755)
+    assert not {"srun", "sbatch"} & {p.name for p in programs.iterdir()}
+    python = Path(sys.prefix)
+    (tmp_path / ".venv").symlink_to(python)
+    return tmp_path
+
+
+def task(script, flags, checkout, index=0):
+    """One task of an array: its script as SLURM runs it, a copy elsewhere."""
+    copy = checkout / f"slurm_script_{index}"
+    shutil.copy(FOLDER / script, copy)
+    variables = {
+        "PATH": str(checkout / "bin"), "STORAGE": STORAGE, "SLURM_SUBMIT_DIR": str(checkout), "SLURM_CPUS_PER_TASK": "1",
+        "SLURM_JOB_ID": "77", "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": str(index),
+    }  # fmt: skip
+    command = ["bash", str(copy), *shlex.split(flags)]
+    return subprocess.Popen(
+        command, cwd="/", env=os.environ | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.mark.scripts
+def test_arrays_share_an_evolution_and_its_test(checkout):
+    evolution = f"{TINY} --training_steps 300 --nb_trials 8 --popsize 4 --nb_seeds 1"
+    tasks = [task("slurm_evolution.sh", evolution, checkout, k) for k in range(2)]
+    for running in tasks:
+        output = running.communicate(timeout=240)[0]
+        assert running.returncode == 0, output
+    assert [t.state.name for t in Study(STORAGE, NAME).trials()] == ["COMPLETE"] * 8
+    test = "--env_id CartPole-v1 --HP_training_steps 300 --training_steps 300 --arms PPO,RES_PPO_0.0003"
+    tasks = [task("slurm_test.sh", f"test.py {test}", checkout, k) for k in (0, 3)]
+    for running in tasks:
+        output = running.communicate(timeout=240)[0]
+        assert running.returncode == 0, output
+    best = Study(STORAGE, NAME).best()
+    frame = records(STORAGE, f"{NAME}_trial_{best.number}_test_0.3k_steps")
+    assert sorted(zip(frame.arm, frame.seed)) == [(a, s) for a in ("PPO", "RES_PPO_0.0003") for s in (0, 3)]
+    assert not Path("scontrol.said").exists()
+
+
+@pytest.mark.scripts
+@pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
+def test_a_task_that_is_told_to_end_gives_its_trials_back(number, requeued, checkout):
+    running = task("slurm_evolution.sh", f"{TINY} --training_steps 5000000 --nb_trials 8 --h_test long", checkout)
+    name, deadline = "CartPole-v1_long_5000k_steps", time.monotonic() + 200
+    while not any("loky" in str(p.cmdline()) for p in psutil.Process(running.pid).children(recursive=True)):
+        assert time.monotonic() < deadline, "no lifetime has begun"
+        time.sleep(0.2)
+    running.send_signal(number)
+    output = running.communicate(timeout=100)[0]
+    assert running.returncode == 130, output
+    assert "the same command goes on from there" in output
+    assert {t.state.name for t in Study(STORAGE, name).trials()} == {"WAITING"}
+    assert Path("scontrol.said").exists() == requeued
+    if requeued:
+        assert Path("scontrol.said").read_text() == "requeue 77\n"
