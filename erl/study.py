@@ -9,6 +9,7 @@ evolution that was interrupted proposes what it would have proposed without.
 
 import json
 import os
+import shutil
 import socket
 import threading
 import time
@@ -401,6 +402,7 @@ def _forget_checkpoint(job: Job, k: int) -> None:
     checkpoint = job.outputs[k].checkpoint if job.outputs else None
     if checkpoint is not None:
         Path(checkpoint).unlink(missing_ok=True)
+        shutil.rmtree(f"{checkpoint}.buffer", ignore_errors=True)
 
 
 def _no_record(spec: LifetimeSpec, error: Exception) -> LifetimeRecord:

@@ -68,7 +68,7 @@ def learner_names() -> list[str]:
     """Names that `get_learner` knows."""
     from erl.learners import sb3
 
-    return list(sb3.algorithms())
+    return [*sb3.algorithms(), "ERL-Re2"]
 
 
 def get_learner(name: str, engine: str = "auto") -> Learner:
@@ -89,6 +89,10 @@ def get_learner(name: str, engine: str = "auto") -> Learner:
         from erl.learners.ppo_training import CohortPPOLearner
 
         return CohortPPOLearner()
+    if name == "ERL-Re2":
+        from erl.learners.erl_re2 import Re2Learner
+
+        return Re2Learner()
     if engine == "cohort":
         raise UserError(f"{name} has no cohort engine; PPO has one, and --engine sb3 trains {name}")
     return sb3.SB3Learner(name)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from erl.learners.erl_re2_settings import Re2Settings
 from erl.learners.off_policy import Batch, smoothed
-from erl.learners.off_policy_networks import Perceptrons, Shape, Trace, Trained, soft_update
+from erl.learners.off_policy_networks import Layer, Perceptrons, Shape, Trace, Trained, soft_update
 
 
 def act(head: Tensor, z: Tensor) -> Tensor:
@@ -106,25 +106,26 @@ class TwoScale:
     def __init__(self, settings: Re2Settings, observations: int, actions: int, generator: torch.Generator) -> None:
         self.settings, self.actions, self.features = settings, actions, self.hidden[-1]
         n, low, device = settings.n_critics, settings.precision == "bf16", settings.device
+        rate = settings.learning_rate
         self._of_actions = settings.OFF_TYPE == 1
         value_inputs = observations + actions if self._of_actions else self.features
 
         shape = Shape(observations, self.hidden, 0, tanh=True)
-        self.representation = Trained(shape.size(1), device=device)
+        self.representation = Trained(shape.size(1), rate, device=device)
         self._z = Perceptrons(shape, 1, self.representation.values, self.representation.grads, low)
         self._z_target = Perceptrons(shape, 1, self.representation.target, low=low)
 
-        self.head = Trained(actions * (self.features + 1), device=device)
+        self.head = Trained(actions * (self.features + 1), rate, device=device)
         self._head, self._head_grad, self._head_target = (
             flat.view(actions, self.features + 1) for flat in (self.head.values, self.head.grads, self.head.target)
         )
 
         shape = Shape(observations + actions, self.hidden, output_scale=0.1)
-        self.critic = Trained(shape.size(n), device=device)
+        self.critic = Trained(shape.size(n), rate, device=device)
         self._q = Perceptrons(shape, n, self.critic.values, self.critic.grads, low)
         self._q_target = Perceptrons(shape, n, self.critic.target, low=low)
 
-        self.policy_value = Trained(PolicyValue.size(settings, value_inputs, self.features), device=device)
+        self.policy_value = Trained(PolicyValue.size(settings, value_inputs, self.features), rate, device=device)
         self._v = PolicyValue(settings, value_inputs, self.features, self.policy_value.values, self.policy_value.grads)
         self._v_target = PolicyValue(settings, value_inputs, self.features, self.policy_value.target)
 
@@ -143,6 +144,14 @@ class TwoScale:
     def rl_head(self) -> Tensor:
         """The RL agent's head (actions, features + 1): the parameters themselves, no copy."""
         return self._head
+
+    def cut_representation(self, flat: Tensor) -> list[tuple[list[Layer], Tensor | None]]:
+        """The layers in a flat vector of the representation's parameters."""
+        return self._z.cut(flat)
+
+    def cut_critic(self, flat: Tensor) -> list[tuple[list[Layer], Tensor | None]]:
+        """The layers of each critic in a flat vector of the critics' parameters."""
+        return self._q.cut(flat)
 
     def represent(self, observations: Tensor) -> Tensor:
         """Z(s): (batch, features)."""

@@ -16,7 +16,7 @@ from torch import Tensor
 # and observations keep their digits.
 _WIDE = 128
 _SLOPE = 0.01  # of leaky ReLU, PyTorch's default
-_STD_EPS = 1e-12
+STD_EPS = 1e-12
 _norm = torch.ops.aten.native_layer_norm
 _norm_backward = torch.ops.aten.native_layer_norm_backward
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
@@ -161,7 +161,7 @@ class Perceptrons:
                     break
                 if layer.gain is not None and layer.shift is not None:
                     width = h.shape[1]
-                    y, mean, rstd = _norm(h, [width], layer.gain * _unbias(width), layer.shift, _STD_EPS)
+                    y, mean, rstd = _norm(h, [width], layer.gain * unbias(width), layer.shift, STD_EPS)
                     normalised.append((h, mean, rstd))
                     h = y
                 h = h.tanh_() if self.shape.tanh else torch.nn.functional.leaky_relu_(h, _SLOPE)
@@ -194,10 +194,10 @@ class Perceptrons:
                     d = _leaky_backward(d, seen[i + 1], _SLOPE, True, grad_input=d)
                 if layer.gain is not None and layer.shift is not None:
                     width, (x, mean, rstd) = d.shape[1], trace.norms[k][i]
-                    gain, wanted = layer.gain * _unbias(width), [True, weights, weights]
+                    gain, wanted = layer.gain * unbias(width), [True, weights, weights]
                     d, d_gain, d_shift = _norm_backward(d, x, [width], mean, rstd, gain, layer.shift, wanted)
                     if weights:
-                        _into(grads[i].gain, d_gain * _unbias(width))
+                        _into(grads[i].gain, d_gain * unbias(width))
                         _into(grads[i].shift, d_shift)
             if weights:
                 product(seen[i].t(), d, self.low, grads[i].weight)
@@ -215,7 +215,7 @@ def _into(block: Tensor | None, gradient: Tensor) -> None:
     block.copy_(gradient)
 
 
-def _unbias(n: int) -> float:
+def unbias(n: int) -> float:
     """From a standard deviation with n to one with n - 1, in the denominator."""
     return math.sqrt((n - 1) / n)
 
