@@ -415,7 +415,7 @@ def test_a_damaged_checkpoint_is_ignored(tmp_path, damage):
 
 @pytest.mark.parametrize(
     ("settings", "margin"),
-    [({}, 4.0), ({"EA": False}, 4.0), ({"algorithm": "DDPG"}, 4.0)],
+    [({}, 6.0), ({"EA": False}, 7.0), ({"algorithm": "DDPG"}, 5.0)],
     ids=["both", "RL alone", "DDPG"],
 )
 def test_learning(settings, margin):
