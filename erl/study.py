@@ -187,6 +187,11 @@ class Study:
         done = [t for t in self.trials("COMPLETE") if t.value is not None]
         return max(done, key=lambda t: (t.value, -t.number)) if done else None
 
+    @staticmethod
+    def lifetimes(trial: FrozenTrial) -> dict[int, LifetimeRecord]:
+        """The records of a trial's lifetimes that have ended, by their index."""
+        return _records(trial)
+
     # -- leases --
 
     def __enter__(self) -> "Study":

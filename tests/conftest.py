@@ -65,6 +65,7 @@ def inline(monkeypatch):
     """Evolutions and comparisons without worker processes, for tests that are about something else."""
     monkeypatch.setattr("erl.evolution.LocalExecutor", InlineExecutor)
     monkeypatch.setattr("erl.comparison.LocalExecutor", InlineExecutor)
+    monkeypatch.setattr("erl.single.LocalExecutor", InlineExecutor)
     return InlineExecutor
 
 

@@ -42,11 +42,14 @@ class Outputs:
         tensorboard: folder of its TensorBoard log; None for no log.
         checkpoint: file of its checkpoint; None for no checkpoints. Learners that cannot go on from one write none.
         checkpoint_seconds: time between two checkpoints.
+        status: file in which it says from time to time how far it is, beyond its steps: a JSON object of names and numbers. None for
+            none; learners with nothing to add write none.
     """
 
     tensorboard: str | None = None
     checkpoint: str | None = None
     checkpoint_seconds: float = 300.0
+    status: str | None = None
 
 
 class Learner(Protocol):

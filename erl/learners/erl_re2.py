@@ -10,6 +10,7 @@ moved since; the population does not drift before it is judged; without RL the p
 step; a policy is encoded once for a batch, and the replay buffer stores no policies.
 """
 
+import json
 import logging
 import shutil
 import time
@@ -27,6 +28,7 @@ from torch import Tensor
 from erl.distributions import GeneticPopulation, Variation
 from erl.errors import UserError
 from erl.evaluation import evaluate
+from erl.files import write_whole
 from erl.learners import Agent, Outputs
 from erl.learners.cohort import load_checkpoint, save_checkpoint
 from erl.learners.episodes import Episode, Stage, surrogate
@@ -110,6 +112,7 @@ class _Training:
         self.synced: int | None = None
         self.rl_steps = self.generation = self.updates = self.evaluated_at = 0
         self.scores: list[dict[str, Any]] = []
+        self.said: dict[str, float] = {}
         self.saved_at = self.started_at = time.perf_counter()
 
     def run(self) -> Re2Agent:
@@ -134,10 +137,13 @@ class _Training:
             totals = self._note(variation, row)
             self.champion, self.evolved = variation.kept[0], self.evolved + 1
         statistics: dict[str, float] = {}
+        updates, learning = self.updates, 0.0
         if s.RL:
             row["rl_return"] = self._explore()
             if self.rl_steps >= s.init_steps and len(self.buffer) >= s.learning_starts:
+                begun = time.perf_counter()
                 statistics = self._learn(round(s.frac_frames_train * (self.ledger.steps - before)))
+                learning = time.perf_counter() - begun
         self.generation += 1
         if s.RL and fitness is not None and self.generation % s.sync_period == 0:
             worst = int(np.argmin(fitness))
@@ -148,6 +154,8 @@ class _Training:
         self._evaluate()
         row = {"steps": self.ledger.steps, **row}
         self.log.add(row, totals)
+        statistics["updates_per_second"] = rate = (self.updates - updates) / learning if learning else 0.0
+        self._say(row, rate)
         self._tell(row, statistics, time.perf_counter() - start)
 
     def _judge(self) -> tuple[np.ndarray, dict[str, Any]]:
@@ -177,9 +185,10 @@ class _Training:
             for episodes in rounds:
                 self.ledger.episode(episodes[self.champion].total, len(episodes[self.champion].rewards))
         row = {"whole": int(whole), "fitness": fitness.tolist()}
-        if whole and surrogates is not None:
-            row["surrogate"] = surrogates.tolist()
+        if whole:
             row["champion_return"] = float(returns[self.champion])
+            if surrogates is not None:
+                row["surrogate"] = surrogates.tolist()
         return fitness, row
 
     def _surrogates(self, episodes: Sequence[Episode], heads: Tensor) -> list[float]:
@@ -272,6 +281,21 @@ class _Training:
         finally:
             env.close()
         self.scores.append(score)
+
+    def _say(self, row: Mapping[str, Any], updates_per_second: float) -> None:
+        """To whoever watches: the latest returns that count of champion and RL agent, and the population's mean."""
+        said = {"updates/s": updates_per_second} if updates_per_second else {}
+        if row.get("whole"):
+            said["population"] = float(np.mean(row["fitness"]))
+        said |= {name.removesuffix("_return"): row[name] for name in ("champion_return", "rl_return") if name in row}
+        self.said |= said
+        if self.output.status is not None and self.said:
+            path, text = Path(self.output.status), json.dumps(self.said)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, lambda part: Path(part).write_text(text, encoding="utf-8"))
+            except OSError as e:  # it is for show only
+                _log.warning("no status written: %s", e)
 
     def _tell(self, row: Mapping[str, Any], statistics: Mapping[str, float], seconds: float) -> None:
         """To TensorBoard, in Stable-Baselines3's names where it has one."""
