@@ -13,6 +13,7 @@ from stable_baselines3 import TD3
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from erl.errors import UserError
+from erl.evolution import EvolutionConfig, evolve
 from erl.learners import Outputs, get_learner
 from erl.learners.episodes import Episode, Stage, surrogate
 from erl.learners.erl_re2 import Re2Learner, _Training
@@ -21,6 +22,7 @@ from erl.learners.inner import NUMBERS, ROWS, InnerLog
 from erl.lifetime import Job, LifetimeRecord, check, live
 from erl.reservoirs import Context, ReservoirParams
 from erl.spec import LearnerSpec, LifetimeSpec, Seeds, from_json, to_json
+from erl.study import records
 from erl.tasks import Ledger, Task
 
 # Small enough for a test: little learning, judged often both ways.
@@ -445,3 +447,18 @@ def test_evolution_alone_improves():
 def test_box_actions_of_any_range_are_taken():
     assert isinstance(spec("Pendulum-v1").spaces()[1], spaces.Box)
     check(spec("Pendulum-v1"))
+
+
+@pytest.mark.usefixtures("inline")
+def test_reservoirs_evolve_around_it(tmp_path, sink):
+    """The outer evolution takes it like any learner."""
+    settings = tmp_path / "re2.json"
+    settings.write_text(json.dumps(SMALL))
+    flags = {"nb_trials": 2, "nb_seeds": 1, "training_steps": 200, "popsize": 2, "units": 8, "ep_eval": 2, "workers": 1}
+    config = EvolutionConfig(
+        env_id="toy_environments:Reach-v0", learner="erl-re2", learner_config=str(settings), sampler="Random", **flags
+    )
+    assert evolve(config, sink) == 0
+    frame = records("sqlite:///studies.db", "toy_environments:Reach-v0_main_0.2k_steps")
+    assert list(frame.learner) == ["ERL-Re2"] * 2
+    assert frame.fitness.notna().all()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from erl.learners.off_policy import Batch, ReplayBuffer, smoothed
+from erl.learners.off_policy import Batch, Captured, ReplayBuffer, smoothed
 from erl.learners.off_policy_networks import Perceptrons, Shape, Trained, soft_update
 
 
@@ -136,6 +136,27 @@ def test_smoothing_is_clipped_twice():
     noise = torch.tensor([[10.0, 1.0, -10.0, 1.0]])
     assert smoothed(actions, noise, 0.2).tolist() == [[0.5, 1.0, -1.0, pytest.approx(0.2)]]
     assert torch.equal(smoothed(actions, noise, 0.0), actions)
+
+
+@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def test_captured_calls_are_calls(device):
+    state, calls = torch.zeros(3, device=device), []
+
+    def function(key, x, y):
+        calls.append(key)
+        state.add_(x if key == "add" else -x)
+        return {"sum": state.sum() if y is None else (state * y).sum()}
+
+    captured = Captured(function, device)
+    expected = torch.zeros(3)
+    for k in range(12):
+        key, x = ("add", "take")[k % 3 == 0], torch.full((3,), float(k))
+        y = torch.arange(3.0) if key == "add" else None
+        expected += x if key == "add" else -x
+        result = captured(key, x.to(device), None if y is None else y.to(device))["sum"]
+        assert result.item() == (expected.sum() if y is None else (expected * y).sum()).item()
+    assert state.tolist() == expected.tolist()
+    assert len(calls) == (12 if device == "cpu" else 8)
 
 
 def rows(begin, end):

@@ -36,7 +36,7 @@ from erl.learners.erl_re2_agent import Re2Agent, to_sb3
 from erl.learners.erl_re2_settings import Re2Settings
 from erl.learners.erl_re2_update import Draws, TwoScale, act, new_heads
 from erl.learners.inner import InnerLog
-from erl.learners.off_policy import ReplayBuffer
+from erl.learners.off_policy import Captured, ReplayBuffer
 from erl.learners.sb3 import SB3Agent
 from erl.spec import LifetimeSpec, versions
 from erl.tasks import Ledger
@@ -104,6 +104,7 @@ class _Training:
             s.frac,
             s.prob_reset_and_sup,
         )
+        self.update = Captured(self._update, s.device)
         self.stage = Stage(spec, ledger, s.pop_size if s.EA else 1)
         self.log = InnerLog(s.pop_size)
         self.logger = configure(output.tensorboard, ["tensorboard"]) if output.tensorboard is not None else None
@@ -251,16 +252,22 @@ class _Training:
             improved = torch.rand(m, rl + 1, generator=rng).argsort(1)[:, : s.K].to(s.device)
             for k in range(m):
                 improve = self.updates % s.delay == 0
-                draws = Draws(
+                statistics |= self.update(
+                    (improve, self.evolved > 0),
+                    places[k],
                     noise[k],
                     policies[valued[k]] if s.EA else None,
                     policies[improved[k]] if s.EA and self.evolved and improve else None,
                 )
-                statistics |= self.networks.update(self.buffer.batch(places[k]), draws, improve)
                 if improve:
                     policies[rl] = self.networks.rl_head
                 self.updates += 1
         return {name: float(value) for name, value in statistics.items()}
+
+    def _update(
+        self, course: tuple[bool, bool], places: Tensor, noise: Tensor, valued: Tensor | None, improved: Tensor | None
+    ) -> dict[str, Tensor]:
+        return self.networks.update(self.buffer.batch(places), Draws(noise, valued, improved), course[0])
 
     # -- reports --
 

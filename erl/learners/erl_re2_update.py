@@ -173,7 +173,7 @@ class TwoScale:
         """One update of the value functions and, if `improve`, of the policies' shared half, the RL head and the targets.
 
         Returns:
-            Losses and gradient norms, as tensors that are not waited for.
+            Losses and norms of gradients before they were clipped, as tensors that are not waited for.
         """
         statistics: dict[str, Tensor] = {}
         if draws.valued is not None:
@@ -199,7 +199,10 @@ class TwoScale:
         error = traces[1].output - target
         self._v.backward(traces, error * (2.0 / len(x)))
         norm = self.policy_value.step()
-        return {"policy_value_loss": error.square().mean((1, 2)).sum(), "policy_value_grad_norm": norm}
+        return {
+            "policy_value_loss": torch.vdot(error.view(-1), error.view(-1)) / len(x),
+            "policy_value_grad_norm": norm,
+        }
 
     def _learn_critic(self, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
         """TD3's critics (eq. 6)."""
@@ -211,7 +214,7 @@ class TwoScale:
         error = trace.output - target
         self._q.backward(trace, error * (2.0 / len(x)))
         norm = self.critic.step()
-        return {"critic_loss": error.square().mean((1, 2)).sum(), "critic_grad_norm": norm}
+        return {"critic_loss": torch.vdot(error.view(-1), error.view(-1)) / len(x), "critic_grad_norm": norm}
 
     def _improve(self, batch: Batch, improved: Tensor | None) -> dict[str, Tensor]:
         """The RL head ascends its critic; the representation ascends the critics of the RL head and of sampled heads (eq. 7).

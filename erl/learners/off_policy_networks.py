@@ -86,6 +86,9 @@ class Layer:
     gain: Tensor | None = None
     shift: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        self.transposed = self.weight.t()
+
 
 @dataclass
 class Trace:
@@ -94,13 +97,13 @@ class Trace:
     Attributes:
         output: (n, batch, outputs).
         inputs: of each layer, (batch, width), and the last hidden layer's output.
-        norms: of each hidden layer: input of the normalisation, mean, 1/std.
+        norms: of each hidden layer: input of the normalisation, mean, 1/std, effective gain.
         codes: (code,) of each, if there are codes.
     """
 
     output: Tensor
     inputs: list[list[Tensor]]
-    norms: list[list[tuple[Tensor, Tensor, Tensor]]]
+    norms: list[list[tuple[Tensor, Tensor, Tensor, Tensor]]]
     codes: Tensor | None
 
 
@@ -161,8 +164,9 @@ class Perceptrons:
                     break
                 if layer.gain is not None and layer.shift is not None:
                     width = h.shape[1]
-                    y, mean, rstd = _norm(h, [width], layer.gain * unbias(width), layer.shift, STD_EPS)
-                    normalised.append((h, mean, rstd))
+                    gain = layer.gain * unbias(width)
+                    y, mean, rstd = _norm(h, [width], gain, layer.shift, STD_EPS)
+                    normalised.append((h, mean, rstd, gain))
                     h = y
                 h = h.tanh_() if self.shape.tanh else torch.nn.functional.leaky_relu_(h, _SLOPE)
             seen.append(h)
@@ -193,26 +197,23 @@ class Perceptrons:
                 else:
                     d = _leaky_backward(d, seen[i + 1], _SLOPE, True, grad_input=d)
                 if layer.gain is not None and layer.shift is not None:
-                    width, (x, mean, rstd) = d.shape[1], trace.norms[k][i]
-                    gain, wanted = layer.gain * unbias(width), [True, weights, weights]
+                    width, (x, mean, rstd, gain) = d.shape[1], trace.norms[k][i]
+                    wanted = [True, weights, weights]
                     d, d_gain, d_shift = _norm_backward(d, x, [width], mean, rstd, gain, layer.shift, wanted)
                     if weights:
-                        _into(grads[i].gain, d_gain * unbias(width))
-                        _into(grads[i].shift, d_shift)
+                        grad = grads[i]
+                        assert grad.gain is not None and grad.shift is not None  # noqa: PT018
+                        torch.mul(d_gain, unbias(width), out=grad.gain)
+                        grad.shift.copy_(d_shift)
             if weights:
                 product(seen[i].t(), d, self.low, grads[i].weight)
                 torch.sum(d, 0, out=grads[i].bias)
             if i > 0 or inputs:
-                d = product(d, layer.weight.t(), self.low)
+                d = product(d, layer.transposed, self.low)
         if code is not None and code_grad is not None and trace.codes is not None:
             torch.outer(trace.codes[k], grads[0].bias, out=code_grad)
             return d if inputs else code @ grads[0].bias
         return d
-
-
-def _into(block: Tensor | None, gradient: Tensor) -> None:
-    assert block is not None
-    block.copy_(gradient)
 
 
 def unbias(n: int) -> float:
