@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,9 @@ class LifetimeRecord:
         final_returns: of the evaluation episodes of the final policy, if there were any.
         evaluation_steps: environment steps of that evaluation.
         seconds: wall-clock time of training, a cohort's shared by its members.
+        inner: records of an evolution inside the lifetime, bounded in size; None where there was none. `generations`: how many;
+            `totals`: sums over all; `kept`: columns of a thinned table of generations; `evaluations`: scores on the way that were only
+            reported; `final_returns`: of the agents beside the one handed over, by name, on the same fresh episodes as its own.
         curve: at most 200 points (steps, mean return of the episodes that ended since the point before).
         reports: `return_at` each tenth of the budget, as far as the lifetime came; None where no episode had ended. The
             last is `training_return`.
@@ -61,6 +65,7 @@ class LifetimeRecord:
     note: str | None = None
     error: str | None = None
     traceback: str | None = None
+    inner: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
     commit: str | None = None
 
@@ -185,6 +190,8 @@ def _conclude(
     training_return = float(np.mean(last)) if last else None
     returns: tuple[float, ...] = ()
     evaluation_steps = 0
+    beside: dict[str, list[float]] = {}
+    inner = getattr(agent, "inner", None)
     fitness, note, error, trace = None, None, None, None
     try:
         if isinstance(agent, Exception):
@@ -198,9 +205,12 @@ def _conclude(
             env = spec.make_env()
             try:
                 result = evaluate(agent, env, spec.ep_eval, spec.seeds.evaluation)
+                for name, other in getattr(agent, "companions", {}).items():
+                    theirs = evaluate(other, env, spec.ep_eval, spec.seeds.evaluation)
+                    beside[name], evaluation_steps = list(theirs.returns), evaluation_steps + theirs.steps
             finally:
                 env.close()
-            returns, evaluation_steps = result.returns, result.steps
+            returns, evaluation_steps = result.returns, evaluation_steps + result.steps
         if spec.fitness == "final_eval":
             fitness = float(np.mean(returns))
         elif training_return is None:
@@ -231,6 +241,7 @@ def _conclude(
         note=note,
         error=error,
         traceback=trace,
+        inner=inner if inner is None else {**inner, "final_returns": beside},
         versions=versions(),
         commit=commit(),
     )

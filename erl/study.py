@@ -8,6 +8,7 @@ evolution that was interrupted proposes what it would have proposed without.
 """
 
 import json
+import shutil
 import threading
 import uuid
 from collections import deque
@@ -201,6 +202,11 @@ class Study:
         """The trial with the highest fitness, none that was pruned; None without any."""
         done = [t for t in self.trials("COMPLETE") if t.value is not None]
         return max(done, key=lambda t: (t.value, -t.number)) if done else None
+
+    @staticmethod
+    def lifetimes(trial: FrozenTrial) -> dict[int, LifetimeRecord]:
+        """The records of a trial's lifetimes that have ended, by their index."""
+        return _records(trial)
 
     # -- leases --
 
@@ -563,6 +569,7 @@ def _forget_checkpoint(job: Job, k: int, _: Any = None) -> None:
     checkpoint = job.outputs[k].checkpoint if job.outputs else None
     if checkpoint is not None:
         Path(checkpoint).unlink(missing_ok=True)
+        shutil.rmtree(f"{checkpoint}.buffer", ignore_errors=True)
 
 
 def _no_record(spec: LifetimeSpec, error: Exception) -> LifetimeRecord:

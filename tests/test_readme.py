@@ -116,7 +116,7 @@ def test_make_targets_exist():
 def test_learners_are_the_ones_that_there_are():
     from erl.learners import learner_names
 
-    sentence = re.search(r"that fits the environment's actions: ([\w,\s]+)\.", README)
+    sentence = re.search(r"that fits the environment's actions: ([\w,\s-]+)\.", README)
     assert sentence
     assert sorted(re.split(r",\s+", sentence.group(1))) == sorted(learner_names())
 

@@ -134,3 +134,25 @@ class Lottery(gym.Env):
 gym.register("Lottery-v0", Lottery)
 gym.register("Push-v0", Lottery, kwargs={"good": 10**9})  # the action is the reward: soon learned with a high rate
 gym.register("ExitLottery-v0", Lottery, kwargs={"error": SystemExit})
+
+
+class Reach(gym.Env):
+    """A point on a line is to be brought to zero: -|x| is paid in each of twenty steps. Only the time limit ends an episode."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (3,), dtype=np.float32)
+    action_space = spaces.Box(-1, 1, (1,), dtype=np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x = float(self.np_random.choice([-1.0, 1.0]) * self.np_random.uniform(0.4, 0.6))
+        return self._observe(), {}
+
+    def _observe(self):
+        return np.array([self.x, abs(self.x), 1.0], dtype=np.float32)
+
+    def step(self, action):
+        self.x += 0.2 * float(np.clip(action[0], -1.0, 1.0))
+        return self._observe(), -abs(self.x), False, False, {}
+
+
+gym.register("Reach-v0", Reach, max_episode_steps=20)

@@ -42,11 +42,14 @@ class Outputs:
         tensorboard: folder of its TensorBoard log; None for no log.
         checkpoint: file of its checkpoint; None for no checkpoints. Learners that cannot go on from one write none.
         checkpoint_seconds: time between two checkpoints.
+        status: file in which it says from time to time how far it is, beyond its steps: a JSON object of names and numbers. None for
+            none; learners with nothing to add write none.
     """
 
     tensorboard: str | None = None
     checkpoint: str | None = None
     checkpoint_seconds: float = 300.0
+    status: str | None = None
 
 
 class Learner(Protocol):
@@ -71,7 +74,7 @@ def learner_names() -> list[str]:
     """Names that `get_learner` knows."""
     from erl.learners import sb3
 
-    return list(sb3.algorithms())
+    return [*sb3.algorithms(), "ERL-Re2"]
 
 
 def get_learner(name: str, engine: str = "auto") -> Learner:
@@ -92,6 +95,10 @@ def get_learner(name: str, engine: str = "auto") -> Learner:
         from erl.learners.ppo_training import CohortPPOLearner
 
         return CohortPPOLearner()
+    if name == "ERL-Re2":
+        from erl.learners.erl_re2 import Re2Learner
+
+        return Re2Learner()
     if engine == "cohort":
         raise UserError(f"{name} has no cohort engine; PPO has one, and --engine sb3 trains {name}")
     return sb3.SB3Learner(name)

@@ -1,0 +1,423 @@
+"""ERL-Re²: a population of policies and one RL agent that share a nonlinear state representation.
+
+Li, Tang, Hao, Zheng, Fu and Meng, "ERL-Re²: Efficient Evolutionary Reinforcement Learning with Shared State Representation and
+Individual Policy Representation", ICLR 2023, arXiv 2210.17375. Every policy is a linear head on the representation. Heads evolve; the
+representation is learned from the value functions of the RL agent and of the population.
+
+Differences from the published code: nothing is ever chosen or reported as the best of several noisy scores; evaluation only reports, is
+sparse, and nothing that feeds learning escapes the budget; the gradient of the representation is taken through weights that have not
+moved since; the population does not drift before it is judged; without RL the population is judged by whole episodes from the first
+step; a policy is encoded once for a batch, and the replay buffer stores no policies.
+"""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from scipy import stats
+from stable_baselines3.common.logger import configure
+from torch import Tensor
+
+from erl.distributions import GeneticPopulation, Variation
+from erl.errors import UserError
+from erl.evaluation import evaluate
+from erl.files import write_whole
+from erl.learners import Agent, Outputs
+from erl.learners.cohort import load_checkpoint, save_checkpoint
+from erl.learners.episodes import Episode, Stage, surrogate
+from erl.learners.erl_re2_agent import Re2Agent, to_sb3
+from erl.learners.erl_re2_settings import Re2Settings
+from erl.learners.erl_re2_update import Draws, TwoScale, act, new_heads
+from erl.learners.inner import InnerLog
+from erl.learners.off_policy import Captured, ReplayBuffer
+from erl.learners.sb3 import SB3Agent
+from erl.spec import LifetimeSpec, versions
+from erl.tasks import Ledger
+
+_log = logging.getLogger(__name__)
+
+# Updates whose random numbers are drawn at once.
+_CHUNK = 256
+
+
+class Re2Learner:
+    """ERL-Re², one lifetime at a time. Its settings are `Re2Settings`."""
+
+    name = "ERL-Re2"
+
+    def check(self, spec: LifetimeSpec) -> None:
+        """Raise a UserError for settings that cannot be, and for actions that are no Box."""
+        Re2Settings.from_learner_config(spec.learner.config, spec.task.env_id)
+        if spec.learner.engine == "sb3":
+            raise UserError("ERL-Re2 is no algorithm of Stable-Baselines3; --engine auto trains it")
+        _, action_space = spec.spaces()
+        if not isinstance(action_space, spaces.Box):
+            kind = type(action_space).__name__
+            raise UserError(f"ERL-Re2 takes continuous (Box) actions, and those of {spec.task.env_id} are {kind}")
+
+    def cohort_key(self, spec: LifetimeSpec) -> Hashable | None:
+        """Each on its own."""
+        return None
+
+    def train(
+        self, cohort: Sequence[LifetimeSpec], ledgers: Sequence[Ledger], outputs: Sequence[Outputs]
+    ) -> list[Agent | Exception]:
+        """Train one after the other."""
+        agents: list[Agent | Exception] = []
+        for spec, ledger, output in zip(cohort, ledgers, outputs):
+            try:
+                training = _Training(spec, ledger, output)
+                try:
+                    agents.append(training.run())
+                finally:
+                    training.close()
+            except Exception as e:
+                agents.append(e)
+        return agents
+
+
+class _Training:
+    """One lifetime."""
+
+    def __init__(self, spec: LifetimeSpec, ledger: Ledger, output: Outputs) -> None:
+        self.spec, self.ledger, self.output = spec, ledger, output
+        s = self.settings = Re2Settings.from_learner_config(spec.learner.config, spec.task.env_id)
+        self.observation_space, self.action_space = spec.spaces()
+        observations, self.actions = self.observation_space.shape[0], int(np.prod(self.action_space.shape or (1,)))
+        self.torch_rng = torch.Generator().manual_seed(spec.seeds.learner)
+        evolution, exploration = np.random.SeedSequence(spec.seeds.learner).spawn(2)
+        self.rng = np.random.default_rng(exploration)
+        self.networks = TwoScale(s, observations, self.actions, self.torch_rng)
+        self.buffer = ReplayBuffer(s.buffer_size, observations, self.actions, s.device)
+        self.population = GeneticPopulation(
+            new_heads(max(3, s.pop_size), self.actions, self.networks.features, self.torch_rng).numpy(),
+            np.random.default_rng(evolution),
+            s.elite_fraction,
+            s.mutation_prob,
+            s.frac,
+            s.prob_reset_and_sup,
+        )
+        self.update = Captured(self._update, s.device)
+        self.stage = Stage(spec, ledger, s.pop_size if s.EA else 1)
+        self.log = InnerLog(s.pop_size)
+        self.logger = configure(output.tensorboard, ["tensorboard"]) if output.tensorboard is not None else None
+        # The champion is chosen by fitness and keeps its place until the next generation is judged; before the first, any will do.
+        self.champion, self.evolved = 0, 0
+        self.synced: int | None = None
+        self.rl_steps = self.generation = self.updates = self.evaluated_at = 0
+        self.scores: list[dict[str, Any]] = []
+        self.said: dict[str, float] = {}
+        self.saved_at = self.started_at = time.perf_counter()
+
+    def run(self) -> Re2Agent:
+        self._resume()
+        while self.ledger.steps < self.spec.steps:
+            self._generation()
+            self._save()
+        return self._agent()
+
+    # -- one generation --
+
+    def _generation(self) -> None:
+        """Judge and evolve the heads, let the RL agent play, learn as often as steps were taken, and copy the RL head over."""
+        s, before, start = self.settings, self.ledger.steps, time.perf_counter()
+        row: dict[str, Any] = {}
+        totals: dict[str, float] = {}
+        fitness = None
+        # Nothing evolves on a representation that has not begun to learn; without RL it never will.
+        if s.EA and (self.rl_steps >= s.init_steps or not s.RL):
+            fitness, row = self._judge()
+            variation = self.population.tell(self.population.ask(), fitness)
+            totals = self._note(variation, row)
+            self.champion, self.evolved = variation.kept[0], self.evolved + 1
+        statistics: dict[str, float] = {}
+        updates, learning = self.updates, 0.0
+        if s.RL:
+            row["rl_return"] = self._explore()
+            if self.rl_steps >= s.init_steps and len(self.buffer) >= s.learning_starts:
+                begun = time.perf_counter()
+                statistics = self._learn(round(s.frac_frames_train * (self.ledger.steps - before)))
+                learning = time.perf_counter() - begun
+        self.generation += 1
+        if s.RL and fitness is not None and self.generation % s.sync_period == 0:
+            worst = int(np.argmin(fitness))
+            self.synced = (worst + 1) % s.pop_size if worst == self.champion else worst
+            self.population.heads[self.synced] = self.networks.rl_head.cpu().numpy()
+        if any(not torch.isfinite(network.values).all() for network in self.networks.networks):
+            raise FloatingPointError(f"the networks' weights are not finite after {self.ledger.steps} steps")
+        self._evaluate()
+        row = {"steps": self.ledger.steps, **row}
+        self.log.add(row, totals)
+        statistics["updates_per_second"] = rate = (self.updates - updates) / learning if learning else 0.0
+        self._say(row, rate)
+        self._tell(row, statistics, time.perf_counter() - start)
+
+    def _judge(self) -> tuple[np.ndarray, dict[str, Any]]:
+        """Every head's fitness (pop_size,): returns of whole episodes, or the surrogate, one choice for all; and what to note of it."""
+        s, heads = self.settings, torch.from_numpy(self.population.heads).to(self.settings.device)
+        whole = not s.RL or self.rng.random() < s.theta
+
+        def acting(who: np.ndarray, seen: np.ndarray) -> np.ndarray:
+            z = self.networks.represent(torch.from_numpy(seen).to(s.device))
+            return act(heads[who], z.unsqueeze(1)).squeeze(1).cpu().numpy()
+
+        rounds = [
+            self.stage.play(acting, s.pop_size, None if whole else s.time_steps)
+            for _ in range(s.num_evals if whole else 1)
+        ]
+        for episodes in rounds:
+            for episode in episodes:
+                self.buffer.add(*episode.transitions())
+        surrogates = np.array(self._surrogates(rounds[0], heads)) if s.RL else None
+        returns = np.mean([[e.total for e in episodes] for episodes in rounds], axis=0)
+        fitness = returns if whole else surrogates
+        assert fitness is not None
+        if not np.isfinite(fitness).all():
+            raise FloatingPointError(f"a head's fitness is not finite after {self.ledger.steps} steps: {fitness}")
+        if whole:
+            # The champion was chosen before it played these episodes: their returns are no best of several.
+            for episodes in rounds:
+                self.ledger.episode(episodes[self.champion].total, len(episodes[self.champion].rewards))
+        row = {"whole": int(whole), "fitness": fitness.tolist()}
+        if whole:
+            row["champion_return"] = float(returns[self.champion])
+            if surrogates is not None:
+                row["surrogate"] = surrogates.tolist()
+        return fitness, row
+
+    def _surrogates(self, episodes: Sequence[Episode], heads: Tensor) -> list[float]:
+        """The surrogate fitness of each head, from the first steps of its episode."""
+        s = self.settings
+        reached = np.stack([e.observations[min(s.time_steps, len(e.rewards))] for e in episodes])
+        tails = self.networks.value_of(torch.from_numpy(reached).to(s.device), heads).tolist()
+        return [surrogate(e, s.time_steps, s.gamma, tail) for e, tail in zip(episodes, tails)]
+
+    def _note(self, variation: Variation, row: dict[str, Any]) -> dict[str, float]:
+        """Add to a row what evolution did, and give what is summed up: the fate of the RL head's copy among it."""
+        whole = bool(row["whole"])
+        row["champion"] = variation.elites[0]
+        totals: dict[str, float] = {
+            "whole": int(whole),
+            "surrogate": int(not whole),
+            "crossovers": len(variation.crossovers),
+            "swaps": variation.swaps,
+            "mutated": len(variation.mutated),
+            **{f"rows_{name}": n for name, n in variation.operators.items()},
+        }
+        if self.synced is not None:
+            row["rl_head"] = self.synced
+            for fate in ("elites", "selected", "discarded"):
+                if self.synced in getattr(variation, fate):
+                    totals[f"rl_{fate}"] = 1
+                    row["rl_fate"] = fate
+                    break
+            self.synced = None
+        return totals
+
+    def _explore(self) -> float:
+        """One episode of the RL agent, with noise; at random in the first `init_steps`. Its return."""
+        s, head = self.settings, self.networks.rl_head
+        at_random = self.rl_steps < s.init_steps
+
+        def acting(who: np.ndarray, seen: np.ndarray) -> np.ndarray:
+            if at_random:
+                return self.rng.uniform(-1.0, 1.0, (1, self.actions))
+            actions = act(head, self.networks.represent(torch.from_numpy(seen).to(s.device))).cpu().numpy()
+            return np.clip(actions + self.rng.normal(0.0, s.exploration_noise, actions.shape), -1.0, 1.0)
+
+        (episode,) = self.stage.play(acting)
+        self.buffer.add(*episode.transitions())
+        self.rl_steps += len(episode.rewards)
+        self.ledger.episode(episode.total, len(episode.rewards))
+        return episode.total
+
+    def _learn(self, n: int) -> dict[str, float]:
+        """Update all networks n times; what the last update of everything said."""
+        s, rng, rl = self.settings, self.torch_rng, self.settings.pop_size
+        heads = torch.from_numpy(self.population.heads[: s.pop_size]).to(s.device)
+        policies = torch.cat([heads, self.networks.rl_head.unsqueeze(0)])
+        statistics: dict[str, Tensor] = {}
+        for begin in range(0, n, _CHUNK):
+            m = min(_CHUNK, n - begin)
+            places = torch.randint(len(self.buffer), (m, s.batch_size), generator=rng).to(s.device)
+            noise = torch.randn(m, s.batch_size, self.actions, generator=rng).to(s.device)
+            valued = torch.randint(rl + 1, (m,), generator=rng).tolist()
+            improved = torch.rand(m, rl + 1, generator=rng).argsort(1)[:, : s.K].to(s.device)
+            for k in range(m):
+                improve = self.updates % s.delay == 0
+                statistics |= self.update(
+                    (improve, self.evolved > 0),
+                    places[k],
+                    noise[k],
+                    policies[valued[k]] if s.EA else None,
+                    policies[improved[k]] if s.EA and self.evolved and improve else None,
+                )
+                if improve:
+                    policies[rl] = self.networks.rl_head
+                self.updates += 1
+        return {name: float(value) for name, value in statistics.items()}
+
+    def _update(
+        self, course: tuple[bool, bool], places: Tensor, noise: Tensor, valued: Tensor | None, improved: Tensor | None
+    ) -> dict[str, Tensor]:
+        return self.networks.update(self.buffer.batch(places), Draws(noise, valued, improved), course[0])
+
+    # -- reports --
+
+    def _evaluate(self) -> None:
+        """From time to time, and at no cost to the budget, fresh episodes of the champion and of the RL agent, apart."""
+        s = self.settings
+        if not s.eval_freq or self.ledger.steps // s.eval_freq == self.evaluated_at // s.eval_freq:
+            return
+        self.evaluated_at = self.ledger.steps
+        score: dict[str, Any] = {"steps": self.ledger.steps}
+        env = self.spec.make_env()
+        try:
+            for name, agent in self._agents().items():
+                # Not the episodes that the finished agent will be evaluated on.
+                score[name] = float(
+                    np.mean(evaluate(agent, env, s.eval_episodes, self.spec.seeds.evaluation + 1).returns)
+                )
+        finally:
+            env.close()
+        self.scores.append(score)
+
+    def _say(self, row: Mapping[str, Any], updates_per_second: float) -> None:
+        """To whoever watches: the latest returns that count of champion and RL agent, and the population's mean."""
+        said = {"updates/s": updates_per_second} if updates_per_second else {}
+        if row.get("whole"):
+            said["population"] = float(np.mean(row["fitness"]))
+        said |= {name.removesuffix("_return"): row[name] for name in ("champion_return", "rl_return") if name in row}
+        self.said |= said
+        if self.output.status is not None and self.said:
+            path, text = Path(self.output.status), json.dumps(self.said)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, lambda part: Path(part).write_text(text, encoding="utf-8"))
+            except OSError as e:  # it is for show only
+                _log.warning("no status written: %s", e)
+
+    def _tell(self, row: Mapping[str, Any], statistics: Mapping[str, float], seconds: float) -> None:
+        """To TensorBoard, in Stable-Baselines3's names where it has one."""
+        if self.logger is None:
+            return
+        record = self.logger.record
+        recent = self.ledger.episodes[-100:]
+        if recent:
+            record("rollout/ep_rew_mean", np.mean([r for _, r, _ in recent]))
+            record("rollout/ep_len_mean", np.mean([n for _, _, n in recent]))
+        if "fitness" in row:
+            record("evolution/whole_episodes", row["whole"])
+            for name in ("max", "mean", "min"):
+                record(f"evolution/fitness_{name}", float(getattr(np, name)(row["fitness"])))
+            for k, value in enumerate(row["fitness"]):
+                record(f"evolution/head_{k}", value)
+            if "surrogate" in row and len({*row["surrogate"]}) > 1 and len({*row["fitness"]}) > 1:
+                rho = float(stats.spearmanr(row["surrogate"], row["fitness"]).statistic)
+                record("evolution/surrogate_rank_correlation", rho)
+        for name in ("champion_return", "rl_return"):
+            if name in row:
+                record(f"rollout/{name}", row[name])
+        if self.scores and self.scores[-1]["steps"] == self.ledger.steps:
+            for name, value in self.scores[-1].items():
+                if name != "steps":
+                    record(f"eval/{name}", value)
+        for fate in ("elites", "selected", "discarded"):
+            copies = sum(self.log.totals.get(f"rl_{f}", 0) for f in ("elites", "selected", "discarded"))
+            if copies:
+                record(f"evolution/rl_{fate}", self.log.totals.get(f"rl_{fate}", 0) / copies)
+        for name, value in statistics.items():
+            record(f"train/{name}", value)
+        elapsed = time.perf_counter() - self.started_at
+        record("time/fps", int((self.ledger.steps - self.ledger.earlier[0]) / elapsed))
+        record("train/n_updates", self.updates)
+        record("time/generation_seconds", seconds)
+        self.logger.dump(step=self.ledger.steps)
+
+    def _agents(self) -> dict[str, SB3Agent]:
+        """The policies that there are: `champion` once there was evolution, `rl` where networks learn."""
+        heads: dict[str, Tensor] = {}
+        if self.settings.EA and (self.evolved or not self.settings.RL):
+            heads["champion"] = torch.from_numpy(self.population.heads[self.champion])
+        if self.settings.RL:
+            heads["rl"] = self.networks.rl_head
+        spaces_ = self.observation_space, self.action_space
+        return {
+            name: SB3Agent(to_sb3(self.networks, head, *spaces_, self.ledger.steps), None)
+            for name, head in heads.items()
+        }
+
+    def _agent(self) -> Re2Agent:
+        """The champion by training fitness, or the RL agent where nothing has evolved."""
+        agents = self._agents()
+        handed_over = agents.pop("champion", None) or agents.pop("rl")
+        return Re2Agent(handed_over.model, agents, {**self.log.to_json(), "evaluations": self.scores})
+
+    # -- checkpoints --
+
+    _COUNTERS = ("champion", "evolved", "synced", "rl_steps", "generation", "updates", "evaluated_at", "scores")
+
+    def _save(self) -> None:
+        """Write a checkpoint, if it is time. Between generations no episode is running."""
+        path, ledger = self.output.checkpoint, self.ledger
+        if path is None or time.perf_counter() - self.saved_at < self.output.checkpoint_seconds:
+            return
+        seconds = ledger.earlier[1] + time.perf_counter() - self.started_at
+        folder = Path(f"{path}.buffer")
+        try:
+            state: dict[str, Any] = {
+                "buffer": self.buffer.save(folder),
+                "networks": self.networks.get_state(),
+                "population": self.population.get_state(),
+                "stage": self.stage.get_state(),
+                "log": self.log.get_state(),
+                "rng": self.rng.bit_generator.state,
+                "torch_rng": self.torch_rng.get_state(),
+                "ledger": (ledger.steps, seconds, list(ledger.episodes)),
+                "counters": {name: getattr(self, name) for name in self._COUNTERS},
+            }
+            save_checkpoint(path, self.spec, versions(), state)
+            # What only the state before needs goes when the new one is safe.
+            self.buffer.tidy(folder, state["buffer"])
+        except OSError as e:  # a full disk costs the checkpoint, not the training; the one before is still whole
+            _log.warning("no checkpoint written: %s", e)
+        self.saved_at = time.perf_counter()
+
+    def _resume(self) -> None:
+        """Go on where a checkpoint was written, if there is one."""
+        path = self.output.checkpoint
+        if path is None:
+            return
+        folder = Path(f"{path}.buffer")
+        state = load_checkpoint(path, self.spec, versions())
+        try:
+            if state is not None:
+                self.buffer.load(folder, state["buffer"])
+        except (OSError, ValueError, EOFError):  # a damaged buffer: the lifetime begins anew
+            self.buffer.added, state = 0, None
+        if state is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        self.networks.set_state(state["networks"])
+        self.population.set_state(state["population"])
+        self.stage.set_state(state["stage"])
+        self.log.set_state(state["log"])
+        self.rng.bit_generator.state = state["rng"]
+        self.torch_rng.set_state(state["torch_rng"])
+        self.ledger.steps, seconds, self.ledger.episodes[:] = state["ledger"]
+        self.ledger.earlier = self.ledger.steps, seconds
+        for name, value in state["counters"].items():
+            setattr(self, name, value)
+
+    def close(self) -> None:
+        """Close environments and log."""
+        self.stage.close()
+        if self.logger is not None:
+            self.logger.close()

@@ -1,0 +1,57 @@
+"""Records of evolution inside a lifetime: what every generation did, in bounded space."""
+
+from typing import Any
+
+ROWS = 200
+NUMBERS = 2000
+
+
+class InnerLog:
+    """Generations of a hybrid learner, thinned evenly so that they fit into a study's database, and totals of all.
+
+    A row is what one generation notes, by name: numbers, or lists of them, one for each individual. When there are too many rows, every second
+    one goes, and from then on only every second generation is kept.
+
+    Attributes:
+        generations: how many there were.
+        totals: sums over all generations, kept or not.
+    """
+
+    def __init__(self, individuals: int) -> None:
+        self._limit = max(10, min(ROWS, NUMBERS // max(1, individuals)))
+        self._stride = 1
+        self.generations = 0
+        self.rows: list[dict[str, Any]] = []
+        self.totals: dict[str, float] = {}
+
+    def add(self, row: dict[str, Any], totals: dict[str, float]) -> None:
+        """Note a generation, and add to the totals."""
+        for name, value in totals.items():
+            self.totals[name] = self.totals.get(name, 0) + value
+        if self.generations % self._stride == 0:
+            self.rows.append({"generation": self.generations, **{k: _short(v) for k, v in row.items()}})
+        self.generations += 1
+        if len(self.rows) > self._limit:
+            self._stride *= 2
+            self.rows = self.rows[::2]
+
+    def to_json(self) -> dict[str, Any]:
+        """Totals, and the rows as columns: `{"generations": n, "totals": {name: sum}, "kept": {name: [value or null, …]}}`."""
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        columns = {name: [row.get(name) for row in self.rows] for name in names}
+        return {"generations": self.generations, "totals": dict(self.totals), "kept": columns}
+
+    def get_state(self) -> dict[str, Any]:
+        """All that it takes to go on."""
+        return {k: v for k, v in vars(self).items() if k != "_limit"}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from `get_state`."""
+        vars(self).update(state)
+
+
+def _short(value: Any) -> Any:
+    """Numbers with five digits."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    return [_short(v) for v in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,281 @@
+"""Networks of off-policy learners, in PyTorch, with gradients written by hand.
+
+All parameters of a network, or of several of one shape (twin critics, a population of actors), lie in one flat vector, and so do
+their gradients: an optimiser, a soft update or a gradient norm is one pass. Gradients are written where they belong, without a graph, without zeroing and without accumulation; a plain autograd
+implementation in the tests holds them to the equations. Everything runs on any device, and can be captured in a CUDA graph.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Matrices narrower than this are multiplied in single precision even where the precision is bfloat16: they cost nothing,
+# and observations keep their digits.
+_WIDE = 128
+_SLOPE = 0.01  # of leaky ReLU, PyTorch's default
+STD_EPS = 1e-12
+_norm = torch.ops.aten.native_layer_norm
+_norm_backward = torch.ops.aten.native_layer_norm_backward
+_tanh_backward = torch.ops.aten.tanh_backward.grad_input
+_leaky_backward = torch.ops.aten.leaky_relu_backward.grad_input
+
+
+def product(a: Tensor, b: Tensor, low: bool, out: Tensor | None = None) -> Tensor:
+    """Matrix product; where `low`, the factors of a wide one are rounded to bfloat16."""
+    if low and min(*a.shape, b.shape[1]) >= _WIDE:
+        result = torch.mm(a.bfloat16(), b.bfloat16())
+        return result.float() if out is None else out.copy_(result)
+    return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of each of n perceptrons that stand side by side.
+
+    Attributes:
+        inputs: length of the input; 0 for none but the code.
+        hidden: widths of the hidden layers.
+        outputs: length of the output; 0 if the last hidden layer is the output.
+        tanh: activation tanh, instead of leaky ReLU.
+        norm: whether hidden layers are normalised before their activation (learned gain and shift).
+        code: length of a vector that joins the first layer's input and is the same for the whole batch: it enters as a part of the
+            bias, so that its product is computed once, not once for each row.
+        output_scale: factor on the output layer's initial weights.
+    """
+
+    inputs: int
+    hidden: tuple[int, ...] = (400, 300)
+    outputs: int = 1
+    tanh: bool = False
+    norm: bool = True
+    code: int = 0
+    output_scale: float = 1.0
+
+    def blocks(self, n: int) -> list[tuple[int, ...]]:
+        """Shapes of the parameters in their order: for each layer the matrix, the bias, gain and shift; last the code's matrix."""
+        blocks: list[tuple[int, ...]] = []
+        width = self.inputs
+        for size in self.hidden:
+            blocks += [(n, width, size), (n, size)] + [(n, size)] * (2 * self.norm)
+            width = size
+        if self.outputs:
+            blocks += [(n, width, self.outputs), (n, self.outputs)]
+        if self.code:
+            blocks.append((n, self.code, self.hidden[0]))
+        return blocks
+
+    def size(self, n: int) -> int:
+        """Number of parameters of n perceptrons."""
+        return sum(math.prod(b) for b in self.blocks(n))
+
+
+def _cut(flat: Tensor, blocks: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    sizes = [math.prod(b) for b in blocks]
+    return [part.view(block) for part, block in zip(flat.split(sizes), blocks)]
+
+
+@dataclass
+class Layer:
+    """One layer's parameters, or their gradients: matrix (inputs, outputs), and vectors (outputs,)."""
+
+    weight: Tensor
+    bias: Tensor
+    gain: Tensor | None = None
+    shift: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.transposed = self.weight.t()
+
+
+@dataclass
+class Trace:
+    """What a forward pass leaves for its backward pass; lists have an entry for each perceptron.
+
+    Attributes:
+        output: (n, batch, outputs).
+        inputs: of each layer, (batch, width), and the last hidden layer's output.
+        norms: of each hidden layer: input of the normalisation, mean, 1/std, effective gain.
+        codes: (code,) of each, if there are codes.
+    """
+
+    output: Tensor
+    inputs: list[list[Tensor]]
+    norms: list[list[tuple[Tensor, Tensor, Tensor, Tensor]]]
+    codes: Tensor | None
+
+
+class Perceptrons:
+    """n perceptrons of one shape on a flat vector of parameters.
+
+    Layers are those of `torch.nn.Linear`, initialised alike. The normalisation divides by the standard deviation with n - 1, so
+    the learned gain is multiplied by sqrt((n-1)/n) and PyTorch's kernel does the rest. The published code adds 1e-6 to the deviation;
+    here 1e-12 is added to the variance, which differs by one part in a million at a deviation of one.
+
+    Args:
+        shape: of each.
+        n: how many.
+        values: their parameters, flat (shape.size(n),).
+        grads: where `backward` writes; None for a network that is never trained (a target).
+        low: wide matrix products in bfloat16.
+    """
+
+    def __init__(self, shape: Shape, n: int, values: Tensor, grads: Tensor | None = None, low: bool = False) -> None:
+        self.shape, self.n, self.low = shape, n, low
+        self.members = self.cut(values)
+        self._grads = [] if grads is None else self.cut(grads)
+
+    def cut(self, flat: Tensor) -> list[tuple[list[Layer], Tensor | None]]:
+        """Views of a flat vector of this one's size: for each perceptron its layers, and the code's matrix (code, width)."""
+        blocks = iter(part.unbind() for part in _cut(flat, self.shape.blocks(self.n)))
+        per_layer = [2 + 2 * self.shape.norm] * len(self.shape.hidden) + [2] * bool(self.shape.outputs)
+        layers = [[Layer(*parts) for parts in zip(*(next(blocks) for _ in range(k)))] for k in per_layer]
+        codes = next(blocks, [None] * self.n)
+        return [([layer[k] for layer in layers], codes[k]) for k in range(self.n)]
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw parameters as `torch.nn.Linear` does: uniform within 1/sqrt(inputs)."""
+        for layers, code in self.members:
+            for i, layer in enumerate(layers):
+                bound = 1.0 / math.sqrt(layer.weight.shape[0] + (self.shape.code if i == 0 else 0))
+                for block in (layer.weight, layer.bias) + ((code,) if i == 0 and code is not None else ()):
+                    block.copy_(torch.empty(block.shape).uniform_(-bound, bound, generator=generator))
+                if layer.gain is not None and layer.shift is not None:
+                    layer.gain.fill_(1.0)
+                    layer.shift.zero_()
+            if self.shape.outputs:
+                layers[-1].weight.mul_(self.shape.output_scale)
+                layers[-1].bias.mul_(self.shape.output_scale)
+
+    def forward(self, x: Tensor, codes: Tensor | None = None, first: int | None = None) -> Trace:
+        """Outputs for a batch (batch, inputs) that all perceptrons see, and codes (n, code) of their own; only the `first` so many, if asked."""
+        inputs, norms = [], []
+        for k, (layers, code) in enumerate(self.members[:first]):
+            h, seen, normalised = x, [], []
+            for i, layer in enumerate(layers):
+                seen.append(h)
+                bias = layer.bias
+                if i == 0 and code is not None and codes is not None:
+                    bias = torch.addmv(bias, code.t(), codes[k])
+                h = product(h, layer.weight, True).add_(bias) if self.low else torch.addmm(bias, h, layer.weight)
+                if i == len(self.shape.hidden):
+                    break
+                if layer.gain is not None and layer.shift is not None:
+                    width = h.shape[1]
+                    gain = layer.gain * unbias(width)
+                    y, mean, rstd = _norm(h, [width], gain, layer.shift, STD_EPS)
+                    normalised.append((h, mean, rstd, gain))
+                    h = y
+                h = h.tanh_() if self.shape.tanh else torch.nn.functional.leaky_relu_(h, _SLOPE)
+            seen.append(h)
+            inputs.append(seen)
+            norms.append(normalised)
+        return Trace(torch.stack([seen[-1] for seen in inputs]), inputs, norms, codes)
+
+    def backward(self, trace: Trace, d: Tensor, weights: bool = True, inputs: bool = False) -> tuple[Tensor, ...]:
+        """The chain rule through a forward pass.
+
+        Args:
+            trace: of the forward pass; the parameters have not changed since.
+            d: derivative of a loss by its outputs, (n, batch, outputs); may be overwritten.
+            weights: whether to write the gradient of the parameters (over what was there). All perceptrons took part then.
+            inputs: whether to give the derivatives by the inputs, (batch, inputs) for each perceptron; by the codes (code,) otherwise.
+        """
+        assert not weights or len(d) == self.n
+        return tuple(self._backward(k, trace, dk, weights, inputs) for k, dk in enumerate(d))
+
+    def _backward(self, k: int, trace: Trace, d: Tensor, weights: bool, inputs: bool) -> Tensor:
+        (layers, code), seen = self.members[k], trace.inputs[k]
+        grads, code_grad = self._grads[k] if weights else ([], None)
+        for i in reversed(range(len(layers))):
+            layer = layers[i]
+            if i < len(self.shape.hidden):
+                if self.shape.tanh:
+                    d = _tanh_backward(d, seen[i + 1], grad_input=d)
+                else:
+                    d = _leaky_backward(d, seen[i + 1], _SLOPE, True, grad_input=d)
+                if layer.gain is not None and layer.shift is not None:
+                    width, (x, mean, rstd, gain) = d.shape[1], trace.norms[k][i]
+                    wanted = [True, weights, weights]
+                    d, d_gain, d_shift = _norm_backward(d, x, [width], mean, rstd, gain, layer.shift, wanted)
+                    if weights:
+                        grad = grads[i]
+                        assert grad.gain is not None and grad.shift is not None  # noqa: PT018
+                        torch.mul(d_gain, unbias(width), out=grad.gain)
+                        grad.shift.copy_(d_shift)
+            if weights:
+                product(seen[i].t(), d, self.low, grads[i].weight)
+                torch.sum(d, 0, out=grads[i].bias)
+            if i > 0 or inputs:
+                d = product(d, layer.transposed, self.low)
+        if code is not None and code_grad is not None and trace.codes is not None:
+            torch.outer(trace.codes[k], grads[0].bias, out=code_grad)
+            return d if inputs else code @ grads[0].bias
+        return d
+
+
+def unbias(n: int) -> float:
+    """From a standard deviation with n to one with n - 1, in the denominator."""
+    return math.sqrt((n - 1) / n)
+
+
+class Trained:
+    """A flat vector of parameters with its gradient, Adam's moments and, if wanted, a target that follows it.
+
+    Args:
+        size: number of parameters.
+        rate: Adam's learning rate; its other settings are PyTorch's defaults.
+        max_norm: gradients longer than this are shortened to it.
+        device: where it lies.
+    """
+
+    def __init__(
+        self, size: int, rate: float = 1e-3, max_norm: float = 10.0, device: torch.device | str = "cpu"
+    ) -> None:
+        self.values, self.grads, self.target, self._first, self._second = torch.zeros(5, size, device=device)
+        self._steps = torch.zeros((), device=device, dtype=torch.float32)
+        self._rate, self._max_norm = rate, max_norm
+
+    def step(self) -> Tensor:
+        """Clip the gradient, take one step of Adam, and give the gradient's norm before clipping."""
+        norm = torch.linalg.vector_norm(self.grads)
+        self._steps += 1
+        torch._fused_adam_(
+            [self.values],
+            [self.grads],
+            [self._first],
+            [self._second],
+            [],
+            [self._steps],
+            lr=self._rate,
+            beta1=0.9,
+            beta2=0.999,
+            weight_decay=0.0,
+            eps=1e-8,
+            amsgrad=False,
+            maximize=False,
+            # The kernel divides gradients by this while it reads them.
+            grad_scale=((norm + 1e-6) / self._max_norm).clamp_(min=1.0).float(),
+            found_inf=None,
+        )
+        return norm
+
+    def start_target(self) -> None:
+        """Make the target equal to the parameters."""
+        self.target.copy_(self.values)
+
+    def get_state(self) -> list[Tensor]:
+        """All that a checkpoint needs, as tensors on the CPU."""
+        return [t.detach().cpu().clone() for t in (self.values, self.target, self._first, self._second, self._steps)]
+
+    def set_state(self, state: Sequence[Tensor]) -> None:
+        """Go on from `get_state`."""
+        for mine, theirs in zip((self.values, self.target, self._first, self._second, self._steps), state, strict=True):
+            mine.copy_(theirs)
+
+
+def soft_update(networks: Sequence[Trained], tau: float) -> None:
+    """Move every target a part `tau` of the way to its network."""
+    torch._foreach_lerp_([n.target for n in networks], [n.values for n in networks], tau)

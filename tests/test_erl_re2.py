@@ -1,0 +1,464 @@
+"""ERL-Re² as a learner: what counts, what is reported, checkpoints, records, learning."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import TD3
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from erl.errors import UserError
+from erl.evolution import EvolutionConfig, evolve
+from erl.learners import Outputs, get_learner
+from erl.learners.episodes import Episode, Stage, surrogate
+from erl.learners.erl_re2 import Re2Learner, _Training
+from erl.learners.erl_re2_update import act
+from erl.learners.inner import NUMBERS, ROWS, InnerLog
+from erl.lifetime import Job, LifetimeRecord, check, live
+from erl.reservoirs import Context, ReservoirParams
+from erl.spec import LearnerSpec, LifetimeSpec, Seeds, from_json, to_json
+from erl.study import records
+from erl.tasks import Ledger, Task
+
+# Small enough for a test: little learning, judged often both ways.
+SMALL = {
+    "init_steps": 60,
+    "learning_starts": 50,
+    "batch_size": 16,
+    "time_steps": 5,
+    "theta": 0.5,
+    "pr": 8,
+    "sync_period": 1,
+    "frac_frames_train": 0.1,
+    "eval_freq": 0,
+    "buffer_size": 300,
+}
+
+
+def spec(env_id="toy_environments:Reach-v0", steps=400, seed=0, ep_eval=2, context=None, **settings):
+    learner = LearnerSpec("ERL-Re2", {**SMALL, **settings})
+    return LifetimeSpec(Task(env_id), learner, steps, Seeds.derive(seed, "single", 0), context, ep_eval)
+
+
+def train(s, ledger=None, **outputs):
+    ledger = ledger or Ledger()
+    (agent,) = Re2Learner().train([s], [ledger], [Outputs(**outputs)])
+    if isinstance(agent, Exception):
+        raise agent
+    return agent, ledger
+
+
+def weights(agent):
+    return torch.cat([p.detach().flatten() for p in agent.model.policy.parameters()])
+
+
+# -- what is allowed --
+
+
+def test_it_is_in_the_registry_whatever_the_case():
+    assert isinstance(get_learner("erl-re2"), Re2Learner)
+    with pytest.raises(UserError, match="no cohort engine"):
+        get_learner("TD3", "cohort")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"task": Task("CartPole-v1")}, "continuous .Box. actions, and those of CartPole-v1 are Discrete"),
+        ({"learner": LearnerSpec("ERL-Re2", {"thta": 1})}, "did you mean theta"),
+        ({"learner": LearnerSpec("ERL-Re2", {}, "sb3")}, "no algorithm of Stable-Baselines3"),
+    ],
+)
+def test_check_refuses(change, says):
+    with pytest.raises(UserError, match=says):
+        check(replace(spec(), **change))
+
+
+# -- the surrogate --
+
+
+def episode(rewards, terminated=False, truncated=False):
+    n = len(rewards)
+    return Episode(
+        np.zeros((n + 1, 1), np.float32), np.zeros((n, 1), np.float32), np.array(rewards), terminated, truncated
+    )
+
+
+def test_surrogate_by_hand():
+    # 1 + 0.5 * 2 + 0.25 * 4 = 3, and 0.125 * 16 = 2 for what follows.
+    assert surrogate(episode([1.0, 2.0, 4.0]), 3, 0.5, 16.0) == 5.0
+    # Of a longer episode only the first steps count.
+    assert surrogate(episode([1.0, 2.0, 4.0, 100.0], terminated=True), 3, 0.5, 16.0) == 5.0
+    # What ended by then has nothing to follow.
+    assert surrogate(episode([1.0, 2.0], terminated=True), 3, 0.5, 16.0) == 2.0
+    assert surrogate(episode([1.0, 2.0], truncated=True), 3, 0.5, 16.0) == 2.0
+    assert surrogate(episode([1.0, 2.0, 4.0], terminated=True), 3, 0.5, 16.0) == 3.0
+
+
+def test_surrogate_of_heads_is_the_equation(monkeypatch):
+    """The learner's surrogate against the networks asked one by one."""
+    t = _Training(spec(theta=0.0), Ledger(), Outputs())
+    seen = {}
+    monkeypatch.setattr(t.stage, "play", lambda *a, **k: seen.setdefault("episodes", Stage.play(t.stage, *a, **k)))
+    heads = torch.from_numpy(t.population.heads.copy())
+    fitness, row = t._judge()
+    assert row["whole"] == 0
+    for head, e, f in zip(heads, seen["episodes"], fitness):
+        assert len(e.rewards) == 5
+        last = torch.from_numpy(e.observations[5:6])
+        value = t.networks.value_of(last, head.unsqueeze(0)).item()
+        assert f == pytest.approx(sum(0.99**k * r for k, r in enumerate(e.rewards)) + 0.99**5 * value, rel=1e-5)
+    t.close()
+
+
+# -- budget, buffer, time limits --
+
+
+def test_every_step_that_feeds_learning_is_counted(monkeypatch):
+    """Steps of the ledger are steps of the environments, and all are in the buffer; evaluation that only reports is neither."""
+    import toy_environments
+
+    taken = []
+    step = toy_environments.Reach.step
+    monkeypatch.setattr(toy_environments.Reach, "step", lambda self, a: taken.append(1) or step(self, a))
+    t = _Training(spec(steps=700, buffer_size=10_000, eval_freq=200, eval_episodes=2), ledger := Ledger(), Outputs())
+    t.run()
+    t.close()
+    evaluated = len(t.scores) * 2 * 2 * 20 - 2 * 20 * sum("champion" not in s for s in t.scores)
+    assert len(t.scores) == 3
+    assert len(taken) == ledger.steps + evaluated
+    assert ledger.steps == t.buffer.added
+    # It ends with the generation that reaches the budget.
+    assert 700 <= ledger.steps < 700 + 5 * 20 + 20
+
+
+def test_evaluation_changes_nothing():
+    quiet, loud = (train(spec(eval_freq=f, eval_episodes=1)) for f in (0, 100))
+    assert torch.equal(weights(quiet[0]), weights(loud[0]))
+    assert quiet[1].episodes == loud[1].episodes
+    assert len(loud[0].inner["evaluations"]) > 1
+
+
+def test_time_limits_are_not_terminal():
+    """Reach ends by its time limit only, Steady for good after ten steps."""
+    for env_id, terminal, length in (("Reach", 0, 20), ("Steady", 1, 10)):
+        t = _Training(spec(f"toy_environments:{env_id}-v0", steps=120, theta=1.0), Ledger(), Outputs())
+        t.run()
+        t.close()
+        ends = 1.0 - t.buffer.batch(torch.arange(len(t.buffer))).goes_on[:, 0]
+        assert ends.sum() == terminal * len(t.buffer) / length
+
+
+def test_episodes_that_count_were_played_by_whoever_was_chosen_before():
+    """Fitness of the champion of the generation before, and the RL agent's returns: never the best of several."""
+    t = _Training(spec(theta=1.0), ledger := Ledger(), Outputs())
+    t.rl_steps = 60
+    judged = []
+    for _ in range(3):
+        champion, n = t.champion, len(ledger.episodes)
+        t._generation()
+        row = t.log.rows[-1]
+        judged.append([round(r, 3) for _, r, _ in ledger.episodes[n:]])
+        assert judged[-1] == pytest.approx([row["fitness"][champion], row["rl_return"]], rel=1e-3)
+        assert row["champion"] == int(np.argmax(row["fitness"]))
+    t.close()
+
+
+def test_actions_reach_the_environment_in_its_own_range():
+    stage = Stage(spec("Pendulum-v1"), Ledger(), 1)
+    executed = []
+    step = stage.envs[0].step
+    stage.envs[0].step = lambda a: executed.append(a) or step(a)
+    stage.play(lambda who, seen: np.array([[0.5]]), limit=3)
+    stage.close()
+    assert np.concatenate(executed).tolist() == [1.0, 1.0, 1.0]
+
+
+# -- switches --
+
+
+def test_rl_alone_has_no_population():
+    agent, ledger = train(spec(EA=False))
+    assert agent.companions == {}
+    assert all(n == 20 for _, _, n in ledger.episodes)
+    assert ledger.steps == 400
+    assert "fitness" not in agent.inner["kept"]
+
+
+def test_evolution_alone_learns_no_network():
+    s = spec(RL=False, steps=600)
+    t = _Training(s, Ledger(), Outputs())
+    before = [n.values.clone() for n in t.networks.networks]
+    agent = t.run()
+    t.close()
+    assert all(torch.equal(n.values, b) for n, b in zip(t.networks.networks, before))
+    assert t.updates == 0
+    assert agent.companions == {}
+    assert agent.inner["totals"]["whole"] == agent.inner["generations"] == 6
+    assert "surrogate" not in agent.inner["kept"]
+
+
+def test_nothing_evolves_before_the_random_steps_are_over():
+    t = _Training(spec(init_steps=100, steps=100), Ledger(), Outputs())
+    heads = t.population.heads.copy()
+    agent = t.run()
+    t.close()
+    assert (t.population.heads == heads).all()
+    assert t.ledger.steps == 100
+    assert agent.inner["generations"] == 5
+    actions = t.buffer.batch(torch.arange(100)).actions
+    assert actions.min() < -0.9
+    assert actions.max() > 0.9
+    assert abs(actions.mean()) < 0.2
+
+
+def test_the_rl_head_takes_the_place_of_the_worst():
+    t = _Training(spec(theta=1.0, sync_period=2), Ledger(), Outputs())
+    t.rl_steps = 60
+    for generation in range(1, 7):
+        t._generation()
+        fitness = t.log.rows[-1]["fitness"]
+        rl = t.networks.rl_head.numpy()
+        if generation % 2:
+            assert t.synced is None
+            continue
+        worst = int(np.argmin(fitness))
+        assert t.synced in (worst, (worst + 1) % 5)
+        assert t.synced != t.champion
+        assert (t.population.heads[t.synced] == rl).all()
+    fates = sum(t.log.totals.get(f"rl_{f}", 0) for f in ("elites", "selected", "discarded"))
+    assert fates == 2  # of three copies the last is yet to be judged
+    t.close()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"algorithm": "DDPG"}, {"OFF_TYPE": 0}, {"K": 3, "num_evals": 2}, {"precision": "bf16"}]
+)
+def test_variants_run(settings):
+    agent, ledger = train(spec(steps=300, **settings))
+    assert ledger.steps >= 300
+    assert np.isfinite(weights(agent)).all()
+
+
+@pytest.mark.parametrize("skip_c", [False, True])
+def test_reservoirs(skip_c):
+    context = Context((ReservoirParams(units=10, sr=0.9, lr=0.5),), skip_c=skip_c)
+    s = spec(steps=200, context=context)
+    check(s)
+    agent, _ = train(s)
+    assert agent.model.observation_space == s.spaces()[0]
+    env = s.make_env()
+    evaluate_policy(agent, env, 1, warn=False)
+    env.close()
+
+
+def test_a_fault_fails_its_own_lifetime():
+    good, bad = spec(steps=80, init_steps=0, learning_starts=10), spec("toy_environments:Faulty-reward-v0", steps=400)
+    agents = Re2Learner().train([bad, good], [Ledger(), Ledger()], [Outputs(), Outputs()])
+    assert "reward that is not finite" in str(agents[0])
+    assert not isinstance(agents[1], Exception)
+
+
+# -- agents --
+
+
+def test_agents_are_the_policies_and_load_in_sb3(tmp_path):
+    t = _Training(spec(), Ledger(), Outputs())
+    agent = t.run()
+    t.close()
+    agent.save(tmp_path, "agent")
+    observations = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    heads = {"agent": torch.from_numpy(t.population.heads[t.champion]), "agent.rl": t.networks.rl_head}
+    for name, head in heads.items():
+        loaded = TD3.load(tmp_path / f"{name}.zip")
+        wanted = act(head, t.networks.represent(torch.from_numpy(observations))).numpy()
+        np.testing.assert_allclose(loaded.predict(observations)[0], wanted, atol=1e-5)
+        with torch.no_grad():
+            x = torch.from_numpy(np.concatenate([observations, wanted], 1))
+            values = t.networks._q.forward(x).output
+            theirs = torch.stack(loaded.critic(torch.from_numpy(observations), torch.from_numpy(wanted)))
+        torch.testing.assert_close(theirs, values, rtol=1e-4, atol=1e-5)
+    env = gym.make("toy_environments:Reach-v0")
+    mean, _ = evaluate_policy(agent, env, 2, warn=False)
+    again, _ = evaluate_policy(agent.companions["rl"], env, 2, warn=False)
+    assert np.isfinite([mean, again]).all()
+    # The exported model is a TD3 that trains on.
+    loaded = TD3.load(tmp_path / "agent.zip", env=env, custom_objects={"buffer_size": 100, "learning_starts": 0})
+    loaded.learn(30)
+
+
+# -- records --
+
+
+def test_record_of_a_lifetime(tmp_path):
+    s = spec(steps=600)
+    (record,) = live(Job((s,), models=(str(tmp_path / "m"),), evaluate=True))
+    assert record.error is None
+    assert (tmp_path / "m.zip").exists()
+    assert (tmp_path / "m.rl.zip").exists()
+    stored = json.loads(json.dumps(to_json(record)))
+    assert from_json(LifetimeRecord, stored) == record
+    inner = record.inner
+    assert len(inner["final_returns"]["rl"]) == len(record.final_returns) == 2
+    assert record.evaluation_steps == 2 * 2 * 20
+    kept, totals = inner["kept"], inner["totals"]
+    assert len(kept["fitness"]) == len(kept["steps"]) == inner["generations"]
+    assert totals["whole"] + totals["surrogate"] == sum(f is not None for f in kept["fitness"])
+    assert (
+        totals["rows_normal"] + totals["rows_super"] + totals["rows_reset"] == totals["mutated"]
+    )  # Reach has one action
+    # Whole episodes tell what the surrogate would have said, at no further step.
+    assert all((s is not None) == (w == 1) for s, w in zip(kept["surrogate"], kept["whole"]))
+    # A record from before there was any such thing.
+    del stored["inner"]
+    assert from_json(LifetimeRecord, stored).inner is None
+
+
+def test_records_are_bounded():
+    log = InnerLog(5)
+    for g in range(10_000):
+        log.add({"steps": g * 1000, "fitness": [1234.56789 * g] * 5, "fate": "elites"}, {"n": 1})
+    stored = log.to_json()
+    generations = stored["kept"]["generation"]
+    assert ROWS / 2 < len(generations) <= ROWS
+    assert len(np.unique(np.diff(generations))) == 1
+    assert stored["totals"] == {"n": 10_000}
+    assert len(json.dumps(stored)) < 40_000
+    wide = InnerLog(100)
+    for g in range(1000):
+        wide.add({"fitness": [float(g)] * 100}, {})
+    assert len(wide.rows) * 100 <= NUMBERS
+    other = InnerLog(100)
+    other.set_state(wide.get_state())
+    for one in (wide, other):
+        one.add({"fitness": [0.0] * 100}, {"x": 1})
+    assert wide.to_json() == other.to_json()
+
+
+def test_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(spec(steps=600, eval_freq=200, eval_episodes=1), tensorboard=str(tmp_path))
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"rollout/ep_rew_mean", "rollout/rl_return", "evolution/fitness_max", "evolution/head_4"} <= tags
+    assert {"train/critic_loss", "train/policy_value_loss", "train/n_updates", "eval/champion", "eval/rl"} <= tags
+
+
+# -- reproduction --
+
+
+def test_same_seed_same_run():
+    (one, first), (two, second), (other, _) = train(spec()), train(spec()), train(spec(seed=1))
+    assert torch.equal(weights(one), weights(two))
+    assert torch.equal(weights(one.companions["rl"]), weights(two.companions["rl"]))
+    assert first.episodes == second.episodes
+    assert one.inner == two.inner
+    assert not torch.equal(weights(one), weights(other))
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("context", [None, Context((ReservoirParams(units=8),), reset_res=False)])
+@pytest.mark.parametrize("at", [300, 650])
+def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch, at, context):
+    """Bit for bit, once before the buffer is full and once after, in a file that the next checkpoint never damages."""
+    monkeypatch.setattr("erl.learners.off_policy._SEGMENT_BYTES", 4 * 10 * 32)
+    s = spec(steps=1000, context=context)
+    straight, ledger = train(s)
+    path = str(tmp_path / "checkpoints" / "a.pkl")
+
+    def stop(steps):
+        if steps >= at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(s, Ledger(on_step=stop), checkpoint=path, checkpoint_seconds=0.0)
+    assert Path(path).exists()
+    resumed, again = train(s, checkpoint=path, checkpoint_seconds=1e9)
+    assert 0 < again.earlier[0] < 1000
+    assert torch.equal(weights(straight), weights(resumed))
+    assert torch.equal(weights(straight.companions["rl"]), weights(resumed.companions["rl"]))
+    assert ledger.episodes == again.episodes
+    assert straight.inner == resumed.inner
+
+
+@pytest.mark.parametrize("damage", ["state", "buffer", "missing"])
+def test_a_damaged_checkpoint_is_ignored(tmp_path, damage):
+    s, path = spec(steps=300), tmp_path / "a.pkl"
+
+    def stop(steps):
+        if steps >= 256:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(s, Ledger(on_step=stop), checkpoint=str(path), checkpoint_seconds=0.0)
+    part = next(tmp_path.glob("a.pkl.buffer/*.npy"))
+    if damage == "missing":
+        part.unlink()
+    else:
+        broken = path if damage == "state" else part
+        broken.write_bytes(broken.read_bytes()[:100])
+    agent, ledger = train(s, checkpoint=str(path), checkpoint_seconds=0.0)
+    assert ledger.earlier == (0, 0.0)
+    assert torch.equal(weights(agent), weights(train(s)[0]))
+
+
+# -- learning --
+
+
+@pytest.mark.parametrize(
+    ("settings", "margin"),
+    [({}, 6.0), ({"EA": False}, 7.0), ({"algorithm": "DDPG"}, 5.0)],
+    ids=["both", "RL alone", "DDPG"],
+)
+def test_learning(settings, margin):
+    """Reach pays -|x| in each of twenty steps: standing still loses about 10, the best policy less than 1."""
+    learned = {"init_steps": 200, "learning_starts": 100, "batch_size": 64, "frac_frames_train": 0.3, **settings}
+    finals = []
+    for seed in range(2):
+        s = replace(spec(steps=1600, seed=seed, ep_eval=10, **learned), fitness="final_eval")
+        (record,) = live(Job((s,)))
+        finals.append(record.fitness)
+    assert np.mean(finals) > -10.0 + margin, finals
+
+
+def test_evolution_alone_improves():
+    """The champion of a genetic algorithm on a random representation, against the heads it began with."""
+    s = spec(steps=6000, RL=False, pop_size=10, ep_eval=10, frac=0.5)
+    t = _Training(s, Ledger(), Outputs())
+    agent = t.run()
+    first = t.log.rows[0]["fitness"]
+    t.close()
+    env = s.make_env()
+    mean, _ = evaluate_policy(agent, env, 20, warn=False)
+    env.close()
+    assert mean > np.mean(first) + 2.0
+
+
+def test_box_actions_of_any_range_are_taken():
+    assert isinstance(spec("Pendulum-v1").spaces()[1], spaces.Box)
+    check(spec("Pendulum-v1"))
+
+
+@pytest.mark.usefixtures("inline")
+def test_reservoirs_evolve_around_it(tmp_path, sink):
+    """The outer evolution takes it like any learner."""
+    settings = tmp_path / "re2.json"
+    settings.write_text(json.dumps(SMALL))
+    flags = {"nb_trials": 2, "nb_seeds": 1, "training_steps": 200, "popsize": 2, "units": 8, "ep_eval": 2, "workers": 1}
+    config = EvolutionConfig(
+        env_id="toy_environments:Reach-v0", learner="erl-re2", learner_config=str(settings), sampler="Random", **flags
+    )
+    assert evolve(config, sink) == 0
+    frame = records("sqlite:///studies.db", "toy_environments:Reach-v0_main_0.2k_steps")
+    assert list(frame.learner) == ["ERL-Re2"] * 2
+    assert frame.fitness.notna().all()

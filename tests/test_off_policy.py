@@ -1,0 +1,205 @@
+"""Networks with hand-written gradients against autograd; the replay buffer and its checkpoints."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from erl.learners.off_policy import Batch, Captured, ReplayBuffer, smoothed
+from erl.learners.off_policy_networks import Perceptrons, Shape, Trained, soft_update
+
+
+def perceptrons(shape, n, seed=0, low=False):
+    values, grads = torch.zeros(shape.size(n)), torch.full((shape.size(n),), float("nan"))
+    made = Perceptrons(shape, n, values, grads, low)
+    made.initialise(torch.Generator().manual_seed(seed))
+    return made, values, grads
+
+
+def plain(shape, layers, code, x, own):
+    """One perceptron by PyTorch's operators, in double precision where its inputs are."""
+    for i, layer in enumerate(layers):
+        x = x @ layer.weight + layer.bias
+        if i == 0 and code is not None:
+            x = x + own @ code
+        if i == len(shape.hidden):
+            return x
+        if layer.gain is not None:
+            x = layer.gain * (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-6) + layer.shift
+        x = torch.tanh(x) if shape.tanh else F.leaky_relu(x)
+    return x
+
+
+SHAPES = {
+    "critic": Shape(5, (20, 12), 1),
+    "representation": Shape(5, (20, 12), 0, tanh=True),
+    "encoder": Shape(5, (8, 8), 8, norm=False),
+    "policy value": Shape(5, (20, 12), 1, code=8),
+    "actor": Shape(5, (20, 12), 3, tanh=True, norm=False),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_gradients_are_autograds(name):
+    shape, n = SHAPES[name], 3
+    made, values, grads = perceptrons(shape, n)
+    values += 0.1 * torch.randn(values.shape, generator=torch.Generator().manual_seed(1))
+    x, codes = torch.randn(16, 5, generator=torch.Generator().manual_seed(2)), torch.randn(n, 8)
+    trace = made.forward(x, codes)
+    d = torch.randn(trace.output.shape)
+    by_code = made.backward(made.forward(x, codes), d.clone())
+    weight_grads = grads.clone()
+    by_input = made.backward(made.forward(x, codes), d.clone(), weights=False, inputs=True)
+    assert torch.equal(grads, weight_grads)
+
+    flat = values.double().requires_grad_()
+    xs = [x.double().requires_grad_() for _ in range(n)]
+    owns = codes.double().requires_grad_()
+    outputs = torch.stack(
+        [plain(shape, layers, code, xs[k], owns[k]) for k, (layers, code) in enumerate(made.cut(flat))]
+    )
+    torch.testing.assert_close(trace.output.double(), outputs, rtol=1e-4, atol=1e-5)
+    outputs.backward(d.double())
+    torch.testing.assert_close(weight_grads.double(), flat.grad, rtol=1e-3, atol=1e-4)
+    for mine, theirs in zip(by_input, xs):
+        torch.testing.assert_close(mine.double(), theirs.grad, rtol=1e-3, atol=1e-4)
+    if shape.code:
+        torch.testing.assert_close(torch.stack(by_code).double(), owns.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_the_first_of_twins_alone():
+    made, _, _ = perceptrons(SHAPES["critic"], 2)
+    x = torch.randn(7, 5)
+    assert torch.equal(made.forward(x, first=1).output[0], made.forward(x).output[0])
+
+
+def test_bfloat16_differs_by_its_rounding():
+    exact, values, _ = perceptrons(Shape(150, (150, 150), 1), 2)
+    rounded = Perceptrons(exact.shape, 2, values, low=True)
+    x = torch.randn(150, 150)
+    difference = (exact.forward(x).output - rounded.forward(x).output).abs().max()
+    assert 0 < difference < 0.05
+
+
+def test_initialisation_is_torchs():
+    """The same bounds as `torch.nn.Linear`, the code's columns counted among the inputs."""
+    made, _, _ = perceptrons(Shape(100, (400, 300), 1, code=44), 2)
+    for layers, code in made.members:
+        for block, inputs in ((layers[0].weight, 144), (code, 144), (layers[1].weight, 400), (layers[2].weight, 300)):
+            bound = inputs**-0.5
+            assert 0.95 * bound < block.abs().max() <= bound
+            assert abs(block.mean()) < 0.1 * bound
+        assert (layers[0].gain == 1).all()
+        assert (layers[0].shift == 0).all()
+
+
+def test_adam_with_clipping_is_torchs():
+    mine = Trained(50, rate=0.01, max_norm=1.0)
+    mine.values.copy_(torch.randn(50))
+    theirs = torch.nn.Parameter(mine.values.clone())
+    adam = torch.optim.Adam([theirs], lr=0.01)
+    for scale in (0.01, 1.0, 100.0):
+        grad = scale * torch.randn(50)
+        mine.grads.copy_(grad)
+        theirs.grad = grad.clone()
+        norm = torch.nn.utils.clip_grad_norm_([theirs], 1.0)
+        torch.testing.assert_close(mine.step(), norm)
+        adam.step()
+        torch.testing.assert_close(mine.values, theirs.data, rtol=1e-6, atol=1e-7)
+
+
+def test_targets_follow_and_states_come_back():
+    one, two = Trained(4), Trained(4)
+    one.values.fill_(1.0)
+    soft_update([one, two], 0.25)
+    assert one.target.tolist() == [0.25] * 4
+    assert two.target.tolist() == [0.0] * 4
+    one.grads.fill_(1.0)
+    one.step()
+    two.set_state(one.get_state())
+    for network in (one, two):
+        network.grads.fill_(0.5)
+        network.step()
+    assert torch.equal(one.values, two.values)
+    assert torch.equal(one.target, two.target)
+
+
+def test_targets_by_hand():
+    batch = Batch(*torch.zeros(3, 2, 1), torch.tensor([[1.0], [1.0]]), torch.tensor([[1.0], [0.0]]))
+    values = torch.tensor([[[10.0], [10.0]], [[8.0], [20.0]]])
+    # 1 + 0.5 * min(10, 8), and nothing after an end.
+    assert batch.targets(values, 0.5).tolist() == [[5.0], [1.0]]
+
+
+def test_smoothing_is_clipped_twice():
+    actions = torch.tensor([[0.0, 0.9, -0.9, 0.0]])
+    noise = torch.tensor([[10.0, 1.0, -10.0, 1.0]])
+    assert smoothed(actions, noise, 0.2).tolist() == [[0.5, 1.0, -1.0, pytest.approx(0.2)]]
+    assert torch.equal(smoothed(actions, noise, 0.0), actions)
+
+
+@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def test_captured_calls_are_calls(device):
+    state, calls = torch.zeros(3, device=device), []
+
+    def function(key, x, y):
+        calls.append(key)
+        state.add_(x if key == "add" else -x)
+        return {"sum": state.sum() if y is None else (state * y).sum()}
+
+    captured = Captured(function, device)
+    expected = torch.zeros(3)
+    for k in range(12):
+        key, x = ("add", "take")[k % 3 == 0], torch.full((3,), float(k))
+        y = torch.arange(3.0) if key == "add" else None
+        expected += x if key == "add" else -x
+        result = captured(key, x.to(device), None if y is None else y.to(device))["sum"]
+        assert result.item() == (expected.sum() if y is None else (expected * y).sum()).item()
+    assert state.tolist() == expected.tolist()
+    assert len(calls) == (12 if device == "cpu" else 8)
+
+
+def rows(begin, end):
+    """Transitions that tell their number."""
+    t = np.arange(begin, end, dtype=float)
+    return t[:, None] * [1.0, 2.0], t[:, None] / 1000, t[:, None] * [3.0, 4.0], t, t % 2 == 0
+
+
+def numbers(buffer):
+    return sorted(buffer.batch(torch.arange(len(buffer))).rewards[:, 0].tolist())
+
+
+def test_buffer_keeps_the_latest():
+    buffer = ReplayBuffer(10, 2, 1)
+    for begin, end in ((0, 4), (4, 13), (13, 14)):
+        buffer.add(*rows(begin, end))
+        assert len(buffer) == min(end, 10)
+        assert numbers(buffer) == list(range(max(0, end - 10), end))
+    b = buffer.batch(torch.tensor([2]))
+    assert b.observations.tolist() == [[12.0, 24.0]]
+    assert b.actions.tolist() == [[pytest.approx(0.012)]]
+    assert b.next_observations.tolist() == [[36.0, 48.0]]
+    assert (b.rewards.item(), b.goes_on.item()) == (12.0, 0.0)
+
+
+def test_buffer_goes_on_from_any_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr("erl.learners.off_policy._SEGMENT_BYTES", 4 * 7 * 3)  # three rows
+    buffer, folder, states = ReplayBuffer(10, 2, 1), tmp_path / "buffer", []
+    for begin, end in ((0, 2), (2, 8), (8, 9), (9, 19), (19, 32)):
+        for t in range(begin, end):
+            buffer.add(*rows(t, t + 1))
+        before = {p.name: p.read_bytes() for p in folder.glob("*")} if folder.exists() else {}
+        states.append((buffer.save(folder), buffer._rows.clone()))
+        # Whatever an earlier state needs is untouched until the new one is safe.
+        assert all((folder / name).read_bytes() == content for name, content in before.items())
+        for state, held in states[-2:]:
+            again = ReplayBuffer(10, 2, 1)
+            again.load(folder, state)
+            assert again.added == state["added"]
+            assert torch.equal(again._rows[: len(again)], held[: len(again)])
+        ReplayBuffer.tidy(folder, states[-1][0])
+        assert len(list(folder.glob("*"))) <= 5
+    whole = next(folder.glob("*.npy"))
+    whole.write_bytes(whole.read_bytes()[:-5])
+    with pytest.raises(ValueError):  # noqa: PT011
+        ReplayBuffer(10, 2, 1).load(folder, states[-1][0])
