@@ -261,34 +261,15 @@ def compare(config: CommonConfig, sink: Sink) -> int:
             evaluate=True,
         )
 
-    wanted = [(arm, seed) for arm in chosen for seed in seeds]
+    def watch(taken: list[Taken]) -> tuple[Any, Any]:
+        sink.line(f"{test_name}: {', '.join(chosen)} x {len(seeds)} seeds x {config.training_steps:,} steps, {len(taken)} lifetimes to live, {workers} worker{'s' * (workers > 1)}")  # fmt: skip
+        progress = _Progress(taken, config.training_steps, sink)
+        return progress.end, progress.tick
+
+    wanted = [{"arm": arm, "seed": seed} for arm in chosen for seed in seeds]
     try:
         with study:
-            # What failed is tried again: whoever calls again has done something about it.
-            here = _first(study)
-            taken = [
-                study.create({"arm": arm, "seed": seed}, space, plan) for arm, seed in wanted if (arm, seed) not in here
-            ]
-            here = _first(study)
-            for double in [t for t in taken if here[_key(t)] != t.number]:
-                study.withdraw(double)
-                taken.remove(double)
-            told = False
-            while True:
-                here = _first(study)
-                waiting = [
-                    t for t in study.reclaim(config.max_retries) if _key(t) in wanted and here[_key(t)] == t.number
-                ]
-                taken += [t for t in (study.take_up(w, plan) for w in waiting) if t is not None]
-                if taken or not told:
-                    sink.line(f"{test_name}: {', '.join(chosen)} x {len(seeds)} seeds x {config.training_steps:,} steps, {len(taken)} lifetimes to live, {workers} worker{'s' * (workers > 1)}")  # fmt: skip
-                    told = True
-                if taken:
-                    progress = _Progress(taken, config.training_steps, sink)
-                    study.run(taken, executor, job, progress.end, progress.tick)
-                    taken = []
-                elif not study.in_doubt():
-                    break
+            study.fill(wanted, space, plan, executor, job, watch, config.max_retries)
     except KeyboardInterrupt:
         sink.close()
         done = len(study.trials("COMPLETE"))
@@ -312,12 +293,6 @@ def compare(config: CommonConfig, sink: Sink) -> int:
     sink.line(f"models:   {os.path.abspath(config.models)}/{folder}")
     sink.line(f"logs:     tensorboard --logdir {os.path.abspath(config.logs)}/{folder}")
     return 1 if failed else 0
-
-
-def _first(study: Study) -> dict[tuple[str, int], int]:
-    """The number of the one trial that counts for each agent and seed, failed ones aside."""
-    here = {_key(t): t.number for t in reversed(study.trials("COMPLETE", "RUNNING", "WAITING"))}
-    return here | {_key(t): t.number for t in reversed(study.trials("COMPLETE"))}
 
 
 def _key(trial: Any) -> tuple[str, int]:

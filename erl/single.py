@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from erl.cli import duration, option
+from erl.cli import duration, figure, option
 from erl.errors import UserError
 from erl.evaluation import Arm, table
 from erl.evolution import CONFIG_VERSION, VOLATILE, RunConfig, check_count, check_name, make_executor, study_name
@@ -163,24 +163,15 @@ def run(config: SingleConfig, sink: Sink) -> int:
             evaluate=True,
         )
 
+    def watch(taken: list[Taken]) -> tuple[Any, Any]:
+        sink.line(f"{name} in {shown(config.storage)}: {len(indices)} seed{'s' * (len(indices) > 1)} x {config.steps:,} steps, {len(taken)} to live, {executor.workers} worker{'s' * (executor.workers > 1)}")  # fmt: skip
+        progress = _Progress(config.steps, {t.params["seed"]: outputs(t, 0).status for t in taken}, sink)
+        return progress.end, progress.tick
+
     try:
         with study:
-            waiting = {t.params["seed"]: t for t in study.reclaim()}
-            # What failed is tried again: whoever calls again has done something about it.
-            here = {t.params["seed"] for t in study.trials("COMPLETE", "RUNNING")}
-            begun = [
-                study.take_up(waiting[k], plan)
-                if k in waiting
-                else study.create({"seed": k}, {"seed": whole(0, MAX_SEED)}, plan)
-                for k in indices
-                if k not in here
-            ]
-            taken = [t for t in begun if t is not None]
-            sink.line(f"{name} in {shown(config.storage)}: {len(indices)} seed{'s' * (len(indices) > 1)} x {config.steps:,} steps, {len(taken)} to live, {executor.workers} worker{'s' * (executor.workers > 1)}")  # fmt: skip
-            says = {t.params["seed"]: outputs(t, 0).status for t in taken}
-            progress = _Progress(config.steps, says, sink)
-            if taken:
-                study.run(taken, executor, job, progress.end, progress.tick)
+            wanted = [{"seed": seed} for seed in indices]
+            study.fill(wanted, {"seed": whole(0, MAX_SEED)}, plan, executor, job, watch, config.max_retries)
     except KeyboardInterrupt:
         sink.close()
         sink.line("interrupted: the same command goes on from the last checkpoints")
@@ -243,7 +234,7 @@ class _Progress:
         status = self._says.pop(seed, None)
         if status is not None:
             Path(status).unlink(missing_ok=True)
-        said = f"return {value:.2f}" if value is not None else f"failed: {taken.error[0] if taken.error else ''}"
+        said = f"return {figure(value)}" if value is not None else f"failed: {taken.error[0] if taken.error else ''}"
         self._sink.line(f"seed {seed:3d}  {said}")
 
     def tick(self, steps: int) -> None:

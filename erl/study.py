@@ -111,6 +111,11 @@ class Taken:
     watch: Watch | None = None
 
 
+MakeJob = Callable[
+    [Sequence[tuple[Taken, int]]], Job
+]  # from (trial, index of the lifetime) pairs that may be trained side by side
+
+
 class Study:
     """An Optuna study that stores its whole configuration, and this process's lease on trials in it.
 
@@ -358,10 +363,55 @@ class Study:
             taken.append(self._taken(trial_id, plan))
         return taken
 
-    def withdraw(self, taken: Taken) -> None:
-        """Take back a trial that another coordinator began too, at the same moment: it counts for nothing."""
-        self.storage.set_trial_state_values(taken.trial_id, TrialState.PRUNED)
-        self._hands.discard(taken.trial_id)
+    def fill(
+        self,
+        wanted: Sequence[dict[str, Any]],
+        space: SearchSpace,
+        plan: Plan,
+        executor: Executor,
+        make_job: MakeJob,
+        watch: Callable[[list[Taken]], tuple[Callable[[Taken, float | None], Any], Callable[[int], Any]]],
+        max_retries: int = 2,
+    ) -> None:
+        """Live a trial for each of these parameters that has none yet, whoever else is about it, and those that failed again.
+
+        Args:
+            wanted: parameters of the trials.
+            space: their distributions.
+            plan: from parameters to lifetimes.
+            executor: see `run`, likewise `make_job`.
+            watch: called with the trials that are begun or taken up; gives `run` its `on_end` and `on_tick`.
+            max_retries: see `reclaim`.
+        """
+        # What failed is tried again: whoever calls again has done something about it.
+        begun = {_key(t.params) for t in self.trials("COMPLETE", "RUNNING", "WAITING")}
+        taken = [self.create(params, space, plan) for params in wanted if _key(params) not in begun]
+        first = self._first()
+        for double in [t for t in taken if first[_key(t.params)] != t.number]:
+            # Another coordinator began it too, at the same moment.
+            self.storage.set_trial_state_values(double.trial_id, TrialState.PRUNED)
+            self._hands.discard(double.trial_id)
+            taken.remove(double)
+        keys, watched = {_key(params) for params in wanted}, False
+        while True:
+            first = self._first()
+            waiting = [
+                t for t in self.reclaim(max_retries) if _key(t.params) in keys and first[_key(t.params)] == t.number
+            ]
+            taken += [t for t in (self.take_up(w, plan) for w in waiting) if t is not None]
+            if taken or not watched:
+                on_end, on_tick = watch(taken)
+                watched = True
+            if taken:
+                self.run(taken, executor, make_job, on_end, on_tick)
+                taken = []
+            elif not self.in_doubt():
+                break
+
+    def _first(self) -> dict[str, int]:
+        """The number of the one trial that counts for each set of parameters, failed ones aside."""
+        first = {_key(t.params): t.number for t in reversed(self.trials("COMPLETE", "RUNNING", "WAITING"))}
+        return first | {_key(t.params): t.number for t in reversed(self.trials("COMPLETE"))}
 
     def _begin(self, attrs: dict[str, Any], params: Any = None, space: SearchSpace | None = None) -> int:
         """A new trial that is this coordinator's from its first moment; its id."""
@@ -426,7 +476,7 @@ class Study:
         self,
         trials: Sequence[Taken],
         executor: Executor,
-        make_job: Callable[[Sequence[tuple[Taken, int]]], Job],
+        make_job: MakeJob,
         on_end: Callable[[Taken, float | None], Any],
         on_tick: Callable[[int], Any],
         score: Score | None = None,
@@ -542,6 +592,10 @@ class Study:
                 self.storage.set_trial_system_attr(taken.trial_id, key, note)
             if news.pruned is not None:
                 self.storage.set_trial_user_attr(taken.trial_id, "pruned", to_json(news.pruned))
+
+
+def _key(params: dict[str, Any]) -> str:
+    return json.dumps(params, sort_keys=True)
 
 
 def _plain(spec: LifetimeSpec, value: float) -> float:
