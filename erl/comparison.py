@@ -29,6 +29,7 @@ from erl.spec import LifetimeSpec
 from erl.storage import DEFAULT_STORAGE, open_storage, shown, study_names
 from erl.study import Sink, Study, Taken, choice, records, whole
 from erl.task_sets import TASK_SETS, load_task_set, load_task_sets
+from erl.trials import fill
 
 MAX_SEED = 10**6
 
@@ -269,7 +270,7 @@ def compare(config: CommonConfig, sink: Sink) -> int:
     wanted = [{"arm": arm, "seed": seed} for arm in chosen for seed in seeds]
     try:
         with study:
-            study.fill(wanted, space, plan, executor, job, watch, config.max_retries)
+            fill(study, wanted, space, plan, executor, job, watch, config.max_retries)
     except KeyboardInterrupt:
         sink.close()
         done = len(study.trials("COMPLETE"))

@@ -31,6 +31,7 @@ from erl.storage import DEFAULT_STORAGE, shown
 from erl.study import SearchSpace, Sink, Study, Taken, distributions
 from erl.task_sets import References, TaskSet, load_task_set, task_set_from_ids
 from erl.tasks import Task, check_task
+from erl.trials import run
 
 FITNESSES = ("training", "final_eval")
 # What may change when a study is continued: how much of it, and how it is computed, but not what it is.
@@ -402,7 +403,7 @@ def evolve(config: CommonConfig, sink: Sink) -> int:
                 if not taken:  # other coordinators were faster
                     continue
                 progress.begin(taken)
-                study.run(taken, executor, job, progress.end, progress.tick, partial(score, stored), pruning)
+                run(study, taken, executor, job, progress.end, progress.tick, partial(score, stored), pruning)
     except KeyboardInterrupt:
         sink.close()
         sink.line(

@@ -24,6 +24,7 @@ from erl.spec import LearnerSpec, LifetimeSpec, Seeds
 from erl.storage import shown
 from erl.study import Sink, Study, Taken, whole
 from erl.tasks import Task
+from erl.trials import fill
 
 MAX_SEED = 10**6
 
@@ -171,7 +172,7 @@ def run(config: SingleConfig, sink: Sink) -> int:
     try:
         with study:
             wanted = [{"seed": seed} for seed in indices]
-            study.fill(wanted, {"seed": whole(0, MAX_SEED)}, plan, executor, job, watch, config.max_retries)
+            fill(study, wanted, {"seed": whole(0, MAX_SEED)}, plan, executor, job, watch, config.max_retries)
     except KeyboardInterrupt:
         sink.close()
         sink.line("interrupted: the same command goes on from the last checkpoints")

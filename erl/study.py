@@ -8,16 +8,11 @@ evolution that was interrupted proposes what it would have proposed without.
 """
 
 import json
-import shutil
 import threading
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -32,10 +27,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from erl import leases
 from erl.errors import UserError, nearest
-from erl.executors import Executor
-from erl.learners import get_learner
-from erl.lifetime import Job, LifetimeRecord, Slots, describe
-from erl.pruning import News, Pruned, Pruning, Watch, table
+from erl.lifetime import LifetimeRecord
+from erl.pruning import News, Pruned, Watch
 from erl.samplers import note_end
 from erl.search import Range
 from erl.spec import LifetimeSpec, commit, from_json, to_json, versions
@@ -109,11 +102,6 @@ class Taken:
     error: tuple[str, str | None] | None = None
     pruned: Pruned | None = None
     watch: Watch | None = None
-
-
-MakeJob = Callable[
-    [Sequence[tuple[Taken, int]]], Job
-]  # from (trial, index of the lifetime) pairs that may be trained side by side
 
 
 class Study:
@@ -363,55 +351,15 @@ class Study:
             taken.append(self._taken(trial_id, plan))
         return taken
 
-    def fill(
-        self,
-        wanted: Sequence[dict[str, Any]],
-        space: SearchSpace,
-        plan: Plan,
-        executor: Executor,
-        make_job: MakeJob,
-        watch: Callable[[list[Taken]], tuple[Callable[[Taken, float | None], Any], Callable[[int], Any]]],
-        max_retries: int = 2,
-    ) -> None:
-        """Live a trial for each of these parameters that has none yet, whoever else is about it, and those that failed again.
+    def withdraw(self, taken: Taken) -> None:
+        """Take back a trial that another coordinator began too, at the same moment: it counts for nothing."""
+        self.storage.set_trial_state_values(taken.trial_id, TrialState.PRUNED)
+        self._hands.discard(taken.trial_id)
 
-        Args:
-            wanted: parameters of the trials.
-            space: their distributions.
-            plan: from parameters to lifetimes.
-            executor: see `run`, likewise `make_job`.
-            watch: called with the trials that are begun or taken up; gives `run` its `on_end` and `on_tick`.
-            max_retries: see `reclaim`.
-        """
-        # What failed is tried again: whoever calls again has done something about it.
-        begun = {_key(t.params) for t in self.trials("COMPLETE", "RUNNING", "WAITING")}
-        taken = [self.create(params, space, plan) for params in wanted if _key(params) not in begun]
-        first = self._first()
-        for double in [t for t in taken if first[_key(t.params)] != t.number]:
-            # Another coordinator began it too, at the same moment.
-            self.storage.set_trial_state_values(double.trial_id, TrialState.PRUNED)
-            self._hands.discard(double.trial_id)
-            taken.remove(double)
-        keys, watched = {_key(params) for params in wanted}, False
-        while True:
-            first = self._first()
-            waiting = [
-                t for t in self.reclaim(max_retries) if _key(t.params) in keys and first[_key(t.params)] == t.number
-            ]
-            taken += [t for t in (self.take_up(w, plan) for w in waiting) if t is not None]
-            if taken or not watched:
-                on_end, on_tick = watch(taken)
-                watched = True
-            if taken:
-                self.run(taken, executor, make_job, on_end, on_tick)
-                taken = []
-            elif not self.in_doubt():
-                break
-
-    def _first(self) -> dict[str, int]:
+    def first(self) -> dict[str, int]:
         """The number of the one trial that counts for each set of parameters, failed ones aside."""
-        first = {_key(t.params): t.number for t in reversed(self.trials("COMPLETE", "RUNNING", "WAITING"))}
-        return first | {_key(t.params): t.number for t in reversed(self.trials("COMPLETE"))}
+        first = {key_of(t.params): t.number for t in reversed(self.trials("COMPLETE", "RUNNING", "WAITING"))}
+        return first | {key_of(t.params): t.number for t in reversed(self.trials("COMPLETE"))}
 
     def _begin(self, attrs: dict[str, Any], params: Any = None, space: SearchSpace | None = None) -> int:
         """A new trial that is this coordinator's from its first moment; its id."""
@@ -441,23 +389,22 @@ class Study:
             pruned=Pruned(**trial.user_attrs["pruned"]) if "pruned" in trial.user_attrs else None,
         )
 
-    def _note(self, taken: Taken, index: int, record: LifetimeRecord) -> None:
+    def note(self, taken: Taken, index: int, record: LifetimeRecord) -> None:
+        """Store a lifetime's record; one that failed is why its trial fails."""
         taken.records[index] = record
         with suppress(UpdateFinishedTrialError):
             self.storage.set_trial_user_attr(taken.trial_id, f"lifetime:{index}", to_json(record))
         if record.error is not None and taken.error is None:
             taken.error = (f"lifetime {index}: {record.error}", record.traceback)
 
-    def _end(self, taken: Taken, score: Score | None) -> float | None:
+    def end(self, taken: Taken, score: Score) -> float | None:
         """Tell a trial whose lifetimes have all ended; its fitness or the value that it was pruned at, None if it failed."""
         value = None
         if taken.pruned is not None:
             value = taken.pruned.value
         elif taken.error is None:
             fitness = [taken.records[i].fitness for i in range(len(taken.specs))]
-            value = float(
-                np.mean([(score or _plain)(spec, f) for spec, f in zip(taken.specs, fitness) if f is not None])
-            )
+            value = float(np.mean([score(spec, f) for spec, f in zip(taken.specs, fitness) if f is not None]))
         # This coordinator may have been taken for dead, and the trial ended by another: with the same result.
         with suppress(UpdateFinishedTrialError):
             note_end(self.optuna, taken.trial_id)
@@ -472,114 +419,7 @@ class Study:
         self._hands.discard(taken.trial_id)
         return value
 
-    def run(
-        self,
-        trials: Sequence[Taken],
-        executor: Executor,
-        make_job: MakeJob,
-        on_end: Callable[[Taken, float | None], Any],
-        on_tick: Callable[[int], Any],
-        score: Score | None = None,
-        pruning: Pruning | None = None,
-    ) -> None:
-        """Live the lifetimes of these trials, and tell each trial when its last lifetime has ended.
-
-        Args:
-            trials: taken or proposed.
-            executor: where.
-            make_job: builds a job from (trial, index of the lifetime) pairs that may be trained side by side.
-            on_end: called with a trial and its fitness (None: it failed), or the value that it was pruned at.
-            on_tick: called from time to time with the environment steps taken so far in this call.
-            score: what a lifetime's return contributes to its trial's, their mean; by default itself.
-            pruning: ends trials early; by default none.
-
-        A KeyboardInterrupt leaves finished trials told; leaving the study lets the others wait for the next run. What is
-        written is written in a thread of its own, in order, so that workers go on while the storage is away.
-        """
-        writer = ThreadPoolExecutor(1)
-        writes: deque[tuple[Future, Callable[[Any], Any]]] = deque()
-
-        def write(then: Callable[[Any], Any], what: Callable[..., Any], *args: Any) -> None:
-            writes.append((writer.submit(what, *args), then))
-
-        def collect(wait: bool = False) -> None:
-            while writes and (wait or writes[0][0].done()):
-                future, then = writes.popleft()
-                then(future.result())
-
-        def look(taken: Taken, reports: Mapping[int, np.ndarray] = MappingProxyType({})) -> None:
-            """See what a watched trial has reached at points that all its lifetimes have passed, and whether it is pruned."""
-            if taken.watch is not None and taken.pruned is None:
-                news = taken.watch.look(table(taken.specs, taken.records, reports, score or _plain))
-                taken.pruned = news.pruned
-                if news.values or news.notes or news.pruned is not None:
-                    write(_nothing, self._note_news, taken, news)
-
-        def end_if_over(taken: Taken, over: bool = False) -> None:
-            if taken.trial_id in open_trials and (over or len(taken.records) == len(taken.specs)):
-                write(partial(on_end, open_trials.pop(taken.trial_id)), self._end, taken, score)
-
-        open_trials = {t.trial_id: t for t in trials}
-        try:
-            if pruning is not None:
-                self._set_watches(trials, pruning, score)
-            for taken in trials:
-                look(taken)
-                end_if_over(taken, taken.pruned is not None)  # of a trial that was pruned before nothing more is lived
-            groups = _group(list(open_trials.values()), executor.workers)
-            rows: dict[int, dict[int, int]] = {}  # trial -> lifetime -> its row of the board
-            for row, (taken, index) in enumerate(member for group in groups for member in group):
-                rows.setdefault(taken.trial_id, {})[index] = row
-
-            def tick(board: Slots) -> None:
-                collect()
-                for taken in open_trials.values():
-                    mine = rows[taken.trial_id]
-                    look(taken, {index: board.reports[row] for index, row in mine.items()})
-                    if taken.pruned is not None:
-                        board.stop[list(mine.values())] = True
-                on_tick(int(board.steps.sum()))
-
-            jobs = [make_job(group) for group in groups]
-            for result in executor.run(jobs, tick):
-                for k, (taken, index) in enumerate(groups[result.index]):
-                    if result.records is not None:
-                        record = result.records[k]
-                        taken.records[index] = record
-                        # What failed may be mended and taken up again, and keeps its checkpoint.
-                        after = partial(_forget_checkpoint, jobs[result.index], k) if record.error is None else _nothing
-                        write(after, self._note, taken, index, record)
-                    else:
-                        assert result.error is not None
-                        taken.records[index] = _no_record(taken.specs[index], result.error)
-                        taken.error = taken.error or (describe(result.error), None)
-                    look(taken)
-                    end_if_over(taken)
-                collect()
-            collect(wait=True)
-        except BaseException:
-            executor.close()
-            self.storage.hurry()
-            with suppress(Exception):  # what has ended is stored all the same, if it can be
-                collect(wait=True)
-            raise
-        finally:
-            writer.shutdown(cancel_futures=True)
-
-    def _set_watches(self, trials: Sequence[Taken], pruning: Pruning, score: Score | None) -> None:
-        """Have trials compared with those of earlier generations: which ones of its own have ended depends on the workers."""
-        finished = self.trials("COMPLETE", "PRUNED", "FAIL")
-
-        def lived(trial: FrozenTrial) -> np.ndarray:
-            records = _records(trial)
-            return table([records[i].spec for i in sorted(records)], records, {}, score or _plain)
-
-        for taken in trials:
-            first = taken.number - taken.number % pruning.popsize  # of its generation
-            earlier = [t for t in finished if t.number < first]
-            taken.watch = Watch(pruning.pruner, self.name, taken.number, earlier, lived)
-
-    def _note_news(self, taken: Taken, news: News) -> None:
+    def note_news(self, taken: Taken, news: News) -> None:
         """Store what a watched trial has reached, and that it is pruned.
 
         It comes before the records of the lifetimes that stop therefore: whoever takes the trial up after this process has to
@@ -594,16 +434,9 @@ class Study:
                 self.storage.set_trial_user_attr(taken.trial_id, "pruned", to_json(news.pruned))
 
 
-def _key(params: dict[str, Any]) -> str:
+def key_of(params: dict[str, Any]) -> str:
+    """Parameters as the key of a dictionary."""
     return json.dumps(params, sort_keys=True)
-
-
-def _plain(spec: LifetimeSpec, value: float) -> float:
-    return value
-
-
-def _nothing(_: Any) -> None:
-    """What follows a write after which nothing is to be done."""
 
 
 def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:
@@ -618,42 +451,12 @@ def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> 
             raise ValueError(f"no parameter is proposed from a {type(distribution).__name__}")
 
 
-def _forget_checkpoint(job: Job, k: int, _: Any = None) -> None:
-    """A lifetime whose record is stored needs its checkpoint no more."""
-    checkpoint = job.outputs[k].checkpoint if job.outputs else None
-    if checkpoint is not None:
-        Path(checkpoint).unlink(missing_ok=True)
-        shutil.rmtree(f"{checkpoint}.buffer", ignore_errors=True)
-
-
-def _no_record(spec: LifetimeSpec, error: Exception) -> LifetimeRecord:
-    return LifetimeRecord(spec, None, None, 0, 0, 0, 0.0, error=describe(error))
-
-
 def _records(trial: FrozenTrial) -> dict[int, LifetimeRecord]:
     return {
         int(key.partition(":")[2]): from_json(LifetimeRecord, value)
         for key, value in trial.user_attrs.items()
         if key.startswith("lifetime:")
     }
-
-
-def _group(trials: Sequence[Taken], workers: int) -> list[list[tuple[Taken, int]]]:
-    """Lifetimes that have not ended, as jobs: cohorts spread evenly over the workers, or each on its own."""
-    groups: list[list[tuple[Taken, int]]] = []
-    cohorts: dict[Any, list[tuple[Taken, int]]] = {}
-    for taken in trials:
-        for index, spec in enumerate(taken.specs):
-            if index not in taken.records:
-                key = get_learner(spec.learner.name, spec.learner.engine).cohort_key(spec)
-                if key is None:
-                    groups.append([(taken, index)])
-                else:
-                    cohorts.setdefault(key, []).append((taken, index))
-    for members in cohorts.values():
-        n = min(workers, len(members))
-        groups += [[members[i] for i in part] for part in np.array_split(np.arange(len(members)), n)]
-    return groups
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------

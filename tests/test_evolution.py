@@ -346,7 +346,7 @@ def test_a_storage_that_fails_in_mid_run_is_one_line_and_the_same_command_goes_o
         raise optuna.exceptions.StorageInternalError("database or disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Study, "_note", fail)
+        patch.setattr(Study, "note", fail)
         with pytest.raises(UserError, match=r"disk is full.*the same command goes on"):
             evolve(config, sink)
     assert evolve(config, sink) == 0

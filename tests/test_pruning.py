@@ -395,7 +395,7 @@ def test_pruned_trials_cost_fewer_steps_count_and_are_never_the_best(quick, sink
     assert study.best().state == TrialState.COMPLETE
 
 
-@pytest.mark.parametrize(("pruner", "where"), [("median", "_note"), ("hyperband", "_end")])
+@pytest.mark.parametrize(("pruner", "where"), [("median", "note"), ("hyperband", "end")])
 def test_interrupted_or_not(pruner, where, quick, sink, monkeypatch):
     """The coordinator dies over and over, its storage untouched since, as after a SIGKILL."""
     monkeypatch.setattr("erl.evolution.LocalExecutor", TickingExecutor)
