@@ -422,7 +422,7 @@ def test_a_damaged_checkpoint_is_ignored(tmp_path, damage):
 )
 def test_learning(settings, margin):
     """Reach pays -|x| in each of twenty steps: standing still loses about 10, the best policy less than 1."""
-    learned = {"init_steps": 200, "learning_starts": 100, "batch_size": 64, "frac_frames_train": 0.3, **settings}
+    learned = {"init_steps": 200, "learning_starts": 100, "batch_size": 32, "frac_frames_train": 0.25, **settings}
     finals = []
     for seed in range(2):
         s = replace(spec(steps=1600, seed=seed, ep_eval=10, **learned), fitness="final_eval")
