@@ -23,6 +23,7 @@ from typing import Any
 import grpc
 import numpy as np
 import ray
+from ray._private.services import get_ray_address_from_environment
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -49,17 +50,18 @@ def connect(cluster: str) -> None:
     Raises:
         UserError: there is none.
     """
-    address = "auto" if cluster == "ray" else cluster if "//" in cluster else cluster.removeprefix("ray:")
+    address = cluster if "//" in cluster else cluster.removeprefix("ray:")
+    if cluster == "ray":
+        try:
+            address = get_ray_address_from_environment("auto", None)
+        except ConnectionError:
+            raise UserError("no Ray cluster runs on this machine: start one with ray start --head, or give its address as --cluster ray://HOST:10001") from None  # fmt: skip
     # Ray itself retries for more than a minute, and may end the process in the end.
-    named = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
-    if named not in ("auto", "local"):
-        _knock(named.removeprefix("ray://"))
+    _knock(address.removeprefix("ray://"))
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError) as e:
-        if cluster == "ray":
-            raise UserError(f"no Ray cluster runs on this machine: start one with ray start --head, or give its address as --cluster ray://HOST:10001 ({describe(e)})") from None  # fmt: skip
         raise UserError(f"cannot connect to {cluster}: {describe(e)}") from None
     finally:
         if threading.current_thread() is threading.main_thread():

@@ -53,6 +53,21 @@ def test_a_cluster_that_does_not_answer_is_refused_and_nothing_written(scheme, s
     assert not list(Path().iterdir())
 
 
+def test_a_cluster_that_runs_no_more_is_refused(sink, monkeypatch, tmp_path):
+    """Ray notes the last cluster of a machine in a file, which outlives a cluster that was killed."""
+    monkeypatch.setattr("erl.ray_executor.CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    config = EvolutionConfig(env_id="CartPole-v1", cluster="ray")
+    with pytest.raises(UserError, match="no Ray cluster runs on this machine: start one with ray start"):
+        evolve(config, sink)
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray/ray_current_cluster").write_text(f"127.0.0.1:{free_port()}")
+    with pytest.raises(UserError, match="no Ray cluster answers at 127"):
+        evolve(config, sink)
+
+
 def test_a_server_of_another_kind_is_refused(sink, monkeypatch):
     monkeypatch.setattr("erl.ray_executor.CONNECT_SECONDS", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(UserError, match="no Ray cluster answers"):
