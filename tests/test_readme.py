@@ -14,6 +14,7 @@ from erl.arms import arm_names, control_names
 from erl.comparison import ComparisonConfig, GeneralizationComparisonConfig, MultiComparisonConfig
 from erl.evolution import EvolutionConfig, GeneralizationConfig, MultiEvolutionConfig
 from erl.search import parse_evolve
+from erl.single import SingleConfig
 from erl.task_sets import TASK_SETS, load_task_sets, measured_random_returns
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,6 +25,7 @@ SCRIPTS = {
     "test_multi_res.py": MultiComparisonConfig,
     "evolve_generalization.py": GeneralizationConfig,
     "test_generalization.py": GeneralizationComparisonConfig,
+    "-m erl": SingleConfig,
 }
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/DESIGN.md"]
 
@@ -41,8 +43,8 @@ def _flags(script):
         assert len(rows) == len({name for name, *_ in rows})
         return {name: (default, meaning) for name, default, meaning in rows}
 
-    if script in ("evolve_res.py", "test.py"):
-        return table(script, r"^\| ")
+    if script in ("evolve_res.py", "test.py", "-m erl"):
+        return table(f"python {script}" if script == "-m erl" else script, r"^\| ")
     flags = _flags("evolve_res.py" if script.startswith("evolve") else "test.py")
     own = table("The other scripts", rf"^\| `{re.escape(script)}` \| ")
     for _, meaning in own.values():
@@ -82,14 +84,14 @@ def test_the_table_names_every_choice_and_alias(script):
             assert f"`{alias.replace('-', '_').replace('__', '--', 1)}`" in meaning, f"an alias of --{field.name}"
 
 
-@pytest.mark.parametrize("command", [c for c in _commands() if re.match(r"python \S+\.py", c)])
+@pytest.mark.parametrize("command", [c for c in _commands() if re.match(r"python (\S+\.py|-m erl )", c)])
 def test_commands_parse(command):
-    script, *flags = shlex.split(command)[1:]
-    cli.parse(SCRIPTS[script], flags)
-    assert (ROOT / script).exists()
+    script, flags = re.fullmatch(r"python (\S+\.py|-m erl)(.*)", command).groups()
+    cli.parse(SCRIPTS[script], shlex.split(flags))
+    assert script == "-m erl" or (ROOT / script).exists()
 
 
-@pytest.mark.parametrize("command", [c for c in _commands() if c.startswith("python -m erl.studies")])
+@pytest.mark.parametrize("command", [c for c in _commands() if c.startswith("python -m erl.studies ")])
 def test_commands_on_studies_parse(command):
     name, *flags = shlex.split(command)[3:]
     cli.parse(studies.COMMANDS[name][1], flags)
