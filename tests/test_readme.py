@@ -27,7 +27,7 @@ SCRIPTS = {
     "test_generalization.py": GeneralizationComparisonConfig,
     "-m erl": SingleConfig,
 }
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/DESIGN.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/DESIGN.md", "parallelization_tutorials/README.md"]
 
 
 def _fenced(language):
