@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 OUTAGE_SECONDS = 600.0
@@ -45,7 +45,9 @@ def is_away(error: BaseException) -> bool:
         return error.code() in _AWAY
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
-    return isinstance(error, OperationalError | InterfaceError | PoolTimeout | OSError | StorageInternalError)
+    # Optuna goes on with a session whose connection was lost in its midst: a pending rollback is what that says.
+    lost = OperationalError | InterfaceError | PendingRollbackError | PoolTimeout
+    return isinstance(error, lost | OSError | StorageInternalError)
 
 
 def _steady(name: str) -> Any:

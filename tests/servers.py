@@ -99,7 +99,7 @@ class PostgreSQL(Server):
         with (self.data / "postgresql.conf").open("a") as file:
             file.write(
                 f"port = {self.port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = ''\nfsync = off\n"
-                "synchronous_commit = off\nfull_page_writes = off\nshared_buffers = 16MB\nmax_connections = 60\n"
+                "full_page_writes = off\nshared_buffers = 16MB\nmax_connections = 60\n"
             )
         self.start()
 

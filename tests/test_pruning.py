@@ -477,7 +477,7 @@ def test_studies_from_before_pruning_are_none(quick, inline, sink):
     assert stored.pop("pruner") == "none"
     study.optuna.set_user_attr("config", stored)
     assert evolve(dataclasses.replace(config, nb_trials=3), sink) == 0
-    with pytest.raises(UserError, match="pruner is None there and 'median' here"):
+    with pytest.raises(UserError, match="pruner is 'none' there and 'median' here"):
         evolve(dataclasses.replace(config, pruner="median"), sink)
     assert stored_config(dataclasses.replace(config, pruner="median"), Lines())["pruner"] == "median"
 

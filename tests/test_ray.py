@@ -75,10 +75,10 @@ def test_records_are_those_of_local_processes_and_files_come_back(executor):
     models = [str(w / "model") for w in where]
     jobs = [Job(tuple(specs[a:b]), tuple(outputs[a:b]), tuple(models[a:b])) for a, b in ((0, 2), (2, 3), (3, 4))]
     last = []
-    results = {r.index: r for r in executor.run(jobs, lambda steps: last.append(steps.copy()), every=0.1)}
+    results = {r.index: r for r in executor.run(jobs, lambda board: last.append(board.steps.copy()), every=0.1)}
     local = LocalExecutor(1)
     try:
-        expected = {r.index: r for r in local.run([Job(j.specs) for j in jobs], lambda steps: None)}
+        expected = {r.index: r for r in local.run([Job(j.specs) for j in jobs], lambda board: None)}
     finally:
         local.close()
     for k in range(3):
@@ -99,7 +99,7 @@ def from_disk(path):
 
 def test_a_lifetime_that_kills_its_worker_fails_alone(executor):
     jobs = [Job((lifetime("toy_environments:Faulty-die-v0", engine="sb3"),)), Job((lifetime(),))]
-    results = {r.index: r for r in executor.run(jobs, lambda steps: None)}
+    results = {r.index: r for r in executor.run(jobs, lambda board: None)}
     assert isinstance(results[0].error, WorkerLost)
     assert "lost 2 times" in str(results[0].error)
     assert results[1].records[0].steps == 64
@@ -156,8 +156,8 @@ def test_a_job_goes_on_elsewhere_from_its_checkpoint(cluster, address):
     executor = RayExecutor(address, workers=1, max_retries=1)
     seen, lost = [], []
 
-    def tick(steps):
-        seen.append(int(steps[0]))
+    def tick(board):
+        seen.append(int(board.steps[0]))
         if checkpoint.exists() and not lost:
             [node] = [n for n in cluster.worker_nodes if busy(n)]
             lost.append(seen[-1])
@@ -174,7 +174,7 @@ def test_a_job_goes_on_elsewhere_from_its_checkpoint(cluster, address):
     assert after[0] > 64, "it began anew"
     local = LocalExecutor(1)
     try:
-        [expected] = local.run([Job((spec,))], lambda steps: None)
+        [expected] = local.run([Job((spec,))], lambda board: None)
     finally:
         local.close()
     assert plain(result.records[0])["curve"] == plain(expected.records[0])["curve"]
@@ -184,8 +184,8 @@ def test_ctrl_c_ends_the_tasks(cluster, executor):
     job = Job((lifetime(steps=10**9),))
     ticks = []
 
-    def tick(steps):
-        ticks.append(int(steps[0]))
+    def tick(board):
+        ticks.append(int(board.steps[0]))
         if ticks[-1] > 0:
             raise KeyboardInterrupt
 

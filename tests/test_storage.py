@@ -15,11 +15,14 @@ from pathlib import Path
 import optuna
 import pytest
 from conftest import ROOT, Lines
+from optuna.exceptions import StorageInternalError
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.exc import PendingRollbackError, ProgrammingError
 
 from erl.errors import UserError
 from erl.evolution import EvolutionConfig, evolve
+from erl.steadiness import is_away
 from erl.storage import CONNECTING, open_storage, shown
 from erl.study import Study, records
 
@@ -343,3 +346,12 @@ def test_who_was_taken_for_dead_while_holding_the_lock_has_written_all_the_same(
     assert lock.acquire()
     lock.release()
     assert storage.get_study_name_from_id(study) == "s"
+
+
+def test_what_may_pass_is_told_from_what_no_repetition_mends():
+    lost = PendingRollbackError("the session's connection was lost in the midst of a transaction")
+    assert is_away(lost)
+    assert is_away(StorageInternalError("…"))
+    assert is_away(OSError(28, "No space left on device"))
+    assert not is_away(KeyError("no such study"))
+    assert not is_away(ProgrammingError("SELECT", {}, Exception("no such table")))
