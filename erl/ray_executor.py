@@ -181,8 +181,8 @@ class _Correspondence:
             said = {name: part for name, part in self._rows.items() if name not in _TOLD}
             try:
                 told = ray.get(self._board.exchange.remote(self._first, n, said, files), timeout=60)
-            except Exception:  # the board cannot be reached: progress is lost, nothing else
-                return
+            except Exception:  # the board's machine is gone: progress is lost until it is begun anew, nothing else
+                continue
             for name, part in told.items():
                 self._rows[name][:] = part
 
@@ -316,9 +316,9 @@ class RayExecutor:
                 self.close()
 
     def _start_board(self, rows: Rows) -> Any:
-        """The board, on the machine that this process is connected through: its loss is the run's anyway."""
+        """The board, on the machine that this process is connected through; should that be lost and this process live, on another."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        return ray.remote(_Board).options(num_cpus=0, scheduling_strategy=here).remote(rows, _TOLD)
+        return ray.remote(_Board).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote(rows, _TOLD)
 
     def _look(self, board: Any, rows: Rows, running: set[int]) -> None:
         """Exchange rows with the board, and write the files of running jobs where they belong."""

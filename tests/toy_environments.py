@@ -1,6 +1,7 @@
 """Toy environments. Importing this module registers them, in worker processes too: `toy_environments:Recall-v0`."""
 
 import os
+import time
 
 import gymnasium as gym
 import numpy as np
@@ -97,11 +98,20 @@ class Steady(Faulty):
         super().__init__(good=10**9)
 
 
+class Slow(Steady):
+    """Steady, half a millisecond a step: there is time for something to happen."""
+
+    def step(self, action):
+        time.sleep(0.0005)
+        return super().step(action)
+
+
 gym.register("Recall-v0", Recall)
 gym.register("Unmakeable-v0", Unmakeable)
 gym.register("Image-v0", Image)
 gym.register("Words-v0", Words)
 gym.register("Steady-v0", Steady)
+gym.register("Slow-v0", Slow)
 gym.register("Endless-v0", Endless)
 for _fault in ("raise", "reward", "observation", "exit", "die"):
     gym.register(f"Faulty-{_fault}-v0", Faulty, kwargs={"fault": _fault})
