@@ -16,7 +16,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from erl import cli
-from erl.cli import option
+from erl.cli import figure, option
 from erl.errors import UserError, nearest
 from erl.files import write_whole
 from erl.storage import DEFAULT_STORAGE, open_storage, shown
@@ -127,7 +127,7 @@ def list_studies(config: ListConfig, sink: Sink) -> int:
     for study in storage.get_all_studies():
         trials = storage.get_all_trials(study._study_id, deepcopy=False)
         ranked = _ranked(trials, study.directions)
-        best = f"{ranked[0].value:.2f}" if ranked else "-"
+        best = figure(ranked[0].value) if ranked else "-"
         rows.append((study.study_name, _kind(study.user_attrs, study.system_attrs), _states(trials), best, _last_change(trials)))  # fmt: skip
     if len(rows) == 1:
         sink.line(f"{shown(config.storage)} has no study yet")
@@ -158,7 +158,7 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
         sink.line("best trials:")
         for trial in ranked:
             params = "  ".join(f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial.params.items())
-            sink.line(f"  {trial.number:5d}  fitness {trial.value:10.2f}  {params}")
+            sink.line(f"  {trial.number:5d}  fitness {figure(trial.value):>10s}  {params}")
     failed = [t for t in trials if t.state.name == "FAIL"]
     if failed:
         sink.line("failed trials:")

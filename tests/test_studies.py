@@ -12,6 +12,7 @@ from conftest import ROOT
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
+from erl.cli import figure
 from erl.errors import UserError
 from erl.evolution import EvolutionConfig, evolve
 from erl.storage import open_storage
@@ -95,7 +96,9 @@ def test_list_and_show(evolved, capsys):
     best = Study(evolved, NAME).best()
     assert re.fullmatch(r"study +kind +trials +best fitness +last change", lines[0])
     [line] = [s for s in lines if s.startswith(NAME)]
-    assert re.search(rf"evolution +2 complete, 1 fail +{best.value:.2f} +20\d\d-\d\d-\d\d \d\d:\d\d$", line)
+    assert re.search(
+        rf"evolution +2 complete, 1 fail +{re.escape(figure(best.value))} +20\d\d-\d\d-\d\d \d\d:\d\d$", line
+    )
     [line] = [s for s in lines if s.startswith("rich")]
     assert re.search(r"2 complete, 1 pruned, 1 fail, 1 running, 1 waiting +0\.33 ", line)
 
@@ -104,7 +107,9 @@ def test_list_and_show(evolved, capsys):
     text = "\n".join(lines)
     assert f"  env_id: {json.dumps(ENV)}" in lines
     assert '  sampler: "Random"' in lines
-    assert re.search(rf"best trials:\n +{best.number}  fitness +{best.value:.2f}  sr {best.params['sr']:.6g}", text)
+    assert re.search(
+        rf"best trials:\n +{best.number}  fitness +{re.escape(figure(best.value))}  sr {best.params['sr']:.6g}", text
+    )
     assert re.search(r"failed trials:\n +2  the simulator exploded", text)
     assert "taken up again: trial 2, 1 x" in text
     assert "s3cret" not in text
