@@ -100,7 +100,7 @@ def test_list_and_show(evolved, capsys):
         rf"evolution +2 complete, 1 fail +{re.escape(figure(best.value))} +20\d\d-\d\d-\d\d \d\d:\d\d$", line
     )
     [line] = [s for s in lines if s.startswith("rich")]
-    assert re.search(r"2 complete, 1 pruned, 1 fail, 1 running, 1 waiting +0\.33 ", line)
+    assert re.search(r"2 complete, 1 pruned, 1 fail, 1 running, 1 waiting +0\.3333 ", line)
 
     code, lines, err = call(capsys, "show", "--storage", evolved, "--study", NAME)
     assert (code, err) == (0, "")
