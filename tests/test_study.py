@@ -20,6 +20,7 @@ from erl.lifetime import Job, live
 from erl.search import Range
 from erl.storage import DEFAULT_STORAGE
 from erl.study import Study, distributions, records
+from erl.trials import plain
 
 ENV = "toy_environments:Recall-v0"
 NAME = f"{ENV}_main_0.064k_steps"
@@ -132,7 +133,7 @@ def begin(study, config_of_study, who):
     space = distributions({"sr": Range(1e-4, 1e2), "lr": Range(1e-2, 1.0)})
     taken = study.create({"sr": 0.5, "lr": 0.5}, space, plan)
     study.storage.set_trial_user_attr(taken.trial_id, "owner", who)
-    study._note(taken, 0, live(Job((taken.specs[0],)))[0])
+    study.note(taken, 0, live(Job((taken.specs[0],)))[0])
     return taken, plan
 
 
@@ -305,8 +306,8 @@ def test_a_coordinator_that_was_taken_for_dead_does_not_fall_over_a_trial_that_a
     study, other = Study(DEFAULT_STORAGE, NAME), Study(DEFAULT_STORAGE, NAME)
     taken, _ = begin(study, study.config, owner())
     other.storage.set_trial_state_values(taken.trial_id, TrialState.COMPLETE, [1.0])
-    study._note(taken, 1, taken.records[0])
-    assert study._end(taken, None) is not None
+    study.note(taken, 1, taken.records[0])
+    assert study.end(taken, plain) is not None
     study._release(taken.trial_id, owner())
     assert Study(DEFAULT_STORAGE, NAME).trials()[1].value == 1.0
 
