@@ -38,8 +38,8 @@ class LifetimeRecord:
         final_returns: of the evaluation episodes of the final policy, if there were any.
         evaluation_steps: environment steps of that evaluation.
         seconds: wall-clock time of training, a cohort's shared by its members.
-        inner: records of an evolution inside the lifetime, bounded in size; None where there was none. `generations`: how many;
-            `totals`: sums over all; `kept`: columns of a thinned table of generations; `evaluations`: scores on the way that were only
+        inner: what the lifetime noted on the way, bounded in size; None for nothing. Of an evolution inside it, `generations`: how many;
+            `totals`: sums over all; `kept`: columns of a thinned table of generations. Of any, `evaluations`: scores that were only
             reported; `final_returns`: of the agents beside the one handed over, by name, on the same fresh episodes as its own.
         curve: at most 200 points (steps, mean return of the episodes that ended since the point before).
         reports: `return_at` each tenth of the budget, as far as the lifetime came; None where no episode had ended. The

@@ -189,6 +189,8 @@ def test_normalised_observations_reach_the_policy_in_evaluation_too(tmp_path):
         ({"normalize": {"norm_everything": True}}, "norm_everything"),
         ({"noise_type": "normal"}, "no action noise"),
         ({"batch_size": 0}, "PPO refuses its settings"),
+        ({"eval_freq": -1}, "eval_freq is a whole number from 0"),
+        ({"eval_episodes": 0}, "eval_episodes is a whole number from 1"),
     ],
 )
 def test_settings_that_cannot_be(config, message):
@@ -222,3 +224,18 @@ def test_a_lifetime_that_fails_hurts_no_other():
     assert bad.error == "the environment raised at step 51: RuntimeError: the simulator exploded"
     assert "in step" in bad.traceback
     assert bad.steps == 50
+
+
+@pytest.mark.parametrize("name", ["PPO", "SAC"])
+def test_evaluations_on_the_way_are_recorded_and_change_nothing(name):
+    env_id = CONTINUOUS if name == "SAC" else DISCRETE
+    alone, evaluated = (
+        live(Job((spec(name, env_id, steps=192, config=SETTINGS[name] | more),)))[0]
+        for more in ({}, {"eval_freq": 50, "eval_episodes": 3})
+    )
+    assert alone.inner is None
+    assert evaluated.inner is not None
+    rows = evaluated.inner["evaluations"]
+    assert [row["steps"] for row in rows][:3] == [50, 100, 150]
+    assert all(np.isfinite(row["agent"]) for row in rows)
+    assert (evaluated.curve, evaluated.final_returns) == (alone.curve, alone.final_returns)

@@ -27,7 +27,6 @@ from torch import Tensor
 
 from erl.distributions import GeneticPopulation, Variation
 from erl.errors import UserError
-from erl.evaluation import evaluate
 from erl.files import write_whole
 from erl.learners import Agent, Outputs
 from erl.learners.cohort import load_checkpoint, save_checkpoint
@@ -35,7 +34,7 @@ from erl.learners.episodes import Episode, Stage, surrogate
 from erl.learners.erl_re2_agent import Re2Agent, to_sb3
 from erl.learners.erl_re2_settings import Re2Settings
 from erl.learners.erl_re2_update import Draws, TwoScale, act, new_heads
-from erl.learners.inner import InnerLog
+from erl.learners.inner import InnerLog, Scores
 from erl.learners.off_policy import Captured, ReplayBuffer
 from erl.learners.sb3 import SB3Agent
 from erl.spec import LifetimeSpec, versions
@@ -111,8 +110,8 @@ class _Training:
         # The champion is chosen by fitness and keeps its place until the next generation is judged; before the first, any will do.
         self.champion, self.evolved = 0, 0
         self.synced: int | None = None
-        self.rl_steps = self.generation = self.updates = self.evaluated_at = 0
-        self.scores: list[dict[str, Any]] = []
+        self.rl_steps = self.generation = self.updates = 0
+        self.scores = Scores(spec, s.eval_freq, s.eval_episodes)
         self.said: dict[str, float] = {}
         self.saved_at = self.started_at = time.perf_counter()
 
@@ -152,10 +151,12 @@ class _Training:
             self.population.heads[self.synced] = self.networks.rl_head.cpu().numpy()
         if any(not torch.isfinite(network.values).all() for network in self.networks.networks):
             raise FloatingPointError(f"the networks' weights are not finite after {self.ledger.steps} steps")
-        self._evaluate()
+        if self.scores.due(self.ledger.steps):
+            for name, score in self.scores.add(self.ledger.steps, self._agents()).items():
+                statistics[f"eval/{name}"] = score
         row = {"steps": self.ledger.steps, **row}
         self.log.add(row, totals)
-        statistics["updates_per_second"] = rate = (self.updates - updates) / learning if learning else 0.0
+        statistics["train/updates_per_second"] = rate = (self.updates - updates) / learning if learning else 0.0
         self._say(row, rate)
         self._tell(row, statistics, time.perf_counter() - start)
 
@@ -262,7 +263,7 @@ class _Training:
                 if improve:
                     policies[rl] = self.networks.rl_head
                 self.updates += 1
-        return {name: float(value) for name, value in statistics.items()}
+        return {f"train/{name}": float(value) for name, value in statistics.items()}
 
     def _update(
         self, course: tuple[bool, bool], places: Tensor, noise: Tensor, valued: Tensor | None, improved: Tensor | None
@@ -270,24 +271,6 @@ class _Training:
         return self.networks.update(self.buffer.batch(places), Draws(noise, valued, improved), course[0])
 
     # -- reports --
-
-    def _evaluate(self) -> None:
-        """From time to time, and at no cost to the budget, fresh episodes of the champion and of the RL agent, apart."""
-        s = self.settings
-        if not s.eval_freq or self.ledger.steps // s.eval_freq == self.evaluated_at // s.eval_freq:
-            return
-        self.evaluated_at = self.ledger.steps
-        score: dict[str, Any] = {"steps": self.ledger.steps}
-        env = self.spec.make_env()
-        try:
-            for name, agent in self._agents().items():
-                # Not the episodes that the finished agent will be evaluated on.
-                score[name] = float(
-                    np.mean(evaluate(agent, env, s.eval_episodes, self.spec.seeds.evaluation + 1).returns)
-                )
-        finally:
-            env.close()
-        self.scores.append(score)
 
     def _say(self, row: Mapping[str, Any], updates_per_second: float) -> None:
         """To whoever watches: the latest returns that count of champion and RL agent, and the population's mean."""
@@ -325,16 +308,12 @@ class _Training:
         for name in ("champion_return", "rl_return"):
             if name in row:
                 record(f"rollout/{name}", row[name])
-        if self.scores and self.scores[-1]["steps"] == self.ledger.steps:
-            for name, value in self.scores[-1].items():
-                if name != "steps":
-                    record(f"eval/{name}", value)
         for fate in ("elites", "selected", "discarded"):
             copies = sum(self.log.totals.get(f"rl_{f}", 0) for f in ("elites", "selected", "discarded"))
             if copies:
                 record(f"evolution/rl_{fate}", self.log.totals.get(f"rl_{fate}", 0) / copies)
         for name, value in statistics.items():
-            record(f"train/{name}", value)
+            record(name, value)
         elapsed = time.perf_counter() - self.started_at
         record("time/fps", int((self.ledger.steps - self.ledger.earlier[0]) / elapsed))
         record("train/n_updates", self.updates)
@@ -358,11 +337,11 @@ class _Training:
         """The champion by training fitness, or the RL agent where nothing has evolved."""
         agents = self._agents()
         handed_over = agents.pop("champion", None) or agents.pop("rl")
-        return Re2Agent(handed_over.model, agents, {**self.log.to_json(), "evaluations": self.scores})
+        return Re2Agent(handed_over.model, agents, {**self.log.to_json(), "evaluations": self.scores.rows})
 
     # -- checkpoints --
 
-    _COUNTERS = ("champion", "evolved", "synced", "rl_steps", "generation", "updates", "evaluated_at", "scores")
+    _COUNTERS = ("champion", "evolved", "synced", "rl_steps", "generation", "updates")
 
     def _save(self) -> None:
         """Write a checkpoint, if it is time. Between generations no episode is running."""
@@ -378,6 +357,7 @@ class _Training:
                 "population": self.population.get_state(),
                 "stage": self.stage.get_state(),
                 "log": self.log.get_state(),
+                "scores": self.scores.get_state(),
                 "rng": self.rng.bit_generator.state,
                 "torch_rng": self.torch_rng.get_state(),
                 "ledger": (ledger.steps, seconds, list(ledger.episodes)),
@@ -409,6 +389,7 @@ class _Training:
         self.population.set_state(state["population"])
         self.stage.set_state(state["stage"])
         self.log.set_state(state["log"])
+        self.scores.set_state(state["scores"])
         self.rng.bit_generator.state = state["rng"]
         self.torch_rng.set_state(state["torch_rng"])
         self.ledger.steps, seconds, self.ledger.episodes[:] = state["ledger"]

@@ -1,6 +1,12 @@
-"""Records of evolution inside a lifetime: what every generation did, in bounded space."""
+"""What a lifetime notes of itself on the way: the generations of an evolution inside it, in bounded space, and scores."""
 
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
+
+from erl.evaluation import Policy, evaluate
+from erl.spec import LifetimeSpec
 
 ROWS = 200
 NUMBERS = 2000
@@ -55,3 +61,49 @@ def _short(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.5g}")
     return [_short(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+class Scores:
+    """Scores on the way that are only reported: fresh episodes, without exploration, at no cost to the budget.
+
+    Args:
+        spec: of the lifetime.
+        every: steps between two evaluations; 0: there are none.
+        episodes: of each policy in an evaluation.
+
+    Attributes:
+        rows: `{"steps": steps taken, name of a policy: mean return, …}` of each evaluation.
+    """
+
+    def __init__(self, spec: LifetimeSpec, every: int, episodes: int) -> None:
+        self._spec, self._every, self._episodes = spec, every, episodes
+        self._at = 0
+        self.rows: list[dict[str, Any]] = []
+
+    def due(self, steps: int) -> bool:
+        """Whether it is time, after so many steps."""
+        return self._every > 0 and steps // self._every > self._at // self._every
+
+    def add(self, steps: int, policies: Mapping[str, Policy]) -> dict[str, float]:
+        """Evaluate policies after so many steps; their mean returns."""
+        self._at = steps
+        env = self._spec.make_env()
+        try:
+            # Not the episodes that the finished agent will be evaluated on.
+            seed = self._spec.seeds.evaluation + 1
+            scores = {
+                name: float(np.mean(evaluate(policy, env, self._episodes, seed).returns))
+                for name, policy in policies.items()
+            }
+        finally:
+            env.close()
+        self.rows.append({"steps": steps, **scores})
+        return scores
+
+    def get_state(self) -> tuple[int, list[dict[str, Any]]]:
+        """All that it takes to go on."""
+        return self._at, self.rows
+
+    def set_state(self, state: tuple[int, list[dict[str, Any]]]) -> None:
+        """Go on from `get_state`."""
+        self._at, self.rows = state

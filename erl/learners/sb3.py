@@ -22,12 +22,13 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from erl.errors import Stopped, UserError, nearest
 from erl.files import write_whole
 from erl.learners import Agent, Outputs
+from erl.learners.inner import Scores
 from erl.learners.settings import OURS, activation, parse_value, schedule
 from erl.spec import LifetimeSpec
 from erl.tasks import Ledger, check_task
 
-# Settings beside the algorithm's own arguments, as the SB3 Zoo spells them.
-_BESIDE = frozenset({"n_envs", "normalize", "noise_type", "noise_std"})
+# Settings beside the algorithm's own arguments: as the SB3 Zoo spells them, and those of evaluations on the way.
+_BESIDE = frozenset({"n_envs", "normalize", "noise_type", "noise_std", "eval_freq", "eval_episodes"})
 _SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")
 
 
@@ -104,8 +105,9 @@ def whole_sequences(
 class SB3Agent:
     """A trained model, together with the statistics that normalise its observations."""
 
-    def __init__(self, model: BaseAlgorithm, normalize: VecNormalize | None) -> None:
+    def __init__(self, model: BaseAlgorithm, normalize: VecNormalize | None, scores: Scores | None = None) -> None:
         self.model, self.normalize = model, normalize
+        self.inner = {"evaluations": scores.rows} if scores is not None and scores.rows else None
 
     def predict(
         self,
@@ -127,16 +129,20 @@ class SB3Agent:
             write_whole(folder / f"{name}.vecnormalize.pkl", self.normalize.save)
 
 
-class _Stopping(BaseCallback):
-    """Ends `learn` when the lifetime is told to stop; by raising, since not every algorithm heeds a callback's False."""
+class _OnTheWay(BaseCallback):
+    """Evaluates when it is time, and ends `learn` when the lifetime is told to stop; by raising, since not every algorithm heeds a callback's False."""
 
-    def __init__(self, ledger: Ledger, steps: int) -> None:
+    def __init__(self, ledger: Ledger, steps: int, scores: Scores) -> None:
         super().__init__()
-        self._ledger, self._steps = ledger, steps
+        self._ledger, self._steps, self._scores = ledger, steps, scores
 
     def _on_step(self) -> bool:
         if self._ledger.steps < self._steps and self._ledger.stopped:
             raise Stopped
+        if self._scores.due(self._ledger.steps):
+            agent = SB3Agent(self.model, self.model.get_vec_normalize_env())
+            scores = self._scores.add(self._ledger.steps, {"agent": agent})
+            self.logger.record("eval/mean_reward", scores["agent"])
         return True
 
 
@@ -165,6 +171,7 @@ class SB3Learner:
                 raise UserError(f"{key} is not {self.name}'s to set here: this project does")
             if key not in known:
                 raise UserError(f"{self.name} has no setting {key!r}{nearest(key, known)}")
+        self._scores(spec)
         env = self._make_vec_env(spec, Ledger())
         try:
             self._make_model(spec, env)
@@ -198,11 +205,20 @@ class SB3Learner:
             # The algorithm seeds its environments with its own seed; theirs is a role of its own.
             env.seed(spec.seeds.environment)
             model.set_logger(configure(output.tensorboard, ["tensorboard"] if output.tensorboard else []))
-            model.learn(spec.steps, callback=_Stopping(ledger, spec.steps))
+            scores = self._scores(spec)
+            model.learn(spec.steps, callback=_OnTheWay(ledger, spec.steps, scores))
             model.logger.close()
         finally:
             env.close()
-        return SB3Agent(model, env if isinstance(env, VecNormalize) else None)
+        return SB3Agent(model, env if isinstance(env, VecNormalize) else None, scores)
+
+    @staticmethod
+    def _scores(spec: LifetimeSpec) -> Scores:
+        given = [spec.learner.config.get(name, usual) for name, usual in (("eval_freq", 0), ("eval_episodes", 5))]
+        for name, value, least in zip(("eval_freq", "eval_episodes"), given, (0, 1)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise UserError(f"{name} is a whole number from {least}, not {value!r}")
+        return Scores(spec, *given)
 
     def _make_vec_env(self, spec: LifetimeSpec, ledger: Ledger) -> VecEnv:
         n_envs = spec.learner.config.get("n_envs", 1)
