@@ -129,8 +129,9 @@ def test_every_step_that_feeds_learning_is_counted(monkeypatch):
     t = _Training(spec(steps=700, buffer_size=10_000, eval_freq=200, eval_episodes=2), ledger := Ledger(), Outputs())
     t.run()
     t.close()
-    evaluated = len(t.scores) * 2 * 2 * 20 - 2 * 20 * sum("champion" not in s for s in t.scores)
-    assert len(t.scores) == 3
+    rows = t.scores.rows
+    evaluated = len(rows) * 2 * 2 * 20 - 2 * 20 * sum("champion" not in s for s in rows)
+    assert len(rows) == 3
     assert len(taken) == ledger.steps + evaluated
     assert ledger.steps == t.buffer.added
     # It ends with the generation that reaches the budget.
