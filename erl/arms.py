@@ -4,7 +4,7 @@
 |---|---|
 | `PPO` | the learner (whatever its name) on the observation: the baseline |
 | `RES_PPO_0.0003` … | with the evolved reservoirs, at ER-MRL's learning rates |
-| `RES_PPO` | the same, where the study sets or evolves the learning rate |
+| `RES_PPO` | the same, where the study sets or evolves the learning rate; other learners (`RES_SAC`) keep their own rate |
 | `STACK_PPO` | the last four observations in place of a reservoir: memory without recurrence |
 | `RecurrentPPO` | sb3-contrib's LSTM: memory that is trained |
 | `RANDOM_RES_PPO…` | reservoirs that were not evolved: drawn anew from the search space for each seed |
@@ -26,6 +26,8 @@ RATES = (0.0003, 0.0001)
 MORE_RATES = (0.00005,)
 FRAME_STACK = 4
 LSTM = "RecurrentPPO"
+# The rates are theirs: another learner's own, with which its reservoirs were evolved, may be far from them.
+RATED = ("PPO", LSTM)
 
 
 def arm_names(evolution: dict[str, Any], params: dict[str, float]) -> list[str]:
@@ -36,7 +38,7 @@ def arm_names(evolution: dict[str, Any], params: dict[str, float]) -> list[str]:
         params: its best hyperparameters.
     """
     learner = evolution["learner"]
-    if "learning_rate" in learner_settings(evolution, params):
+    if learner not in RATED or "learning_rate" in learner_settings(evolution, params):
         return [learner, f"RES_{learner}"]
     rates = RATES + (MORE_RATES if evolution["del_obs"] or evolution.get("nb_res") else ())
     return [learner, *(f"RES_{learner}_{rate:.10f}".rstrip("0") for rate in rates)]

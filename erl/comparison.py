@@ -13,12 +13,14 @@ from erl.cli import duration, figure, option
 from erl.errors import UserError
 from erl.evaluation import Arm, table
 from erl.evolution import (
+    MAX_SEED,
     VOLATILE,
     EvolutionConfig,
     RunConfig,
     check_count,
     check_name,
     make_executor,
+    seed_indices,
     study_name,
     thousands,
 )
@@ -30,8 +32,6 @@ from erl.storage import DEFAULT_STORAGE, open_storage, shown, study_names
 from erl.study import Sink, Study, Taken, choice, records, whole
 from erl.task_sets import TASK_SETS, load_task_set, load_task_sets
 from erl.trials import fill
-
-MAX_SEED = 10**6
 
 
 @dataclass(frozen=True)
@@ -225,10 +225,7 @@ def compare(config: CommonConfig, sink: Sink) -> int:
             raise UserError(f"unknown agent {arm!r} in --arms (known: {', '.join(arms)})")
     for arm in chosen:
         check(arm_lifetime(arm, 0, stored, params))
-    task_id = os.environ.get("SLURM_ARRAY_TASK_ID")
-    if task_id is not None and not (re.fullmatch("[0-9]{1,7}", task_id) and int(task_id) <= MAX_SEED):
-        raise UserError(f"SLURM_ARRAY_TASK_ID is no seed index from 0 to {MAX_SEED}: {task_id!r}")
-    seeds = [int(task_id)] if task_id is not None else list(range(config.nb_seeds))
+    seeds = seed_indices(config.nb_seeds)
 
     # An evolution that went on and found better has a test of its own.
     test_name = f"{name}_trial_{number}{where}_test_{thousands(config.training_steps)}_steps"

@@ -49,6 +49,7 @@ VOLATILE = (
 # What studies are that were made before these flags were.
 ADDED = {"pruner": "none", "restarts": "ipop", "use_pruned": True, "warm_start": None}
 CONFIG_VERSION = 1
+MAX_SEED = 10**6
 
 
 @dataclass(frozen=True)
@@ -252,6 +253,20 @@ def check_count(name: str, value: int) -> None:
     """Refuse zero and negative counts."""
     if value < 1:
         raise UserError(f"--{name} is at least 1, not {value}")
+
+
+def seed_indices(nb_seeds: int) -> list[int]:
+    """Numbers of the seeds of a command that repeats lifetimes: in a SLURM array the task's own, else the first so many.
+
+    Raises:
+        UserError: the array's index is no such number.
+    """
+    task_id = os.environ.get("SLURM_ARRAY_TASK_ID")
+    if task_id is None:
+        return list(range(nb_seeds))
+    if not (re.fullmatch("[0-9]{1,7}", task_id) and int(task_id) <= MAX_SEED):
+        raise UserError(f"SLURM_ARRAY_TASK_ID is no seed index from 0 to {MAX_SEED}: {task_id!r}")
+    return [int(task_id)]
 
 
 def study_name(subject: str, h_test: str, training_steps: int) -> str:

@@ -16,7 +16,17 @@ import yaml
 from erl.cli import duration, figure, option
 from erl.errors import UserError
 from erl.evaluation import Arm, table
-from erl.evolution import CONFIG_VERSION, VOLATILE, RunConfig, check_count, check_name, make_executor, study_name
+from erl.evolution import (
+    CONFIG_VERSION,
+    MAX_SEED,
+    VOLATILE,
+    RunConfig,
+    check_count,
+    check_name,
+    make_executor,
+    seed_indices,
+    study_name,
+)
 from erl.learners import Outputs, canonical_name
 from erl.learners.settings import load_settings
 from erl.lifetime import Job, LifetimeRecord, check, checkpoint_path, file_name
@@ -25,8 +35,6 @@ from erl.storage import shown
 from erl.study import Sink, Study, Taken, whole
 from erl.tasks import Task
 from erl.trials import fill
-
-MAX_SEED = 10**6
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class SingleConfig(RunConfig):
         "--training-timesteps",
     )
     h_test: str = option("single", "name of the experiment, part of the study's name")
-    nb_seeds: int = option(1, "lifetimes, each with seeds of its own")
+    nb_seeds: int = option(1, "lifetimes, each with seeds of its own; a SLURM array index picks one instead")
     seeds: str | None = option(None, "numbers of the seeds, comma-separated, instead of the first --nb_seeds")
     seed: int = option(0, "root of all seeds")
     learner_config: str | None = option(None, "YAML or JSON file of the learner's settings (SB3 Zoo's files work)")
@@ -72,10 +80,10 @@ class SingleConfig(RunConfig):
         """Numbers of the seeds.
 
         Raises:
-            UserError: some are no numbers from 0.
+            UserError: some are no numbers from 0, or a SLURM array's index is none.
         """
         if self.seeds is None:
-            return list(range(self.nb_seeds))
+            return seed_indices(self.nb_seeds)
         words = [word.strip() for word in self.seeds.split(",")]
         if not all(re.fullmatch("[0-9]{1,7}", word) and int(word) <= MAX_SEED for word in words):
             raise UserError(f"--seeds are whole numbers from 0 to {MAX_SEED}, comma-separated, not {self.seeds!r}")

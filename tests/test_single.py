@@ -124,6 +124,15 @@ def test_flags():
     assert SingleConfig(seeds="4, 2,4").indices() == [4, 2]
 
 
+def test_a_slurm_array_index_picks_the_seed(monkeypatch):
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7")
+    assert SingleConfig(nb_seeds=3).indices() == [7]
+    assert SingleConfig(nb_seeds=3, seeds="1,2").indices() == [1, 2]
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7x")
+    with pytest.raises(UserError, match="SLURM_ARRAY_TASK_ID"):
+        SingleConfig().indices()
+
+
 @pytest.mark.scripts
 def test_the_command_with_workers():
     flags = ["--env_id", "toy_environments:Reach-v0", "--steps", "300", "--set", RE2, "--ep_eval", "2"]
