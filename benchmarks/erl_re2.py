@@ -1,6 +1,6 @@
 """Updates per second of ERL-Re², beside the plain implementation and what the core's matrix products allow, in one run.
 
-    python benchmarks/erl_re2.py [--env_id HalfCheetah-v4] [--rounds 15] [--device cpu]
+    python benchmarks/erl_re2.py [--env_id HalfCheetah-v4] [--rounds 15] [--threads 1] [--device cpu]
 
 One update is the whole of it at the published sizes and batch 128: the policies' value function, the critics, every second time the RL
 head, the representation and the targets. `plain` is the reference of the tests: separate networks, autograd, a policy encoded anew for every row. `limit`
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before NumPy and PyTorch start their threads
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before NumPy starts its threads
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 
 import numpy as np
@@ -54,8 +54,8 @@ class Contender:
 
 
 def best(run: Callable[[], None], times: int, device: str) -> float:
-    """Seconds of the fastest of some runs; on the CPU its own time, which other processes do not lengthen."""
-    clock = time.process_time if device == "cpu" else time.perf_counter
+    """Seconds of the fastest of some runs; on one core its own time, which other processes do not lengthen."""
+    clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     seconds = []
     for _ in range(times):
         start = clock()
@@ -70,9 +70,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env_id", default="HalfCheetah-v4")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
     observation_space, action_space = check_task(Task(args.env_id))
     sizes = int(observation_space.shape[0]), int(np.prod(action_space.shape or (1,)))
     rng = np.random.default_rng(0)

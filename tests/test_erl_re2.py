@@ -413,6 +413,16 @@ def test_a_damaged_checkpoint_is_ignored(tmp_path, damage):
     assert torch.equal(weights(agent), weights(train(s)[0]))
 
 
+def test_threads_are_those_asked_for_and_given_back(monkeypatch):
+    seen, before = [], torch.get_num_threads()
+    run = _Training.run
+    monkeypatch.setattr(_Training, "run", lambda self: seen.append(torch.get_num_threads()) or run(self))
+    one, two = (train(spec(steps=300, threads=n))[0] for n in (1, 2))
+    assert seen == [1, 2]
+    assert torch.get_num_threads() == before
+    torch.testing.assert_close(weights(one), weights(two), rtol=1e-3, atol=1e-3)
+
+
 # -- learning --
 
 

@@ -71,14 +71,18 @@ class Re2Learner:
         """Train one after the other."""
         agents: list[Agent | Exception] = []
         for spec, ledger, output in zip(cohort, ledgers, outputs):
+            threads = torch.get_num_threads()
             try:
                 training = _Training(spec, ledger, output)
+                torch.set_num_threads(training.settings.threads)
                 try:
                     agents.append(training.run())
                 finally:
                     training.close()
             except Exception as e:
                 agents.append(e)
+            finally:
+                torch.set_num_threads(threads)
         return agents
 
 

@@ -48,6 +48,7 @@ class Re2Settings:
         eval_freq: steps between two evaluations that are only reported and not counted; 0: none.
         eval_episodes: episodes of the champion and of the RL agent in such an evaluation.
         device: PyTorch's name of where the networks learn.
+        threads: cores for the networks' mathematics; another number, other roundings.
         precision: `fp32`, or `bf16` for the factors of wide matrix products.
     """
 
@@ -81,6 +82,7 @@ class Re2Settings:
     eval_freq: int = 50_000
     eval_episodes: int = 5
     device: str = "cpu"
+    threads: int = 1
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
