@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from erl.errors import Stopped
+from erl.errors import Stopped, UserError
 from erl.evaluation import evaluate
 from erl.files import write_whole
-from erl.learners import Agent, Outputs, get_learner
-from erl.spec import LifetimeSpec, commit, to_json, versions
+from erl.learners import Agent, Outputs, get_learner, load_agent
+from erl.spec import LifetimeSpec, commit, from_json, to_json, versions
 from erl.tasks import Ledger, shared_seconds
 
 CURVE_POINTS = 200
@@ -245,6 +245,30 @@ def _conclude(
         versions=versions(),
         commit=commit(),
     )
+
+
+def load_model(path: str | Path) -> tuple[LifetimeSpec, Agent]:
+    """A saved agent, and the specification of its lifetime, which makes its environment: `spec.make_env()`.
+
+    Args:
+        path: of the model, with or without `.zip`; the specification lies beside it.
+
+    Raises:
+        UserError: there is no such model, or it cannot be read.
+    """
+    stem = str(path).removesuffix(".zip")
+    # Agents that were saved beside another have its specification: seed_0.rl.zip, seed_0.json.
+    beside = [Path(f"{s}.json") for s in (stem, stem.rpartition(".")[0])]
+    described = next((p for p in beside if p.is_file()), None)
+    if described is None or not Path(f"{stem}.zip").is_file():
+        raise UserError(f"no model {stem}.zip with its specification {beside[0].name} beside it")
+    try:
+        spec = from_json(LifetimeSpec, json.loads(described.read_text(encoding="utf-8")))
+        return spec, load_agent(spec, Path(stem))
+    except UserError:
+        raise
+    except Exception as e:
+        raise UserError(f"the model {stem}.zip cannot be read: {' '.join(str(e).split())}") from e
 
 
 def return_at(spec: LifetimeSpec, ledger: Ledger, point: int) -> float | None:

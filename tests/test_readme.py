@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from erl import cli, spec, studies, study
+from erl import cli, lifetime, studies, study
 from erl.arms import arm_names, control_names
 from erl.comparison import ComparisonConfig, GeneralizationComparisonConfig, MultiComparisonConfig
 from erl.evolution import EvolutionConfig, GeneralizationConfig, MultiEvolutionConfig
+from erl.film import FilmConfig
 from erl.search import parse_evolve
 from erl.single import SingleConfig
 from erl.task_sets import TASK_SETS, load_task_sets, measured_random_returns
@@ -97,6 +98,11 @@ def test_commands_on_studies_parse(command):
     cli.parse(studies.COMMANDS[name][1], flags)
 
 
+def test_the_command_that_films_parses():
+    (command,) = [c for c in _commands() if c.startswith("python -m erl.film ")]
+    cli.parse(FilmConfig, shlex.split(command)[3:])
+
+
 def test_the_table_of_commands_on_studies_names_every_flag():
     for name, (_, kind, _) in studies.COMMANDS.items():
         (row,) = re.findall(rf"^\| `{name}` \| (.*) \|$", README, re.M)
@@ -124,7 +130,7 @@ def test_learners_are_the_ones_that_there_are():
 
 
 def test_other_flags_in_the_text_exist():
-    configs = [*SCRIPTS.values(), *(kind for _, kind, _ in studies.COMMANDS.values())]
+    configs = [*SCRIPTS.values(), FilmConfig, *(kind for _, kind, _ in studies.COMMANDS.values())]
     known = {f.name for config in configs for f in fields(config)} | {"training_timesteps"}
     # Words of make's, git's, sbatch's, optuna-dashboard's and TensorBoard's are not in backticks of their own.
     for flag in re.findall(r"`--(\w+)[^`]*`", README):
@@ -137,7 +143,7 @@ def test_snippets_are_python_and_import_what_exists():
     for snippet in snippets:
         for node in ast.walk(ast.parse(snippet)):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("erl"):
-                module = {"erl.spec": spec, "erl.study": study}[node.module]
+                module = {"erl.lifetime": lifetime, "erl.study": study}[node.module]
                 assert all(hasattr(module, name.name) for name in node.names)
 
 

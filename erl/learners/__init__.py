@@ -104,9 +104,17 @@ def get_learner(name: str, engine: str = "auto") -> Learner:
     return sb3.SB3Learner(name)
 
 
+def load_agent(spec: LifetimeSpec, path: Path) -> Agent:
+    """The agent that its `save` wrote to `{path}.zip` after this lifetime. Its `predict` takes what `spec.make_env()` shows."""
+    from erl.learners import sb3
+
+    name = canonical_name(spec.learner.name)
+    return sb3.load("TD3" if name == "ERL-Re2" else name, path, spec)
+
+
 def canonical_name(name: str) -> str:
     """The registry's spelling of a learner's name, whatever its case."""
     return next((n for n in learner_names() if n.casefold() == name.casefold()), name)
 
 
-__all__ = ["Agent", "Learner", "Outputs", "canonical_name", "get_learner", "learner_names"]
+__all__ = ["Agent", "Learner", "Outputs", "canonical_name", "get_learner", "learner_names", "load_agent"]

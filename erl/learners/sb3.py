@@ -129,6 +129,13 @@ class SB3Agent:
             write_whole(folder / f"{name}.vecnormalize.pkl", self.normalize.save)
 
 
+def load(name: str, path: Path, spec: LifetimeSpec) -> SB3Agent:
+    """The agent that `SB3Agent.save` wrote to `{path}.zip`, a model of the named algorithm, after a lifetime."""
+    statistics = Path(f"{path}.vecnormalize.pkl")
+    normalize = VecNormalize.load(str(statistics), DummyVecEnv([spec.make_env])) if statistics.exists() else None
+    return SB3Agent(algorithms()[name].load(f"{path}.zip", device="cpu"), normalize)
+
+
 class _OnTheWay(BaseCallback):
     """Evaluates when it is time, and ends `learn` when the lifetime is told to stop; by raising, since not every algorithm heeds a callback's False."""
 
