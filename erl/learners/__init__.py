@@ -4,7 +4,7 @@ One algorithm is one file. A learner trains a cohort, one or many lifetimes, and
 Stable-Baselines3's, so that `evaluate_policy` and every tool for its models serve all.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -70,6 +70,22 @@ class Learner(Protocol):
         """
 
 
+def one_by_one(
+    train: Callable[[LifetimeSpec, Ledger, Outputs], Agent],
+    cohort: Sequence[LifetimeSpec],
+    ledgers: Sequence[Ledger],
+    outputs: Sequence[Outputs],
+) -> list[Agent | Exception]:
+    """`Learner.train` of a learner that trains lifetimes one after the other."""
+    agents: list[Agent | Exception] = []
+    for lifetime in zip(cohort, ledgers, outputs):
+        try:
+            agents.append(train(*lifetime))
+        except Exception as e:
+            agents.append(e)
+    return agents
+
+
 def learner_names() -> list[str]:
     """Names that `get_learner` knows."""
     from erl.learners import sb3
@@ -117,4 +133,4 @@ def canonical_name(name: str) -> str:
     return next((n for n in learner_names() if n.casefold() == name.casefold()), name)
 
 
-__all__ = ["Agent", "Learner", "Outputs", "canonical_name", "get_learner", "learner_names", "load_agent"]
+__all__ = ["Agent", "Learner", "Outputs", "canonical_name", "get_learner", "learner_names", "load_agent", "one_by_one"]

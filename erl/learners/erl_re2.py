@@ -28,7 +28,7 @@ from torch import Tensor
 from erl.distributions import GeneticPopulation, Variation
 from erl.errors import UserError
 from erl.files import write_whole
-from erl.learners import Agent, Outputs
+from erl.learners import Agent, Outputs, one_by_one
 from erl.learners.cohort import load_checkpoint, save_checkpoint
 from erl.learners.episodes import Episode, Stage, surrogate
 from erl.learners.erl_re2_agent import Re2Agent, to_sb3
@@ -69,21 +69,17 @@ class Re2Learner:
         self, cohort: Sequence[LifetimeSpec], ledgers: Sequence[Ledger], outputs: Sequence[Outputs]
     ) -> list[Agent | Exception]:
         """Train one after the other."""
-        agents: list[Agent | Exception] = []
-        for spec, ledger, output in zip(cohort, ledgers, outputs):
-            threads = torch.get_num_threads()
-            try:
-                training = _Training(spec, ledger, output)
-                torch.set_num_threads(training.settings.threads)
-                try:
-                    agents.append(training.run())
-                finally:
-                    training.close()
-            except Exception as e:
-                agents.append(e)
-            finally:
-                torch.set_num_threads(threads)
-        return agents
+        return one_by_one(_train_one, cohort, ledgers, outputs)
+
+
+def _train_one(spec: LifetimeSpec, ledger: Ledger, output: Outputs) -> Re2Agent:
+    training, threads = _Training(spec, ledger, output), torch.get_num_threads()
+    torch.set_num_threads(training.settings.threads)
+    try:
+        return training.run()
+    finally:
+        torch.set_num_threads(threads)
+        training.close()
 
 
 class _Training:

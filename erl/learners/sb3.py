@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from erl.errors import Stopped, UserError, nearest
 from erl.files import write_whole
-from erl.learners import Agent, Outputs
+from erl.learners import Agent, Outputs, one_by_one
 from erl.learners.inner import Scores
 from erl.learners.settings import OURS, activation, parse_value, schedule
 from erl.spec import LifetimeSpec
@@ -197,13 +197,7 @@ class SB3Learner:
         self, cohort: Sequence[LifetimeSpec], ledgers: Sequence[Ledger], outputs: Sequence[Outputs]
     ) -> list[Agent | Exception]:
         """Train one after the other."""
-        agents: list[Agent | Exception] = []
-        for spec, ledger, output in zip(cohort, ledgers, outputs):
-            try:
-                agents.append(self._train_one(spec, ledger, output))
-            except Exception as e:
-                agents.append(e)
-        return agents
+        return one_by_one(self._train_one, cohort, ledgers, outputs)
 
     def _train_one(self, spec: LifetimeSpec, ledger: Ledger, output: Outputs) -> SB3Agent:
         env = self._make_vec_env(spec, ledger)
