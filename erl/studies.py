@@ -20,8 +20,9 @@ from erl.cli import figure, option
 from erl.errors import UserError, nearest
 from erl.files import write_whole
 from erl.storage import DEFAULT_STORAGE, open_storage, shown
-from erl.study import COPY, Sink, Study, records
+from erl.study import COPY, Sink, Study, generations, lifetime_records, records
 
+ROWS = ("lifetimes", "trials", "generations")
 COLUMNS = ("study", "kind", "trials", "best fitness", "last change")
 
 
@@ -50,14 +51,14 @@ class ExportConfig(ListConfig):
 
     study: str | None = option(None, "name of the study; may be left out where there is one only")
     file: str | None = option(None, "CSV file to write")
-    rows: str = option("lifetimes", "what has a row", choices=("lifetimes", "trials"))
+    rows: str = option("lifetimes", "what has a row", choices=ROWS)
     overwrite: bool = option(False, "replace the file if it exists")
 
     def __post_init__(self) -> None:
         if not self.file:
             raise UserError("--file is missing: where to write the CSV")
-        if self.rows not in ("lifetimes", "trials"):
-            raise UserError(f"unknown --rows {self.rows!r}{nearest(self.rows, ('lifetimes', 'trials'))} (known: lifetimes, trials)")  # fmt: skip
+        if self.rows not in ROWS:
+            raise UserError(f"unknown --rows {self.rows!r}{nearest(self.rows, ROWS)} (known: {', '.join(ROWS)})")
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,10 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
         for trial in ranked:
             params = "  ".join(f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial.params.items())
             sink.line(f"  {trial.number:5d}  fitness {figure(trial.value):>10s}  {params}")
+        for index, record in sorted(lifetime_records(ranked[0]).items()):
+            if record.inner is not None and record.inner.get("totals"):
+                totals = ", ".join(f"{k} {v:,.0f}" for k, v in record.inner["totals"].items())
+                sink.line(f"evolution inside trial {ranked[0].number}, lifetime {index}: {record.inner['generations']} generations; {totals}")  # fmt: skip
     failed = [t for t in trials if t.state.name == "FAIL"]
     if failed:
         sink.line("failed trials:")
@@ -198,11 +203,16 @@ def export_study(config: ExportConfig, sink: Sink) -> int:
     name = _name(open_storage(config.storage), config)
     if config.rows == "trials":
         frame = trial_rows(Study(config.storage, name).trials())
+    elif config.rows == "generations":
+        frame = generations(config.storage, name)
+        if not len(frame):
+            raise UserError(f"no learner of study {name!r} had generations of its own")
     else:
         frame = records(config.storage, name)
         if not len(frame):
             raise UserError(f"study {name!r} stores no lifetimes; --rows trials exports its trials")
-        frame["curve"] = frame["curve"].map(json.dumps)
+        for column in ("curve", "inner"):
+            frame[column] = frame[column].map(lambda value: None if value is None else json.dumps(value))
     try:
         write_whole(path, lambda part: frame.to_csv(part, index=False))
     except OSError as e:

@@ -199,7 +199,7 @@ class Study:
     @staticmethod
     def lifetimes(trial: FrozenTrial) -> dict[int, LifetimeRecord]:
         """The records of a trial's lifetimes that have ended, by their index."""
-        return _records(trial)
+        return lifetime_records(trial)
 
     # -- leases --
 
@@ -385,7 +385,7 @@ class Study:
             params=trial.params,
             attrs=trial.user_attrs,
             specs=plan(trial.params),
-            records={i: r for i, r in _records(trial).items() if r.error is None},
+            records={i: r for i, r in lifetime_records(trial).items() if r.error is None},
             pruned=Pruned(**trial.user_attrs["pruned"]) if "pruned" in trial.user_attrs else None,
         )
 
@@ -451,7 +451,8 @@ def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> 
             raise ValueError(f"no parameter is proposed from a {type(distribution).__name__}")
 
 
-def _records(trial: FrozenTrial) -> dict[int, LifetimeRecord]:
+def lifetime_records(trial: FrozenTrial) -> dict[int, LifetimeRecord]:
+    """The records that a trial holds, by the index of the lifetime."""
     return {
         int(key.partition(":")[2]): from_json(LifetimeRecord, value)
         for key, value in trial.user_attrs.items()
@@ -467,11 +468,12 @@ def records(storage: str, name: str) -> pd.DataFrame:
 
     Returns:
         Columns: `trial`, `state`, `lifetime`, the trial's parameters, `fitness`, `training_return`, `final_return`,
-        `episodes`, `steps`, `seconds`, `curve` (list of (steps, return)), `reports` (at tenths of the budget), `note`, `error`, `env_id`, `learner`, and the seeds.
+        `episodes`, `steps`, `seconds`, `curve` (list of (steps, return)), `reports` (at tenths of the budget), `inner` (dictionary, see
+        `LifetimeRecord`, or None), `note`, `error`, `env_id`, `learner`, and the seeds.
     """
     rows = []
     for trial in Study(storage, name).trials():
-        for index, record in sorted(_records(trial).items()):
+        for index, record in sorted(lifetime_records(trial).items()):
             rows.append(
                 {
                     "trial": trial.number,
@@ -486,6 +488,7 @@ def records(storage: str, name: str) -> pd.DataFrame:
                     "seconds": record.seconds,
                     "curve": record.curve,
                     "reports": record.reports,
+                    "inner": record.inner,
                     "note": record.note,
                     "error": record.error,
                     "env_id": record.spec.task.env_id,
@@ -494,3 +497,21 @@ def records(storage: str, name: str) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
+
+
+def generations(storage: str, name: str) -> pd.DataFrame:
+    """What the learners' own populations did: the kept generations of every lifetime of a study, one row each.
+
+    Returns:
+        Columns: `trial`, `lifetime`, `generation`, `steps` (taken when it ended), and what the learner noted, None where it did not. ERL-Re²: `whole` (1 if
+        judged by whole episodes), `fitness` and `surrogate` (lists, of every head), `champion` (place of the best), `champion_return`, `rl_return`,
+        `rl_head` (place of the RL head's copy) and `rl_fate` (of that copy: elites, selected, discarded). Empty for other learners.
+    """
+    frames = []
+    for trial in Study(storage, name).trials():
+        for index, record in sorted(lifetime_records(trial).items()):
+            kept = pd.DataFrame((record.inner or {}).get("kept", {}))
+            kept.insert(0, "trial", trial.number)
+            kept.insert(1, "lifetime", index)
+            frames.append(kept)
+    return pd.concat([f for f in frames if len(f)], ignore_index=True) if any(map(len, frames)) else pd.DataFrame()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from gymnasium import spaces
@@ -22,7 +23,8 @@ from erl.learners.inner import NUMBERS, ROWS, InnerLog
 from erl.lifetime import Job, LifetimeRecord, check, live
 from erl.reservoirs import Context, ReservoirParams
 from erl.spec import LearnerSpec, LifetimeSpec, Seeds, from_json, to_json
-from erl.study import records
+from erl.studies import ExportConfig, ShowConfig, export_study, show_study
+from erl.study import generations, records
 from erl.tasks import Ledger, Task
 
 # Small enough for a test: little learning, judged often both ways.
@@ -470,6 +472,21 @@ def test_reservoirs_evolve_around_it(tmp_path, sink):
         env_id="toy_environments:Reach-v0", learner="erl-re2", learner_config=str(settings), sampler="Random", **flags
     )
     assert evolve(config, sink) == 0
-    frame = records("sqlite:///studies.db", "toy_environments:Reach-v0_main_0.2k_steps")
+    storage, name = "sqlite:///studies.db", "toy_environments:Reach-v0_main_0.2k_steps"
+    frame = records(storage, name)
     assert list(frame.learner) == ["ERL-Re2"] * 2
     assert frame.fitness.notna().all()
+    # The story of the evolution inside: a row for each kept generation, every head's fitness, the fate of the RL head's copies.
+    table = generations(storage, name)
+    for trial, inner in zip(frame.trial, frame.inner):
+        rows = table[table.trial == trial]
+        assert list(rows.generation) == list(range(inner["generations"]))
+        judged = rows[rows.fitness.notna()]
+        assert len(judged) == inner["totals"]["whole"] + inner["totals"]["surrogate"] > 0
+        assert {len(f) for f in judged.fitness} == {5}
+        for fate in ("elites", "selected", "discarded"):
+            assert (rows.rl_fate == fate).sum() == inner["totals"].get(f"rl_{fate}", 0)
+    assert show_study(ShowConfig(study=name), sink) == 0
+    assert "evolution inside trial" in str(sink)
+    assert export_study(ExportConfig(study=name, rows="generations", file="g.csv"), sink) == 0
+    assert len(pd.read_csv("g.csv")) == len(table)

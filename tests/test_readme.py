@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from erl import cli, lifetime, studies, study
+from erl import cli, lifetime, single, studies, study
 from erl.arms import arm_names, control_names
 from erl.comparison import ComparisonConfig, GeneralizationComparisonConfig, MultiComparisonConfig
 from erl.evolution import EvolutionConfig, GeneralizationConfig, MultiEvolutionConfig
@@ -139,7 +139,7 @@ def test_other_flags_in_the_text_exist():
 
 def test_snippets_are_python_and_import_what_exists():
     snippets = _fenced("python")
-    assert len(snippets) == 2
+    assert len(snippets) == 3
     for snippet in snippets:
         for node in ast.walk(ast.parse(snippet)):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("erl"):
@@ -192,8 +192,10 @@ def test_the_snippets_run(tmp_path, monkeypatch):
     assert evolve(EvolutionConfig(**env, nb_trials=1, nb_seeds=1, learner_config=str(settings)), display) == 0
     test = ComparisonConfig(study="CartPole-v1_main_0.3k_steps", training_steps=300, workers=1, nb_seeds=1)
     assert compare(test, display) == 0
-    model, frame = _fenced("python")
-    [trained] = (tmp_path / "models").iterdir()
+    re2 = "init_steps=60,learning_starts=50,batch_size=16,pr=8,frac_frames_train=0.1,time_steps=5,eval_freq=0"
+    assert single.run(SingleConfig(env_id="toy_environments:Reach-v0", steps=800, workers=1, set=re2), display) == 0
+    model, frame, inside = _fenced("python")
+    [trained] = (tmp_path / "models").glob("CartPole*")
     model = re.sub(r"models/HalfCheetah[^/\"]*", f"models/{trained.name}", model)
     frame = frame.replace("HalfCheetah-v4_main_300k_steps", "CartPole-v1_main_0.3k_steps")
     namespace = {}
@@ -201,6 +203,11 @@ def test_the_snippets_run(tmp_path, monkeypatch):
     assert namespace["total"] >= 1
     exec(frame, namespace)
     assert len(namespace["frame"]) == 1
+    exec(
+        inside.replace("HalfCheetah-v4_main_300k_steps", "toy_environments:Reach-v0_ERL-Re2_single_0.8k_steps"),
+        namespace,
+    )
+    assert len(namespace["frame"]) > 3
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

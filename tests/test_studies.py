@@ -184,6 +184,10 @@ def test_export(evolved, capsys):
     assert list(rows[0]) == list(frame.columns)
     assert [float(r["fitness"]) for r in rows] == list(frame.fitness)
     assert [[tuple(p) for p in json.loads(r["curve"])] for r in rows] == [list(c) for c in frame.curve]
+    code, _, errors = call(capsys, "export", "--storage", evolved, "--file", "g.csv", "--rows", "generations")
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "generations of its own" in errors
+    assert not Path("g.csv").exists()
     assert call(capsys, "export", "--storage", evolved, "--file", "t.csv", "--rows", "trials")[0] == 0
     with open("t.csv", newline="") as file:
         rows = list(csv.DictReader(file))
