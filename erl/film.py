@@ -1,5 +1,6 @@
 """Film a trained agent: `python -m erl.film --model models/STUDY/seed_0`."""
 
+import importlib.util
 import os
 import sys
 from contextlib import suppress
@@ -48,19 +49,22 @@ def film(config: FilmConfig, sink: Any) -> int:
     Raises:
         UserError: no such model, a format that cannot be written, an environment that cannot be seen.
     """
-    model = str(config.model).removesuffix(".zip")
+    model = str(config.model).removesuffix(".zip").removesuffix(".json")
+    spec, agent = load_model(model)
     path = Path(config.file or f"{model}.gif")
-    if path.suffix not in FORMATS:
+    if path.suffix.lower() not in FORMATS:
         raise UserError(f"{path} ends in none of {', '.join(FORMATS)}")
-    if path.exists() and not config.overwrite:
-        raise UserError(f"{path} exists; --overwrite replaces it")
+    if path.suffix.lower() == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
+        raise UserError(f"{path.suffix} needs another package: pip install imageio-ffmpeg")
+    if path.is_dir() or (path.exists() and not config.overwrite):
+        raise UserError(f"{path} exists" + (" and is no file" if path.is_dir() else "; --overwrite replaces it"))
     try:
         check_writable(str(path.parent))
     except OSError as e:
-        raise UserError(f"{path} cannot be written: {e}") from e
-    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")  # no window is needed
-    spec, agent = load_model(model)
+        raise UserError(f"{path} cannot be written: {e.strerror or e}") from e
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):  # no window is needed
+        os.environ.setdefault("MUJOCO_GL", "egl")
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     try:
         env = spec.make_env(render_mode="rgb_array")
     except Exception as e:
@@ -105,18 +109,16 @@ def _write(path: Path, frames: list[np.ndarray], fps: float) -> None:
     images = np.stack(frames)
 
     def write(part: str) -> None:
-        if path.suffix == ".mp4":
+        if path.suffix.lower() == ".mp4":
             imageio.imwrite(part, images, extension=".mp4", fps=fps, plugin="FFMPEG")
         else:
-            imageio.imwrite(part, images, extension=path.suffix, duration=1000 / fps, loop=0, plugin="pillow")
+            imageio.imwrite(part, images, extension=path.suffix.lower(), duration=1000 / fps, loop=0, plugin="pillow")
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, write)
-    except ImportError as e:
-        raise UserError(f"{path.suffix} needs another package: pip install imageio-ffmpeg") from e
     except OSError as e:
-        raise UserError(f"{path} cannot be written: {e}") from e
+        raise UserError(f"{path} cannot be written: {e.strerror or e}") from e
 
 
 if __name__ == "__main__":

@@ -94,21 +94,43 @@ def parse_settings(text: str | None) -> dict[str, Any]:
     """Settings as `--set` spells them: `NAME=VALUE,NAME=VALUE`, values as in YAML; commas in brackets and quotes belong to a value.
 
     Raises:
-        UserError: something has no name, or a value cannot be read.
+        UserError: something has no name or two values, or a value cannot be read.
     """
     settings: dict[str, Any] = {}
-    for part in re.findall(r"(?:[^,(\[{'\"]|\([^)]*\)|\[[^\]]*\]|\{[^}]*\}|'[^']*'|\"[^\"]*\"|[(\[{'\"])+", text or ""):
-        name, equals, value = part.partition("=")
-        if not equals or not name.strip().isidentifier():
+    for part in _parts(text or ""):
+        name, equals, value = (word.strip() for word in part.partition("="))
+        if not equals or not name.isidentifier():
             raise UserError(f"--set takes NAME=VALUE,NAME=VALUE, and cannot understand {part!r}")
+        if name in settings:
+            raise UserError(f"--set gives {name} twice")
         try:
             parsed = yaml.safe_load(value)
-        except yaml.YAMLError as e:
-            raise UserError(f"--set {part}: {' '.join(str(e).split())}") from e
-        with suppress(ValueError):  # YAML takes 1e-3 for a word
-            parsed = float(parsed) if isinstance(parsed, str) else parsed
-        settings[name.strip()] = parsed
+            json.dumps(parsed)  # what cannot be stored (dates, aliases of themselves) is no setting
+        except (yaml.YAMLError, TypeError, ValueError, AttributeError, RecursionError) as e:
+            said = getattr(e, "problem", None) or e
+            raise UserError(f"--set cannot understand the value of {part!r}: {' '.join(str(said).split())}") from e
+        if isinstance(parsed, str) and not value.startswith(("'", '"')):
+            with suppress(ValueError):  # YAML takes 1e-3 for a word
+                parsed = float(parsed)
+        settings[name] = parsed
     return settings
+
+
+def _parts(text: str) -> list[str]:
+    """Cut a text at its commas, but for those within brackets or quotes."""
+    parts, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        else:
+            depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth <= 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part for part in parts if part.strip()]
 
 
 def lifetime(config: dict[str, Any], index: int) -> LifetimeSpec:
@@ -192,6 +214,9 @@ def run(config: SingleConfig, sink: Sink) -> int:
     failed = {t.params["seed"]: t for t in study.trials("FAIL") if t.params["seed"] not in complete}
     for seed, trial in failed.items():
         sink.line(f"failed: seed {seed}: {trial.user_attrs.get('error', {}).get('reason')}")
+    elsewhere = [seed for seed in indices if seed not in complete | failed.keys()]
+    if elsewhere:
+        sink.line(f"another process trains seed{'s' * (len(elsewhere) > 1)} {', '.join(map(str, elsewhere))}: the same command tells later what came of it")  # fmt: skip
     report(study, stored["learner"], sink)
     sink.line(f"curves:   study {name} in {shown(config.storage)}")
     sink.line(f"models:   {os.path.abspath(config.models)}/{folder}")

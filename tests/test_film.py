@@ -65,6 +65,20 @@ def test_a_film_shows_the_episode(tmp_path, sink, suffix):
     assert f"return {evaluate(agent, spec.make_env(), 1, 0).returns[0]:,.1f}" in str(sink)
 
 
+def test_a_normalised_model_without_its_statistics_is_refused(tmp_path):
+    trained(tmp_path, "SAC", learning_starts=1200, normalize=True)
+    (tmp_path / "seed_0.vecnormalize.pkl").unlink()
+    with pytest.raises(UserError, match=r"vecnormalize\.pkl is missing"):
+        load_model(tmp_path / "seed_0")
+
+
+def test_mp4_without_its_package_is_refused_before_anything_is_drawn(tmp_path, sink, monkeypatch):
+    trained(tmp_path, "PPO", n_steps=64)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install imageio-ffmpeg"):
+        film(FilmConfig(model=f"{tmp_path}/seed_0", file=f"{tmp_path}/a.MP4"), sink)
+
+
 def test_bad_input_and_what_it_leaves(tmp_path, sink):
     with pytest.raises(UserError, match="--model is missing"):
         parse(FilmConfig, [])
@@ -74,6 +88,13 @@ def test_bad_input_and_what_it_leaves(tmp_path, sink):
         film(FilmConfig(model=f"{tmp_path}/none"), sink)
     trained(tmp_path, "PPO", "toy_environments:Reach-v0", n_steps=64)
     with pytest.raises(UserError, match="ends in none of"):
+        film(FilmConfig(model=f"{tmp_path}/seed_0", file="a.avi"), sink)
+    (tmp_path / "folder.gif").mkdir()
+    with pytest.raises(UserError, match="is no file"):
+        film(FilmConfig(model=f"{tmp_path}/seed_0", file=f"{tmp_path}/folder.gif", overwrite=True), sink)
+    with pytest.raises(UserError, match="cannot be written"):
+        film(FilmConfig(model=f"{tmp_path}/seed_0", file="/proc/a.gif"), sink)
+    with pytest.raises(UserError, match="none of"):
         film(FilmConfig(model=f"{tmp_path}/seed_0", file="a.avi"), sink)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=r"draw|filmed"):

@@ -180,7 +180,7 @@ def test_normalised_observations_reach_the_policy_in_evaluation_too(tmp_path):
         ({"seed": 3}, "seed is not PPO's to set here"),
         ({"n_envs": 0}, "n_envs"),
         ({"n_envs": True}, "n_envs"),
-        ({"n_steps": "many"}, "PPO refuses its settings"),
+        ({"n_steps": "many"}, "n_steps is a whole number"),
         ({"learning_rate": "cos_3"}, "unknown schedule"),
         ({"policy": "MlpPolice"}, "MlpPolicy"),
         ({"policy_kwargs": "dict(activation_fn=nn.Rellu)"}, "ReLU"),
@@ -189,6 +189,11 @@ def test_normalised_observations_reach_the_policy_in_evaluation_too(tmp_path):
         ({"normalize": {"norm_everything": True}}, "norm_everything"),
         ({"noise_type": "normal"}, "no action noise"),
         ({"batch_size": 0}, "PPO refuses its settings"),
+        ({"gamma": "abc"}, "gamma is a number, not 'abc'"),
+        ({"gamma": float("nan")}, "gamma is a number"),
+        ({"n_steps": 64.5}, "n_steps is a whole number"),
+        ({"use_sde": 1}, "use_sde is true or false"),
+        ({"normalize": 3}, "normalize is true, false or dict"),
         ({"eval_freq": -1}, "eval_freq is a whole number from 0"),
         ({"eval_episodes": 0}, "eval_episodes is a whole number from 1"),
     ],
@@ -196,6 +201,14 @@ def test_normalised_observations_reach_the_policy_in_evaluation_too(tmp_path):
 def test_settings_that_cannot_be(config, message):
     with pytest.raises(UserError, match=message):
         check(spec("PPO", config=config))
+
+
+def test_a_check_leaves_the_settings_as_they_were():
+    """SAC's constructor writes into the policy_kwargs that it is given."""
+    given = OFF_POLICY | {"policy_kwargs": {"net_arch": [16]}}
+    lifetime = spec("SAC", CONTINUOUS, config=given)
+    check(lifetime)
+    assert lifetime.learner.config == OFF_POLICY | {"policy_kwargs": {"net_arch": [16]}}
 
 
 def test_unknown_noise():

@@ -43,7 +43,17 @@ def test_settings_on_the_command_line():
         "policy_kwargs": "dict(net_arch=[64, 64], activation_fn=nn.ReLU)",
     }
     assert parse_settings("net=[1, 2],more={a: 1, b: 2}") == {"net": [1, 2], "more": {"a": 1, "b": 2}}
-    for text in ("pr", "=3", "a b=3", "x=[1"):
+    nested = (
+        "policy_kwargs={net_arch: {pi: [8, 8], qf: [8]}},b=[[1, 2], [3]],c='1,5',d=dict(net_arch=dict(pi=[4], vf=[4]))"
+    )
+    assert parse_settings(nested) == {
+        "policy_kwargs": {"net_arch": {"pi": [8, 8], "qf": [8]}},
+        "b": [[1, 2], [3]],
+        "c": "1,5",
+        "d": "dict(net_arch=dict(pi=[4], vf=[4]))",
+    }
+    assert parse_settings("a='1',b=1") == {"a": "1", "b": 1}
+    for text in ("pr", "=3", "a b=3", "x=[1", "a=1,a=2", "a=2020-01-01", "a=2020-13-45", "a=!!int x", "a=&x [*x]"):
         with pytest.raises(UserError, match="--set"):
             parse_settings(text)
 
@@ -55,6 +65,8 @@ def test_settings_on_the_command_line():
         ({"seeds": "1,x"}, "--seeds are whole numbers"),
         ({"seeds": ""}, "--seeds are whole numbers"),
         ({"set": "thta=1"}, "did you mean theta"),
+        ({"set": "OFF_TYPE=7"}, "OFF_TYPE is 0 or 1"),
+        ({"learner": "PPO", "env_id": "CartPole-v1", "set": "eval_freq=100"}, "--engine sb3"),
         ({"learner": "ERLRe2", "set": None}, "unknown learner"),
         ({"env_id": "CartPole-v1"}, "continuous"),
         ({"h_test": "../x"}, "no name"),
@@ -99,6 +111,15 @@ def test_every_learner(learner, kind, sink):
     (model,) = Path("models").rglob("seed_0.zip")
     kind.load(model)
     assert "seed   0  return" in str(sink)
+
+
+@pytest.mark.usefixtures("inline")
+def test_seeds_that_another_process_trains_are_told(sink, monkeypatch):
+    assert run(config(), sink) == 0
+    assert "another process" not in str(sink)
+    monkeypatch.setattr("erl.single.fill", lambda *_: None)
+    assert run(config(seeds="0,4,5"), sink) == 0
+    assert "another process trains seeds 4, 5" in str(sink)
 
 
 @pytest.mark.usefixtures("inline")

@@ -34,7 +34,7 @@ class Re2Settings:
         prob_reset_and_sup: probability of a super-mutation, and of a reset, of an action's weights.
         sync_period: generations between two copies of the RL head into the population.
         pr: length of a policy's code.
-        OFF_TYPE: 1: the policies' value function sees (s, a); otherwise the representation.
+        OFF_TYPE: 1: the policies' value function sees (s, a); 0: the representation.
         K: heads for which the representation is improved in one update.
         actor_alpha, EA_actor_alpha: weights of the RL agent's and of the population's value in the representation's objective.
         TD3_noise: standard deviation of the target policy's smoothing noise (clipped at 0.5).
@@ -45,7 +45,7 @@ class Re2Settings:
         init_steps: steps that the RL agent acts at random before anything learns or evolves.
         learning_starts: transitions in the buffer before anything learns.
         frac_frames_train: updates for each step taken.
-        eval_freq: steps between two evaluations that are only reported and not counted; 0: none.
+        eval_freq: steps between two evaluations that are only reported and not counted, each at the end of a generation; 0: none.
         eval_episodes: episodes of the champion and of the RL agent in such an evaluation.
         device: PyTorch's name of where the networks learn.
         threads: cores for the networks' mathematics; another number, other roundings.
@@ -104,9 +104,9 @@ class Re2Settings:
                     raise _wrong(field.name, "between 0 and 1", value)
         if not (self.EA or self.RL):
             raise UserError("ERL-Re2 with neither EA nor RL learns nothing: leave one of them on")
-        for name, known in (("algorithm", ALGORITHMS), ("precision", PRECISIONS)):
+        for name, known in (("algorithm", ALGORITHMS), ("precision", PRECISIONS), ("OFF_TYPE", (0, 1))):
             if getattr(self, name) not in known:
-                raise UserError(f"ERL-Re2's {name} is {' or '.join(known)}, not {getattr(self, name)!r}")
+                raise UserError(f"ERL-Re2's {name} is {' or '.join(map(str, known))}, not {getattr(self, name)!r}")
         if self.EA and self.pop_size < 3:
             raise _wrong("pop_size", "at least 3: an elite, an offspring and one to replace", self.pop_size)
         if self.pop_size + 1 < self.K:

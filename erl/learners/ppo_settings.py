@@ -124,6 +124,8 @@ class PPOConfig:
             elif key in OURS:
                 raise UserError(f"{key} is not PPO's to set here: this project does")
             elif key not in signature:
+                if key in ("eval_freq", "eval_episodes"):
+                    raise UserError(f"PPO's cohorts are not evaluated on the way ({key}); --engine sb3 is")
                 raise UserError(f"PPO has no setting {key!r}{nearest(key, own | {'policy_kwargs', 'normalize'})}")
             elif value != ("MlpPolicy" if key == "policy" else signature[key].default):
                 raise _unsupported(f"{key}={value}")

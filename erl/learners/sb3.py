@@ -1,6 +1,8 @@
 """Any algorithm of Stable-Baselines3 and sb3-contrib, one lifetime at a time."""
 
+import copy
 import inspect
+import math
 from collections.abc import Hashable, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -132,7 +134,11 @@ class SB3Agent:
 def load(name: str, path: Path, spec: LifetimeSpec) -> SB3Agent:
     """The agent that `SB3Agent.save` wrote to `{path}.zip`, a model of the named algorithm, after a lifetime."""
     statistics = Path(f"{path}.vecnormalize.pkl")
-    normalize = VecNormalize.load(str(statistics), DummyVecEnv([spec.make_env])) if statistics.exists() else None
+    normalize = None
+    if parse_value(spec.learner.config.get("normalize", False)):
+        if not statistics.exists():
+            raise UserError(f"{statistics} is missing: the model saw normalised observations")
+        normalize = VecNormalize.load(str(statistics), DummyVecEnv([spec.make_env]))
     return SB3Agent(algorithms()[name].load(f"{path}.zip", device="cpu"), normalize)
 
 
@@ -178,6 +184,8 @@ class SB3Learner:
                 raise UserError(f"{key} is not {self.name}'s to set here: this project does")
             if key not in known:
                 raise UserError(f"{self.name} has no setting {key!r}{nearest(key, known)}")
+        for key, value in spec.learner.config.items():
+            self._check_kind(key, value)
         self._scores(spec)
         env = self._make_vec_env(spec, Ledger())
         try:
@@ -188,6 +196,22 @@ class SB3Learner:
             raise UserError(f"{self.name} refuses its settings: {' '.join(str(e).split())}") from e
         finally:
             env.close()
+
+    def _check_kind(self, key: str, value: Any) -> None:
+        """Refuse what an algorithm would take at first and fail over in the middle of training."""
+        parameter = inspect.signature(self.algorithm.__init__).parameters.get(key)
+        usual = parameter.default if parameter is not None else None
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if isinstance(usual, bool):
+            fits, kind = isinstance(value, bool), "true or false"
+        elif isinstance(usual, int) and key != "train_freq":  # which may be a pair
+            fits, kind = number and isinstance(value, int), "a whole number"
+        elif (isinstance(usual, float) and key not in _SCHEDULED) or key == "noise_std":
+            fits, kind = number and (key != "noise_std" or value >= 0), "a number" + " from 0" * (key == "noise_std")
+        else:
+            return
+        if not fits:
+            raise UserError(f"{self.name}'s {key} is {kind}, not {value!r}")
 
     def cohort_key(self, spec: LifetimeSpec) -> Hashable | None:
         """Each on its own."""
@@ -227,6 +251,8 @@ class SB3Learner:
             raise UserError(f"n_envs is a whole number from 1, not {n_envs!r}")
         env: VecEnv = DummyVecEnv([partial(spec.make_env, ledger)] * n_envs)
         normalize = parse_value(spec.learner.config.get("normalize", False))
+        if not isinstance(normalize, bool | dict):
+            raise UserError(f"normalize is true, false or dict(…), not {normalize!r}")
         if normalize:
             arguments = dict(normalize) if isinstance(normalize, dict) else {}
             arguments.setdefault("gamma", spec.learner.config.get("gamma", 0.99))
@@ -237,7 +263,9 @@ class SB3Learner:
         return env
 
     def _make_model(self, spec: LifetimeSpec, env: VecEnv) -> BaseAlgorithm:
-        settings = {k: parse_value(v) for k, v in spec.learner.config.items() if k not in _BESIDE}
+        # A copy: some algorithms add to the policy_kwargs that they are given.
+        given = copy.deepcopy(dict(spec.learner.config))
+        settings = {k: parse_value(v) for k, v in given.items() if k not in _BESIDE}
         for key in _SCHEDULED:
             if key in settings:
                 settings[key] = schedule(settings[key])
