@@ -143,10 +143,10 @@ def figure(groups: dict[tuple[str, int], dict[str, list[dict[str, Any]]]], path:
                 # Before a policy exists (nothing evolves in the first random steps) there is nothing to draw.
                 curves = [np.array([(e["steps"], e[policy]) for e in r["evaluations"] if policy in e]) for r in rows]
                 values = np.array([np.interp(grid, c[:, 0], c[:, 1], left=np.nan) for c in curves if len(c)])
-                ax.plot(grid, values.mean(0), style, color=COLOURS[arm], label=f"{label} ({len(values)})")
+                ax.plot(grid / 1000, values.mean(0), style, color=COLOURS[arm], label=f"{label} ({len(values)})")
                 if style == "-":
-                    ax.fill_between(grid, values.min(0), values.max(0), color=COLOURS[arm], alpha=0.15, lw=0)
-        ax.set(title=env_id, xlabel="environment steps", ylabel="return, 5 fresh episodes")
+                    ax.fill_between(grid / 1000, values.min(0), values.max(0), color=COLOURS[arm], alpha=0.15, lw=0)
+        ax.set(title=env_id, xlabel="environment steps, thousands", ylabel="return, 5 fresh episodes")
         ax.legend(fontsize="x-small")
     fig.savefig(path, metadata={"Date": None})
     print(f"\n{path}")
