@@ -13,14 +13,15 @@ from gymnasium import spaces
 from stable_baselines3 import TD3
 from stable_baselines3.common.evaluation import evaluate_policy
 
+from erl.comparison import ComparisonConfig, GeneralizationComparisonConfig, MultiComparisonConfig, compare
 from erl.errors import UserError
-from erl.evolution import EvolutionConfig, evolve
+from erl.evolution import EvolutionConfig, GeneralizationConfig, MultiEvolutionConfig, evolve
 from erl.learners import Outputs, get_learner
 from erl.learners.episodes import Episode, Stage, surrogate
 from erl.learners.erl_re2 import Re2Learner, _Training
 from erl.learners.erl_re2_update import act
 from erl.learners.inner import NUMBERS, ROWS, InnerLog
-from erl.lifetime import Job, LifetimeRecord, check, live
+from erl.lifetime import Job, LifetimeRecord, check, file_name, live
 from erl.reservoirs import Context, ReservoirParams
 from erl.spec import LearnerSpec, LifetimeSpec, Seeds, from_json, to_json
 from erl.studies import ExportConfig, ShowConfig, export_study, show_study
@@ -73,7 +74,8 @@ def test_it_is_in_the_registry_whatever_the_case():
     [
         ({"task": Task("CartPole-v1")}, "continuous .Box. actions, and those of CartPole-v1 are Discrete"),
         ({"learner": LearnerSpec("ERL-Re2", {"thta": 1})}, "did you mean theta"),
-        ({"learner": LearnerSpec("ERL-Re2", {}, "sb3")}, "no algorithm of Stable-Baselines3"),
+        ({"learner": LearnerSpec("ERL-Re2", {}, "sb3"), "steps": 20000}, "no algorithm of Stable-Baselines3"),
+        ({"steps": 60}, "begins to learn after init_steps, 60 random steps, and a lifetime has 60"),
     ],
 )
 def test_check_refuses(change, says):
@@ -471,7 +473,7 @@ def test_reservoirs_evolve_around_it(tmp_path, sink):
     config = EvolutionConfig(
         env_id="toy_environments:Reach-v0", learner="erl-re2", learner_config=str(settings), sampler="Random", **flags
     )
-    assert evolve(config, sink) == 0
+    assert evolve(config, sink) == 0, str(sink)
     storage, name = "sqlite:///studies.db", "toy_environments:Reach-v0_main_0.2k_steps"
     frame = records(storage, name)
     assert list(frame.learner) == ["ERL-Re2"] * 2
@@ -490,3 +492,68 @@ def test_reservoirs_evolve_around_it(tmp_path, sink):
     assert "evolution inside trial" in str(sink)
     assert export_study(ExportConfig(study=name, rows="generations", file="g.csv"), sink) == 0
     assert len(pd.read_csv("g.csv")) == len(table)
+
+
+SETS = """
+[target_returns]
+"toy_environments:Reach-v0" = 0
+MountainCarContinuous-v0 = 90
+
+[random_returns]
+"toy_environments:Reach-v0" = -10
+MountainCarContinuous-v0 = -30
+"""
+REACH, CAR = "toy_environments:Reach-v0", "MountainCarContinuous-v0"
+
+
+@pytest.mark.usefixtures("inline")
+@pytest.mark.parametrize(
+    ("evolution", "comparison", "flags", "target", "name", "lifetimes"),
+    [
+        (EvolutionConfig, ComparisonConfig, {"env_id": REACH}, {"env_id": REACH}, f"{REACH}_main", 1),
+        (
+            MultiEvolutionConfig,
+            MultiComparisonConfig,
+            {"env_id": REACH, "nb_res": 2},
+            {"env_id": REACH, "nb_res": 2},
+            f"{REACH}_2_main",
+            1,
+        ),
+        (
+            GeneralizationConfig,
+            GeneralizationComparisonConfig,
+            {"env_ids": f"{REACH},{CAR}", "sets": "sets.toml"},
+            {"env_id": "Pendulum-v1", "nb_res": 2},
+            f"{REACH}+{CAR}_2_main",
+            2,
+        ),
+    ],
+    ids=["one reservoir", "several", "a set of environments"],
+)
+def test_all_six_scripts_take_it(evolution, comparison, flags, target, name, lifetimes, sink):
+    Path("re2.json").write_text(json.dumps(SMALL))
+    Path("sets.toml").write_text(SETS)
+    small = {"nb_trials": 1, "nb_seeds": 1, "training_steps": 200, "popsize": 2, "units": 8, "ep_eval": 2, "workers": 1}
+    config = evolution(
+        learner="ERL-Re2", learner_config="re2.json", sampler="Random", fitness="final_eval", **small, **flags
+    )
+    assert evolve(config, sink) == 0, str(sink)
+    study = f"{name}_0.2k_steps"
+    evolved = records("sqlite:///studies.db", study)
+    assert list(evolved.learner) == ["ERL-Re2"] * lifetimes
+    assert all(inner["generations"] > 0 for inner in evolved.inner)
+    test = comparison(study=study, training_steps=400, nb_seeds=1, workers=1, **target)
+    assert compare(test, sink) == 0
+    where = f"_on_{target['env_id']}" if lifetimes > 1 else ""
+    folder = f"{study}_trial_0{where}_test_0.4k_steps"
+    tested = records("sqlite:///studies.db", folder)
+    assert list(tested.arm) == ["ERL-Re2", "RES_ERL-Re2"]
+    assert tested.final_return.notna().all()
+    # The policy saved of an agent with reservoirs sees their neurons, and its RL agent stands beside it.
+    saved = sorted(Path("models", file_name(folder)).rglob("*.zip"))
+    assert [p.name.endswith(".rl.zip") for p in saved] == [True, False] * 2, saved
+    sizes = {int(np.prod(TD3.load(p).observation_space.shape)) for p in saved}
+    assert sizes == {
+        gym.make(target["env_id"]).observation_space.shape[0],
+        8 * config.nb_res if hasattr(config, "nb_res") else 8,
+    }

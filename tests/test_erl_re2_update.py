@@ -211,6 +211,7 @@ def test_state_comes_back():
         ({"EA": False, "RL": False}, "neither EA nor RL"),
         ({"K": 7}, "at most the number of policies, 6"),
         ({"prob_reset_and_sup": 0.6}, "at most 0.5"),
+        ({"buffer_size": 1000}, "learning_starts is at most buffer_size, 1000, not 5000"),
         ({"algorithm": "SAC"}, "TD3 or DDPG"),
         ({"precision": "fp16"}, "fp32 or bf16"),
         ({"device": "abacus"}, "knows no device"),

@@ -180,6 +180,10 @@ def test_buffer_keeps_the_latest():
     assert b.actions.tolist() == [[pytest.approx(0.012)]]
     assert b.next_observations.tolist() == [[36.0, 48.0]]
     assert (b.rewards.item(), b.goes_on.item()) == (12.0, 0.0)
+    # An episode may be longer than the buffer.
+    for begin, end in ((14, 39), (39, 41)):
+        buffer.add(*rows(begin, end))
+        assert numbers(buffer) == list(range(end - 10, end))
 
 
 def test_buffer_goes_on_from_any_checkpoint(tmp_path, monkeypatch):

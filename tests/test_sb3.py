@@ -211,6 +211,13 @@ def test_a_check_leaves_the_settings_as_they_were():
     assert lifetime.learner.config == OFF_POLICY | {"policy_kwargs": {"net_arch": [16]}}
 
 
+def test_a_budget_within_which_nothing_is_learned_is_refused():
+    with pytest.raises(
+        UserError, match="TD3 begins to learn after learning_starts, 10,000 steps, and a lifetime has 150"
+    ):
+        check(spec("TD3", CONTINUOUS, config={"learning_starts": 10000}))
+
+
 def test_unknown_noise():
     with pytest.raises(UserError, match="pink"):
         check(spec("TD3", CONTINUOUS, config={"noise_type": "pink"}))

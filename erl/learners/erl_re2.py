@@ -52,8 +52,12 @@ class Re2Learner:
     name = "ERL-Re2"
 
     def check(self, spec: LifetimeSpec) -> None:
-        """Raise a UserError for settings that cannot be, and for actions that are no Box."""
-        Re2Settings.from_learner_config(spec.learner.config, spec.task.env_id)
+        """Raise a UserError for settings that cannot be, for a budget within which nothing is learned, and for actions that are no Box."""
+        s = Re2Settings.from_learner_config(spec.learner.config, spec.task.env_id)
+        if s.RL and s.init_steps >= spec.steps:
+            raise UserError(
+                f"ERL-Re2 begins to learn after init_steps, {s.init_steps:,} random steps, and a lifetime has {spec.steps:,}"
+            )
         if spec.learner.engine == "sb3":
             raise UserError("ERL-Re2 is no algorithm of Stable-Baselines3; --engine auto trains it")
         _, action_space = spec.spaces()

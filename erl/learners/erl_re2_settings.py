@@ -111,6 +111,8 @@ class Re2Settings:
             raise _wrong("pop_size", "at least 3: an elite, an offspring and one to replace", self.pop_size)
         if self.pop_size + 1 < self.K:
             raise _wrong("K", f"at most the number of policies, {self.pop_size + 1}", self.K)
+        if self.learning_starts > self.buffer_size:
+            raise _wrong("learning_starts", f"at most buffer_size, {self.buffer_size}", self.learning_starts)
         if 2 * self.prob_reset_and_sup > 1:
             raise _wrong("prob_reset_and_sup", "at most 0.5: it counts twice", self.prob_reset_and_sup)
         try:

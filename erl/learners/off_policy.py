@@ -114,11 +114,12 @@ class ReplayBuffer:
         rewards: np.ndarray,
         terminated: np.ndarray,
     ) -> None:
-        """Add transitions (n, …), n at most the capacity; `terminated` does not hold where only a time limit ended the episode."""
+        """Add transitions (n, …), of which the last stay that fit; `terminated` does not hold where only a time limit ended the episode."""
         columns = (observations, actions, next_observations, rewards[:, None], 1.0 - terminated[:, None])
         rows = torch.from_numpy(np.concatenate([np.asarray(c, dtype=np.float32) for c in columns], 1))
-        self._write(rows, self.added)
         self.added += len(rows)
+        latest = rows[-self.capacity :]
+        self._write(latest, self.added - len(latest))
 
     def _write(self, rows: Tensor, at: int) -> None:
         """Put rows where those with these numbers, counted from the first ever added, belong."""

@@ -170,7 +170,7 @@ class SB3Learner:
         self.name, self.algorithm = name, algorithms()[name]
 
     def check(self, spec: LifetimeSpec) -> None:
-        """Raise a UserError for an action space that does not fit and for settings that cannot be."""
+        """Raise a UserError for an action space that does not fit, for settings that cannot be, and for a budget within which nothing is learned."""
         _, action_space = check_task(spec.task)
         if not _takes(self.algorithm, action_space):
             kind = type(action_space).__name__
@@ -189,13 +189,17 @@ class SB3Learner:
         self._scores(spec)
         env = self._make_vec_env(spec, Ledger())
         try:
-            self._make_model(spec, env)
+            first = getattr(self._make_model(spec, env), "learning_starts", 0)
         except UserError:
             raise
         except Exception as e:  # whatever the algorithm's constructor objects to is the settings' fault
             raise UserError(f"{self.name} refuses its settings: {' '.join(str(e).split())}") from e
         finally:
             env.close()
+        if first >= spec.steps:
+            raise UserError(
+                f"{self.name} begins to learn after learning_starts, {first:,} steps, and a lifetime has {spec.steps:,}"
+            )
 
     def _check_kind(self, key: str, value: Any) -> None:
         """Refuse what an algorithm would take at first and fail over in the middle of training."""
