@@ -1,5 +1,6 @@
 """Training in lockstep: what holds for one agent whatever stands beside it, checkpoints, and Stable-Baselines3's files."""
 
+import collections
 import dataclasses
 import multiprocessing
 import signal
@@ -13,6 +14,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from erl.errors import UserError
+from erl.evaluation import evaluate
 from erl.learners import Outputs, get_learner
 from erl.learners.cohort import World, load_checkpoint
 from erl.lifetime import Job, live
@@ -84,6 +86,42 @@ def test_a_diverging_agent_leaves_and_the_others_go_on():
     assert essence(good) == essence(live(Job((specs[1],)))[0])
 
 
+def test_evaluations_on_the_way_are_recorded_and_change_nothing(tmp_path):
+    how = [{}, {"eval_freq": 200, "eval_episodes": 3}, {"eval_freq": 256, "normalize": True}]
+    pairs = [
+        (lifetime(i, steps=640, **more), lifetime(i, steps=640, **{**more, "eval_freq": 0}))
+        for i, more in enumerate(how)
+    ]
+    models = tuple(str(tmp_path / f"agent{k}") for k in range(2))
+    records = [
+        *live(Job(tuple(evaluated for evaluated, _ in pairs[:2]), (), models, evaluate=True)),
+        *live(Job((pairs[2][0],))),
+    ]
+    steps = [[row["steps"] for row in r.inner["evaluations"]] if r.inner else [] for r in records]
+    # At the end of the rollout, 128 steps, in which a multiple was reached.
+    assert steps == [[], [256, 512, 640], [256, 512]]
+    for record, (_, plain) in zip(records, pairs):
+        (alone,) = live(Job((plain,)))
+        assert alone.inner is None
+        assert (record.curve, record.training_return, record.fitness) == (
+            alone.curve,
+            alone.training_return,
+            alone.fitness,
+        )
+    # What is said of the last step is what the finished agent reaches, on episodes that are not those of its final evaluation.
+    spec = pairs[1][0]
+    again = evaluate(PPO.load(models[1]), spec.make_env(), 3, spec.seeds.evaluation + 1)
+    assert records[1].inner["evaluations"][-1]["agent"] == np.mean(again.returns)
+
+
+def test_an_agent_whose_evaluation_fails_leaves_and_the_others_go_on(monkeypatch):
+    specs = [lifetime(0, eval_freq=256), lifetime(1)]
+    monkeypatch.setattr("erl.learners.inner.evaluate", lambda *_: 1 / 0)
+    bad, good = live(Job(tuple(specs)))
+    assert "division" in bad.error
+    assert (bad.steps, good.steps) == (256, 512)
+
+
 class Killed(BaseException):
     pass
 
@@ -110,7 +148,7 @@ def live_until(specs, folder, at, monkeypatch):
 
 
 @pytest.mark.parametrize("env_id", ["HalfCheetah-v4", "Pendulum-v1", "CartPole-v1"])
-@pytest.mark.parametrize("config", [{}, {"n_envs": 2, "normalize": True}])
+@pytest.mark.parametrize("config", [{}, {"n_envs": 2, "normalize": True, "eval_freq": 600, "eval_episodes": 1}])
 def test_a_killed_cohort_goes_on_as_if_nothing_had_happened(env_id, config, tmp_path, monkeypatch):
     specs = [lifetime(i, env_id, 1536, **config) for i in range(3)]
     if env_id == "Pendulum-v1":
@@ -118,12 +156,19 @@ def test_a_killed_cohort_goes_on_as_if_nothing_had_happened(env_id, config, tmp_
     outputs = live_until(specs, tmp_path, 3, monkeypatch)
     assert len(list(tmp_path.glob("*.pkl"))) == 3
     expected = [essence(r) for r in live(Job(tuple(specs)))]
-    taken = []
-    monkeypatch.setattr(Ledger, "step", lambda self, n=1, step=Ledger.step: (taken.append(n), step(self, n))[1])
+    taken = collections.Counter()
+
+    def step(self, n=1, step=Ledger.step):
+        if self.earlier[0] > 0:  # not the ledgers of evaluations
+            taken[id(self)] += n
+        step(self, n)
+
+    monkeypatch.setattr(Ledger, "step", step)
     # Two of the three go on, in another order: a checkpoint is one agent's.
     records = live(Job((specs[2], specs[0]), (outputs[2], outputs[0])))
     assert [essence(r) for r in records] == [expected[2], expected[0]]
-    assert sum(taken) < 2 * 1536 - 2 * 256
+    assert [n < 1536 - 256 for n in taken.values()] == [True, True]
+    assert all((r.inner is not None) == ("eval_freq" in config) for r in records)
 
 
 def test_box2d_begins_its_episode_anew_and_goes_on(tmp_path, monkeypatch):

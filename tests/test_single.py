@@ -66,7 +66,7 @@ def test_settings_on_the_command_line():
         ({"seeds": ""}, "--seeds are whole numbers"),
         ({"set": "thta=1"}, "did you mean theta"),
         ({"set": "OFF_TYPE=7"}, "OFF_TYPE is 0 or 1"),
-        ({"learner": "PPO", "env_id": "CartPole-v1", "set": "eval_freq=100"}, "--engine sb3"),
+        ({"learner": "PPO", "env_id": "CartPole-v1", "set": "eval_freq=-1"}, "eval_freq is a whole number from 0"),
         ({"learner": "ERLRe2", "set": None}, "unknown learner"),
         ({"env_id": "CartPole-v1"}, "continuous"),
         ({"h_test": "../x"}, "no name"),

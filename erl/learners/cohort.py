@@ -18,7 +18,7 @@ from erl.reservoirs import ContextEncoder
 from erl.spec import LifetimeSpec, to_json
 from erl.tasks import EnvironmentFault, Ledger, make_bare_env, stacked_space
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 # Ticks between two entries in the ledgers; an episode's end enters what is outstanding at once.
 _LEDGER_EVERY = 64
 

@@ -1,10 +1,11 @@
 """What a lifetime notes of itself on the way: the generations of an evolution inside it, in bounded space, and scores."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from erl.errors import UserError
 from erl.evaluation import Policy, evaluate
 from erl.spec import LifetimeSpec
 
@@ -75,10 +76,25 @@ class Scores:
         rows: `{"steps": steps taken, name of a policy: mean return, …}` of each evaluation.
     """
 
+    SETTINGS: ClassVar[dict[str, int]] = {"eval_freq": 0, "eval_episodes": 5}
+
     def __init__(self, spec: LifetimeSpec, every: int, episodes: int) -> None:
         self._spec, self._every, self._episodes = spec, every, episodes
         self._at = 0
         self.rows: list[dict[str, Any]] = []
+
+    @classmethod
+    def of(cls, spec: LifetimeSpec) -> "Scores":
+        """As the learner's settings `eval_freq` (0) and `eval_episodes` (5) say.
+
+        Raises:
+            UserError: they are no whole numbers, or too small.
+        """
+        given = [spec.learner.config.get(name, usual) for name, usual in cls.SETTINGS.items()]
+        for name, value, least in zip(cls.SETTINGS, given, (0, 1)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise UserError(f"{name} is a whole number from {least}, not {value!r}")
+        return cls(spec, *given)
 
     def due(self, steps: int) -> bool:
         """Whether it is time, after so many steps."""

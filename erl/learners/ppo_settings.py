@@ -15,6 +15,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 
 from erl.errors import UserError, nearest
 from erl.gradients import ACTIVATIONS
+from erl.learners.inner import Scores
 from erl.learners.settings import OURS, Schedule, activation, parse_value, schedule
 
 
@@ -98,7 +99,7 @@ class PPOConfig:
     def from_learner_config(cls, config: Mapping[str, Any]) -> "PPOConfig":
         """Settings from keyword arguments of `stable_baselines3.PPO` plus `n_envs` and `normalize`, as in the SB3 Zoo's files.
 
-        Schedules may be strings ("lin_3e-4" falls to zero), `policy_kwargs` and `normalize` "dict(...)" expressions.
+        How often agents are scored on the way (`Scores.SETTINGS`) is left out. Schedules may be strings ("lin_3e-4" falls to zero), `policy_kwargs` and `normalize` "dict(...)" expressions.
 
         Raises:
             UserError: a key that is unknown, or a setting that only Stable-Baselines3 itself offers.
@@ -121,12 +122,14 @@ class PPOConfig:
                 settings |= _policy_settings(parse_value(value) or {})
             elif key == "normalize":
                 settings |= _normalize_settings(parse_value(value))
+            elif key in Scores.SETTINGS:
+                continue
             elif key in OURS:
                 raise UserError(f"{key} is not PPO's to set here: this project does")
             elif key not in signature:
-                if key in ("eval_freq", "eval_episodes"):
-                    raise UserError(f"PPO's cohorts are not evaluated on the way ({key}); --engine sb3 is")
-                raise UserError(f"PPO has no setting {key!r}{nearest(key, own | {'policy_kwargs', 'normalize'})}")
+                raise UserError(
+                    f"PPO has no setting {key!r}{nearest(key, own | {'policy_kwargs', 'normalize', *Scores.SETTINGS})}"
+                )
             elif value != ("MlpPolicy" if key == "policy" else signature[key].default):
                 raise _unsupported(f"{key}={value}")
         return settings

@@ -13,6 +13,7 @@ from erl.errors import Stopped
 from erl.learners import Agent, Outputs
 from erl.learners.cohort import World, load_checkpoint, save_checkpoint
 from erl.learners.cohort_ppo import CohortPPO
+from erl.learners.inner import Scores
 from erl.learners.ppo_exchange import to_sb3, vec_normalize
 from erl.learners.ppo_settings import PPOConfig, cohort_key
 from erl.learners.sb3 import SB3Agent
@@ -29,6 +30,7 @@ class CohortPPOLearner:
 
     def check(self, spec: LifetimeSpec) -> None:
         """Raise a UserError for spaces and settings that the cohort does not know."""
+        Scores.of(spec)
         self.cohort_key(spec)
 
     def cohort_key(self, spec: LifetimeSpec) -> Hashable:
@@ -65,6 +67,7 @@ class _Training:
         self.loggers = [
             configure(o.tensorboard, ["tensorboard"]) if o.tensorboard is not None else None for o in outputs
         ]
+        self.scores = [Scores.of(spec) for spec in cohort]
         self.saved_at = self.started_at = time.perf_counter()
 
     def run(self) -> list[Agent | Exception]:
@@ -100,17 +103,22 @@ class _Training:
     def _update(self) -> None:
         progress = [max(0.0, 1.0 - self.ledgers[i].steps / self.specs[i].steps) for i in self.members]
         statistics = self.ppo.update(progress)
+        broken: dict[int, Exception] = {
+            int(row): FloatingPointError(
+                f"the policy's weights are not finite after {self.ledgers[self.members[row]].steps} steps"
+            )
+            for row in np.flatnonzero(self.ppo.diverged())
+        }
         for row, i in enumerate(self.members):
-            self._log(i, {name: values[row] for name, values in statistics.items()})
-        broken = np.flatnonzero(self.ppo.diverged())
-        self._drop(
-            {
-                int(row): FloatingPointError(
-                    f"the policy's weights are not finite after {self.ledgers[self.members[row]].steps} steps"
-                )
-                for row in broken
-            }
-        )
+            said = {f"train/{name}": values[row] for name, values in statistics.items()}
+            steps = self.ledgers[i].steps
+            if self.scores[i].due(steps) and row not in broken:
+                try:
+                    said["eval/mean_reward"] = self.scores[i].add(steps, {"agent": self._agent(row)})["agent"]
+                except Exception as e:
+                    broken[row] = e
+            self._log(i, said)
+        self._drop(broken)
 
     def _log(self, i: int, statistics: dict[str, Any]) -> None:
         """Stable-Baselines3's names."""
@@ -124,7 +132,7 @@ class _Training:
         elapsed = time.perf_counter() - self.started_at
         logger.record("time/fps", int(sum(x.steps - x.earlier[0] for x in self.ledgers) / elapsed))
         for name, value in statistics.items():
-            logger.record(f"train/{name}", float(value))
+            logger.record(name, float(value))
         logger.dump(step=ledger.steps)
 
     def _drop(self, reasons: dict[int, Exception]) -> None:
@@ -154,12 +162,16 @@ class _Training:
         """Agents that have lived their steps leave the cohort."""
         done = [row for row, i in enumerate(self.members) if self.ledgers[i].steps >= self.specs[i].steps]
         for row in done:
-            i = self.members[row]
-            c = self.configs[i]
-            normalizer = vec_normalize(self.ppo, row) if c.norm_obs or c.norm_reward else None
-            self.results[i] = SB3Agent(to_sb3(self.ppo, row, self.ledgers[i].steps, self.specs[i].steps), normalizer)
+            self.results[self.members[row]] = self._agent(row)
         if done:
             self._keep([row for row in range(len(self.members)) if row not in done])
+
+    def _agent(self, row: int) -> SB3Agent:
+        """The agent of a row as it is now."""
+        i = self.members[row]
+        c = self.configs[i]
+        normalizer = vec_normalize(self.ppo, row) if c.norm_obs or c.norm_reward else None
+        return SB3Agent(to_sb3(self.ppo, row, self.ledgers[i].steps, self.specs[i].steps), normalizer, self.scores[i])
 
     def _save(self) -> None:
         """Checkpoint every agent that is still in training, if it is time."""
@@ -169,7 +181,12 @@ class _Training:
         for i, ppo, world in zip(self.members, self.ppo.agent_states(), self.world.get_states()):
             path, ledger = self.outputs[i].checkpoint, self.ledgers[i]
             if path is not None:
-                state = {"ppo": ppo, "world": world, "ledger": (ledger.steps, seconds[i], list(ledger.episodes))}
+                state = {
+                    "ppo": ppo,
+                    "world": world,
+                    "ledger": (ledger.steps, seconds[i], list(ledger.episodes)),
+                    "scores": self.scores[i].get_state(),
+                }
                 try:
                     save_checkpoint(path, self.specs[i], versions(), state)
                 except (
@@ -184,8 +201,9 @@ class _Training:
         states = [load_checkpoint(o.checkpoint, s, versions()) for o, s in zip(self.outputs, self.specs)]
         if not any(states):
             return
-        for ledger, state in zip(self.ledgers, states):
+        for ledger, scores, state in zip(self.ledgers, self.scores, states):
             if state is not None:
+                scores.set_state(state["scores"])
                 ledger.steps, seconds, ledger.episodes[:] = state["ledger"]
                 ledger.earlier = ledger.steps, seconds
         self.ppo.load_agent_states([None if s is None else s["ppo"] for s in states])

@@ -30,7 +30,7 @@ from erl.spec import LifetimeSpec
 from erl.tasks import Ledger, check_task
 
 # Settings beside the algorithm's own arguments: as the SB3 Zoo spells them, and those of evaluations on the way.
-_BESIDE = frozenset({"n_envs", "normalize", "noise_type", "noise_std", "eval_freq", "eval_episodes"})
+_BESIDE = frozenset({"n_envs", "normalize", "noise_type", "noise_std", *Scores.SETTINGS})
 _SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")
 
 
@@ -186,7 +186,7 @@ class SB3Learner:
                 raise UserError(f"{self.name} has no setting {key!r}{nearest(key, known)}")
         for key, value in spec.learner.config.items():
             self._check_kind(key, value)
-        self._scores(spec)
+        Scores.of(spec)
         env = self._make_vec_env(spec, Ledger())
         try:
             first = getattr(self._make_model(spec, env), "learning_starts", 0)
@@ -234,20 +234,12 @@ class SB3Learner:
             # The algorithm seeds its environments with its own seed; theirs is a role of its own.
             env.seed(spec.seeds.environment)
             model.set_logger(configure(output.tensorboard, ["tensorboard"] if output.tensorboard else []))
-            scores = self._scores(spec)
+            scores = Scores.of(spec)
             model.learn(spec.steps, callback=_OnTheWay(ledger, spec.steps, scores))
             model.logger.close()
         finally:
             env.close()
         return SB3Agent(model, env if isinstance(env, VecNormalize) else None, scores)
-
-    @staticmethod
-    def _scores(spec: LifetimeSpec) -> Scores:
-        given = [spec.learner.config.get(name, usual) for name, usual in (("eval_freq", 0), ("eval_episodes", 5))]
-        for name, value, least in zip(("eval_freq", "eval_episodes"), given, (0, 1)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise UserError(f"{name} is a whole number from {least}, not {value!r}")
-        return Scores(spec, *given)
 
     def _make_vec_env(self, spec: LifetimeSpec, ledger: Ledger) -> VecEnv:
         n_envs = spec.learner.config.get("n_envs", 1)
