@@ -1,12 +1,8 @@
-"""Distributions over flat vectors: ask for vectors to try, tell how good they were.
-
-Evolution's half of the hybrid learners. A distribution knows no network, no task and no step; what its vectors mean is the
-learner's to know.
-"""
+"""Evolution's half of the hybrid learners: what they try next, given how good the last ones were. Knows no network, no task and no step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -15,31 +11,15 @@ from erl.errors import UserError
 _LARGEST = 1e6
 
 
-class Distribution(Protocol):
-    """What every distribution over flat vectors offers."""
-
-    def ask(self) -> np.ndarray:
-        """Vectors to try next, float32 array (n, d)."""
-
-    def tell(self, vectors: np.ndarray, fitness: np.ndarray) -> Any:
-        """Learn from tried vectors (n, d), which may have been improved since they were asked for, and their fitness (n,), higher is better."""
-
-    def get_state(self) -> dict[str, Any]:
-        """All that it takes to go on, picklable."""
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from `get_state`."""
-
-
 @dataclass(frozen=True)
 class Variation:
     """What a generation did, by index in the population.
 
     Attributes:
-        elites: the best, whose vectors are kept.
+        elites: the best, who are kept.
         selected: winners of tournaments, without repetition.
         discarded: the others.
-        kept: where the elites' vectors are now, the best one's first; these are not mutated.
+        kept: where the elites are now, the best one first; these are not mutated.
         crossovers: pairs that were made anew from a kept elite and a selected one.
         swaps: actions' rows that crossovers copied.
         mutated: those that were mutated.
@@ -59,17 +39,17 @@ class Variation:
 class GeneticPopulation:
     """A genetic population of policies' linear heads with operators on the level of behaviour (ERL-Re², Li et al., ICLR 2023).
 
-    A vector is a head (actions, features + 1): one row for each action, its bias in the last column. Operators move whole rows, or change
+    An individual is a head (actions, features + 1): one row for each action, its bias in the last column. Operators move whole rows, or change
     weights within a row, so that they touch some actions of the policy and leave the others as they are.
 
-    Where an elite's vector would be overwritten because every other one was selected, it stays where it is.
+    Where an elite would be overwritten because every other one was selected, it stays where it is.
 
     Args:
         heads: the first population, (n, actions, features + 1), n at least 3.
         rng: draws everything.
-        elite_fraction: share of the population that is kept, at least one.
+        n_elites: how many are kept, at least one.
         mutation_prob: probability that one that is no kept elite is considered for mutation; a second gate lets three of four of those through.
-        frac: share of a row's weights that a mutation changes.
+        frac: share of a row's weights that a mutation changes: at least one, unless it is 0.
         prob_reset_and_sup: probability of a super-mutation, and of a reset, of a row.
     """
 
@@ -79,7 +59,7 @@ class GeneticPopulation:
         self,
         heads: np.ndarray,
         rng: np.random.Generator,
-        elite_fraction: float = 0.2,
+        n_elites: int = 1,
         mutation_prob: float = 0.9,
         frac: float = 1.0,
         prob_reset_and_sup: float = 0.05,
@@ -87,22 +67,17 @@ class GeneticPopulation:
         if len(heads) < 3:
             raise UserError(f"a genetic population has at least 3 individuals, not {len(heads)}")
         self._heads, self._rng = np.array(heads, dtype=np.float32), rng
-        self._n_elites = max(1, int(elite_fraction * len(heads)))
+        self._n_elites = n_elites
         self._mutation_prob, self._frac, self._extreme = mutation_prob, frac, prob_reset_and_sup
 
     @property
     def heads(self) -> np.ndarray:
-        """The population as heads (n, actions, features + 1): itself, no copy."""
+        """The population (n, actions, features + 1): itself, no copy, so that individuals can be replaced or improved."""
         return self._heads
 
-    def ask(self) -> np.ndarray:
-        """The population, a copy (n, actions * (features + 1))."""
-        return self._heads.reshape(len(self._heads), -1).copy()
-
-    def tell(self, vectors: np.ndarray, fitness: np.ndarray) -> Variation:
-        """Make the next generation from these vectors (n, d)."""
+    def evolve(self, fitness: np.ndarray) -> Variation:
+        """Make the next generation from this one, whose fitness (n,) is higher where better."""
         n, rng = len(self._heads), self._rng
-        self._heads[:] = np.reshape(vectors, self._heads.shape)
         # Best first; equals keep their order, so that a generation is a function of fitness and seed alone.
         rank = np.argsort(-np.asarray(fitness, dtype=float), kind="stable")
         elites = rank[: self._n_elites].tolist()
@@ -171,7 +146,7 @@ class GeneticPopulation:
         """
         rng, ways = self._rng, []
         weights = head[:, :-1]
-        chosen = int(weights.shape[1] * self._frac)
+        chosen = max(int(weights.shape[1] * self._frac), int(self._frac > 0))
         for row in weights:
             where = rng.choice(len(row), chosen, replace=False)
             noise, way = rng.standard_normal(chosen), rng.random()

@@ -17,6 +17,8 @@ from scipy import stats
 from erl.errors import UserError, nearest
 
 Interval = tuple[float, float]
+# Steps after which an evaluation says that an environment does not end, rather than wait for ever.
+LONGEST_EPISODE = 1_000_000
 
 
 class Policy(Protocol):
@@ -63,6 +65,7 @@ def evaluate(policy: Policy, env: gym.Env, n_episodes: int, seed: int, determini
     Raises:
         ValueError: for less than one episode.
         FloatingPointError: for a reward that is not finite.
+        RuntimeError: an episode does not end within `LONGEST_EPISODE` steps.
     """
     if n_episodes < 1:
         raise ValueError(f"an evaluation takes at least 1 episode, not {n_episodes}")
@@ -87,12 +90,23 @@ def evaluate(policy: Policy, env: gym.Env, n_episodes: int, seed: int, determini
                 raise FloatingPointError(
                     f"the reward of step {length} in episode {episode + 1} is {reward} (evaluation seed {seed})"
                 )
+            if length == LONGEST_EPISODE and not (terminated or truncated):
+                raise RuntimeError(f"an episode of the evaluation did not end within {length:,} steps")
             episode_return += float(reward)
             done = terminated or truncated
             episode_start = np.zeros(1, dtype=bool)
         returns.append(episode_return)
         lengths.append(length)
     return Evaluation(tuple(returns), tuple(lengths), sum(lengths))
+
+
+def evaluate_afresh(policy: Policy, make_env: Callable[[], gym.Env], n_episodes: int, seed: int) -> Evaluation:
+    """`evaluate` in an environment made for it: whoever was evaluated before leaves nothing behind, no reservoir's state either."""
+    env = make_env()
+    try:
+        return evaluate(policy, env, n_episodes, seed)
+    finally:
+        env.close()
 
 
 def _batch_of_one(observation: Any, space: gym.Space) -> Any:

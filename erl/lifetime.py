@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from erl.errors import Stopped, UserError
-from erl.evaluation import evaluate
+from erl.evaluation import evaluate_afresh
 from erl.files import write_whole
 from erl.learners import Agent, Outputs, get_learner, load_agent
 from erl.spec import LifetimeSpec, commit, from_json, to_json, versions
@@ -37,7 +37,7 @@ class LifetimeRecord:
         steps: environment steps of training.
         final_returns: of the evaluation episodes of the final policy, if there were any.
         evaluation_steps: environment steps of that evaluation.
-        seconds: wall-clock time of training, a cohort's shared by its members.
+        seconds: wall-clock time of training without what is only reported, a cohort's shared by its members.
         inner: what the lifetime noted on the way, bounded in size; None for nothing. Of an evolution inside it, `generations`: how many;
             `totals`: sums over all; `kept`: columns of a thinned table of generations. Of any, `evaluations`: scores that were only
             reported; `final_returns`: of the agents beside the one handed over, by name, on the same fresh episodes as its own.
@@ -202,14 +202,10 @@ def _conclude(
             text = json.dumps(to_json(spec), indent=1)
             write_whole(path.parent / f"{path.name}.json", lambda part: Path(part).write_text(text, encoding="utf-8"))
         if spec.fitness == "final_eval" or also_evaluate:
-            env = spec.make_env()
-            try:
-                result = evaluate(agent, env, spec.ep_eval, spec.seeds.evaluation)
-                for name, other in getattr(agent, "companions", {}).items():
-                    theirs = evaluate(other, env, spec.ep_eval, spec.seeds.evaluation)
-                    beside[name], evaluation_steps = list(theirs.returns), evaluation_steps + theirs.steps
-            finally:
-                env.close()
+            result = evaluate_afresh(agent, spec.make_env, spec.ep_eval, spec.seeds.evaluation)
+            for name, other in getattr(agent, "companions", {}).items():
+                theirs = evaluate_afresh(other, spec.make_env, spec.ep_eval, spec.seeds.evaluation)
+                beside[name], evaluation_steps = list(theirs.returns), evaluation_steps + theirs.steps
             returns, evaluation_steps = result.returns, evaluation_steps + result.steps
         if spec.fitness == "final_eval":
             fitness = float(np.mean(returns))

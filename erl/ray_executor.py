@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -30,6 +30,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from erl.errors import UserError
 from erl.executors import Result, WorkerLost
 from erl.files import write_whole
+from erl.learners.checkpoints import checkpoint_files, remove_checkpoint
 from erl.lifetime import Job, LifetimeRecord, Slots, describe, live
 from erl.spec import commit, versions
 
@@ -124,7 +125,10 @@ def _moved(job: Job, folder: str) -> Job:
     def move(path: str | None) -> str | None:
         return None if path is None else _under(folder, path)
 
-    outputs = tuple(replace(o, tensorboard=move(o.tensorboard), checkpoint=move(o.checkpoint)) for o in job.outputs)
+    outputs = tuple(
+        replace(o, tensorboard=move(o.tensorboard), checkpoint=move(o.checkpoint), status=move(o.status))
+        for o in job.outputs
+    )
     return replace(job, outputs=outputs, models=tuple(move(m) for m in job.models))
 
 
@@ -133,7 +137,10 @@ def _under(folder: str, path: str) -> str:
 
 
 class _Changes:
-    """Files under a folder, as they would lie under `/`, that were written since they were last asked for."""
+    """Files under a folder, as they would lie under `/`, that were written since they were last asked for.
+
+    Checkpoints come before what they need, which is written before them: whoever has a state has, or gets next, all that belongs to it.
+    """
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
@@ -141,8 +148,13 @@ class _Changes:
 
     def fetch(self) -> Files:
         """Their contents."""
-        found = {}
-        for path in self._folder.rglob("*"):
+        found: Files = {}
+        self._fetch(self._folder.rglob("*.pkl"), found)
+        self._fetch((p for p in self._folder.rglob("*") if p.suffix != ".pkl"), found)
+        return found
+
+    def _fetch(self, paths: Iterable[Path], found: Files) -> None:
+        for path in paths:
             inside = path.relative_to(self._folder)
             with suppress(FileNotFoundError):  # a part file that has just become a whole one
                 stat = path.stat()
@@ -151,7 +163,6 @@ class _Changes:
                 if path.is_file() and not hidden and self._seen.get(path) != stamp:
                     found[f"/{inside}"] = path.read_bytes()
                     self._seen[path] = stamp
-        return found
 
 
 class _Correspondence:
@@ -199,10 +210,14 @@ def _work(job: Job, board: Any, first: int, files: Files) -> tuple[list[Lifetime
             here.write_bytes(content)
         rows = _rows(len(job.specs))
         try:
+            moved = _moved(job, folder)
             with _Correspondence(board, first, rows, _Changes(folder)):
-                records = live(_moved(job, folder), Slots(**rows))
+                records = live(moved, Slots(**rows))
         except SystemExit as e:  # no reason to take Ray's worker along
             raise WorkerLost(f"the lifetime ended its process: {e!r}") from None
+        for output in moved.outputs:  # nobody needs them any more, and they may be large
+            if output.checkpoint is not None:
+                remove_checkpoint(output.checkpoint)
         return records, _Changes(folder).fetch()
 
 
@@ -343,8 +358,8 @@ class RayExecutor:
 
 def _checkpoints(job: Job) -> Files:
     """The checkpoints that the coordinator has of a job's lifetimes."""
-    paths = [o.checkpoint for o in job.outputs if o.checkpoint is not None and os.path.exists(o.checkpoint)]
-    return {path: Path(path).read_bytes() for path in paths}
+    paths = [p for o in job.outputs if o.checkpoint is not None for p in checkpoint_files(o.checkpoint)]
+    return {str(path): path.read_bytes() for path in paths}
 
 
 def _write(files: Files) -> None:

@@ -503,15 +503,18 @@ def generations(storage: str, name: str) -> pd.DataFrame:
     """What the learners' own populations did: the kept generations of every lifetime of a study, one row each.
 
     Returns:
-        Columns: `trial`, `lifetime`, `generation`, `steps` (taken when it ended), and what the learner noted, None where it did not. ERL-Re²: `whole` (1 if
-        judged by whole episodes), `fitness` and `surrogate` (lists, of every head), `champion` (place of the best), `champion_return`, `rl_return`,
+        Columns: `trial`, `lifetime`, the trial's parameters, `env_id`, `learner`, `generation`, `steps` (taken when it ended), and what the learner noted, None where it did not. ERL-Re²: `whole` (1 if
+        judged by whole episodes), `fitness` and `surrogate` (lists, of every head), `champion` (place of the best), `champion_return` (of the champion of the
+        generation before, in whole episodes played after it was chosen), `rl_return`,
         `rl_head` (place of the RL head's copy) and `rl_fate` (of that copy: elites, selected, discarded). Empty for other learners.
     """
     frames = []
     for trial in Study(storage, name).trials():
         for index, record in sorted(lifetime_records(trial).items()):
             kept = pd.DataFrame((record.inner or {}).get("kept", {}))
-            kept.insert(0, "trial", trial.number)
-            kept.insert(1, "lifetime", index)
+            spec = record.spec
+            known = {"trial": trial.number, "lifetime": index, **trial.params, "env_id": spec.task.env_id, "learner": spec.learner.name}  # fmt: skip
+            for place, (column, value) in enumerate(known.items()):
+                kept.insert(place, column, value)
             frames.append(kept)
     return pd.concat([f for f in frames if len(f)], ignore_index=True) if any(map(len, frames)) else pd.DataFrame()

@@ -64,6 +64,7 @@ class Ledger:
         on_step: called with `steps` after every 256th step.
         should_stop: asked, from time to time, whether the lifetime shall end before its budget.
         earlier: steps, and seconds they took, before the lifetime was taken up from a checkpoint.
+        reporting: seconds since then that went into what is only reported.
     """
 
     steps: int = 0
@@ -71,6 +72,7 @@ class Ledger:
     on_step: Callable[[int], None] | None = None
     should_stop: Callable[[], bool] | None = None
     earlier: tuple[int, float] = (0, 0.0)
+    reporting: float = 0.0
 
     def step(self, n: int = 1) -> None:
         """Count `n` steps."""
@@ -89,7 +91,11 @@ class Ledger:
 
 
 def shared_seconds(ledgers: Sequence[Ledger], elapsed: float) -> list[float]:
-    """Seconds of training of lifetimes that were trained side by side for `elapsed` seconds: each one's share by its steps."""
+    """Seconds of training of lifetimes that were trained side by side for `elapsed` seconds: each one's share by its steps.
+
+    What is only reported takes none of them.
+    """
+    elapsed -= sum(ledger.reporting for ledger in ledgers)
     new = [ledger.steps - ledger.earlier[0] for ledger in ledgers]
     return [ledger.earlier[1] + elapsed * n / max(1, sum(new)) for ledger, n in zip(ledgers, new)]
 

@@ -1,12 +1,10 @@
 """The trial loop that evolutions, tests and single runs share: jobs to an executor, records to the study, verdicts of a pruner back."""
 
-import shutil
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 
 from erl.executors import Executor
 from erl.learners import get_learner
+from erl.learners.checkpoints import remove_checkpoint
 from erl.lifetime import Job, LifetimeRecord, Slots, describe
 from erl.pruning import Pruning, Watch, table
 from erl.spec import LifetimeSpec
@@ -192,8 +191,7 @@ def _forget_checkpoint(job: Job, k: int, _: Any = None) -> None:
     """A lifetime whose record is stored needs its checkpoint no more."""
     checkpoint = job.outputs[k].checkpoint if job.outputs else None
     if checkpoint is not None:
-        Path(checkpoint).unlink(missing_ok=True)
-        shutil.rmtree(f"{checkpoint}.buffer", ignore_errors=True)
+        remove_checkpoint(checkpoint)
 
 
 def _no_record(spec: LifetimeSpec, error: Exception) -> LifetimeRecord:

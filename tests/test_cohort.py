@@ -16,7 +16,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from erl.errors import UserError
 from erl.evaluation import evaluate
 from erl.learners import Outputs, get_learner
-from erl.learners.cohort import World, load_checkpoint
+from erl.learners.checkpoints import load_checkpoint
+from erl.learners.cohort import World
+from erl.learners.ppo_training import _PARTS
 from erl.lifetime import Job, live
 from erl.reservoirs import Context, ReservoirParams
 from erl.spec import LearnerSpec, LifetimeSpec, Seeds, versions
@@ -116,7 +118,7 @@ def test_evaluations_on_the_way_are_recorded_and_change_nothing(tmp_path):
 
 def test_an_agent_whose_evaluation_fails_leaves_and_the_others_go_on(monkeypatch):
     specs = [lifetime(0, eval_freq=256), lifetime(1)]
-    monkeypatch.setattr("erl.learners.inner.evaluate", lambda *_: 1 / 0)
+    monkeypatch.setattr("erl.learners.inner.evaluate_afresh", lambda *_: 1 / 0)
     bad, good = live(Job(tuple(specs)))
     assert "division" in bad.error
     assert (bad.steps, good.steps) == (256, 512)
@@ -189,27 +191,29 @@ def test_an_agent_that_is_taken_up_changes_nothing_for_a_fresh_one(tmp_path, mon
 def test_seconds_count_what_came_before_a_checkpoint(tmp_path, monkeypatch):
     spec = lifetime(0, steps=1536)
     outputs = live_until([spec], tmp_path, 11, monkeypatch)
-    _, seconds, _ = load_checkpoint(outputs[0].checkpoint, spec, versions())["ledger"]
+    _, seconds, _ = load_checkpoint(outputs[0].checkpoint, spec, _PARTS)["ledger"]
     record = live(Job((spec,), outputs))[0]
     assert record.seconds > seconds > 0
 
 
-@pytest.mark.parametrize("damage", ["truncated", "other bytes", "other lifetime", "other libraries"])
+@pytest.mark.parametrize("damage", ["truncated", "other bytes", "other lifetime", "other libraries", "other parts"])
 def test_a_checkpoint_that_does_not_fit_is_left_alone(damage, tmp_path, monkeypatch):
     specs = [lifetime(0)]
     outputs = live_until(specs, tmp_path, 1, monkeypatch)
     path = Path(outputs[0].checkpoint)
-    assert load_checkpoint(str(path), specs[0], versions()) is not None
+    assert load_checkpoint(str(path), specs[0], _PARTS) is not None
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-100])
     elif damage == "other bytes":
         path.write_bytes(b"nonsense")
     elif damage == "other libraries":
-        assert load_checkpoint(str(path), specs[0], {**versions(), "numpy": "0"}) is None
-        return
+        monkeypatch.setattr("erl.learners.checkpoints.versions", lambda: {**versions(), "numpy": "0"})
+    elif damage == "other parts":
+        monkeypatch.setattr("erl.learners.ppo_training._PARTS", _PARTS | {"more"})
+        assert load_checkpoint(str(path), specs[0], _PARTS | {"more"}) is None
     else:
         specs = [lifetime(1)]
-    assert load_checkpoint(str(path), specs[0], versions()) is None
+    assert damage == "other parts" or load_checkpoint(str(path), specs[0], _PARTS) is None
     assert essence(live(Job(tuple(specs), outputs))[0]) == essence(live(Job(tuple(specs)))[0])
 
 
@@ -237,7 +241,7 @@ def test_sigkill_at_any_moment_leaves_checkpoints_that_are_whole(tmp_path):
     process.join()
     assert process.exitcode == -signal.SIGKILL
     for spec, output in zip(specs, outputs):
-        assert load_checkpoint(output.checkpoint, spec, versions()) is not None
+        assert load_checkpoint(output.checkpoint, spec, _PARTS) is not None
 
 
 @pytest.mark.parametrize("frame_stack", [1, 3])
@@ -332,7 +336,8 @@ def test_what_the_cohort_does_not_know_it_says():
         spec = lifetime(0, **config)
         with pytest.raises(UserError, match="--engine sb3"):
             get_learner("PPO", "cohort").check(spec)
-    with pytest.raises(UserError, match="--engine sb3"):
-        get_learner("SAC", "cohort")
+    for name in ("SAC", "ERL-Re2"):
+        with pytest.raises(UserError, match=f"{name} has no cohort engine; .*--engine auto trains {name}"):
+            get_learner(name, "cohort")
     assert type(get_learner("PPO", "auto")).__name__ == "CohortPPOLearner"
     assert type(get_learner("PPO", "sb3")).__name__ == "SB3Learner"

@@ -14,13 +14,14 @@ from stable_baselines3 import TD3
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from erl.comparison import ComparisonConfig, GeneralizationComparisonConfig, MultiComparisonConfig, compare
-from erl.errors import UserError
+from erl.errors import Stopped, UserError
+from erl.evaluation import evaluate
 from erl.evolution import EvolutionConfig, GeneralizationConfig, MultiEvolutionConfig, evolve
 from erl.learners import Outputs, get_learner
 from erl.learners.episodes import Episode, Stage, surrogate
 from erl.learners.erl_re2 import Re2Learner, _Training
 from erl.learners.erl_re2_update import act
-from erl.learners.inner import NUMBERS, ROWS, InnerLog
+from erl.learners.inner import NUMBERS, ROWS, InnerLog, Scores
 from erl.lifetime import Job, LifetimeRecord, check, file_name, live
 from erl.reservoirs import Context, ReservoirParams
 from erl.spec import LearnerSpec, LifetimeSpec, Seeds, from_json, to_json
@@ -75,7 +76,11 @@ def test_it_is_in_the_registry_whatever_the_case():
         ({"task": Task("CartPole-v1")}, "continuous .Box. actions, and those of CartPole-v1 are Discrete"),
         ({"learner": LearnerSpec("ERL-Re2", {"thta": 1})}, "did you mean theta"),
         ({"learner": LearnerSpec("ERL-Re2", {}, "sb3"), "steps": 20000}, "no algorithm of Stable-Baselines3"),
-        ({"steps": 60}, "begins to learn after init_steps, 60 random steps, and a lifetime has 60"),
+        ({"steps": 60}, "begins to learn after init_steps, 60 steps, and a lifetime has 60"),
+        (
+            {"steps": 61, "learner": LearnerSpec("ERL-Re2", SMALL | {"learning_starts": 61})},
+            "after learning_starts, 61 steps",
+        ),
     ],
 )
 def test_check_refuses(change, says):
@@ -138,8 +143,50 @@ def test_every_step_that_feeds_learning_is_counted(monkeypatch):
     assert len(rows) == 3
     assert len(taken) == ledger.steps + evaluated
     assert ledger.steps == t.buffer.added
-    # It ends with the generation that reaches the budget.
-    assert 700 <= ledger.steps < 700 + 5 * 20 + 20
+    assert 700 <= ledger.steps < 700 + 5
+
+
+@pytest.mark.parametrize("steps", range(400, 520, 17))
+@pytest.mark.parametrize("num_evals", [1, 3])
+def test_the_budget_is_kept_and_who_was_cut_short_is_not_judged(steps, num_evals):
+    t = _Training(spec(steps=steps, num_evals=num_evals), ledger := Ledger(), Outputs())
+    t.run()
+    t.close()
+    assert steps <= ledger.steps < steps + 5
+    assert all(n == 20 for _, _, n in ledger.episodes)
+    kept = t.log.to_json()["kept"]
+    assert t.evolved == sum(f is not None for f in kept["fitness"])
+
+
+def test_episodes_that_never_end_are_left_when_the_budget_is_spent():
+    s = spec("toy_environments:EndlessReach-v0", steps=300)
+    _, ledger = train(s)
+    assert ledger.steps == 300
+    assert ledger.episodes == []
+    (record,) = live(Job((s,)))
+    assert record.error == "no episode was finished within 300 steps"
+
+
+@pytest.mark.parametrize("at", [1, 100, 300])
+def test_it_stops_when_it_is_told(at):
+    ledger = Ledger()
+    ledger.should_stop = lambda: ledger.steps >= at
+    (agent,) = Re2Learner().train([spec()], [ledger], [Outputs()])
+    assert isinstance(agent, Stopped)
+    assert at <= ledger.steps < at + 5
+    # Not in the updates that the last steps of the budget pay for.
+    ledger = Ledger()
+    ledger.should_stop = lambda: ledger.steps >= 400
+    (agent,) = Re2Learner().train([spec()], [ledger], [Outputs()])
+    assert not isinstance(agent, Exception)
+
+
+def test_updates_are_owed_from_one_generation_to_the_next():
+    for share in (0.024, 0.026, 0.3, 1.0):
+        t = _Training(spec(frac_frames_train=share, EA=False, init_steps=0, learning_starts=0), Ledger(), Outputs())
+        t.run()
+        t.close()
+        assert t.updates == int(400 * share + 1e-6)
 
 
 def test_evaluation_changes_nothing():
@@ -161,7 +208,7 @@ def test_time_limits_are_not_terminal():
 
 def test_episodes_that_count_were_played_by_whoever_was_chosen_before():
     """Fitness of the champion of the generation before, and the RL agent's returns: never the best of several."""
-    t = _Training(spec(theta=1.0), ledger := Ledger(), Outputs())
+    t = _Training(spec(theta=1.0, learning_starts=0), ledger := Ledger(), Outputs())
     t.rl_steps = 60
     judged = []
     for _ in range(3):
@@ -203,6 +250,7 @@ def test_evolution_alone_learns_no_network():
     t.close()
     assert all(torch.equal(n.values, b) for n, b in zip(t.networks.networks, before))
     assert t.updates == 0
+    assert t.buffer.added == 0  # nobody would read it
     assert agent.companions == {}
     assert agent.inner["totals"]["whole"] == agent.inner["generations"] == 6
     assert "surrogate" not in agent.inner["kept"]
@@ -223,7 +271,7 @@ def test_nothing_evolves_before_the_random_steps_are_over():
 
 
 def test_the_rl_head_takes_the_place_of_the_worst():
-    t = _Training(spec(theta=1.0, sync_period=2), Ledger(), Outputs())
+    t = _Training(spec(theta=1.0, sync_period=2, learning_starts=0, steps=10_000), Ledger(), Outputs())
     t.rl_steps = 60
     for generation in range(1, 7):
         t._generation()
@@ -241,8 +289,21 @@ def test_the_rl_head_takes_the_place_of_the_worst():
     t.close()
 
 
+def test_the_rl_head_takes_no_elites_place():
+    t = _Training(spec(theta=1.0, elite_fraction=0.6, learning_starts=0, steps=10_000), Ledger(), Outputs())
+    t.rl_steps = 60
+    evolve, kept = t.population.evolve, []
+    t.population.evolve = lambda fitness: kept.append((v := evolve(fitness)).kept) or v
+    for _ in range(20):
+        t._generation()
+        assert len(kept[-1]) == 3
+        assert t.synced not in kept[-1]
+    t.close()
+
+
 @pytest.mark.parametrize(
-    "settings", [{"algorithm": "DDPG"}, {"OFF_TYPE": 0}, {"K": 3, "num_evals": 2}, {"precision": "bf16"}]
+    "settings",
+    [{"algorithm": "DDPG"}, {"OFF_TYPE": 0}, {"K": 3, "num_evals": 2}, {"precision": "bf16", "batch_size": 128}],
 )
 def test_variants_run(settings):
     agent, ledger = train(spec(steps=300, **settings))
@@ -264,8 +325,10 @@ def test_reservoirs(skip_c):
 
 def test_a_fault_fails_its_own_lifetime():
     good, bad = spec(steps=80, init_steps=0, learning_starts=10), spec("toy_environments:Faulty-reward-v0", steps=400)
-    agents = Re2Learner().train([bad, good], [Ledger(), Ledger()], [Outputs(), Outputs()])
+    ledgers = [Ledger(), Ledger()]
+    agents = Re2Learner().train([bad, good], ledgers, [Outputs(), Outputs()])
     assert "reward that is not finite" in str(agents[0])
+    assert str(agents[0]).endswith(f"at step {ledgers[0].steps}")
     assert not isinstance(agents[1], Exception)
 
 
@@ -325,7 +388,7 @@ def test_record_of_a_lifetime(tmp_path):
 
 
 def test_records_are_bounded():
-    log = InnerLog(5)
+    log = InnerLog()
     for g in range(10_000):
         log.add({"steps": g * 1000, "fitness": [1234.56789 * g] * 5, "fate": "elites"}, {"n": 1})
     stored = log.to_json()
@@ -334,15 +397,34 @@ def test_records_are_bounded():
     assert len(np.unique(np.diff(generations))) == 1
     assert stored["totals"] == {"n": 10_000}
     assert len(json.dumps(stored)) < 40_000
-    wide = InnerLog(100)
+    wide, steady = InnerLog(), InnerLog()
     for g in range(1000):
-        wide.add({"fitness": [float(g)] * 100}, {})
-    assert len(wide.rows) * 100 <= NUMBERS
-    other = InnerLog(100)
-    other.set_state(wide.get_state())
-    for one in (wide, other):
-        one.add({"fitness": [0.0] * 100}, {"x": 1})
-    assert wide.to_json() == other.to_json()
+        if g % 100 == 37:  # from a state that was kept while the log went on
+            state = wide.get_state()
+            wide.add({"fitness": [0.0]}, {"x": 1})
+            wide = InnerLog()
+            wide.set_state(state)
+            state["rows"].clear()
+        for one in (wide, steady):
+            one.add({"fitness": np.full(100, g, np.float32), "surrogate": [1.0] * 100, "best": np.float32(g)}, {"n": 1})
+    assert wide.to_json() == steady.to_json()
+    assert NUMBERS / 2 < 203 * len(wide.rows) <= NUMBERS
+    assert json.loads(json.dumps(wide.to_json()))["kept"]["best"][1] == wide.rows[1]["generation"]
+
+
+def test_champion_and_rl_agent_are_evaluated_alike():
+    """From reservoirs at rest, also where a reservoir's state persists from one episode to the next."""
+    s = spec(context=Context((ReservoirParams(units=8, sr=1.2, lr=0.1),), reset_res=False), ep_eval=3)
+    agent, _ = train(s)
+    (record,) = live(Job((s,), evaluate=True))
+    for policy, returns in (
+        (agent, record.final_returns),
+        (agent.companions["rl"], record.inner["final_returns"]["rl"]),
+    ):
+        assert evaluate(policy, s.make_env(), 3, s.seeds.evaluation).returns == tuple(returns)
+    # The same policy under two names reaches the same.
+    scores = Scores(s, Ledger(), 200, 3).add({"one": agent, "two": agent})
+    assert scores["one"] == scores["two"]
 
 
 def test_tensorboard(tmp_path):
@@ -480,8 +562,10 @@ def test_reservoirs_evolve_around_it(tmp_path, sink):
     assert frame.fitness.notna().all()
     # The story of the evolution inside: a row for each kept generation, every head's fitness, the fate of the RL head's copies.
     table = generations(storage, name)
-    for trial, inner in zip(frame.trial, frame.inner):
+    for trial, inner, sr in zip(frame.trial, frame.inner, frame.sr):
         rows = table[table.trial == trial]
+        assert set(rows.sr) == {sr}
+        assert set(rows.learner) == {"ERL-Re2"}
         assert list(rows.generation) == list(range(inner["generations"]))
         judged = rows[rows.fitness.notna()]
         assert len(judged) == inner["totals"]["whole"] + inner["totals"]["surrogate"] > 0

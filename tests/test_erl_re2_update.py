@@ -94,7 +94,9 @@ def test_gradients(case):
     fast._improve(batch, draws.improved)
     found = plain.flats(fast, [n.grads for n in fast.networks])
     for k, grads in wanted.items():
-        for mine, theirs in zip(found[k], grads, strict=True):
+        # The step has shortened long ones.
+        factor = min(1.0, 10.0 / torch.cat([g.flatten() for g in grads]).norm().item())
+        for mine, theirs in zip(found[k], (factor * g for g in grads), strict=True):
             scale = theirs.abs().max()
             assert scale > 0
             torch.testing.assert_close(mine / scale, theirs / scale, rtol=0, atol=2e-3)
@@ -211,6 +213,10 @@ def test_state_comes_back():
         ({"EA": False, "RL": False}, "neither EA nor RL"),
         ({"K": 7}, "at most the number of policies, 6"),
         ({"prob_reset_and_sup": 0.6}, "at most 0.5"),
+        ({"frac_frames_train": 0.0}, "above 0"),
+        ({"learning_rate": 0}, "above 0"),
+        ({"precision": "bf16", "batch_size": 127}, "at least 128 where precision is bf16"),
+        ({"elite_fraction": 1.0}, "less than the whole population"),
         ({"buffer_size": 1000}, "learning_starts is at most buffer_size, 1000, not 5000"),
         ({"algorithm": "SAC"}, "TD3 or DDPG"),
         ({"precision": "fp16"}, "fp32 or bf16"),

@@ -205,6 +205,13 @@ def test_evaluate_names_the_step_of_a_bad_reward(reward):
         evaluate(Recorder(), Late([1.0]), 2, 5)
 
 
+def test_an_evaluation_does_not_wait_for_ever(monkeypatch):
+    monkeypatch.setattr("erl.evaluation.LONGEST_EPISODE", 30)
+    assert evaluate(Recorder(), Counter([1.0] * 30), 2, 0).steps == 60
+    with pytest.raises(RuntimeError, match="did not end within 30 steps"):
+        evaluate(Recorder(), Counter([1.0] * 31), 1, 0)
+
+
 def test_evaluate_needs_an_episode():
     with pytest.raises(ValueError, match="at least 1"):
         evaluate(Recorder(), Counter([1.0]), 0, 0)

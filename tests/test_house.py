@@ -16,13 +16,11 @@ SCRIPTS = {p.stem: p for p in ROOT.glob("*.py") if p.name not in ("conftest.py",
 # The registry names learners, and a learner is loaded when it is asked for.
 LATE = {("erl.learners", learner) for learner in FILES if learner.startswith("erl.learners.")}
 # What learners share, and the parts of one learner. Beyond that they do not know one another.
-SHARED = {
-    f"erl.learners{part}"
-    for part in ("", ".settings", ".sb3", ".cohort", ".episodes", ".inner", ".off_policy", ".off_policy_networks")
-}
+SHARED = {f"erl.learners{part}" for part in ("", ".settings", ".sb3", ".checkpoints", ".cohort", ".episodes", ".inner")}
+SHARED |= {f"erl.learners.off_policy{part}" for part in ("", "_models", "_networks")}
 FAMILIES = [
     {f"erl.learners.{part}" for part in ("cohort_ppo", "ppo_training", "ppo_exchange", "ppo_settings")},
-    {f"erl.learners.{part}" for part in ("erl_re2", "erl_re2_update", "erl_re2_settings", "erl_re2_agent")},
+    {f"erl.learners.{part}" for part in ("erl_re2", "erl_re2_update", "erl_re2_settings")},
 ]
 
 

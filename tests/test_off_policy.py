@@ -1,5 +1,7 @@
 """Networks with hand-written gradients against autograd; the replay buffer and its checkpoints."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -196,9 +198,11 @@ def test_buffer_goes_on_from_any_checkpoint(tmp_path, monkeypatch):
         states.append((buffer.save(folder), buffer._rows.clone()))
         # Whatever an earlier state needs is untouched until the new one is safe.
         assert all((folder / name).read_bytes() == content for name, content in before.items())
-        for state, held in states[-2:]:
-            again = ReplayBuffer(10, 2, 1)
-            again.load(folder, state)
+        for k, (state, held) in enumerate(states[-2:]):
+            again, there = ReplayBuffer(10, 2, 1), tmp_path / f"{end}-{k}"
+            shutil.copytree(folder, there)
+            again.load(there, state)
+            assert {p.name for p in there.glob("*")} == set(state["files"])  # those of later states are gone
             assert again.added == state["added"]
             assert torch.equal(again._rows[: len(again)], held[: len(again)])
         ReplayBuffer.tidy(folder, states[-1][0])

@@ -148,9 +148,14 @@ def busy(node):
     return any("ray::_work" in process.name() + str(process.cmdline()) for process in raylet.children())
 
 
-def test_a_job_goes_on_elsewhere_from_its_checkpoint(cluster, address):
+# Checkpoints of one file, and with a replay buffer beside it.
+RE2 = {"init_steps": 100, "learning_starts": 50, "batch_size": 16, "pr": 8, "frac_frames_train": 0.02, "eval_freq": 0}
+
+
+@pytest.mark.parametrize("learner", [LearnerSpec("PPO", SETTINGS), LearnerSpec("ERL-Re2", RE2)], ids=lambda x: x.name)
+def test_a_job_goes_on_elsewhere_from_its_checkpoint(cluster, address, learner):
     """Its node dies after the first checkpoint has come to the coordinator; the next attempt takes it along."""
-    spec = lifetime("toy_environments:Slow-v0", steps=20_000)
+    spec = replace(lifetime("toy_environments:Slow-v0", steps=20_000), learner=learner)
     checkpoint = Path("runs/one.pkl").absolute()
     job = Job((spec,), (Outputs(None, str(checkpoint), 0.2),))
     executor = RayExecutor(address, workers=1, max_retries=1)
@@ -175,7 +180,7 @@ def test_a_job_goes_on_elsewhere_from_its_checkpoint(cluster, address):
     assert after[0] > 2000, "it began anew"
     local = LocalExecutor(1)
     try:
-        [expected] = local.run([Job((lifetime(steps=20_000),))], lambda board: None)
+        [expected] = local.run([Job((replace(lifetime(steps=20_000), learner=learner),))], lambda board: None)
     finally:
         local.close()
     assert plain(result.records[0])["curve"] == plain(expected.records[0])["curve"]
@@ -250,12 +255,26 @@ def test_files_are_fetched_when_they_changed_and_are_whole(tmp_path):
     (tmp_path / "a/one").write_bytes(b"11")
     (tmp_path / "a/.part/two").rename(tmp_path / "a/two")
     assert changes.fetch() == {"/a/one": b"11", "/a/two": b"2"}
+    # A state that is written while others are read waits for the next time, with what it needs.
+    (tmp_path / "a/x.pkl").write_bytes(b"3")
+    read = Path.read_bytes
+    with pytest.MonkeyPatch.context() as patch:
+        (tmp_path / "a/b").write_bytes(b"4")
+        patch.setattr(
+            Path,
+            "read_bytes",
+            lambda p: read(p) if p.suffix == ".pkl" else (tmp_path / "a/x.pkl").write_bytes(b"33") and read(p),
+        )
+        assert changes.fetch() == {"/a/x.pkl": b"3", "/a/b": b"4"}
+    assert changes.fetch() == {"/a/x.pkl": b"33"}
 
 
 def test_a_job_that_moves_writes_below_its_folder():
-    job = Job((lifetime(),), (Outputs("/x/log", "/y/checkpoint.pkl", 9.0),), ("/x/model",))
+    job = Job((lifetime(),), (Outputs("/x/log", "/y/checkpoint.pkl", 9.0, "/y/status"),), ("/x/model",))
     moved = _moved(job, "/tmp/here")
     assert moved == replace(
-        job, outputs=(Outputs("/tmp/here/x/log", "/tmp/here/y/checkpoint.pkl", 9.0),), models=("/tmp/here/x/model",)
+        job,
+        outputs=(Outputs("/tmp/here/x/log", "/tmp/here/y/checkpoint.pkl", 9.0, "/tmp/here/y/status"),),
+        models=("/tmp/here/x/model",),
     )
     assert _moved(Job((lifetime(),), (Outputs(),), (None,)), "/tmp/here") == Job((lifetime(),), (Outputs(),), (None,))

@@ -5,7 +5,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
 from erl.errors import UserError
-from erl.tasks import VELOCITIES, EnvironmentFault, Ledger, Task, check_task, make_env
+from erl.tasks import VELOCITIES, EnvironmentFault, Ledger, Task, check_task, make_env, shared_seconds
 
 # Written out here a second time: the reference's table, by hand.
 HIDDEN = {
@@ -161,3 +161,8 @@ def test_stacked_frames_equal_stable_baselines3s(env_id):
         assert (r, d) == (q, e)
         if d:
             np.testing.assert_array_equal(i[0]["terminal_observation"], j[0]["terminal_observation"])
+
+
+def test_seconds_of_training_are_shared_by_steps_and_none_are_for_reports():
+    ledgers = [Ledger(steps=300, earlier=(100, 5.0)), Ledger(steps=600, reporting=2.0)]
+    assert shared_seconds(ledgers, 10.0) == [5.0 + 2.0, 6.0]

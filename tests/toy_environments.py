@@ -166,3 +166,4 @@ class Reach(gym.Env):
 
 
 gym.register("Reach-v0", Reach, max_episode_steps=20)
+gym.register("EndlessReach-v0", Reach)

@@ -6,6 +6,7 @@ Stable-Baselines3's, so that `evaluate_policy` and every tool for its models ser
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +17,8 @@ from erl.spec import LifetimeSpec
 from erl.tasks import Ledger
 
 ENGINES = ("auto", "cohort", "sb3")
+# This project's own beside PPO's cohorts: name -> module, class, and the algorithm of Stable-Baselines3 as whose models its agents are saved.
+_OWN = {"ERL-Re2": ("erl.learners.erl_re2", "Re2Learner", "TD3")}
 
 
 class Agent(Protocol):
@@ -90,7 +93,7 @@ def learner_names() -> list[str]:
     """Names that `get_learner` knows."""
     from erl.learners import sb3
 
-    return [*sb3.algorithms(), "ERL-Re2"]
+    return [*sb3.algorithms(), *_OWN]
 
 
 def get_learner(name: str, engine: str = "auto") -> Learner:
@@ -111,13 +114,14 @@ def get_learner(name: str, engine: str = "auto") -> Learner:
         from erl.learners.ppo_training import CohortPPOLearner
 
         return CohortPPOLearner()
-    if name == "ERL-Re2":
-        from erl.learners.erl_re2 import Re2Learner
-
-        return Re2Learner()
     if engine == "cohort":
-        raise UserError(f"{name} has no cohort engine; PPO has one, and --engine sb3 trains {name}")
-    return sb3.SB3Learner(name)
+        raise UserError(f"{name} has no cohort engine; PPO has one, and --engine auto trains {name}")
+    if name not in _OWN:
+        return sb3.SB3Learner(name)
+    if engine == "sb3":
+        raise UserError(f"{name} is no algorithm of Stable-Baselines3; --engine auto trains it")
+    module, learner, _ = _OWN[name]
+    return getattr(import_module(module), learner)()
 
 
 def load_agent(spec: LifetimeSpec, path: Path) -> Agent:
@@ -125,7 +129,7 @@ def load_agent(spec: LifetimeSpec, path: Path) -> Agent:
     from erl.learners import sb3
 
     name = canonical_name(spec.learner.name)
-    return sb3.load("TD3" if name == "ERL-Re2" else name, path, spec)
+    return sb3.load(_OWN[name][2] if name in _OWN else name, path, spec)
 
 
 def canonical_name(name: str) -> str:

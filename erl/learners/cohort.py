@@ -1,24 +1,19 @@
-"""What every cohort learner shares: environments and reservoirs in lockstep, and checkpoints of single agents.
+"""What every cohort learner shares: environments and reservoirs in lockstep.
 
-Agents of a cohort take their steps together, each in environments of its own. A checkpoint holds one agent, so that an
-agent which is taken up again may stand beside others than before.
+Agents of a cohort take their steps together, each in environments of its own.
 """
 
-import pickle
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
-from erl.files import write_whole
 from erl.lockstep import Lockstep
 from erl.reservoirs import ContextEncoder
-from erl.spec import LifetimeSpec, to_json
+from erl.spec import LifetimeSpec
 from erl.tasks import EnvironmentFault, Ledger, make_bare_env, stacked_space
 
-CHECKPOINT_VERSION = 2
 # Ticks between two entries in the ledgers; an episode's end enters what is outstanding at once.
 _LEDGER_EVERY = 64
 
@@ -195,26 +190,3 @@ class World:
         """Close the environments."""
         self.enter_steps()
         self._lockstep.close()
-
-
-def save_checkpoint(path: str, spec: LifetimeSpec, versions: dict[str, str], state: dict[str, Any]) -> None:
-    """Write one agent's checkpoint; a file of this name is always a whole one."""
-    content = {"version": CHECKPOINT_VERSION, "spec": to_json(spec), "versions": versions, "state": state}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_whole(Path(path), lambda part: Path(part).write_bytes(pickle.dumps(content, protocol=5)))
-
-
-def load_checkpoint(path: str | None, spec: LifetimeSpec, versions: dict[str, str]) -> dict[str, Any] | None:
-    """One agent's state; None if there is no checkpoint, or it is damaged or of another lifetime, format or library."""
-    if path is None or not Path(path).exists():
-        return None
-    try:
-        content = pickle.loads(Path(path).read_bytes())
-        fits = (content["version"], content["spec"], content["versions"]) == (
-            CHECKPOINT_VERSION,
-            to_json(spec),
-            versions,
-        )
-        return content["state"] if fits else None
-    except Exception:  # whatever a damaged file makes pickle raise; the lifetime begins anew
-        return None

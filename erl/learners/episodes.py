@@ -1,5 +1,6 @@
 """Episodes of several policies side by side: how learners that judge whole policies step their environments."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from erl.errors import Stopped
 from erl.reservoirs import ReservoirWrapper
 from erl.spec import LifetimeSpec
 from erl.tasks import Ledger
@@ -25,7 +27,8 @@ class Episode:
         actions: (steps, actions) in [-1, 1], float32.
         rewards: (steps,), double precision.
         terminated: whether the task ended it.
-        truncated: whether a time limit ended it; where neither did, it was left at the asked number of steps.
+        truncated: whether a time limit ended it.
+        cut: whether it was left because the lifetime's budget was spent. Where none of these holds, it was left at the asked number of steps.
     """
 
     observations: np.ndarray
@@ -33,6 +36,7 @@ class Episode:
     rewards: np.ndarray
     terminated: bool
     truncated: bool
+    cut: bool = False
 
     @property
     def ended(self) -> bool:
@@ -55,12 +59,15 @@ class StepsOnly(Ledger):
     """Counts steps in a lifetime's ledger and keeps no episode: the learner decides which of many policies' episodes count."""
 
     def __init__(self, ledger: Ledger) -> None:
-        super().__init__()
         self._ledger = ledger
 
+    @property
+    def steps(self) -> int:  # type: ignore[override]
+        """The lifetime's."""
+        return self._ledger.steps
+
     def step(self, n: int = 1) -> None:
-        """Count `n` steps in both."""
-        super().step(n)
+        """Count `n` steps."""
         self._ledger.step(n)
 
     def episode(self, total_return: float, length: int) -> None:
@@ -72,6 +79,7 @@ class Stage:
 
     Every episode begins with a seed of its own, drawn from the lifetime's: what happens in it depends on the policy and on the number
     of episodes before, and not on what an environment has been through. So a checkpoint between episodes needs no environment's state.
+    The lifetime's budget is never exceeded by more than a step of each environment: what is left of it is shared by those who play.
 
     Args:
         spec: the lifetime; its actions are a Box.
@@ -81,6 +89,7 @@ class Stage:
 
     def __init__(self, spec: LifetimeSpec, ledger: Ledger, n: int) -> None:
         self.envs: list[gym.Env] = [spec.make_env(StepsOnly(ledger)) for _ in range(n)]
+        self._ledger, self._budget = ledger, spec.steps
         self._rng = np.random.default_rng(spec.seeds.environment)
         space = self.envs[0].action_space
         assert isinstance(space, spaces.Box)
@@ -93,7 +102,13 @@ class Stage:
             act: asked in every step for those that still play.
             n: at most the number of environments.
             limit: steps after which an episode is left; None for none.
+
+        Raises:
+            Stopped: the lifetime was told to end before its budget was spent.
         """
+        share = max(1, math.ceil((self._budget - self._ledger.steps) / n))
+        cut = limit is None or share < limit
+        limit = share if limit is None else min(limit, share)
         playing = np.arange(n)
         now = np.stack([self._seen(self.envs[i].reset(seed=int(self._rng.integers(2**31)))[0]) for i in playing])
         observations: list[list[np.ndarray]] = [[row] for row in now]
@@ -101,6 +116,7 @@ class Stage:
         rewards: list[list[float]] = [[] for _ in playing]
         ends = [(False, False)] * n
         while len(playing):
+            self.heed()
             chosen = act(playing, now)
             going = []
             for i, action in zip(playing, chosen):
@@ -116,9 +132,14 @@ class Stage:
             if going:
                 now = np.stack([observations[i][-1] for i in going])
         return [
-            Episode(np.stack(o), np.stack(a).astype(np.float32), np.array(r), *end)
+            Episode(np.stack(o), np.stack(a).astype(np.float32), np.array(r), *end, cut and not any(end))
             for o, a, r, end in zip(observations, actions, rewards, ends)
         ]
+
+    def heed(self) -> None:
+        """Raise `Stopped` if the lifetime was told to end before its budget was spent."""
+        if self._ledger.steps < self._budget and self._ledger.stopped:
+            raise Stopped
 
     @staticmethod
     def _seen(observation: Any) -> np.ndarray:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from scipy import stats
+from stable_baselines3 import TD3
 from stable_baselines3.common.logger import configure
 from torch import Tensor
 
@@ -29,16 +30,16 @@ from erl.distributions import GeneticPopulation, Variation
 from erl.errors import UserError
 from erl.files import write_whole
 from erl.learners import Agent, Outputs, one_by_one
-from erl.learners.cohort import load_checkpoint, save_checkpoint
+from erl.learners.checkpoints import beside, load_checkpoint, save_checkpoint
 from erl.learners.episodes import Episode, Stage, surrogate
-from erl.learners.erl_re2_agent import Re2Agent, to_sb3
 from erl.learners.erl_re2_settings import Re2Settings
 from erl.learners.erl_re2_update import Draws, TwoScale, act, new_heads
 from erl.learners.inner import InnerLog, Scores
 from erl.learners.off_policy import Captured, ReplayBuffer
+from erl.learners.off_policy_models import td3_model
 from erl.learners.sb3 import SB3Agent
-from erl.spec import LifetimeSpec, versions
-from erl.tasks import Ledger
+from erl.spec import LifetimeSpec
+from erl.tasks import Ledger, shared_seconds
 
 _log = logging.getLogger(__name__)
 
@@ -54,12 +55,11 @@ class Re2Learner:
     def check(self, spec: LifetimeSpec) -> None:
         """Raise a UserError for settings that cannot be, for a budget within which nothing is learned, and for actions that are no Box."""
         s = Re2Settings.from_learner_config(spec.learner.config, spec.task.env_id)
-        if s.RL and s.init_steps >= spec.steps:
-            raise UserError(
-                f"ERL-Re2 begins to learn after init_steps, {s.init_steps:,} random steps, and a lifetime has {spec.steps:,}"
-            )
-        if spec.learner.engine == "sb3":
-            raise UserError("ERL-Re2 is no algorithm of Stable-Baselines3; --engine auto trains it")
+        for name in ("init_steps", "learning_starts"):
+            if s.RL and getattr(s, name) >= spec.steps:
+                raise UserError(
+                    f"ERL-Re2 begins to learn after {name}, {getattr(s, name):,} steps, and a lifetime has {spec.steps:,}"
+                )
         _, action_space = spec.spaces()
         if not isinstance(action_space, spaces.Box):
             kind = type(action_space).__name__
@@ -76,7 +76,7 @@ class Re2Learner:
         return one_by_one(_train_one, cohort, ledgers, outputs)
 
 
-def _train_one(spec: LifetimeSpec, ledger: Ledger, output: Outputs) -> Re2Agent:
+def _train_one(spec: LifetimeSpec, ledger: Ledger, output: Outputs) -> SB3Agent:
     training, threads = _Training(spec, ledger, output), torch.get_num_threads()
     torch.set_num_threads(training.settings.threads)
     try:
@@ -102,24 +102,25 @@ class _Training:
         self.population = GeneticPopulation(
             new_heads(max(3, s.pop_size), self.actions, self.networks.features, self.torch_rng).numpy(),
             np.random.default_rng(evolution),
-            s.elite_fraction,
+            s.n_elites,
             s.mutation_prob,
             s.frac,
             s.prob_reset_and_sup,
         )
         self.update = Captured(self._update, s.device)
         self.stage = Stage(spec, ledger, s.pop_size if s.EA else 1)
-        self.log = InnerLog(s.pop_size)
+        self.log = InnerLog()
         self.logger = configure(output.tensorboard, ["tensorboard"]) if output.tensorboard is not None else None
         # The champion is chosen by fitness and keeps its place until the next generation is judged; before the first, any will do.
         self.champion, self.evolved = 0, 0
         self.synced: int | None = None
         self.rl_steps = self.generation = self.updates = 0
-        self.scores = Scores(spec, s.eval_freq, s.eval_episodes)
+        self.owed = 0.0  # updates
+        self.scores = Scores(spec, ledger, s.eval_freq, s.eval_episodes)
         self.said: dict[str, float] = {}
         self.saved_at = self.started_at = time.perf_counter()
 
-    def run(self) -> Re2Agent:
+    def run(self) -> SB3Agent:
         self._resume()
         while self.ledger.steps < self.spec.steps:
             self._generation()
@@ -133,30 +134,37 @@ class _Training:
         s, before, start = self.settings, self.ledger.steps, time.perf_counter()
         row: dict[str, Any] = {}
         totals: dict[str, float] = {}
-        fitness = None
+        fitness: np.ndarray | None = None
+        kept: tuple[int, ...] = ()
         # Nothing evolves on a representation that has not begun to learn; without RL it never will.
-        if s.EA and (self.rl_steps >= s.init_steps or not s.RL):
+        if s.EA and (self._learns or not s.RL):
             fitness, row = self._judge()
-            variation = self.population.tell(self.population.ask(), fitness)
-            totals = self._note(variation, row)
-            self.champion, self.evolved = variation.kept[0], self.evolved + 1
+            if fitness is not None:
+                variation = self.population.evolve(fitness)
+                totals = self._note(variation, row)
+                kept, self.evolved = variation.kept, self.evolved + 1
+                self.champion = kept[0]
         statistics: dict[str, float] = {}
         updates, learning = self.updates, 0.0
         if s.RL:
-            row["rl_return"] = self._explore()
-            if self.rl_steps >= s.init_steps and len(self.buffer) >= s.learning_starts:
+            if self.ledger.steps < self.spec.steps:
+                row |= self._explore()
+            if self._learns:
                 begun = time.perf_counter()
-                statistics = self._learn(round(s.frac_frames_train * (self.ledger.steps - before)))
+                self.owed += s.frac_frames_train * (self.ledger.steps - before)
+                self.owed -= (due := int(self.owed + 1e-6))
+                statistics = self._learn(due)
                 learning = time.perf_counter() - begun
         self.generation += 1
         if s.RL and fitness is not None and self.generation % s.sync_period == 0:
-            worst = int(np.argmin(fitness))
-            self.synced = (worst + 1) % s.pop_size if worst == self.champion else worst
+            self.synced = int(np.argmin(fitness))
+            while self.synced in kept:
+                self.synced = (self.synced + 1) % s.pop_size
             self.population.heads[self.synced] = self.networks.rl_head.cpu().numpy()
         if any(not torch.isfinite(network.values).all() for network in self.networks.networks):
             raise FloatingPointError(f"the networks' weights are not finite after {self.ledger.steps} steps")
-        if self.scores.due(self.ledger.steps):
-            for name, score in self.scores.add(self.ledger.steps, self._agents()).items():
+        if self.scores.due:
+            for name, score in self.scores.add(self._agents()).items():
                 statistics[f"eval/{name}"] = score
         row = {"steps": self.ledger.steps, **row}
         self.log.add(row, totals)
@@ -164,8 +172,16 @@ class _Training:
         self._say(row, rate)
         self._tell(row, statistics, time.perf_counter() - start)
 
-    def _judge(self) -> tuple[np.ndarray, dict[str, Any]]:
-        """Every head's fitness (pop_size,): returns of whole episodes, or the surrogate, one choice for all; and what to note of it."""
+    @property
+    def _learns(self) -> bool:
+        """Whether networks have what they begin to learn from."""
+        return self.rl_steps >= self.settings.init_steps and len(self.buffer) >= self.settings.learning_starts
+
+    def _judge(self) -> tuple[np.ndarray | None, dict[str, Any]]:
+        """Every head's fitness (pop_size,): returns of whole episodes, or the surrogate, one choice for all; and what to note of it.
+
+        There is none if the budget was spent meanwhile: who was cut short is not judged by what is missing.
+        """
         s, heads = self.settings, torch.from_numpy(self.population.heads).to(self.settings.device)
         whole = not s.RL or self.rng.random() < s.theta
 
@@ -173,13 +189,13 @@ class _Training:
             z = self.networks.represent(torch.from_numpy(seen).to(s.device))
             return act(heads[who], z.unsqueeze(1)).squeeze(1).cpu().numpy()
 
-        rounds = [
-            self.stage.play(acting, s.pop_size, None if whole else s.time_steps)
-            for _ in range(s.num_evals if whole else 1)
-        ]
-        for episodes in rounds:
-            for episode in episodes:
+        rounds = []
+        for _ in range(s.num_evals if whole else 1):
+            rounds.append(self.stage.play(acting, s.pop_size, None if whole else s.time_steps))
+            for episode in rounds[-1] if s.RL else ():
                 self.buffer.add(*episode.transitions())
+            if any(episode.cut for episode in rounds[-1]):
+                return None, {}
         surrogates = np.array(self._surrogates(rounds[0], heads)) if s.RL else None
         returns = np.mean([[e.total for e in episodes] for episodes in rounds], axis=0)
         fitness = returns if whole else surrogates
@@ -226,8 +242,8 @@ class _Training:
             self.synced = None
         return totals
 
-    def _explore(self) -> float:
-        """One episode of the RL agent, with noise; at random in the first `init_steps`. Its return."""
+    def _explore(self) -> dict[str, Any]:
+        """One episode of the RL agent, with noise; at random in the first `init_steps`. Its return, if it was a whole one."""
         s, head = self.settings, self.networks.rl_head
         at_random = self.rl_steps < s.init_steps
 
@@ -240,8 +256,10 @@ class _Training:
         (episode,) = self.stage.play(acting)
         self.buffer.add(*episode.transitions())
         self.rl_steps += len(episode.rewards)
+        if not episode.ended:
+            return {}
         self.ledger.episode(episode.total, len(episode.rewards))
-        return episode.total
+        return {"rl_return": episode.total}
 
     def _learn(self, n: int) -> dict[str, float]:
         """Update all networks n times; what the last update of everything said."""
@@ -250,6 +268,7 @@ class _Training:
         policies = torch.cat([heads, self.networks.rl_head.unsqueeze(0)])
         statistics: dict[str, Tensor] = {}
         for begin in range(0, n, _CHUNK):
+            self.stage.heed()
             m = min(_CHUNK, n - begin)
             places = torch.randint(len(self.buffer), (m, s.batch_size), generator=rng).to(s.device)
             noise = torch.randn(m, s.batch_size, self.actions, generator=rng).to(s.device)
@@ -331,29 +350,43 @@ class _Training:
             heads["champion"] = torch.from_numpy(self.population.heads[self.champion])
         if self.settings.RL:
             heads["rl"] = self.networks.rl_head
-        spaces_ = self.observation_space, self.action_space
-        return {
-            name: SB3Agent(to_sb3(self.networks, head, *spaces_, self.ledger.steps), None)
-            for name, head in heads.items()
-        }
+        return {name: SB3Agent(self._model(head)) for name, head in heads.items()}
 
-    def _agent(self) -> Re2Agent:
+    def _model(self, head: Tensor) -> TD3:
+        """A policy as Stable-Baselines3's TD3, whose critics are the RL agent's."""
+        s = self.settings
+        return td3_model(
+            *self.networks.layers(head),
+            self.observation_space,
+            self.action_space,
+            self.ledger.steps,
+            {"net_arch": list(TwoScale.hidden), "n_critics": s.n_critics},
+            learning_rate=s.learning_rate,
+            batch_size=s.batch_size,
+            tau=s.tau,
+            gamma=s.gamma,
+            policy_delay=s.delay,
+            target_policy_noise=s.smoothing,
+        )
+
+    def _agent(self) -> SB3Agent:
         """The champion by training fitness, or the RL agent where nothing has evolved."""
         agents = self._agents()
         handed_over = agents.pop("champion", None) or agents.pop("rl")
-        return Re2Agent(handed_over.model, agents, {**self.log.to_json(), "evaluations": self.scores.rows})
+        return SB3Agent(handed_over.model, None, self.scores, self.log, agents)
 
     # -- checkpoints --
 
-    _COUNTERS = ("champion", "evolved", "synced", "rl_steps", "generation", "updates")
+    _COUNTERS = ("champion", "evolved", "synced", "rl_steps", "generation", "updates", "owed")
+    _PARTS = ("buffer", "networks", "population", "stage", "log", "scores", "rng", "torch_rng", "ledger")
 
     def _save(self) -> None:
         """Write a checkpoint, if it is time. Between generations no episode is running."""
         path, ledger = self.output.checkpoint, self.ledger
         if path is None or time.perf_counter() - self.saved_at < self.output.checkpoint_seconds:
             return
-        seconds = ledger.earlier[1] + time.perf_counter() - self.started_at
-        folder = Path(f"{path}.buffer")
+        (seconds,) = shared_seconds([ledger], time.perf_counter() - self.started_at)
+        folder = beside(path)
         try:
             state: dict[str, Any] = {
                 "buffer": self.buffer.save(folder),
@@ -365,9 +398,9 @@ class _Training:
                 "rng": self.rng.bit_generator.state,
                 "torch_rng": self.torch_rng.get_state(),
                 "ledger": (ledger.steps, seconds, list(ledger.episodes)),
-                "counters": {name: getattr(self, name) for name in self._COUNTERS},
+                **{name: getattr(self, name) for name in self._COUNTERS},
             }
-            save_checkpoint(path, self.spec, versions(), state)
+            save_checkpoint(path, self.spec, state)
             # What only the state before needs goes when the new one is safe.
             self.buffer.tidy(folder, state["buffer"])
         except OSError as e:  # a full disk costs the checkpoint, not the training; the one before is still whole
@@ -379,8 +412,8 @@ class _Training:
         path = self.output.checkpoint
         if path is None:
             return
-        folder = Path(f"{path}.buffer")
-        state = load_checkpoint(path, self.spec, versions())
+        folder = beside(path)
+        state = load_checkpoint(path, self.spec, frozenset(self._PARTS + self._COUNTERS))
         try:
             if state is not None:
                 self.buffer.load(folder, state["buffer"])
@@ -398,8 +431,8 @@ class _Training:
         self.torch_rng.set_state(state["torch_rng"])
         self.ledger.steps, seconds, self.ledger.episodes[:] = state["ledger"]
         self.ledger.earlier = self.ledger.steps, seconds
-        for name, value in state["counters"].items():
-            setattr(self, name, value)
+        for name in self._COUNTERS:
+            setattr(self, name, state[name])
 
     def close(self) -> None:
         """Close environments and log."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from erl.errors import UserError, nearest
+from erl.learners.off_policy_networks import WIDE
 
 ALGORITHMS = ("TD3", "DDPG")
 PRECISIONS = ("fp32", "bf16")
@@ -28,7 +29,7 @@ class Re2Settings:
         theta: probability that a generation is judged by whole episodes; else by the surrogate.
         time_steps: steps H of the surrogate's partial episodes.
         num_evals: whole episodes of a head, where whole episodes judge.
-        elite_fraction: share of the population that is kept (at least one).
+        elite_fraction: share of the population that is kept (at least one, and not all).
         mutation_prob: probability that a head that is no new elite is considered for mutation.
         frac: share of an action's weights that a mutation changes.
         prob_reset_and_sup: probability of a super-mutation, and of a reset, of an action's weights.
@@ -43,13 +44,16 @@ class Re2Settings:
         learning_rate: of every Adam.
         batch_size, buffer_size: transitions in a minibatch, and in the replay buffer.
         init_steps: steps that the RL agent acts at random before anything learns or evolves.
-        learning_starts: transitions in the buffer before anything learns.
+        learning_starts: transitions in the buffer before anything learns or evolves, beside `init_steps`.
         frac_frames_train: updates for each step taken.
         eval_freq: steps between two evaluations that are only reported and not counted, each at the end of a generation; 0: none.
         eval_episodes: episodes of the champion and of the RL agent in such an evaluation.
         device: PyTorch's name of where the networks learn.
         threads: cores for the networks' mathematics; another number, other roundings.
-        precision: `fp32`, or `bf16` for the factors of wide matrix products.
+        precision: `fp32`, or `bf16` for the factors of wide matrix products, those of minibatches from 128 on.
+
+    Without `EA`, nothing is read of what speaks of heads, generations or `K`; without `RL`, nothing of what speaks of learning, nor `theta`,
+    `time_steps` and `sync_period`; `DDPG` reads no `TD3_noise`.
     """
 
     theta: float
@@ -107,9 +111,16 @@ class Re2Settings:
         for name, known in (("algorithm", ALGORITHMS), ("precision", PRECISIONS), ("OFF_TYPE", (0, 1))):
             if getattr(self, name) not in known:
                 raise UserError(f"ERL-Re2's {name} is {' or '.join(map(str, known))}, not {getattr(self, name)!r}")
+        for name in ("learning_rate", "frac_frames_train"):
+            if getattr(self, name) == 0:
+                raise _wrong(name, "above 0", 0)
+        if self.precision == "bf16" and self.batch_size < WIDE:
+            raise _wrong("batch_size", f"at least {WIDE} where precision is bf16", self.batch_size)
+        if self.EA and self.n_elites >= self.pop_size:
+            raise _wrong("elite_fraction", "less than the whole population", self.elite_fraction)
         if self.EA and self.pop_size < 3:
             raise _wrong("pop_size", "at least 3: an elite, an offspring and one to replace", self.pop_size)
-        if self.pop_size + 1 < self.K:
+        if self.EA and self.pop_size + 1 < self.K:
             raise _wrong("K", f"at most the number of policies, {self.pop_size + 1}", self.K)
         if self.learning_starts > self.buffer_size:
             raise _wrong("learning_starts", f"at most buffer_size, {self.buffer_size}", self.learning_starts)
@@ -134,6 +145,11 @@ class Re2Settings:
             if key not in names:
                 raise UserError(f"ERL-Re2 has no setting {key!r}{nearest(key, names)}")
         return cls(**{**environment_defaults(env_id), **config})
+
+    @property
+    def n_elites(self) -> int:
+        """Heads that are kept from one generation to the next."""
+        return max(1, int(self.elite_fraction * self.pop_size))
 
     @property
     def n_critics(self) -> int:

@@ -145,13 +145,17 @@ class TwoScale:
         """The RL agent's head (actions, features + 1): the parameters themselves, no copy."""
         return self._head
 
-    def cut_representation(self, flat: Tensor) -> list[tuple[list[Layer], Tensor | None]]:
-        """The layers in a flat vector of the representation's parameters."""
-        return self._z.cut(flat)
-
-    def cut_critic(self, flat: Tensor) -> list[tuple[list[Layer], Tensor | None]]:
-        """The layers of each critic in a flat vector of the critics' parameters."""
-        return self._q.cut(flat)
+    def layers(self, head: Tensor) -> tuple[list[list[Layer]], list[list[list[Layer]]]]:
+        """Layers of the policy with this head and of its target, and of each critic and of each one's target."""
+        policies, critics = [], []
+        for z, q in (
+            (self.representation.values, self.critic.values),
+            (self.representation.target, self.critic.target),
+        ):
+            ((body, _),) = self._z.cut(z)
+            policies.append([*body, Layer(head[:, :-1].t(), head[:, -1])])
+            critics.append([layers for layers, _ in self._q.cut(q)])
+        return policies, critics
 
     def represent(self, observations: Tensor) -> Tensor:
         """Z(s): (batch, features)."""

@@ -168,11 +168,13 @@ class ReplayBuffer:
                 path.unlink(missing_ok=True)
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
-        """Go on from a state that `save` gave.
+        """Go on from a state that `save` gave, and remove the files of later ones.
 
         Raises:
             OSError, ValueError: a file is missing or damaged.
         """
+        # What was written after this state holds other transitions under numbers that will be given again.
+        self.tidy(folder, state)
         self.added = state["added"]
         oldest = self.added - len(self)
         for name, (begin, end) in state["files"].items():

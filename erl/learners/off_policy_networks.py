@@ -14,7 +14,7 @@ from torch import Tensor
 
 # Matrices narrower than this are multiplied in single precision even where the precision is bfloat16: they cost nothing,
 # and observations keep their digits.
-_WIDE = 128
+WIDE = 128
 _SLOPE = 0.01  # of leaky ReLU, PyTorch's default
 STD_EPS = 1e-12
 _norm = torch.ops.aten.native_layer_norm
@@ -25,7 +25,7 @@ _leaky_backward = torch.ops.aten.leaky_relu_backward.grad_input
 
 def product(a: Tensor, b: Tensor, low: bool, out: Tensor | None = None) -> Tensor:
     """Matrix product; where `low`, the factors of a wide one are rounded to bfloat16."""
-    if low and min(*a.shape, b.shape[1]) >= _WIDE:
+    if low and min(*a.shape, b.shape[1]) >= WIDE:
         result = torch.mm(a.bfloat16(), b.bfloat16())
         return result.float() if out is None else out.copy_(result)
     return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
@@ -54,22 +54,22 @@ class Shape:
     code: int = 0
     output_scale: float = 1.0
 
-    def blocks(self, n: int) -> list[tuple[int, ...]]:
-        """Shapes of the parameters in their order: for each layer the matrix, the bias, gain and shift; last the code's matrix."""
+    def blocks(self) -> list[tuple[int, ...]]:
+        """Shapes of one's parameters in their order: for each layer the matrix, the bias, gain and shift; last the code's matrix."""
         blocks: list[tuple[int, ...]] = []
         width = self.inputs
         for size in self.hidden:
-            blocks += [(n, width, size), (n, size)] + [(n, size)] * (2 * self.norm)
+            blocks += [(width, size), (size,)] + [(size,)] * (2 * self.norm)
             width = size
         if self.outputs:
-            blocks += [(n, width, self.outputs), (n, self.outputs)]
+            blocks += [(width, self.outputs), (self.outputs,)]
         if self.code:
-            blocks.append((n, self.code, self.hidden[0]))
+            blocks.append((self.code, self.hidden[0]))
         return blocks
 
     def size(self, n: int) -> int:
         """Number of parameters of n perceptrons."""
-        return sum(math.prod(b) for b in self.blocks(n))
+        return n * sum(map(math.prod, self.blocks()))
 
 
 def _cut(flat: Tensor, blocks: Sequence[tuple[int, ...]]) -> list[Tensor]:
@@ -108,7 +108,7 @@ class Trace:
 
 
 class Perceptrons:
-    """n perceptrons of one shape on a flat vector of parameters.
+    """n perceptrons of one shape on a flat vector of parameters, one after the other: `values.view(n, -1)` has a row for each.
 
     Layers are those of `torch.nn.Linear`, initialised alike. The normalisation divides by the standard deviation with n - 1, so
     the learned gain is multiplied by sqrt((n-1)/n) and PyTorch's kernel does the rest. The published code adds 1e-6 to the deviation;
@@ -129,11 +129,13 @@ class Perceptrons:
 
     def cut(self, flat: Tensor) -> list[tuple[list[Layer], Tensor | None]]:
         """Views of a flat vector of this one's size: for each perceptron its layers, and the code's matrix (code, width)."""
-        blocks = iter(part.unbind() for part in _cut(flat, self.shape.blocks(self.n)))
         per_layer = [2 + 2 * self.shape.norm] * len(self.shape.hidden) + [2] * bool(self.shape.outputs)
-        layers = [[Layer(*parts) for parts in zip(*(next(blocks) for _ in range(k)))] for k in per_layer]
-        codes = next(blocks, [None] * self.n)
-        return [([layer[k] for layer in layers], codes[k]) for k in range(self.n)]
+        members = []
+        for row in flat.view(self.n, -1):
+            blocks = iter(_cut(row, self.shape.blocks()))
+            layers = [Layer(*(next(blocks) for _ in range(k))) for k in per_layer]
+            members.append((layers, next(blocks, None)))
+        return members
 
     def initialise(self, generator: torch.Generator) -> None:
         """Draw parameters as `torch.nn.Linear` does: uniform within 1/sqrt(inputs)."""

@@ -11,16 +11,18 @@ from stable_baselines3.common.logger import configure
 
 from erl.errors import Stopped
 from erl.learners import Agent, Outputs
-from erl.learners.cohort import World, load_checkpoint, save_checkpoint
+from erl.learners.checkpoints import load_checkpoint, save_checkpoint
+from erl.learners.cohort import World
 from erl.learners.cohort_ppo import CohortPPO
 from erl.learners.inner import Scores
 from erl.learners.ppo_exchange import to_sb3, vec_normalize
 from erl.learners.ppo_settings import PPOConfig, cohort_key
 from erl.learners.sb3 import SB3Agent
-from erl.spec import LifetimeSpec, versions
+from erl.spec import LifetimeSpec
 from erl.tasks import Ledger, shared_seconds
 
 _log = logging.getLogger(__name__)
+_PARTS = frozenset({"ppo", "world", "ledger", "scores"})
 
 
 class CohortPPOLearner:
@@ -30,7 +32,7 @@ class CohortPPOLearner:
 
     def check(self, spec: LifetimeSpec) -> None:
         """Raise a UserError for spaces and settings that the cohort does not know."""
-        Scores.of(spec)
+        Scores.of(spec, Ledger())
         self.cohort_key(spec)
 
     def cohort_key(self, spec: LifetimeSpec) -> Hashable:
@@ -67,7 +69,7 @@ class _Training:
         self.loggers = [
             configure(o.tensorboard, ["tensorboard"]) if o.tensorboard is not None else None for o in outputs
         ]
-        self.scores = [Scores.of(spec) for spec in cohort]
+        self.scores = [Scores.of(spec, ledger) for spec, ledger in zip(cohort, ledgers)]
         self.saved_at = self.started_at = time.perf_counter()
 
     def run(self) -> list[Agent | Exception]:
@@ -111,10 +113,9 @@ class _Training:
         }
         for row, i in enumerate(self.members):
             said = {f"train/{name}": values[row] for name, values in statistics.items()}
-            steps = self.ledgers[i].steps
-            if self.scores[i].due(steps) and row not in broken:
+            if self.scores[i].due and row not in broken:
                 try:
-                    said["eval/mean_reward"] = self.scores[i].add(steps, {"agent": self._agent(row)})["agent"]
+                    said["eval/mean_reward"] = self.scores[i].add({"agent": self._agent(row)})["agent"]
                 except Exception as e:
                     broken[row] = e
             self._log(i, said)
@@ -188,7 +189,7 @@ class _Training:
                     "scores": self.scores[i].get_state(),
                 }
                 try:
-                    save_checkpoint(path, self.specs[i], versions(), state)
+                    save_checkpoint(path, self.specs[i], state)
                 except (
                     OSError
                 ) as e:  # a full disk costs the checkpoint, not the training; the one before is still whole
@@ -198,7 +199,7 @@ class _Training:
 
     def _resume(self) -> None:
         """Take up the agents that have a checkpoint where it was written."""
-        states = [load_checkpoint(o.checkpoint, s, versions()) for o, s in zip(self.outputs, self.specs)]
+        states = [load_checkpoint(o.checkpoint, s, _PARTS) for o, s in zip(self.outputs, self.specs)]
         if not any(states):
             return
         for ledger, scores, state in zip(self.ledgers, self.scores, states):

@@ -3,7 +3,7 @@
 import copy
 import inspect
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from erl.errors import Stopped, UserError, nearest
 from erl.files import write_whole
 from erl.learners import Agent, Outputs, one_by_one
-from erl.learners.inner import Scores
+from erl.learners.inner import InnerLog, Scores
 from erl.learners.settings import OURS, activation, parse_value, schedule
 from erl.spec import LifetimeSpec
 from erl.tasks import Ledger, check_task
@@ -105,11 +105,26 @@ def whole_sequences(
 
 
 class SB3Agent:
-    """A trained model, together with the statistics that normalise its observations."""
+    """A trained model, together with the statistics that normalise its observations.
 
-    def __init__(self, model: BaseAlgorithm, normalize: VecNormalize | None, scores: Scores | None = None) -> None:
-        self.model, self.normalize = model, normalize
-        self.inner = {"evaluations": scores.rows} if scores is not None and scores.rows else None
+    Attributes:
+        companions: agents that it is to be told apart from, by name; evaluated and saved beside it, as `{name}.{companion}.zip`.
+        inner: what it noted on the way, see `LifetimeRecord`; None for nothing.
+    """
+
+    def __init__(
+        self,
+        model: BaseAlgorithm,
+        normalize: VecNormalize | None = None,
+        scores: Scores | None = None,
+        log: InnerLog | None = None,
+        companions: Mapping[str, "SB3Agent"] | None = None,
+    ) -> None:
+        self.model, self.normalize, self.companions = model, normalize, companions or {}
+        noted = log.to_json() if log is not None else {}
+        if scores is not None and (scores.rows or noted):
+            noted["evaluations"] = scores.rows
+        self.inner = noted or None
 
     def predict(
         self,
@@ -124,11 +139,13 @@ class SB3Agent:
         return self.model.predict(observation, state, episode_start, deterministic)
 
     def save(self, folder: Path, name: str) -> None:
-        """Write `name.zip`, and `name.vecnormalize.pkl` where observations or rewards were normalised."""
+        """Write `name.zip`, `name.vecnormalize.pkl` where observations or rewards were normalised, and each companion."""
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / f"{name}.zip", self.model.save)
         if self.normalize is not None:
             write_whole(folder / f"{name}.vecnormalize.pkl", self.normalize.save)
+        for which, agent in self.companions.items():
+            agent.save(folder, f"{name}.{which}")
 
 
 def load(name: str, path: Path, spec: LifetimeSpec) -> SB3Agent:
@@ -152,9 +169,8 @@ class _OnTheWay(BaseCallback):
     def _on_step(self) -> bool:
         if self._ledger.steps < self._steps and self._ledger.stopped:
             raise Stopped
-        if self._scores.due(self._ledger.steps):
-            agent = SB3Agent(self.model, self.model.get_vec_normalize_env())
-            scores = self._scores.add(self._ledger.steps, {"agent": agent})
+        if self._scores.due:
+            scores = self._scores.add({"agent": SB3Agent(self.model, self.model.get_vec_normalize_env())})
             self.logger.record("eval/mean_reward", scores["agent"])
         return True
 
@@ -186,7 +202,7 @@ class SB3Learner:
                 raise UserError(f"{self.name} has no setting {key!r}{nearest(key, known)}")
         for key, value in spec.learner.config.items():
             self._check_kind(key, value)
-        Scores.of(spec)
+        Scores.of(spec, Ledger())
         env = self._make_vec_env(spec, Ledger())
         try:
             first = getattr(self._make_model(spec, env), "learning_starts", 0)
@@ -234,7 +250,7 @@ class SB3Learner:
             # The algorithm seeds its environments with its own seed; theirs is a role of its own.
             env.seed(spec.seeds.environment)
             model.set_logger(configure(output.tensorboard, ["tensorboard"] if output.tensorboard else []))
-            scores = Scores.of(spec)
+            scores = Scores.of(spec, ledger)
             model.learn(spec.steps, callback=_OnTheWay(ledger, spec.steps, scores))
             model.logger.close()
         finally:
