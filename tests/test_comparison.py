@@ -306,10 +306,13 @@ def test_a_study_of_a_set_needs_its_own_script(kind, tiny, inline, sink):
         ({"env_ids": "MountainCar-v0"}, r'no target return .*"MountainCar-v0" = NUMBER'),
         ({"env_ids": "HumanoidStandup-v4"}, "does not lie above"),
         (
-            {"env_ids": "Pendulum-v1,CartPole-v1", "learner": "SAC", "learner_config": None},
+            {"env_ids": "Pendulum-v1,CartPole-v1", "learner": "SAC", "learner_config": None, "training_steps": 200},
             "SAC does not take the Discrete",
         ),
-        ({"env_ids": "CartPole-v1,Pendulum-v1", "learner": "DQN", "learner_config": None}, "DQN does not take the Box"),
+        (
+            {"env_ids": "CartPole-v1,Pendulum-v1", "learner": "DQN", "learner_config": None, "training_steps": 200},
+            "DQN does not take the Box",
+        ),
         ({"published_code": True}, "no reward of random steps is known for toy_environments:Steady-v0"),
         ({"del_obs": True}, "no velocities are known for"),
         ({"obs_units": 11}, "1 to 10 of 10 neurons, not 11"),
