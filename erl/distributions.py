@@ -66,6 +66,8 @@ class GeneticPopulation:
     ) -> None:
         if len(heads) < 3:
             raise UserError(f"a genetic population has at least 3 individuals, not {len(heads)}")
+        if not 1 <= n_elites <= len(heads):
+            raise UserError(f"a genetic population of {len(heads)} keeps 1 to {len(heads)} elites, not {n_elites}")
         self._heads, self._rng = np.array(heads, dtype=np.float32), rng
         self._n_elites = n_elites
         self._mutation_prob, self._frac, self._extreme = mutation_prob, frac, prob_reset_and_sup

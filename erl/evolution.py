@@ -62,7 +62,7 @@ class RunConfig:
         None, "where they run, in place of processes on this machine: ray, ray:HOST:PORT or ray://HOST:PORT"
     )
     max_retries: int = option(2, "how often lifetimes are begun again after their worker process died")
-    checkpoint_minutes: float = option(5.0, "minutes between the checkpoints of a cohort")
+    checkpoint_minutes: float = option(5.0, "minutes between the checkpoints of a lifetime")
     runs: str = option("runs", "folder of checkpoints")
     published_code: bool = option(
         False, "behave as ER-MRL's published code: no action in the reservoir, seeds 0, 1, 2, …"

@@ -191,7 +191,7 @@ def _conclude(
     returns: tuple[float, ...] = ()
     evaluation_steps = 0
     beside: dict[str, list[float]] = {}
-    inner = getattr(agent, "inner", None)
+    inner = ledger.notes() if ledger.notes is not None else None
     fitness, note, error, trace = None, None, None, None
     try:
         if isinstance(agent, Exception):

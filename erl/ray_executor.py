@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -42,7 +42,8 @@ EXCHANGE_SECONDS = 0.25
 FILES_SECONDS = 2.0
 
 Rows = dict[str, np.ndarray]
-Files = dict[str, bytes]  # by absolute path on the coordinator's machine
+Files = dict[str, bytes | None]  # by absolute path on the coordinator's machine; None for one that is gone
+Stamp = tuple[int, int]
 
 
 def connect(cluster: str) -> None:
@@ -137,32 +138,52 @@ def _under(folder: str, path: str) -> str:
 
 
 class _Changes:
-    """Files under a folder, as they would lie under `/`, that were written since they were last asked for.
+    """Files under a folder, as they would lie under `/`, that were written or removed since they were last asked for."""
 
-    Checkpoints come before what they need, which is written before them: whoever has a state has, or gets next, all that belongs to it.
-    """
+    _TRIES = 3
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
-        self._seen: dict[Path, tuple[int, int]] = {}
+        self._seen: dict[Path, Stamp] = {}
 
     def fetch(self) -> Files:
-        """Their contents."""
+        """Their contents, None for those that were removed.
+
+        A checkpoint comes with what it needs, as far as that has changed: if there is another one after its files were read, they are read again.
+        """
         found: Files = {}
-        self._fetch(self._folder.rglob("*.pkl"), found)
-        self._fetch((p for p in self._folder.rglob("*") if p.suffix != ".pkl"), found)
+        for _ in range(self._TRIES):
+            before = self._stamps()
+            for path, stamp in before.items():
+                if self._seen.get(path) != stamp:
+                    with suppress(FileNotFoundError):
+                        found[self._there(path)] = path.read_bytes()
+                        self._seen[path] = stamp
+            after = self._stamps()
+            if {p: s for p, s in before.items() if p.suffix == ".pkl"} == {
+                p: s for p, s in after.items() if p.suffix == ".pkl"
+            }:
+                break
+        for path in self._seen.keys() - after.keys():
+            found[self._there(path)] = None
+            del self._seen[path]
         return found
 
-    def _fetch(self, paths: Iterable[Path], found: Files) -> None:
-        for path in paths:
-            inside = path.relative_to(self._folder)
-            with suppress(FileNotFoundError):  # a part file that has just become a whole one
-                stat = path.stat()
-                stamp = stat.st_mtime_ns, stat.st_size
-                hidden = any(part.startswith(".") for part in inside.parts)  # still being written
-                if path.is_file() and not hidden and self._seen.get(path) != stamp:
-                    found[f"/{inside}"] = path.read_bytes()
-                    self._seen[path] = stamp
+    def _there(self, path: Path) -> str:
+        return f"/{path.relative_to(self._folder)}"
+
+    def _stamps(self) -> dict[Path, Stamp]:
+        """When files that are whole were written, and their sizes."""
+        stamps = {}
+        # Folders that vanish meanwhile are passed over.
+        for folder, folders, names in os.walk(self._folder):
+            folders[:] = [f for f in folders if not f.startswith(".")]  # what is still being written
+            for name in names:
+                with suppress(FileNotFoundError):
+                    stat = os.stat(os.path.join(folder, name))
+                    if not name.startswith("."):
+                        stamps[Path(folder, name)] = stat.st_mtime_ns, stat.st_size
+        return stamps
 
 
 class _Correspondence:
@@ -186,13 +207,13 @@ class _Correspondence:
         while not over:
             over = self._over.wait(EXCHANGE_SECONDS)
             files: Files = {}
-            if time.monotonic() - looked >= FILES_SECONDS:
-                files, looked = self._changes.fetch(), time.monotonic()
             n = len(next(iter(self._rows.values())))
             said = {name: part for name, part in self._rows.items() if name not in _TOLD}
             try:
+                if time.monotonic() - looked >= FILES_SECONDS:
+                    files, looked = self._changes.fetch(), time.monotonic()
                 told = ray.get(self._board.exchange.remote(self._first, n, said, files), timeout=60)
-            except Exception:  # the board's machine is gone: progress is lost until it is begun anew, nothing else
+            except Exception:  # the board's machine is gone, or a file cannot be read: progress is lost until the next time, nothing else
                 continue
             for name, part in told.items():
                 self._rows[name][:] = part
@@ -204,19 +225,18 @@ def _work(job: Job, board: Any, first: int, files: Files) -> tuple[list[Lifetime
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="erl-") as folder:
-        for path, content in files.items():
-            here = Path(_under(folder, path))
-            here.parent.mkdir(parents=True, exist_ok=True)
-            here.write_bytes(content)
+        _write({_under(folder, path): content for path, content in files.items()})
         rows = _rows(len(job.specs))
         try:
             moved = _moved(job, folder)
-            with _Correspondence(board, first, rows, _Changes(folder)):
+            changes = _Changes(folder)
+            changes.fetch()  # what was brought along is known already
+            with _Correspondence(board, first, rows, changes):
                 records = live(moved, Slots(**rows))
         except SystemExit as e:  # no reason to take Ray's worker along
             raise WorkerLost(f"the lifetime ended its process: {e!r}") from None
-        for output in moved.outputs:  # nobody needs them any more, and they may be large
-            if output.checkpoint is not None:
+        for output, record in zip(moved.outputs, records):
+            if output.checkpoint is not None and record.error is None:  # nobody needs it any more, and it may be large
                 remove_checkpoint(output.checkpoint)
         return records, _Changes(folder).fetch()
 
@@ -363,10 +383,14 @@ def _checkpoints(job: Job) -> Files:
 
 
 def _write(files: Files) -> None:
-    for name, content in files.items():
-        path = Path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, partial(_fill, content))
+    """Write files, checkpoints after what they need, and then remove those that are gone: at any moment there is a whole state."""
+    for name in sorted(files, key=lambda name: name.endswith(".pkl")):
+        content, path = files[name], Path(name)
+        if content is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, partial(_fill, content))
+    for name in (name for name, content in files.items() if content is None):
+        Path(name).unlink(missing_ok=True)
 
 
 def _fill(content: bytes, part: str) -> None:

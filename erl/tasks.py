@@ -65,6 +65,7 @@ class Ledger:
         should_stop: asked, from time to time, whether the lifetime shall end before its budget.
         earlier: steps, and seconds they took, before the lifetime was taken up from a checkpoint.
         reporting: seconds since then that went into what is only reported.
+        notes: gives what else the learner has noted for the lifetime's record.
     """
 
     steps: int = 0
@@ -73,6 +74,7 @@ class Ledger:
     should_stop: Callable[[], bool] | None = None
     earlier: tuple[int, float] = (0, 0.0)
     reporting: float = 0.0
+    notes: Callable[[], dict[str, Any] | None] | None = None
 
     def step(self, n: int = 1) -> None:
         """Count `n` steps."""

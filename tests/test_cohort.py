@@ -116,12 +116,13 @@ def test_evaluations_on_the_way_are_recorded_and_change_nothing(tmp_path):
     assert records[1].inner["evaluations"][-1]["agent"] == np.mean(again.returns)
 
 
-def test_an_agent_whose_evaluation_fails_leaves_and_the_others_go_on(monkeypatch):
+def test_an_evaluation_that_fails_is_noted_and_changes_nothing(monkeypatch):
     specs = [lifetime(0, eval_freq=256), lifetime(1)]
     monkeypatch.setattr("erl.learners.inner.evaluate_afresh", lambda *_: 1 / 0)
-    bad, good = live(Job(tuple(specs)))
-    assert "division" in bad.error
-    assert (bad.steps, good.steps) == (256, 512)
+    noted, other = live(Job(tuple(specs)))
+    assert [row["steps"] for row in noted.inner["evaluations"] if "division" in row["error"]] == [256, 512]
+    assert (noted.steps, other.steps) == (512, 512)
+    assert noted.fitness == live(Job((lifetime(0),)))[0].fitness
 
 
 class Killed(BaseException):

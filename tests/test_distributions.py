@@ -138,3 +138,6 @@ def test_the_smallest_mutation_changes_one_weight():
 def test_too_few():
     with pytest.raises(UserError, match="at least 3"):
         population(2)
+    for n_elites in (0, 6):
+        with pytest.raises(UserError, match="1 to 5 elites"):
+            population(n_elites=n_elites)

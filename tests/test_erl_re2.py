@@ -1,6 +1,7 @@
 """ERL-Re² as a learner: what counts, what is reported, checkpoints, records, learning."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,16 +147,49 @@ def test_every_step_that_feeds_learning_is_counted(monkeypatch):
     assert 700 <= ledger.steps < 700 + 5
 
 
-@pytest.mark.parametrize("steps", range(400, 520, 17))
-@pytest.mark.parametrize("num_evals", [1, 3])
-def test_the_budget_is_kept_and_who_was_cut_short_is_not_judged(steps, num_evals):
-    t = _Training(spec(steps=steps, num_evals=num_evals), ledger := Ledger(), Outputs())
+@pytest.mark.parametrize("steps", [300, 305, *range(400, 520, 17)])
+@pytest.mark.parametrize("settings", [{}, {"num_evals": 3, "theta": 1.0}, {"RL": False, "num_evals": 2}, {"EA": False}])
+def test_the_budget_is_kept_and_who_was_cut_short_is_not_judged(steps, settings, monkeypatch):
+    t = _Training(spec(steps=steps, **settings), ledger := Ledger(), Outputs())
+    played, judge, play = [], t._judge, Stage.play
+    monkeypatch.setattr(t.stage, "play", lambda *a, **k: played.append(play(t.stage, *a, **k)) or played[-1])
+
+    def judging():
+        played.clear()
+        fitness, row = judge()
+        cut = [e.cut for episodes in played for e in episodes]
+        assert (fitness is None) == (any(cut) or len(played) < 1 or (row == {}))
+        assert fitness is None or not any(cut)
+        return fitness, row
+
+    monkeypatch.setattr(t, "_judge", judging)
     t.run()
     t.close()
     assert steps <= ledger.steps < steps + 5
     assert all(n == 20 for _, _, n in ledger.episodes)
-    kept = t.log.to_json()["kept"]
-    assert t.evolved == sum(f is not None for f in kept["fitness"])
+
+
+def test_only_a_spent_budget_cuts_an_episode():
+    """Whoever lives longest has what the others leave."""
+    budget = 40
+    stage = Stage(spec(steps=budget), ledger := Ledger(), 5)
+    ends = {0: 40, 1: 2, 2: 3, 3: 2, 4: 3}
+    for i, env in enumerate(stage.envs):
+        step, length = env.step, ends[i]
+        env.step = lambda a, step=step, i=i, n=[0], length=length: _shortened(step(a), n, length)
+    episodes = stage.play(lambda who, seen: np.zeros((len(who), 1)), 5)
+    assert [len(e.rewards) for e in episodes] == [20, 2, 3, 2, 3]
+    assert not any(e.cut for e in episodes)
+    episodes = stage.play(lambda who, seen: np.zeros((len(who), 1)), 2)
+    assert [(len(e.rewards), e.cut) for e in episodes] == [(5, True)] * 2
+    assert ledger.steps == budget
+    stage.close()
+
+
+def _shortened(result, n, length):
+    n[0] += 1
+    observation, reward, terminated, truncated, info = result
+    return observation, reward, terminated or n[0] == length, truncated, info
 
 
 def test_episodes_that_never_end_are_left_when_the_budget_is_spent():
@@ -174,7 +208,16 @@ def test_it_stops_when_it_is_told(at):
     (agent,) = Re2Learner().train([spec()], [ledger], [Outputs()])
     assert isinstance(agent, Stopped)
     assert at <= ledger.steps < at + 5
-    # Not in the updates that the last steps of the budget pay for.
+    # In updates, too, but not in those that the last steps of the budget pay for.
+    t = _Training(spec(frac_frames_train=2.0), ledger := Ledger(), Outputs())
+    ledger.should_stop = lambda: t.updates >= 50
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("erl.learners.erl_re2._CHUNK", 16)
+        with pytest.raises(Stopped):
+            t.run()
+    assert 50 <= t.updates < 50 + 16
+    assert ledger.notes()["generations"] > 0  # what was noted by then is not lost
+    t.close()
     ledger = Ledger()
     ledger.should_stop = lambda: ledger.steps >= 400
     (agent,) = Re2Learner().train([spec()], [ledger], [Outputs()])
@@ -193,7 +236,7 @@ def test_evaluation_changes_nothing():
     quiet, loud = (train(spec(eval_freq=f, eval_episodes=1)) for f in (0, 100))
     assert torch.equal(weights(quiet[0]), weights(loud[0]))
     assert quiet[1].episodes == loud[1].episodes
-    assert len(loud[0].inner["evaluations"]) > 1
+    assert len(loud[1].notes()["evaluations"]) > 1
 
 
 def test_time_limits_are_not_terminal():
@@ -239,7 +282,7 @@ def test_rl_alone_has_no_population():
     assert agent.companions == {}
     assert all(n == 20 for _, _, n in ledger.episodes)
     assert ledger.steps == 400
-    assert "fitness" not in agent.inner["kept"]
+    assert "fitness" not in ledger.notes()["kept"]
 
 
 def test_evolution_alone_learns_no_network():
@@ -252,22 +295,31 @@ def test_evolution_alone_learns_no_network():
     assert t.updates == 0
     assert t.buffer.added == 0  # nobody would read it
     assert agent.companions == {}
-    assert agent.inner["totals"]["whole"] == agent.inner["generations"] == 6
-    assert "surrogate" not in agent.inner["kept"]
+    assert t.log.to_json()["totals"]["whole"] == t.log.to_json()["generations"] == 6
+    assert "surrogate" not in t.log.to_json()["kept"]
 
 
 def test_nothing_evolves_before_the_random_steps_are_over():
-    t = _Training(spec(init_steps=100, steps=100), Ledger(), Outputs())
+    t = _Training(spec(init_steps=100, steps=1000), Ledger(), Outputs())
     heads = t.population.heads.copy()
-    agent = t.run()
-    t.close()
+    for _ in range(5):
+        t._generation()
     assert (t.population.heads == heads).all()
-    assert t.ledger.steps == 100
-    assert agent.inner["generations"] == 5
+    assert (t.ledger.steps, t.evolved, t.updates) == (100, 0, 2)  # those that the last of these episodes pays for
     actions = t.buffer.batch(torch.arange(100)).actions
     assert actions.min() < -0.9
     assert actions.max() > 0.9
     assert abs(actions.mean()) < 0.2
+    t._generation()
+    assert (t.evolved, t.updates) == (1, int(0.1 * (t.ledger.steps - 80) + 1e-6))
+    t.close()
+
+
+@pytest.mark.parametrize("settings", [{"RL": False, "steps": 60}, {"EA": False, "frac_frames_train": 0.0005}])
+def test_a_lifetime_that_learned_nothing_fails(settings):
+    (record,) = live(Job((spec(**settings),), evaluate=True))
+    assert record.fitness is None
+    assert "nothing was learned within" in record.error
 
 
 def test_the_rl_head_takes_the_place_of_the_worst():
@@ -422,6 +474,13 @@ def test_champion_and_rl_agent_are_evaluated_alike():
         (agent.companions["rl"], record.inner["final_returns"]["rl"]),
     ):
         assert evaluate(policy, s.make_env(), 3, s.seeds.evaluation).returns == tuple(returns)
+    # Their seconds are none of training, and what fails is only noted.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("erl.learners.inner.evaluate_afresh", lambda *_: time.sleep(0.5) or 1 / 0)
+        (noted,) = live(Job((replace(s, learner=LearnerSpec("ERL-Re2", SMALL | {"eval_freq": 100})),)))
+    assert [row["error"] for row in noted.inner["evaluations"]] == ["ZeroDivisionError: division by zero"] * 4
+    assert noted.fitness == record.fitness
+    assert noted.seconds < 2.0
     # The same policy under two names reaches the same.
     scores = Scores(s, Ledger(), 200, 3).add({"one": agent, "two": agent})
     assert scores["one"] == scores["two"]
@@ -446,7 +505,7 @@ def test_same_seed_same_run():
     assert torch.equal(weights(one), weights(two))
     assert torch.equal(weights(one.companions["rl"]), weights(two.companions["rl"]))
     assert first.episodes == second.episodes
-    assert one.inner == two.inner
+    assert first.notes() == second.notes()
     assert not torch.equal(weights(one), weights(other))
 
 
@@ -459,7 +518,7 @@ class Killed(BaseException):
 def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch, at, context):
     """Bit for bit, once before the buffer is full and once after, in a file that the next checkpoint never damages."""
     monkeypatch.setattr("erl.learners.off_policy._SEGMENT_BYTES", 4 * 10 * 32)
-    s = spec(steps=1000, context=context)
+    s = spec(steps=1000, context=context, frac_frames_train=0.07)
     straight, ledger = train(s)
     path = str(tmp_path / "checkpoints" / "a.pkl")
 
@@ -475,7 +534,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch, at, con
     assert torch.equal(weights(straight), weights(resumed))
     assert torch.equal(weights(straight.companions["rl"]), weights(resumed.companions["rl"]))
     assert ledger.episodes == again.episodes
-    assert straight.inner == resumed.inner
+    assert ledger.notes() == again.notes()
 
 
 @pytest.mark.parametrize("damage", ["state", "buffer", "missing"])

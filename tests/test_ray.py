@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,9 +20,10 @@ from stable_baselines3 import PPO
 from erl.errors import UserError
 from erl.evolution import EvolutionConfig, evolve
 from erl.executors import LocalExecutor, WorkerLost
+from erl.files import write_whole
 from erl.learners import Outputs
 from erl.lifetime import Job
-from erl.ray_executor import RayExecutor, _Board, _Changes, _moved
+from erl.ray_executor import RayExecutor, _Board, _Changes, _moved, _write
 from erl.spec import LearnerSpec, LifetimeSpec, Seeds, to_json
 from erl.study import Study, records
 from erl.tasks import Task
@@ -255,18 +257,44 @@ def test_files_are_fetched_when_they_changed_and_are_whole(tmp_path):
     (tmp_path / "a/one").write_bytes(b"11")
     (tmp_path / "a/.part/two").rename(tmp_path / "a/two")
     assert changes.fetch() == {"/a/one": b"11", "/a/two": b"2"}
-    # A state that is written while others are read waits for the next time, with what it needs.
+    # A checkpoint that is written while others are read is read again, with what it needs.
     (tmp_path / "a/x.pkl").write_bytes(b"3")
+    (tmp_path / "a/b").write_bytes(b"4")
     read = Path.read_bytes
+
+    def read_late(path):
+        content = read(path)
+        if not (tmp_path / "a/c").exists():
+            (tmp_path / "a/c").write_bytes(b"5")
+            (tmp_path / "a/x.pkl").write_bytes(b"33")
+        return content
+
     with pytest.MonkeyPatch.context() as patch:
-        (tmp_path / "a/b").write_bytes(b"4")
-        patch.setattr(
-            Path,
-            "read_bytes",
-            lambda p: read(p) if p.suffix == ".pkl" else (tmp_path / "a/x.pkl").write_bytes(b"33") and read(p),
-        )
-        assert changes.fetch() == {"/a/x.pkl": b"3", "/a/b": b"4"}
-    assert changes.fetch() == {"/a/x.pkl": b"33"}
+        patch.setattr(Path, "read_bytes", read_late)
+        assert changes.fetch() == {"/a/x.pkl": b"33", "/a/b": b"4", "/a/c": b"5"}
+    # What is gone there goes here too.
+    (tmp_path / "a/b").unlink()
+    assert changes.fetch() == {"/a/b": None}
+    assert changes.fetch() == {}
+
+
+def test_there_is_a_whole_state_at_any_moment(tmp_path, monkeypatch):
+    """A checkpoint is written after what it needs, and before what only the one before needed is removed."""
+    state, old, new = (str(tmp_path / name) for name in ("a.pkl", "a.pkl.buffer/0-1.npy", "a.pkl.buffer/0-2.npy"))
+    _write({state: b"1", old: b"1"})
+    files = {state: b"2", old: None, new: b"2"}
+    for kind, left in ((".npy", [b"1", b"1", None]), (".pkl", [b"1", b"1", b"2"]), ("none", [b"2", None, b"2"])):
+
+        def write(path, fill, kind=kind, write=write_whole):
+            if path.suffix == kind:
+                raise OSError("no space left")
+            write(path, fill)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("erl.ray_executor.write_whole", write)
+            with pytest.raises(OSError) if kind != "none" else nullcontext():  # noqa: PT011
+                _write(files)
+        assert [Path(p).read_bytes() if Path(p).exists() else None for p in (state, old, new)] == left
 
 
 def test_a_job_that_moves_writes_below_its_folder():

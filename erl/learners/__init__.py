@@ -59,7 +59,7 @@ class Learner(Protocol):
     """An algorithm."""
 
     def check(self, spec: LifetimeSpec) -> None:
-        """Raise a UserError if the learner cannot train this lifetime: wrong action space, unknown settings."""
+        """Raise a UserError if the learner cannot train this lifetime: wrong action space, unknown settings, a budget that ends before it learns."""
 
     def cohort_key(self, spec: LifetimeSpec) -> Hashable | None:
         """Lifetimes with equal keys can be trained side by side; None: each on its own."""

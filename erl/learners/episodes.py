@@ -1,6 +1,5 @@
 """Episodes of several policies side by side: how learners that judge whole policies step their environments."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -79,7 +78,7 @@ class Stage:
 
     Every episode begins with a seed of its own, drawn from the lifetime's: what happens in it depends on the policy and on the number
     of episodes before, and not on what an environment has been through. So a checkpoint between episodes needs no environment's state.
-    The lifetime's budget is never exceeded by more than a step of each environment: what is left of it is shared by those who play.
+    When the lifetime's budget is spent, whoever still plays is cut short; it is exceeded by less than a step of each.
 
     Args:
         spec: the lifetime; its actions are a Box.
@@ -96,7 +95,7 @@ class Stage:
         self._low, self._range, self._dtype = space.low, space.high - space.low, space.dtype
 
     def play(self, act: Act, n: int = 1, limit: int | None = None) -> list[Episode]:
-        """One episode of each of n policies, in as many environments.
+        """One episode of each of n policies, in as many environments; at least a step, whatever is left of the budget.
 
         Args:
             act: asked in every step for those that still play.
@@ -106,15 +105,13 @@ class Stage:
         Raises:
             Stopped: the lifetime was told to end before its budget was spent.
         """
-        share = max(1, math.ceil((self._budget - self._ledger.steps) / n))
-        cut = limit is None or share < limit
-        limit = share if limit is None else min(limit, share)
         playing = np.arange(n)
         now = np.stack([self._seen(self.envs[i].reset(seed=int(self._rng.integers(2**31)))[0]) for i in playing])
         observations: list[list[np.ndarray]] = [[row] for row in now]
         actions: list[list[np.ndarray]] = [[] for _ in playing]
         rewards: list[list[float]] = [[] for _ in playing]
         ends = [(False, False)] * n
+        cut: list[Any] = []
         while len(playing):
             self.heed()
             chosen = act(playing, now)
@@ -128,12 +125,14 @@ class Stage:
                 ends[i] = (bool(terminated), bool(truncated))
                 if not (terminated or truncated) and len(rewards[i]) != limit:
                     going.append(i)
+            if going and self._ledger.steps >= self._budget:
+                cut, going = going, []
             playing = np.array(going, dtype=int)
             if going:
                 now = np.stack([observations[i][-1] for i in going])
         return [
-            Episode(np.stack(o), np.stack(a).astype(np.float32), np.array(r), *end, cut and not any(end))
-            for o, a, r, end in zip(observations, actions, rewards, ends)
+            Episode(np.stack(o), np.stack(a).astype(np.float32), np.array(r), *end, i in cut)
+            for i, (o, a, r, end) in enumerate(zip(observations, actions, rewards, ends))
         ]
 
     def heed(self) -> None:

@@ -10,12 +10,10 @@ moved since; the population does not drift before it is judged; without RL the p
 step; a policy is encoded once for a batch, and the replay buffer stores no policies.
 """
 
-import json
 import logging
 import shutil
 import time
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,18 +21,16 @@ import torch
 from gymnasium import spaces
 from scipy import stats
 from stable_baselines3 import TD3
-from stable_baselines3.common.logger import configure
 from torch import Tensor
 
 from erl.distributions import GeneticPopulation, Variation
 from erl.errors import UserError
-from erl.files import write_whole
 from erl.learners import Agent, Outputs, one_by_one
 from erl.learners.checkpoints import beside, load_checkpoint, save_checkpoint
 from erl.learners.episodes import Episode, Stage, surrogate
 from erl.learners.erl_re2_settings import Re2Settings
 from erl.learners.erl_re2_update import Draws, TwoScale, act, new_heads
-from erl.learners.inner import InnerLog, Scores
+from erl.learners.inner import InnerLog, Report, Scores, note
 from erl.learners.off_policy import Captured, ReplayBuffer
 from erl.learners.off_policy_models import td3_model
 from erl.learners.sb3 import SB3Agent
@@ -110,14 +106,14 @@ class _Training:
         self.update = Captured(self._update, s.device)
         self.stage = Stage(spec, ledger, s.pop_size if s.EA else 1)
         self.log = InnerLog()
-        self.logger = configure(output.tensorboard, ["tensorboard"]) if output.tensorboard is not None else None
+        self.report = Report(output, ledger)
         # The champion is chosen by fitness and keeps its place until the next generation is judged; before the first, any will do.
         self.champion, self.evolved = 0, 0
         self.synced: int | None = None
         self.rl_steps = self.generation = self.updates = 0
         self.owed = 0.0  # updates
         self.scores = Scores(spec, ledger, s.eval_freq, s.eval_episodes)
-        self.said: dict[str, float] = {}
+        note(ledger, self.scores, self.log)
         self.saved_at = self.started_at = time.perf_counter()
 
     def run(self) -> SB3Agent:
@@ -125,6 +121,8 @@ class _Training:
         while self.ledger.steps < self.spec.steps:
             self._generation()
             self._save()
+        if not (self.evolved or self.updates):
+            raise RuntimeError(f"nothing was learned within {self.ledger.steps} steps")
         return self._agent()
 
     # -- one generation --
@@ -191,6 +189,8 @@ class _Training:
 
         rounds = []
         for _ in range(s.num_evals if whole else 1):
+            if self.ledger.steps >= self.spec.steps:
+                return None, {}
             rounds.append(self.stage.play(acting, s.pop_size, None if whole else s.time_steps))
             for episode in rounds[-1] if s.RL else ():
                 self.buffer.add(*episode.transitions())
@@ -301,47 +301,26 @@ class _Training:
         if row.get("whole"):
             said["population"] = float(np.mean(row["fitness"]))
         said |= {name.removesuffix("_return"): row[name] for name in ("champion_return", "rl_return") if name in row}
-        self.said |= said
-        if self.output.status is not None and self.said:
-            path, text = Path(self.output.status), json.dumps(self.said)
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(path, lambda part: Path(part).write_text(text, encoding="utf-8"))
-            except OSError as e:  # it is for show only
-                _log.warning("no status written: %s", e)
+        self.report.say(said)
 
     def _tell(self, row: Mapping[str, Any], statistics: Mapping[str, float], seconds: float) -> None:
-        """To TensorBoard, in Stable-Baselines3's names where it has one."""
-        if self.logger is None:
-            return
-        record = self.logger.record
-        recent = self.ledger.episodes[-100:]
-        if recent:
-            record("rollout/ep_rew_mean", np.mean([r for _, r, _ in recent]))
-            record("rollout/ep_len_mean", np.mean([n for _, _, n in recent]))
+        """To TensorBoard."""
+        said: dict[str, float] = {}
         if "fitness" in row:
-            record("evolution/whole_episodes", row["whole"])
-            for name in ("max", "mean", "min"):
-                record(f"evolution/fitness_{name}", float(getattr(np, name)(row["fitness"])))
-            for k, value in enumerate(row["fitness"]):
-                record(f"evolution/head_{k}", value)
+            said["evolution/whole_episodes"] = row["whole"]
+            said |= {f"evolution/fitness_{name}": getattr(np, name)(row["fitness"]) for name in ("max", "mean", "min")}
+            said |= {f"evolution/head_{k}": value for k, value in enumerate(row["fitness"])}
             if "surrogate" in row and len({*row["surrogate"]}) > 1 and len({*row["fitness"]}) > 1:
-                rho = float(stats.spearmanr(row["surrogate"], row["fitness"]).statistic)
-                record("evolution/surrogate_rank_correlation", rho)
-        for name in ("champion_return", "rl_return"):
-            if name in row:
-                record(f"rollout/{name}", row[name])
-        for fate in ("elites", "selected", "discarded"):
-            copies = sum(self.log.totals.get(f"rl_{f}", 0) for f in ("elites", "selected", "discarded"))
-            if copies:
-                record(f"evolution/rl_{fate}", self.log.totals.get(f"rl_{fate}", 0) / copies)
-        for name, value in statistics.items():
-            record(name, value)
+                rho = stats.spearmanr(row["surrogate"], row["fitness"]).statistic
+                said["evolution/surrogate_rank_correlation"] = rho
+        said |= {f"rollout/{name}": row[name] for name in ("champion_return", "rl_return") if name in row}
+        fates = {fate: self.log.totals.get(f"rl_{fate}", 0) for fate in ("elites", "selected", "discarded")}
+        if copies := sum(fates.values()):
+            said |= {f"evolution/rl_{fate}": n / copies for fate, n in fates.items()}
         elapsed = time.perf_counter() - self.started_at
-        record("time/fps", int((self.ledger.steps - self.ledger.earlier[0]) / elapsed))
-        record("train/n_updates", self.updates)
-        record("time/generation_seconds", seconds)
-        self.logger.dump(step=self.ledger.steps)
+        said["time/fps"] = int((self.ledger.steps - self.ledger.earlier[0]) / elapsed)
+        said["time/generation_seconds"] = seconds
+        self.report.tell(said | {**statistics, "train/n_updates": self.updates})
 
     def _agents(self) -> dict[str, SB3Agent]:
         """The policies that there are: `champion` once there was evolution, `rl` where networks learn."""
@@ -373,7 +352,7 @@ class _Training:
         """The champion by training fitness, or the RL agent where nothing has evolved."""
         agents = self._agents()
         handed_over = agents.pop("champion", None) or agents.pop("rl")
-        return SB3Agent(handed_over.model, None, self.scores, self.log, agents)
+        return SB3Agent(handed_over.model, companions=agents)
 
     # -- checkpoints --
 
@@ -417,7 +396,7 @@ class _Training:
         try:
             if state is not None:
                 self.buffer.load(folder, state["buffer"])
-        except (OSError, ValueError, EOFError):  # a damaged buffer: the lifetime begins anew
+        except Exception:  # whatever NumPy makes of a damaged file; the lifetime begins anew
             self.buffer.added, state = 0, None
         if state is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -435,7 +414,6 @@ class _Training:
             setattr(self, name, state[name])
 
     def close(self) -> None:
-        """Close environments and log."""
+        """Close environments and logs."""
         self.stage.close()
-        if self.logger is not None:
-            self.logger.close()
+        self.report.close()

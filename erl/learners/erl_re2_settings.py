@@ -45,7 +45,7 @@ class Re2Settings:
         batch_size, buffer_size: transitions in a minibatch, and in the replay buffer.
         init_steps: steps that the RL agent acts at random before anything learns or evolves.
         learning_starts: transitions in the buffer before anything learns or evolves, beside `init_steps`.
-        frac_frames_train: updates for each step taken.
+        frac_frames_train: updates for each step taken, from the generation on in which learning begins.
         eval_freq: steps between two evaluations that are only reported and not counted, each at the end of a generation; 0: none.
         eval_episodes: episodes of the champion and of the RL agent in such an evaluation.
         device: PyTorch's name of where the networks learn.

@@ -1,16 +1,24 @@
-"""What a lifetime notes of itself on the way: the generations of an evolution inside it, in bounded space, and scores."""
+"""What a lifetime tells of itself on the way: the generations of an evolution inside it, in bounded space; scores; logs for whoever watches."""
 
 import copy
+import json
+import logging
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from stable_baselines3.common.logger import configure
 
 from erl.errors import UserError
 from erl.evaluation import Policy, evaluate_afresh
+from erl.files import write_whole
+from erl.learners import Outputs
 from erl.spec import LifetimeSpec
 from erl.tasks import Ledger
+
+_log = logging.getLogger(__name__)
 
 ROWS = 200
 NUMBERS = 4000
@@ -82,7 +90,7 @@ class Scores:
         episodes: of each policy in an evaluation.
 
     Attributes:
-        rows: `{"steps": steps taken, name of a policy: mean return, …}` of each evaluation.
+        rows: `{"steps": steps taken, name of a policy: mean return, …}` of each evaluation, or its `error`.
     """
 
     SETTINGS: ClassVar[dict[str, int]] = {"eval_freq": 0, "eval_episodes": 5}
@@ -111,16 +119,21 @@ class Scores:
         return self._every > 0 and self._ledger.steps // self._every > self._at // self._every
 
     def add(self, policies: Mapping[str, Policy]) -> dict[str, float]:
-        """Evaluate policies; their mean returns."""
+        """Evaluate policies; their mean returns, none where an evaluation failed."""
         begun = time.perf_counter()
         self._at = self._ledger.steps
         # Not the episodes that the finished agent will be evaluated on.
         seed = self._spec.seeds.evaluation + 1
-        scores = {
-            name: float(np.mean(evaluate_afresh(policy, self._spec.make_env, self._episodes, seed).returns))
-            for name, policy in policies.items()
-        }
-        self.rows.append({"steps": self._at, **scores})
+        try:
+            scores = {
+                name: float(np.mean(evaluate_afresh(policy, self._spec.make_env, self._episodes, seed).returns))
+                for name, policy in policies.items()
+            }
+            self.rows.append({"steps": self._at, **scores})
+        except Exception as e:  # it would only have been reported
+            scores, error = {}, f"{type(e).__name__}: {e}"
+            self.rows.append({"steps": self._at, "error": error})
+            _log.warning("no evaluation after %d steps: %s", self._at, error)
         self._ledger.reporting += time.perf_counter() - begun
         return scores
 
@@ -131,3 +144,55 @@ class Scores:
     def set_state(self, state: tuple[int, list[dict[str, Any]]]) -> None:
         """Go on from `get_state`."""
         self._at, self.rows = state[0], list(state[1])
+
+
+def note(ledger: Ledger, scores: Scores, log: InnerLog | None = None) -> None:
+    """Have a lifetime's record hold these, whatever becomes of it: see `LifetimeRecord.inner`."""
+
+    def notes() -> dict[str, Any] | None:
+        said = log.to_json() if log is not None else {}
+        return {**said, "evaluations": scores.rows} if said or scores.rows else None
+
+    ledger.notes = notes
+
+
+class Report:
+    """What a lifetime says while it runs: TensorBoard in Stable-Baselines3's names, and the status file.
+
+    Args:
+        output: where to; what has no place is not said.
+        ledger: of the lifetime.
+    """
+
+    def __init__(self, output: Outputs, ledger: Ledger) -> None:
+        self._status, self._ledger = output.status, ledger
+        self._logger = configure(output.tensorboard, ["tensorboard"]) if output.tensorboard is not None else None
+        self._said: dict[str, float] = {}
+
+    def say(self, values: Mapping[str, float]) -> None:
+        """To whoever watches: these values, and the latest of others."""
+        self._said |= values
+        if self._status is not None and self._said:
+            path, text = Path(self._status), json.dumps(self._said)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, lambda part: Path(part).write_text(text, encoding="utf-8"))
+            except OSError as e:  # it is for show only
+                _log.warning("no status written: %s", e)
+
+    def tell(self, values: Mapping[str, float]) -> None:
+        """To TensorBoard: these values, and the means of the last 100 training episodes."""
+        if self._logger is None:
+            return
+        recent = self._ledger.episodes[-100:]
+        if recent:
+            self._logger.record("rollout/ep_rew_mean", np.mean([r for _, r, _ in recent]))
+            self._logger.record("rollout/ep_len_mean", np.mean([n for _, _, n in recent]))
+        for name, value in values.items():
+            self._logger.record(name, float(value))
+        self._logger.dump(step=self._ledger.steps)
+
+    def close(self) -> None:
+        """Close the log."""
+        if self._logger is not None:
+            self._logger.close()

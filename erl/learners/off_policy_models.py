@@ -17,29 +17,13 @@ from erl.learners.off_policy_networks import STD_EPS, Layer, unbias
 
 
 class ShapedPolicy(TD3Policy):
-    """TD3's policy with other hidden layers.
-
-    Args:
-        args, kwargs: of TD3's policy; `net_arch` has the widths.
-        layer_norm: whether hidden layers are normalised before their activation.
-        activations: names in `torch.nn` of the actor's and the critics'.
-    """
-
-    def __init__(
-        self, *args: Any, layer_norm: bool = True, activations: Sequence[str] = ("Tanh", "LeakyReLU"), **kwargs: Any
-    ) -> None:
-        self._layer_norm, self._activations = layer_norm, tuple(activations)
-        super().__init__(*args, **kwargs)
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        own = {"layer_norm": self._layer_norm, "activations": self._activations}
-        return super()._get_constructor_parameters() | own
+    """TD3's policy with normalised hidden layers: tanh in the actor, leaky ReLU in the critics. `net_arch` has their widths."""
 
     def make_actor(self, features_extractor: Any = None) -> Any:
         """An actor."""
         actor = super().make_actor(features_extractor)
         outputs = int(np.prod(self.action_space.shape or (1,)))
-        body, width = self._body(actor.features_dim, self.actor_kwargs["net_arch"], self._activations[0])
+        body, width = _body(actor.features_dim, self.actor_kwargs["net_arch"], nn.Tanh)
         actor.mu = nn.Sequential(*body, nn.Linear(width, outputs), nn.Tanh())
         return actor.to(self.device)
 
@@ -48,18 +32,18 @@ class ShapedPolicy(TD3Policy):
         critic = super().make_critic(features_extractor)
         inputs = self.observation_space.shape[0] + self.action_space.shape[0]  # type: ignore[index]
         for k in range(critic.n_critics):
-            body, width = self._body(inputs, self.critic_kwargs["net_arch"], self._activations[1])
+            body, width = _body(inputs, self.critic_kwargs["net_arch"], nn.LeakyReLU)
             critic.q_networks[k] = network = nn.Sequential(*body, nn.Linear(width, 1))
             setattr(critic, f"qf{k}", network)
         return critic.to(self.device)
 
-    def _body(self, width: int, hidden: Any, activation: str) -> tuple[list[nn.Module], int]:
-        layers: list[nn.Module] = []
-        for size in hidden:
-            norm = [nn.LayerNorm(size, eps=STD_EPS)] * self._layer_norm
-            layers += [nn.Linear(width, size), *norm, getattr(nn, activation)()]
-            width = size
-        return layers, width
+
+def _body(width: int, hidden: Any, activation: type[nn.Module]) -> tuple[list[nn.Module], int]:
+    layers: list[nn.Module] = []
+    for size in hidden:
+        layers += [nn.Linear(width, size), nn.LayerNorm(size, eps=STD_EPS), activation()]
+        width = size
+    return layers, width
 
 
 def td3_model(

@@ -4,17 +4,15 @@ import logging
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from stable_baselines3.common.logger import configure
 
 from erl.errors import Stopped
 from erl.learners import Agent, Outputs
 from erl.learners.checkpoints import load_checkpoint, save_checkpoint
 from erl.learners.cohort import World
 from erl.learners.cohort_ppo import CohortPPO
-from erl.learners.inner import Scores
+from erl.learners.inner import Report, Scores, note
 from erl.learners.ppo_exchange import to_sb3, vec_normalize
 from erl.learners.ppo_settings import PPOConfig, cohort_key
 from erl.learners.sb3 import SB3Agent
@@ -66,10 +64,10 @@ class _Training:
         self.ppo = CohortPPO(
             self.configs, [s.seeds.learner for s in cohort], self.world.observation_space, self.world.action_space
         )
-        self.loggers = [
-            configure(o.tensorboard, ["tensorboard"]) if o.tensorboard is not None else None for o in outputs
-        ]
+        self._reports = [Report(output, ledger) for output, ledger in zip(outputs, ledgers)]
         self.scores = [Scores.of(spec, ledger) for spec, ledger in zip(cohort, ledgers)]
+        for ledger, scores in zip(ledgers, self.scores):
+            note(ledger, scores)
         self.saved_at = self.started_at = time.perf_counter()
 
     def run(self) -> list[Agent | Exception]:
@@ -86,9 +84,8 @@ class _Training:
                 self._save()
         finally:
             self.world.close()
-            for logger in self.loggers:
-                if logger is not None:
-                    logger.close()
+            for report in self._reports:
+                report.close()
         return self.results
 
     def _roll_out(self) -> None:
@@ -111,30 +108,17 @@ class _Training:
             )
             for row in np.flatnonzero(self.ppo.diverged())
         }
+        # All agents' steps: what the cohort makes of a second.
+        new, elapsed = sum(x.steps - x.earlier[0] for x in self.ledgers), time.perf_counter() - self.started_at
         for row, i in enumerate(self.members):
-            said = {f"train/{name}": values[row] for name, values in statistics.items()}
-            if self.scores[i].due and row not in broken:
-                try:
-                    said["eval/mean_reward"] = self.scores[i].add({"agent": self._agent(row)})["agent"]
-                except Exception as e:
-                    broken[row] = e
-            self._log(i, said)
+            said = {"time/fps": int(new / elapsed)} | {
+                f"train/{name}": values[row] for name, values in statistics.items()
+            }
+            due = self.scores[i].due and row not in broken
+            if due and (scores := self.scores[i].add({"agent": self._agent(row)})):
+                said["eval/mean_reward"] = scores["agent"]
+            self._reports[i].tell(said)
         self._drop(broken)
-
-    def _log(self, i: int, statistics: dict[str, Any]) -> None:
-        """Stable-Baselines3's names."""
-        logger, ledger = self.loggers[i], self.ledgers[i]
-        if logger is None:
-            return
-        recent = ledger.episodes[-100:]
-        if recent:
-            logger.record("rollout/ep_rew_mean", np.mean([r for _, r, _ in recent]))
-            logger.record("rollout/ep_len_mean", np.mean([n for _, _, n in recent]))
-        elapsed = time.perf_counter() - self.started_at
-        logger.record("time/fps", int(sum(x.steps - x.earlier[0] for x in self.ledgers) / elapsed))
-        for name, value in statistics.items():
-            logger.record(name, float(value))
-        logger.dump(step=ledger.steps)
 
     def _drop(self, reasons: dict[int, Exception]) -> None:
         """Agents, by row, that failed leave the cohort."""
@@ -172,7 +156,7 @@ class _Training:
         i = self.members[row]
         c = self.configs[i]
         normalizer = vec_normalize(self.ppo, row) if c.norm_obs or c.norm_reward else None
-        return SB3Agent(to_sb3(self.ppo, row, self.ledgers[i].steps, self.specs[i].steps), normalizer, self.scores[i])
+        return SB3Agent(to_sb3(self.ppo, row, self.ledgers[i].steps, self.specs[i].steps), normalizer)
 
     def _save(self) -> None:
         """Checkpoint every agent that is still in training, if it is time."""

@@ -24,7 +24,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from erl.errors import Stopped, UserError, nearest
 from erl.files import write_whole
 from erl.learners import Agent, Outputs, one_by_one
-from erl.learners.inner import InnerLog, Scores
+from erl.learners.inner import Scores, note
 from erl.learners.settings import OURS, activation, parse_value, schedule
 from erl.spec import LifetimeSpec
 from erl.tasks import Ledger, check_task
@@ -109,22 +109,15 @@ class SB3Agent:
 
     Attributes:
         companions: agents that it is to be told apart from, by name; evaluated and saved beside it, as `{name}.{companion}.zip`.
-        inner: what it noted on the way, see `LifetimeRecord`; None for nothing.
     """
 
     def __init__(
         self,
         model: BaseAlgorithm,
         normalize: VecNormalize | None = None,
-        scores: Scores | None = None,
-        log: InnerLog | None = None,
         companions: Mapping[str, "SB3Agent"] | None = None,
     ) -> None:
         self.model, self.normalize, self.companions = model, normalize, companions or {}
-        noted = log.to_json() if log is not None else {}
-        if scores is not None and (scores.rows or noted):
-            noted["evaluations"] = scores.rows
-        self.inner = noted or None
 
     def predict(
         self,
@@ -169,8 +162,8 @@ class _OnTheWay(BaseCallback):
     def _on_step(self) -> bool:
         if self._ledger.steps < self._steps and self._ledger.stopped:
             raise Stopped
-        if self._scores.due:
-            scores = self._scores.add({"agent": SB3Agent(self.model, self.model.get_vec_normalize_env())})
+        agent = SB3Agent(self.model, self.model.get_vec_normalize_env())
+        if self._scores.due and (scores := self._scores.add({"agent": agent})):
             self.logger.record("eval/mean_reward", scores["agent"])
         return True
 
@@ -251,11 +244,12 @@ class SB3Learner:
             env.seed(spec.seeds.environment)
             model.set_logger(configure(output.tensorboard, ["tensorboard"] if output.tensorboard else []))
             scores = Scores.of(spec, ledger)
+            note(ledger, scores)
             model.learn(spec.steps, callback=_OnTheWay(ledger, spec.steps, scores))
             model.logger.close()
         finally:
             env.close()
-        return SB3Agent(model, env if isinstance(env, VecNormalize) else None, scores)
+        return SB3Agent(model, env if isinstance(env, VecNormalize) else None)
 
     def _make_vec_env(self, spec: LifetimeSpec, ledger: Ledger) -> VecEnv:
         n_envs = spec.learner.config.get("n_envs", 1)
