@@ -33,6 +33,8 @@ ARMS = {
     "RL only": ("ERL-Re2", "RL_only", "EA=false"),
     "TD3 (SB3)": ("TD3", "curves", TD3),
 }
+# What else TD3 takes for an environment, as ERL-Re² does by itself (erl/data/erl_re2.toml).
+TD3_OF = {"Swimmer-v4": "gamma=0.9999"}
 # The policies of each that are evaluated, the one handed over first.
 POLICIES = {"ERL-Re2": ("champion", "rl"), "EA only": ("champion",), "RL only": ("rl",), "TD3 (SB3)": ("agent",)}
 COLOURS = {"ERL-Re2": "C0", "EA only": "C2", "RL only": "C1", "TD3 (SB3)": "0.4"}
@@ -45,7 +47,8 @@ def commands(args: argparse.Namespace) -> list[list[str]]:
     for env_id in args.envs.split(","):
         for arm in args.arms.split(","):
             learner, name, settings = ARMS[arm]
-            settings = ",".join(s for s in (EVALUATIONS, settings) if s)
+            own = TD3_OF.get(env_id, "") if learner == "TD3" else ""
+            settings = ",".join(s for s in (EVALUATIONS, settings, own) if s)
             task = ["--learner", learner, "--env_id", env_id, "--steps", str(args.steps)]
             result.append([sys.executable, "-m", "erl", *task, "--set", settings, "--h_test", name, *rest])
     return result
