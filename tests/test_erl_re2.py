@@ -21,6 +21,7 @@ from erl.evolution import EvolutionConfig, GeneralizationConfig, MultiEvolutionC
 from erl.learners import Outputs, get_learner
 from erl.learners.episodes import Episode, Stage, surrogate
 from erl.learners.erl_re2 import Re2Learner, _Training
+from erl.learners.erl_re2_settings import environment_defaults
 from erl.learners.erl_re2_update import act
 from erl.learners.inner import NUMBERS, ROWS, InnerLog, Scores
 from erl.lifetime import Job, LifetimeRecord, check, file_name, live
@@ -537,8 +538,8 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch, at, con
     assert ledger.notes() == again.notes()
 
 
-@pytest.mark.parametrize("damage", ["state", "buffer", "missing"])
-def test_a_damaged_checkpoint_is_ignored(tmp_path, damage):
+@pytest.mark.parametrize("damage", ["state", "buffer", "missing", "defaults"])
+def test_a_checkpoint_that_does_not_fit_is_ignored(tmp_path, monkeypatch, damage):
     s, path = spec(steps=300), tmp_path / "a.pkl"
 
     def stop(steps):
@@ -550,6 +551,9 @@ def test_a_damaged_checkpoint_is_ignored(tmp_path, damage):
     part = next(tmp_path.glob("a.pkl.buffer/*.npy"))
     if damage == "missing":
         part.unlink()
+    elif damage == "defaults":
+        defaults = environment_defaults("Reach-v0") | {"tau": 0.5}
+        monkeypatch.setattr("erl.learners.erl_re2_settings.environment_defaults", lambda env_id: defaults)
     else:
         broken = path if damage == "state" else part
         broken.write_bytes(broken.read_bytes()[:100])

@@ -14,6 +14,7 @@ import logging
 import shutil
 import time
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -357,7 +358,7 @@ class _Training:
     # -- checkpoints --
 
     _COUNTERS = ("champion", "evolved", "synced", "rl_steps", "generation", "updates", "owed")
-    _PARTS = ("buffer", "networks", "population", "stage", "log", "scores", "rng", "torch_rng", "ledger")
+    _PARTS = ("settings", "buffer", "networks", "population", "stage", "log", "scores", "rng", "torch_rng", "ledger")
 
     def _save(self) -> None:
         """Write a checkpoint, if it is time. Between generations no episode is running."""
@@ -368,6 +369,7 @@ class _Training:
         folder = beside(path)
         try:
             state: dict[str, Any] = {
+                "settings": asdict(self.settings),
                 "buffer": self.buffer.save(folder),
                 "networks": self.networks.get_state(),
                 "population": self.population.get_state(),
@@ -393,6 +395,8 @@ class _Training:
             return
         folder = beside(path)
         state = load_checkpoint(path, self.spec, frozenset(self._PARTS + self._COUNTERS))
+        if state is not None and state["settings"] != asdict(self.settings):  # defaults have changed since
+            state = None
         try:
             if state is not None:
                 self.buffer.load(folder, state["buffer"])
