@@ -162,8 +162,10 @@ class _OnTheWay(BaseCallback):
     def _on_step(self) -> bool:
         if self._ledger.steps < self._steps and self._ledger.stopped:
             raise Stopped
-        agent = SB3Agent(self.model, self.model.get_vec_normalize_env())
-        if self._scores.due and (scores := self._scores.add({"agent": agent})):
+        if not self._scores.due:
+            return True
+        scores = self._scores.add({"agent": SB3Agent(self.model, self.model.get_vec_normalize_env())})
+        if scores:
             self.logger.record("eval/mean_reward", scores["agent"])
         return True
 
