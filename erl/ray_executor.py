@@ -28,7 +28,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from erl.errors import UserError
-from erl.executors import Result, WorkerLost
+from erl.executors import Result, WorkerLost, prepare_arithmetic
 from erl.files import write_whole
 from erl.learners.checkpoints import checkpoint_files, remove_checkpoint
 from erl.lifetime import Job, LifetimeRecord, Slots, describe, live
@@ -221,9 +221,7 @@ class _Correspondence:
 
 def _work(job: Job, board: Any, first: int, files: Files) -> tuple[list[LifetimeRecord], Files]:
     """In a Ray task: live a job; its records, and what it wrote."""
-    import torch
-
-    torch.set_num_threads(1)
+    prepare_arithmetic()
     with tempfile.TemporaryDirectory(prefix="erl-") as folder:
         _write({_under(folder, path): content for path, content in files.items()})
         rows = _rows(len(job.specs))
