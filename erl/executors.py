@@ -91,21 +91,11 @@ class Board(Slots):
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def prepare_arithmetic() -> None:
-    """In a worker: one thread, and numbers too small for full precision (below 1e-38 in single precision) count as zero.
-
-    Adam's second moments of a unit that has died fade through such numbers for thousands of steps, and processors are many times slower with
-    them; beside Adam's epsilon of 1e-8 they are nothing.
-    """
+def _prepare_worker(coordinator: int) -> None:
+    """One thread, and an end when the coordinator is gone: a killed one cannot end its workers."""
     import torch
 
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-
-
-def _prepare_worker(coordinator: int) -> None:
-    """Its arithmetic, and an end when the coordinator is gone: a killed one cannot end its workers."""
-    prepare_arithmetic()
 
     def watch() -> None:
         while os.getppid() == coordinator:

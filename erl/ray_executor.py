@@ -28,7 +28,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from erl.errors import UserError
-from erl.executors import Result, WorkerLost, prepare_arithmetic
+from erl.executors import Result, WorkerLost
 from erl.files import write_whole
 from erl.learners.checkpoints import checkpoint_files, remove_checkpoint
 from erl.lifetime import Job, LifetimeRecord, Slots, describe, live
@@ -145,13 +145,14 @@ class _Changes:
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
         self._seen: dict[Path, Stamp] = {}
+        self._found: Files = {}
 
     def fetch(self) -> Files:
-        """Their contents, None for those that were removed.
+        """Their contents, None for those that were removed; again what has not `arrived` since it was fetched.
 
         A checkpoint comes with what it needs, as far as that has changed: if there is another one after its files were read, they are read again.
         """
-        found: Files = {}
+        found = self._found
         for _ in range(self._TRIES):
             before = self._stamps()
             for path, stamp in before.items():
@@ -167,7 +168,11 @@ class _Changes:
         for path in self._seen.keys() - after.keys():
             found[self._there(path)] = None
             del self._seen[path]
-        return found
+        return dict(found)
+
+    def arrived(self) -> None:
+        """All that was fetched is safe elsewhere."""
+        self._found.clear()
 
     def _there(self, path: Path) -> str:
         return f"/{path.relative_to(self._folder)}"
@@ -206,14 +211,18 @@ class _Correspondence:
         over = False
         while not over:
             over = self._over.wait(EXCHANGE_SECONDS)
-            files: Files = {}
             n = len(next(iter(self._rows.values())))
             said = {name: part for name, part in self._rows.items() if name not in _TOLD}
+            files: Files = {}
+            due = time.monotonic() - looked >= FILES_SECONDS
             try:
-                if time.monotonic() - looked >= FILES_SECONDS:
-                    files, looked = self._changes.fetch(), time.monotonic()
+                if due:
+                    looked = time.monotonic()
+                    files = self._changes.fetch()
                 told = ray.get(self._board.exchange.remote(self._first, n, said, files), timeout=60)
-            except Exception:  # the board's machine is gone, or a file cannot be read: progress is lost until the next time, nothing else
+                if due:
+                    self._changes.arrived()
+            except Exception:  # the board's machine is gone, or a file cannot be read: the next time will tell
                 continue
             for name, part in told.items():
                 self._rows[name][:] = part
@@ -221,7 +230,9 @@ class _Correspondence:
 
 def _work(job: Job, board: Any, first: int, files: Files) -> tuple[list[LifetimeRecord], Files]:
     """In a Ray task: live a job; its records, and what it wrote."""
-    prepare_arithmetic()
+    import torch
+
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="erl-") as folder:
         _write({_under(folder, path): content for path, content in files.items()})
         rows = _rows(len(job.specs))
@@ -229,6 +240,7 @@ def _work(job: Job, board: Any, first: int, files: Files) -> tuple[list[Lifetime
             moved = _moved(job, folder)
             changes = _Changes(folder)
             changes.fetch()  # what was brought along is known already
+            changes.arrived()
             with _Correspondence(board, first, rows, changes):
                 records = live(moved, Slots(**rows))
         except SystemExit as e:  # no reason to take Ray's worker along
@@ -313,6 +325,7 @@ class RayExecutor:
         losses = [0] * len(jobs)
         pending = deque(range(len(jobs)))
         running: dict[Any, int] = {}  # task -> job
+        unwritten: dict[int, Files] = {}  # first row of a running job -> what could not be written yet
         try:
             while pending or running:
                 while pending and len(running) < self.workers:
@@ -321,10 +334,11 @@ class RayExecutor:
                     running[task] = index
                 self._tasks = list(running)
                 done, _ = ray.wait(self._tasks, timeout=every)
-                self._look(board, rows, {int(offsets[index]) for index in running.values()})
+                self._look(board, rows, {int(offsets[index]) for index in running.values()}, unwritten)
                 tick(Slots(**rows))
                 for task in done:
                     index = running.pop(task)
+                    unwritten.pop(int(offsets[index]), None)
                     try:
                         records, files = ray.get(task)
                         _write(files)
@@ -353,8 +367,8 @@ class RayExecutor:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         return ray.remote(_Board).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote(rows, _TOLD)
 
-    def _look(self, board: Any, rows: Rows, running: set[int]) -> None:
-        """Exchange rows with the board, and write the files of running jobs where they belong."""
+    def _look(self, board: Any, rows: Rows, running: set[int], unwritten: dict[int, Files]) -> None:
+        """Exchange rows with the board, and write the files of running jobs where they belong, or the next time."""
         try:
             said, files = ray.get(board.look.remote({name: rows[name] for name in _TOLD}), timeout=5.0)
         except RayError:  # what lifetimes become does not depend on it
@@ -362,8 +376,11 @@ class RayExecutor:
         for name, array in said.items():
             rows[name][:] = array
         for first in running & files.keys():
-            with suppress(OSError):  # at the job's end it counts
-                _write(files[first])
+            unwritten.setdefault(first, {}).update(files[first])
+        for first in [*unwritten]:
+            with suppress(OSError):  # what is not sent again waits for a place; at the job's end it counts
+                _write(unwritten[first])
+                del unwritten[first]
 
     def close(self) -> None:
         """End the tasks at once, and leave the cluster."""

@@ -9,12 +9,15 @@ actions are one-hot (ER-MRL: Léger et al., 2024, arXiv 2312.06695). Weights com
 the stepping is this module's, for any number of reservoirs side by side.
 """
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import reservoirpy
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 from reservoirpy.mat_gen import bernoulli
@@ -22,6 +25,12 @@ from reservoirpy.nodes import Reservoir
 from scipy import sparse
 
 from erl.errors import UserError
+
+# ReservoirPy makes an empty folder of this name in the temporary directory for every process, and leaves it there.
+_LITTER = getattr(reservoirpy, "_TEMPDIR", "")
+if "reservoirpy-temp-" in _LITTER:
+    with suppress(OSError):
+        os.rmdir(_LITTER)
 
 
 @dataclass(frozen=True)

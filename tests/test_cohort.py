@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from erl.errors import UserError
 from erl.evaluation import evaluate
 from erl.learners import Outputs, get_learner
-from erl.learners.checkpoints import load_checkpoint
+from erl.learners.checkpoints import load_checkpoint, remove_checkpoint
 from erl.learners.cohort import World
 from erl.learners.ppo_training import _PARTS
 from erl.lifetime import Job, live
@@ -198,7 +198,7 @@ def test_seconds_count_what_came_before_a_checkpoint(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "other bytes", "other lifetime", "other libraries", "other parts"])
-def test_a_checkpoint_that_does_not_fit_is_left_alone(damage, tmp_path, monkeypatch):
+def test_a_checkpoint_that_does_not_fit_is_set_aside(damage, tmp_path, monkeypatch, caplog):
     specs = [lifetime(0)]
     outputs = live_until(specs, tmp_path, 1, monkeypatch)
     path = Path(outputs[0].checkpoint)
@@ -216,6 +216,16 @@ def test_a_checkpoint_that_does_not_fit_is_left_alone(damage, tmp_path, monkeypa
         specs = [lifetime(1)]
     assert damage == "other parts" or load_checkpoint(str(path), specs[0], _PARTS) is None
     assert essence(live(Job(tuple(specs), outputs))[0]) == essence(live(Job(tuple(specs)))[0])
+    says = {
+        "other libraries": f"numpy {versions()['numpy']}, not 0",
+        "other lifetime": "another lifetime",
+        "other parts": "another parts",
+    }
+    assert says.get(damage, "it is damaged") in caplog.text
+    assert Path(f"{path}.aside").exists()
+    (path.parent / f".{path.stem}.abc").mkdir()  # of a process that was killed in the midst of writing
+    remove_checkpoint(str(path))
+    assert not [p for p in path.parent.iterdir() if path.stem in p.name]
 
 
 def test_a_checkpoint_that_cannot_be_written_costs_nothing_but_itself(tmp_path):

@@ -1,5 +1,6 @@
 """ERL-Re² as a learner: what counts, what is reported, checkpoints, records, learning."""
 
+import errno
 import json
 import time
 from dataclasses import replace
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from gymnasium import spaces
+from scipy import stats
 from stable_baselines3 import TD3
 from stable_baselines3.common.evaluation import evaluate_policy
 
@@ -19,6 +20,7 @@ from erl.errors import Stopped, UserError
 from erl.evaluation import evaluate
 from erl.evolution import EvolutionConfig, GeneralizationConfig, MultiEvolutionConfig, evolve
 from erl.learners import Outputs, get_learner
+from erl.learners.checkpoints import remove_checkpoint
 from erl.learners.episodes import Episode, Stage, surrogate
 from erl.learners.erl_re2 import Re2Learner, _Training
 from erl.learners.erl_re2_settings import environment_defaults
@@ -152,20 +154,24 @@ def test_every_step_that_feeds_learning_is_counted(monkeypatch):
 @pytest.mark.parametrize("settings", [{}, {"num_evals": 3, "theta": 1.0}, {"RL": False, "num_evals": 2}, {"EA": False}])
 def test_the_budget_is_kept_and_who_was_cut_short_is_not_judged(steps, settings, monkeypatch):
     t = _Training(spec(steps=steps, **settings), ledger := Ledger(), Outputs())
-    played, judge, play = [], t._judge, Stage.play
+    played, judged, judge, play = [], [], t._judge, Stage.play
     monkeypatch.setattr(t.stage, "play", lambda *a, **k: played.append(play(t.stage, *a, **k)) or played[-1])
 
     def judging():
         played.clear()
         fitness, row = judge()
         cut = [e.cut for episodes in played for e in episodes]
-        assert (fitness is None) == (any(cut) or len(played) < 1 or (row == {}))
-        assert fitness is None or not any(cut)
+        whole = len(played) == t.settings.num_evals and not any(cut)
+        assert (fitness is not None) == whole
+        assert whole or ledger.steps >= steps
+        judged.append(fitness is not None)
         return fitness, row
 
     monkeypatch.setattr(t, "_judge", judging)
     t.run()
     t.close()
+    assert any(judged) == (t.settings.EA and steps >= 60 + t.settings.num_evals * 5 * 20)
+    assert all(judged[:-1])
     assert steps <= ledger.steps < steps + 5
     assert all(n == 20 for _, _, n in ledger.episodes)
 
@@ -498,6 +504,63 @@ def test_tensorboard(tmp_path):
     assert {"train/critic_loss", "train/policy_value_loss", "train/n_updates", "eval/champion", "eval/rl"} <= tags
 
 
+# -- what is learned --
+
+
+def test_what_an_update_is_made_for(monkeypatch):
+    """Values of all policies alike, the RL head as it is then among them; K different ones; every second update improves, counted through."""
+    t = _Training(spec(K=2), Ledger(), Outputs())
+    t.buffer.add(*(np.zeros((40, n)) for n in (3, 1, 3)), np.zeros(40), np.zeros(40))
+    t.evolved, calls = 1, []
+
+    def update(course, places, noise, valued, improved):
+        calls.append((course, valued.clone(), None if improved is None else improved.clone()))
+        if course[0]:
+            t.networks.rl_head.add_(1.0)
+        return {}
+
+    monkeypatch.setattr(t, "update", update)
+    first = t.networks.rl_head.clone()
+    for n in (301, 300):
+        t._learn(n)
+    assert [course for course, _, _ in calls] == [(k % 2 == 0, True) for k in range(601)]
+    rl, counts = first.clone(), np.zeros(6)
+    for (improve, _), valued, improved in calls:
+        policies = [*torch.from_numpy(t.population.heads[:5]), rl]
+        (who,) = (k for k, head in enumerate(policies) if torch.equal(head, valued))
+        counts[who] += 1
+        assert (improved is not None) == improve
+        if improved is not None:
+            several = [k for head in improved for k in range(6) if torch.equal(head, policies[k])]
+            assert len(set(several)) == len(several) == 2
+            rl = rl + 1.0
+    assert stats.chisquare(counts).pvalue > 1e-3
+    t.close()
+
+
+def test_targets_of_the_model_that_is_handed_over():
+    """Whoever trains on finds the RL agent's own targets; a head that evolved has none of its own."""
+    t = _Training(spec(frac_frames_train=1.0), Ledger(), Outputs())
+    agent = t.run()
+    t.close()
+    online, target = (
+        agent.companions["rl"].model.policy.get_parameter(f"{n}.mu.6.weight") for n in ("actor", "actor_target")
+    )
+    assert torch.equal(online, t.networks.rl_head[:, :-1])
+    assert torch.equal(target, t.networks._head_target[:, :-1])
+    assert not torch.equal(online, target)
+    online, target = (agent.model.policy.get_parameter(f"{n}.mu.6.weight") for n in ("actor", "actor_target"))
+    assert torch.equal(online, target)
+
+
+def test_bfloat16_where_the_processor_does_not_know_it(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    train(spec(steps=100))
+    assert not caplog.records
+    train(spec(steps=100, precision="bf16", batch_size=128))
+    assert "does not know bfloat16" in caplog.text
+
+
 # -- reproduction --
 
 
@@ -539,7 +602,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch, at, con
 
 
 @pytest.mark.parametrize("damage", ["state", "buffer", "missing", "defaults"])
-def test_a_checkpoint_that_does_not_fit_is_ignored(tmp_path, monkeypatch, damage):
+def test_a_checkpoint_that_does_not_fit_is_set_aside(tmp_path, monkeypatch, caplog, damage):
     s, path = spec(steps=300), tmp_path / "a.pkl"
 
     def stop(steps):
@@ -559,6 +622,36 @@ def test_a_checkpoint_that_does_not_fit_is_ignored(tmp_path, monkeypatch, damage
         broken.write_bytes(broken.read_bytes()[:100])
     agent, ledger = train(s, checkpoint=str(path), checkpoint_seconds=0.0)
     assert ledger.earlier == (0, 0.0)
+    assert torch.equal(weights(agent), weights(train(s)[0]))
+    assert "begins anew" in caplog.text
+    assert (tmp_path / "a.pkl.aside").exists()
+    remove_checkpoint(str(path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_that_cannot_be_read_just_now_is_kept(tmp_path, monkeypatch):
+    """A network's storage that fails for a moment costs an attempt, not what was learned."""
+    s, path = spec(steps=300), tmp_path / "a.pkl"
+
+    def stop(steps):
+        if steps >= 256:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(s, Ledger(on_step=stop), checkpoint=str(path), checkpoint_seconds=0.0)
+    before = sorted(tmp_path.rglob("*"))
+    for what in ("numpy.load", "pathlib.Path.read_bytes"):
+
+        def fail(*_, **__):
+            raise OSError(errno.EIO, "no answer")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(what, fail)
+            with pytest.raises(OSError, match="no answer"):
+                train(s, checkpoint=str(path), checkpoint_seconds=0.0)
+        assert sorted(tmp_path.rglob("*")) == before
+    agent, ledger = train(s, checkpoint=str(path), checkpoint_seconds=1e9)
+    assert ledger.earlier[0] > 0
     assert torch.equal(weights(agent), weights(train(s)[0]))
 
 
@@ -604,9 +697,22 @@ def test_evolution_alone_improves():
     assert mean > np.mean(first) + 2.0
 
 
-def test_box_actions_of_any_range_are_taken():
-    assert isinstance(spec("Pendulum-v1").spaces()[1], spaces.Box)
-    check(spec("Pendulum-v1"))
+def test_box_actions_of_any_range_are_taken(monkeypatch):
+    """What a head says between -1 and 1 fills the range, in training and in the model that is handed over."""
+    import toy_environments
+
+    executed, step = [], toy_environments.Reach.step
+    monkeypatch.setattr(toy_environments.Reach, "step", lambda self, a: executed.append(a) or step(self, a))
+    t = _Training(spec("toy_environments:Lopsided-v0"), Ledger(), Outputs())
+    for said, done in ((-1.0, -3.0), (0.0, -1.0), (1.0, 1.0)):
+        t.stage.play(lambda who, seen, said=said: np.full((len(who), 1), said), limit=1)
+        assert executed[-1].tolist() == [done]
+    seen = np.linspace(-1, 1, 21, dtype=np.float32).reshape(7, 3)
+    for name, head in (("champion", torch.from_numpy(t.population.heads[0])), ("rl", t.networks.rl_head)):
+        t.evolved = 1
+        wanted = -3.0 + 2.0 * (act(head, t.networks.represent(torch.from_numpy(seen))).numpy() + 1.0)
+        np.testing.assert_allclose(t._agents()[name].predict(seen, deterministic=True)[0], wanted, atol=1e-5)
+    t.close()
 
 
 @pytest.mark.usefixtures("inline")

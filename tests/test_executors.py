@@ -1,20 +1,16 @@
 """Addresses of clusters, what the scripts say of those that are not there, and the executor that they choose."""
 
 import dataclasses
-import os
 import socket
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from joblib.externals.loky import ProcessPoolExecutor
 
 from erl.comparison import ComparisonConfig
 from erl.errors import UserError
 from erl.evolution import EvolutionConfig, evolve, make_executor
-from erl.executors import LocalExecutor, _prepare_worker, check_cluster, default_workers
+from erl.executors import LocalExecutor, check_cluster, default_workers
 from erl.study import Study
 
 
@@ -42,20 +38,6 @@ def test_without_a_cluster_lifetimes_run_in_processes_here():
     assert isinstance(executor, LocalExecutor)
     assert executor.workers == default_workers()
     assert make_executor(EvolutionConfig(workers=3)).workers == 3
-
-
-def test_workers_count_with_one_thread_and_without_denormal_numbers():
-    """Which slow TD3's Adam down several times, once units have died."""
-
-    def arithmetic():
-        tiny = 1e-38
-        products = torch.full((8,), tiny) * 0.01, torch.full((), tiny) * 0.01, np.float32(tiny) * np.float32(0.01)
-        return torch.get_num_threads(), [float(p.max()) for p in products]
-
-    assert min(arithmetic()[1]) > 0  # here they are kept
-    pool = ProcessPoolExecutor(1, initializer=_prepare_worker, initargs=(os.getpid(),))
-    assert pool.submit(arithmetic).result() == (1, [0.0, 0.0, 0.0])
-    pool.shutdown()
 
 
 def free_port():

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -253,10 +254,13 @@ def test_files_are_fetched_when_they_changed_and_are_whole(tmp_path):
     (tmp_path / "a/one").write_bytes(b"1")
     (tmp_path / "a/.part/two").write_bytes(b"2")
     assert changes.fetch() == {"/a/one": b"1"}
+    assert changes.fetch() == {"/a/one": b"1"}  # it may have been lost on the way
+    changes.arrived()
     assert changes.fetch() == {}
     (tmp_path / "a/one").write_bytes(b"11")
     (tmp_path / "a/.part/two").rename(tmp_path / "a/two")
     assert changes.fetch() == {"/a/one": b"11", "/a/two": b"2"}
+    changes.arrived()
     # A checkpoint that is written while others are read is read again, with what it needs.
     (tmp_path / "a/x.pkl").write_bytes(b"3")
     (tmp_path / "a/b").write_bytes(b"4")
@@ -272,10 +276,33 @@ def test_files_are_fetched_when_they_changed_and_are_whole(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "read_bytes", read_late)
         assert changes.fetch() == {"/a/x.pkl": b"33", "/a/b": b"4", "/a/c": b"5"}
+        changes.arrived()
     # What is gone there goes here too.
     (tmp_path / "a/b").unlink()
     assert changes.fetch() == {"/a/b": None}
+    changes.arrived()
     assert changes.fetch() == {}
+
+
+def test_what_cannot_be_written_is_not_forgotten(tmp_path, monkeypatch):
+    """A part of a replay buffer is sent once, and a full disk may have place again later."""
+    executor, path = object.__new__(RayExecutor), str(tmp_path / "0-1.npy")
+    answers = [({}, {0: {path: b"1"}, 4: {"/gone": b"2"}}), ({}, {}), ({}, {})]
+    monkeypatch.setattr("ray.get", lambda *_, **__: answers.pop(0))
+    board = SimpleNamespace(look=SimpleNamespace(remote=lambda _: None))
+
+    def full(*_):
+        raise OSError("no space left")
+
+    unwritten = {}
+    with monkeypatch.context() as patch:
+        patch.setattr("erl.ray_executor.write_whole", full)
+        executor._look(board, {"stop": np.zeros(1)}, {0}, unwritten)
+        executor._look(board, {"stop": np.zeros(1)}, {0}, unwritten)
+    assert unwritten == {0: {path: b"1"}}
+    executor._look(board, {"stop": np.zeros(1)}, {0}, unwritten)
+    assert not unwritten
+    assert Path(path).read_bytes() == b"1"
 
 
 def test_there_is_a_whole_state_at_any_moment(tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3.common.logger import TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from erl.errors import UserError
@@ -149,6 +151,63 @@ def test_tensorboard_log_is_written(tmp_path):
     live(Job((spec("PPO"),), outputs=(Outputs(tensorboard=str(folder)),)))
     events = EventAccumulator(str(folder)).Reload()
     assert {"rollout/ep_rew_mean", "train/loss"} <= set(events.Tags()["scalars"])
+
+
+@pytest.mark.parametrize("writes", [0, 1])
+def test_a_full_disk_costs_the_logs_and_not_the_training(writes, tmp_path, monkeypatch, caplog):
+    """Evaluated, saved and as good as without."""
+    done, write = [], TensorBoardOutputFormat.write
+
+    def full(*arguments):
+        if len(done) == writes:
+            raise OSError("no space left")
+        done.append(write(*arguments))
+
+    monkeypatch.setattr(TensorBoardOutputFormat, "write", full)
+    lifetime = spec("PPO", context=None)
+    (record,) = live(Job((lifetime,), (Outputs(tensorboard=str(tmp_path / "log")),)))
+    assert len(done) == writes
+    assert caplog.text.count("no more TensorBoard logs") == 1
+    assert result(record) == result(live(Job((lifetime,)))[0])
+    (tmp_path / "file").write_text("in the way")
+    (record,) = live(Job((lifetime,), (Outputs(tensorboard=str(tmp_path / "file/log")),)))
+    assert record.error is None
+
+
+def test_nothing_is_left_in_the_temporary_folder(tmp_path):
+    """Neither by ReservoirPy, for each process, nor by Stable-Baselines3's logger, for each lifetime without logs."""
+    script = (
+        "import json, sys\nfrom erl.lifetime import Job, live\nfrom erl.spec import LifetimeSpec, from_json\n"
+        "(record,) = live(Job((from_json(LifetimeSpec, json.loads(sys.argv[1])),)))\nassert record.error is None"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", script, json.dumps(to_json(spec("A2C")))], check=True, env=environment)
+    assert not list(tmp_path.iterdir())
+
+
+def test_lifetimes_are_lived_without_denormal_numbers(monkeypatch):
+    """Adam becomes several times slower with them, once units have died."""
+
+    def kept():
+        tiny = 1e-38
+        products = torch.full((8,), tiny) * 0.01, torch.full((), tiny) * 0.01, np.float32(tiny) * np.float32(0.01)
+        return [bool(p.max() > 0) for p in products]
+
+    seen = []
+
+    class Learner:
+        def train(self, cohort, ledgers, outputs):
+            seen.append(kept())
+            return [RuntimeError() for _ in cohort]
+
+    monkeypatch.setattr("erl.lifetime.get_learner", lambda *_: Learner())
+    assert all(kept())
+    for flushed in (False, True):
+        torch.set_flush_denormal(flushed)
+        live(Job((spec("A2C"),)))
+        assert any(kept()) != flushed  # as before
+    torch.set_flush_denormal(False)
+    assert not any(seen[0] + seen[1])
 
 
 def test_several_environments_share_budget_and_ledger():

@@ -167,3 +167,12 @@ class Reach(gym.Env):
 
 gym.register("Reach-v0", Reach, max_episode_steps=20)
 gym.register("EndlessReach-v0", Reach)
+
+
+class Lopsided(Reach):
+    """Actions lie between -3 and 1."""
+
+    action_space = spaces.Box(-3, 1, (1,), dtype=np.float32)
+
+
+gym.register("Lopsided-v0", Lopsided, max_episode_steps=20)

@@ -6,12 +6,13 @@ representation is learned from the value functions of the RL agent and of the po
 
 Differences from the published code: nothing is ever chosen or reported as the best of several noisy scores; evaluation only reports, is
 sparse, and nothing that feeds learning escapes the budget; the gradient of the representation is taken through weights that have not
-moved since; the population does not drift before it is judged; without RL the population is judged by whole episodes from the first
-step; a policy is encoded once for a batch, and the replay buffer stores no policies.
+moved since; evolution, too, waits for `learning_starts`, so that the population does not drift before it can be judged; without RL the
+population is judged by whole episodes from the first step; the RL head's copy spares all elites; the number of offspring need not be
+even; a mutation changes at least one weight; an episode that ends with step H has no value beyond it; a policy is encoded once for a
+batch, and the replay buffer stores no policies.
 """
 
 import logging
-import shutil
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict
@@ -27,7 +28,7 @@ from torch import Tensor
 from erl.distributions import GeneticPopulation, Variation
 from erl.errors import UserError
 from erl.learners import Agent, Outputs, one_by_one
-from erl.learners.checkpoints import beside, load_checkpoint, save_checkpoint
+from erl.learners.checkpoints import beside, load_checkpoint, save_checkpoint, set_aside
 from erl.learners.episodes import Episode, Stage, surrogate
 from erl.learners.erl_re2_settings import Re2Settings
 from erl.learners.erl_re2_update import Draws, TwoScale, act, new_heads
@@ -75,7 +76,10 @@ class Re2Learner:
 
 def _train_one(spec: LifetimeSpec, ledger: Ledger, output: Outputs) -> SB3Agent:
     training, threads = _Training(spec, ledger, output), torch.get_num_threads()
-    torch.set_num_threads(training.settings.threads)
+    s = training.settings
+    if s.precision == "bf16" and s.device == "cpu" and not torch.cpu._is_avx512_bf16_supported():
+        _log.warning("this processor does not know bfloat16: precision fp32 would be faster")
+    torch.set_num_threads(s.threads)
     try:
         return training.run()
     finally:
@@ -325,15 +329,15 @@ class _Training:
 
     def _agents(self) -> dict[str, SB3Agent]:
         """The policies that there are: `champion` once there was evolution, `rl` where networks learn."""
-        heads: dict[str, Tensor] = {}
+        heads: dict[str, Tensor | None] = {}
         if self.settings.EA and (self.evolved or not self.settings.RL):
             heads["champion"] = torch.from_numpy(self.population.heads[self.champion])
         if self.settings.RL:
-            heads["rl"] = self.networks.rl_head
+            heads["rl"] = None
         return {name: SB3Agent(self._model(head)) for name, head in heads.items()}
 
-    def _model(self, head: Tensor) -> TD3:
-        """A policy as Stable-Baselines3's TD3, whose critics are the RL agent's."""
+    def _model(self, head: Tensor | None) -> TD3:
+        """The policy with a head of the population, or the RL agent, as Stable-Baselines3's TD3, whose critics are the RL agent's."""
         s = self.settings
         return td3_model(
             *self.networks.layers(head),
@@ -391,19 +395,17 @@ class _Training:
     def _resume(self) -> None:
         """Go on where a checkpoint was written, if there is one."""
         path = self.output.checkpoint
-        if path is None:
-            return
-        folder = beside(path)
         state = load_checkpoint(path, self.spec, frozenset(self._PARTS + self._COUNTERS))
-        if state is not None and state["settings"] != asdict(self.settings):  # defaults have changed since
-            state = None
+        if path is None or state is None:
+            return
+        if state["settings"] != asdict(self.settings):
+            set_aside(path, "the learner's defaults have changed since")
+            return
         try:
-            if state is not None:
-                self.buffer.load(folder, state["buffer"])
-        except Exception:  # whatever NumPy makes of a damaged file; the lifetime begins anew
-            self.buffer.added, state = 0, None
-        if state is None:
-            shutil.rmtree(folder, ignore_errors=True)
+            self.buffer.load(beside(path), state["buffer"])
+        except (FileNotFoundError, ValueError, EOFError) as e:  # what NumPy makes of damaged files
+            self.buffer.added = 0
+            set_aside(path, f"its replay buffer is damaged ({e})")
             return
         self.networks.set_state(state["networks"])
         self.population.set_state(state["population"])

@@ -145,15 +145,20 @@ class TwoScale:
         """The RL agent's head (actions, features + 1): the parameters themselves, no copy."""
         return self._head
 
-    def layers(self, head: Tensor) -> tuple[list[list[Layer]], list[list[list[Layer]]]]:
-        """Layers of the policy with this head and of its target, and of each critic and of each one's target."""
+    def layers(self, head: Tensor | None = None) -> tuple[list[list[Layer]], list[list[list[Layer]]]]:
+        """Layers of a policy and of its target, and of each critic and of each one's target.
+
+        Args:
+            head: of the policy, which has no target of its own; None for the RL agent's.
+        """
         policies, critics = [], []
-        for z, q in (
-            (self.representation.values, self.critic.values),
-            (self.representation.target, self.critic.target),
+        online, target = (self._head, self._head_target) if head is None else (head, head)
+        for z, q, w in (
+            (self.representation.values, self.critic.values, online),
+            (self.representation.target, self.critic.target, target),
         ):
             ((body, _),) = self._z.cut(z)
-            policies.append([*body, Layer(head[:, :-1].t(), head[:, -1])])
+            policies.append([*body, Layer(w[:, :-1].t(), w[:, -1])])
             critics.append([layers for layers, _ in self._q.cut(q)])
         return policies, critics
 

@@ -4,12 +4,13 @@ import copy
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 
 from erl.errors import UserError
 from erl.evaluation import Policy, evaluate_afresh
@@ -156,6 +157,40 @@ def note(ledger: Ledger, scores: Scores, log: InnerLog | None = None) -> None:
     ledger.notes = notes
 
 
+class Logs(Logger):
+    """Stable-Baselines3's logger, to TensorBoard or to nowhere. A full disk costs the logs, not the training.
+
+    Args:
+        folder: of the logs; None for none.
+    """
+
+    def __init__(self, folder: str | None) -> None:
+        super().__init__(folder, [])
+        if folder is not None:
+            with self._warning():
+                self.output_formats.append(TensorBoardOutputFormat(folder))
+
+    def dump(self, step: int = 0) -> None:
+        """Write what was recorded."""
+        with self._warning():
+            super().dump(step)
+        for recorded in (self.name_to_value, self.name_to_count, self.name_to_excluded):
+            recorded.clear()
+
+    def close(self) -> None:
+        """Close the files."""
+        with self._warning():
+            super().close()
+
+    @contextmanager
+    def _warning(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:
+            _log.warning("no more TensorBoard logs in %s: %s", self.dir, e)
+            self.output_formats.clear()
+
+
 class Report:
     """What a lifetime says while it runs: TensorBoard in Stable-Baselines3's names, and the status file.
 
@@ -166,7 +201,7 @@ class Report:
 
     def __init__(self, output: Outputs, ledger: Ledger) -> None:
         self._status, self._ledger = output.status, ledger
-        self._logger = configure(output.tensorboard, ["tensorboard"]) if output.tensorboard is not None else None
+        self._logger = Logs(output.tensorboard)
         self._said: dict[str, float] = {}
 
     def say(self, values: Mapping[str, float]) -> None:
@@ -182,7 +217,7 @@ class Report:
 
     def tell(self, values: Mapping[str, float]) -> None:
         """To TensorBoard: these values, and the means of the last 100 training episodes."""
-        if self._logger is None:
+        if not self._logger.output_formats:
             return
         recent = self._ledger.episodes[-100:]
         if recent:
@@ -194,5 +229,4 @@ class Report:
 
     def close(self) -> None:
         """Close the log."""
-        if self._logger is not None:
-            self._logger.close()
+        self._logger.close()

@@ -171,7 +171,8 @@ class ReplayBuffer:
         """Go on from a state that `save` gave, and remove the files of later ones.
 
         Raises:
-            OSError, ValueError: a file is missing or damaged.
+            FileNotFoundError, ValueError, EOFError: a file is missing or damaged.
+            OSError: one cannot be read now.
         """
         # What was written after this state holds other transitions under numbers that will be given again.
         self.tidy(folder, state)

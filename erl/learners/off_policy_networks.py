@@ -24,7 +24,7 @@ _leaky_backward = torch.ops.aten.leaky_relu_backward.grad_input
 
 
 def product(a: Tensor, b: Tensor, low: bool, out: Tensor | None = None) -> Tensor:
-    """Matrix product; where `low`, the factors of a wide one are rounded to bfloat16."""
+    """Matrix product; where `low`, factors and result of a wide one are rounded to bfloat16."""
     if low and min(*a.shape, b.shape[1]) >= WIDE:
         result = torch.mm(a.bfloat16(), b.bfloat16())
         return result.float() if out is None else out.copy_(result)

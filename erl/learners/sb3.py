@@ -17,14 +17,13 @@ from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import configure
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from erl.errors import Stopped, UserError, nearest
 from erl.files import write_whole
 from erl.learners import Agent, Outputs, one_by_one
-from erl.learners.inner import Scores, note
+from erl.learners.inner import Logs, Scores, note
 from erl.learners.settings import OURS, activation, parse_value, schedule
 from erl.spec import LifetimeSpec
 from erl.tasks import Ledger, check_task
@@ -244,7 +243,7 @@ class SB3Learner:
             model = self._make_model(spec, env)
             # The algorithm seeds its environments with its own seed; theirs is a role of its own.
             env.seed(spec.seeds.environment)
-            model.set_logger(configure(output.tensorboard, ["tensorboard"] if output.tensorboard else []))
+            model.set_logger(Logs(output.tensorboard))
             scores = Scores.of(spec, ledger)
             note(ledger, scores)
             model.learn(spec.steps, callback=_OnTheWay(ledger, spec.steps, scores))
