@@ -1,9 +1,29 @@
 """Files that are whole or not there."""
 
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+# Seconds between the attempts at a file that cannot be read.
+WAITS = (0.5, 1.0, 2.0, 4.0)
+
+
+def read_patiently(path: Path) -> bytes:
+    """A file's content. Storage that fails for a moment is asked again.
+
+    Raises:
+        OSError: there is no such file, or it still cannot be read.
+    """
+    for wait in WAITS:
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise
+        except OSError:
+            time.sleep(wait)
+    return path.read_bytes()
 
 
 def check_writable(folder: str) -> None:

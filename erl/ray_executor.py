@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from erl.errors import UserError
 from erl.executors import Result, WorkerLost
-from erl.files import write_whole
+from erl.files import read_patiently, write_whole
 from erl.learners.checkpoints import checkpoint_files, remove_checkpoint
 from erl.lifetime import Job, LifetimeRecord, Slots, describe, live
 from erl.spec import commit, versions
@@ -92,7 +92,7 @@ _TOLD = ("stop",)
 
 
 class _Board:
-    """A Ray actor beside the coordinator that holds the rows of all lifetimes, and files until they are fetched.
+    """A Ray actor beside the coordinator that holds the rows of all lifetimes, and files until they have been fetched.
 
     Args:
         rows: arrays, a row for each lifetime of all jobs, in order.
@@ -103,21 +103,35 @@ class _Board:
         self._rows = {name: array.copy() for name, array in rows.items()}
         self._told = set(told)
         self._files: dict[int, Files] = {}
+        self._handed: dict[int, Files] = {}
+        self._looks = 0
+        # Another one, if Ray has begun this actor anew and it holds nothing.
+        self._identity = os.urandom(8)
 
-    def exchange(self, first: int, n: int, said: Rows, files: Files) -> Rows:
-        """A job whose lifetimes have n rows from `first` on says how far it is, and hears what it is told."""
+    def exchange(self, first: int, n: int, said: Rows, files: Files) -> tuple[bytes, Rows]:
+        """A job whose lifetimes have n rows from `first` on says how far it is, and hears whom it talks to and what it is told."""
         for name, part in said.items():
             self._rows[name][first : first + n] = part
         if files:
             self._files.setdefault(first, {}).update(files)
-        return {name: self._rows[name][first : first + n].copy() for name in self._told}
+        return self._identity, {name: self._rows[name][first : first + n].copy() for name in self._told}
 
-    def look(self, told: Rows) -> tuple[Rows, dict[int, Files]]:
-        """The coordinator tells, sees all that was said, and fetches files, by the first row of their job."""
+    def look(self, told: Rows, arrived: int) -> tuple[int, Rows, dict[int, Files]]:
+        """The coordinator tells, sees all that was said, and fetches files, by the first row of their job.
+
+        Args:
+            told: arrays.
+            arrived: number of the latest look whose answer arrived; what a later one was given is given again.
+        """
         for name, array in told.items():
             self._rows[name][:] = array
-        files, self._files = self._files, {}
-        return {name: array.copy() for name, array in self._rows.items() if name not in self._told}, files
+        if arrived == self._looks:
+            self._handed = {}
+        for first, files in self._files.items():
+            self._handed.setdefault(first, {}).update(files)
+        self._files = {}
+        self._looks = arrived + 1
+        return self._looks, {name: a.copy() for name, a in self._rows.items() if name not in self._told}, self._handed
 
 
 def _moved(job: Job, folder: str) -> Job:
@@ -171,8 +185,12 @@ class _Changes:
         return dict(found)
 
     def arrived(self) -> None:
-        """All that was fetched is safe elsewhere."""
+        """All that was fetched is elsewhere too."""
         self._found.clear()
+
+    def forget(self) -> None:
+        """Nothing is elsewhere."""
+        self._seen.clear()
 
     def _there(self, path: Path) -> str:
         return f"/{path.relative_to(self._folder)}"
@@ -207,7 +225,7 @@ class _Correspondence:
         self._thread.join()
 
     def _keep_on(self) -> None:
-        looked = time.monotonic()
+        looked, known = time.monotonic(), None
         over = False
         while not over:
             over = self._over.wait(EXCHANGE_SECONDS)
@@ -219,9 +237,12 @@ class _Correspondence:
                 if due:
                     looked = time.monotonic()
                     files = self._changes.fetch()
-                told = ray.get(self._board.exchange.remote(self._first, n, said, files), timeout=60)
+                identity, told = ray.get(self._board.exchange.remote(self._first, n, said, files), timeout=60)
                 if due:
                     self._changes.arrived()
+                if known not in (None, identity):  # what the one before had is lost
+                    self._changes.forget()
+                known = identity
             except Exception:  # the board's machine is gone, or a file cannot be read: the next time will tell
                 continue
             for name, part in told.items():
@@ -257,6 +278,19 @@ def _identify() -> tuple[dict[str, str], str | None]:
 
 
 # -- the coordinator --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Fetched:
+    """What the coordinator has of the board.
+
+    Attributes:
+        looks: number of the latest look that was answered.
+        unwritten: files that found no place yet, by the first row of their job.
+    """
+
+    looks: int = 0
+    unwritten: dict[int, Files] = field(default_factory=dict)
 
 
 class RayExecutor:
@@ -325,7 +359,7 @@ class RayExecutor:
         losses = [0] * len(jobs)
         pending = deque(range(len(jobs)))
         running: dict[Any, int] = {}  # task -> job
-        unwritten: dict[int, Files] = {}  # first row of a running job -> what could not be written yet
+        fetched = _Fetched()
         try:
             while pending or running:
                 while pending and len(running) < self.workers:
@@ -334,11 +368,10 @@ class RayExecutor:
                     running[task] = index
                 self._tasks = list(running)
                 done, _ = ray.wait(self._tasks, timeout=every)
-                self._look(board, rows, {int(offsets[index]) for index in running.values()}, unwritten)
+                self._look(board, rows, {int(offsets[index]) for index in running.values()}, fetched)
                 tick(Slots(**rows))
                 for task in done:
                     index = running.pop(task)
-                    unwritten.pop(int(offsets[index]), None)
                     try:
                         records, files = ray.get(task)
                         _write(files)
@@ -356,6 +389,7 @@ class RayExecutor:
                         yield Result(index, None, error)
                     else:
                         yield Result(index, records)
+                    fetched.unwritten.pop(int(offsets[index]), None)
         finally:
             with suppress(Exception):  # Ray itself may be gone
                 ray.kill(board)
@@ -367,20 +401,21 @@ class RayExecutor:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         return ray.remote(_Board).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote(rows, _TOLD)
 
-    def _look(self, board: Any, rows: Rows, running: set[int], unwritten: dict[int, Files]) -> None:
-        """Exchange rows with the board, and write the files of running jobs where they belong, or the next time."""
+    def _look(self, board: Any, rows: Rows, jobs: set[int], fetched: _Fetched) -> None:
+        """Exchange rows with the board, and write the files of jobs that have not ended where they belong, or the next time."""
         try:
-            said, files = ray.get(board.look.remote({name: rows[name] for name in _TOLD}), timeout=5.0)
+            told = {name: rows[name] for name in _TOLD}
+            fetched.looks, said, files = ray.get(board.look.remote(told, fetched.looks), timeout=5.0)
         except RayError:  # what lifetimes become does not depend on it
             return
         for name, array in said.items():
             rows[name][:] = array
-        for first in running & files.keys():
-            unwritten.setdefault(first, {}).update(files[first])
-        for first in [*unwritten]:
-            with suppress(OSError):  # what is not sent again waits for a place; at the job's end it counts
-                _write(unwritten[first])
-                del unwritten[first]
+        for first in jobs & files.keys():
+            fetched.unwritten.setdefault(first, {}).update(files[first])
+        for first in [*fetched.unwritten]:
+            with suppress(OSError):  # at the job's end it counts
+                _write(fetched.unwritten[first])
+                del fetched.unwritten[first]
 
     def close(self) -> None:
         """End the tasks at once, and leave the cluster."""
@@ -394,18 +429,22 @@ class RayExecutor:
 def _checkpoints(job: Job) -> Files:
     """The checkpoints that the coordinator has of a job's lifetimes."""
     paths = [p for o in job.outputs if o.checkpoint is not None for p in checkpoint_files(o.checkpoint)]
-    return {str(path): path.read_bytes() for path in paths}
+    return {str(path): read_patiently(path) for path in paths}
 
 
 def _write(files: Files) -> None:
-    """Write files, checkpoints after what they need, and then remove those that are gone: at any moment there is a whole state."""
-    for name in sorted(files, key=lambda name: name.endswith(".pkl")):
+    """Write files, checkpoints after what they need, and then remove those that are gone: at any moment there is a whole state.
+
+    What is done is taken out of `files`, so that the rest can be tried again.
+    """
+    for name in sorted(files, key=lambda name: (files[name] is None, name.endswith(".pkl"))):
         content, path = files[name], Path(name)
-        if content is not None:
+        if content is None:
+            path.unlink(missing_ok=True)
+        else:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, partial(_fill, content))
-    for name in (name for name, content in files.items() if content is None):
-        Path(name).unlink(missing_ok=True)
+        del files[name]
 
 
 def _fill(content: bytes, part: str) -> None:

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import errno
 import multiprocessing
 import signal
 import time
@@ -197,35 +198,54 @@ def test_seconds_count_what_came_before_a_checkpoint(tmp_path, monkeypatch):
     assert record.seconds > seconds > 0
 
 
-@pytest.mark.parametrize("damage", ["truncated", "other bytes", "other lifetime", "other libraries", "other parts"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "other bytes", "other lifetime", "other libraries", "other parts", "unreadable"]
+)
 def test_a_checkpoint_that_does_not_fit_is_set_aside(damage, tmp_path, monkeypatch, caplog):
-    specs = [lifetime(0)]
-    outputs = live_until(specs, tmp_path, 1, monkeypatch)
+    """The lifetime begins anew, the other one in the cohort goes on, and nothing is thrown away before the end."""
+    monkeypatch.setattr("erl.files.WAITS", (0.0, 0.0))
+    specs = [lifetime(0), lifetime(2)]
+    outputs = live_until(specs, tmp_path, 2, monkeypatch)
     path = Path(outputs[0].checkpoint)
-    assert load_checkpoint(str(path), specs[0], _PARTS) is not None
+    content, reads = path.read_bytes(), Path.read_bytes
+    says, began_anew = "it cannot be read", 1
     if damage == "truncated":
-        path.write_bytes(path.read_bytes()[:-100])
+        path.write_bytes(content[:-100])
     elif damage == "other bytes":
         path.write_bytes(b"nonsense")
+    elif damage == "unreadable":
+        tried = []
+
+        def fail(self):
+            if self == path:
+                tried.append(self)
+                raise OSError(errno.EIO, "no answer")
+            return reads(self)
+
+        monkeypatch.setattr(Path, "read_bytes", fail)
     elif damage == "other libraries":
         monkeypatch.setattr("erl.learners.checkpoints.versions", lambda: {**versions(), "numpy": "0"})
+        says, began_anew = f"numpy {versions()['numpy']}, not 0", 2
     elif damage == "other parts":
         monkeypatch.setattr("erl.learners.ppo_training._PARTS", _PARTS | {"more"})
-        assert load_checkpoint(str(path), specs[0], _PARTS | {"more"}) is None
+        says, began_anew = "another parts", 2
     else:
-        specs = [lifetime(1)]
-    assert damage == "other parts" or load_checkpoint(str(path), specs[0], _PARTS) is None
-    assert essence(live(Job(tuple(specs), outputs))[0]) == essence(live(Job(tuple(specs)))[0])
-    says = {
-        "other libraries": f"numpy {versions()['numpy']}, not 0",
-        "other lifetime": "another lifetime",
-        "other parts": "another parts",
-    }
-    assert says.get(damage, "it is damaged") in caplog.text
-    assert Path(f"{path}.aside").exists()
-    (path.parent / f".{path.stem}.abc").mkdir()  # of a process that was killed in the midst of writing
-    remove_checkpoint(str(path))
-    assert not [p for p in path.parent.iterdir() if path.stem in p.name]
+        specs[0] = lifetime(1)
+        says = "another lifetime"
+    (tmp_path / "0.pkl.aside1").write_text("of an earlier time")
+    found = live(Job(tuple(specs), outputs))
+    assert damage != "unreadable" or len(tried) == 3
+    assert caplog.text.count("begins anew") == caplog.text.count(says) == began_anew
+    assert (tmp_path / "0.pkl.aside1").read_text() == "of an earlier time"
+    kept = reads(tmp_path / "0.pkl.aside2")
+    assert kept == content or damage in ("truncated", "other bytes")
+    monkeypatch.undo()
+    for record, s in zip(found, specs):
+        assert essence(record) == essence(live(Job((s,)))[0])
+    (tmp_path / ".0.abc").mkdir()  # of a process that was killed in the midst of writing
+    for output in outputs:
+        remove_checkpoint(output.checkpoint)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_that_cannot_be_written_costs_nothing_but_itself(tmp_path):

@@ -20,7 +20,7 @@ from erl.errors import Stopped, UserError
 from erl.evaluation import evaluate
 from erl.evolution import EvolutionConfig, GeneralizationConfig, MultiEvolutionConfig, evolve
 from erl.learners import Outputs, get_learner
-from erl.learners.checkpoints import remove_checkpoint
+from erl.learners.checkpoints import beside, remove_checkpoint, set_aside
 from erl.learners.episodes import Episode, Stage, surrogate
 from erl.learners.erl_re2 import Re2Learner, _Training
 from erl.learners.erl_re2_settings import environment_defaults
@@ -624,13 +624,15 @@ def test_a_checkpoint_that_does_not_fit_is_set_aside(tmp_path, monkeypatch, capl
     assert ledger.earlier == (0, 0.0)
     assert torch.equal(weights(agent), weights(train(s)[0]))
     assert "begins anew" in caplog.text
-    assert (tmp_path / "a.pkl.aside").exists()
+    assert (tmp_path / "a.pkl.aside1").exists()
     remove_checkpoint(str(path))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_checkpoint_that_cannot_be_read_just_now_is_kept(tmp_path, monkeypatch):
-    """A network's storage that fails for a moment costs an attempt, not what was learned."""
+@pytest.mark.parametrize("failures", [2, 3])
+def test_a_checkpoint_that_cannot_be_read_for_a_moment(tmp_path, monkeypatch, caplog, failures):
+    """Storage that comes back in time costs nothing; else what it has is kept."""
+    monkeypatch.setattr("erl.files.WAITS", (0.0, 0.0))
     s, path = spec(steps=300), tmp_path / "a.pkl"
 
     def stop(steps):
@@ -639,20 +641,42 @@ def test_a_checkpoint_that_cannot_be_read_just_now_is_kept(tmp_path, monkeypatch
 
     with pytest.raises(Killed):
         train(s, Ledger(on_step=stop), checkpoint=str(path), checkpoint_seconds=0.0)
-    before = sorted(tmp_path.rglob("*"))
-    for what in ("numpy.load", "pathlib.Path.read_bytes"):
+    before = {p.name: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    failed, read = [], Path.read_bytes
 
-        def fail(*_, **__):
+    def fail(self):
+        if self.suffix == ".npy" and len(failed) < failures:
+            failed.append(self)
             raise OSError(errno.EIO, "no answer")
+        return read(self)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(what, fail)
-            with pytest.raises(OSError, match="no answer"):
-                train(s, checkpoint=str(path), checkpoint_seconds=0.0)
-        assert sorted(tmp_path.rglob("*")) == before
+    monkeypatch.setattr(Path, "read_bytes", fail)
     agent, ledger = train(s, checkpoint=str(path), checkpoint_seconds=1e9)
-    assert ledger.earlier[0] > 0
     assert torch.equal(weights(agent), weights(train(s)[0]))
+    assert (ledger.earlier[0] > 0) == (failures == 2)
+    after = {p.name.removesuffix(".aside1"): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert after == before
+    assert ("no answer" in caplog.text) == (failures == 3)
+
+
+def test_a_checkpoint_stays_together_whoever_is_killed_while_it_is_set_aside(tmp_path, monkeypatch):
+    path = tmp_path / "a.pkl"
+    beside(str(path)).mkdir()
+    path.write_bytes(b"1")
+    replace = Path.replace
+
+    def kill(self, target):
+        if self == path:
+            raise Killed
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", kill)
+        with pytest.raises(Killed):
+            set_aside(str(path), "")
+    set_aside(str(path), "")
+    set_aside(str(path), "somebody else was faster")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pkl.aside1", "a.pkl.aside1.buffer"]
 
 
 def test_threads_are_those_asked_for_and_given_back(monkeypatch):

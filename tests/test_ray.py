@@ -24,7 +24,7 @@ from erl.executors import LocalExecutor, WorkerLost
 from erl.files import write_whole
 from erl.learners import Outputs
 from erl.lifetime import Job
-from erl.ray_executor import RayExecutor, _Board, _Changes, _moved, _write
+from erl.ray_executor import RayExecutor, _Board, _Changes, _Correspondence, _Fetched, _moved, _write
 from erl.spec import LearnerSpec, LifetimeSpec, Seeds, to_json
 from erl.study import Study, records
 from erl.tasks import Task
@@ -236,15 +236,24 @@ def test_the_board_carries_any_rows_both_ways():
         {"steps": np.zeros(4, np.int64), "reports": np.full((4, 2), np.nan), "stop": np.zeros(4, bool)}, ["stop"]
     )
     said = {"steps": np.array([7, 8]), "reports": np.array([[1.0, np.nan], [2.0, 3.0]])}
-    assert not board.exchange(1, 2, said, {"/a": b"1"})["stop"].any()
+    identity, told = board.exchange(1, 2, said, {"/a": b"1"})
+    assert not told["stop"].any()
     board.exchange(1, 2, {}, {"/a": b"2", "/b": b"3"})
-    rows, files = board.look({"stop": np.array([False, False, True, True])})
+    looks, rows, files = board.look({"stop": np.array([False, False, True, True])}, 0)
     assert rows.keys() == {"steps", "reports"}
     assert rows["steps"].tolist() == [0, 7, 8, 0]
     np.testing.assert_array_equal(rows["reports"][1:3], said["reports"])
     assert files == {1: {"/a": b"2", "/b": b"3"}}
-    assert board.exchange(1, 2, said, {})["stop"].tolist() == [False, True]
-    assert board.look({})[1] == {}
+    assert board.exchange(1, 2, said, {"/b": b"4"})[1]["stop"].tolist() == [False, True]
+    # The answer was lost on the way: the files come again, with newer ones.
+    assert board.look({}, 0)[2] == {1: {"/a": b"2", "/b": b"4"}}
+    looks, _, files = board.look({}, 0)
+    assert files == {1: {"/a": b"2", "/b": b"4"}}
+    board.exchange(3, 1, {}, {"/c": b"5"})
+    looks, _, files = board.look({}, looks)
+    assert files == {3: {"/c": b"5"}}
+    assert board.look({}, looks)[2] == {}
+    assert _Board({}, []).exchange(0, 0, {}, {})[0] != identity
 
 
 def test_files_are_fetched_when_they_changed_and_are_whole(tmp_path):
@@ -286,23 +295,49 @@ def test_files_are_fetched_when_they_changed_and_are_whole(tmp_path):
 
 def test_what_cannot_be_written_is_not_forgotten(tmp_path, monkeypatch):
     """A part of a replay buffer is sent once, and a full disk may have place again later."""
-    executor, path = object.__new__(RayExecutor), str(tmp_path / "0-1.npy")
-    answers = [({}, {0: {path: b"1"}, 4: {"/gone": b"2"}}), ({}, {}), ({}, {})]
+    executor, path, other = object.__new__(RayExecutor), str(tmp_path / "0-2.npy"), str(tmp_path / "0-1.npy")
+    answers = [(1, {}, {0: {other: b"3", path: b"1"}, 4: {"/gone": b"2"}}), (2, {}, {}), (3, {}, {})]
     monkeypatch.setattr("ray.get", lambda *_, **__: answers.pop(0))
-    board = SimpleNamespace(look=SimpleNamespace(remote=lambda _: None))
+    board = SimpleNamespace(look=SimpleNamespace(remote=lambda *_: None))
+    written = []
 
-    def full(*_):
-        raise OSError("no space left")
+    def full(path, fill):
+        if str(path) == path_of_the_large:
+            raise OSError("no space left")
+        written.append(str(path))
 
-    unwritten = {}
+    fetched, path_of_the_large = _Fetched(), path
     with monkeypatch.context() as patch:
         patch.setattr("erl.ray_executor.write_whole", full)
-        executor._look(board, {"stop": np.zeros(1)}, {0}, unwritten)
-        executor._look(board, {"stop": np.zeros(1)}, {0}, unwritten)
-    assert unwritten == {0: {path: b"1"}}
-    executor._look(board, {"stop": np.zeros(1)}, {0}, unwritten)
-    assert not unwritten
+        executor._look(board, {"stop": np.zeros(1)}, {0}, fetched)
+        executor._look(board, {"stop": np.zeros(1)}, {0}, fetched)
+    assert written == [other]
+    assert fetched.unwritten == {0: {path: b"1"}}
+    executor._look(board, {"stop": np.zeros(1)}, {0}, fetched)
+    assert not fetched.unwritten
     assert Path(path).read_bytes() == b"1"
+
+
+def test_what_does_not_reach_the_board_is_sent_again(tmp_path, monkeypatch):
+    """An exchange that fails, and a board that was begun anew: nothing is missing in the end."""
+    monkeypatch.setattr("erl.ray_executor.EXCHANGE_SECONDS", 0.01)
+    monkeypatch.setattr("erl.ray_executor.FILES_SECONDS", 0.01)
+    (tmp_path / "one").write_bytes(b"1")
+    sent = []
+
+    def exchange(first, n, said, files):
+        sent.append(files)
+        if len(sent) == 1:
+            raise TimeoutError
+        return b"a" if len(sent) < 5 else b"b", {}
+
+    board = SimpleNamespace(exchange=SimpleNamespace(remote=exchange))
+    monkeypatch.setattr("ray.get", lambda answer, **_: answer)
+    with _Correspondence(board, 0, {"steps": np.zeros(1)}, _Changes(str(tmp_path))):
+        deadline = time.monotonic() + 30
+        while len(sent) < 8 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert sent[:8] == [{"/one": b"1"}, {"/one": b"1"}, {}, {}, {}, {"/one": b"1"}, {}, {}]
 
 
 def test_there_is_a_whole_state_at_any_moment(tmp_path, monkeypatch):

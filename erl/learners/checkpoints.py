@@ -6,10 +6,12 @@ What is too large to be written whole every time, a replay buffer, lies in a fol
 import logging
 import pickle
 import shutil
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from erl.files import write_whole
+from erl.files import read_patiently, write_whole
 from erl.spec import LifetimeSpec, to_json, versions
 
 _log = logging.getLogger(__name__)
@@ -28,24 +30,18 @@ def save_checkpoint(path: str, spec: LifetimeSpec, state: dict[str, Any]) -> Non
 def load_checkpoint(path: str | None, spec: LifetimeSpec, parts: frozenset[str]) -> dict[str, Any] | None:
     """A lifetime's state, which has these parts; None if there is no checkpoint.
 
-    None too if it is damaged, or of another lifetime, format or library: then it is set aside.
-
-    Raises:
-        OSError, MemoryError: it cannot be read now, and perhaps can later.
+    None too if it cannot be read, is damaged, or of another lifetime, format or library: then it is set aside.
     """
     if path is None:
         return None
     try:
-        content = pickle.loads(Path(path).read_bytes())
+        content = pickle.loads(read_patiently(Path(path)))
         here = {"format": FORMAT, "lifetime": to_json(spec), "versions": versions(), "parts": parts}
         there = [content["format"], content["spec"], content["versions"], frozenset(content["state"])]
     except (FileNotFoundError, NotADirectoryError):
-        shutil.rmtree(beside(path), ignore_errors=True)  # nothing refers to what lies there
         return None
-    except (OSError, MemoryError):
-        raise
     except Exception as e:  # whatever a damaged file makes pickle raise
-        set_aside(path, f"it is damaged ({type(e).__name__}: {e})")
+        set_aside(path, f"it cannot be read ({type(e).__name__}: {e})")
         return None
     others = [name for (name, mine), theirs in zip(here.items(), there) if mine != theirs]
     if others:
@@ -60,11 +56,15 @@ def load_checkpoint(path: str | None, spec: LifetimeSpec, parts: frozenset[str])
 
 def set_aside(path: str, why: str) -> None:
     """Move a checkpoint out of the way that cannot be taken up, with a warning. It is kept until its lifetime has ended."""
-    _remove(_aside(path))
-    Path(path).replace(_aside(path))
-    if beside(path).exists():
-        beside(path).replace(beside(_aside(path)))
-    _log.warning("a lifetime begins anew, its checkpoint is kept as %s: %s", _aside(path), why)
+    aside = next(a for n in count(1) if not Path(a := f"{path}.aside{n}").exists())
+    _log.warning("a lifetime begins anew, its checkpoint is kept as %s: %s", aside, why)
+    try:
+        # The state last: who is killed in between finds it where it was, and moves it after its folder.
+        for source, target in ((beside(path), beside(aside)), (Path(path), Path(aside))):
+            with suppress(FileNotFoundError):
+                source.replace(target)
+    except OSError as e:  # the next checkpoint replaces it
+        _log.warning("it cannot be kept: %s", e)
 
 
 def beside(path: str) -> Path:
@@ -78,17 +78,10 @@ def checkpoint_files(path: str) -> list[Path]:
 
 
 def remove_checkpoint(path: str) -> None:
-    """Remove a checkpoint, if there is one, and what was set aside of earlier ones."""
-    for each in (path, _aside(path)):
-        _remove(each)
-    for part in Path(path).parent.glob(f".{Path(path).stem}.*"):  # of a process that was killed while it wrote
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _aside(path: str) -> str:
-    return f"{path}.aside"
-
-
-def _remove(path: str) -> None:
-    Path(path).unlink(missing_ok=True)
-    shutil.rmtree(beside(path), ignore_errors=True)
+    """Remove a checkpoint, if there is one, what was set aside of earlier ones, and what a killed process was writing."""
+    file = Path(path)
+    for left in (file, beside(path), *file.parent.glob(f"{file.name}.aside*"), *file.parent.glob(f".{file.stem}.*")):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)

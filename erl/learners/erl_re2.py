@@ -403,9 +403,8 @@ class _Training:
             return
         try:
             self.buffer.load(beside(path), state["buffer"])
-        except (FileNotFoundError, ValueError, EOFError) as e:  # what NumPy makes of damaged files
-            self.buffer.added = 0
-            set_aside(path, f"its replay buffer is damaged ({e})")
+        except Exception as e:
+            set_aside(path, f"its replay buffer cannot be read ({type(e).__name__}: {e})")
             return
         self.networks.set_state(state["networks"])
         self.population.set_state(state["population"])

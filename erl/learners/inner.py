@@ -186,7 +186,7 @@ class Logs(Logger):
     def _warning(self) -> Iterator[None]:
         try:
             yield
-        except OSError as e:
+        except Exception as e:  # what TensorBoard makes of it depends on what else is installed
             _log.warning("no more TensorBoard logs in %s: %s", self.dir, e)
             self.output_formats.clear()
 

@@ -3,6 +3,7 @@
 Fujimoto et al. (2018, arXiv 1802.09477).
 """
 
+import io
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erl.files import write_whole
+from erl.files import read_patiently, write_whole
 
 _SEGMENT_BYTES = 16 << 20
 
@@ -101,6 +102,9 @@ class ReplayBuffer:
         self._widths = [observations, actions, observations, 1, 1]
         # Memory is touched, and so taken, only where transitions have been written.
         self._rows = torch.empty(capacity, sum(self._widths), device=device)
+        self._saved: set[str] = (
+            set()
+        )  # files that are this buffer's: others of their names may be of another course of things
 
     def __len__(self) -> int:
         """Transitions held."""
@@ -144,10 +148,11 @@ class ReplayBuffer:
         files = self._files()
         for name, (begin, end) in files.items():
             path = folder / name
-            if not path.exists():
+            if name not in self._saved or not path.exists():
                 places = torch.arange(begin, end).remainder_(self.capacity).to(self._rows.device)
                 rows = self._rows.index_select(0, places).cpu().numpy()
                 write_whole(path, partial(_save, rows))
+        self._saved = set(files)
         return {"added": self.added, "files": files}
 
     def _files(self) -> dict[str, tuple[int, int]]:
@@ -171,15 +176,19 @@ class ReplayBuffer:
         """Go on from a state that `save` gave, and remove the files of later ones.
 
         Raises:
-            FileNotFoundError, ValueError, EOFError: a file is missing or damaged.
-            OSError: one cannot be read now.
+            Exception: a file is missing, damaged, or cannot be read: whatever NumPy makes of it. Nothing is held then.
         """
         # What was written after this state holds other transitions under numbers that will be given again.
         self.tidy(folder, state)
-        self.added = state["added"]
-        oldest = self.added - len(self)
-        for name, (begin, end) in state["files"].items():
-            rows = torch.from_numpy(np.load(folder / name))
-            if rows.shape != (end - begin, self._rows.shape[1]):
-                raise ValueError(f"{name} holds {tuple(rows.shape)} numbers")
-            self._write(rows[max(0, oldest - begin) :], max(oldest, begin))
+        try:
+            self.added = state["added"]
+            oldest = self.added - len(self)
+            for name, (begin, end) in state["files"].items():
+                rows = torch.from_numpy(np.load(io.BytesIO(read_patiently(folder / name))))
+                if rows.shape != (end - begin, self._rows.shape[1]):
+                    raise ValueError(f"{name} holds {tuple(rows.shape)} numbers")
+                self._write(rows[max(0, oldest - begin) :], max(oldest, begin))
+        except BaseException:
+            self.added = 0
+            raise
+        self._saved = set(state["files"])
