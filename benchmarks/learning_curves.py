@@ -1,6 +1,6 @@
 """Learning curves: ERL-Re², its two halves alone, and Stable-Baselines3's TD3, with the same sizes, rates, minibatches and random first steps.
 
-    python benchmarks/learning_curves.py run --storage sqlite:///curves.db [--envs HalfCheetah-v4,Hopper-v4,Swimmer-v4] [--seeds 0,1,2] [--steps 300000]
+    python benchmarks/learning_curves.py run --storage sqlite:///curves.db [--envs HalfCheetah-v4,Hopper-v4,Swimmer-v4] [--arms …] [--seeds 0,1,2] [--steps 300000]
     python benchmarks/learning_curves.py collect sqlite:///curves.db --out benchmarks/results/learning_curves.jsonl
     python benchmarks/learning_curves.py show benchmarks/results/learning_curves.jsonl
 
@@ -32,11 +32,19 @@ ARMS = {
     "EA only": ("ERL-Re2", "EA_only", "RL=false"),
     "RL only": ("ERL-Re2", "RL_only", "EA=false"),
     "TD3 (SB3)": ("TD3", "curves", TD3),
+    "bf16": ("ERL-Re2", "bf16", "precision=bf16"),
 }
+FOUR = [name for name in ARMS if name != "bf16"]
 # What else TD3 takes for an environment, as ERL-Re² does by itself (erl/data/erl_re2.toml).
 TD3_OF = {"Swimmer-v4": "gamma=0.9999"}
 # The policies of each that are evaluated, the one handed over first.
-POLICIES = {"ERL-Re2": ("champion", "rl"), "EA only": ("champion",), "RL only": ("rl",), "TD3 (SB3)": ("agent",)}
+POLICIES = {
+    "ERL-Re2": ("champion", "rl"),
+    "EA only": ("champion",),
+    "RL only": ("rl",),
+    "TD3 (SB3)": ("agent",),
+    "bf16": ("champion", "rl"),
+}
 COLOURS = {"ERL-Re2": "C0", "EA only": "C2", "RL only": "C1", "TD3 (SB3)": "0.4"}
 
 
@@ -136,6 +144,7 @@ def figure(groups: dict[tuple[str, int], dict[str, list[dict[str, Any]]]], path:
     matplotlib.rcParams["svg.hashsalt"] = "learning_curves"
     import matplotlib.pyplot as plt
 
+    groups = {key: arms for key, arms in groups.items() if len(arms) > 1}
     fig, axes = plt.subplots(1, len(groups), figsize=(4.2 * len(groups), 3.6), layout="constrained", squeeze=False)
     for ax, ((env_id, budget), arms) in zip(axes[0], sorted(groups.items())):
         for arm, rows in ((a, arms[a]) for a in ARMS if a in arms):
@@ -161,7 +170,7 @@ def main() -> None:
     part = parts.add_parser("run")
     part.add_argument("--storage", default="sqlite:///curves.db")
     part.add_argument("--envs", default="HalfCheetah-v4,Hopper-v4,Swimmer-v4")
-    part.add_argument("--arms", default=",".join(ARMS))
+    part.add_argument("--arms", default=",".join(FOUR))
     part.add_argument("--seeds", default="0,1,2")
     part.add_argument("--steps", type=int, default=300_000)
     part.add_argument("--workers")
