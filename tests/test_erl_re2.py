@@ -577,6 +577,17 @@ class Killed(BaseException):
     pass
 
 
+def kill_training(s, path, at):
+    """Train with a checkpoint after each generation, and end in the midst of the one that reaches this many steps."""
+
+    def stop(steps):
+        if steps >= at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(s, Ledger(on_step=stop), checkpoint=str(path), checkpoint_seconds=0.0)
+
+
 @pytest.mark.parametrize("context", [None, Context((ReservoirParams(units=8),), reset_res=False)])
 @pytest.mark.parametrize("at", [300, 650])
 def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch, at, context):
@@ -585,13 +596,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch, at, con
     s = spec(steps=1000, context=context, frac_frames_train=0.07)
     straight, ledger = train(s)
     path = str(tmp_path / "checkpoints" / "a.pkl")
-
-    def stop(steps):
-        if steps >= at:
-            raise Killed
-
-    with pytest.raises(Killed):
-        train(s, Ledger(on_step=stop), checkpoint=path, checkpoint_seconds=0.0)
+    kill_training(s, path, at)
     assert Path(path).exists()
     resumed, again = train(s, checkpoint=path, checkpoint_seconds=1e9)
     assert 0 < again.earlier[0] < 1000
@@ -604,13 +609,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch, at, con
 @pytest.mark.parametrize("damage", ["state", "buffer", "missing", "defaults"])
 def test_a_checkpoint_that_does_not_fit_is_set_aside(tmp_path, monkeypatch, caplog, damage):
     s, path = spec(steps=300), tmp_path / "a.pkl"
-
-    def stop(steps):
-        if steps >= 256:
-            raise Killed
-
-    with pytest.raises(Killed):
-        train(s, Ledger(on_step=stop), checkpoint=str(path), checkpoint_seconds=0.0)
+    kill_training(s, path, 256)
     part = next(tmp_path.glob("a.pkl.buffer/*.npy"))
     if damage == "missing":
         part.unlink()
@@ -634,13 +633,7 @@ def test_a_checkpoint_that_cannot_be_read_for_a_moment(tmp_path, monkeypatch, ca
     """Storage that comes back in time costs nothing; else what it has is kept."""
     monkeypatch.setattr("erl.files.WAITS", (0.0, 0.0))
     s, path = spec(steps=300), tmp_path / "a.pkl"
-
-    def stop(steps):
-        if steps >= 256:
-            raise Killed
-
-    with pytest.raises(Killed):
-        train(s, Ledger(on_step=stop), checkpoint=str(path), checkpoint_seconds=0.0)
+    kill_training(s, path, 256)
     before = {p.name: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     failed, read = [], Path.read_bytes
 
