@@ -34,7 +34,6 @@ ARMS = {
     "TD3 (SB3)": ("TD3", "curves", TD3),
     "bf16": ("ERL-Re2", "bf16", "precision=bf16"),
 }
-FOUR = [name for name in ARMS if name != "bf16"]
 # What else TD3 takes for an environment, as ERL-Re² does by itself (erl/data/erl_re2.toml).
 TD3_OF = {"Swimmer-v4": "gamma=0.9999"}
 # The policies of each that are evaluated, the one handed over first.
@@ -170,7 +169,7 @@ def main() -> None:
     part = parts.add_parser("run")
     part.add_argument("--storage", default="sqlite:///curves.db")
     part.add_argument("--envs", default="HalfCheetah-v4,Hopper-v4,Swimmer-v4")
-    part.add_argument("--arms", default=",".join(FOUR))
+    part.add_argument("--arms", default=",".join(name for name in ARMS if name != "bf16"))
     part.add_argument("--seeds", default="0,1,2")
     part.add_argument("--steps", type=int, default=300_000)
     part.add_argument("--workers")

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and storage that fails for a moment."""
 
 import tempfile
 import time
