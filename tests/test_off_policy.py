@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from erl.learners.off_policy import Batch, Captured, ReplayBuffer, smoothed
-from erl.learners.off_policy_networks import Perceptrons, Shape, Trained, soft_update
+from erl.learners.off_policy_networks import Perceptrons, Shape, Trained, product, soft_update
 
 
 def perceptrons(shape, n, seed=0, low=False):
@@ -75,12 +75,39 @@ def test_the_first_of_twins_alone():
     assert torch.equal(made.forward(x, first=1).output[0], made.forward(x).output[0])
 
 
+def test_bfloat16_rounds_the_factors_of_wide_products_only():
+    a, b, bias, out = torch.randn(150, 130), torch.randn(130, 140), torch.randn(140), torch.empty(150, 140)
+    rounded = a.bfloat16().double() @ b.bfloat16().double()
+    exact = a.double() @ b.double()
+    knows = torch.cpu._is_avx512_bf16_supported()
+    for result, more in (
+        (product(a, b, True), 0.0),
+        (product(a, b, True, bias), bias),
+        (product(a, b, True, out=out), 0.0),
+        (product(a.t().contiguous().t(), b.t().contiguous().t(), True), 0.0),
+    ):
+        # Where the processor has no bfloat16 the kernel may round or not.
+        errors = [(result - more - expected).abs().max() for expected in (rounded, exact)]
+        assert (errors[0] if knows else min(errors)) < 1e-4
+    assert torch.equal(product(a[:127], b, True), torch.mm(a[:127], b))
+    assert torch.equal(product(a, b), torch.mm(a, b))
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_bfloat16_differs_by_its_rounding():
-    exact, values, _ = perceptrons(Shape(150, (150, 150), 1), 2)
-    rounded = Perceptrons(exact.shape, 2, values, low=True)
+    exact, values, grads = perceptrons(Shape(150, (150, 150), 1), 2)
+    rounded_grads = torch.zeros_like(grads)
+    rounded = Perceptrons(exact.shape, 2, values, rounded_grads, low=True)
     x = torch.randn(150, 150)
-    difference = (exact.forward(x).output - rounded.forward(x).output).abs().max()
-    assert 0 < difference < 0.05
+    (of_exact, of_rounded) = exact.forward(x), rounded.forward(x)
+    difference = (of_exact.output - of_rounded.output).abs().max()
+    assert difference < 0.05
+    for network, trace in ((exact, of_exact), (rounded, of_rounded)):
+        network.backward(trace, torch.ones_like(trace.output))
+    assert F.cosine_similarity(grads, rounded_grads, 0) > 0.999
+    if torch.cpu._is_avx512_bf16_supported():
+        assert difference > 0
+        assert not torch.equal(grads, rounded_grads)
 
 
 def test_initialisation_is_torchs():

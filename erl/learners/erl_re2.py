@@ -78,7 +78,7 @@ def _train_one(spec: LifetimeSpec, ledger: Ledger, output: Outputs) -> SB3Agent:
     training, threads = _Training(spec, ledger, output), torch.get_num_threads()
     s = training.settings
     if s.precision == "bf16" and s.device == "cpu" and not torch.cpu._is_avx512_bf16_supported():
-        _log.warning("this processor does not know bfloat16: precision fp32 would be faster")
+        _log.warning("this processor does not know bfloat16: it makes nothing faster here")
     torch.set_num_threads(s.threads)
     try:
         return training.run()

@@ -50,7 +50,7 @@ class Re2Settings:
         eval_episodes: episodes of the champion and of the RL agent in such an evaluation.
         device: PyTorch's name of where the networks learn.
         threads: cores for the networks' mathematics; another number, other roundings.
-        precision: `fp32`, or `bf16` for factors and results of wide matrix products, those of minibatches from 128 on; for processors that have it.
+        precision: `fp32`, or `bf16` for the factors of wide matrix products, those of minibatches from 128 on; for processors that have it.
 
     Without `EA`, what speaks of heads, generations or `K` has no meaning (but `pop_size` and `pr` shift the random numbers of everything else); without `RL`, what
     speaks of learning, `theta`, `time_steps` and `sync_period`; with `DDPG`, `TD3_noise`.

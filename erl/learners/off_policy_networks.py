@@ -23,12 +23,21 @@ _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 _leaky_backward = torch.ops.aten.leaky_relu_backward.grad_input
 
 
-def product(a: Tensor, b: Tensor, low: bool, out: Tensor | None = None) -> Tensor:
-    """Matrix product; where `low`, factors and result of a wide one are rounded to bfloat16."""
-    if low and min(*a.shape, b.shape[1]) >= WIDE:
-        result = torch.mm(a.bfloat16(), b.bfloat16())
-        return result.float() if out is None else out.copy_(result)
-    return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
+def product(a: Tensor, b: Tensor, low: bool = False, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """Matrix product, plus a bias if given; where `low`, the factors of a wide one are rounded to bfloat16, but neither sums nor result.
+
+    The rounding is that of PyTorch's float32 matmul precision "medium", inside the kernel: to convert factors beforehand takes as long as the
+    faster product saves. A processor without bfloat16 leaves it out, a GPU may round to TF32, which has more digits.
+    """
+    if not low or min(*a.shape, b.shape[1]) < WIDE:
+        return torch.mm(a, b, out=out) if bias is None else torch.addmm(bias, a, b, out=out)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        result = torch.mm(a, b, out=out)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return result if bias is None else result.add_(bias)
 
 
 @dataclass(frozen=True)
@@ -119,7 +128,7 @@ class Perceptrons:
         n: how many.
         values: their parameters, flat (shape.size(n),).
         grads: where `backward` writes; None for a network that is never trained (a target).
-        low: wide matrix products in bfloat16.
+        low: factors of wide matrix products rounded to bfloat16.
     """
 
     def __init__(self, shape: Shape, n: int, values: Tensor, grads: Tensor | None = None, low: bool = False) -> None:
@@ -161,7 +170,7 @@ class Perceptrons:
                 bias = layer.bias
                 if i == 0 and code is not None and codes is not None:
                     bias = torch.addmv(bias, code.t(), codes[k])
-                h = product(h, layer.weight, True).add_(bias) if self.low else torch.addmm(bias, h, layer.weight)
+                h = product(h, layer.weight, self.low, bias)
                 if i == len(self.shape.hidden):
                     break
                 if layer.gain is not None and layer.shift is not None:
@@ -208,7 +217,7 @@ class Perceptrons:
                         torch.mul(d_gain, unbias(width), out=grad.gain)
                         grad.shift.copy_(d_shift)
             if weights:
-                product(seen[i].t(), d, self.low, grads[i].weight)
+                product(seen[i].t(), d, self.low, out=grads[i].weight)
                 torch.sum(d, 0, out=grads[i].bias)
             if i > 0 or inputs:
                 d = product(d, layer.transposed, self.low)
