@@ -290,6 +290,27 @@ def test_a_trial_that_was_begun_twice_because_an_answer_was_lost_counts_once(con
     assert not [t for t in trials if "lost" in t.user_attrs]
 
 
+def test_a_trial_too_many_waits_until_the_study_is_made_longer(config, sink, monkeypatch):
+    """Two coordinators see at the same moment what is missing, and both begin it."""
+    propose = Study.propose
+
+    def late(self, *arguments):
+        if not self.trials():
+            begin(self, self.config, owner(pid=dead_process()))
+        return propose(self, *arguments)
+
+    monkeypatch.setattr(Study, "propose", late)
+    assert evolve(change(config, nb_trials=2), sink) == 0
+    *ended, waiting = Study(DEFAULT_STORAGE, NAME).trials()
+    assert [t.state.name for t in ended] == ["COMPLETE"] * 2
+    assert (waiting.number, waiting.state.name) == (2, "WAITING")
+    assert evolve(change(config, nb_trials=3), sink) == 0
+    *ended, last = Study(DEFAULT_STORAGE, NAME).trials()
+    assert [t.state.name for t in (*ended, last)] == ["COMPLETE"] * 3
+    assert last.params.keys() == ended[1].params.keys()
+    assert "lost" not in last.user_attrs
+
+
 def test_only_one_of_two_takes_a_waiting_trial_up(config, sink):
     evolve(change(config, nb_trials=1), sink)
     study, other = Study(DEFAULT_STORAGE, NAME), Study(DEFAULT_STORAGE, NAME)
