@@ -35,13 +35,14 @@ def batches(n, s, seed=3, evolving=True):
     g = torch.Generator().manual_seed(seed)
     heads = new_heads(4, ACTIONS, 300, g)
     for k in range(n):
-        batch = Batch(
+        columns = (
             torch.randn(BATCH, OBSERVATIONS, generator=g),
             torch.rand(BATCH, ACTIONS, generator=g) * 2 - 1,
             torch.randn(BATCH, OBSERVATIONS, generator=g),
             torch.randn(BATCH, 1, generator=g),
             (torch.rand(BATCH, 1, generator=g) > 0.2).float(),
         )
+        batch = Batch(torch.cat(columns, 1), [column.shape[1] for column in columns])
         noise = torch.randn(BATCH, ACTIONS, generator=g)
         valued = heads[k % 4] if s.EA else None
         yield batch, Draws(noise, valued, heads[1 : 1 + s.K] if s.EA and evolving else None)

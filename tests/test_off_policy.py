@@ -69,10 +69,24 @@ def test_gradients_are_autograds(name):
         torch.testing.assert_close(torch.stack(by_code).double(), owns.grad, rtol=1e-3, atol=1e-4)
 
 
-def test_the_first_of_twins_alone():
-    made, _, _ = perceptrons(SHAPES["critic"], 2)
+@pytest.mark.parametrize("name", ["critic", "encoder"])
+def test_the_first_of_twins_alone(name):
+    made, _, _ = perceptrons(SHAPES[name], 2)
     x = torch.randn(7, 5)
-    assert torch.equal(made.forward(x, first=1).output[0], made.forward(x).output[0])
+    one, both = made.forward(x, first=1), made.forward(x)
+    torch.testing.assert_close(one.output[0], both.output[0])
+    d = torch.randn(1, *one.output.shape[1:])
+    (by_input,) = made.backward(one, d.clone(), weights=False, inputs=True)
+    whole = made.backward(both, d.repeat(2, 1, 1), weights=False, inputs=True)
+    assert len(whole) == 2
+    torch.testing.assert_close(by_input, whole[0])
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_what_leaves_no_trace_gives_the_same(name):
+    made, _, _ = perceptrons(SHAPES[name], 2)
+    x, codes = torch.randn(6, 5), torch.randn(2, 8)
+    assert torch.equal(made.forward(x, codes, keep=False).output, made.forward(x, codes).output)
 
 
 def test_bfloat16_rounds_the_factors_of_wide_products_only():
@@ -154,7 +168,8 @@ def test_targets_follow_and_states_come_back():
 
 
 def test_targets_by_hand():
-    batch = Batch(*torch.zeros(3, 2, 1), torch.tensor([[1.0], [1.0]]), torch.tensor([[1.0], [0.0]]))
+    rewards_and_goes_on = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
+    batch = Batch(torch.cat([torch.zeros(2, 3), rewards_and_goes_on], 1), [1, 1, 1, 1, 1])
     values = torch.tensor([[[10.0], [10.0]], [[8.0], [20.0]]])
     # 1 + 0.5 * min(10, 8), and nothing after an end.
     assert batch.targets(values, 0.5).tolist() == [[5.0], [1.0]]

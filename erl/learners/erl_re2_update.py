@@ -11,12 +11,12 @@ from torch import Tensor
 
 from erl.learners.erl_re2_settings import Re2Settings
 from erl.learners.off_policy import Batch, smoothed
-from erl.learners.off_policy_networks import Layer, Perceptrons, Shape, Trace, Trained, soft_update
+from erl.learners.off_policy_networks import Layer, Perceptrons, Shape, Trace, Trained, product, soft_update
 
 
 def act(head: Tensor, z: Tensor) -> Tensor:
-    """Actions (…, batch, actions) in [-1, 1] of heads (…, actions, features + 1) on representations (…, batch, features)."""
-    return torch.tanh(z @ head[..., :-1].transpose(-1, -2) + head[..., -1].unsqueeze(-2))
+    """Actions (batch, actions) in [-1, 1] of a head (actions, features + 1) on representations (batch, features); or of n heads on n batches."""
+    return product(z, head[..., :-1].mT, bias=head[..., -1].unsqueeze(-2)).tanh_()
 
 
 class PolicyValue:
@@ -53,16 +53,17 @@ class PolicyValue:
         """Number of parameters."""
         return sum(shape.size(settings.n_critics) for shape in cls._shapes(settings, inputs, features))
 
-    def forward(self, x: Tensor, head: Tensor, first: int | None = None) -> tuple[Trace, Trace]:
+    def forward(self, x: Tensor, head: Tensor, first: int | None = None, keep: bool = True) -> tuple[Trace, Trace]:
         """Values (n, batch, 1) of one policy, as the output of the second trace.
 
         Args:
             x: the critic's inputs (batch, inputs).
             head: (actions, features + 1).
             first: only the first so many twins.
+            keep: whether a backward pass follows.
         """
-        encoded = self.encoder.forward(head, first=first)
-        return encoded, self.value.forward(x, encoded.output.mean(1), first)
+        encoded = self.encoder.forward(head, first=first, keep=keep)
+        return encoded, self.value.forward(x, encoded.output.mean(1), first, keep)
 
     def backward(self, traces: tuple[Trace, Trace], d: Tensor) -> None:
         """Write the gradient of a loss whose derivatives by the values are d (n, batch, 1)."""
@@ -164,7 +165,7 @@ class TwoScale:
 
     def represent(self, observations: Tensor) -> Tensor:
         """Z(s): (batch, features)."""
-        return self._z.forward(observations).output[0]
+        return self._z.forward(observations, keep=False).output[0]
 
     def value_of(self, observations: Tensor, heads: Tensor) -> Tensor:
         """min over the twins of Q(s_i, π_i(s_i), W_i), a head for each observation: (n,)."""
@@ -178,6 +179,7 @@ class TwoScale:
     def _value_inputs(self, observations: Tensor, actions: Tensor, z: Tensor) -> Tensor:
         return torch.cat([observations, actions], 1) if self._of_actions else z
 
+    @torch.inference_mode()
     def update(self, batch: Batch, draws: Draws, improve: bool) -> dict[str, Tensor]:
         """One update of the value functions and, if `improve`, of the policies' shared half, the RL head and the targets.
 
@@ -198,12 +200,8 @@ class TwoScale:
         """PeVFA's temporal difference (eq. 5): the policy acts on the representation as it is, its target network values it."""
         z = self.represent(batch.next_observations)
         x = self._value_inputs(batch.next_observations, act(head, z), z)
-        target = batch.targets(self._v_target.forward(x, head)[1].output, self.settings.gamma)
-        x = (
-            torch.cat([batch.observations, batch.actions], 1)
-            if self._of_actions
-            else self.represent(batch.observations)
-        )
+        target = batch.targets(self._v_target.forward(x, head, keep=False)[1].output, self.settings.gamma)
+        x = batch.pairs if self._of_actions else self.represent(batch.observations)
         traces = self._v.forward(x, head)
         error = traces[1].output - target
         self._v.backward(traces, error * (2.0 / len(x)))
@@ -215,11 +213,11 @@ class TwoScale:
 
     def _learn_critic(self, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
         """TD3's critics (eq. 6)."""
-        z = self._z_target.forward(batch.next_observations).output[0]
+        z = self._z_target.forward(batch.next_observations, keep=False).output[0]
         actions = smoothed(act(self._head_target, z), noise, self.settings.smoothing)
         x = torch.cat([batch.next_observations, actions], 1)
-        target = batch.targets(self._q_target.forward(x).output, self.settings.gamma)
-        trace = self._q.forward(torch.cat([batch.observations, batch.actions], 1))
+        target = batch.targets(self._q_target.forward(x, keep=False).output, self.settings.gamma)
+        trace = self._q.forward(batch.pairs)
         error = trace.output - target
         self._q.backward(trace, error * (2.0 / len(x)))
         norm = self.critic.step()

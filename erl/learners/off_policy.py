@@ -4,8 +4,7 @@ Fujimoto et al. (2018, arXiv 1802.09477).
 """
 
 import io
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,25 +18,27 @@ from erl.files import read_patiently, write_whole
 _SEGMENT_BYTES = 16 << 20
 
 
-@dataclass(frozen=True)
 class Batch:
-    """Transitions (batch, …) in single precision, actions in [-1, 1].
+    """Transitions in single precision, actions in [-1, 1].
+
+    Args:
+        rows: one after the other, (batch, sum of widths).
+        widths: of the first five attributes, which lie in this order in a row.
 
     Attributes:
         observations, actions, next_observations: (batch, width).
         rewards: (batch, 1).
         goes_on: (batch, 1), 0 where the episode ended for good, 1 elsewhere, also where a time limit cut it.
+        pairs: observations and actions side by side, (batch, width).
     """
 
-    observations: Tensor
-    actions: Tensor
-    next_observations: Tensor
-    rewards: Tensor
-    goes_on: Tensor
+    def __init__(self, rows: Tensor, widths: Sequence[int]) -> None:
+        self.observations, self.actions, self.next_observations, self.rewards, self.goes_on = rows.split(widths, 1)
+        self.pairs = rows[:, : widths[0] + widths[1]]
 
     def targets(self, values: Tensor, gamma: float) -> Tensor:
         """r + γ min Q(s', a') (batch, 1), the minimum over the critics: values (n, batch, 1). Nothing is worth anything after an end."""
-        return self.rewards + gamma * self.goes_on * values.amin(0)
+        return torch.addcmul(self.rewards, self.goes_on, values.amin(0), value=gamma)
 
 
 def smoothed(actions: Tensor, noise: Tensor, std: float, clip: float = 0.5) -> Tensor:
@@ -134,7 +135,7 @@ class ReplayBuffer:
 
     def batch(self, indices: Tensor) -> Batch:
         """The transitions in these places, an int64 tensor (batch,)."""
-        return Batch(*self._rows.index_select(0, indices).split(self._widths, 1))
+        return Batch(self._rows.index_select(0, indices), self._widths)
 
     # -- checkpoints --
 

@@ -8,6 +8,7 @@ implementation in the tests holds them to the equations. Everything runs on any 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -17,18 +18,20 @@ from torch import Tensor
 WIDE = 128
 _SLOPE = 0.01  # of leaky ReLU, PyTorch's default
 STD_EPS = 1e-12
-_norm = torch.ops.aten.native_layer_norm
+_norm = torch.native_layer_norm
 _norm_backward = torch.ops.aten.native_layer_norm_backward
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 _leaky_backward = torch.ops.aten.leaky_relu_backward.grad_input
 
 
 def product(a: Tensor, b: Tensor, low: bool = False, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """Matrix product, plus a bias if given; where `low`, the factors of a wide one are rounded to bfloat16, but neither sums nor result.
+    """Matrix product, or one for each entry of three-dimensional factors, plus a bias if given.
 
-    The rounding is that of PyTorch's float32 matmul precision "medium", inside the kernel: to convert factors beforehand takes as long as the
+    Where `low`, the factors of a single wide one are rounded to bfloat16, but neither sums nor result. The rounding is that of PyTorch's float32 matmul precision "medium", inside the kernel: to convert factors beforehand takes as long as the
     faster product saves. A processor without bfloat16 leaves it out, a GPU may round to TF32, which has more digits.
     """
+    if a.dim() == 3:
+        return torch.bmm(a, b, out=out) if bias is None else torch.baddbmm(bias, a, b, out=out)
     if not low or min(*a.shape, b.shape[1]) < WIDE:
         return torch.mm(a, b, out=out) if bias is None else torch.addmm(bias, a, b, out=out)
     before = torch.get_float32_matmul_precision()
@@ -81,11 +84,6 @@ class Shape:
         return n * sum(map(math.prod, self.blocks()))
 
 
-def _cut(flat: Tensor, blocks: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    sizes = [math.prod(b) for b in blocks]
-    return [part.view(block) for part, block in zip(flat.split(sizes), blocks)]
-
-
 @dataclass
 class Layer:
     """One layer's parameters, or their gradients: matrix (inputs, outputs), and vectors (outputs,)."""
@@ -96,12 +94,12 @@ class Layer:
     shift: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self.transposed = self.weight.t()
+        self.transposed = self.weight.mT
 
 
 @dataclass
 class Trace:
-    """What a forward pass leaves for its backward pass; lists have an entry for each perceptron.
+    """What a forward pass leaves for its backward pass; lists have an entry for each perceptron, or a single one for all that are stacked.
 
     Attributes:
         output: (n, batch, outputs).
@@ -116,12 +114,19 @@ class Trace:
     codes: Tensor | None
 
 
+# A perceptron's layers and the code's matrix (code, width), if it has one.
+_Member = tuple[list[Layer], Tensor | None]
+
+
 class Perceptrons:
     """n perceptrons of one shape on a flat vector of parameters, one after the other: `values.view(n, -1)` has a row for each.
 
     Layers are those of `torch.nn.Linear`, initialised alike. The normalisation divides by the standard deviation with n - 1, so
     the learned gain is multiplied by sqrt((n-1)/n) and PyTorch's kernel does the rest. The published code adds 1e-6 to the deviation;
     here 1e-12 is added to the variance, which differs by one part in a million at a deviation of one.
+
+    Plain perceptrons are stacked: all take a step in one call. Those that normalise, or have codes, take it one after the other, since PyTorch's
+    normalisation knows one gain and shift, and large products are no faster in a batch.
 
     Args:
         shape: of each.
@@ -135,16 +140,27 @@ class Perceptrons:
         self.shape, self.n, self.low = shape, n, low
         self.members = self.cut(values)
         self._grads = [] if grads is None else self.cut(grads)
+        # As tensors: numbers would be made into tensors at every use.
+        self._unbias = [values.new_tensor(unbias(width)) for width in shape.hidden]
+        self._stacked = n if n > 1 and not shape.norm and not shape.code else 0
+        if self._stacked:
+            self._stack = [self._layers(values.view(n, -1))]
+            self._stack_grads = [] if grads is None else [self._layers(grads.view(n, -1))]
 
-    def cut(self, flat: Tensor) -> list[tuple[list[Layer], Tensor | None]]:
+    def cut(self, flat: Tensor) -> list[_Member]:
         """Views of a flat vector of this one's size: for each perceptron its layers, and the code's matrix (code, width)."""
+        return [self._layers(row) for row in flat.view(self.n, -1)]
+
+    def _layers(self, rows: Tensor) -> _Member:
+        """Views of a row, or of n rows: blocks (n, inputs, outputs) and (n, 1, outputs) then."""
+        shapes = self.shape.blocks()
+        if rows.dim() == 2:
+            shapes = [(len(rows), *(1,) * (2 - len(block)), *block) for block in shapes]
+        parts = rows.split([math.prod(block) for block in self.shape.blocks()], -1)
+        blocks = (part.view(block) for part, block in zip(parts, shapes))
         per_layer = [2 + 2 * self.shape.norm] * len(self.shape.hidden) + [2] * bool(self.shape.outputs)
-        members = []
-        for row in flat.view(self.n, -1):
-            blocks = iter(_cut(row, self.shape.blocks()))
-            layers = [Layer(*(next(blocks) for _ in range(k))) for k in per_layer]
-            members.append((layers, next(blocks, None)))
-        return members
+        layers = [Layer(*islice(blocks, k)) for k in per_layer]
+        return layers, next(blocks, None)
 
     def initialise(self, generator: torch.Generator) -> None:
         """Draw parameters as `torch.nn.Linear` does: uniform within 1/sqrt(inputs)."""
@@ -160,13 +176,23 @@ class Perceptrons:
                 layers[-1].weight.mul_(self.shape.output_scale)
                 layers[-1].bias.mul_(self.shape.output_scale)
 
-    def forward(self, x: Tensor, codes: Tensor | None = None, first: int | None = None) -> Trace:
-        """Outputs for a batch (batch, inputs) that all perceptrons see, and codes (n, code) of their own; only the `first` so many, if asked."""
-        inputs, norms = [], []
-        for k, (layers, code) in enumerate(self.members[:first]):
-            h, seen, normalised = x, [], []
+    def forward(self, x: Tensor, codes: Tensor | None = None, first: int | None = None, keep: bool = True) -> Trace:
+        """Outputs for a batch.
+
+        Args:
+            x: (batch, inputs), which all perceptrons see.
+            codes: (n, code), of each its own.
+            first: only the first so many perceptrons.
+            keep: whether a backward pass follows. Without, memory is used again while it is in the cache.
+        """
+        n = self.n if first is None else first
+        stacked = n == self._stacked
+        inputs, norms, outputs = [], [], []
+        for k, (layers, code) in enumerate(self._stack if stacked else self.members[:n]):
+            h, seen, normalised = x.expand(n, -1, -1) if stacked else x, [], []
             for i, layer in enumerate(layers):
-                seen.append(h)
+                if keep:
+                    seen.append(h)
                 bias = layer.bias
                 if i == 0 and code is not None and codes is not None:
                     bias = torch.addmv(bias, code.t(), codes[k])
@@ -174,18 +200,22 @@ class Perceptrons:
                 if i == len(self.shape.hidden):
                     break
                 if layer.gain is not None and layer.shift is not None:
-                    width = h.shape[1]
-                    gain = layer.gain * unbias(width)
-                    y, mean, rstd = _norm(h, [width], gain, layer.shift, STD_EPS)
-                    normalised.append((h, mean, rstd, gain))
+                    gain = layer.gain * self._unbias[i]
+                    y, mean, rstd = _norm(h, (h.shape[-1],), gain, layer.shift, STD_EPS)
+                    if keep:
+                        normalised.append((h, mean, rstd, gain))
                     h = y
                 h = h.tanh_() if self.shape.tanh else torch.nn.functional.leaky_relu_(h, _SLOPE)
-            seen.append(h)
-            inputs.append(seen)
+            inputs.append([*seen, h])
             norms.append(normalised)
-        return Trace(torch.stack([seen[-1] for seen in inputs]), inputs, norms, codes)
+            outputs.append(h)
+        if len(outputs) > 1:
+            output = torch.stack(outputs)
+        else:
+            output = outputs[0] if stacked else outputs[0].unsqueeze(0)
+        return Trace(output, inputs, norms, codes)
 
-    def backward(self, trace: Trace, d: Tensor, weights: bool = True, inputs: bool = False) -> tuple[Tensor, ...]:
+    def backward(self, trace: Trace, d: Tensor, weights: bool = True, inputs: bool = False) -> list[Tensor]:
         """The chain rule through a forward pass.
 
         Args:
@@ -195,11 +225,20 @@ class Perceptrons:
             inputs: whether to give the derivatives by the inputs, (batch, inputs) for each perceptron; by the codes (code,) otherwise.
         """
         assert not weights or len(d) == self.n
-        return tuple(self._backward(k, trace, dk, weights, inputs) for k, dk in enumerate(d))
+        if len(d) == self._stacked:
+            return list(self._backward(self._stack[0], self._stack_grads[0] if weights else None, trace, 0, d, inputs))
+        return [
+            self._backward(member, self._grads[k] if weights else None, trace, k, dk, inputs)
+            for k, (member, dk) in enumerate(zip(self.members, d))
+        ]
 
-    def _backward(self, k: int, trace: Trace, d: Tensor, weights: bool, inputs: bool) -> Tensor:
-        (layers, code), seen = self.members[k], trace.inputs[k]
-        grads, code_grad = self._grads[k] if weights else ([], None)
+    def _backward(
+        self, member: _Member, gradients: _Member | None, trace: Trace, k: int, d: Tensor, inputs: bool
+    ) -> Tensor:
+        """`backward` through entry k of a trace; `gradients` to write to, if wanted."""
+        (layers, code), seen = member, trace.inputs[k]
+        grads, code_grad = gradients or ([], None)
+        weights = gradients is not None
         for i in reversed(range(len(layers))):
             layer = layers[i]
             if i < len(self.shape.hidden):
@@ -208,17 +247,17 @@ class Perceptrons:
                 else:
                     d = _leaky_backward(d, seen[i + 1], _SLOPE, True, grad_input=d)
                 if layer.gain is not None and layer.shift is not None:
-                    width, (x, mean, rstd, gain) = d.shape[1], trace.norms[k][i]
+                    x, mean, rstd, gain = trace.norms[k][i]
                     wanted = [True, weights, weights]
-                    d, d_gain, d_shift = _norm_backward(d, x, [width], mean, rstd, gain, layer.shift, wanted)
+                    d, d_gain, d_shift = _norm_backward(d, x, [d.shape[-1]], mean, rstd, gain, layer.shift, wanted)
                     if weights:
                         grad = grads[i]
                         assert grad.gain is not None and grad.shift is not None  # noqa: PT018
-                        torch.mul(d_gain, unbias(width), out=grad.gain)
+                        torch.mul(d_gain, self._unbias[i], out=grad.gain)
                         grad.shift.copy_(d_shift)
             if weights:
-                product(seen[i].t(), d, self.low, out=grads[i].weight)
-                torch.sum(d, 0, out=grads[i].bias)
+                product(seen[i].mT, d, self.low, out=grads[i].weight)
+                torch.sum(d, -2, keepdim=d.dim() == 3, out=grads[i].bias)
             if i > 0 or inputs:
                 d = product(d, layer.transposed, self.low)
         if code is not None and code_grad is not None and trace.codes is not None:
@@ -251,7 +290,10 @@ class Trained:
 
     def step(self) -> Tensor:
         """Clip the gradient, take one step of Adam, and give the gradient's norm before clipping."""
-        norm = torch.linalg.vector_norm(self.grads)
+        norm = torch.dot(self.grads, self.grads).sqrt_()
+        # A GPU is not asked, which would be to wait for it; on a CPU there is seldom anything to do.
+        if norm.is_cuda or norm.item() > self._max_norm:
+            self.grads *= (self._max_norm / (norm + 1e-6)).clamp_(max=1.0)
         self._steps += 1
         torch._fused_adam_(
             [self.values],
@@ -267,9 +309,6 @@ class Trained:
             eps=1e-8,
             amsgrad=False,
             maximize=False,
-            # The kernel divides gradients by this while it reads them.
-            grad_scale=((norm + 1e-6) / self._max_norm).clamp_(min=1.0).float(),
-            found_inf=None,
         )
         return norm
 
