@@ -33,6 +33,8 @@ ARMS = {
     "RL only": ("ERL-Re2", "RL_only", "EA=false"),
     "TD3 (SB3)": ("TD3", "curves", TD3),
     "bf16": ("ERL-Re2", "bf16", "precision=bf16"),
+    "RL only, plain": ("ERL-Re2", "plain_RL", "EA=false,use_ln=false"),
+    "TD3, by episode": ("TD3", "by_episode", f"{TD3},train_freq=[1,episode],gradient_steps=-1"),
 }
 # What else TD3 takes for an environment, as ERL-Re² does by itself (erl/data/erl_re2.toml).
 TD3_OF = {"Swimmer-v4": "gamma=0.9999"}
@@ -43,7 +45,10 @@ POLICIES = {
     "RL only": ("rl",),
     "TD3 (SB3)": ("agent",),
     "bf16": ("champion", "rl"),
+    "RL only, plain": ("rl",),
+    "TD3, by episode": ("agent",),
 }
+# Those that are run if nothing else is asked for, and drawn.
 COLOURS = {"ERL-Re2": "C0", "EA only": "C2", "RL only": "C1", "TD3 (SB3)": "0.4"}
 
 
@@ -143,6 +148,7 @@ def figure(groups: dict[tuple[str, int], dict[str, list[dict[str, Any]]]], path:
     matplotlib.rcParams["svg.hashsalt"] = "learning_curves"
     import matplotlib.pyplot as plt
 
+    groups = {key: {a: r for a, r in arms.items() if a in COLOURS} for key, arms in groups.items()}
     groups = {key: arms for key, arms in groups.items() if len(arms) > 1}
     fig, axes = plt.subplots(1, len(groups), figsize=(4.2 * len(groups), 3.6), layout="constrained", squeeze=False)
     for ax, ((env_id, budget), arms) in zip(axes[0], sorted(groups.items())):
@@ -169,7 +175,7 @@ def main() -> None:
     part = parts.add_parser("run")
     part.add_argument("--storage", default="sqlite:///curves.db")
     part.add_argument("--envs", default="HalfCheetah-v4,Hopper-v4,Swimmer-v4")
-    part.add_argument("--arms", default=",".join(name for name in ARMS if name != "bf16"))
+    part.add_argument("--arms", default=",".join(COLOURS))
     part.add_argument("--seeds", default="0,1,2")
     part.add_argument("--steps", type=int, default=300_000)
     part.add_argument("--workers")

@@ -23,10 +23,10 @@ class LayerNorm(nn.Module):
 
 
 class Representation(nn.Module):
-    def __init__(self, observations):
+    def __init__(self, observations, norm):
         super().__init__()
-        self.l1, self.n1 = nn.Linear(observations, 400), LayerNorm(400)
-        self.l2, self.n2 = nn.Linear(400, 300), LayerNorm(300)
+        self.l1, self.n1 = nn.Linear(observations, 400), norm(400)
+        self.l2, self.n2 = nn.Linear(400, 300), norm(300)
 
     def forward(self, s):
         return torch.tanh(self.n2(self.l2(torch.tanh(self.n1(self.l1(s))))))
@@ -35,10 +35,10 @@ class Representation(nn.Module):
 class Value(nn.Module):
     """One critic; with `pr`, one PeVFA."""
 
-    def __init__(self, inputs, pr=0, features=300):
+    def __init__(self, norm, inputs, pr=0, features=300):
         super().__init__()
-        self.l1, self.n1 = nn.Linear(inputs + pr, 400), LayerNorm(400)
-        self.l2, self.n2 = nn.Linear(400, 300), LayerNorm(300)
+        self.l1, self.n1 = nn.Linear(inputs + pr, 400), norm(400)
+        self.l2, self.n2 = nn.Linear(400, 300), norm(300)
         self.out = nn.Linear(300, 1)
         if pr:
             self.e1, self.e2, self.e3 = nn.Linear(features + 1, pr), nn.Linear(pr, pr), nn.Linear(pr, pr)
@@ -65,13 +65,14 @@ class Plain:
         self.settings = settings
         self.of_actions = settings.OFF_TYPE == 1
         n, inputs = settings.n_critics, observations + actions
+        norm = LayerNorm if settings.use_ln else nn.Identity
 
         def build():
             return (
-                Representation(observations),
+                Representation(observations, norm),
                 nn.Parameter(torch.zeros(actions, 301)),
-                nn.ModuleList(Value(inputs) for _ in range(n)),
-                nn.ModuleList(Value(inputs if self.of_actions else 300, settings.pr) for _ in range(n)),
+                nn.ModuleList(Value(norm, inputs) for _ in range(n)),
+                nn.ModuleList(Value(norm, inputs if self.of_actions else 300, settings.pr) for _ in range(n)),
             )
 
         self.z, self.head, self.critics, self.pevfa = build()

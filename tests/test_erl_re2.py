@@ -394,8 +394,9 @@ def test_a_fault_fails_its_own_lifetime():
 # -- agents --
 
 
-def test_agents_are_the_policies_and_load_in_sb3(tmp_path):
-    t = _Training(spec(), Ledger(), Outputs())
+@pytest.mark.parametrize("use_ln", [True, False])
+def test_agents_are_the_policies_and_load_in_sb3(tmp_path, use_ln):
+    t = _Training(spec(use_ln=use_ln), Ledger(), Outputs())
     agent = t.run()
     t.close()
     agent.save(tmp_path, "agent")

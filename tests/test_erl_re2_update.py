@@ -54,6 +54,7 @@ CASES = {
     "of representation": {"OFF_TYPE": 0},
     "DDPG": {"algorithm": "DDPG"},
     "without evolution": {"EA": False},
+    "not normalised": {"use_ln": False},
 }
 
 

@@ -89,8 +89,10 @@ def test_what_leaves_no_trace_gives_the_same(name):
     assert torch.equal(made.forward(x, codes, keep=False).output, made.forward(x, codes).output)
 
 
-def test_bfloat16_rounds_the_factors_of_wide_products_only():
-    a, b, bias, out = torch.randn(150, 130), torch.randn(130, 140), torch.randn(140), torch.empty(150, 140)
+@pytest.mark.parametrize("stacked", [False, True])
+def test_bfloat16_rounds_the_factors_of_wide_products_only(stacked):
+    n = (2,) if stacked else ()
+    a, b, bias, out = (torch.randn(*n, *shape) for shape in ((150, 130), (130, 140), (1, 140), (150, 140)))
     rounded = a.bfloat16().double() @ b.bfloat16().double()
     exact = a.double() @ b.double()
     knows = torch.cpu._is_avx512_bf16_supported()
@@ -98,18 +100,19 @@ def test_bfloat16_rounds_the_factors_of_wide_products_only():
         (product(a, b, True), 0.0),
         (product(a, b, True, bias), bias),
         (product(a, b, True, out=out), 0.0),
-        (product(a.t().contiguous().t(), b.t().contiguous().t(), True), 0.0),
+        (product(a.mT.contiguous().mT, b.mT.contiguous().mT, True), 0.0),
     ):
         # Where the processor has no bfloat16 the kernel may round or not.
         errors = [(result - more - expected).abs().max() for expected in (rounded, exact)]
         assert (errors[0] if knows else min(errors)) < 1e-4
-    assert torch.equal(product(a[:127], b, True), torch.mm(a[:127], b))
-    assert torch.equal(product(a, b), torch.mm(a, b))
+    assert torch.equal(product(a[..., :127, :], b, True), a[..., :127, :] @ b)
+    assert torch.equal(product(a, b), a @ b)
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_bfloat16_differs_by_its_rounding():
-    exact, values, grads = perceptrons(Shape(150, (150, 150), 1), 2)
+@pytest.mark.parametrize("norm", [True, False])
+def test_bfloat16_differs_by_its_rounding(norm):
+    exact, values, grads = perceptrons(Shape(150, (150, 150), 1, norm=norm), 2)
     rounded_grads = torch.zeros_like(grads)
     rounded = Perceptrons(exact.shape, 2, values, rounded_grads, low=True)
     x = torch.randn(150, 150)

@@ -34,6 +34,7 @@ class Re2Settings:
         frac: share of an action's weights that a mutation changes.
         prob_reset_and_sup: probability of a super-mutation, and of a reset, of an action's weights.
         sync_period: generations between two copies of the RL head into the population.
+        use_ln: whether hidden layers are normalised.
         pr: length of a policy's code.
         OFF_TYPE: 1: the policies' value function sees (s, a); 0: the representation.
         K: heads for which the representation is improved in one update.
@@ -68,6 +69,7 @@ class Re2Settings:
     elite_fraction: float = 0.2
     mutation_prob: float = 0.9
     prob_reset_and_sup: float = 0.05
+    use_ln: bool = True
     pr: int = 64
     OFF_TYPE: int = 1
     K: int = 1

@@ -46,7 +46,8 @@ class PolicyValue:
     @staticmethod
     def _shapes(settings: Re2Settings, inputs: int, features: int) -> tuple[Shape, Shape]:
         pr = settings.pr
-        return Shape(features + 1, (pr, pr), pr, norm=False), Shape(inputs, code=pr, output_scale=0.1)
+        value = Shape(inputs, code=pr, norm=settings.use_ln, output_scale=0.1)
+        return Shape(features + 1, (pr, pr), pr, norm=False), value
 
     @classmethod
     def size(cls, settings: Re2Settings, inputs: int, features: int) -> int:
@@ -111,7 +112,7 @@ class TwoScale:
         self._of_actions = settings.OFF_TYPE == 1
         value_inputs = observations + actions if self._of_actions else self.features
 
-        shape = Shape(observations, self.hidden, 0, tanh=True)
+        shape = Shape(observations, self.hidden, 0, tanh=True, norm=settings.use_ln)
         self.representation = Trained(shape.size(1), rate, device=device)
         self._z = Perceptrons(shape, 1, self.representation.values, self.representation.grads, low)
         self._z_target = Perceptrons(shape, 1, self.representation.target, low=low)
@@ -121,7 +122,7 @@ class TwoScale:
             flat.view(actions, self.features + 1) for flat in (self.head.values, self.head.grads, self.head.target)
         )
 
-        shape = Shape(observations + actions, self.hidden, output_scale=0.1)
+        shape = Shape(observations + actions, self.hidden, norm=settings.use_ln, output_scale=0.1)
         self.critic = Trained(shape.size(n), rate, device=device)
         self._q = Perceptrons(shape, n, self.critic.values, self.critic.grads, low)
         self._q_target = Perceptrons(shape, n, self.critic.target, low=low)

@@ -19,11 +19,13 @@ from erl.learners.off_policy_networks import STD_EPS, Layer, unbias
 class ShapedPolicy(TD3Policy):
     """TD3's policy with normalised hidden layers: tanh in the actor, leaky ReLU in the critics. `net_arch` has their widths."""
 
+    normalised = True
+
     def make_actor(self, features_extractor: Any = None) -> Any:
         """An actor."""
         actor = super().make_actor(features_extractor)
         outputs = int(np.prod(self.action_space.shape or (1,)))
-        body, width = _body(actor.features_dim, self.actor_kwargs["net_arch"], nn.Tanh)
+        body, width = self._body(actor.features_dim, self.actor_kwargs["net_arch"], nn.Tanh)
         actor.mu = nn.Sequential(*body, nn.Linear(width, outputs), nn.Tanh())
         return actor.to(self.device)
 
@@ -32,18 +34,23 @@ class ShapedPolicy(TD3Policy):
         critic = super().make_critic(features_extractor)
         inputs = self.observation_space.shape[0] + self.action_space.shape[0]  # type: ignore[index]
         for k in range(critic.n_critics):
-            body, width = _body(inputs, self.critic_kwargs["net_arch"], nn.LeakyReLU)
+            body, width = self._body(inputs, self.critic_kwargs["net_arch"], nn.LeakyReLU)
             critic.q_networks[k] = network = nn.Sequential(*body, nn.Linear(width, 1))
             setattr(critic, f"qf{k}", network)
         return critic.to(self.device)
 
+    def _body(self, width: int, hidden: Any, activation: type[nn.Module]) -> tuple[list[nn.Module], int]:
+        layers: list[nn.Module] = []
+        for size in hidden:
+            layers += [nn.Linear(width, size), *[nn.LayerNorm(size, eps=STD_EPS)] * self.normalised, activation()]
+            width = size
+        return layers, width
 
-def _body(width: int, hidden: Any, activation: type[nn.Module]) -> tuple[list[nn.Module], int]:
-    layers: list[nn.Module] = []
-    for size in hidden:
-        layers += [nn.Linear(width, size), nn.LayerNorm(size, eps=STD_EPS), activation()]
-        width = size
-    return layers, width
+
+class PlainPolicy(ShapedPolicy):
+    """The same without normalisation."""
+
+    normalised = False
 
 
 def td3_model(
@@ -58,7 +65,7 @@ def td3_model(
     """A `stable_baselines3.TD3` without environment and with an empty buffer of one transition: set it anew to train on.
 
     Args:
-        actors: layers of the actor and of its target.
+        actors: layers of the actor and of its target, all hidden ones normalised or none.
         critics: of each critic, and of each one's target.
         observation_space: of what the policy sees.
         action_space: of the environment.
@@ -67,7 +74,7 @@ def td3_model(
         settings: further arguments of `TD3`.
     """
     model = TD3(
-        ShapedPolicy,
+        PlainPolicy if actors[0][0].gain is None else ShapedPolicy,
         None,  # type: ignore[arg-type]
         buffer_size=1,
         policy_kwargs=policy_kwargs,

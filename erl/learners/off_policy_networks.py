@@ -27,17 +27,16 @@ _leaky_backward = torch.ops.aten.leaky_relu_backward.grad_input
 def product(a: Tensor, b: Tensor, low: bool = False, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """Matrix product, or one for each entry of three-dimensional factors, plus a bias if given.
 
-    Where `low`, the factors of a single wide one are rounded to bfloat16, but neither sums nor result. The rounding is that of PyTorch's float32 matmul precision "medium", inside the kernel: to convert factors beforehand takes as long as the
+    Where `low`, the factors of wide ones are rounded to bfloat16, but neither sums nor result. The rounding is that of PyTorch's float32 matmul precision "medium", inside the kernel: to convert factors beforehand takes as long as the
     faster product saves. A processor without bfloat16 leaves it out, a GPU may round to TF32, which has more digits.
     """
-    if a.dim() == 3:
-        return torch.bmm(a, b, out=out) if bias is None else torch.baddbmm(bias, a, b, out=out)
-    if not low or min(*a.shape, b.shape[1]) < WIDE:
-        return torch.mm(a, b, out=out) if bias is None else torch.addmm(bias, a, b, out=out)
+    multiply, multiply_and_add = (torch.mm, torch.addmm) if a.dim() == 2 else (torch.bmm, torch.baddbmm)
+    if not low or min(*a.shape[-2:], b.shape[-1]) < WIDE:
+        return multiply(a, b, out=out) if bias is None else multiply_and_add(bias, a, b, out=out)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
-        result = torch.mm(a, b, out=out)
+        result = multiply(a, b, out=out)
     finally:
         torch.set_float32_matmul_precision(before)
     return result if bias is None else result.add_(bias)
