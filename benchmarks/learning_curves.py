@@ -33,8 +33,9 @@ ARMS = {
     "RL only": ("ERL-Re2", "RL_only", "EA=false"),
     "TD3 (SB3)": ("TD3", "curves", TD3),
     "bf16": ("ERL-Re2", "bf16", "precision=bf16"),
-    "RL only, plain": ("ERL-Re2", "plain_RL", "EA=false,use_ln=false"),
-    "TD3, by episode": ("TD3", "by_episode", f"{TD3},train_freq=[1,episode],gradient_steps=-1"),
+    "RL only without norm": ("ERL-Re2", "plain_RL", "EA=false,use_ln=false"),
+    "ERL-Re2 without norm": ("ERL-Re2", "no_ln", "use_ln=false"),
+    "TD3 by episode": ("TD3", "by_episode", f"{TD3},train_freq=[1,episode],gradient_steps=-1"),
 }
 # What else TD3 takes for an environment, as ERL-Re² does by itself (erl/data/erl_re2.toml).
 TD3_OF = {"Swimmer-v4": "gamma=0.9999"}
@@ -45,8 +46,9 @@ POLICIES = {
     "RL only": ("rl",),
     "TD3 (SB3)": ("agent",),
     "bf16": ("champion", "rl"),
-    "RL only, plain": ("rl",),
-    "TD3, by episode": ("agent",),
+    "RL only without norm": ("rl",),
+    "ERL-Re2 without norm": ("champion", "rl"),
+    "TD3 by episode": ("agent",),
 }
 # Those that are run if nothing else is asked for, and drawn.
 COLOURS = {"ERL-Re2": "C0", "EA only": "C2", "RL only": "C1", "TD3 (SB3)": "0.4"}

@@ -77,7 +77,7 @@ class Plain:
 
         self.z, self.head, self.critics, self.pevfa = build()
         self.z_target, self.head_target, self.critics_target, self.pevfa_target = build()
-        self.optimisers = [torch.optim.Adam(p, lr=1e-3) for p in self.parameters()]
+        self.optimisers = [torch.optim.Adam(p, lr=settings.learning_rate) for p in self.parameters()]
 
     def parameters(self):
         """In the order of `TwoScale.networks`."""

@@ -10,6 +10,7 @@ from erl.errors import UserError
 from erl.learners.erl_re2_settings import Re2Settings, environment_defaults
 from erl.learners.erl_re2_update import Draws, TwoScale, act, new_heads
 from erl.learners.off_policy import Batch
+from erl.learners.off_policy_networks import product
 
 OBSERVATIONS, ACTIONS, BATCH = 5, 3, 32
 
@@ -31,26 +32,26 @@ def make(seed=0, **config):
     return s, fast, plain
 
 
-def batches(n, s, seed=3, evolving=True):
+def batches(n, s, seed=3, evolving=True, size=BATCH):
     g = torch.Generator().manual_seed(seed)
     heads = new_heads(4, ACTIONS, 300, g)
     for k in range(n):
         columns = (
-            torch.randn(BATCH, OBSERVATIONS, generator=g),
-            torch.rand(BATCH, ACTIONS, generator=g) * 2 - 1,
-            torch.randn(BATCH, OBSERVATIONS, generator=g),
-            torch.randn(BATCH, 1, generator=g),
-            (torch.rand(BATCH, 1, generator=g) > 0.2).float(),
+            torch.randn(size, OBSERVATIONS, generator=g),
+            torch.rand(size, ACTIONS, generator=g) * 2 - 1,
+            torch.randn(size, OBSERVATIONS, generator=g),
+            torch.randn(size, 1, generator=g),
+            (torch.rand(size, 1, generator=g) > 0.2).float(),
         )
         batch = Batch(torch.cat(columns, 1), [column.shape[1] for column in columns])
-        noise = torch.randn(BATCH, ACTIONS, generator=g)
+        noise = torch.randn(size, ACTIONS, generator=g)
         valued = heads[k % 4] if s.EA else None
         yield batch, Draws(noise, valued, heads[1 : 1 + s.K] if s.EA and evolving else None)
 
 
 CASES = {
     "published": {},
-    "K": {"K": 3, "actor_alpha": 0.7, "EA_actor_alpha": 0.3},
+    "K": {"K": 3, "actor_alpha": 0.7, "EA_actor_alpha": 0.3, "learning_rate": 3e-4},
     "of representation": {"OFF_TYPE": 0},
     "DDPG": {"algorithm": "DDPG"},
     "without evolution": {"EA": False},
@@ -177,6 +178,24 @@ def test_value_of_many_policies_is_that_of_each():
             one = observations[k : k + 1]
             x = torch.cat([one, act(heads[k], plain.z(one))], 1)
             assert value.item() == pytest.approx(min(v(x, heads[k]).item() for v in plain.pevfa), abs=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("config", [{}, {"OFF_TYPE": 0}, {"use_ln": False}])
+def test_what_bfloat16_rounds(monkeypatch, precision, config):
+    asked = []
+
+    def spy(a, b, low=False, bias=None, out=None):
+        if min(*a.shape[-2:], b.shape[-1]) >= 128:
+            asked.append(low)
+        return product(a, b, low, bias, out)
+
+    monkeypatch.setattr("erl.learners.off_policy_networks.product", spy)
+    s, fast, _ = make(precision=precision, **config)
+    batch, draws = next(batches(1, s, size=128))
+    fast.update(batch, draws, improve=True)
+    assert len(asked) > 20 - 8 * (not s.use_ln)  # twins without normalisation are one product
+    assert set(asked) == {precision == "bf16"}
 
 
 def test_initial_weights():

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from erl.learners.off_policy import Batch, Captured, ReplayBuffer, smoothed
-from erl.learners.off_policy_networks import Perceptrons, Shape, Trained, product, soft_update
+from erl.learners.off_policy_networks import Perceptrons, Shape, Trained, product, shortening, soft_update
 
 
 def perceptrons(shape, n, seed=0, low=False):
@@ -107,7 +107,59 @@ def test_bfloat16_rounds_the_factors_of_wide_products_only(stacked):
         assert (errors[0] if knows else min(errors)) < 1e-4
     assert torch.equal(product(a[..., :127, :], b, True), a[..., :127, :] @ b)
     assert torch.equal(product(a, b), a @ b)
-    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.fixture
+def precisions():
+    """PyTorch's settings of the rounding of factors, from the general to the special; they are put back afterwards."""
+    owners = (torch.backends, torch.backends.mkldnn, torch.backends.mkldnn.matmul)
+
+    def read():
+        return tuple(owner.fp32_precision for owner in owners)
+
+    def write(values):
+        for owner, value in zip(owners, values, strict=True):
+            owner.fp32_precision = value
+
+    write(("none", "none", "none"))
+    yield read, write
+    write(("none", "none", "none"))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [("none", "none", "none"), ("ieee", "none", "none"), ("bf16", "none", "none"), ("none", "bf16", "ieee"), ("none", "none", "bf16"), ("tf32", "none", "ieee")],
+)  # fmt: skip
+def test_bfloat16_leaves_the_process_as_it_was(precisions, values):
+    read, write = precisions
+    write(values)
+    before = read()
+    a, out = torch.randn(130, 130), torch.empty(130, 130)
+    product(a, a, True)
+    assert read() == before
+    with pytest.raises(RuntimeError):
+        product(a, a[:129], True)
+    with pytest.raises(RuntimeError):
+        product(a, a, True, out=out.double())
+    assert read() == before
+    # What follows a more general setting still does.
+    torch.backends.mkldnn.fp32_precision = "bf16"
+    special = values[2] if values[2] != "none" else "bf16"
+    assert torch.backends.mkldnn.matmul.fp32_precision == special
+
+
+def test_every_wide_product_of_a_low_network_is_rounded(monkeypatch):
+    asked = []
+
+    def spy(a, b, low=False, bias=None, out=None):
+        asked.append((min(*a.shape[-2:], b.shape[-1]) >= 128, low))
+        return product(a, b, low, bias, out)
+
+    monkeypatch.setattr("erl.learners.off_policy_networks.product", spy)
+    made, _, _ = perceptrons(Shape(5, (130, 130, 130), 1), 2, low=True)
+    made.backward(made.forward(torch.randn(128, 5)), torch.ones(2, 128, 1))
+    assert all(low for _, low in asked)
+    assert sum(wide for wide, _ in asked) == 2 * (2 + 2 * 2)  # forward, and backward by weights and by inputs, of two
 
 
 @pytest.mark.parametrize("norm", [True, False])
@@ -149,6 +201,8 @@ def test_adam_with_clipping_is_torchs():
         mine.grads.copy_(grad)
         theirs.grad = grad.clone()
         norm = torch.nn.utils.clip_grad_norm_([theirs], 1.0)
+        # A GPU multiplies by this whatever the norm.
+        torch.testing.assert_close(grad * shortening(norm, 1.0), theirs.grad)
         torch.testing.assert_close(mine.step(), norm)
         adam.step()
         torch.testing.assert_close(mine.values, theirs.data, rtol=1e-6, atol=1e-7)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,23 +23,30 @@ _norm = torch.native_layer_norm
 _norm_backward = torch.ops.aten.native_layer_norm_backward
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 _leaky_backward = torch.ops.aten.leaky_relu_backward.grad_input
+# PyTorch's setting of how factors are rounded, the one that it follows, and what is wanted.
+_CPU: tuple[Any, Any, str] = (torch.backends.mkldnn.matmul, torch.backends.mkldnn, "bf16")  # type: ignore[attr-defined]
+_GPU: tuple[Any, Any, str] = (torch.backends.cuda.matmul, torch.backends, "tf32")
 
 
 def product(a: Tensor, b: Tensor, low: bool = False, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """Matrix product, or one for each entry of three-dimensional factors, plus a bias if given.
 
-    Where `low`, the factors of wide ones are rounded to bfloat16, but neither sums nor result. The rounding is that of PyTorch's float32 matmul precision "medium", inside the kernel: to convert factors beforehand takes as long as the
-    faster product saves. A processor without bfloat16 leaves it out, a GPU may round to TF32, which has more digits.
+    Where `low`, the factors of wide ones are rounded to bfloat16 (on a GPU to TF32, which has more digits), but neither sums nor result. The
+    rounding is PyTorch's, inside the kernel: to convert factors beforehand takes as long as the faster product saves. A processor without bfloat16
+    leaves it out.
     """
     multiply, multiply_and_add = (torch.mm, torch.addmm) if a.dim() == 2 else (torch.bmm, torch.baddbmm)
     if not low or min(*a.shape[-2:], b.shape[-1]) < WIDE:
         return multiply(a, b, out=out) if bias is None else multiply_and_add(bias, a, b, out=out)
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
+    # The setting is the process's: others in it find it as it was. "none" follows the more general one.
+    matmul, general, precision = _GPU if a.is_cuda else _CPU
+    before = matmul.fp32_precision
+    restored = "none" if before == general.fp32_precision else before
+    matmul.fp32_precision = precision
     try:
         result = multiply(a, b, out=out)
     finally:
-        torch.set_float32_matmul_precision(before)
+        matmul.fp32_precision = restored
     return result if bias is None else result.add_(bias)
 
 
@@ -270,6 +278,11 @@ def unbias(n: int) -> float:
     return math.sqrt((n - 1) / n)
 
 
+def shortening(norm: Tensor, max_norm: float) -> Tensor:
+    """What to multiply a vector of this norm by so that it is no longer than `max_norm`, as `torch.nn.utils.clip_grad_norm_` does."""
+    return (max_norm / (norm + 1e-6)).clamp_(max=1.0)
+
+
 class Trained:
     """A flat vector of parameters with its gradient, Adam's moments and, if wanted, a target that follows it.
 
@@ -292,7 +305,7 @@ class Trained:
         norm = torch.dot(self.grads, self.grads).sqrt_()
         # A GPU is not asked, which would be to wait for it; on a CPU there is seldom anything to do.
         if norm.is_cuda or norm.item() > self._max_norm:
-            self.grads *= (self._max_norm / (norm + 1e-6)).clamp_(max=1.0)
+            self.grads *= shortening(norm, self._max_norm)
         self._steps += 1
         torch._fused_adam_(
             [self.values],
