@@ -42,7 +42,8 @@ class ShapedPolicy(TD3Policy):
     def _body(self, width: int, hidden: Any, activation: type[nn.Module]) -> tuple[list[nn.Module], int]:
         layers: list[nn.Module] = []
         for size in hidden:
-            layers += [nn.Linear(width, size), *[nn.LayerNorm(size, eps=STD_EPS)] * self.normalised, activation()]
+            norm = [nn.LayerNorm(size, eps=STD_EPS)] if self.normalised else []
+            layers += [nn.Linear(width, size), *norm, activation()]
             width = size
         return layers, width
 
