@@ -149,10 +149,9 @@ class Perceptrons:
         self._grads = [] if grads is None else self.cut(grads)
         # As tensors: numbers would be made into tensors at every use.
         self._unbias = [values.new_tensor(unbias(width)) for width in shape.hidden]
-        self._stacked = n if n > 1 and not shape.norm and not shape.code else 0
-        if self._stacked:
-            self._stack = [self._layers(values.view(n, -1))]
-            self._stack_grads = [] if grads is None else [self._layers(grads.view(n, -1))]
+        stacked = n > 1 and not shape.norm and not shape.code
+        self._stack = self._layers(values.view(n, -1)) if stacked else None
+        self._stack_grads = self._layers(grads.view(n, -1)) if stacked and grads is not None else None
 
     def cut(self, flat: Tensor) -> list[_Member]:
         """Views of a flat vector of this one's size: for each perceptron its layers, and the code's matrix (code, width)."""
@@ -193,10 +192,10 @@ class Perceptrons:
             keep: whether a backward pass follows. Without, memory is used again while it is in the cache.
         """
         n = self.n if first is None else first
-        stacked = n == self._stacked
+        stack = self._stack if n == self.n else None
         inputs, norms, outputs = [], [], []
-        for k, (layers, code) in enumerate(self._stack if stacked else self.members[:n]):
-            h, seen, normalised = x.expand(n, -1, -1) if stacked else x, [], []
+        for k, (layers, code) in enumerate([stack] if stack else self.members[:n]):
+            h, seen, normalised = x.expand(n, -1, -1) if stack else x, [], []
             for i, layer in enumerate(layers):
                 if keep:
                     seen.append(h)
@@ -219,7 +218,7 @@ class Perceptrons:
         if len(outputs) > 1:
             output = torch.stack(outputs)
         else:
-            output = outputs[0] if stacked else outputs[0].unsqueeze(0)
+            output = outputs[0] if stack else outputs[0].unsqueeze(0)
         return Trace(output, inputs, norms, codes)
 
     def backward(self, trace: Trace, d: Tensor, weights: bool = True, inputs: bool = False) -> list[Tensor]:
@@ -232,8 +231,8 @@ class Perceptrons:
             inputs: whether to give the derivatives by the inputs, (batch, inputs) for each perceptron; by the codes (code,) otherwise.
         """
         assert not weights or len(d) == self.n
-        if len(d) == self._stacked:
-            return list(self._backward(self._stack[0], self._stack_grads[0] if weights else None, trace, 0, d, inputs))
+        if self._stack and len(d) == self.n:
+            return list(self._backward(self._stack, self._stack_grads if weights else None, trace, 0, d, inputs))
         return [
             self._backward(member, self._grads[k] if weights else None, trace, k, dk, inputs)
             for k, (member, dk) in enumerate(zip(self.members, d))
