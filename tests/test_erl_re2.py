@@ -2,6 +2,7 @@
 
 import errno
 import json
+import pickle
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -605,6 +606,16 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch, at, con
     assert torch.equal(weights(straight.companions["rl"]), weights(resumed.companions["rl"]))
     assert ledger.episodes == again.episodes
     assert ledger.notes() == again.notes()
+
+
+def test_a_checkpoint_from_before_normalisation_was_a_setting(tmp_path):
+    s, path = spec(steps=300), tmp_path / "a.pkl"
+    kill_training(s, path, 256)
+    content = pickle.loads(path.read_bytes())
+    assert content["state"]["settings"].pop("use_ln")
+    path.write_bytes(pickle.dumps(content))
+    _, ledger = train(s, checkpoint=str(path), checkpoint_seconds=1e9)
+    assert ledger.earlier[0] > 0
 
 
 @pytest.mark.parametrize("damage", ["state", "buffer", "missing", "defaults"])

@@ -111,8 +111,8 @@ def test_bfloat16_rounds_the_factors_of_wide_products_only(stacked):
 
 @pytest.fixture
 def precisions():
-    """PyTorch's settings of the rounding of factors, from the general to the special; they are put back afterwards."""
-    owners = (torch.backends, torch.backends.mkldnn, torch.backends.mkldnn.matmul)
+    """PyTorch's settings of the rounding of factors, the general and the special one; they are put back afterwards."""
+    owners = (torch.backends, torch.backends.mkldnn.matmul)
 
     def read():
         return tuple(owner.fp32_precision for owner in owners)
@@ -121,15 +121,15 @@ def precisions():
         for owner, value in zip(owners, values, strict=True):
             owner.fp32_precision = value
 
-    write(("none", "none", "none"))
+    write(("none", "none"))
     yield read, write
-    write(("none", "none", "none"))
+    write(("none", "none"))
 
 
 @pytest.mark.parametrize(
     "values",
-    [("none", "none", "none"), ("ieee", "none", "none"), ("bf16", "none", "none"), ("none", "bf16", "ieee"), ("none", "none", "bf16"), ("tf32", "none", "ieee")],
-)  # fmt: skip
+    [("none", "none"), ("ieee", "none"), ("bf16", "none"), ("none", "ieee"), ("none", "bf16"), ("tf32", "ieee")],
+)
 def test_bfloat16_leaves_the_process_as_it_was(precisions, values):
     read, write = precisions
     write(values)
@@ -142,10 +142,10 @@ def test_bfloat16_leaves_the_process_as_it_was(precisions, values):
     with pytest.raises(RuntimeError):
         product(a, a, True, out=out.double())
     assert read() == before
-    # What follows a more general setting still does.
-    torch.backends.mkldnn.fp32_precision = "bf16"
-    special = values[2] if values[2] != "none" else "bf16"
-    assert torch.backends.mkldnn.matmul.fp32_precision == special
+    # What follows the general setting still does.
+    for general in ("ieee", "bf16"):
+        torch.backends.fp32_precision = general
+        assert read()[1] == (general if values[1] == "none" else values[1])
 
 
 def test_every_wide_product_of_a_low_network_is_rounded(monkeypatch):

@@ -398,7 +398,8 @@ class _Training:
         state = load_checkpoint(path, self.spec, frozenset(self._PARTS + self._COUNTERS))
         if path is None or state is None:
             return
-        if state["settings"] != asdict(self.settings):
+        # Hidden layers were normalised before that was a setting.
+        if {"use_ln": True, **state["settings"]} != asdict(self.settings):
             set_aside(path, "the learner's defaults have changed since")
             return
         try:

@@ -25,7 +25,7 @@ _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 _leaky_backward = torch.ops.aten.leaky_relu_backward.grad_input
 # PyTorch's setting of how factors are rounded, the one that it follows, and what is wanted.
 _CPU: tuple[Any, Any, str] = (torch.backends.mkldnn.matmul, torch.backends.mkldnn, "bf16")  # type: ignore[attr-defined]
-_GPU: tuple[Any, Any, str] = (torch.backends.cuda.matmul, torch.backends, "tf32")
+_GPU: tuple[Any, Any, str] = (torch.backends.cuda.matmul, torch.backends.cudnn, "tf32")
 
 
 def product(a: Tensor, b: Tensor, low: bool = False, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
@@ -38,7 +38,7 @@ def product(a: Tensor, b: Tensor, low: bool = False, bias: Tensor | None = None,
     multiply, multiply_and_add = (torch.mm, torch.addmm) if a.dim() == 2 else (torch.bmm, torch.baddbmm)
     if not low or min(*a.shape[-2:], b.shape[-1]) < WIDE:
         return multiply(a, b, out=out) if bias is None else multiply_and_add(bias, a, b, out=out)
-    # The setting is the process's: others in it find it as it was. "none" follows the more general one.
+    # The setting is the process's: others in it find it as it was. "none" follows the more general one; PyTorch does not tell that from the same value.
     matmul, general, precision = _GPU if a.is_cuda else _CPU
     before = matmul.fp32_precision
     restored = "none" if before == general.fp32_precision else before
