@@ -157,13 +157,13 @@ class Reporting(LocalExecutor):
 def test_a_host_that_went_down_is_noticed_by_another_whose_clock_leaps(storage, monkeypatch):
     """The first host's coordinator is killed; the second, which cannot see its processes, waits for signs, and goes on."""
     monkeypatch.setattr(leases, "LEASE_SECONDS", 3.0)
-    case = faults.Case(storage, nb_trials=4)
+    case = faults.Case(storage, nb_trials=4, training_steps=32 * 20)
     process = case.start(before=lambda: _be("first", leap=0))
     while not case.look():
         time.sleep(0.05)
     process.kill()
     process.join()
-    case.look()
+    assert case.look() < 8, "killed too late"
     start = time.monotonic()
     process = case.start(before=lambda: _be("second", leap=10**6))
     process.join(100)
