@@ -555,12 +555,13 @@ def test_targets_of_the_model_that_is_handed_over():
     assert torch.equal(online, target)
 
 
-def test_bfloat16_where_the_processor_does_not_know_it(monkeypatch, caplog):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+@pytest.mark.parametrize("rounds", [True, False])
+def test_bfloat16_without_effect_is_said(monkeypatch, caplog, rounds):
+    monkeypatch.setattr("erl.learners.erl_re2.rounds_to_bfloat16", lambda: rounds)
     train(spec(steps=100))
     assert not caplog.records
     train(spec(steps=100, precision="bf16", batch_size=128))
-    assert "does not know bfloat16" in caplog.text
+    assert ("precision=bf16 changes nothing on this processor" in caplog.text) != rounds
 
 
 # -- reproduction --

@@ -35,6 +35,7 @@ from erl.learners.erl_re2_update import Draws, TwoScale, act, new_heads
 from erl.learners.inner import InnerLog, Report, Scores, note
 from erl.learners.off_policy import Captured, ReplayBuffer
 from erl.learners.off_policy_models import td3_model
+from erl.learners.off_policy_networks import rounds_to_bfloat16
 from erl.learners.sb3 import SB3Agent
 from erl.spec import LifetimeSpec
 from erl.tasks import Ledger, shared_seconds
@@ -77,8 +78,8 @@ class Re2Learner:
 def _train_one(spec: LifetimeSpec, ledger: Ledger, output: Outputs) -> SB3Agent:
     training, threads = _Training(spec, ledger, output), torch.get_num_threads()
     s = training.settings
-    if s.precision == "bf16" and s.device == "cpu" and not torch.cpu._is_avx512_bf16_supported():
-        _log.warning("this processor does not know bfloat16: it makes nothing faster here")
+    if s.precision == "bf16" and s.device == "cpu" and not rounds_to_bfloat16():
+        _log.warning("precision=bf16 changes nothing on this processor: PyTorch multiplies in single precision here")
     torch.set_num_threads(s.threads)
     try:
         return training.run()

@@ -8,6 +8,7 @@ implementation in the tests holds them to the equations. Everything runs on any 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -32,8 +33,8 @@ def product(a: Tensor, b: Tensor, low: bool = False, bias: Tensor | None = None,
     """Matrix product, or one for each entry of three-dimensional factors, plus a bias if given.
 
     Where `low`, the factors of wide ones are rounded to bfloat16 (on a GPU to TF32, which has more digits), but neither sums nor result. The
-    rounding is PyTorch's, inside the kernel: to convert factors beforehand takes as long as the faster product saves. A processor without bfloat16
-    leaves it out.
+    rounding is PyTorch's, inside the kernel: to convert factors beforehand takes as long as the faster product saves. On many processors PyTorch
+    does not round at all: `rounds_to_bfloat16` tells.
     """
     multiply, multiply_and_add = (torch.mm, torch.addmm) if a.dim() == 2 else (torch.bmm, torch.baddbmm)
     if not low or min(*a.shape[-2:], b.shape[-1]) < WIDE:
@@ -48,6 +49,20 @@ def product(a: Tensor, b: Tensor, low: bool = False, bias: Tensor | None = None,
     finally:
         matmul.fp32_precision = restored
     return result if bias is None else result.add_(bias)
+
+
+@cache
+def rounds_to_bfloat16() -> bool:
+    """Whether `product(..., low=True)` rounds on this processor, found by a product and not by what the processor says of itself.
+
+    PyTorch's setting is a permission. Processors with AMX use it; others with bfloat16 instructions do not, and compute in single precision.
+    """
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(2 * WIDE, 2 * WIDE, generator=generator) for _ in range(2))
+    exact = a.double() @ b.double()
+    rounded = a.bfloat16().double() @ b.bfloat16().double()
+    result = product(a, b, low=True).double()
+    return bool((result - rounded).abs().max() < (result - exact).abs().max())
 
 
 @dataclass(frozen=True)
