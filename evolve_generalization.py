@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from erl.cli import main
-from erl.evolution import GeneralizationConfig, evolve
+from erl.experiments.evolution import GeneralizationConfig, evolve
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from erl.cli import main
-from erl.evolution import MultiEvolutionConfig, evolve
+from erl.experiments.evolution import MultiEvolutionConfig, evolve
 
 
 @dataclass(frozen=True)

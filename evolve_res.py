@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from erl.cli import main
-from erl.evolution import EvolutionConfig, evolve
+from erl.experiments.evolution import EvolutionConfig, evolve
 
 
 @dataclass(frozen=True)

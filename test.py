@@ -1,9 +1,11 @@
-"""Test the best evolved reservoir on unseen seeds: agents with it against agents without (ER-MRL)."""
+"""Test the best evolved reservoir on unseen seeds: agents with it against agents without
+(ER-MRL).
+"""
 
 from dataclasses import dataclass
 
 from erl.cli import main
-from erl.comparison import ComparisonConfig, compare
+from erl.experiments.comparison import ComparisonConfig, compare
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
-"""Test reservoirs that were evolved over a set of environments in one that the evolution did not see (ER-MRL)."""
+"""Test reservoirs that were evolved over a set of environments in one that the evolution did not
+see (ER-MRL).
+"""
 
 from dataclasses import dataclass
 
 from erl.cli import main
-from erl.comparison import GeneralizationComparisonConfig, compare
+from erl.experiments.comparison import GeneralizationComparisonConfig, compare
 
 
 @dataclass(frozen=True)

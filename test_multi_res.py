@@ -1,9 +1,11 @@
-"""Test the best evolved reservoirs on unseen seeds: agents with them against agents without (ER-MRL)."""
+"""Test the best evolved reservoirs on unseen seeds: agents with them against agents without
+(ER-MRL).
+"""
 
 from dataclasses import dataclass
 
 from erl.cli import main
-from erl.comparison import MultiComparisonConfig, compare
+from erl.experiments.comparison import MultiComparisonConfig, compare
 
 
 @dataclass(frozen=True)

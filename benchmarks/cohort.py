@@ -1,10 +1,12 @@
-"""Agent-steps per second of cohorts of PPO agents with reservoirs, beside Stable-Baselines3's engine and raw physics.
+"""Agent-steps per second of cohorts of PPO agents with reservoirs, beside Stable-Baselines3's
+engine and raw physics.
 
     python benchmarks/cohort.py                      # everything, one core, then two
     python benchmarks/cohort.py --sizes 21 --rounds 5
 
-One process for each measurement, all in one run and in turns (machines drift: only ratios within a round are compared;
-the table shows medians over the rounds). A measurement covers whole rollouts with their updates, after a first one.
+One process for each measurement, all in one run and in turns (machines drift: only ratios within a
+round are compared; the table shows medians over the rounds). A measurement covers whole rollouts
+with their updates, after a first one.
 """
 
 import argparse
@@ -20,13 +22,19 @@ PARTS = ("physics", "reservoir", "policy", "update", "rest")
 
 
 def specs(n: int, env_id: str, units: int, engine: str) -> list:
-    from erl.reservoirs import Context, ReservoirParams
-    from erl.spec import LearnerSpec, LifetimeSpec, Seeds
-    from erl.tasks import Task
+    from erl.worlds.reservoirs import Context, ReservoirParams
+    from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
+    from erl.worlds.tasks import Task
 
     context = Context((ReservoirParams(units=units, sr=0.9, lr=0.3),)) if units else None
     return [
-        LifetimeSpec(Task(env_id), LearnerSpec("PPO", {}, engine), 10**9, Seeds.derive(0, "single", i), context)
+        LifetimeSpec(
+            Task(env_id),
+            LearnerSpec("PPO", {}, engine),
+            10**9,
+            Seeds.derive(0, "single", i),
+            context,
+        )
         for i in range(n)
     ]
 
@@ -39,7 +47,7 @@ def measure_sb3(env_id: str, units: int, rollouts: int) -> dict:
     """One agent, the `sb3` engine."""
     from erl.learners import Outputs
     from erl.learners.sb3 import SB3Learner
-    from erl.tasks import Ledger
+    from erl.worlds.tasks import Ledger
 
     times: dict[int, float] = {}
 
@@ -59,8 +67,8 @@ def measure_cohort(n: int, env_id: str, units: int, rollouts: int) -> dict:
     import resource
 
     from erl.learners import Outputs
-    from erl.learners.ppo_training import _Training
-    from erl.tasks import Ledger
+    from erl.learners.ppo.learner import _Training
+    from erl.worlds.tasks import Ledger
 
     cohort = specs(n, env_id, units, "cohort")
     training = _Training(cohort, [Ledger() for _ in cohort], [Outputs()] * n)
@@ -111,7 +119,7 @@ def measure_physics(env_id: str, rollouts: int) -> dict:
     import mujoco
     import numpy as np
 
-    from erl.tasks import Task, make_env
+    from erl.worlds.tasks import Task, make_env
 
     envs: list = [make_env(Task(env_id)).unwrapped for _ in range(21)]
     for i, env in enumerate(envs):
@@ -123,7 +131,12 @@ def measure_physics(env_id: str, rollouts: int) -> dict:
             for control, env in zip(row, envs):
                 env.data.ctrl[:] = control
                 mujoco.mj_step(env.model, env.data, env.frame_skip)
-    return {"rate": max(1, rollouts // 2) * controls.shape[0] * len(envs) / (time.perf_counter() - start)}
+    return {
+        "rate": max(1, rollouts // 2)
+        * controls.shape[0]
+        * len(envs)
+        / (time.perf_counter() - start)
+    }
 
 
 def child(arguments: argparse.Namespace) -> None:
@@ -160,9 +173,13 @@ def finish(process: subprocess.Popen) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--env_id", default="HalfCheetah-v4")
-    parser.add_argument("--units", type=int, default=100, help="neurons of the reservoir; 0 for none")
+    parser.add_argument(
+        "--units", type=int, default=100, help="neurons of the reservoir; 0 for none"
+    )
     parser.add_argument("--sizes", default="1,3,6,12,21,42")
     parser.add_argument("--rollouts", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
@@ -187,7 +204,10 @@ def main() -> None:
     def ratio(kind: str, base: str) -> float:
         return median(a["rate"] / b["rate"] for a, b in zip(found[kind], found[base]))
 
-    print(f"{arguments.env_id}, {arguments.units} units, one core, median of {arguments.rounds} rounds")
+    print(
+        f"{arguments.env_id}, {arguments.units} units, one core, median of {arguments.rounds} "
+        f"rounds"
+    )
     print(
         f"{'':10s} {'steps/s':>9s} {'x sb3':>6s} {'/physics':>8s}   "
         + " ".join(f"{p:>9s}" for p in PARTS)
@@ -199,12 +219,18 @@ def main() -> None:
         if "parts" in found[kind][0]:
             parts = " ".join(f"{median(f['parts'][p] for f in found[kind]):9.1f}" for p in PARTS)
         name = f"cohort {kind}" if kind.isdigit() else kind
-        print(f"{name:10s} {rate:9,.0f} {ratio(kind, 'sb3'):6.2f} {ratio(kind, 'physics'):8.2f}   {parts}")
+        print(
+            f"{name:10s} {rate:9,.0f} {ratio(kind, 'sb3'):6.2f} {ratio(kind, 'physics'):8.2f}   "
+            f"{parts}"
+        )
     if len(sizes) > 1:
         grown = found[str(sizes[-1])][0]["megabytes"] - found[str(sizes[0])][0]["megabytes"]
         print(f"memory per added agent: {grown / (sizes[-1] - sizes[0]):.1f} MB")
     if pairs:
-        print(f"two processes on two cores, {pair} agents each: {median(a / b for a, b in pairs):.2f} x one core")
+        print(
+            f"two processes on two cores, {pair} agents each: "
+            f"{median(a / b for a, b in pairs):.2f} x one core"
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What stepping many environments on one core costs beside the physics itself.
 
-Prints microseconds per environment step, resets included, and in brackets the ratio to raw physics (mj_step on separate mjData, controls
-written, nothing read), for Lockstep and for the environments of gym.make in a loop. All three live through the same episodes:
+Prints microseconds per environment step, resets included, and in brackets the ratio to raw physics
+(mj_step on separate mjData, controls written, nothing read), for Lockstep and for the environments
+of gym.make in a loop. All three live through the same episodes:
 
     OMP_NUM_THREADS=1 python benchmarks/environments.py
     OMP_NUM_THREADS=1 python benchmarks/environments.py --env Ant-v5 --slots 1 21
@@ -16,11 +17,13 @@ import mujoco
 import numpy as np
 from gymnasium import spaces
 
-from erl.lockstep import Lockstep
+from erl.worlds.lockstep import Lockstep
 
 
 class Raw:
-    """Physics alone, and resets at the times at which they were needed with the same actions before."""
+    """Physics alone, and resets at the times at which they were needed with the same actions
+    before.
+    """
 
     def __init__(self, envs: list[gym.Env], ends: list[list[int]]) -> None:
         self.envs, self.ends = [e.unwrapped for e in envs], ends
@@ -77,19 +80,26 @@ class OneByOne:
 def microseconds(
     contenders: dict[str, Raw | Together | OneByOne], actions: np.ndarray, rounds: int
 ) -> dict[str, float]:
-    """Median time per environment step over `actions` (steps, n, ...). Turns are taken, since a shared machine's speed wanders."""
+    """Median time per environment step over `actions` (steps, n, ...).
+
+    Turns are taken, since a shared machine's speed wanders.
+    """
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, contender in contenders.items():
             contender.begin()
             start = time.perf_counter()
             contender.run(actions)
-            taken[name].append((time.perf_counter() - start) / (actions.shape[0] * actions.shape[1]) * 1e6)
+            taken[name].append(
+                (time.perf_counter() - start) / (actions.shape[0] * actions.shape[1]) * 1e6
+            )
     return {name: float(np.median(t)) for name, t in taken.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--env", nargs="+", default=["HalfCheetah-v4"], help="Gymnasium ids")
     parser.add_argument("--slots", nargs="+", type=int, default=[1, 3, 6, 12, 21, 42])
     parser.add_argument("--env-steps", type=int, default=2000, help="environment steps of one turn")
@@ -102,7 +112,9 @@ def main() -> None:
             steps, space = max(1, args.env_steps // n), gym.make(env_id).action_space
             rng = np.random.default_rng(0)
             if isinstance(space, spaces.Box):
-                actions = rng.uniform(space.low, space.high, (steps, n, *space.shape)).astype(space.dtype)
+                actions = rng.uniform(space.low, space.high, (steps, n, *space.shape)).astype(
+                    space.dtype
+                )
             else:
                 actions = rng.integers(space.n, size=(steps, n))
             sets = [[gym.make(env_id) for _ in range(n)] for _ in range(3)]
@@ -116,8 +128,14 @@ def main() -> None:
                 contenders["raw"] = Raw(sets[2], ends)
             us = microseconds(contenders, actions, args.rounds)
             raw = us.get("raw")
-            cells = [f"{us[k]:9.1f}" + (f" ({us[k] / raw:4.2f})" if raw else "") for k in ("together", "loop")]
-            print(f"{env_id:28}{n:6d}{f'{raw:.1f}' if raw else '-':>14}{cells[0]:>18}{cells[1]:>18}", flush=True)
+            cells = [
+                f"{us[k]:9.1f}" + (f" ({us[k] / raw:4.2f})" if raw else "")
+                for k in ("together", "loop")
+            ]
+            print(
+                f"{env_id:28}{n:6d}{f'{raw:.1f}' if raw else '-':>14}{cells[0]:>18}{cells[1]:>18}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
-"""Updates per second of ERL-Re², beside the plain implementation and what the core's matrix products allow, in one run.
+"""Updates per second of ERL-Re², beside the plain implementation and what the core's matrix
+products allow, in one run.
 
-    python benchmarks/erl_re2.py [--env_id HalfCheetah-v4] [--rounds 15] [--threads 1] [--device cpu]
+    python benchmarks/erl_re2.py [--env_id HalfCheetah-v4] [--rounds 15] [--threads 1] [--device
+    cpu]
 
-One update is the whole of it at the published sizes and batch 128: the policies' value function, the critics, every second time the RL
-head, the representation and the targets. `plain` is the reference of the tests: separate networks, autograd, a policy encoded anew for every row. `limit`
-is the rate at which the matrix products of 400 by 300 alone could be done. The contenders take turns, so that the machine's load meets all of
-them; the figure of each is the median over the rounds of its best stretch.
+One update is the whole of it at the published sizes and batch 128: the policies' value function,
+the critics, every second time the RL head, the representation and the targets. `plain` is the
+reference of the tests: separate networks, autograd, a policy encoded anew for every row. `limit` is
+the rate at which the matrix products of 400 by 300 alone could be done. The contenders take turns,
+so that the machine's load meets all of them; the figure of each is the median over the rounds of
+its best stretch.
 """
 
 import argparse
@@ -23,21 +27,24 @@ import numpy as np
 import torch
 from plain_erl_re2 import Plain
 
-from erl.learners.erl_re2_settings import Re2Settings
-from erl.learners.erl_re2_update import Draws, TwoScale, new_heads
-from erl.learners.off_policy import ReplayBuffer
-from erl.tasks import Task, check_task
+from erl.learners.core.replay import ReplayBuffer
+from erl.learners.erl_re2.settings import Re2Settings
+from erl.learners.erl_re2.update import Draws, TwoScale, new_heads
+from erl.worlds.tasks import Task, check_task
 
 TRANSITIONS = 100_000
-# Of 128 rows through 400 by 300, an update does this many: forward through the representation and its target, the twins of critic and policy
-# value and their targets; backward by weights and by inputs through both twins; every second time forward through three networks and back.
+# Of 128 rows through 400 by 300, an update does this many: forward through the representation and
+# its target, the twins of critic and policy value and their targets; backward by weights and by
+# inputs through both twins; every second time forward through three networks and back.
 PRODUCTS = 21.5
 
 
 class Contender:
     """Something that makes updates, with its own minibatches."""
 
-    def __init__(self, update: Callable, buffer: ReplayBuffer, heads: torch.Tensor, actions: int, batch: int) -> None:
+    def __init__(
+        self, update: Callable, buffer: ReplayBuffer, heads: torch.Tensor, actions: int, batch: int
+    ) -> None:
         self.update, self.buffer, self.heads, self.k = update, buffer, heads, 0
         device = heads.device
         self.places = torch.randint(len(buffer), (1000, batch)).to(device)
@@ -54,8 +61,12 @@ class Contender:
 
 
 def best(run: Callable[[], None], times: int, device: str) -> float:
-    """Seconds of the fastest of some runs; on one core its own time, which other processes do not lengthen."""
-    clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    """Seconds of the fastest of some runs; on one core its own time, which other processes do not
+    lengthen.
+    """
+    clock = (
+        time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    )
     seconds = []
     for _ in range(times):
         start = clock()
@@ -67,7 +78,9 @@ def best(run: Callable[[], None], times: int, device: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--env_id", default="HalfCheetah-v4")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
@@ -84,16 +97,26 @@ def main() -> None:
         settings = Re2Settings.from_learner_config(config, args.env_id)
         buffer = ReplayBuffer(TRANSITIONS, *sizes, args.device)
         n, (s, a) = TRANSITIONS, sizes
-        buffer.add(rng.normal(size=(n, s)), rng.uniform(-1, 1, (n, a)), rng.normal(size=(n, s)), rng.normal(size=n), rng.random(n) < 0.001)  # fmt: skip
+        buffer.add(
+            rng.normal(size=(n, s)),
+            rng.uniform(-1, 1, (n, a)),
+            rng.normal(size=(n, s)),
+            rng.normal(size=n),
+            rng.random(n) < 0.001,
+        )
         networks = TwoScale(settings, *sizes, torch.Generator().manual_seed(0))
-        heads = new_heads(settings.pop_size, a, networks.features, torch.Generator().manual_seed(1)).to(args.device)
+        heads = new_heads(
+            settings.pop_size, a, networks.features, torch.Generator().manual_seed(1)
+        ).to(args.device)
         update: Callable = networks.update
         if precision == "plain":
             plain = Plain(settings, *sizes)
             plain.load(networks)
             update = plain.update
         contenders[precision] = Contender(update, buffer, heads, a, settings.batch_size)
-    x, w, out = (torch.randn(*shape, device=args.device) for shape in ((128, 400), (400, 300), (128, 300)))
+    x, w, out = (
+        torch.randn(*shape, device=args.device) for shape in ((128, 400), (400, 300), (128, 300))
+    )
 
     def products() -> None:
         for _ in range(int(2 * PRODUCTS)):
@@ -109,7 +132,10 @@ def main() -> None:
     middle = {name: median(values) for name, values in rates.items()}
     for name, rate in middle.items():
         spread = f"{min(rates[name]):.0f} to {max(rates[name]):.0f}"
-        print(f"{name:6} {rate:8.1f} updates/s ({spread})  {rate / middle.get('plain', rate):5.1f} x plain  {rate / middle['limit']:5.2f} of the limit")  # fmt: skip
+        print(
+            f"{name:6} {rate:8.1f} updates/s ({spread})  {rate / middle.get('plain', rate):5.1f} "
+            f"x plain  {rate / middle['limit']:5.2f} of the limit"
+        )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/faults.py [--rounds 100] [--only coordinators]
 
-Needs PostgreSQL's programs; takes about an hour on one core. Budgets are the smallest: what is measured is what the database
-holds afterwards, against an evolution that nothing befell.
+Needs PostgreSQL's programs; takes about an hour on one core. Budgets are the smallest: what is
+measured is what the database holds afterwards, against an evolution that nothing befell.
 """
 
 import argparse
@@ -24,9 +24,16 @@ import servers  # noqa: E402
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--cut", type=float, default=30.0, help="seconds for which a connection is cut")
+    parser.add_argument(
+        "--cut", type=float, default=30.0, help="seconds for which a connection is cut"
+    )
     parser.add_argument("--cuts", type=int, default=10, help="how often it is cut")
-    parser.add_argument("--seconds", type=float, default=4.0, help="longest life of a coordinator before it is killed")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=4.0,
+        help="longest life of a coordinator before it is killed",
+    )
     parser.add_argument("--only", default="", help="those faults whose name contains this")
     args = parser.parse_args()
     os.chdir(tempfile.mkdtemp(prefix="erl-faults-"))
@@ -56,11 +63,17 @@ def main() -> None:
 
     def full(kind: str) -> faults.Outcome:
         it = case(kind)
-        return faults.fill_disk(it, n, it.config.storage.removeprefix("sqlite:///").removeprefix("journal:"))
+        return faults.fill_disk(
+            it, n, it.config.storage.removeprefix("sqlite:///").removeprefix("journal:")
+        )
 
     runs = {
-        "coordinator killed, SQLite": lambda: faults.kill_coordinators(case("sqlite"), n, args.seconds),
-        "coordinator killed, PostgreSQL": lambda: faults.kill_coordinators(case("postgresql"), n, args.seconds),
+        "coordinator killed, SQLite": lambda: faults.kill_coordinators(
+            case("sqlite"), n, args.seconds
+        ),
+        "coordinator killed, PostgreSQL": lambda: faults.kill_coordinators(
+            case("postgresql"), n, args.seconds
+        ),
         "coordinator killed and a journal's line torn": journal,
         "worker killed, PostgreSQL": lambda: faults.kill_workers(case("postgresql"), n),
         "PostgreSQL stopped at once and restarted": lambda: faults.disturb(
@@ -73,7 +86,10 @@ def main() -> None:
         "disk full under a journal": lambda: full("journal"),
     }
     top = os.getcwd()
-    print("| fault | times | trials | lost | changed | lifetimes lived again | beyond | taken up again | seconds |")
+    print(
+        "| fault | times | trials | lost | changed | lifetimes lived again | beyond | taken up "
+        "again | seconds |"
+    )
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     try:
         for name, run in runs.items():
@@ -82,7 +98,10 @@ def main() -> None:
                 start = time.monotonic()
                 o = run()
                 cells = (o.faults, o.trials, o.lost, o.changed, o.relived, o.beyond, o.retaken)
-                print(f"| {name} | {' | '.join(map(str, cells))} | {time.monotonic() - start:.0f} |", flush=True)
+                print(
+                    f"| {name} | {' | '.join(map(str, cells))} | {time.monotonic() - start:.0f} |",
+                    flush=True,
+                )
     finally:
         wire.close()
         server.remove()

@@ -1,12 +1,16 @@
-"""Learning curves: ERL-Re², its two halves alone, and Stable-Baselines3's TD3, with the same sizes, rates, minibatches and random first steps.
+"""Learning curves: ERL-Re², its two halves alone, and Stable-Baselines3's TD3, with the same sizes,
+rates, minibatches and random first steps.
 
-    python benchmarks/learning_curves.py run --storage sqlite:///curves.db [--envs HalfCheetah-v4,Hopper-v4,Swimmer-v4] [--arms …] [--seeds 0,1,2] [--steps 300000]
-    python benchmarks/learning_curves.py collect sqlite:///curves.db --out benchmarks/results/learning_curves.jsonl
-    python benchmarks/learning_curves.py show benchmarks/results/learning_curves.jsonl
+    python benchmarks/learning_curves.py run --storage sqlite:///curves.db [--envs
+    HalfCheetah-v4,Hopper-v4,Swimmer-v4] [--arms …] [--seeds 0,1,2] [--steps 300000] python
+    benchmarks/learning_curves.py collect sqlite:///curves.db --out
+    benchmarks/results/learning_curves.jsonl python benchmarks/learning_curves.py show
+    benchmarks/results/learning_curves.jsonl
 
-`run` prints each `python -m erl` command and executes it; interrupted, it goes on from its checkpoints (those of TD3 begin anew). Every 25,000 steps 5
-fresh episodes without exploration are played, apart from the budget; in the end 10 others. `show` prints the latter and draws the former. The champion
-of ERL-Re² is chosen by training fitness; nothing is the best of several evaluations.
+`run` prints each `python -m erl` command and executes it; interrupted, it goes on from its
+checkpoints (those of TD3 begin anew). Every 25,000 steps 5 fresh episodes without exploration are
+played, apart from the budget; in the end 10 others. `show` prints the latter and draws the former.
+The champion of ERL-Re² is chosen by training fitness; nothing is the best of several evaluations.
 """
 
 import argparse
@@ -21,11 +25,14 @@ from typing import Any
 
 import numpy as np
 
-from erl.storage import open_storage, study_names
-from erl.study import Study
+from erl.studies.storage import open_storage, study_names
+from erl.studies.study import Study
 
 EVALUATIONS = "eval_freq=25000"
-TD3 = "batch_size=128,learning_starts=10000,noise_type=normal,noise_std=0.1,policy_kwargs={net_arch: [400, 300], optimizer_kwargs: {fused: true}}"
+TD3 = (
+    "batch_size=128,learning_starts=10000,noise_type=normal,noise_std=0.1,"
+    "policy_kwargs={net_arch: [400, 300], optimizer_kwargs: {fused: true}}"
+)
 # Name: learner, name of the experiment, settings.
 ARMS = {
     "ERL-Re2": ("ERL-Re2", "curves", ""),
@@ -56,7 +63,9 @@ COLOURS = {"ERL-Re2": "C0", "EA only": "C2", "RL only": "C1", "TD3 (SB3)": "0.4"
 
 def commands(args: argparse.Namespace) -> list[list[str]]:
     """One for each environment and arm."""
-    rest = ["--seeds", args.seeds, "--storage", args.storage] + (["--workers", args.workers] if args.workers else [])
+    rest = ["--seeds", args.seeds, "--storage", args.storage] + (
+        ["--workers", args.workers] if args.workers else []
+    )
     result = []
     for env_id in args.envs.split(","):
         for arm in args.arms.split(","):
@@ -64,7 +73,9 @@ def commands(args: argparse.Namespace) -> list[list[str]]:
             own = TD3_OF.get(env_id, "") if learner == "TD3" else ""
             settings = ",".join(s for s in (EVALUATIONS, settings, own) if s)
             task = ["--learner", learner, "--env_id", env_id, "--steps", str(args.steps)]
-            result.append([sys.executable, "-m", "erl", *task, "--set", settings, "--h_test", name, *rest])
+            result.append(
+                [sys.executable, "-m", "erl", *task, "--set", settings, "--h_test", name, *rest]
+            )
     return result
 
 
@@ -82,7 +93,11 @@ def collect(args: argparse.Namespace) -> None:
             study = Study(storage, name)
             for trial in study.trials("COMPLETE"):
                 record = study.lifetimes(trial)[0]
-                (arm,) = (a for a, (learner, h, _) in ARMS.items() if record.spec.learner.name == learner and f"_{h}_" in name)  # fmt: skip
+                (arm,) = (
+                    a
+                    for a, (learner, h, _) in ARMS.items()
+                    if record.spec.learner.name == learner and f"_{h}_" in name
+                )
                 inner = record.inner or {}
                 final = {POLICIES[arm][0]: record.final_returns, **inner.get("final_returns", {})}
                 rows.append(
@@ -95,7 +110,9 @@ def collect(args: argparse.Namespace) -> None:
                         "seconds": record.seconds,
                         "settings": record.spec.learner.config,
                         "evaluations": inner.get("evaluations", []),
-                        "final": {n: [round(x, 2) for x in returns] for n, returns in final.items()},
+                        "final": {
+                            n: [round(x, 2) for x in returns] for n, returns in final.items()
+                        },
                         "generations": inner.get("generations"),
                         "totals": inner.get("totals"),
                         "commit": record.commit,
@@ -103,36 +120,56 @@ def collect(args: argparse.Namespace) -> None:
                 )
     kept = {(r["env_id"], r["arm"], r["budget"], r["seed"]): r for r in read(args.out)}
     kept |= {(r["env_id"], r["arm"], r["budget"], r["seed"]): r for r in rows}
-    Path(args.out).write_text("".join(json.dumps(kept[key]) + "\n" for key in sorted(kept)), encoding="utf-8")
+    Path(args.out).write_text(
+        "".join(json.dumps(kept[key]) + "\n" for key in sorted(kept)), encoding="utf-8"
+    )
     print(f"{len(rows)} lifetimes read, {len(kept)} in {args.out}")
 
 
 def read(path: str) -> list[dict[str, Any]]:
     file = Path(path)
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+    return (
+        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        if file.exists()
+        else []
+    )
 
 
 def show(args: argparse.Namespace) -> None:
-    groups: dict[tuple[str, int], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[tuple[str, int], dict[str, list[dict[str, Any]]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     for row in read(args.file):
         groups[row["env_id"], row["budget"]][row["arm"]].append(row)
     print("mean over seeds [least, greatest] of the mean of 10 fresh episodes after training")
-    print("\n| environment | steps | arm | seeds | policy handed over | RL agent beside it | steps/s |")
+    print(
+        "\n| environment | steps | arm | seeds | policy handed over | RL agent beside it | "
+        "steps/s |"
+    )
     print("|---|---|---|---|---|---|---|")
     for (env_id, budget), arms in sorted(groups.items()):
         for arm in ARMS:
             rows = arms.get(arm, [])
             if rows:
                 cells = [
-                    spread([float(np.mean(r["final"][p])) for r in rows if p in r["final"]]) for p in POLICIES[arm]
+                    spread([float(np.mean(r["final"][p])) for r in rows if p in r["final"]])
+                    for p in POLICIES[arm]
                 ]
                 rate = sum(r["steps"] for r in rows) / sum(r["seconds"] for r in rows)
-                print(f"| {env_id} | {budget:,} | {arm} | {len(rows)} | {cells[0]} | {cells[1] if cells[1:] else ''} | {rate:,.0f} |")  # fmt: skip
+                print(
+                    f"| {env_id} | {budget:,} | {arm} | {len(rows)} | {cells[0]} | "
+                    f"{cells[1] if cells[1:] else ''} | {rate:,.0f} |"
+                )
     print("\nshare of the RL head's copies among elites, selected and discarded")
     for (env_id, budget), arms in sorted(groups.items()):
         totals = [r["totals"] for r in arms.get("ERL-Re2", [])]
         if totals:
-            fates = np.array([[t.get(f"rl_{fate}", 0) for fate in ("elites", "selected", "discarded")] for t in totals])
+            fates = np.array(
+                [
+                    [t.get(f"rl_{fate}", 0) for fate in ("elites", "selected", "discarded")]
+                    for t in totals
+                ]
+            )
             share = fates.sum(0) / fates.sum()
             print(f"{env_id} {budget:,}: {share[0]:.2f} {share[1]:.2f} {share[2]:.2f}")
     figure(groups, Path(args.file).with_suffix(".svg"))
@@ -152,27 +189,56 @@ def figure(groups: dict[tuple[str, int], dict[str, list[dict[str, Any]]]], path:
 
     groups = {key: {a: r for a, r in arms.items() if a in COLOURS} for key, arms in groups.items()}
     groups = {key: arms for key, arms in groups.items() if len(arms) > 1}
-    fig, axes = plt.subplots(1, len(groups), figsize=(4.2 * len(groups), 3.6), layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(
+        1, len(groups), figsize=(4.2 * len(groups), 3.6), layout="constrained", squeeze=False
+    )
     for ax, ((env_id, budget), arms) in zip(axes[0], sorted(groups.items())):
         for arm, rows in ((a, arms[a]) for a in ARMS if a in arms):
             for policy in POLICIES[arm]:
                 style = "--" if policy == "rl" and arm == "ERL-Re2" else "-"
-                label = f"{arm}, {'RL agent' if policy == 'rl' else 'champion'}" if arm == "ERL-Re2" else arm
+                label = (
+                    f"{arm}, {'RL agent' if policy == 'rl' else 'champion'}"
+                    if arm == "ERL-Re2"
+                    else arm
+                )
                 grid = np.arange(25_000, budget + 1, 25_000)
-                # Before a policy exists (nothing evolves in the first random steps) there is nothing to draw.
-                curves = [np.array([(e["steps"], e[policy]) for e in r["evaluations"] if policy in e]) for r in rows]
-                values = np.array([np.interp(grid, c[:, 0], c[:, 1], left=np.nan) for c in curves if len(c)])
-                ax.plot(grid / 1000, values.mean(0), style, color=COLOURS[arm], label=f"{label} ({len(values)})")
+                # Before a policy exists (nothing evolves in the first random steps) there is
+                # nothing to draw.
+                curves = [
+                    np.array([(e["steps"], e[policy]) for e in r["evaluations"] if policy in e])
+                    for r in rows
+                ]
+                values = np.array(
+                    [np.interp(grid, c[:, 0], c[:, 1], left=np.nan) for c in curves if len(c)]
+                )
+                ax.plot(
+                    grid / 1000,
+                    values.mean(0),
+                    style,
+                    color=COLOURS[arm],
+                    label=f"{label} ({len(values)})",
+                )
                 if style == "-":
-                    ax.fill_between(grid / 1000, values.min(0), values.max(0), color=COLOURS[arm], alpha=0.15, lw=0)
-        ax.set(title=env_id, xlabel="environment steps, thousands", ylabel="return, 5 fresh episodes")
+                    ax.fill_between(
+                        grid / 1000,
+                        values.min(0),
+                        values.max(0),
+                        color=COLOURS[arm],
+                        alpha=0.15,
+                        lw=0,
+                    )
+        ax.set(
+            title=env_id, xlabel="environment steps, thousands", ylabel="return, 5 fresh episodes"
+        )
         ax.legend(fontsize="x-small")
     fig.savefig(path, metadata={"Date": None})
     print(f"\n{path}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parts = parser.add_subparsers(required=True)
     part = parts.add_parser("run")
     part.add_argument("--storage", default="sqlite:///curves.db")

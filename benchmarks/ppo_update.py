@@ -1,9 +1,11 @@
-"""Time of PPO's update, and of drawing actions, in µs per agent and step: a cohort against Stable-Baselines3, in one run on one core.
+"""Time of PPO's update, and of drawing actions, in µs per agent and step: a cohort against
+Stable-Baselines3, in one run on one core.
 
     python benchmarks/ppo_update.py [--agents 1 3 6 12 21] [--repeats 5]
 
-Shapes are those of a default PPO on 100 reservoir units: 100 inputs, 6 actions, two hidden layers of 64 twice, 2,048 steps,
-10 epochs of minibatches of 64. Machines and their load differ: compare the ratios.
+Shapes are those of a default PPO on 100 reservoir units: 100 inputs, 6 actions, two hidden layers
+of 64 twice, 2,048 steps, 10 epochs of minibatches of 64. Machines and their load differ: compare
+the ratios.
 """
 
 import argparse
@@ -11,7 +13,9 @@ import os
 import time
 from collections.abc import Callable
 
-os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before NumPy and PyTorch start their threads
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = (
+    "1"  # before NumPy and PyTorch start their threads
+)
 
 import gymnasium as gym
 import numpy as np
@@ -20,8 +24,8 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import configure
 
-from erl.learners.cohort_ppo import CohortPPO
-from erl.learners.ppo_settings import PPOConfig
+from erl.learners.ppo.algorithm import CohortPPO
+from erl.learners.ppo.settings import PPOConfig
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (100,), np.float32)
 ACTIONS = spaces.Box(-1.0, 1.0, (6,), np.float32)
@@ -43,7 +47,13 @@ def sb3_update(repeats: int) -> float:
     model = PPO("MlpPolicy", env, device="cpu", seed=0)
     model.set_logger(configure(None, []))
     rng, buffer = np.random.default_rng(0), model.rollout_buffer
-    for array in (buffer.observations, buffer.actions, buffer.advantages, buffer.returns, buffer.values):
+    for array in (
+        buffer.observations,
+        buffer.actions,
+        buffer.advantages,
+        buffer.returns,
+        buffer.values,
+    ):
         array[:] = rng.normal(size=array.shape)
     with torch.no_grad():
         _, log_prob, _ = model.policy.evaluate_actions(
@@ -54,7 +64,9 @@ def sb3_update(repeats: int) -> float:
 
 
 def cohort(n: int, repeats: int) -> tuple[float, float]:
-    """Seconds per agent and step of the update and of an action, the latter with noting the step's outcome."""
+    """Seconds per agent and step of the update and of an action, the latter with noting the step's
+    outcome.
+    """
     agents = CohortPPO([PPOConfig()] * n, list(range(n)), OBSERVATIONS, ACTIONS)
     n_steps, rng = agents.configs[0].n_steps, np.random.default_rng(0)
     obs = rng.normal(size=(64, n, 1, 100)).astype(np.float32)
@@ -74,7 +86,9 @@ def cohort(n: int, repeats: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--agents", type=int, nargs="+", default=[1, 3, 6, 12, 21])
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
@@ -84,7 +98,8 @@ def main() -> None:
     for n in args.agents:
         update, act = cohort(n, args.repeats)
         print(
-            f"{n:3} agents: update {update * 1e6:6.1f} µs ({reference / update:4.1f} times faster), act {act * 1e6:5.2f} µs"
+            f"{n:3} agents: update {update * 1e6:6.1f} µs ({reference / update:4.1f} times "
+            f"faster), act {act * 1e6:5.2f} µs"
         )
 
 

@@ -1,16 +1,19 @@
-"""What does pruning save, and what does it cost? Evolutions with each pruner from the same root seeds, and tests of their best trials.
+"""What does pruning save, and what does it cost? Evolutions with each pruner from the same root
+seeds, and tests of their best trials.
 
-    python benchmarks/pruning.py run --pruners none,median,hyperband --seeds 5 --folder pruning --out pruning.jsonl
-    python benchmarks/pruning.py show pruning.jsonl
+    python benchmarks/pruning.py run --pruners none,median,hyperband --seeds 5 --folder pruning
+    --out pruning.jsonl python benchmarks/pruning.py show pruning.jsonl
     python benchmarks/pruning.py collect --folder pruning --out pruning_trials.jsonl
     python benchmarks/pruning.py replay pruning_trials.jsonl
 
-`collect` keeps what the trials of evolutions without pruning had reached at each point; `replay` asks what each pruner would have done to their trials: exact where
-proposals do not depend on results (--sampler Random), and for CMA-ES what it does to one and the same sequence of trials.
+`collect` keeps what the trials of evolutions without pruning had reached at each point; `replay`
+asks what each pruner would have done to their trials: exact where proposals do not depend on
+results (--sampler Random), and for CMA-ES what it does to one and the same sequence of trials.
 
-Memory is asked for: CartPole-v1 without velocities. A run can be interrupted and continued: evolutions go on in their databases, and what
-is in the file is kept. An evolution's best trial is tested on seeds that no evolution saw, the reservoir's agent alone, with the
-learning rate that it was evolved with; evolutions of one root seed share the test's seeds.
+Memory is asked for: CartPole-v1 without velocities. A run can be interrupted and continued:
+evolutions go on in their databases, and what is in the file is kept. An evolution's best trial is
+tested on seeds that no evolution saw, the reservoir's agent alone, with the learning rate that it
+was evolved with; evolutions of one root seed share the test's seeds.
 """
 
 import argparse
@@ -23,13 +26,13 @@ import optuna
 import torch
 from scipy import stats
 
-from erl.arms import arm_lifetime
 from erl.cli import Display
-from erl.evolution import EvolutionConfig, evolve, study_name
-from erl.lifetime import Job, live
-from erl.pruning import Watch
-from erl.storage import open_storage, study_names
-from erl.study import Study, records
+from erl.experiments.arms import arm_lifetime
+from erl.experiments.evolution import EvolutionConfig, evolve, study_name
+from erl.lifetimes.lifetime import Job, live
+from erl.search.pruning import Watch
+from erl.studies.storage import open_storage, study_names
+from erl.studies.study import Study, records
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -39,7 +42,10 @@ def run(arguments: argparse.Namespace) -> None:
     done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     for seed in range(arguments.first, arguments.first + arguments.seeds):
         for pruner in arguments.pruners.split(","):
-            if any((d["pruner"], d["seed"], d["nb_seeds"]) == (pruner, seed, arguments.nb_seeds) for d in done):
+            if any(
+                (d["pruner"], d["seed"], d["nb_seeds"]) == (pruner, seed, arguments.nb_seeds)
+                for d in done
+            ):
                 continue
             config = EvolutionConfig(
                 env_id="CartPole-v1",
@@ -59,7 +65,14 @@ def run(arguments: argparse.Namespace) -> None:
             row = outcome(config, arguments.tests)
             with out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            print(row["pruner"], row["seed"], row["steps"], row["fitness"], np.mean(row["test"]), flush=True)
+            print(
+                row["pruner"],
+                row["seed"],
+                row["steps"],
+                row["fitness"],
+                np.mean(row["test"]),
+                flush=True,
+            )
 
 
 def outcome(config: EvolutionConfig, tests: int) -> dict[str, Any]:
@@ -74,7 +87,9 @@ def outcome(config: EvolutionConfig, tests: int) -> dict[str, Any]:
         "training_steps": config.training_steps,
         "engine": "auto",
     }
-    lived = live(Job(tuple(arm_lifetime("RES_PPO_0.0003", i, test, best.params) for i in range(tests))))
+    lived = live(
+        Job(tuple(arm_lifetime("RES_PPO_0.0003", i, test, best.params) for i in range(tests)))
+    )
     return {
         "pruner": config.pruner,
         "seed": config.seed,
@@ -105,40 +120,60 @@ def outcome(config: EvolutionConfig, tests: int) -> dict[str, Any]:
 
 
 def replay(arguments: argparse.Namespace) -> None:
-    print("mean [95 % bootstrap interval] over evolutions without pruning; points are tenths of a lifetime")
-    evolutions = [json.loads(line) for file in arguments.files for line in Path(file).read_text().splitlines()]
+    print(
+        "mean [95 % bootstrap interval] over evolutions without pruning; points are tenths of a "
+        "lifetime"
+    )
+    evolutions = [
+        json.loads(line) for file in arguments.files for line in Path(file).read_text().splitlines()
+    ]
     for e in evolutions:
         tables = np.array(e["tables"], dtype=float)
         e["tables"] = np.where(np.isnan(tables), -np.inf, tables)
     print(f"{len(evolutions)} evolutions of {len(evolutions[0]['tables'])} trials")
-    rank = [[stats.spearmanr(e["tables"].mean(axis=1)[:, k], e["fitness"])[0] for e in evolutions] for k in range(9)]
+    rank = [
+        [stats.spearmanr(e["tables"].mean(axis=1)[:, k], e["fitness"])[0] for e in evolutions]
+        for k in range(9)
+    ]
     for k, rs in enumerate(rank, 1):
-        print(f"    rank correlation of a trial's mean at point {k} with its fitness: {interval(np.array(rs))}")
+        print(
+            f"    rank correlation of a trial's mean at point {k} with its fitness: "
+            f"{interval(np.array(rs))}"
+        )
     for pruner in arguments.pruners.split(","):
         outcomes = [pruned_points(pruner, e) for e in evolutions]
         share, lost, loss, to = [], [], [], []
         for e, points in zip(evolutions, outcomes):
             whole, rollout = e["steps"], e["rollout"]
             # A lifetime stops at the end of the rollout in which the point is passed.
-            cost = [whole if p is None else -(-p * e["budget"] // (10 * rollout)) * rollout for p in points]
+            cost = [
+                whole if p is None else -(-p * e["budget"] // (10 * rollout)) * rollout
+                for p in points
+            ]
             kept = [f for f, p in zip(e["fitness"], points) if p is None]
             share.append(sum(cost) / (whole * len(points)))
             lost.append(points[int(np.argmax(e["fitness"]))] is not None)
             loss.append(max(e["fitness"]) - max(kept))
             # Both searches, until they have what the pruned one finds in the end.
-            first = next(i for i, (f, p) in enumerate(zip(e["fitness"], points)) if p is None and f == max(kept))
+            first = next(
+                i
+                for i, (f, p) in enumerate(zip(e["fitness"], points))
+                if p is None and f == max(kept)
+            )
             plain = next(i for i, f in enumerate(e["fitness"]) if f >= max(kept))
             to.append(sum(cost[: first + 1]) / (whole * (plain + 1)))
         print(f"{pruner}")
         print(
-            f"    trials pruned         {interval(np.array([sum(p is not None for p in o) for o in outcomes], float))}"
+            f"    trials pruned         "
+            f"{interval(np.array([sum(p is not None for p in o) for o in outcomes], float))}"
         )
         print(f"    steps / none          {interval(np.array(share))}")
         print(f"    best trial pruned     in {sum(lost)} of {len(lost)}")
         print(f"    best fitness lost     {interval(np.array(loss))}")
         print(f"    steps to its best / none's to the same  {interval(np.array(to))}")
         print(
-            f"    where                 {np.bincount([p for o in outcomes for p in o if p is not None], minlength=10)[1:]}"
+            f"    where                 "
+            f"{np.bincount([p for o in outcomes for p in o if p is not None], minlength=10)[1:]}"
         )
 
 
@@ -172,8 +207,14 @@ def pruned_points(pruner: str, evolution: dict[str, Any]) -> list[int | None]:
     points: list[int | None] = []
     for number, table in enumerate(tables):
         earlier = [t for t in finished if t.number < number - number % popsize]
-        news = Watch(pruner, evolution["name"], number, earlier, lambda t: tables[t.number]).look(table)
-        state = optuna.trial.TrialState.COMPLETE if news.pruned is None else optuna.trial.TrialState.PRUNED
+        news = Watch(pruner, evolution["name"], number, earlier, lambda t: tables[t.number]).look(
+            table
+        )
+        state = (
+            optuna.trial.TrialState.COMPLETE
+            if news.pruned is None
+            else optuna.trial.TrialState.PRUNED
+        )
         value = evolution["fitness"][number] if news.pruned is None else news.pruned.value
         trial = optuna.trial.create_trial(
             state=state, value=value, intermediate_values=news.values, system_attrs=news.notes
@@ -188,21 +229,30 @@ def interval(values: np.ndarray) -> str:
     """Mean and its 95 % bootstrap interval."""
     rng = np.random.default_rng(0)
     draws = rng.choice(values, (10_000, len(values))).mean(axis=1)
-    return f"{values.mean():8.3f} [{np.quantile(draws, 0.025):.3f}, {np.quantile(draws, 0.975):.3f}]"
+    return (
+        f"{values.mean():8.3f} [{np.quantile(draws, 0.025):.3f}, {np.quantile(draws, 0.975):.3f}]"
+    )
 
 
 def steps_to(row: dict[str, Any], target: float) -> float:
-    """Environment steps until a trial completed with at least this fitness; infinite if none did."""
+    """Environment steps until a trial completed with at least this fitness; infinite if none
+    did.
+    """
     ends = np.cumsum([t["steps"] for t in row["trials"]])
-    reached = [e for e, t in zip(ends, row["trials"]) if t["state"] == "COMPLETE" and t["value"] >= target]
+    reached = [
+        e for e, t in zip(ends, row["trials"]) if t["state"] == "COMPLETE" and t["value"] >= target
+    ]
     return float(min(reached, default=np.inf))
 
 
 def show(arguments: argparse.Namespace) -> None:
-    rows = [json.loads(line) for file in arguments.files for line in Path(file).read_text().splitlines()]
+    rows = [
+        json.loads(line) for file in arguments.files for line in Path(file).read_text().splitlines()
+    ]
     plain = {(r["seed"], r["nb_seeds"]): r for r in rows if r["pruner"] == "none"}
     print(
-        "mean [95 % bootstrap interval] over root seeds; ratios and differences to no pruning from the same root seed"
+        "mean [95 % bootstrap interval] over root seeds; ratios and differences to no pruning "
+        "from the same root seed"
     )
     for pruner in dict.fromkeys(r["pruner"] for r in rows):
         mine = [r for r in rows if r["pruner"] == pruner and (r["seed"], r["nb_seeds"]) in plain]
@@ -218,16 +268,22 @@ def show(arguments: argparse.Namespace) -> None:
         ):
             print(f"    {what:16s} {interval(np.array(values, dtype=float))}")
         for share in (0.8, 0.9, 1.0):
-            to = [(steps_to(r, share * p["fitness"]), steps_to(p, share * p["fitness"])) for r, p in pairs]
+            to = [
+                (steps_to(r, share * p["fitness"]), steps_to(p, share * p["fitness"]))
+                for r, p in pairs
+            ]
             ratios = [a / b for a, b in to if np.isfinite(a)]
             text = interval(np.array(ratios)) if ratios else "-"
             print(
-                f"    steps to {share:.0%} of none's best fitness / none's: {text}, reached by {len(ratios)} of {len(to)}"
+                f"    steps to {share:.0%} of none's best fitness / none's: {text}, reached by "
+                f"{len(ratios)} of {len(to)}"
             )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(required=True)
     part = commands.add_parser("run")
     part.add_argument("--pruners", default="none,median,hyperband")

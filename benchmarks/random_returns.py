@@ -1,12 +1,15 @@
 """What uniformly random actions earn: the returns that a normalised score counts from.
 
-Writes `erl/data/random_returns.json`, which `erl.task_sets` reads. Environments that are not measured keep their entries:
+Writes `erl/data/random_returns.json`, which `erl.worlds.task_sets` reads. Environments that are not
+measured keep their entries:
 
-    python benchmarks/random_returns.py                                   # every MuJoCo v4 and v5 task, and those with known velocities
-    python benchmarks/random_returns.py --env_ids Ant-v4,Swimmer-v4 --episodes 1000
+    python benchmarks/random_returns.py                                   # every MuJoCo v4 and v5
+    task, and those with known velocities python benchmarks/random_returns.py --env_ids
+    Ant-v4,Swimmer-v4 --episodes 1000
 
-An episode is reset and its actions are drawn with seeds that depend on `--seed`, the environment and the episode's number alone, so that a
-figure does not depend on what else is measured, nor on how many episodes run side by side.
+An episode is reset and its actions are drawn with seeds that depend on `--seed`, the environment
+and the episode's number alone, so that a figure does not depend on what else is measured, nor on
+how many episodes run side by side.
 """
 
 import json
@@ -26,9 +29,9 @@ import numpy as np
 from erl.cli import Display, duration, main, option
 from erl.errors import UserError
 from erl.files import write_whole
-from erl.lockstep import Lockstep
-from erl.task_sets import RANDOM_RETURNS, RandomReturn, task_set_from_ids
-from erl.tasks import VELOCITIES, Task, make_bare_env
+from erl.worlds.lockstep import Lockstep
+from erl.worlds.task_sets import RANDOM_RETURNS, RandomReturn, task_set_from_ids
+from erl.worlds.tasks import VELOCITIES, Task, make_bare_env
 
 SLOTS = 20
 LONGEST = 100_000  # steps; an episode that has not ended by then is taken for endless
@@ -38,26 +41,39 @@ IMPOSSIBLE = ("Pusher-v4",)
 
 @dataclass(frozen=True)
 class Config:
-    env_ids: str | None = option(None, "environments, comma-separated; by default all MuJoCo v4 and v5 and some more")
+    env_ids: str | None = option(
+        None, "environments, comma-separated; by default all MuJoCo v4 and v5 and some more"
+    )
     episodes: int = option(100, "episodes of each, at least 2")
     seed: int = option(0, "root of all seeds")
     output: str = option(str(RANDOM_RETURNS), "JSON file that takes the figures")
 
     def __post_init__(self) -> None:
         if self.episodes < 2:
-            raise UserError(f"--episodes has to be at least 2 for a standard error, not {self.episodes}")
+            raise UserError(
+                f"--episodes has to be at least 2 for a standard error, not {self.episodes}"
+            )
         if self.seed < 0:
             raise UserError(f"--seed has to be 0 or more, not {self.seed}")
 
 
 def default_env_ids() -> list[str]:
-    """Every MuJoCo v4 and v5 environment that can be made, and the tasks whose velocities can be hidden."""
-    of_mujoco = [i for i, s in gym.registry.items() if "envs.mujoco" in str(s.entry_point) and s.version in (4, 5)]
+    """Every MuJoCo v4 and v5 environment that can be made, and the tasks whose velocities can be
+    hidden.
+    """
+    of_mujoco = [
+        i
+        for i, s in gym.registry.items()
+        if "envs.mujoco" in str(s.entry_point) and s.version in (4, 5)
+    ]
     return [i for i in of_mujoco if i not in IMPOSSIBLE] + list(VELOCITIES)
 
 
-def random_episodes(env_id: str, episodes: int, seed: int, slots: int = SLOTS) -> tuple[np.ndarray, np.ndarray]:
-    """Returns and lengths (episodes,) of episodes under uniformly random actions, in the order of their seeds.
+def random_episodes(
+    env_id: str, episodes: int, seed: int, slots: int = SLOTS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns and lengths (episodes,) of episodes under uniformly random actions, in the order of
+    their seeds.
 
     Raises:
         UserError: the environment cannot be made, breaks, or does not end its episodes.
@@ -102,7 +118,9 @@ def random_episodes(env_id: str, episodes: int, seed: int, slots: int = SLOTS) -
 
 
 def measure(env_id: str, episodes: int, seed: int) -> RandomReturn:
-    """The figures of one environment, rounded to 7 digits: more than any number of episodes can mean."""
+    """The figures of one environment, rounded to 7 digits: more than any number of episodes can
+    mean.
+    """
     returns, lengths = random_episodes(env_id, episodes, seed)
 
     def rounded(x: float) -> float:
@@ -135,7 +153,9 @@ def save(path: Path, new: dict[str, RandomReturn]) -> None:
 
 def run(config: Config, display: Display) -> int:
     env_ids: Sequence[str] = (
-        task_set_from_ids(config.env_ids).env_ids if config.env_ids is not None else default_env_ids()
+        task_set_from_ids(config.env_ids).env_ids
+        if config.env_ids is not None
+        else default_env_ids()
     )
     output = Path(config.output)
     save(output, {})  # a file that cannot be written is better known at once

@@ -1,10 +1,12 @@
-"""Do cohort agents learn as Stable-Baselines3's do? Returns of many seeds under both engines, and tests of their difference.
+"""Do cohort agents learn as Stable-Baselines3's do? Returns of many seeds under both engines, and
+tests of their difference.
 
     python benchmarks/same_learning.py run --engine sb3 --out sb3.jsonl
     python benchmarks/same_learning.py run --engine cohort --seeds 24 --out cohort.jsonl
     python benchmarks/same_learning.py compare sb3.jsonl cohort.jsonl
 
-A run can be interrupted and continued: finished lifetimes are kept. The engines use seeds that do not overlap.
+A run can be interrupted and continued: finished lifetimes are kept. The engines use seeds that do
+not overlap.
 """
 
 import argparse
@@ -15,9 +17,9 @@ import numpy as np
 import torch
 from scipy import stats
 
-from erl.lifetime import Job, live
-from erl.spec import LearnerSpec, LifetimeSpec, Seeds
-from erl.tasks import Task
+from erl.lifetimes.lifetime import Job, live
+from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
+from erl.worlds.tasks import Task
 
 ENVIRONMENTS = ("CartPole-v1", "Pendulum-v1", "Hopper-v4")
 
@@ -32,7 +34,10 @@ def run(arguments: argparse.Namespace) -> None:
         seeds = [s for s in range(first, first + arguments.seeds) if s not in have]
         specs = [
             LifetimeSpec(
-                Task(env_id), LearnerSpec("PPO", {}, arguments.engine), arguments.steps, Seeds.derive(0, "single", s)
+                Task(env_id),
+                LearnerSpec("PPO", {}, arguments.engine),
+                arguments.steps,
+                Seeds.derive(0, "single", s),
             )
             for s in seeds
         ]
@@ -55,29 +60,41 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    rows = [json.loads(line) for file in arguments.files for line in Path(file).read_text().splitlines()]
+    rows = [
+        json.loads(line) for file in arguments.files for line in Path(file).read_text().splitlines()
+    ]
     print(
-        "mean return [95 % bootstrap interval]; difference cohort - sb3; two-sided p of Mann-Whitney and Kolmogorov-Smirnov"
+        "mean return [95 % bootstrap interval]; difference cohort - sb3; two-sided p of "
+        "Mann-Whitney and Kolmogorov-Smirnov"
     )
     rng = np.random.default_rng(0)
     for env_id in dict.fromkeys(r["env_id"] for r in rows):
         for measure in ("last 10 episodes", "whole training"):
             cohort, sb3 = (
-                np.array([r[measure] for r in rows if r["env_id"] == env_id and r["engine"] == engine])
+                np.array(
+                    [r[measure] for r in rows if r["env_id"] == env_id and r["engine"] == engine]
+                )
                 for engine in ("cohort", "sb3")
             )
-            draws = [rng.choice(cohort, len(cohort)).mean() - rng.choice(sb3, len(sb3)).mean() for _ in range(10_000)]
+            draws = [
+                rng.choice(cohort, len(cohort)).mean() - rng.choice(sb3, len(sb3)).mean()
+                for _ in range(10_000)
+            ]
             low, high = np.quantile(draws, [0.025, 0.975])
             print(
-                f"{env_id:14s} {measure:17s} cohort {cohort.mean():9.1f} (n {len(cohort)}, sd {cohort.std(ddof=1):.1f})  "
+                f"{env_id:14s} {measure:17s} cohort {cohort.mean():9.1f} (n {len(cohort)}, sd "
+                f"{cohort.std(ddof=1):.1f})  "
                 f"sb3 {sb3.mean():9.1f} (n {len(sb3)}, sd {sb3.std(ddof=1):.1f})  "
                 f"difference {cohort.mean() - sb3.mean():8.1f} [{low:.1f}, {high:.1f}]  "
-                f"p {stats.mannwhitneyu(cohort, sb3).pvalue:.2f} {stats.ks_2samp(cohort, sb3).pvalue:.2f}"
+                f"p {stats.mannwhitneyu(cohort, sb3).pvalue:.2f} "
+                f"{stats.ks_2samp(cohort, sb3).pvalue:.2f}"
             )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(required=True)
     part = commands.add_parser("run")
     part.add_argument("--engine", choices=("cohort", "sb3"), required=True)

@@ -1,21 +1,26 @@
-"""Samplers with asynchronous workers: this project's CMA-ES beside Optuna's CMA-ES, TPE and random search.
+"""Samplers with asynchronous workers: this project's CMA-ES beside Optuna's CMA-ES, TPE and random
+search.
 
-    python benchmarks/sampler.py                 # everything that is missing in the results, then tables and figure
-    python benchmarks/sampler.py --report        # tables and figure of what is there
-    python benchmarks/sampler.py --share         # only the share of trials that Optuna's CMA-ES uses, and ours
-    python benchmarks/sampler.py --asks          # only what one ask costs among 10,000 finished trials
+    python benchmarks/sampler.py                 # everything that is missing in the results, then
+    tables and figure python benchmarks/sampler.py --report        # tables and figure of what is
+    there python benchmarks/sampler.py --share         # only the share of trials that Optuna's
+    CMA-ES uses, and ours python benchmarks/sampler.py --asks          # only what one ask costs
+    among 10,000 finished trials
 
-A run is 900 trials of noisy test functions in 3 to 12 dimensions, on 1, 7, 20 or 90 workers. Nothing sleeps: a queue of
-events simulates the workers. Trials last a log-normal time of mean 1; durations and noise of a trial follow from seed
-and number, so that samplers are compared in pairs. Functions are scaled so that a random point has a median of 1; the
-optimum, 0, lies elsewhere for each seed.
+A run is 900 trials of noisy test functions in 3 to 12 dimensions, on 1, 7, 20 or 90 workers.
+Nothing sleeps: a queue of events simulates the workers. Trials last a log-normal time of mean 1;
+durations and noise of a trial follow from seed and number, so that samplers are compared in pairs.
+Functions are scaled so that a random point has a median of 1; the optimum, 0, lies elsewhere for
+each seed.
 
 Of a run is kept, as one line of `results/sampler.jsonl`:
-    value: noise-free value of the trial with the best *noisy* value, which is what a user would take; never the best
-        noise-free value, which nobody knows, nor the best noisy one, which is luck.
-    late: median noise-free value of the last 100 trials to end: where the sampler searches in the end.
-    time: simulated time until the first trial with a noise-free value of at most 0.05 ended; that of the whole run if
-        none did.
+    value: noise-free value of the trial with the best *noisy* value, which is what a user would
+        take; never the best noise-free value, which nobody knows, nor the best noisy one, which is
+        luck.
+    late: median noise-free value of the last 100 trials to end: where the sampler searches in the
+        end.
+    time: simulated time until the first trial with a noise-free value of at most 0.05 ended; that
+        of the whole run if none did.
     share: trials that the optimiser was told of (CMA-ES).
 An interrupted run goes on where it stood.
 """
@@ -37,7 +42,7 @@ import optuna
 from optuna.distributions import FloatDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
 
-from erl.samplers import CmaesSampler, make_sampler
+from erl.search.samplers import CmaesSampler, make_sampler
 
 RESULTS = Path(__file__).parent / "results"
 FUNCTIONS = ("sphere-3", "plateau-3", "rastrigin-4", "rosenbrock-5", "ellipsoid-6", "sphere-12")
@@ -73,11 +78,15 @@ class Function:
             case "rosenbrock":
                 z = 1 + 4 * x
                 y = np.sum(100 * (z[1:] - z[:-1] ** 2) ** 2 + (1 - z[:-1]) ** 2)
-            case (
-                "plateau"
-            ):  # sr, lr and iss on their logarithmic scales: agents learn near an oblique optimum, or nothing
+            # sr, lr and iss on their logarithmic scales: agents learn near an oblique optimum, or
+            # nothing
+            case "plateau":
                 c, s = math.cos(0.5), math.sin(0.5)
-                oblique = np.array([c * x[0] - s * x[1], s * x[0] + c * x[1], x[2]]) / [0.12, 0.2, 0.3]
+                oblique = np.array([c * x[0] - s * x[1], s * x[0] + c * x[1], x[2]]) / [
+                    0.12,
+                    0.2,
+                    0.3,
+                ]
                 y = 1 - math.exp(-0.5 * np.sum(oblique**2))
             case _:
                 raise ValueError(self.kind)
@@ -194,12 +203,18 @@ def read(path: Path) -> list[dict]:
     return records
 
 
-def interval(differences: list[np.ndarray], statistic: Callable = np.mean) -> tuple[float, float, float]:
-    """Mean over functions of a statistic over seeds, and its 95 % bootstrap interval, seeds drawn within functions."""
+def interval(
+    differences: list[np.ndarray], statistic: Callable = np.mean
+) -> tuple[float, float, float]:
+    """Mean over functions of a statistic over seeds, and its 95 % bootstrap interval, seeds drawn
+    within functions.
+    """
     rng = np.random.default_rng(0)
 
     def drawn() -> float:
-        return float(np.mean([statistic(d[rng.integers(len(d), size=len(d))]) for d in differences]))
+        return float(
+            np.mean([statistic(d[rng.integers(len(d), size=len(d))]) for d in differences])
+        )
 
     low, high = np.quantile([drawn() for _ in range(2000)], [0.025, 0.975])
     return float(np.mean([statistic(d) for d in differences])), low, high
@@ -214,7 +229,10 @@ def report(path: Path) -> None:
     def seeds_of(function: str, workers: int, *names: str) -> list[int]:
         return [s for s in range(1000) if all((n, function, workers, s) in records for n in names)]
 
-    print("Share of trials used, simulated time to the target (median), value of the trial taken (geometric mean)\n")
+    print(
+        "Share of trials used, simulated time to the target (median), value of the trial taken "
+        "(geometric mean)\n"
+    )
     print("| workers | sampler | seeds | share used | time | " + " | ".join(FUNCTIONS) + " |")
     print("|---|---|---|---|---|" + "---|" * len(FUNCTIONS))
     for workers in sorted(WORKERS):
@@ -225,16 +243,27 @@ def report(path: Path) -> None:
             every = [(f, s) for f in FUNCTIONS for s in seeds[f]]
             shares = [records[name, f, workers, s]["share"] for f, s in every]
             used = "-" if shares[0] is None else f"{np.mean(shares):.1%} (least {min(shares):.1%})"
-            times = np.mean([np.median(column(name, f, workers, "time", seeds[f])) for f in FUNCTIONS])
-            values = [np.exp(np.mean(np.log(column(name, f, workers, "value", seeds[f])))) for f in FUNCTIONS]
+            times = np.mean(
+                [np.median(column(name, f, workers, "time", seeds[f])) for f in FUNCTIONS]
+            )
+            values = [
+                np.exp(np.mean(np.log(column(name, f, workers, "value", seeds[f]))))
+                for f in FUNCTIONS
+            ]
             count = min(len(s) for s in seeds.values())
             print(
                 f"| {workers} | {name} | {count} | {used} | {times:.1f} | "
                 + " | ".join(f"{v:.4f}" for v in values)
                 + " |"
             )
-    print("\nOurs against the others, paired by function and seed; log10 of a ratio, negative where ours is better\n")
-    print("| workers | against | pairs | value | ours is better | late | time |\n|---|---|---|---|---|---|---|")
+    print(
+        "\nOurs against the others, paired by function and seed; log10 of a ratio, negative "
+        "where ours is better\n"
+    )
+    print(
+        "| workers | against | pairs | value | ours is better | late | time "
+        "|\n|---|---|---|---|---|---|---|"
+    )
     for workers in sorted(WORKERS):
         for other in SAMPLERS[1:]:
             seeds = {f: seeds_of(f, workers, "ours", other) for f in FUNCTIONS}
@@ -243,11 +272,18 @@ def report(path: Path) -> None:
             cells = []
             for key in ("value", "late", "time"):
                 ratios = [
-                    np.log10(column("ours", f, workers, key, seeds[f]) / column(other, f, workers, key, seeds[f]))
+                    np.log10(
+                        column("ours", f, workers, key, seeds[f])
+                        / column(other, f, workers, key, seeds[f])
+                    )
                     for f in FUNCTIONS
                 ]
-                few = min(len(s) for s in seeds.values()) < 3  # an interval over two seeds says nothing
-                cells.append(("{:+.2f}" if few else "{:+.2f} [{:+.2f}, {:+.2f}]").format(*interval(ratios)))
+                few = (
+                    min(len(s) for s in seeds.values()) < 3
+                )  # an interval over two seeds says nothing
+                cells.append(
+                    ("{:+.2f}" if few else "{:+.2f} [{:+.2f}, {:+.2f}]").format(*interval(ratios))
+                )
                 if key == "value":
                     wins = interval(ratios, lambda r: np.mean((r < 0) + 0.5 * (r == 0)))
                     cells.append(("{:.0%}" if few else "{:.0%} [{:.0%}, {:.0%}]").format(*wins))
@@ -264,7 +300,12 @@ def figure(records: dict, column: Callable, seeds_of: Callable, path: Path) -> N
     import matplotlib.pyplot as plt
 
     fig, axes = plt.subplots(2, 3, figsize=(11, 6), sharex=True, layout="constrained")
-    labels = {"ours": "CMA-ES of this project", "optuna": "Optuna's CMA-ES", "random": "random search", "tpe": "TPE"}
+    labels = {
+        "ours": "CMA-ES of this project",
+        "optuna": "Optuna's CMA-ES",
+        "random": "random search",
+        "tpe": "TPE",
+    }
     colours = {"ours": "#d62728", "optuna": "#1f77b4", "random": "#999999", "tpe": "#2ca02c"}
     at = np.arange(len(WORKERS))
     for axis, function in zip(axes.flat, FUNCTIONS):
@@ -272,11 +313,20 @@ def figure(records: dict, column: Callable, seeds_of: Callable, path: Path) -> N
             seeds = [seeds_of(function, w, name) for w in sorted(WORKERS)]
             if min(map(len, seeds)) < 3:
                 continue
-            logs = [np.log10(column(name, function, w, "value", s)) for w, s in zip(sorted(WORKERS), seeds)]
+            logs = [
+                np.log10(column(name, function, w, "value", s))
+                for w, s in zip(sorted(WORKERS), seeds)
+            ]
             middle = np.array([interval([values]) for values in logs])
             error = [middle[:, 0] - middle[:, 1], middle[:, 2] - middle[:, 0]]
             x = at + 0.08 * (k - 1.5)
-            style = {"marker": "o", "markersize": 4, "capsize": 2, "color": colours[name], "label": labels[name]}
+            style = {
+                "marker": "o",
+                "markersize": 4,
+                "capsize": 2,
+                "color": colours[name],
+                "label": labels[name],
+            }
             axis.errorbar(x, middle[:, 0], yerr=np.array(error), **style)
         axis.set_title(function.replace("-", ", ") + " dimensions", fontsize=10)
         axis.set_xticks(at, [str(w) for w in sorted(WORKERS)])
@@ -292,7 +342,12 @@ def figure(records: dict, column: Callable, seeds_of: Callable, path: Path) -> N
 
 def shares() -> None:
     """The toy of three dimensions, 900 trials, generations of 7."""
-    print("| workers | " + " | ".join(str(w) for w in sorted(WORKERS)) + " |\n|---|" + "---|" * len(WORKERS))
+    print(
+        "| workers | "
+        + " | ".join(str(w) for w in sorted(WORKERS))
+        + " |\n|---|"
+        + "---|" * len(WORKERS)
+    )
     for name in ("optuna", "ours"):
         cells = [f"{simulate(name, 'sphere-3', 0, w)['share']:.0%}" for w in sorted(WORKERS)]
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
@@ -322,13 +377,19 @@ def fill(storage: str, n: int) -> optuna.Study:
     """A study with `n` finished trials, written in bulk: Optuna's own way takes minutes."""
     function, rng = Function("plateau-3", 0), np.random.default_rng(0)
     space = function.space()
-    points = [{k: float(d.low * (d.high / d.low) ** rng.random()) for k, d in space.items()} for _ in range(n)]
+    points = [
+        {k: float(d.low * (d.high / d.low) ** rng.random()) for k, d in space.items()}
+        for _ in range(n)
+    ]
     trials = [
-        optuna.trial.create_trial(params=p, distributions=space, value=function(function.unit(p))) for p in points
+        optuna.trial.create_trial(params=p, distributions=space, value=function(function.unit(p)))
+        for p in points
     ]
     if storage.startswith("journal:"):
         logs = Logs()
-        optuna.create_study(storage=optuna.storages.JournalStorage(logs), study_name="s").add_trials(trials)
+        optuna.create_study(
+            storage=optuna.storages.JournalStorage(logs), study_name="s"
+        ).add_trials(trials)
         opened(storage)._backend.append_logs(logs.logs)
         return optuna.load_study(study_name="s", storage=opened(storage))
     study = optuna.create_study(storage=opened(storage), study_name="s")
@@ -359,8 +420,12 @@ def fill(storage: str, n: int) -> optuna.Study:
 
 
 def ask_once(storage: str, n: int) -> dict:
-    """Processor time in milliseconds of asks in this process: the first replays all trials, the others go on from it."""
-    study = optuna.load_study(study_name="s", storage=opened(storage)) if storage else fill(storage, n)
+    """Processor time in milliseconds of asks in this process: the first replays all trials, the
+    others go on from it.
+    """
+    study = (
+        optuna.load_study(study_name="s", storage=opened(storage)) if storage else fill(storage, n)
+    )
     space = Function("plateau-3", 0).space()
 
     def timed(call: Callable) -> float:
@@ -375,7 +440,12 @@ def ask_once(storage: str, n: int) -> dict:
     for _ in range(30):
         times.append(timed(lambda: study.ask(space)))
         study.tell(len(study.get_trials(deepcopy=False)) - 1, 0.5)
-    return {"read": reading, "first": times[0], "next": float(np.median(times[1:])), "most": max(times[1:])}
+    return {
+        "read": reading,
+        "first": times[0],
+        "next": float(np.median(times[1:])),
+        "most": max(times[1:]),
+    }
 
 
 def asks(n: int = 10_000) -> None:
@@ -391,10 +461,13 @@ def asks(n: int = 10_000) -> None:
             if storage:
                 fill(storage, n)
             code = (
-                f"import json, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import sampler\n"
+                f"import json, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import "
+                f"sampler\n"
                 f"print(json.dumps(sampler.ask_once({storage!r}, {n})))"
             )
-            done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True
+            )
             if done.returncode:
                 sys.exit(done.stderr)
             row = json.loads(done.stdout)
@@ -405,10 +478,16 @@ def asks(n: int = 10_000) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=SEEDS, help="of each sampler but TPE")
-    parser.add_argument("--first-seed", type=int, default=0, help="several processes may share the seeds")
-    parser.add_argument("--samplers", default=",".join(SAMPLERS), help="which ones, comma-separated")
+    parser.add_argument(
+        "--first-seed", type=int, default=0, help="several processes may share the seeds"
+    )
+    parser.add_argument(
+        "--samplers", default=",".join(SAMPLERS), help="which ones, comma-separated"
+    )
     parser.add_argument("--tpe-seeds", type=int, default=3, help="of TPE, which is slow")
-    parser.add_argument("--minutes", type=float, default=40.0, help="of processor time, then it stops")
+    parser.add_argument(
+        "--minutes", type=float, default=40.0, help="of processor time, then it stops"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS / "sampler.jsonl")
     for flag in ("report", "share", "asks"):
         parser.add_argument(f"--{flag}", action="store_true")

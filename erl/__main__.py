@@ -3,7 +3,7 @@
 import sys
 
 from erl.cli import main
-from erl.single import SingleConfig, run
+from erl.experiments.single import SingleConfig, run
 
 if __name__ == "__main__":
     sys.argv[0] = "python -m erl"

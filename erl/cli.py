@@ -33,11 +33,16 @@ def option(default: Any, text: str, *aliases: str, choices: Sequence[str] | None
         aliases: further spellings, with their dashes.
         choices: for the help line; the configuration checks the value itself.
     """
-    return dataclasses.field(default=default, metadata={"help": text, "aliases": aliases, "choices": choices})
+    return dataclasses.field(
+        default=default, metadata={"help": text, "aliases": aliases, "choices": choices}
+    )
 
 
 def parse(
-    kind: type, argv: Sequence[str] | None = None, program: str | None = None, description: str | None = None
+    kind: type,
+    argv: Sequence[str] | None = None,
+    program: str | None = None,
+    description: str | None = None,
 ) -> Any:
     """An instance of a configuration dataclass from command-line flags.
 
@@ -66,7 +71,9 @@ def parse(
             settings["help"] += f" ({', '.join(field.metadata['choices'])})"
         plain = _plain(hints[field.name])
         if plain is bool:
-            parser.add_argument(*names, type=_boolean, nargs="?", const=True, metavar="BOOL", **settings)
+            parser.add_argument(
+                *names, type=_boolean, nargs="?", const=True, metavar="BOOL", **settings
+            )
             parser.add_argument(
                 *(name.replace("--", "--no-", 1) for name in names),
                 dest=field.name,
@@ -112,7 +119,10 @@ def main(
     Exit codes: 0 done, 1 something failed for good, 2 bad input (one line on stderr), 130 Ctrl-C.
     """
     program = program or os.path.basename(sys.argv[0])
-    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a letter shows something for it
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a terminal that cannot show a letter shows something for it
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
@@ -131,14 +141,18 @@ def main(
 
 
 def without_passwords(text: str) -> str:
-    """Text in which no address shows its password: the last guard, for what the user typed comes back in messages."""
+    """Text in which no address shows its password: the last guard, for what the user typed comes
+    back in messages.
+    """
     return re.sub(r"(://[^\s:/@]*):[^\s]*@", r"\1:***@", text)
 
 
 class Interruptible:
-    """First Ctrl-C (or SIGTERM, as SLURM sends it): KeyboardInterrupt once, for a clean end. Second: the end at once.
+    """First Ctrl-C (or SIGTERM, as SLURM sends it): KeyboardInterrupt once, for a clean end.
+    Second: the end at once.
 
-    A SIGTERM that follows at once is no second one: SLURM sends it to a script, which passes it on, and to its children.
+    A SIGTERM that follows at once is no second one: SLURM sends it to a script, which passes it on,
+    and to its children.
     """
 
     def __enter__(self) -> "Interruptible":
@@ -156,9 +170,12 @@ class Interruptible:
             return
         self._count += 1
         if self._count > 1:
-            # Workers notice that their parent is gone; nothing is left to tidy that a next start would not.
+            # Workers notice that their parent is gone; nothing is left to tidy that a next start
+            # would not.
             if sys.stdout.isatty():
-                os.write(sys.stdout.fileno(), b"\x1b[?25h\n")  # the cursor, which the status line hides
+                os.write(
+                    sys.stdout.fileno(), b"\x1b[?25h\n"
+                )  # the cursor, which the status line hides
             os._exit(128 + number)
         raise KeyboardInterrupt
 
@@ -197,7 +214,9 @@ class Display:
 
 
 def figure(value: float | None) -> str:
-    """Two decimals, or four significant digits below 10: returns run to thousands, normalised scores lie around 1."""
+    """Two decimals, or four significant digits below 10: returns run to thousands, normalised
+    scores lie around 1.
+    """
     if value is None:
         return "-"
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"

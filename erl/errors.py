@@ -16,7 +16,9 @@ class Stopped(Exception):
 
 
 def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
-    """`known` names closest to `name`, as the end of a message ("; did you mean A, B?"), or an empty string."""
+    """`known` names closest to `name`, as the end of a message ("; did you mean A, B?"), or an
+    empty string.
+    """
     by_fold = {k.casefold(): k for k in known}
     close = get_close_matches(name.casefold(), by_fold, n=n, cutoff=0.5)
     return f"; did you mean {', '.join(by_fold[c] for c in close)}?" if close else ""

@@ -38,7 +38,9 @@ def check_writable(folder: str) -> None:
 
 
 def write_whole(path: Path, write: Callable[[str], Any]) -> None:
-    """Let `write` fill a file beside `path`, then move it there: a file of this name is always complete."""
+    """Let `write` fill a file beside `path`, then move it there: a file of this name is always
+    complete.
+    """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
         part = Path(folder) / path.name
         write(str(part))

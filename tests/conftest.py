@@ -1,4 +1,6 @@
-"""Every test runs on one thread, finds the toy environments, and writes into a folder of its own."""
+"""Every test runs on one thread, finds the toy environments, and writes into a folder of its
+own.
+"""
 
 import os
 import sys
@@ -9,15 +11,17 @@ import pytest
 import servers
 import torch
 
-from erl.executors import Result
-from erl.lifetime import Slots, live
+from erl.executors.local import Result
+from erl.lifetimes.lifetime import Slots, live
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 
 torch.set_num_threads(1)
 # Worker processes and scripts under test import the toy environments too.
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(ROOT), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 sys.path.insert(0, str(TESTS))
 
 
@@ -63,8 +67,10 @@ def sink():
 
 @pytest.fixture
 def inline(monkeypatch):
-    """Evolutions and comparisons without worker processes, for tests that are about something else."""
-    monkeypatch.setattr("erl.evolution.LocalExecutor", InlineExecutor)
+    """Evolutions and comparisons without worker processes, for tests that are about something
+    else.
+    """
+    monkeypatch.setattr("erl.experiments.evolution.LocalExecutor", InlineExecutor)
     return InlineExecutor
 
 
@@ -82,7 +88,7 @@ def _own_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
 
 
-# -- real servers -----------------------------------------------------------------------------------------------------
+# -- real servers --
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,9 @@
-"""Faults done to real evolutions at the smallest budgets, and the count of what was lost. Tests do a few, `benchmarks/faults.py` many.
+"""Faults done to real evolutions at the smallest budgets, and the count of what was lost. Tests do
+a few, `benchmarks/faults.py` many.
 
-A coordinator is a forked process; those about which no worker matters live their lifetimes themselves. After each fault the same
-command goes on. At the end every trial must be there once, and be what an evolution that nothing befell has.
+A coordinator is a forked process; those about which no worker matters live their lifetimes
+themselves. After each fault the same command goes on. At the end every trial must be there once,
+and be what an evolution that nothing befell has.
 """
 
 import contextlib
@@ -20,12 +22,12 @@ from conftest import InlineExecutor, Lines
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import OperationalError
 
-import erl.evolution
+import erl.experiments.evolution
 from erl.errors import UserError
-from erl.evolution import EvolutionConfig, evolve, lifetimes, stored_config, study_name
-from erl.executors import LocalExecutor
-from erl.lifetime import check
-from erl.study import Study
+from erl.executors.local import LocalExecutor
+from erl.experiments.evolution import EvolutionConfig, evolve, lifetimes, stored_config, study_name
+from erl.lifetimes.lifetime import check
+from erl.studies.study import Study
 
 ENV = "toy_environments:Recall-v0"
 FORK = multiprocessing.get_context("fork")
@@ -63,8 +65,20 @@ class Case:
 
     def __init__(self, address, **more):
         Path("quick.yaml").write_text("n_steps: 32\nbatch_size: 32\nn_epochs: 1\n")
-        settings = {"training_steps": 64, "nb_seeds": 2, "units": 5, "popsize": 4, "sampler": "Random", "nb_trials": 8}
-        settings |= {"learner_config": "quick.yaml", "engine": "sb3", "workers": 1, "max_retries": 10**6}
+        settings = {
+            "training_steps": 64,
+            "nb_seeds": 2,
+            "units": 5,
+            "popsize": 4,
+            "sampler": "Random",
+            "nb_trials": 8,
+        }
+        settings |= {
+            "learner_config": "quick.yaml",
+            "engine": "sb3",
+            "workers": 1,
+            "max_retries": 10**6,
+        }
         self.config = EvolutionConfig(storage=address, **({"env_id": ENV} | settings | more))
         self.name = study_name(self.config.env_id, self.config.h_test, self.config.training_steps)
         self.faults, self.relived = 0, 0
@@ -86,12 +100,19 @@ class Case:
         return Study((config or self.config).storage, self.name)
 
     def look(self):
-        """Note which lifetimes are stored; those that were before must be the same to the last bit."""
+        """Note which lifetimes are stored; those that were before must be the same to the last
+        bit.
+        """
         try:
             trials = self.study().trials()
         except UserError:  # not begun yet
             return 0
-        now = {(t.number, k): v for t in trials for k, v in t.user_attrs.items() if k.startswith("lifetime:")}
+        now = {
+            (t.number, k): v
+            for t in trials
+            for k, v in t.user_attrs.items()
+            if k.startswith("lifetime:")
+        }
         self.relived += sum(now.get(key) != value for key, value in self._stored.items())
         self._stored = now
         return len(now)
@@ -122,7 +143,7 @@ class Case:
 
 def _coordinate(config, executor, before):
     os.setsid()
-    erl.evolution.LocalExecutor = executor
+    erl.experiments.evolution.LocalExecutor = executor
     if before is not None:
         before()
     try:
@@ -134,7 +155,10 @@ def _coordinate(config, executor, before):
 
 
 def kill_coordinators(case, rounds, seconds=2.0, tear=None, seed=0):
-    """SIGKILL at random moments. `tear` does more harm after each, with the storage in nobody's hands."""
+    """SIGKILL at random moments.
+
+    `tear` does more harm after each, with the storage in nobody's hands.
+    """
     moments = random.Random(seed)
     while case.faults < rounds:
         process = case.start()
@@ -186,13 +210,18 @@ def kill_workers(case, rounds, seconds=1.0, seed=0):
 
 
 def disturb(case, rounds, harm, mend, away, seconds=1.0, seed=0):
-    """Take the storage away for a while, again and again, while one coordinator runs, which never ends for it."""
+    """Take the storage away for a while, again and again, while one coordinator runs, which never
+    ends for it.
+    """
     moments = random.Random(seed)
     process = case.start()
     while case.faults < rounds:
         time.sleep(moments.uniform(0, seconds))
         if process.exitcode is not None:
-            assert process.exitcode in (0, 2)  # 2: it was just opening the storage, and says so at once
+            assert process.exitcode in (
+                0,
+                2,
+            )  # 2: it was just opening the storage, and says so at once
             if process.exitcode == 0:
                 case.longer()
             process = case.start()
@@ -212,7 +241,9 @@ def fill_disk(case, rounds, path, room=1 << 14):
     while case.faults < rounds:
         case.longer()
         limit = Path(path).stat().st_size + room
-        process = case.start(before=lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1)))
+        process = case.start(
+            before=lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))
+        )
         while Path(path).stat().st_size < limit - room // 2 and process.exitcode is None:
             time.sleep(0.05)
         process.join(0.5)
@@ -226,7 +257,9 @@ def fill_disk(case, rounds, path, room=1 << 14):
 
 
 def losing_answers(rounds):
-    """A patch for a coordinator: operations are done, and then now and then the connection breaks."""
+    """A patch for a coordinator: operations are done, and then now and then the connection
+    breaks.
+    """
     moments, torn_ones = random.Random(1), []
 
     def wrap(method):
@@ -234,10 +267,17 @@ def losing_answers(rounds):
             result = method(self, *arguments, **named)
             if moments.random() < 0.25 and len(torn_ones) < rounds:
                 torn_ones.append(method.__name__)
-                raise OperationalError("COMMIT", {}, Exception("server closed the connection unexpectedly"))
+                raise OperationalError(
+                    "COMMIT", {}, Exception("server closed the connection unexpectedly")
+                )
             return result
 
         return torn
 
-    for name in ("_create_new_trial", "set_trial_state_values", "set_trial_user_attr", "_set_trial_param"):
+    for name in (
+        "_create_new_trial",
+        "set_trial_state_values",
+        "set_trial_user_attr",
+        "_set_trial_param",
+    ):
         setattr(RDBStorage, name, wrap(getattr(RDBStorage, name)))

@@ -1,4 +1,5 @@
-"""ERL-Re²'s update in the plainest form: separate networks, autograd, and a policy encoded anew for every row of a batch.
+"""ERL-Re²'s update in the plainest form: separate networks, autograd, and a policy encoded anew for
+every row of a batch.
 
 The slow reference that the tests compare with and that the benchmark takes its ratio from.
 """
@@ -41,7 +42,11 @@ class Value(nn.Module):
         self.l2, self.n2 = nn.Linear(400, 300), norm(300)
         self.out = nn.Linear(300, 1)
         if pr:
-            self.e1, self.e2, self.e3 = nn.Linear(features + 1, pr), nn.Linear(pr, pr), nn.Linear(pr, pr)
+            self.e1, self.e2, self.e3 = (
+                nn.Linear(features + 1, pr),
+                nn.Linear(pr, pr),
+                nn.Linear(pr, pr),
+            )
 
     def code(self, head, batch):
         rows = head.expand(batch, *head.shape)  # the same policy again for every row
@@ -72,16 +77,25 @@ class Plain:
                 Representation(observations, norm),
                 nn.Parameter(torch.zeros(actions, 301)),
                 nn.ModuleList(Value(norm, inputs) for _ in range(n)),
-                nn.ModuleList(Value(norm, inputs if self.of_actions else 300, settings.pr) for _ in range(n)),
+                nn.ModuleList(
+                    Value(norm, inputs if self.of_actions else 300, settings.pr) for _ in range(n)
+                ),
             )
 
         self.z, self.head, self.critics, self.pevfa = build()
         self.z_target, self.head_target, self.critics_target, self.pevfa_target = build()
-        self.optimisers = [torch.optim.Adam(p, lr=settings.learning_rate) for p in self.parameters()]
+        self.optimisers = [
+            torch.optim.Adam(p, lr=settings.learning_rate) for p in self.parameters()
+        ]
 
     def parameters(self):
         """In the order of `TwoScale.networks`."""
-        return [list(self.z.parameters()), [self.head], list(self.critics.parameters()), list(self.pevfa.parameters())]
+        return [
+            list(self.z.parameters()),
+            [self.head],
+            list(self.critics.parameters()),
+            list(self.pevfa.parameters()),
+        ]
 
     def target_parameters(self):
         return [
@@ -162,7 +176,9 @@ class Plain:
         return self.target_parameters() if target else self.parameters()
 
     def flats(self, fast, flats):
-        """The flat vectors of `TwoScale` as lists of tensors in the shapes and order of this one's parameters."""
+        """The flat vectors of `TwoScale` as lists of tensors in the shapes and order of this one's
+        parameters.
+        """
         z, head, q, v = flats
         actions = self.head.shape[0]
         n = self.settings.n_critics
@@ -179,7 +195,9 @@ class Plain:
 
 
 def _modules(network, flat):
-    """For each perceptron its parameters as `torch.nn` has them: the code's matrix beside the first layer's."""
+    """For each perceptron its parameters as `torch.nn` has them: the code's matrix beside the first
+    layer's.
+    """
     result = []
     for layers, code in network.cut(flat):
         tensors = []

@@ -1,4 +1,6 @@
-"""Real servers for tests: PostgreSQL and MariaDB in temporary folders, Optuna's gRPC proxy, and a connection that can be cut."""
+"""Real servers for tests: PostgreSQL and MariaDB in temporary folders, Optuna's gRPC proxy, and a
+connection that can be cut.
+"""
 
 import glob
 import os
@@ -31,13 +33,17 @@ PLACES = (
 
 
 def find(program):
-    """A server's program, wherever Debian, Fedora or Homebrew put it; the newest of several versions."""
+    """A server's program, wherever Debian, Fedora or Homebrew put it; the newest of several
+    versions.
+    """
     on_path = shutil.which(program)
     if on_path:
         return on_path
     found = [p for place in PLACES for p in glob.glob(f"{place}/{program}")]
     return max(
-        found, key=lambda p: [int(n) for n in "".join(c if c.isdigit() else " " for c in p).split()], default=None
+        found,
+        key=lambda p: [int(n) for n in "".join(c if c.isdigit() else " " for c in p).split()],
+        default=None,
     )
 
 
@@ -55,7 +61,9 @@ def free_port():
 
 
 class Server:
-    """A server in a folder of its own, under a user of its own where we are root: neither runs as root."""
+    """A server in a folder of its own, under a user of its own where we are root: neither runs as
+    root.
+    """
 
     user = "nobody"
 
@@ -94,11 +102,19 @@ class PostgreSQL(Server):
         super().__init__()
         (self.folder / "password").write_text(PASSWORD)
         self.data = self.folder / "data"
-        options = ("-U", "erl", "--auth=scram-sha-256", f"--pwfile={self.folder}/password", "--no-sync", "--locale=C")
+        options = (
+            "-U",
+            "erl",
+            "--auth=scram-sha-256",
+            f"--pwfile={self.folder}/password",
+            "--no-sync",
+            "--locale=C",
+        )
         self.call(find("initdb"), "-D", self.data, "-E", "UTF8", *options)
         with (self.data / "postgresql.conf").open("a") as file:
             file.write(
-                f"port = {self.port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = ''\nfsync = off\n"
+                f"port = {self.port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = "
+                f"''\nfsync = off\n"
                 "full_page_writes = off\nshared_buffers = 16MB\nmax_connections = 60\n"
             )
         self.start()
@@ -128,9 +144,15 @@ class MariaDB(Server):
         super().__init__()
         self.data = self.folder / "data"
         install = find("mariadb-install-db")
-        self.call(install, "--no-defaults", f"--datadir={self.data}", "--auth-root-authentication-method=normal")
+        self.call(
+            install,
+            "--no-defaults",
+            f"--datadir={self.data}",
+            "--auth-root-authentication-method=normal",
+        )
         (self.data / "init.sql").write_text(
-            f"CREATE USER 'erl'@'127.0.0.1' IDENTIFIED BY '{PASSWORD}';\nGRANT ALL ON *.* TO 'erl'@'127.0.0.1';\n"
+            f"CREATE USER 'erl'@'127.0.0.1' IDENTIFIED BY '{PASSWORD}';\nGRANT ALL ON *.* TO "
+            f"'erl'@'127.0.0.1';\n"
         )
         self.start()
 
@@ -142,7 +164,11 @@ class MariaDB(Server):
             f"--pid-file={self.data}/pid",
             f"--init-file={self.data}/init.sql",
         )
-        small = ("--bind-address=127.0.0.1", "--innodb-flush-log-at-trx-commit=0", "--innodb-buffer-pool-size=16M")
+        small = (
+            "--bind-address=127.0.0.1",
+            "--innodb-flush-log-at-trx-commit=0",
+            "--innodb-buffer-pool-size=16M",
+        )
         self.process = subprocess.Popen(
             [find("mariadbd"), "--no-defaults", "--skip-name-resolve", *options, *small],
             stdout=subprocess.DEVNULL,
@@ -176,8 +202,13 @@ class Proxy:
 
     def __init__(self, address):
         self.port = free_port()
-        code = "import sys; from optuna.storages import get_storage, run_grpc_proxy_server as run; run(get_storage(sys.argv[1]), port=int(sys.argv[2]))"
-        self.process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, address, str(self.port)])
+        code = (
+            "import sys; from optuna.storages import get_storage, run_grpc_proxy_server as run; "
+            "run(get_storage(sys.argv[1]), port=int(sys.argv[2]))"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", code, address, str(self.port)]
+        )
         self.address = f"grpc://localhost:{self.port}"
         for _ in range(600):
             with suppress(OSError):

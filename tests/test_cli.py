@@ -42,25 +42,48 @@ ER_MRL_EVOLVE = {
     "min_iss": 0.5,
     "max_iss": 2.0,
 }
-ER_MRL_TEST = {"env_id": "Pendulum-v1", "h_test": "try_2", "HP_training_steps": 1000, "training_steps": 2000}
+ER_MRL_TEST = {
+    "env_id": "Pendulum-v1",
+    "h_test": "try_2",
+    "HP_training_steps": 1000,
+    "training_steps": 2000,
+}
 
 
-@pytest.mark.parametrize(("module", "flags"), [(evolve_res, ER_MRL_EVOLVE), (test_res, ER_MRL_TEST)])
+@pytest.mark.parametrize(
+    ("module", "flags"), [(evolve_res, ER_MRL_EVOLVE), (test_res, ER_MRL_TEST)]
+)
 def test_every_flag_of_er_mrl_is_read(module, flags):
     for separate in (True, False):
-        words = [w for k, v in flags.items() for w in ([f"--{k}", str(v)] if separate else [f"--{k}={v}"])]
+        words = [
+            w
+            for k, v in flags.items()
+            for w in ([f"--{k}", str(v)] if separate else [f"--{k}={v}"])
+        ]
         config = parse(module.Config, words)
         assert {k: getattr(config, k) for k in flags} == flags
 
 
 def test_defaults_are_er_mrls():
     config = parse(evolve_res.Config, ["--env_id", "HalfCheetah-v4", "--sampler", "Cmaes"])
-    assert (config.training_steps, config.nb_trials, config.nb_seeds, config.units) == (300_000, 100, 3, 100)
+    assert (config.training_steps, config.nb_trials, config.nb_seeds, config.units) == (
+        300_000,
+        100,
+        3,
+        100,
+    )
     assert (config.min_sr, config.max_sr, config.min_lr, config.max_lr) == (1e-4, 1e2, 1e-2, 1.0)
-    assert (config.fixed_iss, config.skip_c, config.del_obs, config.reset_res) == (True, False, False, True)
+    assert (config.fixed_iss, config.skip_c, config.del_obs, config.reset_res) == (
+        True,
+        False,
+        False,
+        True,
+    )
 
 
-@pytest.mark.parametrize("alias", ["--training_timesteps", "--training-steps", "--training-timesteps"])
+@pytest.mark.parametrize(
+    "alias", ["--training_timesteps", "--training-steps", "--training-timesteps"]
+)
 @pytest.mark.parametrize("module", [evolve_res, test_res])
 def test_aliases(module, alias):
     assert parse(module.Config, [alias, "123"]).training_steps == 123
@@ -154,8 +177,12 @@ TEST = [
 ]
 
 
-@pytest.mark.parametrize(("name", "flags"), [("evolve_res", f) for f in EVOLVE] + [("test", f) for f in TEST])
-def test_bad_input_is_one_line_exit_code_2_and_nothing_written(name, flags, quick, capfd, monkeypatch, inline):
+@pytest.mark.parametrize(
+    ("name", "flags"), [("evolve_res", f) for f in EVOLVE] + [("test", f) for f in TEST]
+)
+def test_bad_input_is_one_line_exit_code_2_and_nothing_written(
+    name, flags, quick, capfd, monkeypatch, inline
+):
     import sqlite3
 
     with sqlite3.connect("foreign.db") as connection:
@@ -163,7 +190,9 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(name, flags, quic
     connection.close()
     Path("unknown.yaml").write_text("learning_rat: 3\n")
     Path("broken.yaml").write_text("a: [\n")
-    Path("hostile.yaml").write_text("policy_kwargs: \"dict(a=__import__('os').system('touch hacked'))\"\n")
+    Path("hostile.yaml").write_text(
+        "policy_kwargs: \"dict(a=__import__('os').system('touch hacked'))\"\n"
+    )
     before = {p: p.read_bytes() for p in Path().rglob("*") if p.is_file()}
     monkeypatch.setattr("sys.argv", [f"{name}.py"])
     module = evolve_res if name == "evolve_res" else test_res
@@ -180,7 +209,7 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(name, flags, quic
     assert {p: p.read_bytes() for p in Path().rglob("*") if p.is_file()} == before
 
 
-# -- the rest of cli.py -----------------------------------------------------------------------------------------------
+# -- the rest of cli.py --
 
 
 @dataclass(frozen=True)
@@ -235,14 +264,28 @@ def test_the_status_is_printed_now_and_then_where_no_terminal_is(capsys):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0 s"), (59.6, "1 min 00 s"), (61, "1 min 01 s"), (3600, "1 h 00 min"), (90000, "1 d 1 h"), (-5, "0 s")],
+    [
+        (0, "0 s"),
+        (59.6, "1 min 00 s"),
+        (61, "1 min 01 s"),
+        (3600, "1 h 00 min"),
+        (90000, "1 d 1 h"),
+        (-5, "0 s"),
+    ],
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(1234.5678, "1234.57"), (-10.0, "-10.00"), (0.0123456, "0.01235"), (-1.5, "-1.5"), (None, "-")]
+    ("value", "text"),
+    [
+        (1234.5678, "1234.57"),
+        (-10.0, "-10.00"),
+        (0.0123456, "0.01235"),
+        (-1.5, "-1.5"),
+        (None, "-"),
+    ],
 )
 def test_figures_have_digits_where_they_are_small(value, text):
     assert figure(value) == text

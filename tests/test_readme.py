@@ -1,4 +1,6 @@
-"""The README tells the truth: its flags and defaults are the scripts', its commands parse, its snippets and links hold."""
+"""The README tells the truth: its flags and defaults are the scripts', its commands parse, its
+snippets and links hold.
+"""
 
 import ast
 import re
@@ -9,14 +11,20 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from erl import cli, lifetime, single, studies, study
-from erl.arms import arm_names, control_names
-from erl.comparison import ComparisonConfig, GeneralizationComparisonConfig, MultiComparisonConfig
-from erl.evolution import EvolutionConfig, GeneralizationConfig, MultiEvolutionConfig
-from erl.film import FilmConfig
-from erl.search import parse_evolve
-from erl.single import SingleConfig
-from erl.task_sets import TASK_SETS, load_task_sets, measured_random_returns
+from erl import cli, lifetime, study
+from erl.experiments import single
+from erl.experiments.arms import arm_names, control_names
+from erl.experiments.comparison import (
+    ComparisonConfig,
+    GeneralizationComparisonConfig,
+    MultiComparisonConfig,
+)
+from erl.experiments.evolution import EvolutionConfig, GeneralizationConfig, MultiEvolutionConfig
+from erl.experiments.single import SingleConfig
+from erl.lifetimes.film import FilmConfig
+from erl.search.space import parse_evolve
+from erl.studies import commands as studies
+from erl.worlds.task_sets import TASK_SETS, load_task_sets, measured_random_returns
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCRIPTS = {
@@ -28,7 +36,13 @@ SCRIPTS = {
     "test_generalization.py": GeneralizationComparisonConfig,
     "-m erl": SingleConfig,
 }
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/DESIGN.md", "parallelization_tutorials/README.md"]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/DESIGN.md",
+    "parallelization_tutorials/README.md",
+]
 
 
 def _fenced(language):
@@ -58,7 +72,9 @@ def _commands():
     """Every command line of a shell block, those that sbatch wraps included, and of inline code."""
     lines = [line for block in _fenced("sh") for line in block.splitlines()]
     lines += re.findall(r'--wrap "([^"]*)"', README)
-    lines += [code for code in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", README) if code.startswith("python ")]
+    lines += [
+        code for code in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", README) if code.startswith("python ")
+    ]
     return [line for line in lines if line.strip()]
 
 
@@ -82,17 +98,23 @@ def test_the_table_names_every_choice_and_alias(script):
             for word in field.metadata["choices"] or ():
                 assert f"`{word}`" in f"{default} {meaning}", f"a value of --{field.name}"
         for alias in field.metadata["aliases"]:
-            assert f"`{alias.replace('-', '_').replace('__', '--', 1)}`" in meaning, f"an alias of --{field.name}"
+            assert f"`{alias.replace('-', '_').replace('__', '--', 1)}`" in meaning, (
+                f"an alias of --{field.name}"
+            )
 
 
-@pytest.mark.parametrize("command", [c for c in _commands() if re.match(r"python (\S+\.py|-m erl )", c)])
+@pytest.mark.parametrize(
+    "command", [c for c in _commands() if re.match(r"python (\S+\.py|-m erl )", c)]
+)
 def test_commands_parse(command):
     script, flags = re.fullmatch(r"python (\S+\.py|-m erl)(.*)", command).groups()
     cli.parse(SCRIPTS[script], shlex.split(flags))
     assert script == "-m erl" or (ROOT / script).exists()
 
 
-@pytest.mark.parametrize("command", [c for c in _commands() if c.startswith("python -m erl.studies ")])
+@pytest.mark.parametrize(
+    "command", [c for c in _commands() if c.startswith("python -m erl.studies ")]
+)
 def test_commands_on_studies_parse(command):
     name, *flags = shlex.split(command)[3:]
     cli.parse(studies.COMMANDS[name][1], flags)
@@ -106,7 +128,9 @@ def test_the_command_that_films_parses():
 def test_the_table_of_commands_on_studies_names_every_flag():
     for name, (_, kind, _) in studies.COMMANDS.items():
         (row,) = re.findall(rf"^\| `{name}` \| (.*) \|$", README, re.M)
-        assert {f.name for f in fields(kind)} - {"storage", "study"} == set(re.findall(r"`--(\w+)", row)) - {"study"}
+        assert {f.name for f in fields(kind)} - {"storage", "study"} == set(
+            re.findall(r"`--(\w+)", row)
+        ) - {"study"}
 
 
 def test_every_script_is_in_a_command_and_in_the_table_of_commands():
@@ -132,7 +156,8 @@ def test_learners_are_the_ones_that_there_are():
 def test_other_flags_in_the_text_exist():
     configs = [*SCRIPTS.values(), FilmConfig, *(kind for _, kind, _ in studies.COMMANDS.values())]
     known = {f.name for config in configs for f in fields(config)} | {"training_timesteps"}
-    # Words of make's, git's, sbatch's, optuna-dashboard's and TensorBoard's are not in backticks of their own.
+    # Words of make's, git's, sbatch's, optuna-dashboard's and TensorBoard's are not in backticks of
+    # their own.
     for flag in re.findall(r"`--(\w+)[^`]*`", README):
         assert flag.removeprefix("no-") in known or flag == "no", flag
 
@@ -153,7 +178,10 @@ def test_the_set_that_is_declared_can_be_evolved_for():
     [command] = [c for c in _commands() if "--sets" in c]
     config = cli.parse(GeneralizationConfig, shlex.split(command)[2:])
     assert config.settings()["references"] == {
-        "InvertedPendulum-v5": [measured_random_returns()["InvertedPendulum-v5"].return_mean, 950.0],
+        "InvertedPendulum-v5": [
+            measured_random_returns()["InvertedPendulum-v5"].return_mean,
+            950.0,
+        ],
         "InvertedDoublePendulum-v5": [60.0, 8000.0],
     }
 
@@ -182,18 +210,33 @@ def test_every_agent_is_named():
 @pytest.mark.scripts
 def test_the_snippets_run(tmp_path, monkeypatch):
     """The main job at a tiny budget, then the README's own lines on what it left."""
-    from erl.comparison import compare
-    from erl.evolution import evolve
+    from erl.experiments.comparison import compare
+    from erl.experiments.evolution import evolve
 
     env = {"env_id": "CartPole-v1", "training_steps": 300, "workers": 1, "engine": "sb3"}
     settings = tmp_path / "ppo.yaml"
     settings.write_text("n_steps: 64\nn_epochs: 1\n", encoding="utf-8")
     display = cli.Display()
-    assert evolve(EvolutionConfig(**env, nb_trials=1, nb_seeds=1, learner_config=str(settings)), display) == 0
-    test = ComparisonConfig(study="CartPole-v1_main_0.3k_steps", training_steps=300, workers=1, nb_seeds=1)
+    assert (
+        evolve(
+            EvolutionConfig(**env, nb_trials=1, nb_seeds=1, learner_config=str(settings)), display
+        )
+        == 0
+    )
+    test = ComparisonConfig(
+        study="CartPole-v1_main_0.3k_steps", training_steps=300, workers=1, nb_seeds=1
+    )
     assert compare(test, display) == 0
-    re2 = "init_steps=60,learning_starts=50,batch_size=16,pr=8,frac_frames_train=0.1,time_steps=5,eval_freq=0"
-    assert single.run(SingleConfig(env_id="toy_environments:Reach-v0", steps=800, workers=1, set=re2), display) == 0
+    re2 = (
+        "init_steps=60,learning_starts=50,batch_size=16,pr=8,frac_frames_train=0.1,time_steps=5,"
+        "eval_freq=0"
+    )
+    assert (
+        single.run(
+            SingleConfig(env_id="toy_environments:Reach-v0", steps=800, workers=1, set=re2), display
+        )
+        == 0
+    )
     model, frame, inside = _fenced("python")
     [trained] = (tmp_path / "models").glob("CartPole*")
     model = re.sub(r"models/HalfCheetah[^/\"]*", f"models/{trained.name}", model)
@@ -204,7 +247,9 @@ def test_the_snippets_run(tmp_path, monkeypatch):
     exec(frame, namespace)
     assert len(namespace["frame"]) == 1
     exec(
-        inside.replace("HalfCheetah-v4_main_300k_steps", "toy_environments:Reach-v0_ERL-Re2_single_0.8k_steps"),
+        inside.replace(
+            "HalfCheetah-v4_main_300k_steps", "toy_environments:Reach-v0_ERL-Re2_single_0.8k_steps"
+        ),
         namespace,
     )
     assert len(namespace["frame"]) > 3

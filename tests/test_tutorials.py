@@ -1,4 +1,6 @@
-"""The scripts for SLURM are bash, do what they say where there is no SLURM, and the page's commands parse."""
+"""The scripts for SLURM are bash, do what they say where there is no SLURM, and the page's commands
+parse.
+"""
 
 import os
 import re
@@ -15,9 +17,9 @@ import pytest
 from conftest import ROOT
 
 from erl import cli
-from erl.comparison import ComparisonConfig
-from erl.evolution import EvolutionConfig
-from erl.study import Study, records
+from erl.experiments.comparison import ComparisonConfig
+from erl.experiments.evolution import EvolutionConfig
+from erl.studies.study import Study, records
 
 FOLDER = ROOT / "parallelization_tutorials"
 SCRIPTS = sorted(FOLDER.glob("*.sh"))
@@ -36,12 +38,18 @@ def test_scripts_are_bash(script):
 
 
 def commands():
-    lines = [line for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.M | re.S) for line in block.splitlines()]
+    lines = [
+        line
+        for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.M | re.S)
+        for line in block.splitlines()
+    ]
     for line in lines:
         if found := re.search(r"python (\w+\.py) (.*)", line):
             yield found.groups()
         elif found := re.search(r"(slurm_\w+)\.sh (\w+\.py )?([^)]*)", line):
-            script = {"slurm_evolution": "evolve_res.py", "slurm_test": "test.py"}.get(found[1], found[2])
+            script = {"slurm_evolution": "evolve_res.py", "slurm_test": "test.py"}.get(
+                found[1], found[2]
+            )
             yield script.strip(), found[3]
 
 
@@ -80,12 +88,22 @@ def task(script, flags, checkout, index=0):
     copy = checkout / f"slurm_script_{index}"
     shutil.copy(FOLDER / script, copy)
     variables = {
-        "PATH": str(checkout / "bin"), "STORAGE": STORAGE, "SLURM_SUBMIT_DIR": str(checkout), "SLURM_CPUS_PER_TASK": "1",
-        "SLURM_JOB_ID": "77", "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": str(index),
-    }  # fmt: skip
+        "PATH": str(checkout / "bin"),
+        "STORAGE": STORAGE,
+        "SLURM_SUBMIT_DIR": str(checkout),
+        "SLURM_CPUS_PER_TASK": "1",
+        "SLURM_JOB_ID": "77",
+        "SLURM_ARRAY_JOB_ID": "77",
+        "SLURM_ARRAY_TASK_ID": str(index),
+    }
     command = ["bash", str(copy), *shlex.split(flags)]
     return subprocess.Popen(
-        command, cwd="/", env=os.environ | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd="/",
+        env=os.environ | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -97,23 +115,32 @@ def test_arrays_share_an_evolution_and_its_test(checkout):
         output = running.communicate(timeout=240)[0]
         assert running.returncode == 0, output
     assert [t.state.name for t in Study(STORAGE, NAME).trials()] == ["COMPLETE"] * 8
-    test = "--env_id CartPole-v1 --HP_training_steps 300 --training_steps 300 --arms PPO,RES_PPO_0.0003"
+    steps = "--HP_training_steps 300 --training_steps 300"
+    test = f"--env_id CartPole-v1 {steps} --arms PPO,RES_PPO_0.0003"
     tasks = [task("slurm_test.sh", f"test.py {test}", checkout, k) for k in (0, 3)]
     for running in tasks:
         output = running.communicate(timeout=240)[0]
         assert running.returncode == 0, output
     best = Study(STORAGE, NAME).best()
     frame = records(STORAGE, f"{NAME}_trial_{best.number}_test_0.3k_steps")
-    assert sorted(zip(frame.arm, frame.seed)) == [(a, s) for a in ("PPO", "RES_PPO_0.0003") for s in (0, 3)]
+    assert sorted(zip(frame.arm, frame.seed)) == [
+        (a, s) for a in ("PPO", "RES_PPO_0.0003") for s in (0, 3)
+    ]
     assert not Path("scontrol.said").exists()
 
 
 @pytest.mark.scripts
 @pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
 def test_a_task_that_is_told_to_end_gives_its_trials_back(number, requeued, checkout):
-    running = task("slurm_evolution.sh", f"{TINY} --training_steps 5000000 --nb_trials 8 --h_test long", checkout)
+    running = task(
+        "slurm_evolution.sh",
+        f"{TINY} --training_steps 5000000 --nb_trials 8 --h_test long",
+        checkout,
+    )
     name, deadline = "CartPole-v1_long_5000k_steps", time.monotonic() + 200
-    while not any("loky" in str(p.cmdline()) for p in psutil.Process(running.pid).children(recursive=True)):
+    while not any(
+        "loky" in str(p.cmdline()) for p in psutil.Process(running.pid).children(recursive=True)
+    ):
         assert time.monotonic() < deadline, "no lifetime has begun"
         time.sleep(0.2)
     running.send_signal(number)

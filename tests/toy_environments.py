@@ -1,4 +1,7 @@
-"""Toy environments. Importing this module registers them, in worker processes too: `toy_environments:Recall-v0`."""
+"""Toy environments.
+
+Importing this module registers them, in worker processes too: `toy_environments:Recall-v0`.
+"""
 
 import os
 import time
@@ -11,7 +14,8 @@ from gymnasium import spaces
 class Recall(gym.Env):
     """Show a sign once, ask for it later: no policy without memory earns more than zero on average.
 
-    The first observation shows +1 or -1, the others show 0. After `delay` steps the action's sign is paid.
+    The first observation shows +1 or -1, the others show 0. After `delay` steps the action's sign
+    is paid.
     """
 
     observation_space = spaces.Box(-1, 1, (1,), dtype=np.float32)
@@ -57,7 +61,9 @@ class Faulty(gym.Env):
             raise SystemExit(0)
         if broken and self.fault == "die":
             os._exit(7)
-        observation = np.full(2, np.nan if broken and self.fault == "observation" else 0.0, dtype=np.float32)
+        observation = np.full(
+            2, np.nan if broken and self.fault == "observation" else 0.0, dtype=np.float32
+        )
         reward = float("nan") if broken and self.fault == "reward" else 1.0
         return observation, reward, self.t >= 10, False, {}
 
@@ -138,16 +144,27 @@ class Lottery(gym.Env):
         self.total += 1
         if self.odd and self.total > self.good:
             raise self.error("an odd seed")
-        return self.np_random.uniform(-1, 1, 2).astype(np.float32), float(action[0]), self.t >= 10, False, {}
+        return (
+            self.np_random.uniform(-1, 1, 2).astype(np.float32),
+            float(action[0]),
+            self.t >= 10,
+            False,
+            {},
+        )
 
 
 gym.register("Lottery-v0", Lottery)
-gym.register("Push-v0", Lottery, kwargs={"good": 10**9})  # the action is the reward: soon learned with a high rate
+gym.register(
+    "Push-v0", Lottery, kwargs={"good": 10**9}
+)  # the action is the reward: soon learned with a high rate
 gym.register("ExitLottery-v0", Lottery, kwargs={"error": SystemExit})
 
 
 class Reach(gym.Env):
-    """A point on a line is to be brought to zero: -|x| is paid in each of twenty steps. Only the time limit ends an episode."""
+    """A point on a line is to be brought to zero: -|x| is paid in each of twenty steps.
+
+    Only the time limit ends an episode.
+    """
 
     observation_space = spaces.Box(-np.inf, np.inf, (3,), dtype=np.float32)
     action_space = spaces.Box(-1, 1, (1,), dtype=np.float32)

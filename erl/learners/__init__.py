@@ -1,7 +1,8 @@
 """Inner learners: the protocol that each follows, and the registry.
 
-One algorithm is one file. A learner trains a cohort, one or many lifetimes, and returns agents whose `predict` is
-Stable-Baselines3's, so that `evaluate_policy` and every tool for its models serve all.
+One algorithm is one file. A learner trains a cohort, one or many lifetimes, and returns agents
+whose `predict` is Stable-Baselines3's, so that `evaluate_policy` and every tool for its models
+serve all.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -13,12 +14,13 @@ from typing import Protocol
 import numpy as np
 
 from erl.errors import UserError, nearest
-from erl.spec import LifetimeSpec
-from erl.tasks import Ledger
+from erl.worlds.specification import LifetimeSpec
+from erl.worlds.tasks import Ledger
 
 ENGINES = ("auto", "cohort", "sb3")
-# This project's own beside PPO's cohorts: name -> module, class, and the algorithm of Stable-Baselines3 as whose models its agents are saved.
-_OWN = {"ERL-Re2": ("erl.learners.erl_re2", "Re2Learner", "TD3")}
+# This project's own beside PPO's cohorts: name -> module, class, and the algorithm of
+# Stable-Baselines3 as whose models its agents are saved.
+_OWN = {"ERL-Re2": ("erl.learners.erl_re2.learner", "Re2Learner", "TD3")}
 
 
 class Agent(Protocol):
@@ -34,7 +36,9 @@ class Agent(Protocol):
         """Action and recurrent state for an observation, as in Stable-Baselines3."""
 
     def save(self, folder: Path, name: str) -> None:
-        """Write `{folder}/{name}.zip` in Stable-Baselines3's format, with what else belongs to it beside it."""
+        """Write `{folder}/{name}.zip` in Stable-Baselines3's format, with what else belongs to it
+        beside it.
+        """
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,11 @@ class Outputs:
 
     Attributes:
         tensorboard: folder of its TensorBoard log; None for no log.
-        checkpoint: file of its checkpoint; None for no checkpoints. Learners that cannot go on from one write none.
+        checkpoint: file of its checkpoint; None for no checkpoints. Learners that cannot go on from
+            one write none.
         checkpoint_seconds: time between two checkpoints.
-        status: file in which it says from time to time how far it is, beyond its steps: a JSON object of names and numbers. None for
-            none; learners with nothing to add write none.
+        status: file in which it says from time to time how far it is, beyond its steps: a JSON
+            object of names and numbers. None for none; learners with nothing to add write none.
     """
 
     tensorboard: str | None = None
@@ -59,7 +64,9 @@ class Learner(Protocol):
     """An algorithm."""
 
     def check(self, spec: LifetimeSpec) -> None:
-        """Raise a UserError if the learner cannot train this lifetime: wrong action space, unknown settings, a budget that ends before it learns."""
+        """Raise a UserError if the learner cannot train this lifetime: wrong action space, unknown
+        settings, a budget that ends before it learns.
+        """
 
     def cohort_key(self, spec: LifetimeSpec) -> Hashable | None:
         """Lifetimes with equal keys can be trained side by side; None: each on its own."""
@@ -67,7 +74,8 @@ class Learner(Protocol):
     def train(
         self, cohort: Sequence[LifetimeSpec], ledgers: Sequence[Ledger], outputs: Sequence[Outputs]
     ) -> list[Agent | Exception]:
-        """Train one agent for each lifetime; an agent that fails gives its exception, and the others go on.
+        """Train one agent for each lifetime; an agent that fails gives its exception, and the
+        others go on.
 
         One whose ledger says `stopped` ends soon, and gives `Stopped`.
         """
@@ -106,16 +114,23 @@ def get_learner(name: str, engine: str = "auto") -> Learner:
 
     known = {n.casefold(): n for n in learner_names()}
     if name.casefold() not in known:
-        raise UserError(f"unknown learner {name!r}{nearest(name, known.values())} (known: {', '.join(known.values())})")
+        raise UserError(
+            f"unknown learner {name!r}{nearest(name, known.values())} (known: "
+            f"{', '.join(known.values())})"
+        )
     if engine not in ENGINES:
-        raise UserError(f"unknown engine {engine!r}{nearest(engine, ENGINES)} (known: {', '.join(ENGINES)})")
+        raise UserError(
+            f"unknown engine {engine!r}{nearest(engine, ENGINES)} (known: {', '.join(ENGINES)})"
+        )
     name = known[name.casefold()]
     if name == "PPO" and engine != "sb3":
-        from erl.learners.ppo_training import CohortPPOLearner
+        from erl.learners.ppo.learner import CohortPPOLearner
 
         return CohortPPOLearner()
     if engine == "cohort":
-        raise UserError(f"{name} has no cohort engine; PPO has one, and --engine auto trains {name}")
+        raise UserError(
+            f"{name} has no cohort engine; PPO has one, and --engine auto trains {name}"
+        )
     if name not in _OWN:
         return sb3.SB3Learner(name)
     if engine == "sb3":
@@ -125,7 +140,10 @@ def get_learner(name: str, engine: str = "auto") -> Learner:
 
 
 def load_agent(spec: LifetimeSpec, path: Path) -> Agent:
-    """The agent that its `save` wrote to `{path}.zip` after this lifetime. Its `predict` takes what `spec.make_env()` shows."""
+    """The agent that its `save` wrote to `{path}.zip` after this lifetime.
+
+    Its `predict` takes what `spec.make_env()` shows.
+    """
     from erl.learners import sb3
 
     name = canonical_name(spec.learner.name)
@@ -137,4 +155,13 @@ def canonical_name(name: str) -> str:
     return next((n for n in learner_names() if n.casefold() == name.casefold()), name)
 
 
-__all__ = ["Agent", "Learner", "Outputs", "canonical_name", "get_learner", "learner_names", "load_agent", "one_by_one"]
+__all__ = [
+    "Agent",
+    "Learner",
+    "Outputs",
+    "canonical_name",
+    "get_learner",
+    "learner_names",
+    "load_agent",
+    "one_by_one",
+]

@@ -23,19 +23,23 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from erl.errors import Stopped, UserError, nearest
 from erl.files import write_whole
 from erl.learners import Agent, Outputs, one_by_one
-from erl.learners.inner import Logs, Scores, note
-from erl.learners.settings import OURS, activation, parse_value, schedule
-from erl.spec import LifetimeSpec
-from erl.tasks import Ledger, check_task
+from erl.learners.core.settings import OURS, activation, parse_value, schedule
+from erl.learners.core.telemetry import Logs, Scores, note
+from erl.worlds.specification import LifetimeSpec
+from erl.worlds.tasks import Ledger, check_task
 
-# Settings beside the algorithm's own arguments: as the SB3 Zoo spells them, and those of evaluations on the way.
+# Settings beside the algorithm's own arguments: as the SB3 Zoo spells them, and those of
+# evaluations on the way.
 _BESIDE = frozenset({"n_envs", "normalize", "noise_type", "noise_std", *Scores.SETTINGS})
 _SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")
 
 
 @cache
 def algorithms() -> dict[str, type[BaseAlgorithm]]:
-    """Algorithms by name. MaskablePPO is left out: it needs environments that name their valid actions."""
+    """Algorithms by name.
+
+    MaskablePPO is left out: it needs environments that name their valid actions.
+    """
     found = {}
     for package in (stable_baselines3, sb3_contrib):
         for name in package.__all__:
@@ -69,7 +73,11 @@ class _Spaces(gym.Env):
 
 
 def _default_policy(algorithm: type[BaseAlgorithm]) -> str:
-    return "MlpPolicy" if "MlpPolicy" in algorithm.policy_aliases else next(iter(algorithm.policy_aliases))
+    return (
+        "MlpPolicy"
+        if "MlpPolicy" in algorithm.policy_aliases
+        else next(iter(algorithm.policy_aliases))
+    )
 
 
 def _arguments(algorithm: type[BaseAlgorithm]) -> set[str]:
@@ -77,17 +85,23 @@ def _arguments(algorithm: type[BaseAlgorithm]) -> set[str]:
 
 
 def whole_sequences(
-    features: torch.Tensor, states: tuple[torch.Tensor, torch.Tensor], episode_starts: torch.Tensor, lstm: torch.nn.LSTM
+    features: torch.Tensor,
+    states: tuple[torch.Tensor, torch.Tensor],
+    episode_starts: torch.Tensor,
+    lstm: torch.nn.LSTM,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-    """sb3-contrib's `_process_sequence`, with one pass of the LSTM where episodes begin at no step but a sequence's first.
+    """sb3-contrib's `_process_sequence`, with one pass of the LSTM where episodes begin at no step
+    but a sequence's first.
 
-    In training they never do, for there sequences are cut at episodes' starts; sb3-contrib goes step by step as soon as there
-    is a start at all. The same figures but for rounding, three times as fast.
+    In training they never do, for there sequences are cut at episodes' starts; sb3-contrib goes
+    step by step as soon as there is a start at all. The same figures but for rounding, three times
+    as fast.
 
     Args:
         features: (n_seq * length, n_features), sequence after sequence.
         states: hidden and cell states before the first step, each (n_layers, n_seq, n_units).
-        episode_starts: (n_seq * length,), one where an episode begins, which sets the states to zero.
+        episode_starts: (n_seq * length,), one where an episode begins, which sets the states to
+            zero.
         lstm: the network.
 
     Returns:
@@ -107,7 +121,8 @@ class SB3Agent:
     """A trained model, together with the statistics that normalise its observations.
 
     Attributes:
-        companions: agents that it is to be told apart from, by name; evaluated and saved beside it, as `{name}.{companion}.zip`.
+        companions: agents that it is to be told apart from, by name; evaluated and saved beside it,
+            as `{name}.{companion}.zip`.
     """
 
     def __init__(
@@ -131,7 +146,9 @@ class SB3Agent:
         return self.model.predict(observation, state, episode_start, deterministic)
 
     def save(self, folder: Path, name: str) -> None:
-        """Write `name.zip`, `name.vecnormalize.pkl` where observations or rewards were normalised, and each companion."""
+        """Write `name.zip`, `name.vecnormalize.pkl` where observations or rewards were normalised,
+        and each companion.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / f"{name}.zip", self.model.save)
         if self.normalize is not None:
@@ -141,7 +158,9 @@ class SB3Agent:
 
 
 def load(name: str, path: Path, spec: LifetimeSpec) -> SB3Agent:
-    """The agent that `SB3Agent.save` wrote to `{path}.zip`, a model of the named algorithm, after a lifetime."""
+    """The agent that `SB3Agent.save` wrote to `{path}.zip`, a model of the named algorithm, after a
+    lifetime.
+    """
     statistics = Path(f"{path}.vecnormalize.pkl")
     normalize = None
     if parse_value(spec.learner.config.get("normalize", False)):
@@ -152,7 +171,9 @@ def load(name: str, path: Path, spec: LifetimeSpec) -> SB3Agent:
 
 
 class _OnTheWay(BaseCallback):
-    """Evaluates when it is time, and ends `learn` when the lifetime is told to stop; by raising, since not every algorithm heeds a callback's False."""
+    """Evaluates when it is time, and ends `learn` when the lifetime is told to stop; by raising,
+    since not every algorithm heeds a callback's False.
+    """
 
     def __init__(self, ledger: Ledger, steps: int, scores: Scores) -> None:
         super().__init__()
@@ -163,7 +184,9 @@ class _OnTheWay(BaseCallback):
             raise Stopped
         if not self._scores.due:
             return True
-        scores = self._scores.add({"agent": SB3Agent(self.model, self.model.get_vec_normalize_env())})
+        scores = self._scores.add(
+            {"agent": SB3Agent(self.model, self.model.get_vec_normalize_env())}
+        )
         if scores:
             self.logger.record("eval/mean_reward", scores["agent"])
         return True
@@ -172,21 +195,24 @@ class _OnTheWay(BaseCallback):
 class SB3Learner:
     """One of Stable-Baselines3's or sb3-contrib's algorithms.
 
-    Settings are its keyword arguments, spelled as in Python or as in the SB3 Zoo's files, and `n_envs`, `normalize`
-    (VecNormalize), `noise_type` and `noise_std` as there.
+    Settings are its keyword arguments, spelled as in Python or as in the SB3 Zoo's files, and
+    `n_envs`, `normalize` (VecNormalize), `noise_type` and `noise_std` as there.
     """
 
     def __init__(self, name: str) -> None:
         self.name, self.algorithm = name, algorithms()[name]
 
     def check(self, spec: LifetimeSpec) -> None:
-        """Raise a UserError for an action space that does not fit, for settings that cannot be, and for a budget within which nothing is learned."""
+        """Raise a UserError for an action space that does not fit, for settings that cannot be, and
+        for a budget within which nothing is learned.
+        """
         _, action_space = check_task(spec.task)
         if not _takes(self.algorithm, action_space):
             kind = type(action_space).__name__
             fits = [n for n, a in algorithms().items() if _takes(a, action_space)]
             raise UserError(
-                f"{self.name} does not take the {kind} actions of {spec.task.env_id}; these do: {', '.join(fits)}"
+                f"{self.name} does not take the {kind} actions of {spec.task.env_id}; these do: "
+                f"{', '.join(fits)}"
             )
         known = _arguments(self.algorithm) | _BESIDE
         for key in spec.learner.config:
@@ -202,26 +228,34 @@ class SB3Learner:
             first = getattr(self._make_model(spec, env), "learning_starts", 0)
         except UserError:
             raise
-        except Exception as e:  # whatever the algorithm's constructor objects to is the settings' fault
+        except (
+            Exception
+        ) as e:  # whatever the algorithm's constructor objects to is the settings' fault
             raise UserError(f"{self.name} refuses its settings: {' '.join(str(e).split())}") from e
         finally:
             env.close()
         if first >= spec.steps:
             raise UserError(
-                f"{self.name} begins to learn after learning_starts, {first:,} steps, and a lifetime has {spec.steps:,}"
+                f"{self.name} begins to learn after learning_starts, {first:,} steps, and a "
+                f"lifetime has {spec.steps:,}"
             )
 
     def _check_kind(self, key: str, value: Any) -> None:
         """Refuse what an algorithm would take at first and fail over in the middle of training."""
         parameter = inspect.signature(self.algorithm.__init__).parameters.get(key)
         usual = parameter.default if parameter is not None else None
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        number = (
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        )
         if isinstance(usual, bool):
             fits, kind = isinstance(value, bool), "true or false"
         elif isinstance(usual, int) and key != "train_freq":  # which may be a pair
             fits, kind = number and isinstance(value, int), "a whole number"
         elif (isinstance(usual, float) and key not in _SCHEDULED) or key == "noise_std":
-            fits, kind = number and (key != "noise_std" or value >= 0), "a number" + " from 0" * (key == "noise_std")
+            fits, kind = (
+                number and (key != "noise_std" or value >= 0),
+                "a number" + " from 0" * (key == "noise_std"),
+            )
         else:
             return
         if not fits:
@@ -280,18 +314,23 @@ class SB3Learner:
             settings["train_freq"] = tuple(settings["train_freq"])
         if "activation_fn" in settings.get("policy_kwargs", {}):
             policy_kwargs = settings["policy_kwargs"]
-            settings["policy_kwargs"] = {**policy_kwargs, "activation_fn": activation(policy_kwargs["activation_fn"])}
+            settings["policy_kwargs"] = {
+                **policy_kwargs,
+                "activation_fn": activation(policy_kwargs["activation_fn"]),
+            }
         noise = self._action_noise(spec, env.action_space)
         if noise is not None:
             settings["action_noise"] = noise
         policy = settings.pop("policy", _default_policy(self.algorithm))
         if policy not in self.algorithm.policy_aliases:
             raise UserError(
-                f"{self.name} has no policy {policy!r}{nearest(str(policy), self.algorithm.policy_aliases)}"
+                f"{self.name} has no policy "
+                f"{policy!r}{nearest(str(policy), self.algorithm.policy_aliases)}"
             )
         model = self.algorithm(policy, env, seed=spec.seeds.learner, device="cpu", **settings)
         if isinstance(model.policy, RecurrentActorCriticPolicy):
-            # On the object, so that saved models name sb3-contrib's class and load without this project.
+            # On the object, so that saved models name sb3-contrib's class and load without this
+            # project.
             model.policy._process_sequence = whole_sequences  # type: ignore[method-assign, assignment]
         return model
 
@@ -307,4 +346,6 @@ class SB3Learner:
             return NormalActionNoise(mean, sigma)
         if kind == "ornstein-uhlenbeck":
             return OrnsteinUhlenbeckActionNoise(mean, sigma)
-        raise UserError(f"unknown noise_type {kind!r}{nearest(str(kind), ['normal', 'ornstein-uhlenbeck'])}")
+        raise UserError(
+            f"unknown noise_type {kind!r}{nearest(str(kind), ['normal', 'ornstein-uhlenbeck'])}"
+        )

@@ -1,0 +1,3 @@
+"""Where lifetimes are lived: processes of this machine (`local`) and the machines of a Ray cluster
+(`ray_cluster`).
+"""

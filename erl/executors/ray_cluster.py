@@ -1,0 +1,524 @@
+"""Lifetimes on the machines of a Ray cluster, with the interface of `executors.Executor`.
+
+A job is a Ray task of one CPU and one thread. Machines need not share a disk: a job writes into a
+folder of its own, and what it wrote is carried to where the coordinator would have written it, with
+each checkpoint and at the end; the checkpoints that the coordinator has go along with the job. Ray
+is a library that only this module needs, and that only a cluster needs.
+"""
+
+import logging
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import ray
+from ray._private.services import get_ray_address_from_environment
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from erl.errors import UserError
+from erl.executors.local import Result, WorkerLost
+from erl.files import read_patiently, write_whole
+from erl.learners.core.checkpoints import checkpoint_files, remove_checkpoint
+from erl.lifetimes.lifetime import Job, LifetimeRecord, Slots, describe, live
+from erl.worlds.specification import commit, versions
+
+CONNECT_SECONDS = 10.0
+# How long nodes have to start a worker and import this project.
+CHECK_SECONDS = 120.0
+# Between two exchanges of a worker with the board, and between two looks for files that it wrote.
+EXCHANGE_SECONDS = 0.25
+FILES_SECONDS = 2.0
+
+Rows = dict[str, np.ndarray]
+Files = dict[
+    str, bytes | None
+]  # by absolute path on the coordinator's machine; None for one that is gone
+Stamp = tuple[int, int]
+
+
+def connect(cluster: str) -> None:
+    """Connect this process to a Ray cluster.
+
+    Raises:
+        UserError: there is none.
+    """
+    address = cluster if "//" in cluster else cluster.removeprefix("ray:")
+    if cluster == "ray":
+        try:
+            address = get_ray_address_from_environment("auto", None)
+        except ConnectionError:
+            raise UserError(
+                "no Ray cluster runs on this machine: start one with ray start --head, or give "
+                "its address as --cluster ray://HOST:10001"
+            ) from None
+    # Ray itself retries for more than a minute, and may end the process in the end.
+    _knock(address.removeprefix("ray://"))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as e:
+        raise UserError(f"cannot connect to {cluster}: {describe(e)}") from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray takes it; here it means what Ctrl-C means
+
+
+def _knock(address: str) -> None:
+    """Raise a UserError if no gRPC server answers, as all of Ray's are."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=CONNECT_SECONDS)
+        except grpc.FutureTimeoutError:
+            raise UserError(
+                f"no Ray cluster answers at {address} within {CONNECT_SECONDS:g} seconds"
+            ) from None
+
+
+# -- on the cluster's machines --
+
+
+def _rows(n: int) -> Rows:
+    """What workers and coordinator tell one another of n lifetimes: arrays of n rows, as before the
+    lifetimes begin.
+    """
+    return vars(Slots.empty(n))
+
+
+# Those that the coordinator writes; the others are the workers'.
+_TOLD = ("stop",)
+
+
+class _Board:
+    """A Ray actor beside the coordinator that holds the rows of all lifetimes, and files until they
+    have been fetched.
+
+    Args:
+        rows: arrays, a row for each lifetime of all jobs, in order.
+        told: names of those that the coordinator writes.
+    """
+
+    def __init__(self, rows: Rows, told: Sequence[str]) -> None:
+        self._rows = {name: array.copy() for name, array in rows.items()}
+        self._told = set(told)
+        self._files: dict[int, Files] = {}
+        self._handed: dict[int, Files] = {}
+        self._looks = 0
+        # Another one, if Ray has begun this actor anew and it holds nothing.
+        self._identity = os.urandom(8)
+
+    def exchange(self, first: int, n: int, said: Rows, files: Files) -> tuple[bytes, Rows]:
+        """A job whose lifetimes have n rows from `first` on says how far it is, and hears whom it
+        talks to and what it is told.
+        """
+        for name, part in said.items():
+            self._rows[name][first : first + n] = part
+        if files:
+            self._files.setdefault(first, {}).update(files)
+        return self._identity, {
+            name: self._rows[name][first : first + n].copy() for name in self._told
+        }
+
+    def look(self, told: Rows, arrived: int) -> tuple[int, Rows, dict[int, Files]]:
+        """The coordinator tells, sees all that was said, and fetches files, by the first row of
+        their job.
+
+        Args:
+            told: arrays.
+            arrived: number of the latest look whose answer arrived; what a later one was given is
+                given again.
+        """
+        for name, array in told.items():
+            self._rows[name][:] = array
+        if arrived == self._looks:
+            self._handed = {}
+        for first, files in self._files.items():
+            self._handed.setdefault(first, {}).update(files)
+        self._files = {}
+        self._looks = arrived + 1
+        return (
+            self._looks,
+            {name: a.copy() for name, a in self._rows.items() if name not in self._told},
+            self._handed,
+        )
+
+
+def _moved(job: Job, folder: str) -> Job:
+    """The job as it is lived on another machine: what it writes lies under `folder`, at its path
+    there.
+    """
+
+    def move(path: str | None) -> str | None:
+        return None if path is None else _under(folder, path)
+
+    outputs = tuple(
+        replace(
+            o, tensorboard=move(o.tensorboard), checkpoint=move(o.checkpoint), status=move(o.status)
+        )
+        for o in job.outputs
+    )
+    return replace(job, outputs=outputs, models=tuple(move(m) for m in job.models))
+
+
+def _under(folder: str, path: str) -> str:
+    return os.path.join(folder, os.path.relpath(path, "/"))
+
+
+class _Changes:
+    """Files under a folder, as they would lie under `/`, that were written or removed since they
+    were last asked for.
+    """
+
+    _TRIES = 3
+
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+        self._seen: dict[Path, Stamp] = {}
+        self._found: Files = {}
+
+    def fetch(self) -> Files:
+        """Their contents, None for those that were removed; again what has not `arrived` since it
+        was fetched.
+
+        A checkpoint comes with what it needs, as far as that has changed: if there is another one
+        after its files were read, they are read again.
+        """
+        found = self._found
+        for _ in range(self._TRIES):
+            before = self._stamps()
+            for path, stamp in before.items():
+                if self._seen.get(path) != stamp:
+                    with suppress(FileNotFoundError):
+                        found[self._there(path)] = path.read_bytes()
+                        self._seen[path] = stamp
+            after = self._stamps()
+            if {p: s for p, s in before.items() if p.suffix == ".pkl"} == {
+                p: s for p, s in after.items() if p.suffix == ".pkl"
+            }:
+                break
+        for path in self._seen.keys() - after.keys():
+            found[self._there(path)] = None
+            del self._seen[path]
+        return dict(found)
+
+    def arrived(self) -> None:
+        """All that was fetched is elsewhere too."""
+        self._found.clear()
+
+    def forget(self) -> None:
+        """Nothing is elsewhere."""
+        self._seen.clear()
+
+    def _there(self, path: Path) -> str:
+        return f"/{path.relative_to(self._folder)}"
+
+    def _stamps(self) -> dict[Path, Stamp]:
+        """When files that are whole were written, and their sizes."""
+        stamps = {}
+        # Folders that vanish meanwhile are passed over.
+        for folder, folders, names in os.walk(self._folder):
+            folders[:] = [
+                f for f in folders if not f.startswith(".")
+            ]  # what is still being written
+            for name in names:
+                with suppress(FileNotFoundError):
+                    stat = os.stat(os.path.join(folder, name))
+                    if not name.startswith("."):
+                        stamps[Path(folder, name)] = stat.st_mtime_ns, stat.st_size
+        return stamps
+
+
+class _Correspondence:
+    """A job's exchanges with the board, in a thread of their own, while the job is lived."""
+
+    def __init__(self, board: Any, first: int, rows: Rows, changes: _Changes) -> None:
+        self._board, self._first, self._rows, self._changes = board, first, rows, changes
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._keep_on, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *exception: Any) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _keep_on(self) -> None:
+        looked, known = time.monotonic(), None
+        over = False
+        while not over:
+            over = self._over.wait(EXCHANGE_SECONDS)
+            n = len(next(iter(self._rows.values())))
+            said = {name: part for name, part in self._rows.items() if name not in _TOLD}
+            files: Files = {}
+            due = time.monotonic() - looked >= FILES_SECONDS
+            try:
+                if due:
+                    looked = time.monotonic()
+                    files = self._changes.fetch()
+                identity, told = ray.get(
+                    self._board.exchange.remote(self._first, n, said, files), timeout=60
+                )
+                if due:
+                    self._changes.arrived()
+                if known not in (None, identity):  # what the one before had is lost
+                    self._changes.forget()
+                known = identity
+            except (
+                Exception
+            ):  # the board's machine is gone, or a file cannot be read: the next time will tell
+                continue
+            for name, part in told.items():
+                self._rows[name][:] = part
+
+
+def _work(job: Job, board: Any, first: int, files: Files) -> tuple[list[LifetimeRecord], Files]:
+    """In a Ray task: live a job; its records, and what it wrote."""
+    import torch
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="erl-") as folder:
+        _write({_under(folder, path): content for path, content in files.items()})
+        rows = _rows(len(job.specs))
+        try:
+            moved = _moved(job, folder)
+            changes = _Changes(folder)
+            changes.fetch()  # what was brought along is known already
+            changes.arrived()
+            with _Correspondence(board, first, rows, changes):
+                records = live(moved, Slots(**rows))
+        except SystemExit as e:  # no reason to take Ray's worker along
+            raise WorkerLost(f"the lifetime ended its process: {e!r}") from None
+        for output, record in zip(moved.outputs, records):
+            if (
+                output.checkpoint is not None and record.error is None
+            ):  # nobody needs it any more, and it may be large
+                remove_checkpoint(output.checkpoint)
+        return records, _Changes(folder).fetch()
+
+
+def _identify() -> tuple[dict[str, str], str | None]:
+    """In a Ray task: what lifetimes are lived with there."""
+    return versions(), commit()
+
+
+# -- the coordinator --
+
+
+@dataclass
+class _Fetched:
+    """What the coordinator has of the board.
+
+    Attributes:
+        looks: number of the latest look that was answered.
+        unwritten: files that found no place yet, by the first row of their job.
+    """
+
+    looks: int = 0
+    unwritten: dict[int, Files] = field(default_factory=dict)
+
+
+class RayExecutor:
+    """Jobs as tasks on a Ray cluster.
+
+    Args:
+        cluster: see `executors.check_cluster`.
+        workers: how many jobs at a time, each on one CPU; by default all CPUs of the cluster.
+        max_retries: how often a job is begun again after its worker or the machine was lost.
+
+    Raises:
+        UserError: no such cluster, or a machine of it cannot do what this one does.
+    """
+
+    def __init__(self, cluster: str, workers: int | None = None, max_retries: int = 2) -> None:
+        connect(cluster)
+        self.max_retries = max_retries
+        self._tasks: list[Any] = []
+        try:
+            cpus = int(ray.cluster_resources().get("CPU", 0))
+            if not cpus and workers is None:
+                raise UserError(
+                    f"the cluster {cluster} has no CPU; --workers says how many jobs shall wait "
+                    f"for some"
+                )
+            self.workers = workers or cpus
+            self._check_nodes()
+        except BaseException:
+            self.close()
+            raise
+
+    def _check_nodes(self) -> None:
+        """Refuse a cluster on which lifetimes would fail, or become what they do not become
+        here.
+        """
+        asked: dict[Any, str] = {}
+        for node in ray.nodes():
+            if node["Alive"]:
+                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                task = ray.remote(_identify).options(
+                    num_cpus=0, max_retries=0, scheduling_strategy=there
+                )
+                asked[task.remote()] = node["NodeManagerAddress"]
+        here = _identify()
+        deadline = time.monotonic() + CHECK_SECONDS
+        for answer, address in asked.items():
+            try:
+                packages, checkout = ray.get(answer, timeout=max(0.0, deadline - time.monotonic()))
+            except GetTimeoutError:
+                raise UserError(
+                    f"the Ray node {address} does not answer within {CHECK_SECONDS:g} seconds"
+                ) from None
+            except RayTaskError as e:
+                raise UserError(
+                    f"the Ray node {address} cannot run this project, which is to be installed "
+                    f"there as it is here: {describe(e.cause)}"
+                ) from None
+            except RayError:  # it is gone
+                continue
+            differ = [
+                f"{k} is {packages.get(k)} there and {here[0].get(k)} here"
+                for k in sorted(packages.keys() | here[0].keys())
+                if packages.get(k) != here[0].get(k)
+            ]
+            if checkout != here[1]:
+                differ.append(f"the commit is {checkout} there and {here[1]} here")
+            if differ:
+                raise UserError(
+                    f"on the Ray node {address} lifetimes would not be what they are here: "
+                    f"{'; '.join(differ)}"
+                )
+
+    def run(
+        self, jobs: Sequence[Job], tick: Callable[[Slots], Any], every: float = 0.5
+    ) -> Iterator[Result]:
+        """Live all jobs: see `executors.Executor`."""
+        if not jobs:
+            return
+        offsets = np.cumsum([0] + [len(j.specs) for j in jobs])
+        rows = _rows(int(offsets[-1]))
+        board = self._start_board(rows)
+        work = ray.remote(_work).options(num_cpus=1, max_retries=0)
+        losses = [0] * len(jobs)
+        pending = deque(range(len(jobs)))
+        running: dict[Any, int] = {}  # task -> job
+        fetched = _Fetched()
+        try:
+            while pending or running:
+                while pending and len(running) < self.workers:
+                    index = pending.popleft()
+                    task = work.remote(
+                        jobs[index], board, int(offsets[index]), _checkpoints(jobs[index])
+                    )
+                    running[task] = index
+                self._tasks = list(running)
+                done, _ = ray.wait(self._tasks, timeout=every)
+                self._look(
+                    board, rows, {int(offsets[index]) for index in running.values()}, fetched
+                )
+                tick(Slots(**rows))
+                for task in done:
+                    index = running.pop(task)
+                    try:
+                        records, files = ray.get(task)
+                        _write(files)
+                    except RayTaskError as e:
+                        cause = e.cause if isinstance(e.cause, Exception) else e
+                        yield Result(index, None, cause)
+                    except OSError as e:  # no place for what it wrote
+                        yield Result(index, None, e)
+                    except RayError as e:
+                        losses[index] += 1
+                        if losses[index] <= self.max_retries:
+                            pending.appendleft(index)
+                            continue
+                        error = WorkerLost(
+                            f"its Ray worker or machine was lost {losses[index]} times "
+                            f"({type(e).__name__})"
+                        )
+                        yield Result(index, None, error)
+                    else:
+                        yield Result(index, records)
+                    fetched.unwritten.pop(int(offsets[index]), None)
+        finally:
+            with suppress(Exception):  # Ray itself may be gone
+                ray.kill(board)
+            if running:
+                self.close()
+
+    def _start_board(self, rows: Rows) -> Any:
+        """The board, on the machine that this process is connected through; should that be lost and
+        this process live, on another.
+        """
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        return (
+            ray.remote(_Board)
+            .options(num_cpus=0, max_restarts=-1, scheduling_strategy=here)
+            .remote(rows, _TOLD)
+        )
+
+    def _look(self, board: Any, rows: Rows, jobs: set[int], fetched: _Fetched) -> None:
+        """Exchange rows with the board, and write the files of jobs that have not ended where they
+        belong, or the next time.
+        """
+        try:
+            told = {name: rows[name] for name in _TOLD}
+            fetched.looks, said, files = ray.get(
+                board.look.remote(told, fetched.looks), timeout=5.0
+            )
+        except RayError:  # what lifetimes become does not depend on it
+            return
+        for name, array in said.items():
+            rows[name][:] = array
+        for first in jobs & files.keys():
+            fetched.unwritten.setdefault(first, {}).update(files[first])
+        for first in [*fetched.unwritten]:
+            with suppress(OSError):  # at the job's end it counts
+                _write(fetched.unwritten[first])
+                del fetched.unwritten[first]
+
+    def close(self) -> None:
+        """End the tasks at once, and leave the cluster."""
+        for task in self._tasks:
+            with suppress(Exception):  # it may have ended, or Ray may be gone
+                ray.cancel(task, force=True)
+        self._tasks = []
+        ray.shutdown()
+
+
+def _checkpoints(job: Job) -> Files:
+    """The checkpoints that the coordinator has of a job's lifetimes."""
+    paths = [
+        p for o in job.outputs if o.checkpoint is not None for p in checkpoint_files(o.checkpoint)
+    ]
+    return {str(path): read_patiently(path) for path in paths}
+
+
+def _write(files: Files) -> None:
+    """Write files, checkpoints after what they need, and then remove those that are gone: at any
+    moment there is a whole state.
+
+    What is done is taken out of `files`, so that the rest can be tried again.
+    """
+    for name in sorted(files, key=lambda name: (files[name] is None, name.endswith(".pkl"))):
+        content, path = files[name], Path(name)
+        if content is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, partial(_fill, content))
+        del files[name]
+
+
+def _fill(content: bytes, part: str) -> None:
+    Path(part).write_bytes(content)

@@ -1,0 +1,1 @@
+"""Proximal Policy Optimization for many agents side by side."""

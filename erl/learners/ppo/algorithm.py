@@ -1,0 +1,536 @@
+"""Proximal Policy Optimization (Schulman et al., 2017, arXiv 1707.06347) for many agents side by
+side.
+
+The algorithm is Stable-Baselines3's, `PPO` with `MlpPolicy` and, where asked for, `VecNormalize`:
+from the same weights, rollout and order of minibatches an update gives the same parameters up to
+rounding, and agents go back and forth (`ppo_exchange`). What differs: random numbers come from one
+NumPy generator per agent, and values and log-probabilities of a rollout are computed after it, in
+one pass, instead of at every step.
+
+Agents of a cohort agree in `cohort_key`; all other settings are each agent's own. An agent's
+results are the same, to the last bit, whatever cohort it is in (for one number of BLAS threads; one
+is fastest).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import get_action_dim, get_flattened_obs_dim
+from stable_baselines3.common.utils import FloatSchedule
+
+from erl.learners.core.settings import Schedule
+from erl.learners.ppo.settings import PPOConfig, cohort_key
+from erl.networks.cohort_networks import ActorCritic, Adam, RunningMoments, advantages
+
+# Bytes of weights, gradients and moments that are worked on at a time. More agents share NumPy's
+# overhead, fewer stay in cache.
+_CACHE = 8 << 20
+# An agent that diverges turns to NaN without a warning, as in PyTorch; `CohortPPO.diverged` tells.
+_silent = np.errstate(all="ignore")
+_CHUNK = 128  # observations per pass where no gradient is asked for
+
+
+class CohortPPO:
+    """Agents that train side by side: the algorithm, without environments.
+
+        cohort.start(obs)
+        for _ in range(n_steps):
+            actions = cohort.act()
+            ...                                    # step every environment, reset those whose
+            episode ended cohort.record(obs, rewards, ends, timeouts)
+        statistics = cohort.update(progress_remaining)
+
+    Args:
+        configs: settings of each agent; they agree in `cohort_key`.
+        seeds: a seed for each agent: of its initial weights, which are those of
+            `stable_baselines3.PPO(seed=...)`, and of its generator.
+        observation_space, action_space: of one environment.
+
+    Attributes:
+        configs: settings of the agents that are left.
+        n_updates: int array (n,), epochs begun so far, as Stable-Baselines3 counts.
+    """
+
+    # Attributes with a row per agent: what `drop` selects from; the first line is what outlives a
+    # rollout.
+    _LASTING = ("_weights", "_first", "_second", "_steps", "n_updates", "_obs", "_returns")
+    _ROLLOUT = ("_rollout", "_rewards", "_ends", "_noise")
+
+    def __init__(
+        self,
+        configs: Sequence[PPOConfig],
+        seeds: Sequence[int],
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+    ) -> None:
+        if len({cohort_key(c, observation_space, action_space) for c in configs}) != 1:
+            raise ValueError("the agents of a cohort agree in cohort_key")
+        self.configs = list(configs)
+        self.observation_space, self.action_space = observation_space, action_space
+        c, n = self.configs[0], len(self.configs)
+        self._discrete = isinstance(action_space, spaces.Discrete)
+        self._n_inputs, action_dim = (
+            get_flattened_obs_dim(observation_space),
+            get_action_dim(action_space),
+        )
+        n_outputs = int(action_space.n) if isinstance(action_space, spaces.Discrete) else action_dim
+        if isinstance(action_space, spaces.Box):
+            self._low, self._high = (
+                b.ravel().astype(np.float32) for b in (action_space.low, action_space.high)
+            )
+        self._net = ActorCritic(
+            self._n_inputs, n_outputs, c.pi, c.vf, c.activation, gaussian=not self._discrete
+        )
+        self._rngs = [np.random.default_rng(seed) for seed in seeds]
+        self._weights = np.zeros((n, self._net.n_params), np.float32)
+        self._first, self._second = np.zeros_like(self._weights), np.zeros_like(self._weights)
+        self._steps, self.n_updates = np.zeros(n, np.float32), np.zeros(n, np.int64)
+        for config, seed, row in zip(self.configs, seeds, self._weights):
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)
+                policy = ActorCriticPolicy(
+                    observation_space, action_space, lambda _: 0.0, **config.policy_kwargs()
+                )
+            self._net.load(row, dict(policy.named_parameters()))
+        # A step's row: the observation, the constant one that the networks take, the action.
+        self._rollout = np.zeros(
+            (n, c.n_envs, c.n_steps, self._n_inputs + 1 + action_dim), np.float32
+        )
+        self._rollout[..., self._n_inputs] = 1.0
+        self._rewards = np.zeros((n, c.n_envs, c.n_steps), np.float32)
+        self._ends = np.zeros((n, c.n_envs, c.n_steps), bool)
+        self._noise = np.zeros((n, c.n_steps, c.n_envs, n_outputs), np.float32)
+        self._timeouts: list[tuple[int, int, int, np.ndarray]] = []
+        self._obs = np.ones((n, c.n_envs, self._n_inputs + 1), np.float32)
+        self._returns = np.zeros((n, c.n_envs, 1))
+        self._obs_moments, self._return_moments = (
+            RunningMoments(n, self._n_inputs),
+            RunningMoments(n, 1),
+        )
+        self._t = 0
+        self._bind()
+
+    def __len__(self) -> int:
+        return len(self.configs)
+
+    def _bind(self) -> None:
+        """Make what looks into the weights; called when their arrays changed."""
+        self._policy = self._net.policy(self._weights)
+        self._adam = Adam(
+            self._weights,
+            self._first,
+            self._second,
+            self._steps,
+            [c.adam_eps for c in self.configs],
+        )
+        self._norm_gamma = np.array(
+            [c.gamma if c.norm_gamma is None else c.norm_gamma for c in self.configs]
+        )
+
+    # Rollout
+
+    def start(self, obs: np.ndarray) -> None:
+        """Give the first observations of fresh environments, array (n, n_envs, n_inputs) in the
+        precision of their space.
+        """
+        self._returns[:] = 0.0
+        self._observe(obs)
+
+    def _observe(self, obs: np.ndarray) -> None:
+        if self.configs[0].norm_obs:
+            self._obs_moments.update(obs)
+        self._obs[..., :-1] = self._normalized(obs)
+
+    def _normalized(self, obs: np.ndarray, agents: Any = slice(None)) -> np.ndarray:
+        c, moments = self.configs[0], self._obs_moments
+        if not c.norm_obs:
+            return obs
+        scaled = (obs - moments.mean[agents, None]) / np.sqrt(
+            moments.var[agents, None] + c.norm_epsilon
+        )
+        return np.clip(scaled, -c.clip_obs, c.clip_obs)
+
+    @_silent
+    def act(self) -> np.ndarray:
+        """Draw an action for the observation last given to `start` or `record`.
+
+        Returns:
+            Actions as an environment takes them: float32 (n, n_envs, *shape), clipped to the space,
+                or int64 (n, n_envs).
+        """
+        if self._t == 0:
+            self._draw_noise()
+        output = self._policy.forward(self._obs).transpose(0, 2, 1)
+        noisy = output + self._noise[:, self._t]
+        row = self._rollout[:, :, self._t]
+        row[..., : self._n_inputs + 1] = self._obs
+        if self._discrete:
+            actions = noisy.argmax(axis=2)
+            row[..., -1] = actions
+            return actions
+        row[..., self._n_inputs + 1 :] = noisy
+        clipped = np.minimum(np.maximum(noisy, self._low), self._high)
+        return clipped.reshape(*clipped.shape[:2], *self.action_space.shape)  # type: ignore[misc]
+
+    def _draw_noise(self) -> None:
+        """Draw a rollout's noise: added to the outputs it makes a normal action, or a categorical
+        one the largest (Gumbel's trick).
+        """
+        for noise, rng in zip(self._noise, self._rngs):
+            if self._discrete:
+                noise[:] = -np.log(rng.standard_exponential(noise.shape, dtype=np.float32))
+            else:
+                rng.standard_normal(dtype=np.float32, out=noise)
+        if not self._discrete:
+            self._noise *= np.exp(self._net.log_std(self._weights))[:, None, None]
+
+    @_silent
+    def record(
+        self,
+        obs: np.ndarray,
+        rewards: np.ndarray,
+        ends: np.ndarray,
+        timeouts: Sequence[tuple[int, int, np.ndarray]] = (),
+    ) -> None:
+        """Note what the actions led to.
+
+        Args:
+            obs: array (n, n_envs, n_inputs), the next observations; the first of a new episode
+                where one ended.
+            rewards: array (n, n_envs).
+            ends: bool (n, n_envs), whether the episode ended, terminated or truncated.
+            timeouts: for each episode that was truncated and not terminated, (agent, environment,
+                its last observation).
+        """
+        c, t = self.configs[0], self._t
+        self._observe(obs)
+        if c.norm_reward:
+            self._returns *= self._norm_gamma[:, None, None]
+            self._returns += rewards[..., None]
+            self._return_moments.update(self._returns)
+            rewards = rewards / np.sqrt(self._return_moments.var + c.norm_epsilon)
+            rewards = np.clip(rewards, -c.clip_reward, c.clip_reward)
+            self._returns[ends] = 0.0
+        self._rewards[..., t], self._ends[..., t] = rewards, ends
+        for agent, env, last in timeouts:
+            self._timeouts.append(
+                (agent, env, t, self._normalized(last.reshape(1, 1, -1), [agent])[0, 0])
+            )
+        self._t += 1
+
+    # Update
+
+    @_silent
+    def update(self, progress_remaining: float | Sequence[float]) -> dict[str, np.ndarray]:
+        """Learn from a full rollout.
+
+        Args:
+            progress_remaining: share of the training that remains, 1 to 0, for schedules: of all
+                agents, or of each.
+
+        Returns:
+            Stable-Baselines3's statistics of the update, under its names (`approx_kl`, …): arrays
+            (n,).
+        """
+        if self._t != self.configs[0].n_steps:
+            raise ValueError(
+                f"an update takes a rollout of {self.configs[0].n_steps} steps, not {self._t}"
+            )
+        size = max(1, _CACHE // (16 * self._net.n_params))
+        blocks = [slice(i, min(i + size, len(self))) for i in range(0, len(self), size)]
+        progress = np.broadcast_to(np.asarray(progress_remaining, np.float64), len(self))
+        statistics = [self._update_block(block, progress[block].tolist()) for block in blocks]
+        self._t = 0
+        self._timeouts.clear()
+        return {name: np.concatenate([s[name] for s in statistics]) for name in statistics[0]}
+
+    def diverged(self) -> np.ndarray:
+        """Whether an agent has parameters that are not finite, bool (n,)."""
+        return np.logical_not(np.isfinite(self._weights).all(axis=1))
+
+    def _evaluate(self, block: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Values, log-probabilities and advantages of a block's rollout, arrays (n, n_envs *
+        n_steps).
+        """
+        weights, configs = self._weights[block], self.configs[block]
+        policy, critic = self._net.policy(weights), self._net.value(weights)
+        distribution = self._net.distribution(weights, np.empty_like(weights))
+        rows = self._rollout[block].reshape(len(configs), -1, self._rollout.shape[-1])
+        values, log_prob = np.empty((2, *rows.shape[:2]), np.float32)
+        for k in range(0, rows.shape[1], _CHUNK):
+            x, actions = self._columns(rows[:, k : k + _CHUNK])
+            values[:, k : k + _CHUNK] = critic.forward(x)[:, 0]
+            log_prob[:, k : k + _CHUNK] = distribution.log_prob(policy.forward(x), actions)
+        rewards = self._rewards[block].copy()
+        # Where time ran out an episode would have gone on: its last observation's value stands for
+        # what was to come.
+        for agent, env, t, last in self._timeouts:
+            if block.start <= agent < block.stop:
+                critic_of_one = self._net.value(self._weights[agent : agent + 1])
+                value = critic_of_one.forward(np.append(last, 1.0).astype(np.float32)[None, None])
+                rewards[agent - block.start, env, t] += (
+                    np.float32(self.configs[agent].gamma) * value.item()
+                )
+        flat = (-1, rewards.shape[2])
+        estimates = advantages(
+            rewards.reshape(flat),
+            values.reshape(flat),
+            critic.forward(self._obs[block])[:, 0].ravel(),
+            self._ends[block].reshape(flat),
+            *(
+                np.repeat([getattr(c, name) for c in configs], rewards.shape[1])
+                for name in ("gamma", "gae_lambda")
+            ),
+        )
+        return values, log_prob, estimates.reshape(values.shape)
+
+    def _columns(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The networks' inputs (n, batch, n_inputs + 1) and the actions (n, dim, batch) in rows of
+        the rollout, views.
+        """
+        return rows[..., : self._n_inputs + 1], rows[..., self._n_inputs + 1 :].transpose(0, 2, 1)
+
+    def _orders(self, block: slice) -> np.ndarray:
+        """The order in which each epoch goes through the rollout, int array (n, n_epochs, n_envs *
+        n_steps).
+        """
+        c = self.configs[0]
+        size = c.n_steps * c.n_envs
+        return np.array(
+            [[rng.permutation(size) for _ in range(c.n_epochs)] for rng in self._rngs[block]]
+        )
+
+    def _update_block(self, block: slice, progress: list[float]) -> dict[str, np.ndarray]:
+        c, configs = self.configs[0], self.configs[block]
+        n, size = len(configs), c.n_steps * c.n_envs
+
+        def column(value: Callable[[PPOConfig], float]) -> np.ndarray:
+            return np.array([[value(c)] for c in configs], np.float32)
+
+        def scheduled(value: Callable[[PPOConfig], float | Schedule | None]) -> list[float]:
+            settings = [value(c) for c in configs]
+            return [
+                np.inf if s is None else FloatSchedule(s)(p) for s, p in zip(settings, progress)
+            ]
+
+        learning_rates = scheduled(lambda c: c.learning_rate)
+        clip_range = np.array(scheduled(lambda c: c.clip_range))[:, None]
+        clip, lowest, highest = (
+            a.astype(np.float32) for a in (clip_range, 1 - clip_range, 1 + clip_range)
+        )
+        clip_vf = np.array(scheduled(lambda c: c.clip_range_vf), np.float32)[:, None]
+        ent_coef, vf_coef = column(lambda c: c.ent_coef), column(lambda c: c.vf_coef)
+        max_kl = column(lambda c: np.inf if c.target_kl is None else 1.5 * c.target_kl)[:, 0]
+        clips_value, stops_early = clip_vf.min() < np.inf, max_kl.min() < np.inf
+
+        values, log_probs, estimates = self._evaluate(block)
+        returns = estimates + values
+        weights = self._weights[block]
+        grads = np.zeros_like(weights)
+        policy, critic = self._net.policy(weights, grads), self._net.value(weights, grads)
+        distribution = self._net.distribution(weights, grads)
+        rows = self._rollout[block].reshape(n * size, -1)
+        first_rows = np.arange(n)[:, None] * size
+        starts = np.arange(0, size, c.batch_size)
+        widths = np.minimum(size - starts, c.batch_size)
+        batches = {int(m): np.empty((n, m, rows.shape[1]), np.float32) for m in {*widths}}
+        orders = self._orders(block)
+        # Per sample of an epoch; then per minibatch of the whole update.
+        log_ratio, surrogate, error, entropy = np.zeros((4, n, size), np.float32)
+        policy_loss, value_loss, entropy_loss, kl, clipped = np.zeros(
+            (5, n, c.n_epochs, len(starts)), np.float32
+        )
+        seen = np.zeros((n, c.n_epochs, 1), np.int64)  # minibatches that the agent went through
+        learning = list(range(n))
+
+        for epoch in range(c.n_epochs):
+            order = orders[:, epoch]
+            old_value, old_log_prob, ret, adv = (
+                np.take_along_axis(a, order, axis=1)
+                for a in (values, log_probs, returns, estimates)
+            )
+            if c.normalize_advantage:
+                _standardize(adv, c.batch_size)
+            seen[learning, epoch] = len(starts)
+            for j, (k, m) in enumerate(zip(starts, widths)):
+                part = slice(k, k + m)
+                batch = np.take(
+                    rows, order[:, part] + first_rows, axis=0, out=batches[m], mode="clip"
+                )
+                x, actions = self._columns(batch)
+
+                log_prob = distribution.log_prob(policy.forward(x), actions)
+                log_r = np.subtract(log_prob, old_log_prob[:, part], out=log_ratio[:, part])
+                ratio = np.exp(log_r)
+                free = ratio * adv[:, part]
+                held = np.minimum(np.maximum(ratio, lowest), highest)
+                held *= adv[:, part]
+                np.minimum(free, held, out=surrogate[:, part])
+                entropy[:, part] = distribution.entropy()
+
+                value = critic.forward(x)[:, 0]
+                if clips_value:
+                    moved = value - old_value[:, part]
+                    near = np.abs(moved) <= clip_vf
+                    value = np.where(
+                        near, value, old_value[:, part] + np.clip(moved, -clip_vf, clip_vf)
+                    )
+                d_value = np.subtract(value, ret[:, part], out=error[:, part]) * (
+                    vf_coef * np.float32(2.0 / m)
+                )
+                if clips_value:
+                    d_value *= near
+
+                if stops_early:
+                    divergence = np.add.reduce(ratio - 1.0 - log_r, axis=1) / np.float32(m)
+                    for i in [i for i in learning if divergence[i] > max_kl[i]]:
+                        seen[i, epoch] = j + 1
+                        learning.remove(i)
+                    if not learning:
+                        break
+
+                free *= free <= held
+                free *= np.float32(-1.0 / m)
+                policy.backward(distribution.backward(free, ent_coef * np.float32(-1.0 / m)))
+                critic.backward(d_value[:, None])
+                for i in learning:
+                    self._adam.step(
+                        block.start + i, grads[i], learning_rates[i], configs[i].max_grad_norm
+                    )
+
+            for losses, samples in (
+                (policy_loss, -surrogate),
+                (value_loss, error * error),
+                (entropy_loss, -entropy),
+                (kl, np.expm1(log_ratio) - log_ratio),
+                (clipped, np.abs(np.exp(log_ratio) - 1.0) > clip),
+            ):
+                losses[:, epoch] = (
+                    np.add.reduceat(samples, starts, axis=1, dtype=np.float32) / widths
+                )
+            if not learning:
+                break
+
+        counted = np.arange(len(starts)) < seen
+        epochs = np.count_nonzero(seen[..., 0], axis=1)
+        self.n_updates[block] += epochs
+        agents = np.arange(n)
+        of_last = (agents, epochs - 1, seen[agents, epochs - 1, 0] - 1)
+
+        def mean(losses: np.ndarray) -> np.ndarray:
+            return losses.mean(axis=(1, 2), where=counted)
+
+        var = returns.var(axis=1)
+        statistics = {
+            "policy_gradient_loss": mean(policy_loss),
+            "value_loss": mean(value_loss),
+            "entropy_loss": mean(entropy_loss),
+            "approx_kl": kl[agents, epochs - 1].mean(axis=1, where=counted[agents, epochs - 1]),
+            "clip_fraction": mean(clipped),
+            "loss": policy_loss[of_last]
+            + ent_coef[:, 0] * entropy_loss[of_last]
+            + vf_coef[:, 0] * value_loss[of_last],
+            "explained_variance": 1.0
+            - (returns - values).var(axis=1) / np.where(var == 0.0, np.nan, var),
+            "learning_rate": np.array(learning_rates),
+            "clip_range": clip[:, 0],
+            "n_updates": self.n_updates[block].copy(),
+        }
+        if not self._discrete:
+            statistics["std"] = np.exp(self._net.log_std(weights)).mean(axis=1)
+        return statistics
+
+    # Selection and checkpoints
+
+    def drop(self, keep: Sequence[int]) -> None:
+        """Go on with the agents at these indices only, in this order; nothing changes for them."""
+        where = list(keep)
+        for name in (*self._LASTING, *self._ROLLOUT):
+            setattr(self, name, getattr(self, name)[where])
+        for moments in (self._obs_moments, self._return_moments):
+            moments.mean, moments.var, moments.count = (
+                moments.mean[where],
+                moments.var[where],
+                moments.count[where],
+            )
+        self.configs, self._rngs = [self.configs[i] for i in where], [self._rngs[i] for i in where]
+        self._timeouts = [
+            (where.index(i), env, t, obs) for i, env, t, obs in self._timeouts if i in where
+        ]
+        self._bind()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that training depends on between an update and the next rollout: arrays, generators'
+        states; copies.
+        """
+        if self._t:
+            raise ValueError(
+                "a cohort has a state to save between an update and the next rollout only"
+            )
+        state: dict[str, Any] = {name: getattr(self, name).copy() for name in self._LASTING}
+        for name in ("_obs_moments", "_return_moments"):
+            state[name] = {k: v.copy() for k, v in vars(getattr(self, name)).items()}
+        return state | {"rngs": [rng.bit_generator.state for rng in self._rngs]}
+
+    def agent_states(self) -> list[dict[str, Any]]:
+        """Each agent's part of `state_dict`."""
+        whole = self.state_dict()
+        return [_row(whole, i) for i in range(len(self))]
+
+    def load_agent_states(self, states: Sequence[Mapping[str, Any] | None]) -> None:
+        """Put `agent_states` in their agents' places; an agent whose state is None stays as it
+        is.
+        """
+        whole = self.state_dict()
+        for i, state in enumerate(states):
+            if state is not None:
+                _put(whole, i, state)
+        self.load_state_dict(whole)
+
+    def observe_anew(self, i: int, env: int, obs: np.ndarray) -> None:
+        """Replace what agent i sees next in one of its environments, array (n_inputs,): an episode
+        began anew.
+        """
+        self._obs[i, env, :-1] = self._normalized(obs.reshape(1, 1, -1), [i])[0, 0]
+        self._returns[i, env] = 0.0
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Return to a `state_dict` of a cohort of the same configurations."""
+        for name in self._LASTING:
+            getattr(self, name)[:] = state[name]
+        for name in ("_obs_moments", "_return_moments"):
+            vars(getattr(self, name)).update({k: v.copy() for k, v in state[name].items()})
+        for rng, rng_state in zip(self._rngs, state["rngs"]):
+            rng.bit_generator.state = rng_state
+        self._t = 0
+        self._timeouts.clear()
+
+
+def _standardize(samples: np.ndarray, batch_size: int) -> None:
+    """Shift and scale each minibatch of samples (n, size) to mean 0 and variance 1, in place; one
+    sample alone stays as it is.
+    """
+    whole = samples.shape[1] - samples.shape[1] % batch_size
+    for part in (
+        samples[:, :whole].reshape(len(samples), -1, batch_size),
+        samples[:, None, whole:],
+    ):
+        if part.shape[2] > 1:
+            part -= part.mean(axis=2, keepdims=True)
+            part /= part.std(axis=2, ddof=1, keepdims=True) + 1e-8
+
+
+def _row(state: Mapping[str, Any], i: int) -> dict[str, Any]:
+    return {k: _row(v, i) if isinstance(v, dict) else v[i] for k, v in state.items()}
+
+
+def _put(whole: dict[str, Any], i: int, part: Mapping[str, Any]) -> None:
+    for key, value in whole.items():
+        if isinstance(value, dict):
+            _put(value, i, part[key])
+        else:
+            value[i] = part[key]

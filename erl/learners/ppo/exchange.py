@@ -1,0 +1,105 @@
+"""Agents of a cohort as Stable-Baselines3's models, and back."""
+
+import inspect
+from dataclasses import fields
+from typing import Any
+
+import gymnasium as gym
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from erl.learners.ppo.algorithm import CohortPPO
+from erl.networks.cohort_networks import RunningMoments
+
+
+def to_sb3(cohort: CohortPPO, i: int, num_timesteps: int = 0, total_timesteps: int = 0) -> PPO:
+    """Agent i as a `stable_baselines3.PPO` without environment, which predicts, saves and, after
+    `set_env`, goes on training.
+
+    Args:
+        cohort: agents, between an update and the next rollout.
+        i: index of the agent.
+        num_timesteps: steps that it has taken.
+        total_timesteps: its budget, which schedules refer to.
+    """
+    config = cohort.configs[i]
+    names = inspect.signature(PPO).parameters.keys() & {f.name for f in fields(config)}
+    settings = {name: getattr(config, name) for name in names}
+    settings |= {
+        "policy_kwargs": config.policy_kwargs(),
+        "device": "cpu",
+        "_init_setup_model": False,
+    }
+    model = PPO("MlpPolicy", None, **settings)  # type: ignore[arg-type]
+    model.observation_space, model.action_space = cohort.observation_space, cohort.action_space
+    model.n_envs, model.num_timesteps, model._total_timesteps = (
+        config.n_envs,
+        num_timesteps,
+        total_timesteps,
+    )
+    model._n_updates = int(cohort.n_updates[i])
+    if total_timesteps:
+        model._update_current_progress_remaining(num_timesteps, total_timesteps)
+    with torch.random.fork_rng(devices=[]):
+        model._setup_model()
+    arrays = [cohort._net.named(a[i]) for a in (cohort._weights, cohort._first, cohort._second)]
+    for name, parameter in model.policy.named_parameters():
+        weights, first, second = (torch.tensor(a[name]) for a in arrays)
+        parameter.data.copy_(weights)
+        if cohort._steps[i]:
+            moments = {
+                "step": torch.tensor(cohort._steps[i]),
+                "exp_avg": first,
+                "exp_avg_sq": second,
+            }
+            model.policy.optimizer.state[parameter] = moments
+    return model
+
+
+def load_sb3(cohort: CohortPPO, i: int, model: PPO, normalizer: VecNormalize | None = None) -> None:
+    """Take weights, moments of the optimiser and statistics of normalisation from Stable-Baselines3
+    into agent i.
+    """
+    parameters = dict(model.policy.named_parameters())
+    states = {name: model.policy.optimizer.state.get(p, {}) for name, p in parameters.items()}
+    cohort._net.load(cohort._weights[i], parameters)
+    for row, key in ((cohort._first[i], "exp_avg"), (cohort._second[i], "exp_avg_sq")):
+        cohort._net.load(row, {name: s[key] for name, s in states.items() if s})
+    cohort._steps[i] = max(float(s["step"]) if s else 0.0 for s in states.values())
+    cohort.n_updates[i] = model._n_updates
+    if normalizer is not None:
+        for moments, theirs in _pairs(cohort, normalizer):
+            moments.mean[i], moments.var[i], moments.count[i] = (
+                theirs.mean,
+                theirs.var,
+                theirs.count,
+            )
+
+
+def _pairs(cohort: CohortPPO, normalizer: VecNormalize) -> list[tuple[RunningMoments, Any]]:
+    pairs = [(cohort._return_moments, normalizer.ret_rms)]
+    return pairs + ([(cohort._obs_moments, normalizer.obs_rms)] if normalizer.norm_obs else [])
+
+
+def vec_normalize(cohort: CohortPPO, i: int) -> VecNormalize:
+    """Agent i's statistics of normalisation as Stable-Baselines3's wrapper, to `save` beside the
+    agent's zip file.
+    """
+    c = cohort.configs[i]
+    env = gym.Env()
+    env.observation_space, env.action_space = cohort.observation_space, cohort.action_space
+    normalizer = VecNormalize(
+        DummyVecEnv([lambda: env]),
+        norm_obs=c.norm_obs,
+        norm_reward=c.norm_reward,
+        clip_obs=c.clip_obs,
+        clip_reward=c.clip_reward,
+        gamma=float(cohort._norm_gamma[i]),
+        epsilon=c.norm_epsilon,
+    )
+    for moments, theirs in _pairs(cohort, normalizer):
+        theirs.mean = moments.mean[i].reshape(theirs.mean.shape)
+        theirs.var = moments.var[i].reshape(theirs.var.shape)
+        theirs.count = float(moments.count[i, 0])
+    return normalizer

@@ -1,0 +1,442 @@
+"""Samplers of the outer evolution: random search, TPE, and a CMA-ES with restarts that uses every
+finished trial.
+
+All of them are stateless: what they propose for a trial follows from the study's trials, the seed
+and the trial's number alone. Any process can therefore continue a study, many can share one, and
+two workers that were given the same seed do not propose the same parameters.
+"""
+
+import math
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from optuna import Study
+from optuna._transform import _SearchSpaceTransform
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from erl.errors import UserError, nearest
+from erl.search.asynchronous_cma import (
+    RESTARTS,
+    SIGMA,
+    AsynchronousCMA,
+    Result,
+    Start,
+    draw_seed,
+    promising,
+)
+
+SAMPLERS = ("Random", "Tpe", "Cmaes")
+
+# cmaes divides by the learning rate of its rank-mu update, which is zero with a single parent.
+MIN_POPSIZE = 4
+
+# A warm start is fitted to the best tenth of the source's trials: fewer than this have none.
+MIN_SOURCE = 10
+
+_ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+_BEGUN = "cmaes:begun"  # system attribute: how many trials had begun when this one ended
+# system attribute: the restart that a trial was drawn in, absent before the first
+_RUN = "cmaes:restart"
+
+
+def make_sampler(
+    name: str,
+    search_space: dict[str, BaseDistribution],
+    seed: int,
+    popsize: int | None = None,
+    restarts: str = "ipop",
+    use_pruned: bool = True,
+    start: dict[str, Any] | None = None,
+) -> BaseSampler:
+    """The sampler called `name` in `SAMPLERS`, whatever the case of its letters.
+
+    Args:
+        name: "Random", "Tpe" or "Cmaes".
+        search_space: parameter -> distribution; only CMA-ES needs to know it beforehand.
+        seed: not negative.
+        popsize: CMA-ES' generation before its first restart; `generation_size` gives the default.
+        restarts: CMA-ES', one of `RESTARTS`.
+        use_pruned: whether CMA-ES is told of pruned trials.
+        start: what CMA-ES begins with, from `warm_start`.
+
+    Raises:
+        UserError: for an unknown name, a population too small for CMA-ES, an unknown way to
+            restart, or another sampler than CMA-ES with a `start`.
+    """
+    name = _canonical(name)
+    if name == "Cmaes":
+        return CmaesSampler(search_space, seed, popsize, restarts, use_pruned, start)
+    if start is not None:
+        raise UserError(
+            f"{name} has no distribution that could begin from another study: a warm start is "
+            f"for Cmaes"
+        )
+    return SeededSampler(RandomSampler if name == "Random" else TPESampler, seed)
+
+
+def generation_size(
+    name: str, search_space: dict[str, BaseDistribution], popsize: int | None = None
+) -> int:
+    """Number of trials to ask for before any of their results is needed.
+
+    It is the population of CMA-ES, by default 4 + floor(3 ln d) for d numerical parameters (Hansen,
+    2016, arXiv 1604.00772, eq. 48), and the same number for the other samplers. A population that
+    restarts have doubled is filled by several such generations.
+
+    Raises:
+        UserError: for an unknown name or a population too small.
+    """
+    smallest = MIN_POPSIZE if _canonical(name) == "Cmaes" else 1
+    if popsize is None:
+        return 4 + math.floor(3 * math.log(max(1, len(_numerical(search_space)))))
+    if popsize < smallest:
+        raise UserError(f"a population of {name} has at least {smallest} members, not {popsize}")
+    return popsize
+
+
+class SeededSampler(BaseSampler):
+    """One of Optuna's samplers, with the random numbers of a trial drawn from the seed and the
+    trial's number.
+
+    Optuna's own keep a generator in the object: a second process with the same seed would propose
+    the first one's trials again.
+
+    Args:
+        kind: a sampler class whose constructor takes `seed` and which keeps nothing else that
+            matters.
+        seed: not negative.
+    """
+
+    def __init__(self, kind: type[RandomSampler] | type[TPESampler], seed: int) -> None:
+        self._kind, self._seed = kind, seed
+
+    def _sampler(self, trial: FrozenTrial, param_name: str = "") -> BaseSampler:
+        return self._kind(seed=draw_seed(self._seed, "trial", trial.number, param_name))
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """As Optuna's sampler infers it."""
+        return self._sampler(trial).infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """As Optuna's sampler does."""
+        return self._sampler(trial).sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """As Optuna's sampler does."""
+        return self._sampler(trial, param_name).sample_independent(
+            study, trial, param_name, param_distribution
+        )
+
+    def after_trial(
+        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """As Optuna's sampler does."""
+        self._sampler(trial).after_trial(study, trial, state, values)
+
+
+class CmaesSampler(BaseSampler):
+    """CMA-ES for any number of workers, with restarts: `AsynchronousCMA` told of a study's trials.
+
+    Every ask replays the study: its finished trials are told in the order in which they ended, and
+    the trial is drawn from the distribution that results. The order is (trials begun when it ended,
+    number): see `note_end`. Solutions that some other source proposed (a queue, another sampler)
+    are told likewise; those of other samplers count as drawn before the first restart.
+
+    The search space is Optuna's transformed one (logarithms where a distribution asks for them,
+    half a step of margin around stepped values), scaled to [0, 1] per parameter. Stepped values are
+    told as rounded.
+
+    A pruned trial ranks below every completed one, and the later it was pruned the higher: what a
+    trial had reached when it was given up cannot be compared with what others reached at their end,
+    but that it was given up, and when, says that it was worse. Not told are failed and running
+    trials, and those that lack a parameter or left its range. Categorical parameters, and those
+    outside of the search space, are drawn uniformly and independently.
+
+    Args:
+        search_space: parameter -> distribution.
+        seed: not negative.
+        popsize: trials of a generation before the first restart, at least `MIN_POPSIZE`;
+            `generation_size` gives the default.
+        restarts: one of `RESTARTS`, see `AsynchronousCMA`.
+        use_pruned: whether pruned trials are told.
+        start: what `warm_start` gave, to begin with.
+        cache: keep the latest replay in the object and continue it where the new results come after
+            those that were told. It changes no proposal.
+
+    Raises:
+        UserError: for a population too small or an unknown way to restart.
+    """
+
+    def __init__(
+        self,
+        search_space: dict[str, BaseDistribution],
+        seed: int,
+        popsize: int | None = None,
+        restarts: str = "ipop",
+        use_pruned: bool = True,
+        start: dict[str, Any] | None = None,
+        cache: bool = True,
+    ) -> None:
+        check_restarts(restarts)
+        self._space = _numerical(search_space)
+        self._popsize = generation_size("Cmaes", search_space, popsize)
+        self._restarts, self._use_pruned, self._start = restarts, use_pruned, start
+        self._seed, self._cache = seed, cache
+        self._independent = SeededSampler(RandomSampler, seed)
+        self._transform = (
+            _SearchSpaceTransform(self._space, transform_0_1=True) if self._space else None
+        )
+        self._lock = threading.Lock()
+        self._source: tuple[BaseStorage, int] | None = None  # the study that was replayed
+        self._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy replays for itself: a pickled CMA differs from the original in its last bits.
+        return {
+            "search_space": self._space,
+            "seed": self._seed,
+            "popsize": self._popsize,
+            "restarts": self._restarts,
+            "use_pruned": self._use_pruned,
+            "start": self._start,
+            "cache": self._cache,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """The numerical parameters of the given search space that can take more than one value."""
+        return dict(self._space)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Draw a trial's numerical parameters from the current distribution."""
+        if self._transform is None:
+            return {}
+        with self._lock:
+            self._replay(study)
+            solution, run = self._cma.ask(trial.number), self._cma.run
+        if run:
+            study._storage.set_trial_system_attr(trial._trial_id, _RUN, run)
+        return self._transform.untransform(solution)
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Draw a parameter uniformly (in the logarithm, where its distribution says so)."""
+        return self._independent.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(
+        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """Note a result's place in the order of results, where Optuna ends the trial."""
+        note_end(study, trial._trial_id)
+
+    def used(self, study: Study) -> int:
+        """How many trials of a study have taken part in the ranking of a population."""
+        with self._lock:
+            self._replay(study)
+            return self._cma.ranked if self._space else 0
+
+    def _forget(self) -> None:
+        self._ended: set[int] = set()  # identifiers of the trials that were told or passed over
+        self._last = (0, -1)  # place of the latest of them
+        self._before = 0  # how many of them had ended when fewer trials had begun
+        if self._space:
+            s = self._start
+            start = Start(np.array(s["mean"]), s["sigma"], np.array(s["cov"])) if s else None
+            self._cma = AsynchronousCMA(
+                len(self._space), self._popsize, self._seed, self._restarts, start
+            )
+
+    def _replay(self, study: Study) -> None:
+        """Tell the study's finished trials, from the first or from where the previous replay
+        ended.
+        """
+        source = (study._storage, study._study_id)
+        if not self._cache or source != self._source:
+            self._forget()
+            self._source = source
+        # What has ended does not change any more: an identifier is enough to know it again.
+        ended = study.get_trials(deepcopy=False, states=_ENDED)
+        new = sorted((t for t in ended if t._trial_id not in self._ended), key=_place)
+        if len(ended) - len(new) != len(self._ended) or (new and _place(new[0]) < self._last):
+            self._forget()
+            new = sorted(ended, key=_place)
+        sign = 1.0 if study.direction.name == "MINIMIZE" else -1.0
+        for trial in new:
+            place = _place(trial)
+            if place[0] > self._last[0]:
+                self._before = len(self._ended)
+            self._last = place
+            self._ended.add(trial._trial_id)
+            result = self._result(trial, sign)
+            if result is not None:
+                self._cma.tell(result, in_flight=place[0] - self._before)
+
+    def _result(self, trial: FrozenTrial, sign: float) -> Result | None:
+        """What CMA-ES is told of a trial; None if nothing."""
+        pruned = trial.state == TrialState.PRUNED
+        if (
+            trial.state == TrialState.FAIL
+            or (pruned and not self._use_pruned)
+            or not _within(trial, self._space)
+        ):
+            return None
+        assert self._transform is not None
+        x = self._transform.transform({name: trial.params[name] for name in self._space})
+        step = trial.last_step if pruned else None
+        value = (
+            trial.value
+            if not pruned
+            else trial.intermediate_values.get(-1 if step is None else step)
+        )
+        bounded = math.inf if value is None or math.isnan(value) else _bounded(sign * value)
+        return Result(
+            trial.number,
+            trial.system_attrs.get(_RUN, 0),
+            x,
+            bounded,
+            (-1 if step is None else step) if pruned else None,
+        )
+
+
+def note_end(study: Study, trial_id: int) -> None:
+    """Note, with a trial that is about to end, how many trials have begun by now: its place in the
+    order of results.
+
+    Clocks of many machines are no order, and neither is the number of results: trials of one
+    generation, all begun before any of them ends, are to have the same place whatever the number of
+    workers. Trials of one place are ordered by their numbers. Every proposal begins a trial, so
+    that what ends after a proposal was made comes after all that the proposal knew of, and what was
+    told stays told. (Should another process propose between this note and the trial's end, the
+    order holds all the same, and the next proposal replays the study.)
+
+    Raises:
+        UpdateFinishedTrialError: the trial had ended already.
+    """
+    study._storage.set_trial_system_attr(
+        trial_id, _BEGUN, study._storage.get_n_trials(study._study_id)
+    )
+
+
+def warm_start(study: Study, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+    """What CMA-ES is to begin with, from the completed trials of another study.
+
+    `promising` fits a normal distribution to the best trials that have the shared parameters within
+    their ranges here; parameters that the source does not have keep the default mean and standard
+    deviation.
+
+    Returns:
+        `parameters`, those that the source has; `trials`, how many there were; `mean` (dim),
+        `sigma` and `cov` (dim x dim) in the unit cube. It can be stored as JSON without loss.
+
+    Raises:
+        UserError: no shared parameter, or fewer than `MIN_SOURCE` such trials.
+    """
+    space = _numerical(search_space)
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    known = {name for trial in complete for name in trial.params}
+    shared = {name: d for name, d in space.items() if name in known}
+    if complete and not shared:
+        raise UserError(
+            f"study {study.study_name!r} has none of the searched parameters {', '.join(space)}; "
+            f"it has {', '.join(sorted(known))}"
+        )
+    usable = [t for t in complete if _within(t, shared)]
+    if len(usable) < MIN_SOURCE:
+        raise UserError(
+            f"a warm start takes at least {MIN_SOURCE} finished trials within the searched "
+            f"ranges; study {study.study_name!r} has {len(usable)}"
+        )
+    transform = _SearchSpaceTransform(shared, transform_0_1=True)
+    sign = 1.0 if study.direction.name == "MINIMIZE" else -1.0
+    source = promising(
+        [
+            (
+                transform.transform({n: t.params[n] for n in shared}),
+                _bounded(sign * (t.value or 0.0)),
+            )
+            for t in usable
+        ]
+    )
+    mean, cov = np.full(len(space), 0.5), np.eye(len(space)) * (SIGMA / source.sigma) ** 2
+    at = [i for i, name in enumerate(space) if name in shared]
+    mean[at] = source.mean
+    cov[np.ix_(at, at)] = source.cov
+    return {
+        "parameters": list(shared),
+        "trials": len(usable),
+        "mean": mean.tolist(),
+        "sigma": source.sigma,
+        "cov": cov.tolist(),
+    }
+
+
+def check_restarts(name: str) -> None:
+    """Refuse an unknown way to restart.
+
+    Raises:
+        UserError: it is none of `RESTARTS`.
+    """
+    if name not in RESTARTS:
+        raise UserError(
+            f"unknown restarts {name!r}{nearest(name, RESTARTS)} (known: {', '.join(RESTARTS)})"
+        )
+
+
+def _canonical(name: str) -> str:
+    by_fold = {known.casefold(): known for known in SAMPLERS}
+    if name.casefold() not in by_fold:
+        raise UserError(
+            f"no sampler is called {name!r} (known: {', '.join(SAMPLERS)}){nearest(name, SAMPLERS)}"
+        )
+    return by_fold[name.casefold()]
+
+
+def _numerical(search_space: dict[str, BaseDistribution]) -> dict[str, BaseDistribution]:
+    return {
+        n: d
+        for n, d in search_space.items()
+        if not isinstance(d, CategoricalDistribution) and not d.single()
+    }
+
+
+def _within(trial: FrozenTrial, space: dict[str, BaseDistribution]) -> bool:
+    params = trial.params
+    return all(
+        name in params and d._contains(d.to_internal_repr(params[name]))
+        for name, d in space.items()
+    )
+
+
+def _place(trial: FrozenTrial) -> tuple[int, int]:
+    # A trial that nobody noted the end of counts as ended before the next one began.
+    return trial.system_attrs.get(_BEGUN, trial.number + 1), trial.number
+
+
+def _bounded(value: float) -> float:
+    return min(max(value, -1e300), 1e300)  # the range of a population's values has to be a number

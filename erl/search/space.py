@@ -1,0 +1,145 @@
+"""What an evolution searches: names and ranges of hyperparameters, and the reservoirs and settings
+that values describe.
+
+Parameters keep ER-MRL's names: `sr`, `lr`, `iss` for one reservoir, `sr_1`, `lr_1`, `iss_1`,
+`sr_2`, … for several. Further parameters of the reservoirs join under their ReservoirPy names,
+`units` or `units_1` and so on, and numeric settings of the learner as `learner.NAME`. Everything
+here reads a study's stored configuration, a plain dictionary.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from erl.errors import UserError, nearest
+from erl.worlds.reservoirs import Context, ReservoirParams
+
+# Ranges of the parameters that --evolve names without one. Shares are in (0, 1], a bias of 1 is as
+# strong as an input.
+_RANGES = {
+    "units": "20:400:log",
+    "rc_connectivity": "0.01:1.0:log",
+    "input_connectivity": "0.01:1.0:log",
+    "bias": "0.01:1.0:log",
+}
+LEARNER = "learner."
+
+
+@dataclass(frozen=True)
+class Range:
+    """Values that a parameter may take.
+
+    Attributes:
+        low, high: bounds, both included; whole numbers if the parameter is one.
+        log: whether it is searched on a logarithmic scale.
+    """
+
+    low: float
+    high: float
+    log: bool = True
+
+    @property
+    def whole(self) -> bool:
+        """Whether the parameter is a whole number."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+
+def parse_evolve(text: str | None) -> dict[str, Range]:
+    """Read `--evolve`: names, or `name=low:high` or `name=low:high:log`, comma-separated.
+
+    Units, and settings of the learner whose bounds are both written without a decimal point, are
+    whole numbers.
+
+    Raises:
+        UserError: a name or a range that cannot be.
+    """
+    found: dict[str, Range] = {}
+    for item in filter(None, (part.strip() for part in (text or "").split(","))):
+        name, _, written = item.partition("=")
+        if not name.startswith(LEARNER) and name not in _RANGES:
+            raise UserError(
+                f"--evolve does not know {name!r}{nearest(name, _RANGES)} (known: "
+                f"{', '.join(_RANGES)}, learner.SETTING=low:high)"
+            )
+        if name in found:
+            raise UserError(f"--evolve names {name!r} twice")
+        if not written and name not in _RANGES:
+            raise UserError(f"--evolve {name} needs a range, as in {name}=1e-5:1e-2:log")
+        found[name] = _range(name, written or _RANGES[name])
+    return found
+
+
+def _range(name: str, written: str) -> Range:
+    match = re.fullmatch(r"([^:]+):([^:]+)(:log|:linear)?", written)
+    try:
+        if match is None:
+            raise ValueError
+        low, high = (int(w) if re.fullmatch(r"-?\d+", w) else float(w) for w in match.group(1, 2))
+    except ValueError:
+        raise UserError(f"--evolve {name}={written}: a range is low:high or low:high:log") from None
+    if type(low) is not type(high) or not (name == "units" or name.startswith(LEARNER)):
+        low, high = float(low), float(high)
+    log = match.group(3) == ":log"
+    if not (math.isfinite(low) and math.isfinite(high)) or low > high:
+        raise UserError(f"--evolve {name}={written}: the lower bound lies above the upper one")
+    if log and low <= 0:
+        raise UserError(f"--evolve {name}={written}: a logarithmic range is above 0")
+    limits = {
+        "units": (3, math.inf),
+        "rc_connectivity": (0, 1),
+        "input_connectivity": (0, 1),
+        "bias": (0, math.inf),
+    }
+    lowest, highest = limits.get(name, (-math.inf, math.inf))
+    if low < lowest or high > highest or (name.endswith("connectivity") and low <= 0):
+        raise UserError(f"--evolve {name}={written}: {name} lies between {lowest} and {highest}")
+    if name == "units" and not (isinstance(low, int) and isinstance(high, int)):
+        raise UserError(f"--evolve {name}={written}: units are whole numbers")
+    return Range(low, high, log)
+
+
+def _suffixes(config: dict[str, Any]) -> list[str]:
+    """Of the parameters of each reservoir: none for a single one, `_1`, `_2`, … for several."""
+    n = config.get("nb_res")
+    return [""] if n is None else [f"_{i + 1}" for i in range(n)]
+
+
+def search_space(config: dict[str, Any]) -> dict[str, Range]:
+    """The searched parameters of a study."""
+    own = ["sr", "lr"] if config["fixed_iss"] else ["sr", "lr", "iss"]
+    ranges = {
+        name: Range(float(config[f"min_{name}"]), float(config[f"max_{name}"])) for name in own
+    }
+    more = parse_evolve(config.get("evolve"))
+    ranges |= {name: r for name, r in more.items() if not name.startswith(LEARNER)}
+    space = {f"{name}{suffix}": r for suffix in _suffixes(config) for name, r in ranges.items()}
+    return space | {name: r for name, r in more.items() if name.startswith(LEARNER)}
+
+
+def make_context(config: dict[str, Any], params: dict[str, float]) -> Context:
+    """The reservoirs that hyperparameters describe."""
+    reservoirs = []
+    for suffix in _suffixes(config):
+        own = {name: params[f"{name}{suffix}"] for name in _RANGES if f"{name}{suffix}" in params}
+        reservoirs.append(
+            ReservoirParams(
+                **{"units": config["units"]} | own,
+                sr=params[f"sr{suffix}"],
+                lr=params[f"lr{suffix}"],
+                iss=params.get(f"iss{suffix}", 1.0),
+            )
+        )
+    return Context(
+        reservoirs=tuple(reservoirs),
+        skip_c=config["skip_c"],
+        reset_res=config["reset_res"],
+        feed_action=not config["published_code"],
+        obs_units=config.get("obs_units"),
+    )
+
+
+def learner_settings(config: dict[str, Any], params: dict[str, float]) -> dict[str, Any]:
+    """The learner's settings: those of the study, and those that were proposed."""
+    proposed = {k.removeprefix(LEARNER): v for k, v in params.items() if k.startswith(LEARNER)}
+    return {**config["learner_config"], **proposed}

@@ -1,0 +1,3 @@
+"""The study database: storages and their retries, leases, studies, records as data frames, and the
+command line on them.
+"""

@@ -1,0 +1,394 @@
+"""What is done with studies that there are: list, show, export, copy.
+
+`python -m erl.studies list --storage ADDRESS`.
+"""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from optuna.exceptions import DuplicatedStudyError
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial
+
+from erl import cli
+from erl.cli import figure, option
+from erl.errors import UserError, nearest
+from erl.files import write_whole
+from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown
+from erl.studies.study import COPY, Sink, Study, generations, lifetime_records, records
+
+ROWS = ("lifetimes", "trials", "generations")
+COLUMNS = ("study", "kind", "trials", "best fitness", "last change")
+
+
+@dataclass(frozen=True)
+class ListConfig:
+    """Flags of `list`."""
+
+    storage: str = option(DEFAULT_STORAGE, "study database: any Optuna address, or a journal file")
+
+
+@dataclass(frozen=True)
+class ShowConfig(ListConfig):
+    """Flags of `show`."""
+
+    study: str | None = option(None, "name of the study; may be left out where there is one only")
+    best: int = option(5, "how many of the best trials are shown")
+
+    def __post_init__(self) -> None:
+        if self.best < 0:
+            raise UserError(f"--best is not negative: {self.best}")
+
+
+@dataclass(frozen=True)
+class ExportConfig(ListConfig):
+    """Flags of `export`."""
+
+    study: str | None = option(None, "name of the study; may be left out where there is one only")
+    file: str | None = option(None, "CSV file to write")
+    rows: str = option("lifetimes", "what has a row", choices=ROWS)
+    overwrite: bool = option(False, "replace the file if it exists")
+
+    def __post_init__(self) -> None:
+        if not self.file:
+            raise UserError("--file is missing: where to write the CSV")
+        if self.rows not in ROWS:
+            raise UserError(
+                f"unknown --rows {self.rows!r}{nearest(self.rows, ROWS)} (known: {', '.join(ROWS)})"
+            )
+
+
+@dataclass(frozen=True)
+class CopyConfig(ListConfig):
+    """Flags of `copy`."""
+
+    study: str | None = option(None, "name of the study; may be left out where there is one only")
+    to: str | None = option(
+        None, "storage that it is copied to; made if it is a file that does not exist"
+    )
+    to_name: str | None = option(None, "name of the copy; by default the study's")
+    overwrite: bool = option(False, "replace a study of that name")
+
+    def __post_init__(self) -> None:
+        if not self.to:
+            raise UserError("--to is missing: the storage to copy to")
+
+
+def _name(storage: BaseStorage, config: Any) -> str:
+    """The study that is meant."""
+    names = [s.study_name for s in storage.get_all_studies()]
+    if config.study is None and len(names) == 1:
+        return names[0]
+    if config.study is None:
+        has = f"; it has {', '.join(sorted(names)[:12])}" if names else ", and has no study yet"
+        raise UserError(f"--study is missing: which one of {shown(config.storage)}{has}")
+    if config.study not in names:
+        raise UserError(
+            f"no study {config.study!r} in {shown(config.storage)}{nearest(config.study, names)}"
+        )
+    return config.study
+
+
+def _kind(attrs: dict[str, Any], system: dict[str, Any]) -> str:
+    if system.get(COPY) == "incomplete":
+        return "incomplete copy"
+    config = attrs.get("config")
+    if config is None:
+        return "another program's"
+    if "evolution" in config:
+        return "test of generalisation" if "env_id" in config else "test"
+    if "env_ids" in config:
+        return "evolution, set"
+    return "evolution, several" if "nb_res" in config else "evolution"
+
+
+def _states(trials: Sequence[FrozenTrial]) -> str:
+    """`12 complete, 1 fail`."""
+    count = Counter(t.state.name.lower() for t in trials)
+    return ", ".join(f"{n} {state}" for state, n in count.most_common()) or "none"
+
+
+def _ranked(trials: Sequence[FrozenTrial], directions: Sequence[Any]) -> list[FrozenTrial]:
+    """Finished trials of a study with one objective, the best first, the earlier first among
+    equals.
+    """
+    if len(directions) != 1:
+        return []
+    sign = -1.0 if directions[0].name == "MAXIMIZE" else 1.0
+    done = [t for t in trials if t.state.name == "COMPLETE" and t.value is not None]
+    return sorted(done, key=lambda t: (sign * t.value, t.number))  # type: ignore[operator]
+
+
+def _last_change(trials: Sequence[FrozenTrial]) -> str:
+    times = [m for t in trials for m in (t.datetime_start, t.datetime_complete) if m is not None]
+    return f"{max(times):%Y-%m-%d %H:%M}" if times else "-"
+
+
+def list_studies(config: ListConfig, sink: Sink) -> int:
+    """A line for each study of a storage."""
+    storage = open_storage(config.storage)
+    rows = [COLUMNS]
+    for study in storage.get_all_studies():
+        trials = storage.get_all_trials(study._study_id, deepcopy=False)
+        ranked = _ranked(trials, study.directions)
+        best = figure(ranked[0].value) if ranked else "-"
+        rows.append(
+            (
+                study.study_name,
+                _kind(study.user_attrs, study.system_attrs),
+                _states(trials),
+                best,
+                _last_change(trials),
+            )
+        )
+    if len(rows) == 1:
+        sink.line(f"{shown(config.storage)} has no study yet")
+        return 0
+    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+    for row in rows:
+        sink.line("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    return 0
+
+
+def show_study(config: ShowConfig, sink: Sink) -> int:
+    """What a study is, its best trials, and why others failed."""
+    storage = open_storage(config.storage)
+    name = _name(storage, config)
+    study = next(s for s in storage.get_all_studies() if s.study_name == name)
+    trials = storage.get_all_trials(study._study_id, deepcopy=False)
+    sink.line(f"{name} in {shown(config.storage)}: {_kind(study.user_attrs, study.system_attrs)}")
+    sink.line(f"trials: {_states(trials)}; last change {_last_change(trials)}")
+    if study.user_attrs.get("commit"):
+        sink.line(f"begun with commit {study.user_attrs['commit']}")
+    stored = study.user_attrs.get("config")
+    if stored:
+        sink.line("configuration:")
+        for key, value in stored.items():
+            sink.line(f"  {key}: {json.dumps(value)}")
+    ranked = _ranked(trials, study.directions)[: config.best]
+    if ranked:
+        sink.line("best trials:")
+        for trial in ranked:
+            params = "  ".join(
+                f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}"
+                for k, v in trial.params.items()
+            )
+            sink.line(f"  {trial.number:5d}  fitness {figure(trial.value):>10s}  {params}")
+        for index, record in sorted(lifetime_records(ranked[0]).items()):
+            if record.inner is not None and record.inner.get("totals"):
+                totals = ", ".join(f"{k} {v:,.0f}" for k, v in record.inner["totals"].items())
+                sink.line(
+                    f"evolution inside trial {ranked[0].number}, lifetime {index}: "
+                    f"{record.inner['generations']} generations; {totals}"
+                )
+    failed = [t for t in trials if t.state.name == "FAIL"]
+    if failed:
+        sink.line("failed trials:")
+        for trial in failed:
+            reason = (trial.user_attrs.get("error") or {}).get("reason", "no reason stored")
+            sink.line(f"  {trial.number:5d}  {reason}")
+    lost = {t.number: t.user_attrs["lost"] for t in trials if t.user_attrs.get("lost")}
+    if lost:
+        sink.line(
+            "lost with their process and taken up again: "
+            + ", ".join(f"trial {k}, {n} x" for k, n in lost.items())
+        )
+    return 0
+
+
+def trial_rows(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
+    """Every trial of a study, one row each: `trial`, `state`, its parameters, `fitness`, `begun`,
+    `ended`, `generation`, `error`.
+    """
+    return pd.DataFrame(
+        {
+            "trial": t.number,
+            "state": t.state.name,
+            **t.params,
+            "fitness": t.values[0] if t.values is not None and len(t.values) == 1 else None,
+            "begun": t.datetime_start,
+            "ended": t.datetime_complete,
+            "generation": t.user_attrs.get("generation"),
+            "error": (t.user_attrs.get("error") or {}).get("reason"),
+        }
+        for t in trials
+    )
+
+
+def export_study(config: ExportConfig, sink: Sink) -> int:
+    """Write a study as a CSV file, whole or not at all; curves are lists in JSON."""
+    path = Path(config.file or "")
+    if path.exists() and not (config.overwrite and path.is_file()):
+        raise UserError(
+            f"{path} exists"
+            + ("; --overwrite replaces it" if path.is_file() else " and is no file")
+        )
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"cannot write {path}: its folder does not exist")
+    name = _name(open_storage(config.storage), config)
+    if config.rows == "trials":
+        frame = trial_rows(Study(config.storage, name).trials())
+    elif config.rows == "generations":
+        frame = generations(config.storage, name)
+        if not len(frame):
+            raise UserError(f"no learner of study {name!r} had generations of its own")
+    else:
+        frame = records(config.storage, name)
+        if not len(frame):
+            raise UserError(f"study {name!r} stores no lifetimes; --rows trials exports its trials")
+        for column in ("curve", "inner"):
+            frame[column] = frame[column].map(
+                lambda value: None if value is None else json.dumps(value)
+            )
+    try:
+        write_whole(path, lambda part: frame.to_csv(part, index=False))
+    except OSError as e:
+        raise UserError(f"cannot write {path}: {e.strerror or e}") from e
+    sink.line(f"{path}: {len(frame)} {config.rows} of {name}")
+    return 0
+
+
+def copy_study(config: CopyConfig, sink: Sink) -> int:
+    """Copy a study to another storage, or under another name; what is not whole says so, and is
+    removed if it can be.
+
+    The copy bears the mark `incomplete` until all of it was read back and found equal.
+    """
+    source = open_storage(config.storage)
+    name = _name(source, config)
+    target_name = config.to_name or name
+    assert config.to is not None
+    if (config.to, target_name) == (config.storage, name):
+        raise UserError(f"{name!r} cannot be copied onto itself; --to_name names the copy")
+    original = next(s for s in source.get_all_studies() if s.study_name == name)
+    if original.system_attrs.get(COPY) == "incomplete":
+        raise UserError(f"study {name!r} is an incomplete copy itself")
+    target = open_storage(config.to, create=True)
+    there = {s.study_name: s for s in target.get_all_studies()}
+    if target_name in there:
+        if not config.overwrite:
+            mark = (
+                "an incomplete copy"
+                if there[target_name].system_attrs.get(COPY) == "incomplete"
+                else "a study"
+            )
+            raise UserError(
+                f"{shown(config.to)} has {mark} {target_name!r}; --overwrite replaces it, "
+                f"--to_name names the copy"
+            )
+        target.delete_study(there[target_name]._study_id)
+    try:
+        study_id = target.create_new_study(original.directions, target_name)
+    except DuplicatedStudyError:
+        raise UserError(
+            f"somebody else makes the study {target_name!r} in {shown(config.to)} just now"
+        ) from None
+    try:
+        target.set_study_system_attr(study_id, COPY, "incomplete")
+        trials = sorted(
+            source.get_all_trials(original._study_id, deepcopy=False), key=lambda t: t.number
+        )
+        for done, trial in enumerate(trials):
+            sink.status(f"copying {name}: {done} of {len(trials)} trials")
+            target.create_new_trial(study_id, template_trial=trial)
+        for key, value in original.system_attrs.items():
+            if key != COPY:
+                target.set_study_system_attr(study_id, key, value)
+        for key, value in original.user_attrs.items():
+            target.set_study_user_attr(study_id, key, value)
+        _compare(original, trials, open_storage(config.to), target_name)
+        target.set_study_system_attr(study_id, COPY, "whole")
+    except BaseException:
+        with suppress(Exception):  # the mark stays where the storage is gone
+            target.delete_study(study_id)
+        raise
+    finally:
+        sink.close()
+    sink.line(
+        f"{target_name} in {shown(config.to)}: {len(trials)} trials copied ({_states(trials)})"
+    )
+    return 0
+
+
+def _compare(original: Any, trials: Sequence[FrozenTrial], target: BaseStorage, name: str) -> None:
+    """Raise a UserError unless a copy, read anew, has all that the original has."""
+    copy = next(s for s in target.get_all_studies() if s.study_name == name)
+    same = copy.directions == original.directions and copy.user_attrs == original.user_attrs
+    same &= {**copy.system_attrs, COPY: None} == {**original.system_attrs, COPY: None}
+    copies = target.get_all_trials(copy._study_id, deepcopy=False)
+    if not same or len(copies) != len(trials):
+        raise UserError(f"the copy {name!r} differs from the original, and is removed")
+    for before, after in zip(trials, copies):
+        times = (
+            (before.datetime_start, after.datetime_start),
+            (before.datetime_complete, after.datetime_complete),
+        )
+        if _content(before) != _content(after) or any(_apart(*pair) for pair in times):
+            raise UserError(
+                f"trial {before.number} of the copy {name!r} differs from the original; the copy "
+                f"is removed"
+            )
+
+
+def _content(trial: FrozenTrial) -> tuple[Any, ...]:
+    """All that a trial holds, but for its number in the storage and its times; NaN equals
+    itself.
+    """
+    values = trial.values and list(trial.values)
+    attrs = (trial.user_attrs, trial.system_attrs, sorted(trial.intermediate_values.items()))
+    return (
+        trial.number,
+        trial.state,
+        values,
+        trial.params,
+        trial.distributions,
+        json.dumps(attrs, sort_keys=True),
+    )
+
+
+def _apart(one: datetime | None, other: datetime | None) -> bool:
+    """Whether two times differ by more than a database rounds them."""
+    return (
+        one != other if one is None or other is None else abs((one - other).total_seconds()) > 1.0
+    )
+
+
+COMMANDS: dict[str, tuple[Callable[..., int], type, str]] = {
+    "list": (list_studies, ListConfig, "The studies of a storage."),
+    "show": (show_study, ShowConfig, "What a study is, its best trials, and why others failed."),
+    "export": (export_study, ExportConfig, "A study as a CSV file: whole or not at all."),
+    "copy": (
+        copy_study,
+        CopyConfig,
+        "A study copied to another storage, with everything that it holds.",
+    ),
+}
+USAGE = "python -m erl.studies {list,show,export,copy} [flags]; each has --help"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line: a command, then its flags."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] in (["-h"], ["--help"]):
+        print(USAGE)
+        for name, (_, _, text) in COMMANDS.items():
+            print(f"  {name:8s}{text}")
+        sys.exit(0)
+    if not words or words[0] not in COMMANDS:
+        said = (
+            f"unknown command {words[0]!r}{nearest(words[0], COMMANDS)}"
+            if words
+            else "a command is missing"
+        )
+        print(f"erl.studies: error: {cli.without_passwords(said)} ({USAGE})", file=sys.stderr)
+        sys.exit(2)
+    run, kind, text = COMMANDS[words[0]]
+    cli.main(run, kind, text, words[1:], program=f"erl.studies {words[0]}")

@@ -1,0 +1,339 @@
+"""Opening the storages of studies: any address that Optuna takes, checked before it is used, never
+shown with its password.
+"""
+
+import json
+import os
+import re
+import sqlite3
+import time
+import warnings
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import optuna
+from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBStorage, get_storage
+from optuna.storages._grpc.auto_generated.api_pb2_grpc import StorageServiceStub
+from optuna.storages._grpc.client import GrpcClientCache
+from optuna.storages._rdb.models import BaseModel
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
+
+from erl.errors import UserError
+from erl.studies.retries import SteadyStorage, cause
+
+DEFAULT_STORAGE = "sqlite:///studies.db"
+
+# How soon a connection that was cut without a word is noticed, in seconds; an address may say
+# otherwise (`?connect_timeout=3`).
+CONNECTING = {
+    "sqlite": {"timeout": 60},  # writers wait for one another
+    "psycopg": {
+        "connect_timeout": 10,
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 30_000,
+    },
+    "psycopg2": {
+        "connect_timeout": 10,
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+    },
+    "pymysql": {"connect_timeout": 10, "read_timeout": 60, "write_timeout": 60},
+}
+ANSWER_SECONDS = 60.0  # that a gRPC proxy has for one answer
+DRIVERS = {
+    "psycopg": "psycopg[binary]",
+    "psycopg2": "psycopg2-binary",
+    "pymysql": "pymysql",
+    "mysqldb": "mysqlclient",
+}
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def _url(storage: str) -> URL | None:
+    """The address as a database URL; None if it is none."""
+    try:
+        return make_url(storage)
+    except (SQLAlchemyError, ValueError):
+        return None
+
+
+def shown(storage: str) -> str:
+    """A storage address fit for output and records: without its password."""
+    if "://" not in storage:
+        return storage
+    url = _url(storage)
+    if url is None:
+        return storage.partition("://")[0] + "://***"
+    hidden = {k: "***" if "pass" in k.casefold() else v for k, v in url.query.items()}
+    return url.set(query=hidden).render_as_string(hide_password=True)
+
+
+class StorageError(UserError):
+    """A storage that cannot be used, or not any more."""
+
+
+def refused(storage: str, error: BaseException) -> StorageError:
+    """Why a storage cannot be used, without its password."""
+    error = cause(error)
+    details = error.details() if isinstance(error, grpc.RpcError) else None
+    text = " ".join(str(details or getattr(error, "orig", None) or error).split())
+    url = _url(storage)
+    secrets = (
+        []
+        if url is None
+        else [url.password, *(v for k, v in url.query.items() if "pass" in k.casefold())]
+    )
+    for secret in secrets:
+        if secret:
+            text = text.replace(str(secret), "***")
+    return StorageError(f"cannot use the storage {shown(storage)}: {text or type(error).__name__}")
+
+
+def _tables(path: Path, mode: str) -> set[str]:
+    """Names of an SQLite database's tables."""
+    try:
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", uri=True, timeout=60)
+        try:
+            return {
+                row[0]
+                for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            }
+        finally:
+            connection.close()
+    except sqlite3.OperationalError as e:
+        # A writer was killed in the midst of it: whoever comes next has to take back what it had
+        # begun.
+        if mode == "ro" and getattr(e, "sqlite_errorname", "").startswith("SQLITE_READONLY"):
+            return _tables(path, "rw")
+        raise
+
+
+def _check_sqlite(storage: str, create: bool) -> None:
+    """Refuse a file that is missing or empty (unless it may be created), no SQLite database, or
+    another program's.
+    """
+    name = make_url(storage).database
+    if not name or name == ":memory:":
+        raise UserError(
+            f"{shown(storage)} lives in memory only; name a file, as in {DEFAULT_STORAGE}"
+        )
+    path = Path(name)
+    if not path.exists():
+        if not create:
+            raise UserError(f"there is no study database {path}")
+        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+            raise UserError(
+                f"cannot create the study database {path}: its folder does not exist or is not "
+                f"writable"
+            )
+        return
+    if create and not os.access(path, os.W_OK):
+        raise UserError(f"the study database {path} is not writable")
+    try:
+        tables = _tables(path, "ro")
+    except sqlite3.Error as e:
+        raise UserError(f"{path} is not a study database: {e}") from e
+    # Whoever was killed while it made the tables left some of them; the next one makes the others.
+    begun = tables <= {*BaseModel.metadata.tables, "alembic_version"}
+    whole = {"studies", "trials", "version_info"} <= tables
+    if begun and not whole and not create:
+        raise UserError(f"the study database {path} is empty")
+    if not begun and not whole:
+        raise UserError(
+            f"{path} is another program's database (tables {', '.join(sorted(tables)[:4])}), not "
+            f"a study database"
+        )
+
+
+def _check_journal(path: Path, create: bool) -> None:
+    """Refuse a file that is missing (unless it may be created), cannot be written, or holds
+    something else.
+    """
+    if not path.exists() and not create:
+        raise UserError(f"there is no journal file {path}")
+    if (
+        not os.access(path if path.exists() else path.parent, os.W_OK)
+        or path.is_dir()
+        or not path.parent.is_dir()
+    ):
+        raise UserError(f"cannot write the journal file {path}")
+    try:  # Optuna takes a last line that it cannot read for one that is still being written
+        with path.open(encoding="utf-8") as file:
+            first = file.readline()
+        if first and "op_code" not in json.loads(first):
+            raise ValueError
+    except FileNotFoundError:
+        return
+    except ValueError:
+        raise UserError(f"{path} is not the journal of a study") from None
+
+
+class _Lock(JournalFileSymlinkLock):
+    """The lock of a journal file, whose holder finds no torn line at its end.
+
+    A writer that was killed, or whose disk was full, leaves part of a line. The next line would be
+    joined to it, and no reader come past the two. What was torn was never reported as written, so
+    it is taken away.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._path = path
+
+    def acquire(self) -> bool:
+        super().acquire()
+        try:
+            _drop_torn_line(self._path)
+        except BaseException:
+            self.release()
+            raise
+        return True
+
+    def release(self) -> None:
+        # Who held it for so long that others took it for dead has written all the same.
+        with suppress(RuntimeError):
+            super().release()
+
+
+def _drop_torn_line(path: str) -> None:
+    """Cut a file after its last line end."""
+    with open(path, "rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        keep, block = end, 1 << 16
+        while keep > 0:
+            start = max(0, keep - block)
+            file.seek(start)
+            newline = file.read(keep - start).rfind(b"\n")
+            if newline >= 0:
+                keep = start + newline + 1
+                break
+            keep = start
+        if keep < end:
+            file.truncate(keep)
+
+
+def _open_journal(path: Path) -> JournalStorage:
+    try:
+        return JournalStorage(JournalFileBackend(str(path), lock_obj=_Lock(str(path))))
+    except ValueError:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    json.loads(line)
+                except ValueError:
+                    raise UserError(
+                        f"line {number} of the journal {path} is damaged; the lines before it, "
+                        f"in a file of their own, are a journal"
+                    ) from None
+        raise
+
+
+class _Deadline(grpc.UnaryUnaryClientInterceptor):
+    """Gives every call a time after which it fails: a proxy whose machine is gone never answers."""
+
+    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        return continuation(details._replace(timeout=ANSWER_SECONDS), request)
+
+
+class _Proxy(GrpcStorageProxy):
+    def _setup(self) -> None:
+        super()._setup()
+        self._stub = StorageServiceStub(grpc.intercept_channel(self._channel, _Deadline()))
+        self._cache = GrpcClientCache(self._stub)
+
+
+def _open_proxy(storage: str) -> BaseStorage:
+    host, _, port = storage.removeprefix("grpc://").rstrip("/").rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"{shown(storage)} needs a port, as in grpc://localhost:13000")
+    with warnings.catch_warnings(action="ignore"):  # that it is experimental
+        proxy = _Proxy(host=host, port=int(port))
+    study_names(proxy)  # it connects when it is first asked, and here its errors are understood
+    return proxy
+
+
+def open_storage(storage: str, create: bool = False) -> SteadyStorage:
+    """Open a study database.
+
+    Args:
+        storage: any Optuna address: `sqlite:///file`, `postgresql+psycopg://…`,
+            `mysql+pymysql://…`, `grpc://host:port`, or the path of a journal file (`journal:path`
+            or `*.log`).
+        create: whether a missing file is created.
+
+    Raises:
+        UserError: it cannot be used; the message has no password.
+    """
+    explain = partial(refused, storage)
+    try:
+        if storage.startswith("journal:") or storage.endswith(".log"):
+            path = Path(storage.removeprefix("journal:"))
+            _check_journal(path, create)
+            return SteadyStorage(_open_journal(path), explain)
+        if storage.startswith("grpc://"):
+            return SteadyStorage(_open_proxy(storage), explain)
+        if "://" not in storage:
+            raise UserError(f"{storage!r} is no storage address; sqlite:///{storage} would be one")
+        url = _url(storage)
+        if url is None:
+            raise UserError(
+                f"{shown(storage)} is no storage address: "
+                f"DATABASE://USER:PASSWORD@HOST:PORT/NAME, with special characters as %XX"
+            )
+        return SteadyStorage(get_storage(_open_database(storage, url, create)), explain)
+    except UserError:
+        raise
+    except Exception as e:  # whatever a driver or a file's contents object to
+        raise refused(storage, e) from None
+
+
+def _open_database(storage: str, url: URL, create: bool) -> RDBStorage:
+    sqlite = url.get_backend_name() == "sqlite"
+    driver = url.drivername if sqlite else url.get_driver_name()
+    if sqlite:
+        _check_sqlite(storage, create)
+    connecting = CONNECTING.get("sqlite" if sqlite else driver, {})
+    settings: dict[str, Any] = {
+        "connect_args": {k: v for k, v in connecting.items() if k not in url.query}
+    }
+    if not sqlite:
+        settings["pool_pre_ping"] = True  # a server's connections are tested before use
+    try:
+        return _open_tables(storage, settings)
+    except ImportError as e:
+        package = DRIVERS.get(driver)
+        hint = f' (pip install "{package}")' if package else ""
+        raise UserError(
+            f"{shown(storage)} needs the driver {driver!r}, which is not installed{hint}"
+        ) from e
+
+
+def _open_tables(storage: str, settings: dict[str, Any]) -> RDBStorage:
+    """Optuna's tables, created if there are none yet; another process that creates them just now is
+    waited for.
+    """
+    for attempt in range(10):
+        try:
+            return RDBStorage(storage, engine_kwargs=settings)
+        except (OperationalError, ProgrammingError, IntegrityError) as e:
+            made_just_now = e.statement is not None and re.search(
+                "exist|unique|duplicate|deadlock", str(e), re.I
+            )
+            if attempt == 9 or not made_just_now:
+                raise
+            time.sleep(0.2 * (attempt + 1))
+    raise AssertionError
+
+
+def study_names(storage: BaseStorage) -> list[str]:
+    """Names of all studies, the newest last."""
+    return [s.study_name for s in storage.get_all_studies()]

@@ -1,0 +1,423 @@
+"""Many environments of one kind, stepped side by side on one core, with the numbers that Gymnasium
+gives.
+
+Gymnasium spends a good part of a MuJoCo step on wrappers, infos and small arrays. Here only the
+physics is stepped environment by environment. The arrays of mjData that observations and rewards
+depend on are gathered for all environments by one concatenation, and a `Family` computes from them,
+for all environments at once and in Gymnasium's order of operations, what Gymnasium computes one by
+one: equal to the last bit. Environments without a family, and those that carry further wrappers, go
+through their own `step`.
+"""
+
+import io
+import pickle
+import traceback
+import zlib
+from collections.abc import Sequence
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass
+from math import isfinite
+from types import FunctionType
+from typing import Any
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+from gymnasium import spaces
+from gymnasium.utils import EzPickle
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
+
+from erl.errors import RAISED, UserError
+from erl.worlds.mujoco_families import family_of
+
+_UNLIMITED = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why an environment was taken out: the reason in one sentence and, where it raised, the
+    formatted traceback.
+    """
+
+    reason: str
+    traceback: str = ""
+
+
+class Lockstep:
+    """n environments of one kind, one for each agent slot, stepped together. It owns them: step,
+    reset and close them here only.
+
+    An environment that raises, or returns an observation or a reward that is not finite, is taken
+    out and the others go on. Its rows are zeros (False) from that step on, `faults` says why, and
+    resetting it does nothing.
+
+    Args:
+        envs: environments made alike, freshly, by `gym.make`; observations are a Box, of any shape,
+            flattened here.
+        keep: indices of the entries that agents see of the flat observation (say, to hide
+            velocities); None for all.
+
+    Attributes:
+        envs: the environments, in the order of slots, for rendering.
+        observation_space: a flat Box with the entries kept.
+        action_space: of one environment.
+        elapsed: int array (n,), steps so far of each slot's episode.
+        faults: slot -> Fault, for the slots taken out.
+        fast: whether only the physics is stepped one by one; False means every environment's own
+            `step`.
+
+    Raises:
+        UserError: observations are no Box.
+        ValueError: no environments, or spaces that differ.
+    """
+
+    def __init__(
+        self, envs: Sequence[gym.Env], keep: Sequence[int] | np.ndarray | None = None
+    ) -> None:
+        if not envs:
+            raise ValueError("a lockstep needs at least one environment")
+        space, self.action_space = envs[0].observation_space, envs[0].action_space
+        if any((e.observation_space, e.action_space) != (space, self.action_space) for e in envs):
+            raise ValueError(
+                "environments in lockstep share their observation space and their action space"
+            )
+        if not isinstance(space, spaces.Box):
+            raise UserError(f"observations have to be a Box, but those of {envs[0]} are {space}")
+        self._shape = space.shape
+        self._keep = (
+            None if keep is None else np.arange(np.prod(self._shape, dtype=int))[np.asarray(keep)]
+        )
+        low, high = (
+            self._visible(space.low.reshape(1, -1))[0],
+            self._visible(space.high.reshape(1, -1))[0],
+        )
+        self.observation_space = spaces.Box(low, high, dtype=space.dtype.type)
+        self.envs = list(envs)
+        self.elapsed = np.zeros(len(envs), dtype=np.int64)
+        self.faults: dict[int, Fault] = {}
+        self._unstarted = set(range(len(envs)))
+        self._arrange()
+
+    @property
+    def n(self) -> int:
+        """Number of slots."""
+        return len(self.envs)
+
+    def reset(self, i: int, seed: int | None = None) -> np.ndarray:
+        """Begin a new episode in slot i, drawn from `seed` or, without one, from the environment's
+        running random stream.
+
+        Returns:
+            The first observation, a new float64 array (d,).
+        """
+        self.elapsed[i] = 0
+        if i in self.faults:
+            return np.zeros(self.observation_space.shape)
+        try:
+            # Through all wrappers, so that rendering and the checks of a first reset work as ever.
+            observation = np.asarray(self.envs[i].reset(seed=seed)[0], dtype=np.float64).reshape(
+                self._shape
+            )
+        except RAISED as error:
+            self._take_out(
+                i,
+                f"the environment raised {_short(error)} when it was reset",
+                traceback.format_exc(),
+            )
+            return np.zeros(self.observation_space.shape)
+        self._unstarted.discard(i)
+        rows = self._visible(observation.reshape(1, -1))
+        if not np.isfinite(rows).all():
+            self._take_out(
+                i,
+                f"the environment returned an observation that is not finite when it was reset: "
+                f"{rows[0]}",
+            )
+            rows = np.zeros_like(rows)
+        return rows[0]
+
+    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """One step of every environment. An ended episode is not reset: its observation is the last
+        one, and the caller resets the slot.
+
+        Args:
+            actions: one action per slot, (n,) for discrete actions, (n, *shape) otherwise; cast to
+                the action space's dtype, not clipped.
+
+        Returns:
+            Observations (n, d) float64, rewards (n,) float64, terminated (n,) bool, truncated (n,)
+            bool: new arrays, the caller's own.
+
+        Raises:
+            gymnasium.error.ResetNeeded: a slot was never reset.
+        """
+        if self._unstarted:
+            raise gym.error.ResetNeeded(
+                f"reset slots {sorted(self._unstarted)} before the first step"
+            )
+        actions = np.array(actions, dtype=self.action_space.dtype).reshape(
+            self.n, *(self.action_space.shape or ())
+        )
+        self.elapsed += 1
+        observations, rewards, terminated, truncated = (
+            self._step_fast(actions) if self.fast else self._step_each(actions)
+        )
+        observations = self._visible(observations)
+        truncated |= self.elapsed >= self._limits
+        # Sums of squares are the cheapest look; one that merely overflowed is cleared by the closer
+        # look.
+        if not isfinite(np.vdot(observations, observations) + np.vdot(rewards, rewards)):
+            self._take_out_not_finite(observations, rewards)
+        if self.faults:
+            taken_out = list(self.faults)
+            for array in (observations, rewards, terminated, truncated):
+                array[taken_out] = 0
+        return observations, rewards, terminated, truncated
+
+    def retain(self, slots: Sequence[int]) -> None:
+        """Keep only these slots, in this order (slot k becomes what slots[k] was), and close the
+        other environments.
+        """
+        for i in set(range(self.n)) - set(slots):
+            self._close(i)
+        self.envs = [self.envs[i] for i in slots]
+        self.elapsed = self.elapsed[list(slots)]
+        self.faults = {k: self.faults[i] for k, i in enumerate(slots) if i in self.faults}
+        self._unstarted = {k for k, i in enumerate(slots) if i in self._unstarted}
+        self._arrange()
+
+    def close(self) -> None:
+        """Close every environment."""
+        for i in range(self.n):
+            self._close(i)
+
+    def get_state(self) -> dict[str, Any]:
+        """All that it takes to go on with every episode, bit for bit, in a Lockstep of the same
+        kind: picklable.
+
+        An environment's state is the attributes of its Python object and of its wrappers, plus
+        mjData. Where some cannot be pickled (Box2D keeps its world in C++), only the random stream
+        is saved. Changes made to an mjModel are not.
+        """
+        return {
+            "kind": str(self.envs[0]),
+            "elapsed": self.elapsed.copy(),
+            "faults": dict(self.faults),
+            "unstarted": set(self._unstarted),
+            "envs": [_snapshot(e) or deepcopy(e.unwrapped.np_random) for e in self.envs],
+        }
+
+    def set_state(self, state: dict[str, Any]) -> list[int]:
+        """Continue from `get_state`'s result; slots whose entry under `envs` is None stay as they
+        are.
+
+        Returns:
+            The slots whose episode could not be restored: the caller has to reset them, which draws
+                from their restored random stream.
+
+        Raises:
+            ValueError: the state is of another number of slots, or of other environments.
+        """
+        if state["kind"] != str(self.envs[0]):
+            raise ValueError(f"a state of {state['kind']} does not fit {self.envs[0]}")
+        if len(state["envs"]) != self.n:
+            raise ValueError(
+                f"a state of {len(state['envs'])} environments does not fit {self.n} slots"
+            )
+        self.elapsed, self.faults = state["elapsed"].copy(), dict(state["faults"])
+        lost = []
+        for i, (env, saved) in enumerate(zip(self.envs, state["envs"])):
+            if saved is None:
+                continue
+            if isinstance(saved, bytes):
+                _restore(env, saved)
+            else:
+                env.unwrapped.np_random = deepcopy(saved)
+                lost.append(i)
+        lost = [i for i in lost if i not in self.faults]
+        self._unstarted = {*state["unstarted"], *lost}
+        self._arrange()
+        return lost
+
+    def _arrange(self) -> None:
+        """Prepare what `step` goes through: the environments without Gymnasium's own wrappers, or
+        their physics.
+        """
+        cores, limits = zip(*map(_peel, self.envs)) if self.envs else ((), ())
+        self._limits = np.array(limits, dtype=np.int64)
+        live = [i for i in range(self.n) if i not in self.faults]
+        self._cores = [(i, cores[i]) for i in live]
+        family = family_of(cores)
+        self.fast = family is not None
+        if family is not None:
+            self._family = family(cores[0])
+            self._bodies = [(i, cores[i].model, cores[i].data, cores[i].data.ctrl) for i in live]
+            self._frame_skip = cores[0].frame_skip
+            self._before, self._after = (
+                _Gather([read(c.data) for c in cores])
+                for read in (self._family.before, self._family.after)
+            )
+
+    def _step_fast(
+        self, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        before = self._before()
+        frame_skip, contacts = self._frame_skip, self._family.contacts
+        controls = actions.astype(np.float64)
+        for i, model, data, ctrl in self._bodies:
+            ctrl[:] = controls[i]
+            try:
+                mujoco.mj_step(model, data, frame_skip)
+                if contacts:
+                    mujoco.mj_rnePostConstraint(model, data)
+            except RAISED as error:
+                self._take_out(
+                    i,
+                    f"the environment raised {_short(error)} {self._when(i)}",
+                    traceback.format_exc(),
+                )
+        # A diverged environment must not end in a warning about all of them: it is found by its
+        # numbers.
+        with np.errstate(all="ignore"):
+            observations, rewards, terminated = self._family.outcome(before, self._after(), actions)
+        return observations, rewards, terminated, np.zeros(self.n, dtype=bool)
+
+    def _step_each(
+        self, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        observations, rewards = np.zeros((self.n, *self._shape)), np.zeros(self.n)
+        terminated, truncated = np.zeros(self.n, dtype=bool), np.zeros(self.n, dtype=bool)
+        # A Discrete action is a Python int, as most environments expect.
+        rows = actions.tolist() if isinstance(self.action_space, spaces.Discrete) else actions
+        for i, env in self._cores:
+            try:
+                observations[i], rewards[i], terminated[i], truncated[i], _ = env.step(rows[i])
+            except RAISED as error:
+                self._take_out(
+                    i,
+                    f"the environment raised {_short(error)} {self._when(i)}",
+                    traceback.format_exc(),
+                )
+        return observations.reshape(self.n, -1), rewards, terminated, truncated
+
+    def _visible(self, observations: np.ndarray) -> np.ndarray:
+        return observations if self._keep is None else observations.take(self._keep, axis=1)
+
+    def _when(self, i: int) -> str:
+        return f"at step {self.elapsed[i]} of its episode"
+
+    def _take_out_not_finite(self, observations: np.ndarray, rewards: np.ndarray) -> None:
+        for i in range(self.n):
+            for name, value in (("an observation", observations[i]), ("a reward", rewards[i])):
+                if i not in self.faults and not np.isfinite(value).all():
+                    self._take_out(
+                        i,
+                        f"the environment returned {name} that is not finite {self._when(i)}: "
+                        f"{value}",
+                    )
+
+    def _take_out(self, i: int, reason: str, trace: str = "") -> None:
+        self.faults[i] = Fault(reason, trace)
+        self._unstarted.discard(i)
+        self._close(i)
+        self._arrange()
+
+    def _close(self, i: int) -> None:
+        # What fails while it is closed has nothing left to say about the run.
+        with suppress(Exception):
+            self.envs[i].close()
+
+
+def _short(error: BaseException) -> str:
+    return "".join(traceback.format_exception_only(error)).strip()
+
+
+def _peel(env: gym.Env) -> tuple[Any, int]:
+    """The environment below Gymnasium's outermost bookkeeping wrappers, and the time limit that
+    they held.
+    """
+    limit = _UNLIMITED
+    while type(env) in (TimeLimit, OrderEnforcing, PassiveEnvChecker):
+        if isinstance(env, TimeLimit):
+            limit = min(limit, env._max_episode_steps)
+        env = env.env  # type: ignore[attr-defined]
+    return env, limit
+
+
+def _layers(env: gym.Env) -> list[gym.Env]:
+    layers = [env]
+    while isinstance(layers[-1], gym.Wrapper):
+        layers.append(layers[-1].env)
+    return layers
+
+
+def _fixtures(env: gym.Env) -> dict[str, Any]:
+    """Objects that an environment's attributes may refer to and that stay when its state is
+    replaced.
+    """
+    fixtures: dict[str, Any] = {f"layer {k}": layer for k, layer in enumerate(_layers(env))}
+    for name in ("model", "mujoco_renderer"):
+        if hasattr(env.unwrapped, name):
+            fixtures[name] = getattr(env.unwrapped, name)
+    return fixtures
+
+
+def _snapshot(env: gym.Env) -> bytes | None:
+    """The attributes of an environment and its wrappers, pickled and compressed; None if some
+    cannot be pickled.
+    """
+    names = {id(fixture): name for name, fixture in _fixtures(env).items()}
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj: Any) -> str | None:
+            if isinstance(obj, EzPickle) and id(obj) not in names:
+                raise pickle.PicklingError(
+                    "an EzPickle would come back newly constructed, without its state"
+                )
+            return names.get(id(obj))
+
+    buffer = io.BytesIO()
+    try:
+        # Functions are code, not state, and lambdas (ClipAction has one) cannot be pickled.
+        Pickler(buffer).dump(
+            [
+                {k: v for k, v in vars(e).items() if not isinstance(v, FunctionType)}
+                for e in _layers(env)
+            ]
+        )
+    except Exception:
+        return None
+    # MjData is pickled together with its model, whose textures compress well.
+    return zlib.compress(buffer.getvalue(), 1)
+
+
+def _restore(env: gym.Env, snapshot: bytes) -> None:
+    fixtures = _fixtures(env)
+
+    class Unpickler(pickle.Unpickler):
+        def persistent_load(self, pid: Any) -> Any:
+            return fixtures[pid]
+
+    for layer, attributes in zip(
+        _layers(env), Unpickler(io.BytesIO(zlib.decompress(snapshot))).load(), strict=True
+    ):
+        data = attributes.get("data")
+        if isinstance(data, mujoco.MjData):
+            # Into the object in use, since views of its arrays are held elsewhere.
+            mujoco.mj_copyData(vars(layer)["data"], vars(layer)["model"], data)
+            del attributes["data"]
+        vars(layer).update(attributes)
+
+
+class _Gather:
+    """Copies one list of arrays per environment into one matrix, a row per environment."""
+
+    def __init__(self, arrays: list[list[np.ndarray]]) -> None:
+        self._arrays = [a.reshape(-1) for row in arrays for a in row]
+        self._matrix = np.empty((len(arrays), sum(a.size for a in arrays[0])))
+
+    def __call__(self) -> np.ndarray:
+        if self._arrays:
+            np.concatenate(self._arrays, out=self._matrix.reshape(-1))
+        return self._matrix

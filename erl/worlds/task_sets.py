@@ -1,0 +1,391 @@
+"""Sets of environments for reservoirs that generalise, and the returns that put their scores on one
+scale.
+
+The sets, the targets and the scale are those of ER-MRL (Léger et al., 2024, arXiv 2312.06695): the
+fitness of a reservoir is the mean over a set of (R - R_random) / (R_target - R_random). Sets and
+targets are declared in `data/task_sets.toml`, and users' files have the same form. What random
+actions earn was measured by `benchmarks/random_returns.py`. Environments are known here by name
+only: none is made.
+"""
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from erl.errors import UserError, nearest
+from erl.statistics import normalised_score
+
+TASK_SETS = Path(__file__).parent / "task_sets.toml"
+RANDOM_RETURNS = Path(__file__).parent / "random_returns.json"
+
+_TABLES = ("sets", "target_returns", "random_returns")
+
+
+@dataclass(frozen=True)
+class TaskSet:
+    """Environments over which one reservoir is evolved.
+
+    Attributes:
+        name: becomes part of a study's name.
+        env_ids: Gymnasium's names, or `module:name`; at least one, all different.
+        target_returns: environment -> return that scores 1, where a user's file declares it.
+        random_returns: environment -> return of random actions, likewise.
+
+    Raises:
+        UserError: no environments, one that is not named or one that comes twice.
+    """
+
+    name: str
+    env_ids: tuple[str, ...]
+    target_returns: dict[str, float] = field(default_factory=dict)
+    random_returns: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.env_ids:
+            raise UserError(f"the set {self.name!r} holds no environments")
+        for env_id in self.env_ids:
+            _check_env_id(env_id, f"the set {self.name!r}")
+        twice = sorted({i for i in self.env_ids if self.env_ids.count(i) > 1})
+        if twice:
+            raise UserError(f"the set {self.name!r} holds {', '.join(twice)} more than once")
+
+
+@dataclass(frozen=True)
+class Declarations:
+    """What one file declares.
+
+    Attributes:
+        sets: name -> environments.
+        target_returns: environment -> return that scores 1.
+        random_returns: environment -> mean return of an episode of random actions.
+    """
+
+    sets: dict[str, tuple[str, ...]]
+    target_returns: dict[str, float]
+    random_returns: dict[str, float]
+
+
+@dataclass(frozen=True)
+class RandomReturn:
+    """What uniformly random actions earned in one environment.
+
+    Attributes:
+        return_mean: mean over episodes of the sum of an episode's rewards.
+        return_standard_error: of that mean.
+        reward_mean: mean over the steps of all episodes.
+        length_mean: steps per episode.
+        episodes: number of episodes.
+        seed: root seed of their measurement.
+        gymnasium: version.
+        mujoco: version.
+    """
+
+    return_mean: float
+    return_standard_error: float
+    reward_mean: float
+    length_mean: float
+    episodes: int
+    seed: int
+    gymnasium: str
+    mujoco: str
+
+
+# -- sets --
+
+
+def load_task_set(name: str, path: str | Path | None = None) -> TaskSet:
+    """The set of this name: one of ER-MRL's, or one that a user's file declares.
+
+    Args:
+        name: ER-MRL's `env_type`, such as `Ant_Swimmer` (v4 environments), or the user's own.
+        path: the user's file, whose returns also apply to ER-MRL's sets; None for ER-MRL's sets
+            alone.
+
+    Raises:
+        UserError: no such set, a user's set with the name of one of ER-MRL's, or a file that
+            `load_task_sets` refuses.
+    """
+    shipped, declared = _shipped().sets, _declared(path)
+    taken = next((n for n in declared.sets if n in shipped), None)
+    if taken is not None:
+        raise UserError(f"{path}: a set of ER-MRL's is called {taken!r}; give yours another name")
+    sets = {**shipped, **declared.sets}
+    if name not in sets:
+        hint = nearest(name, sets) or f"; known are {', '.join(sets)}"
+        raise UserError(f"no set of environments is called {name!r}{hint}")
+    return _with_returns(name, sets[name], declared)
+
+
+def task_set_from_ids(env_ids: str, path: str | Path | None = None) -> TaskSet:
+    """A set from comma-separated names, `Ant-v4,Swimmer-v4`; it is called `Ant-v4+Swimmer-v4`.
+
+    Args:
+        env_ids: the environments; spaces around commas are allowed.
+        path: a user's file with returns of these environments, or None.
+
+    Raises:
+        UserError: no environments, one that is not named or that comes twice, or a file that
+            `load_task_sets` refuses.
+    """
+    listed = tuple(i.strip() for i in env_ids.split(","))
+    if not any(listed):
+        raise UserError(
+            f"{env_ids!r} names no environments; expected names with commas between them, "
+            f"Ant-v4,Swimmer-v4"
+        )
+    return _with_returns("+".join(listed), listed, _declared(path))
+
+
+def load_task_sets(path: str | Path) -> Declarations:
+    """Read a file that declares sets, target returns and random returns; `data/task_sets.toml` is
+    an example.
+
+    Args:
+        path: a TOML file (`.toml`) or a YAML file (`.yaml`, `.yml`) with the tables `sets` (name =
+            list of environments), `target_returns` and `random_returns` (environment = sum of an
+            episode's rewards), each of them optional.
+
+    Raises:
+        UserError: the file cannot be read or declares nothing; unknown tables, wrong types, names
+            that come twice, empty sets, or returns that are not finite.
+    """
+    path = Path(path)
+    data = _parse(path)
+    if not isinstance(data, dict) or not data:
+        raise UserError(f"{path} declares nothing: expected one of the tables {', '.join(_TABLES)}")
+    for key, table in data.items():
+        if key not in _TABLES:
+            hint = nearest(str(key), _TABLES) or f"; known are {', '.join(_TABLES)}"
+            raise UserError(f"{path}: unknown table {_shown(key)}{hint}")
+        if not isinstance(table, dict):
+            raise UserError(
+                f"{path}: {key} has to be a table of names and values, not {_shown(table)}"
+            )
+    sets = {_set_name(n, path): _env_ids(n, ids, path) for n, ids in data.get("sets", {}).items()}
+    targets, randoms = (
+        {
+            _check_env_id(i, f"{path}: {key}"): _return(key, i, r, path)
+            for i, r in data.get(key, {}).items()
+        }
+        for key in ("target_returns", "random_returns")
+    )
+    if not (sets or targets or randoms):
+        raise UserError(f"{path} declares nothing: its tables are empty")
+    return Declarations(sets, targets, randoms)
+
+
+def _with_returns(name: str, env_ids: tuple[str, ...], declared: Declarations) -> TaskSet:
+    """The set, with what the user's file says of its environments: it can then be stored without
+    the file.
+    """
+    targets, randoms = (
+        {i: returns[i] for i in env_ids if i in returns}
+        for returns in (declared.target_returns, declared.random_returns)
+    )
+    return TaskSet(name, env_ids, targets, randoms)
+
+
+def _declared(path: str | Path | None) -> Declarations:
+    return load_task_sets(path) if path is not None else Declarations({}, {}, {})
+
+
+@cache
+def _shipped() -> Declarations:
+    return load_task_sets(TASK_SETS)
+
+
+# -- files --
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """Refuses a name that comes twice, of which YAML would keep the last without a word, as TOML
+    does.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        names = [key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode)]
+        twice = next((n for n in names if names.count(n) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{twice!r} comes twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def _parse(path: Path) -> Any:
+    kind = path.suffix.casefold()
+    if kind not in (".toml", ".yaml", ".yml"):
+        raise UserError(
+            f"{path}: sets are declared in a TOML file (.toml) or a YAML file (.yaml, .yml)"
+        )
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"cannot read the sets of environments: {path}: {e}") from e
+    try:
+        # _YamlLoader is a SafeLoader: nothing that the file says is executed.
+        return tomllib.loads(text) if kind == ".toml" else yaml.load(text, _YamlLoader)
+    except (tomllib.TOMLDecodeError, yaml.YAMLError, ValueError, RecursionError) as e:
+        raise UserError(f"{path} is not valid: {' '.join(str(e).split())}") from e
+
+
+def _set_name(name: Any, path: Path) -> str:
+    # It becomes part of the names of studies and folders.
+    if (
+        not isinstance(name, str)
+        or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,99}", name)
+        or ".." in name
+    ):
+        raise UserError(
+            f"{path}: {name!r} is no name of a set: letters, digits and _ . + = - only, at most 100"
+        )
+    return name
+
+
+def _env_ids(name: str, env_ids: Any, path: Path) -> tuple[str, ...]:
+    if not isinstance(env_ids, list):
+        raise UserError(
+            f"{path}: the set {name!r} has to be a list of environments, not {_shown(env_ids)}"
+        )
+    try:
+        return TaskSet(name, tuple(env_ids)).env_ids
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from e
+
+
+def _check_env_id(env_id: Any, where: str) -> str:
+    if not isinstance(env_id, str) or not env_id or any(c.isspace() or c == "," for c in env_id):
+        raise UserError(f"{where}: {_shown(env_id)} is no name of an environment")
+    return env_id
+
+
+def _return(key: str, env_id: str, value: Any, path: Path) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or abs(value) > 1e300 or not math.isfinite(value):
+        raise UserError(f"{path}: {key} of {env_id} has to be a finite number, not {_shown(value)}")
+    return float(value)
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to print integers of thousands of digits
+        return "a number too long to show"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# -- returns --
+
+
+@cache
+def measured_random_returns() -> Mapping[str, RandomReturn]:
+    """Environment -> what `benchmarks/random_returns.py` measured."""
+    return {
+        i: RandomReturn(**figures)
+        for i, figures in json.loads(RANDOM_RETURNS.read_text(encoding="utf-8")).items()
+    }
+
+
+class References:
+    """The two returns between which an environment's score runs from 0 to 1.
+
+    Args:
+        target_returns: environment -> return; goes before ER-MRL's targets. A `TaskSet` or
+            `Declarations` has such a table.
+        random_returns: environment -> mean return of an episode of random actions; goes before what
+            was measured.
+        published: take the mean reward of one random *step* for the random return, as ER-MRL's
+            published code does. Random returns that were declared are then not used.
+    """
+
+    def __init__(
+        self,
+        target_returns: Mapping[str, float] | None = None,
+        random_returns: Mapping[str, float] | None = None,
+        published: bool = False,
+    ) -> None:
+        self._targets = {**_shipped().target_returns, **(target_returns or {})}
+        self._randoms = {
+            i: r.reward_mean if published else r.return_mean
+            for i, r in measured_random_returns().items()
+        }
+        if not published:
+            self._randoms |= random_returns or {}
+        self.published = published
+
+    @classmethod
+    def of(cls, declared: TaskSet | Declarations, published: bool = False) -> "References":
+        """The references that apply to a set, or with a user's file."""
+        return cls(declared.target_returns, declared.random_returns, published)
+
+    def random_return(self, env_id: str) -> float:
+        """Mean sum of an episode's rewards under uniformly random actions; with `published`, the
+        mean reward of a step.
+
+        Raises:
+            UserError: it was neither measured nor declared.
+        """
+        if env_id in self._randoms:
+            return self._randoms[env_id]
+        if self.published:
+            raise UserError(
+                f"no reward of random steps is known for {env_id}: measure it with "
+                f"python benchmarks/random_returns.py --env_ids {env_id}"
+            )
+        raise UserError(
+            f"no random return is known for {env_id}: measure it with python "
+            f"benchmarks/random_returns.py --env_ids {env_id}, or declare it "
+            f"{_lines('random_returns', env_id)}"
+        )
+
+    def target_return(self, env_id: str) -> float:
+        """The sum of an episode's rewards that scores 1.
+
+        Raises:
+            UserError: none is declared.
+        """
+        if env_id in self._targets:
+            return self._targets[env_id]
+        raise UserError(
+            f"no target return is known for {env_id}: declare it {_lines('target_returns', env_id)}"
+        )
+
+    def normalised(self, env_id: str, r: Any) -> Any:
+        """(r - random return) / (target return - random return), for a return or an array of
+        returns.
+
+        Raises:
+            UserError: a reference is missing, or the target does not lie above the random return.
+        """
+        r_random, r_target = self.random_return(env_id), self.target_return(env_id)
+        if r_target <= r_random:
+            raise UserError(
+                f"the target return of {env_id}, {r_target:g}, does not lie above the "
+                f"{r_random:g} of random actions, so that worse "
+                f"agents would score higher: declare a higher one "
+                f"{_lines('target_returns', env_id)}"
+            )
+        return normalised_score(r, r_random, r_target)
+
+    def check(self, env_ids: Iterable[str]) -> None:
+        """Refuse environments that `normalised` would refuse, before anything is trained in them.
+
+        Raises:
+            UserError: as `normalised` does.
+        """
+        for env_id in env_ids:
+            self.normalised(env_id, 0.0)
+
+
+def _lines(table: str, env_id: str) -> str:
+    """What to write into a TOML file, in words that fit on one line."""
+    return f'in a TOML file: under the heading [{table}] the line "{env_id}" = NUMBER'

@@ -1,0 +1,222 @@
+"""What every cohort learner shares: environments and reservoirs in lockstep.
+
+Agents of a cohort take their steps together, each in environments of its own.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from erl.worlds.lockstep import Lockstep
+from erl.worlds.reservoirs import ContextEncoder
+from erl.worlds.specification import LifetimeSpec
+from erl.worlds.tasks import EnvironmentFault, Ledger, make_bare_env, stacked_space
+
+# Ticks between two entries in the ledgers; an episode's end enters what is outstanding at once.
+_LEDGER_EVERY = 64
+
+
+class World:
+    """The environments and reservoirs of a cohort's agents.
+
+    Slot k = agent * n_envs + environment.
+
+    Args:
+        specs: lifetimes of the agents; their tasks agree, and their contexts but for the
+            reservoirs' parameters.
+        ledgers: one for each agent; steps and episodes are entered there.
+        n_envs: environments of one agent.
+
+    Attributes:
+        observation_space: of what one policy sees.
+        action_space: of one environment.
+        faults: why an agent's environment was taken out, by the agent's index; `drop` it before the
+            next step.
+    """
+
+    def __init__(
+        self, specs: Sequence[LifetimeSpec], ledgers: Sequence[Ledger], n_envs: int = 1
+    ) -> None:
+        self.n_envs, self.ledgers = n_envs, list(ledgers)
+        made = [make_bare_env(spec.task) for spec in specs for _ in range(n_envs)]
+        self._lockstep = Lockstep([env for env, _ in made], made[0][1])
+        self.action_space: spaces.Space = self._lockstep.action_space
+        visible: spaces.Box = self._lockstep.observation_space
+        k = specs[0].task.frame_stack
+        self._frames = None if k == 1 else np.zeros((self._lockstep.n, k * int(visible.shape[0])))
+        self._frame_size = int(visible.shape[0])
+        visible = stacked_space(visible, k)
+        self._seeds = [spec.seeds.environment for spec in specs]
+        self._encoder: ContextEncoder | None = None
+        if specs[0].context is not None:
+            contexts = [
+                spec.context for spec in specs for _ in range(n_envs) if spec.context is not None
+            ]
+            reservoir_seeds = [spec.seeds.reservoir for spec in specs for _ in range(n_envs)]
+            self._encoder = ContextEncoder(contexts, reservoir_seeds, visible, self.action_space)
+        self.observation_space: spaces.Box = (
+            visible if self._encoder is None else self._encoder.space
+        )
+        self._returns = np.zeros(self._lockstep.n)
+        self._outstanding = 0
+        self.faults: dict[int, EnvironmentFault] = {}
+
+    @property
+    def n_agents(self) -> int:
+        """Number of agents that are left."""
+        return len(self.ledgers)
+
+    def reset(self) -> np.ndarray:
+        """Begin every agent's first episode; what the policies see, array (n_agents, n_envs,
+        features).
+        """
+        seen = np.zeros((self._lockstep.n, *self.observation_space.shape))
+        for slot in range(self._lockstep.n):
+            agent, env = divmod(slot, self.n_envs)
+            # As Stable-Baselines3 seeds the environments of a vector: the agent's seed plus the
+            # environment's index.
+            seen[slot] = self._begin_episode(slot, self._seeds[agent] + env)
+        self._collect_faults()
+        return self._by_agent(seen)
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[tuple[int, int, np.ndarray]]]:
+        """Step every environment and reservoir; where an episode ends, the next one begins.
+
+        Args:
+            actions: as executed, (n_agents, n_envs, …).
+
+        Returns:
+            What the policies see next (n_agents, n_envs, features), valid until the next step;
+            rewards (n_agents, n_envs); whether an episode ended (n_agents, n_envs); and for each
+            episode that a time limit ended (agent, environment, the last it saw).
+        """
+        actions = actions.reshape(self._lockstep.n, *actions.shape[2:])
+        observations, rewards, terminated, truncated = self._lockstep.step(actions)
+        self._returns += rewards
+        self._outstanding += 1
+        if self._outstanding == _LEDGER_EVERY:
+            self.enter_steps()
+        if self._frames is not None:
+            self._frames = np.concatenate(
+                [self._frames[:, self._frame_size :], observations], axis=1
+            )
+            observations = self._frames.copy()
+        seen = (
+            observations
+            if self._encoder is None
+            else self._encoder.step(observations, actions, rewards)
+        )
+        ended = terminated | truncated
+        timeouts = []
+        if ended.any():
+            self.enter_steps()
+            for slot in np.flatnonzero(ended):
+                agent, env = divmod(int(slot), self.n_envs)
+                self.ledgers[agent].episode(self._returns[slot], int(self._lockstep.elapsed[slot]))
+                self._returns[slot] = 0.0
+                if not terminated[slot]:
+                    timeouts.append((agent, env, seen[slot].copy()))
+                seen[slot] = self._begin_episode(int(slot))
+        if len(self._lockstep.faults) > 0:
+            self._collect_faults()
+        return self._by_agent(seen), self._by_agent(rewards), self._by_agent(ended), timeouts
+
+    def _begin_episode(self, slot: int, seed: int | None = None) -> np.ndarray:
+        observation = self._lockstep.reset(slot, seed)
+        if self._frames is not None:
+            self._frames[slot] = 0.0
+            self._frames[slot, -self._frame_size :] = observation
+            observation = self._frames[slot].copy()
+        return observation if self._encoder is None else self._encoder.reset(slot, observation)
+
+    def _by_agent(self, array: np.ndarray) -> np.ndarray:
+        return array.reshape(self.n_agents, self.n_envs, *array.shape[1:])
+
+    def enter_steps(self) -> None:
+        """Enter outstanding steps in the ledgers."""
+        if self._outstanding:
+            n, self._outstanding = self._outstanding * self.n_envs, 0
+            for ledger in self.ledgers:
+                ledger.step(n)
+
+    def _collect_faults(self) -> None:
+        for slot, fault in self._lockstep.faults.items():
+            agent = slot // self.n_envs
+            if agent not in self.faults:
+                error = EnvironmentFault(
+                    f"{fault.reason} (about step {self.ledgers[agent].steps + self._outstanding})"
+                )
+                if fault.traceback:
+                    error.add_note(fault.traceback)
+                self.faults[agent] = error
+
+    def drop(self, keep: Sequence[int]) -> None:
+        """Keep only these agents; nothing changes for them."""
+        self.enter_steps()
+        slots = [agent * self.n_envs + env for agent in keep for env in range(self.n_envs)]
+        self._lockstep.retain(slots)
+        if self._encoder is not None:
+            self._encoder.drop(slots)
+        if self._frames is not None:
+            self._frames = self._frames[slots]
+        self._returns = self._returns[slots]
+        self.ledgers = [self.ledgers[i] for i in keep]
+        self._seeds = [self._seeds[i] for i in keep]
+        self.faults = {}
+
+    def get_states(self) -> list[dict[str, Any]]:
+        """Each agent's episodes, reservoirs and random streams, picklable."""
+        world = self._lockstep.get_state()
+        states = []
+        for agent in range(self.n_agents):
+            part = slice(agent * self.n_envs, (agent + 1) * self.n_envs)
+            states.append(
+                {
+                    "environments": {
+                        **world,
+                        "elapsed": world["elapsed"][part],
+                        "envs": world["envs"][part],
+                    },
+                    "reservoirs": None
+                    if self._encoder is None
+                    else self._encoder.bank.state[part].copy(),
+                    "frames": None if self._frames is None else self._frames[part].copy(),
+                    "returns": self._returns[part].copy(),
+                }
+            )
+        return states
+
+    def set_states(
+        self, states: Sequence[dict[str, Any] | None]
+    ) -> dict[tuple[int, int], np.ndarray]:
+        """Go on from `get_states`, for the agents that have one.
+
+        Returns:
+            What policies see in those environments whose episode could not be restored and began
+            anew, by (agent, environment).
+        """
+        now = {**self._lockstep.get_state(), "envs": [None] * self._lockstep.n}
+        for agent, state in enumerate(states):
+            if state is not None:
+                part = slice(agent * self.n_envs, (agent + 1) * self.n_envs)
+                now["elapsed"][part] = state["environments"]["elapsed"]
+                now["envs"][part] = state["environments"]["envs"]
+                if self._encoder is not None:
+                    self._encoder.bank.state[part] = state["reservoirs"]
+                if self._frames is not None:
+                    self._frames[part] = state["frames"]
+                self._returns[part] = state["returns"]
+        anew = {}
+        for slot in self._lockstep.set_state(now):
+            self._returns[slot] = 0.0
+            anew[divmod(slot, self.n_envs)] = self._begin_episode(slot).copy()
+        return anew
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.enter_steps()
+        self._lockstep.close()

@@ -1,0 +1,441 @@
+"""Lifetimes on a real Ray cluster of two nodes on this machine, one of which is killed."""
+
+import json
+import os
+import signal
+import threading
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from stable_baselines3 import PPO
+
+from erl.errors import UserError
+from erl.executors.local import LocalExecutor, WorkerLost
+from erl.executors.ray_cluster import (
+    RayExecutor,
+    _Board,
+    _Changes,
+    _Correspondence,
+    _Fetched,
+    _moved,
+    _write,
+)
+from erl.experiments.evolution import EvolutionConfig, evolve
+from erl.files import write_whole
+from erl.learners import Outputs
+from erl.lifetimes.lifetime import Job
+from erl.studies.study import Study, records
+from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, to_json
+from erl.worlds.tasks import Task
+
+SETTINGS = {"n_steps": 32, "batch_size": 32, "n_epochs": 1}
+# Small stores, no dashboard, no statistics sent; workers that do not make way for everything else
+# on the machine.
+NODE = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
+ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """A head without CPUs: all lifetimes run on nodes that the tests add."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        patch.setenv(
+            "RAY_TMPDIR", str(Path("/tmp") / f"erl{os.getpid()}")
+        )  # paths of sockets are short
+        started = Cluster(initialize_head=True, head_node_args=NODE | {"num_cpus": 0})
+        started.add_node(**NODE)
+        yield started
+        started.shutdown()
+
+
+@pytest.fixture
+def address(cluster):
+    return f"ray:{cluster.address}"
+
+
+@pytest.fixture
+def executor(address):
+    executor = RayExecutor(address, max_retries=1)
+    yield executor
+    executor.close()
+
+
+def lifetime(env_id="toy_environments:Steady-v0", steps=64, engine="cohort", seed=4):
+    return LifetimeSpec(
+        Task(env_id), LearnerSpec("PPO", SETTINGS, engine), steps, Seeds(1, 2, 3, seed)
+    )
+
+
+def plain(record):
+    """A record without its timing."""
+    return {k: v for k, v in to_json(record).items() if k != "seconds"}
+
+
+def test_records_are_those_of_local_processes_and_files_come_back(executor):
+    specs = [lifetime(seed=k, steps=640) for k in range(3)] + [
+        lifetime("toy_environments:Faulty-raise-v0", engine="sb3")
+    ]
+    where = [Path(f"here/{k}").absolute() for k in range(4)]
+    outputs = [Outputs(str(w / "log"), str(w / "checkpoint.pkl"), 0.0) for w in where]
+    models = [str(w / "model") for w in where]
+    jobs = [
+        Job(tuple(specs[a:b]), tuple(outputs[a:b]), tuple(models[a:b]))
+        for a, b in ((0, 2), (2, 3), (3, 4))
+    ]
+    last = []
+    results = {
+        r.index: r
+        for r in executor.run(jobs, lambda board: last.append(board.steps.copy()), every=0.1)
+    }
+    local = LocalExecutor(1)
+    try:
+        expected = {r.index: r for r in local.run([Job(j.specs) for j in jobs], lambda board: None)}
+    finally:
+        local.close()
+    for k in range(3):
+        assert [plain(r) for r in results[k].records] == [plain(r) for r in expected[k].records]
+    assert "the simulator exploded" in results[2].records[0].error
+    assert last[-1][:3].max() >= 256
+    assert all((a <= b).all() for a, b in pairwise(last))
+    for k in range(3):
+        assert PPO.load(models[k]).observation_space.shape == (2,)
+        assert from_disk(where[k] / "model.json") == to_json(specs[k])
+        assert list((where[k] / "log").glob("events.*"))
+    assert not list(Path("here").rglob(".*"))
+
+
+def from_disk(path):
+    return json.loads(path.read_text())
+
+
+def test_a_lifetime_that_kills_its_worker_fails_alone(executor):
+    jobs = [Job((lifetime("toy_environments:Faulty-die-v0", engine="sb3"),)), Job((lifetime(),))]
+    results = {r.index: r for r in executor.run(jobs, lambda board: None)}
+    assert isinstance(results[0].error, WorkerLost)
+    assert "lost 2 times" in str(results[0].error)
+    assert results[1].records[0].steps == 64
+
+
+def test_an_evolution_loses_a_node_and_nothing_else(cluster, address, quick, sink):
+    """Another node is there when the one that has lifetimes dies in the middle of them."""
+    spare = cluster.add_node(**NODE)
+    config = EvolutionConfig(
+        env_id="toy_environments:Steady-v0",
+        training_steps=6000,
+        nb_trials=4,
+        nb_seeds=2,
+        units=5,
+        popsize=4,
+        learner_config=quick,
+        sampler="Random",
+        cluster=address,
+    )
+    killed = threading.Event()
+    over = threading.Event()
+
+    def kill():
+        while not (busy(spare) or over.is_set()):
+            time.sleep(0.05)
+        if not over.wait(0.5):  # in the middle of a lifetime
+            killed.set()
+            cluster.remove_node(spare, allow_graceful=False)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        assert evolve(config, sink) == 0
+    finally:
+        over.set()
+        thread.join()
+    assert killed.is_set()
+    assert "2 workers" in sink.lines[0]
+    here = replace(config, cluster=None, workers=1, h_test="here")
+    assert evolve(here, sink) == 0
+    name = "toy_environments:Steady-v0_{}_6k_steps"
+    study = Study(config.storage, name.format("main"))
+    assert [t.state.name for t in study.trials()] == ["COMPLETE"] * 4
+    columns = ["trial", "lifetime", "fitness", "steps", "curve"]
+    there, local = (records(config.storage, name.format(h))[columns] for h in ("main", "here"))
+    assert len(there) == 8
+    assert there.equals(local)
+
+
+def busy(node):
+    """Whether a lifetime runs on a node: Ray names its workers' processes after what they do."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    return any(
+        "ray::_work" in process.name() + str(process.cmdline()) for process in raylet.children()
+    )
+
+
+# Checkpoints of one file, and with a replay buffer beside it.
+RE2 = {
+    "init_steps": 100,
+    "learning_starts": 50,
+    "batch_size": 16,
+    "pr": 8,
+    "frac_frames_train": 0.02,
+    "eval_freq": 0,
+}
+
+
+@pytest.mark.parametrize(
+    "learner", [LearnerSpec("PPO", SETTINGS), LearnerSpec("ERL-Re2", RE2)], ids=lambda x: x.name
+)
+def test_a_job_goes_on_elsewhere_from_its_checkpoint(cluster, address, learner):
+    """Its node dies after the first checkpoint has come to the coordinator; the next attempt takes
+    it along.
+    """
+    spec = replace(lifetime("toy_environments:Slow-v0", steps=20_000), learner=learner)
+    checkpoint = Path("runs/one.pkl").absolute()
+    job = Job((spec,), (Outputs(None, str(checkpoint), 0.2),))
+    executor = RayExecutor(address, workers=1, max_retries=1)
+    seen, lost = [], []
+
+    def tick(board):
+        seen.append(int(board.steps[0]))
+        if checkpoint.exists() and seen[-1] >= 8000 and not lost:
+            [node] = [n for n in cluster.worker_nodes if busy(n)]
+            lost.append(seen[-1])
+            cluster.remove_node(node, allow_graceful=False)
+            cluster.add_node(**NODE)
+
+    try:
+        [result] = executor.run([job], tick, every=0.1)
+    finally:
+        executor.close()
+    assert result.error is None
+    assert lost
+    # A board that was lost as well begins at zero. One that begins anew has a few hundred steps
+    # when it is first heard of.
+    after = [s for s in seen[seen.index(lost[0]) + 1 :] if s not in (0, lost[0])]
+    assert after[0] > 2000, "it began anew"
+    local = LocalExecutor(1)
+    try:
+        [expected] = local.run(
+            [Job((replace(lifetime(steps=20_000), learner=learner),))], lambda board: None
+        )
+    finally:
+        local.close()
+    assert plain(result.records[0])["curve"] == plain(expected.records[0])["curve"]
+
+
+def test_ctrl_c_ends_the_tasks(cluster, executor):
+    job = Job((lifetime(steps=10**9),))
+    ticks = []
+
+    def tick(board):
+        ticks.append(int(board.steps[0]))
+        if ticks[-1] > 0:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(executor.run([job], tick, every=0.1))
+    assert not ray.is_initialized()
+    deadline = time.monotonic() + 60
+    while any(busy(node) for node in cluster.worker_nodes):
+        assert time.monotonic() < deadline, "a task still runs"
+        time.sleep(0.1)
+
+
+def test_sigterm_still_means_what_it_meant(address):
+    before = signal.getsignal(signal.SIGTERM)
+    RayExecutor(address).close()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_workers_are_the_clusters_cpus_unless_said(address, executor):
+    assert executor.workers == ray.cluster_resources()["CPU"]
+    executor.close()
+    more = RayExecutor(address, 7)
+    more.close()
+    assert more.workers == 7
+
+
+def test_a_node_where_the_project_is_another_is_refused(address, monkeypatch):
+    monkeypatch.setattr("erl.executors.ray_cluster.versions", lambda: {"python": "3.0"})
+    with pytest.raises(UserError, match=r"python is 3\.\d+\.\d+ there and 3\.0 here"):
+        RayExecutor(address)
+    assert not ray.is_initialized()
+
+
+# -- the parts, without a cluster --
+
+
+def test_the_board_carries_any_rows_both_ways():
+    board = _Board(
+        {
+            "steps": np.zeros(4, np.int64),
+            "reports": np.full((4, 2), np.nan),
+            "stop": np.zeros(4, bool),
+        },
+        ["stop"],
+    )
+    said = {"steps": np.array([7, 8]), "reports": np.array([[1.0, np.nan], [2.0, 3.0]])}
+    identity, told = board.exchange(1, 2, said, {"/a": b"1"})
+    assert not told["stop"].any()
+    board.exchange(1, 2, {}, {"/a": b"2", "/b": b"3"})
+    looks, rows, files = board.look({"stop": np.array([False, False, True, True])}, 0)
+    assert rows.keys() == {"steps", "reports"}
+    assert rows["steps"].tolist() == [0, 7, 8, 0]
+    np.testing.assert_array_equal(rows["reports"][1:3], said["reports"])
+    assert files == {1: {"/a": b"2", "/b": b"3"}}
+    assert board.exchange(1, 2, said, {"/b": b"4"})[1]["stop"].tolist() == [False, True]
+    # The answer was lost on the way: the files come again, with newer ones.
+    assert board.look({}, 0)[2] == {1: {"/a": b"2", "/b": b"4"}}
+    looks, _, files = board.look({}, 0)
+    assert files == {1: {"/a": b"2", "/b": b"4"}}
+    board.exchange(3, 1, {}, {"/c": b"5"})
+    looks, _, files = board.look({}, looks)
+    assert files == {3: {"/c": b"5"}}
+    assert board.look({}, looks)[2] == {}
+    assert _Board({}, []).exchange(0, 0, {}, {})[0] != identity
+
+
+def test_files_are_fetched_when_they_changed_and_are_whole(tmp_path):
+    changes = _Changes(str(tmp_path))
+    assert changes.fetch() == {}
+    (tmp_path / "a/.part").mkdir(parents=True)
+    (tmp_path / "a/one").write_bytes(b"1")
+    (tmp_path / "a/.part/two").write_bytes(b"2")
+    assert changes.fetch() == {"/a/one": b"1"}
+    assert changes.fetch() == {"/a/one": b"1"}  # it may have been lost on the way
+    changes.arrived()
+    assert changes.fetch() == {}
+    (tmp_path / "a/one").write_bytes(b"11")
+    (tmp_path / "a/.part/two").rename(tmp_path / "a/two")
+    assert changes.fetch() == {"/a/one": b"11", "/a/two": b"2"}
+    changes.arrived()
+    # A checkpoint that is written while others are read is read again, with what it needs.
+    (tmp_path / "a/x.pkl").write_bytes(b"3")
+    (tmp_path / "a/b").write_bytes(b"4")
+    read = Path.read_bytes
+
+    def read_late(path):
+        content = read(path)
+        if not (tmp_path / "a/c").exists():
+            (tmp_path / "a/c").write_bytes(b"5")
+            (tmp_path / "a/x.pkl").write_bytes(b"33")
+        return content
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "read_bytes", read_late)
+        assert changes.fetch() == {"/a/x.pkl": b"33", "/a/b": b"4", "/a/c": b"5"}
+        changes.arrived()
+    # What is gone there goes here too.
+    (tmp_path / "a/b").unlink()
+    assert changes.fetch() == {"/a/b": None}
+    changes.arrived()
+    assert changes.fetch() == {}
+
+
+def test_what_cannot_be_written_is_not_forgotten(tmp_path, monkeypatch):
+    """A part of a replay buffer is sent once, and a full disk may have place again later."""
+    executor, path, other = (
+        object.__new__(RayExecutor),
+        str(tmp_path / "0-2.npy"),
+        str(tmp_path / "0-1.npy"),
+    )
+    answers = [
+        (1, {}, {0: {other: b"3", path: b"1"}, 4: {"/gone": b"2"}}),
+        (2, {}, {}),
+        (3, {}, {}),
+    ]
+    monkeypatch.setattr("ray.get", lambda *_, **__: answers.pop(0))
+    board = SimpleNamespace(look=SimpleNamespace(remote=lambda *_: None))
+    written = []
+
+    def full(path, fill):
+        if str(path) == path_of_the_large:
+            raise OSError("no space left")
+        written.append(str(path))
+
+    fetched, path_of_the_large = _Fetched(), path
+    with monkeypatch.context() as patch:
+        patch.setattr("erl.executors.ray_cluster.write_whole", full)
+        executor._look(board, {"stop": np.zeros(1)}, {0}, fetched)
+        executor._look(board, {"stop": np.zeros(1)}, {0}, fetched)
+    assert written == [other]
+    assert fetched.unwritten == {0: {path: b"1"}}
+    executor._look(board, {"stop": np.zeros(1)}, {0}, fetched)
+    assert not fetched.unwritten
+    assert Path(path).read_bytes() == b"1"
+
+
+def test_what_does_not_reach_the_board_is_sent_again(tmp_path, monkeypatch):
+    """An exchange that fails, and a board that was begun anew: nothing is missing in the end."""
+    monkeypatch.setattr("erl.executors.ray_cluster.EXCHANGE_SECONDS", 0.01)
+    monkeypatch.setattr("erl.executors.ray_cluster.FILES_SECONDS", 0.01)
+    (tmp_path / "one").write_bytes(b"1")
+    sent = []
+
+    def exchange(first, n, said, files):
+        sent.append(files)
+        if len(sent) == 1:
+            raise TimeoutError
+        return b"a" if len(sent) < 5 else b"b", {}
+
+    board = SimpleNamespace(exchange=SimpleNamespace(remote=exchange))
+    monkeypatch.setattr("ray.get", lambda answer, **_: answer)
+    with _Correspondence(board, 0, {"steps": np.zeros(1)}, _Changes(str(tmp_path))):
+        deadline = time.monotonic() + 30
+        while len(sent) < 8 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert sent[:8] == [{"/one": b"1"}, {"/one": b"1"}, {}, {}, {}, {"/one": b"1"}, {}, {}]
+
+
+def test_there_is_a_whole_state_at_any_moment(tmp_path, monkeypatch):
+    """A checkpoint is written after what it needs, and before what only the one before needed is
+    removed.
+    """
+    state, old, new = (
+        str(tmp_path / name) for name in ("a.pkl", "a.pkl.buffer/0-1.npy", "a.pkl.buffer/0-2.npy")
+    )
+    _write({state: b"1", old: b"1"})
+    files = {state: b"2", old: None, new: b"2"}
+    for kind, left in (
+        (".npy", [b"1", b"1", None]),
+        (".pkl", [b"1", b"1", b"2"]),
+        ("none", [b"2", None, b"2"]),
+    ):
+
+        def write(path, fill, kind=kind, write=write_whole):
+            if path.suffix == kind:
+                raise OSError("no space left")
+            write(path, fill)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("erl.executors.ray_cluster.write_whole", write)
+            with pytest.raises(OSError) if kind != "none" else nullcontext():  # noqa: PT011
+                _write(files)
+        assert [
+            Path(p).read_bytes() if Path(p).exists() else None for p in (state, old, new)
+        ] == left
+
+
+def test_a_job_that_moves_writes_below_its_folder():
+    job = Job(
+        (lifetime(),), (Outputs("/x/log", "/y/checkpoint.pkl", 9.0, "/y/status"),), ("/x/model",)
+    )
+    moved = _moved(job, "/tmp/here")
+    assert moved == replace(
+        job,
+        outputs=(
+            Outputs("/tmp/here/x/log", "/tmp/here/y/checkpoint.pkl", 9.0, "/tmp/here/y/status"),
+        ),
+        models=("/tmp/here/x/model",),
+    )
+    assert _moved(Job((lifetime(),), (Outputs(),), (None,)), "/tmp/here") == Job(
+        (lifetime(),), (Outputs(),), (None,)
+    )

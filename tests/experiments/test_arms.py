@@ -1,0 +1,306 @@
+"""What each agent of a test is: how its lifetime differs from its neighbours', and in nothing
+else.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from erl.experiments.arms import arm_lifetime, arm_names, control_names, draw
+from erl.experiments.evolution import EvolutionConfig, MultiEvolutionConfig, stored_config
+from erl.learners.sb3 import algorithms
+from erl.lifetimes.lifetime import check
+from erl.search.space import make_context, search_space
+from erl.worlds.reservoirs import ContextEncoder, ReservoirBank
+from erl.worlds.specification import Seeds
+from erl.worlds.tasks import check_task, make_env
+
+PARAMS = {"sr": 1.2, "lr": 0.4, "iss": 2.0}
+SEVERAL = {"sr_1": 1.2, "lr_1": 0.4, "iss_1": 2.0, "sr_2": 0.3, "lr_2": 1.0, "iss_2": 0.5}
+
+
+def of_a_study(kind=EvolutionConfig, settings=None, **options):
+    """A test's configuration, of a study of this kind."""
+    evolution = stored_config(
+        kind(env_id="CartPole-v1", units=6, fixed_iss=False, **options), sink=None
+    )
+    evolution["learner_config"] = settings or {}
+    return {"evolution": evolution, "training_steps": 123, "engine": "auto"}
+
+
+# -- names --
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        (of_a_study(), ["PPO", "RES_PPO_0.0003", "RES_PPO_0.0001"]),
+        (of_a_study(del_obs=True), ["PPO", "RES_PPO_0.0003", "RES_PPO_0.0001", "RES_PPO_0.00005"]),
+        (
+            of_a_study(MultiEvolutionConfig),
+            ["PPO", "RES_PPO_0.0003", "RES_PPO_0.0001", "RES_PPO_0.00005"],
+        ),
+        (of_a_study(settings={"learning_rate": 1e-3}), ["PPO", "RES_PPO"]),
+        (of_a_study(learner="dqn"), ["DQN", "RES_DQN"]),
+    ],
+)
+def test_er_mrls_agents(config, names):
+    assert arm_names(config["evolution"], PARAMS) == names
+
+
+def test_an_evolved_learning_rate_leaves_one_agent():
+    assert arm_names(of_a_study()["evolution"], PARAMS | {"learner.learning_rate": 0.01}) == [
+        "PPO",
+        "RES_PPO",
+    ]
+    assert len(arm_names(of_a_study()["evolution"], PARAMS | {"learner.gamma": 0.9})) == 3
+
+
+def test_controls():
+    evolution = of_a_study()["evolution"]
+    expected = ["STACK_PPO", "RANDOM_RES_PPO_0.0003", "NOREC_RES_PPO_0.0003", "RecurrentPPO"]
+    assert control_names(evolution, PARAMS) == expected
+    assert (
+        control_names(of_a_study(settings={"learning_rate": 1.0})["evolution"], PARAMS)[1]
+        == "RANDOM_RES_PPO"
+    )
+    # Where the LSTM is the learner, it is the baseline already.
+    assert "RecurrentPPO" not in control_names(
+        of_a_study(learner="RecurrentPPO")["evolution"], PARAMS
+    )
+
+
+@pytest.mark.parametrize("learner", ["PPO", "DQN", "RecurrentPPO"])
+@pytest.mark.parametrize("settings", [None, {"learning_rate": 0.001}])
+def test_every_agent_can_be_trained(learner, settings):
+    config = of_a_study(learner=learner, settings=settings)
+    arms = arm_names(config["evolution"], PARAMS) + control_names(config["evolution"], PARAMS)
+    assert len(set(arms)) == len(arms)
+    for arm in arms:
+        check(arm_lifetime(arm, 0, config, PARAMS))
+
+
+# -- lifetimes --
+
+
+@pytest.mark.parametrize(
+    ("kind", "params"), [(EvolutionConfig, PARAMS), (MultiEvolutionConfig, SEVERAL)]
+)
+def test_each_agent_differs_in_what_its_name_says_and_in_nothing_else(kind, params):
+    several = {"nb_res": 2} if kind is MultiEvolutionConfig else {}
+    config = of_a_study(
+        kind,
+        {"n_steps": 64, "gamma": 0.9},
+        seed=5,
+        ep_eval=3,
+        skip_c=True,
+        reset_res=False,
+        **several,
+    )
+    plain, fast, slow, stack, norec, lstm = (
+        arm_lifetime(arm, 2, config, params)
+        for arm in (
+            "PPO",
+            "RES_PPO_0.0003",
+            "RES_PPO_0.0001",
+            "STACK_PPO",
+            "NOREC_RES_PPO_0.0003",
+            "RecurrentPPO",
+        )
+    )
+    assert plain.context is None
+    assert plain.learner.config == {"n_steps": 64, "gamma": 0.9}
+    assert (plain.steps, plain.ep_eval, plain.task.env_id) == (123, 3, "CartPole-v1")
+    assert plain.seeds == Seeds.derive(5, "test", 2)
+    rated = replace(plain.learner, config={**plain.learner.config, "learning_rate": 0.0003})
+    context = make_context(config["evolution"], params)
+    assert fast == replace(plain, context=context, learner=rated)
+    rated = replace(rated, config={**plain.learner.config, "learning_rate": 0.0001})
+    assert slow == replace(fast, learner=rated)
+    assert stack == replace(plain, task=replace(plain.task, frame_stack=4))
+    assert norec == replace(
+        fast,
+        context=replace(context, reservoirs=tuple(replace(r, sr=0.0) for r in context.reservoirs)),
+    )
+    assert lstm == replace(plain, learner=replace(plain.learner, name="RecurrentPPO", engine="sb3"))
+
+
+def test_what_the_study_set_is_tested_as_it_was_evolved():
+    config = of_a_study(
+        del_obs=True,
+        skip_c=True,
+        reset_res=False,
+        obs_units=3,
+        evolve="units=4:8,learner.gamma=0.5:0.9",
+    )
+    params = PARAMS | {"units": 8, "learner.gamma": 0.7}
+    arms = arm_names(config["evolution"], params)
+    for arm in arms + control_names(config["evolution"], params):
+        assert arm_lifetime(arm, 0, config, params).task.del_obs
+    spec = arm_lifetime(arms[1], 0, config, params)
+    assert spec.learner.config == {"gamma": 0.7, "learning_rate": 0.0003}
+    assert spec.context.reservoirs[0].units == 8
+    assert (spec.context.skip_c, spec.context.reset_res, spec.context.obs_units) == (True, False, 3)
+    observation, _ = spec.make_env().reset(seed=0)
+    assert observation.shape == (
+        3 + 2 + 2 + 1,
+    )  # neurons, observation without velocities, one-hot action, reward
+
+
+def test_the_agent_without_a_reservoir_has_the_studys_settings_not_the_proposed_ones():
+    config = of_a_study(settings={"gamma": 0.9}, evolve="learner.gamma=0.5:0.8")
+    params = PARAMS | {"learner.gamma": 0.6}
+    assert arm_lifetime("PPO", 0, config, params).learner.config == {"gamma": 0.9}
+    assert arm_lifetime("STACK_PPO", 0, config, params).learner.config == {"gamma": 0.9}
+
+
+def test_published_code_uses_the_index_for_a_seed_and_feeds_no_action():
+    config = of_a_study(published_code=True)
+    spec = arm_lifetime("RANDOM_RES_PPO_0.0003", 3, config, PARAMS)
+    assert spec.seeds == Seeds.published(3)
+    assert not spec.context.feed_action
+
+
+def test_settings_with_a_learning_rate_keep_it():
+    config = of_a_study(settings={"learning_rate": "lin_0.002"})
+    assert arm_lifetime("RES_PPO", 0, config, PARAMS).learner.config == {
+        "learning_rate": "lin_0.002"
+    }
+    evolved = PARAMS | {"learner.learning_rate": 0.004}
+    assert arm_lifetime("RES_PPO", 0, config, evolved).learner.config == {"learning_rate": 0.004}
+    assert arm_lifetime("NOREC_RES_PPO", 0, config, evolved).learner.config == {
+        "learning_rate": 0.004
+    }
+    assert arm_lifetime("RANDOM_RES_PPO", 0, config, evolved).learner.config == {
+        "learning_rate": 0.004
+    }
+
+
+# -- RANDOM --
+
+
+@pytest.mark.parametrize(
+    ("kind", "evolved"), [(EvolutionConfig, PARAMS), (MultiEvolutionConfig, SEVERAL)]
+)
+def test_draws_lie_in_the_search_space_and_follow_from_the_seed(kind, evolved):
+    several = {"nb_res": 2} if kind is MultiEvolutionConfig else {}
+    evolution = of_a_study(kind, evolve="units=4:8,bias=0:1", min_sr=0.5, max_sr=2.0, **several)[
+        "evolution"
+    ]
+    space = search_space(evolution)
+    draws = [draw(evolution, i) for i in range(300)]
+    for params in draws:
+        assert params.keys() == space.keys()
+        assert all(space[name].low <= value <= space[name].high for name, value in params.items())
+    suffix = "_1" if several else ""
+    assert {params[f"units{suffix}"] for params in draws} == {4, 5, 6, 7, 8}
+    assert len({params[f"sr{suffix}"] for params in draws}) == 300
+    assert np.mean([params[f"sr{suffix}"] < 1.0 for params in draws]) == pytest.approx(
+        0.5, abs=0.1
+    )  # log scale
+    assert draws[7] == draw(evolution, 7)
+    assert draws[7] != draw({**evolution, "seed": 1}, 7)
+
+
+def test_bounds_that_coincide_are_drawn():
+    evolution = of_a_study(
+        min_sr=0.3, max_sr=0.3, min_lr=0.7, max_lr=0.7, min_iss=1.1, max_iss=1.1
+    )["evolution"]
+    assert draw(evolution, 0) == {"sr": 0.3, "lr": 0.7, "iss": 1.1}
+
+
+def test_random_reservoirs_differ_from_the_evolved_ones_in_their_hyperparameters_only():
+    config = of_a_study(evolve="bias,learner.gamma=0.5:0.9")
+    params = PARAMS | {"bias": 0.5, "learner.gamma": 0.7}
+    for index in (0, 1):
+        evolved = arm_lifetime("RES_PPO_0.0003", index, config, params)
+        random = arm_lifetime("RANDOM_RES_PPO_0.0003", index, config, params)
+        drawn = {
+            k: v
+            for k, v in draw(config["evolution"], index).items()
+            if not k.startswith("learner.")
+        }
+        assert random.context == make_context(config["evolution"], drawn)
+        assert random.context != evolved.context
+        assert replace(random, context=evolved.context) == evolved
+    first, second = (
+        arm_lifetime("RANDOM_RES_PPO_0.0003", i, config, params).context for i in (0, 1)
+    )
+    assert first != second
+
+
+# -- NOREC --
+
+
+@pytest.mark.parametrize(
+    ("kind", "params"), [(EvolutionConfig, PARAMS), (MultiEvolutionConfig, SEVERAL)]
+)
+def test_no_recurrent_weight_is_left(kind, params):
+    several = {"nb_res": 2} if kind is MultiEvolutionConfig else {}
+    spec = arm_lifetime("NOREC_RES_PPO_0.0003", 0, of_a_study(kind, **several), params)
+    [weights] = ReservoirBank([spec.context.reservoirs], [0], input_dim=7)._weights
+    units = sum(r.units for r in spec.context.reservoirs)
+    assert np.abs(weights[:, :units]).max() == 0.0
+    assert np.abs(weights[:, units:]).max() > 0.0
+
+
+@pytest.mark.parametrize(
+    ("lr", "arm", "forgets"), [(1.0, "NOREC_", True), (1.0, "", False), (0.5, "NOREC_", False)]
+)
+def test_without_recurrence_and_leak_the_state_is_the_last_inputs(lr, arm, forgets):
+    config = of_a_study()
+    config["evolution"]["units"] = 40
+    spec = arm_lifetime(f"{arm}RES_PPO_0.0003", 0, config, PARAMS | {"lr": lr})
+    spaces = check_task(spec.task)
+    seen = []
+    for past in (0.5, -0.5):
+        encoder = ContextEncoder([spec.context], [spec.seeds.reservoir], *spaces)
+        encoder.reset(0, np.full(4, past))
+        seen.append(encoder.step(np.full((1, 4), 0.1), np.array([1]), np.array([1.0])).copy())
+    assert np.array_equal(*seen) is forgets
+
+
+# -- STACK and the LSTM --
+
+
+def test_the_stack_holds_the_last_four_observations():
+    spec = arm_lifetime("STACK_PPO", 0, of_a_study(del_obs=True), PARAMS)
+    stacked, plain = spec.make_env(), make_env(replace(spec.task, frame_stack=1))
+    shown, seen = [stacked.reset(seed=3)[0]], [plain.reset(seed=3)[0]]
+    assert stacked.observation_space.shape == shown[0].shape == (8,)
+    for action in (0, 1, 1, 0, 1):
+        shown.append(stacked.step(action)[0])
+        seen.append(plain.step(action)[0])
+    assert np.array_equal(shown[0], np.concatenate([np.zeros(6), seen[0]]))
+    assert np.array_equal(shown[5], np.concatenate(seen[2:6]))
+
+
+def test_the_lstm_takes_what_it_knows_of_ppos_settings():
+    settings = {
+        "policy": "MlpPolicy",
+        "n_steps": 64,
+        "learning_rate": 0.001,
+        "n_envs": 2,
+        "normalize": True,
+        "policy_kwargs": {"net_arch": [32]},
+        "rollout_buffer_class": None,
+    }
+    spec = arm_lifetime("RecurrentPPO", 0, of_a_study(settings=settings), PARAMS)
+    assert spec.learner.config == {
+        k: v for k, v in settings.items() if k not in ("policy", "rollout_buffer_class")
+    }
+    check(spec)
+    # Settings of another algorithm mean nothing to it.
+    spec = arm_lifetime(
+        "RecurrentPPO", 0, of_a_study(learner="DQN", settings={"learning_rate": 0.5}), PARAMS
+    )
+    assert (spec.learner.name, spec.learner.config) == ("RecurrentPPO", {})
+
+
+def test_the_lstm_as_the_studys_learner_keeps_all_its_settings():
+    config = of_a_study(learner="RecurrentPPO", settings={"n_steps": 32, "policy": "MlpLstmPolicy"})
+    assert "RecurrentPPO" in algorithms()
+    spec = arm_lifetime("RecurrentPPO", 0, config, PARAMS)
+    assert spec.learner.config == {"n_steps": 32, "policy": "MlpLstmPolicy"}
+    assert arm_lifetime("RES_RecurrentPPO_0.0003", 0, config, PARAMS).context is not None

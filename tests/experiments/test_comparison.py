@@ -1,0 +1,534 @@
+"""The test phase of several reservoirs and of sets of environments, and evolution over them,
+without processes.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from stable_baselines3 import PPO
+
+from erl.errors import UserError
+from erl.experiments.comparison import (
+    ComparisonConfig,
+    GeneralizationComparisonConfig,
+    MultiComparisonConfig,
+    compare,
+)
+from erl.experiments.evolution import (
+    EvolutionConfig,
+    GeneralizationConfig,
+    MultiEvolutionConfig,
+    evolve,
+    lifetimes,
+)
+from erl.studies.storage import DEFAULT_STORAGE
+from erl.studies.study import Study, records
+from erl.worlds.reservoirs import ReservoirBank
+from erl.worlds.specification import LifetimeSpec, from_json
+from erl.worlds.task_sets import measured_random_returns
+
+SETS = """
+[sets]
+Toys = ["toy_environments:Steady-v0", "CartPole-v1"]
+
+[target_returns]
+"toy_environments:Steady-v0" = 20
+CartPole-v1 = 500
+Pendulum-v1 = 0
+"toy_environments:Recall-v0" = 1
+
+[random_returns]
+"toy_environments:Steady-v0" = 5
+"toy_environments:Recall-v0" = 0
+"""
+
+
+@pytest.fixture
+def tiny(quick):
+    """The smallest budget, and a file that declares a set of two toys."""
+    Path("sets.toml").write_text(SETS, encoding="utf-8")
+    settings = {
+        "training_steps": 64,
+        "nb_trials": 2,
+        "nb_seeds": 2,
+        "units": 5,
+        "popsize": 4,
+        "ep_eval": 3,
+        "workers": 1,
+    }
+    return settings | {"learner_config": quick}
+
+
+def evolve_set(tiny, sink, **options):
+    assert (
+        evolve(
+            GeneralizationConfig(**({"env_type": "Toys", "sets": "sets.toml"} | tiny | options)),
+            sink,
+        )
+        == 0
+    )
+
+
+def stored(name):
+    """Lifetimes of a study's trials: [trial][lifetime] -> record as it was stored."""
+    return [
+        [
+            t.user_attrs[f"lifetime:{k}"]
+            for k in range(sum(a.startswith("lifetime:") for a in t.user_attrs))
+        ]
+        for t in Study(DEFAULT_STORAGE, name).trials()
+    ]
+
+
+def spec_of(record):
+    return from_json(LifetimeSpec, record["spec"])
+
+
+TEST = {"HP_training_steps": 64, "training_steps": 64, "nb_seeds": 1, "workers": 1}
+
+
+# -- several reservoirs --
+
+
+@pytest.mark.parametrize("engine", ["cohort", "sb3"])
+def test_several_reservoirs_stand_side_by_side(engine, tiny, inline, sink):
+    config = MultiEvolutionConfig(env_id="CartPole-v1", nb_res=3, engine=engine, **tiny)
+    assert evolve(config, sink) == 0
+    [trial, _] = Study(DEFAULT_STORAGE, "CartPole-v1_3_main_0.064k_steps").trials()
+    assert list(trial.params) == [f"{p}_{k}" for k in (1, 2, 3) for p in ("sr", "lr", "iss")]
+    spec = spec_of(trial.user_attrs["lifetime:1"])
+    own = [(r.sr, r.lr, r.iss, r.units) for r in spec.context.reservoirs]
+    assert own == [(*(trial.params[f"{p}_{k}"] for p in ("sr", "lr", "iss")), 5) for k in (1, 2, 3)]
+    # What the policy sees is what three reservoirs show that are drawn from seed, seed + 1, seed +
+    # 2.
+    env = spec.make_env()
+    shown = env.reset(seed=0)[0]
+    inputs = np.concatenate([env.env.reset(seed=0)[0], np.zeros(3)])
+    for k, params in enumerate(spec.context.reservoirs):
+        alone = ReservoirBank([[params]], [spec.seeds.reservoir + k], input_dim=7).step(
+            inputs[None]
+        )[0]
+        assert np.array_equal(shown[5 * k : 5 * k + 5], alone.astype(np.float32))
+    assert shown.shape == (15,)
+    assert (
+        "test them:       python test_multi_res.py --study CartPole-v1_3_main_0.064k_steps"
+        in str(sink)
+    )
+
+
+def test_one_of_several_is_the_single_reservoir(tiny, inline, sink):
+    assert evolve(EvolutionConfig(env_id="CartPole-v1", fixed_iss=False, **tiny), sink) == 0
+    assert evolve(MultiEvolutionConfig(env_id="CartPole-v1", nb_res=1, **tiny), sink) == 0
+    one, several = (
+        Study(DEFAULT_STORAGE, f"CartPole-v1{n}_main_0.064k_steps").trials() for n in ("", "_1")
+    )
+    for a, b in zip(one, several, strict=True):
+        assert {f"{name}_1": value for name, value in a.params.items()} == b.params
+        assert a.value == b.value
+        for k in (0, 1):
+            x, y = a.user_attrs[f"lifetime:{k}"], b.user_attrs[f"lifetime:{k}"]
+            assert {k: v for k, v in x.items() if k != "seconds"} == {
+                k: v for k, v in y.items() if k != "seconds"
+            }
+    test = MultiComparisonConfig(study="CartPole-v1_1_main_0.064k_steps", arms="PPO", **TEST)
+    assert compare(dataclasses.replace(test, nb_res=1), sink) == 0
+    assert compare(ComparisonConfig(study=test.study, arms="PPO", **TEST), sink) == 0
+    assert "as its own configuration says" not in str(sink)
+
+
+def test_the_studys_number_of_reservoirs_goes_before_the_commands(tiny, inline, sink):
+    evolve(MultiEvolutionConfig(env_id="CartPole-v1", nb_res=2, **tiny), sink)
+    name = "CartPole-v1_2_main_0.064k_steps"
+    assert (
+        compare(
+            MultiComparisonConfig(env_id="CartPole-v1", nb_res=4, arms="RES_PPO_0.0003", **TEST),
+            sink,
+        )
+        == 0
+    )
+    assert f"{name} has 2 reservoirs, as its own configuration says, and not 4" in sink.lines
+    test = f"{name}_trial_{Study(DEFAULT_STORAGE, name).best().number}_test_0.064k_steps"
+    [[record]] = stored(test)
+    assert len(spec_of(record).context.reservoirs) == 2
+    # With --study, the number may be the flag's default.
+    assert compare(MultiComparisonConfig(study=name, arms="RES_PPO_0.0003", **TEST), sink) == 0
+    assert sink.lines.count(f"{name} has 2 reservoirs, as its own configuration says") == 1
+    evolve(MultiEvolutionConfig(env_id="CartPole-v1", nb_res=3, **tiny), sink)
+    with pytest.raises(
+        UserError, match="no study 'CartPole-v1_4_main"
+    ):  # there are two that it could be
+        compare(MultiComparisonConfig(env_id="CartPole-v1", nb_res=4, **TEST), sink)
+
+
+def test_everything_that_a_study_sets_is_there_in_its_test(tiny, inline, sink):
+    evolved = MultiEvolutionConfig(
+        env_id="CartPole-v1",
+        nb_res=2,
+        del_obs=True,
+        skip_c=True,
+        reset_res=False,
+        obs_units=7,
+        evolve="units=6:7,bias,learner.learning_rate=1e-4:1e-2:log",
+        **tiny,
+    )
+    assert evolve(evolved, sink) == 0
+    assert (
+        compare(MultiComparisonConfig(env_id="CartPole-v1", nb_res=2, controls=True, **TEST), sink)
+        == 0
+    )
+    study = Study(DEFAULT_STORAGE, "CartPole-v1_2_main_0.064k_steps")
+    best = study.best()
+    assert all(6 <= best.params[f"units_{k}"] <= 7 for k in (1, 2))
+    frame = records(DEFAULT_STORAGE, test := f"{study.name}_trial_{best.number}_test_0.064k_steps")
+    assert set(frame.arm) == {
+        "PPO",
+        "RES_PPO",
+        "STACK_PPO",
+        "RANDOM_RES_PPO",
+        "NOREC_RES_PPO",
+        "RecurrentPPO",
+    }
+    then = spec_of(stored(study.name)[best.number][0])
+    for arm, [record] in zip(frame.arm, stored(test)):
+        spec = spec_of(record)
+        assert spec.task.del_obs
+        if arm == "RES_PPO":
+            assert (spec.context, spec.learner.config) == (then.context, then.learner.config)
+        if spec.context is not None:
+            assert (spec.context.skip_c, spec.context.reset_res, spec.context.obs_units) == (
+                True,
+                False,
+                7,
+            )
+            assert spec.learner.config["learning_rate"] == best.params["learner.learning_rate"]
+            zipped = PPO.load(f"models/{test}/{arm}/seed_0.zip")
+            assert zipped.observation_space.shape == (7 + 2 + 2 + 1,)
+            assert zipped.learning_rate == best.params["learner.learning_rate"]
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_all_controls(env_id, tiny, inline, sink):
+    evolve(
+        EvolutionConfig(
+            env_id=env_id, del_obs=True, **tiny | {"training_steps": 256, "nb_trials": 1}
+        ),
+        sink,
+    )
+    test = ComparisonConfig(
+        env_id=env_id, controls=True, **TEST | {"HP_training_steps": 256, "training_steps": 256}
+    )
+    assert compare(test, sink) == 0
+    frame = records(
+        DEFAULT_STORAGE, f"{env_id}_main_0.256k_steps_trial_0_test_0.256k_steps"
+    ).set_index("arm")
+    usual = ["PPO", "RES_PPO_0.0003", "RES_PPO_0.0001", "RES_PPO_0.00005"]
+    controls = ["STACK_PPO", "RANDOM_RES_PPO_0.0003", "NOREC_RES_PPO_0.0003", "RecurrentPPO"]
+    assert sorted(frame.index) == sorted(usual + controls)
+    assert (
+        len({str(seeds) for seeds in frame[[c for c in frame if c.startswith("seed_")]].values})
+        == 1
+    )
+    assert frame.learner["RecurrentPPO"] == "RecurrentPPO"
+    shown = [
+        line
+        for line in str(sink).splitlines()
+        if line.startswith(tuple(usual + controls)) and " seed " not in line
+    ]
+    assert [line.split()[0] for line in shown] == (usual + controls) * 2
+    assert all(float(line.split()[-1].replace(",", "")) > 0 for line in shown)  # steps per second
+
+
+def test_a_control_can_be_asked_for_by_name(tiny, inline, sink):
+    evolve(EvolutionConfig(env_id="CartPole-v1", **tiny), sink)
+    assert compare(ComparisonConfig(env_id="CartPole-v1", arms="PPO,STACK_PPO", **TEST), sink) == 0
+    with pytest.raises(UserError, match=r"unknown agent 'STACK_DQN' .*STACK_PPO.*RecurrentPPO"):
+        compare(ComparisonConfig(env_id="CartPole-v1", arms="STACK_DQN", **TEST), sink)
+
+
+# -- sets of environments --
+
+
+def test_fitness_is_the_mean_normalised_score_over_the_set(tiny, inline, sink):
+    evolve_set(tiny, sink)
+    study = Study(DEFAULT_STORAGE, "Toys_2_main_0.064k_steps")
+    random = measured_random_returns()["CartPole-v1"].return_mean
+    assert study.config["env_ids"] == ["toy_environments:Steady-v0", "CartPole-v1"]
+    assert study.config["references"] == {
+        "toy_environments:Steady-v0": [5.0, 20.0],
+        "CartPole-v1": [random, 500.0],
+    }
+    assert study.config["env_type"] == "Toys"
+    assert study.config["nb_res"] == 2
+    assert study.config["sets"] is None  # nothing of the file is needed again
+    for trial, lived in zip(study.trials(), stored(study.name)):
+        assert [spec_of(r).task.env_id for r in lived] == ["toy_environments:Steady-v0"] * 2 + [
+            "CartPole-v1"
+        ] * 2
+        steady, pole = [r["fitness"] for r in lived[:2]], [r["fitness"] for r in lived[2:]]
+        assert steady == [10.0, 10.0]
+        by_hand = (2 * (10 - 5) / (20 - 5) + sum((r - random) / (500 - random) for r in pole)) / 4
+        assert trial.value == pytest.approx(by_hand, abs=1e-12)
+        # Seeds are those of a trial's lifetimes, the same in each environment; weights have the
+        # environment's sizes.
+        assert [spec_of(r).seeds for r in lived[:2]] == [spec_of(r).seeds for r in lived[2:]]
+        assert [spec_of(r).context for r in lived] == [spec_of(lived[0]).context] * 4
+    assert study.best().value == max(t.value for t in study.trials())
+
+
+def test_published_code_normalises_by_rewards_of_single_steps(tiny, inline, sink):
+    evolve(
+        GeneralizationConfig(env_ids="CartPole-v1", sets="sets.toml", published_code=True, **tiny),
+        sink,
+    )
+    study = Study(DEFAULT_STORAGE, "CartPole-v1_2_main_0.064k_steps")
+    assert study.config["references"] == {
+        "CartPole-v1": [1.0, 500.0]
+    }  # each step of CartPole pays 1
+    for trial, lived in zip(study.trials(), stored(study.name)):
+        assert [set(r["spec"]["seeds"].values()) for r in lived] == [{0}, {1}]
+        assert trial.value == pytest.approx(np.mean([(r["fitness"] - 1) / 499 for r in lived]))
+
+
+def test_the_same_command_goes_on_and_another_set_is_refused(tiny, inline, sink):
+    evolve_set(tiny, sink, h_test="whole", nb_trials=4)
+    evolve_set(tiny, sink)
+    Path("sets.toml").rename(
+        "moved.toml"
+    )  # where the returns stand does not matter, but what they are
+    evolve_set(tiny, sink, nb_trials=4, sets="moved.toml")
+    whole, pieces = (
+        Study(DEFAULT_STORAGE, f"Toys_2_{n}_0.064k_steps").trials() for n in ("whole", "main")
+    )
+    assert [(t.params, t.value) for t in whole] == [(t.params, t.value) for t in pieces]
+    Path("moved.toml").write_text(SETS.replace("= 20", "= 30"), encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"another configuration: references is .*20.* there and .*30.* here"
+    ):
+        evolve_set(tiny, sink, sets="moved.toml")
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "CartPole-v0", "toy_environments:CartPole-v1"])
+def test_environments_that_were_seen_are_refused_in_any_version(env_id, tiny, inline, sink):
+    evolve_set(tiny, sink, nb_trials=1)
+    test = GeneralizationComparisonConfig(
+        HP_env_type="Toys", env_id=env_id, arms="RES_PPO_0.0003", **TEST
+    )
+    before = sorted(Path().rglob("*"))
+    with pytest.raises(UserError, match=f"the evolution saw {env_id} .*--allow_seen"):
+        compare(test, sink)
+    assert sorted(Path().rglob("*")) == before
+    if env_id == "CartPole-v1":
+        assert compare(dataclasses.replace(test, allow_seen=True), sink) == 0
+
+
+def test_reservoirs_are_rebuilt_for_the_sizes_of_an_unseen_environment(tiny, inline, sink):
+    evolve_set(tiny, sink)
+    best = Study(DEFAULT_STORAGE, "Toys_2_main_0.064k_steps").best()
+    pendulum = GeneralizationComparisonConfig(
+        HP_env_type="Toys", env_id="Pendulum-v1", **TEST | {"training_steps": 256}
+    )
+    assert compare(dataclasses.replace(pendulum, arms="PPO,RES_PPO_0.0003"), sink) == 0
+    name = f"Toys_2_main_0.064k_steps_trial_{best.number}_on_Pendulum-v1_test_0.256k_steps"
+    (plain,), (reservoir,) = stored(name)
+    assert {spec_of(r).task.env_id for r in (plain, reservoir)} == {"Pendulum-v1"}
+    spec = spec_of(reservoir)
+    assert (
+        spec.context
+        == lifetimes(Study(DEFAULT_STORAGE, "Toys_2_main_0.064k_steps").config, best.params)[
+            0
+        ].context
+    )
+    assert spec.make_env().encoder.bank.input_dim == 3 + 1 + 1
+    assert plain["training_return"] < 0  # a return, not a score: it has no target
+    # An unseen environment of discrete actions has a test of its own beside it.
+    recall = dataclasses.replace(
+        pendulum, env_id="toy_environments:Recall-v0", arms="RES_PPO_0.0001", nb_res=5
+    )
+    assert compare(recall, sink) == 0
+    assert (
+        "Toys_2_main_0.064k_steps has 2 reservoirs, as its own configuration says, and not 5"
+        in sink.lines
+    )
+    [[record]] = stored(name.replace("Pendulum-v1", "toy_environments:Recall-v0"))
+    assert spec_of(record).make_env().encoder.bank.input_dim == 1 + 2 + 1
+
+
+def test_the_command_that_is_printed_names_an_unseen_environment(tiny, inline, sink):
+    evolve_set(tiny, sink, nb_trials=1)
+    evolve(
+        GeneralizationConfig(
+            **tiny
+            | {"nb_trials": 1, "nb_seeds": 1, "env_type": "Ant_Cheetah", "training_steps": 1024}
+        ),
+        sink,
+    )
+    commands = [line for line in sink.lines if line.startswith("test them:")]
+    assert [c.split()[-1] for c in commands] == ["Ant-v4", "Hopper-v4"]
+    assert all("python test_generalization.py" in c for c in commands)
+
+
+def test_a_study_of_one_environment_can_be_tested_in_another(tiny, inline, sink):
+    evolve(EvolutionConfig(env_id="CartPole-v1", **tiny), sink)
+    test = GeneralizationComparisonConfig(
+        study="CartPole-v1_main_0.064k_steps", arms="RES_PPO_0.0003", **TEST
+    )
+    with pytest.raises(UserError, match="the evolution saw CartPole-v0"):
+        compare(dataclasses.replace(test, env_id="CartPole-v0"), sink)
+    assert compare(dataclasses.replace(test, env_id="toy_environments:Steady-v0"), sink) == 0
+
+
+@pytest.mark.parametrize("kind", [ComparisonConfig, MultiComparisonConfig])
+def test_a_study_of_a_set_needs_its_own_script(kind, tiny, inline, sink):
+    evolve_set(tiny, sink, nb_trials=1)
+    with pytest.raises(
+        UserError,
+        match=r"evolved on .*Steady-v0, CartPole-v1: test it with test_generalization\.py",
+    ):
+        compare(kind(study="Toys_2_main_0.064k_steps", **TEST), sink)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"env_type": "Toy"}, "no set of environments is called 'Toy'; did you mean Toys"),
+        ({"sets": "missing.toml"}, "cannot read the sets"),
+        ({"sets": "quick.yaml"}, "unknown table"),
+        ({"env_ids": ","}, "names no environments"),
+        ({"env_ids": "CartPole-v1,CartPole-v1"}, "more than once"),
+        ({"env_ids": "CartPole-v1,Cartpol-v1"}, "unknown environment 'Cartpol-v1'"),
+        ({"env_ids": "MountainCar-v0"}, r'no target return .*"MountainCar-v0" = NUMBER'),
+        ({"env_ids": "HumanoidStandup-v4"}, "does not lie above"),
+        (
+            {
+                "env_ids": "Pendulum-v1,CartPole-v1",
+                "learner": "SAC",
+                "learner_config": None,
+                "training_steps": 200,
+            },
+            "SAC does not take the Discrete",
+        ),
+        (
+            {
+                "env_ids": "CartPole-v1,Pendulum-v1",
+                "learner": "DQN",
+                "learner_config": None,
+                "training_steps": 200,
+            },
+            "DQN does not take the Box",
+        ),
+        (
+            {"published_code": True},
+            "no reward of random steps is known for toy_environments:Steady-v0",
+        ),
+        ({"del_obs": True}, "no velocities are known for"),
+        ({"obs_units": 11}, "1 to 10 of 10 neurons, not 11"),
+        ({"nb_res": 0}, "--nb_res is at least 1"),
+        ({"obs_units": 0}, "--obs_units is at least 1"),
+        ({"units": 2}, "at least 3 units"),
+        ({"evolve": "units=5:9", "obs_units": 12}, "1 to 10 of 10 neurons"),
+        ({"evolve": "learner.gama=0:1"}, "PPO has no setting 'gama'"),
+        ({"learner_config": "two.yaml"}, "different settings for"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_written(options, said, tiny, inline, sink):
+    Path("two.yaml").write_text(
+        "CartPole-v1: {n_steps: 32}\ntoy_environments:Steady-v0: {n_steps: 64}\n"
+    )
+    before = sorted(Path().rglob("*"))
+    settings = {"env_type": "Toys", "sets": "sets.toml"} | tiny | options
+    with pytest.raises(UserError, match=said):
+        evolve(GeneralizationConfig(**settings), sink)
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize("options", [{"nb_res": 0}, {"nb_seeds": 0}, {"h_test": "../x"}])
+@pytest.mark.parametrize("kind", [MultiComparisonConfig, GeneralizationComparisonConfig])
+def test_bad_flags_of_a_test(kind, options):
+    with pytest.raises(UserError, match=next(iter(options))):
+        kind(**options)
+
+
+# -- ER-MRL's journals --
+
+
+def er_mrl_journal(name, nb_res):
+    """A study of several reservoirs as ER-MRL's scripts leave it."""
+    journal = JournalStorage(JournalFileBackend(f"optuna-journal_{name}.log"))
+    study = optuna.create_study(study_name=name, storage=journal, direction="maximize")
+
+    def objective(trial):
+        for k in range(1, nb_res + 1):
+            trial.suggest_float(f"sr_{k}", 1e-4, 1e2, log=True)
+            trial.suggest_float(f"lr_{k}", 1e-2, 1, log=True)
+            trial.suggest_float(f"iss_{k}", 1e-1, 10, log=True)
+        return trial.params["sr_1"]
+
+    study.optimize(objective, n_trials=2)
+    return study.best_trial
+
+
+def test_a_journal_of_several_reservoirs_opens(tiny, inline, sink):
+    best = er_mrl_journal("CartPole-v1_2_main_300k_steps", 2)
+    arms = "RES_PPO_0.00005,RANDOM_RES_PPO_0.0003"
+    test = MultiComparisonConfig(
+        env_id="CartPole-v1",
+        nb_res=2,
+        training_steps=32,
+        nb_seeds=1,
+        units=5,
+        engine="sb3",
+        arms=arms,
+        workers=1,
+    )
+    assert compare(test, sink) == 0
+    assert "reading ER-MRL's journal" in str(sink)
+    [evolved], [random] = stored(
+        f"CartPole-v1_2_main_300k_steps_trial_{best.number}_test_0.032k_steps"
+    )
+    own = [(r.sr, r.lr, r.iss, r.units) for r in spec_of(evolved).context.reservoirs]
+    assert own == [(*(best.params[f"{p}_{k}"] for p in ("sr", "lr", "iss")), 5) for k in (1, 2)]
+    drawn = spec_of(random).context.reservoirs
+    assert len({r.iss for r in drawn}) == 2  # its search space held input scalings too
+
+
+@pytest.mark.parametrize("env_type", ["Ant_Swimmer", "Ant_4_tr_envs"])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_journal_of_a_set_knows_what_was_seen(env_type, named, inline, sink):
+    name = f"{env_type}_2_try_3_x_300k_steps"
+    er_mrl_journal(name, 2)
+    flags = {"study": name} if named else {"HP_env_type": env_type, "h_test": "try_3_x"}
+    test = GeneralizationComparisonConfig(
+        **flags, env_id="Swimmer-v5", nb_res=2, units=5, workers=1
+    )
+    with pytest.raises(UserError, match="the evolution saw Swimmer-v5"):
+        compare(test, sink)
+    unseen = "HalfCheetah-v4" if env_type == "Ant_Swimmer" else "Ant-v4"
+    with pytest.raises(UserError, match="unknown agent 'none'"):  # it came past the refusal
+        compare(dataclasses.replace(test, env_id=unseen, arms="none"), sink)
+
+
+def test_a_model_that_cannot_be_saved_fails_its_lifetime_and_keeps_the_checkpoint(
+    tiny, inline, sink, monkeypatch
+):
+    assert evolve(EvolutionConfig(env_id="CartPole-v1", **tiny), sink) == 0
+    config = ComparisonConfig(
+        env_id="CartPole-v1",
+        **{**TEST, "training_steps": 96, "arms": "PPO", "checkpoint_minutes": 0.0},
+    )
+
+    def full(self, folder, name):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("erl.learners.sb3.SB3Agent.save", full)
+        assert compare(config, sink) == 1
+    assert "No space left" in str(sink)
+    assert len(list(Path("runs").rglob("*.pkl"))) == 1
+    assert compare(config, sink) == 0
+    assert not list(Path("runs").rglob("*.pkl"))
+    assert len(list(Path("models").rglob("*.zip"))) == 1

@@ -1,0 +1,395 @@
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import psutil
+import pytest
+from optuna.trial import TrialState
+
+from erl.errors import UserError
+from erl.executors.local import LocalExecutor, WorkerLost
+from erl.experiments.evolution import EvolutionConfig, evolve
+from erl.lifetimes.lifetime import Job
+from erl.studies.study import Study
+from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
+from erl.worlds.tasks import Task
+
+ROOT = Path(__file__).parents[2]
+ENV = "toy_environments:Recall-v0"
+
+
+def make(quick, **options):
+    settings = {
+        "env_id": ENV,
+        "training_steps": 64,
+        "nb_trials": 6,
+        "nb_seeds": 2,
+        "units": 5,
+        "popsize": 4,
+        "learner_config": quick,
+        "engine": "sb3",
+        "workers": 1,
+    }
+    return EvolutionConfig(**(settings | options))
+
+
+def study_of(config):
+    thousands = (
+        f"{config.training_steps / 1000:g}"
+        if config.training_steps < 1000
+        else config.training_steps // 1000
+    )
+    return Study(config.storage, f"{config.env_id}_{config.h_test}_{thousands}k_steps")
+
+
+def found(config):
+    """What must not depend on machine, workers or interruptions: parameters and fitness of every
+    trial, in order.
+    """
+    return [(t.number, t.state.name, t.params, t.value) for t in study_of(config).trials()]
+
+
+@pytest.mark.parametrize("sampler", ["Random", "Tpe", "Cmaes"])
+def test_same_seed_same_evolution(sampler, quick, inline, sink):
+    first, again, other = (
+        make(quick, sampler=sampler, h_test=name, seed=seed, nb_trials=9, nb_seeds=1)
+        for name, seed in (("first", 0), ("again", 0), ("other", 1))
+    )
+    for config in (first, again, other):
+        assert evolve(config, sink) == 0
+    assert found(first) == found(again)
+    assert found(first) != found(other)
+    assert len({str(params) for _, _, params, _ in found(first)}) == 9
+
+
+def test_two_workers_and_another_process_find_what_one_worker_finds(
+    quick, inline, sink, monkeypatch
+):
+    one, two, apart = (make(quick, nb_seeds=1, h_test=name) for name in ("one", "two", "apart"))
+    assert evolve(one, sink) == 0
+    monkeypatch.setattr("erl.experiments.evolution.LocalExecutor", LocalExecutor)
+    assert evolve(dataclasses.replace(two, workers=2), sink) == 0
+    code = (
+        "from erl.experiments.evolution import *\nfrom conftest import Lines\n"
+        f"evolve(EvolutionConfig(**{dataclasses.asdict(apart)}), Lines())"
+    )
+    program = "if __name__ == '__main__':\n    " + code.replace("\n", "\n    ")
+    Path("apart.py").write_text(program)
+    subprocess.run([sys.executable, "apart.py"], check=True, timeout=120)
+    assert found(one) == found(two) == found(apart)
+    assert [state for _, state, _, _ in found(one)] == ["COMPLETE"] * 6
+
+
+@pytest.mark.parametrize("sampler", ["Random", "Cmaes"])
+def test_stopping_between_and_within_generations_changes_nothing(sampler, quick, inline, sink):
+    whole = make(quick, sampler=sampler, nb_trials=12, nb_seeds=1)
+    pieces = dataclasses.replace(whole, h_test="pieces")
+    evolve(whole, sink)
+    for n in (2, 3, 6, 12):
+        evolve(dataclasses.replace(pieces, nb_trials=n), sink)
+        assert len(found(pieces)) == n
+    assert found(whole) == found(pieces)
+    generations = [t.user_attrs["generation"] for t in study_of(pieces).trials()]
+    assert generations == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_an_end_while_a_generation_is_proposed_changes_nothing(quick, inline, sink, monkeypatch):
+    whole, torn = (make(quick, nb_seeds=1, h_test=name) for name in ("whole", "torn"))
+    evolve(whole, sink)
+    calls, sample = [], Study._sample
+
+    def dies(self, *rest):
+        calls.append(1)
+        if len(calls) == 3:
+            raise SystemError("the end")
+        return sample(self, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Study, "_sample", dies)
+        patch.setattr(Study, "_release", lambda *_: None)
+        with pytest.raises(SystemError):
+            evolve(torn, sink)
+    for trial in study_of(torn).trials("RUNNING"):  # as if that had been another process
+        gone = {**trial.user_attrs["owner"], "started": 1.0}
+        study_of(torn).storage.set_trial_user_attr(trial._trial_id, "owner", gone)
+    evolve(torn, sink)
+    assert found(torn) == found(whole)
+
+
+def test_input_scaling_is_searched_if_told_so(quick, inline, sink):
+    config = make(quick, fixed_iss=False, min_iss=2.0, max_iss=3.0, nb_trials=2)
+    evolve(config, sink)
+    assert all(2.0 <= t.params["iss"] <= 3.0 for t in study_of(config).trials())
+
+
+def test_bounds_may_coincide(quick, inline, sink):
+    config = make(quick, min_sr=1.0, max_sr=1.0, min_lr=0.5, max_lr=0.5, nb_trials=2)
+    assert evolve(config, sink) == 0
+    assert [t.params for t in study_of(config).trials()] == [{"sr": 1.0, "lr": 0.5}] * 2
+
+
+def test_published_code_uses_its_seeds(quick, inline, sink):
+    config = make(quick, published_code=True, nb_trials=1, nb_seeds=3)
+    evolve(config, sink)
+    records = [study_of(config).trials()[0].user_attrs[f"lifetime:{i}"] for i in range(3)]
+    assert [set(r["spec"]["seeds"].values()) for r in records] == [{0}, {1}, {2}]
+    assert not any(r["spec"]["context"]["feed_action"] for r in records)
+
+
+def test_the_reservoir_persists_if_told_so(quick, inline, sink):
+    config = make(quick, reset_res=False, fitness="final_eval", nb_trials=1, nb_seeds=1)
+    evolve(config, sink)
+    record = study_of(config).trials()[0].user_attrs["lifetime:0"]
+    assert record["spec"]["context"]["reset_res"] is False
+    assert len(record["final_returns"]) == 10
+
+
+def test_no_finished_episode_fails_the_trial_and_few_are_noted(quick, inline, sink):
+    none = make(quick, env_id="toy_environments:Endless-v0", nb_trials=1)
+    assert evolve(none, sink) == 1
+    assert (
+        "no episode was finished within 64 steps"
+        in study_of(none).trials()[0].user_attrs["error"]["reason"]
+    )
+    few = make(quick, ep_eval=20, nb_trials=1)
+    assert evolve(few, sink) == 0
+    assert (
+        study_of(few)
+        .trials()[0]
+        .user_attrs["lifetime:0"]["note"]
+        .startswith("only 16 of 20 episodes")
+    )
+    assert "only 16 of 20 episodes" in str(sink)
+
+
+@pytest.mark.parametrize("fault", ["raise", "reward", "observation", "exit"])
+def test_faulty_environments_fail_their_trials(fault, quick, inline, sink):
+    config = make(quick, env_id=f"toy_environments:Faulty-{fault}-v0", nb_trials=2, popsize=None)
+    assert evolve(config, sink) == 1
+    for trial in study_of(config).trials():
+        assert trial.state == TrialState.FAIL
+        assert "51" in trial.user_attrs["error"]["reason"]
+        assert "Traceback" in trial.user_attrs["error"]["traceback"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampler": "Cmes"}, "Cmaes"),
+        ({"learner": "PPPO"}, "PPO"),
+        ({"learner": "SAC"}, "SAC does not take the Discrete actions"),
+        ({"engine": "warp"}, "auto, cohort, sb3"),
+        ({"fitness": "best"}, "training, final_eval"),
+        ({"popsize": 3}, "at least 4"),
+        ({"popsize": 1}, "at least 2|at least 4"),
+        ({"units": 2}, "at least 3 units"),
+        ({"min_sr": 2.0, "max_sr": 1.0}, "--min_sr 2.0 lies above --max_sr 1.0"),
+        ({"min_sr": float("nan")}, "above 0"),
+        ({"max_sr": float("inf")}, "above 0"),
+        ({"max_lr": 1.5}, "leak rate"),
+        ({"h_test": "../../x"}, "no name"),
+        ({"h_test": ""}, "no name"),
+        ({"h_test": "a/b"}, "no name"),
+        ({"h_test": "a\n"}, "no name"),
+        ({"h_test": "-x"}, "no name"),
+        ({"seed": -1}, "not negative"),
+        ({"learner_config": "missing.yaml"}, "cannot read"),
+        *(
+            ({n: v}, f"--{n} is at least 1")
+            for n in ("training_steps", "nb_trials", "nb_seeds", "ep_eval")
+            for v in (0, -3)
+        ),
+        ({"workers": 0}, "--workers is at least 1"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_written(options, message, quick, inline, sink):
+    before = sorted(Path().iterdir())
+    with pytest.raises(UserError, match=message):
+        evolve(make(quick, **options), sink)
+    assert sorted(Path().iterdir()) == before
+
+
+# -- workers that die --
+
+
+def lifetime(env_id=ENV, steps=64):
+    settings = {"n_steps": 32, "batch_size": 32, "n_epochs": 1}
+    return LifetimeSpec(Task(env_id), LearnerSpec("PPO", settings, "sb3"), steps, Seeds(1, 2, 3, 4))
+
+
+def test_a_lifetime_that_kills_its_worker_fails_alone():
+    executor = LocalExecutor(2, max_retries=1)
+    jobs = [Job((lifetime("toy_environments:Faulty-die-v0"),)), *[Job((lifetime(),))] * 4]
+    try:
+        results = {r.index: r for r in executor.run(jobs, lambda steps: None)}
+    finally:
+        executor.close()
+    assert isinstance(results[0].error, WorkerLost)
+    assert "died 2 times" in str(results[0].error)
+    assert [results[i].records[0].steps for i in range(1, 5)] == [64] * 4
+
+
+def test_a_killed_workers_lifetime_is_lived_again_by_another():
+    executor = LocalExecutor(1)
+    ticks, killed = [], []
+
+    def tick(board):
+        ticks.append(int(board.steps.sum()))
+        if not killed and ticks[-1] > 256:
+            killed.extend(
+                p.pid
+                for p in psutil.Process().children()
+                if "loky" in " ".join(p.cmdline()) and "Process" in " ".join(p.cmdline())
+            )
+            os.kill(killed[0], signal.SIGKILL)
+
+    try:
+        results = list(executor.run([Job((lifetime(steps=6400),))], tick, every=0.02))
+        assert len(killed) == 1
+        assert results[0].records[0].steps == 6400
+        idle = next(iter(executor._pools.values()))
+        for process in idle._processes.values():
+            os.kill(process.pid, signal.SIGKILL)
+        again = list(executor.run([Job((lifetime(),))], lambda steps: None))
+        assert again[0].records[0].steps == 64
+    finally:
+        executor.close()
+
+
+# -- interruptions --
+
+
+def start(config):
+    """The script in a process group of its own, as a terminal starts it."""
+    flags = [f"--{k}={v}" for k, v in dataclasses.asdict(config).items() if v is not None]
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "evolve_res.py"), *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_lifetimes(config, n):
+    """Until `n` lifetimes are stored."""
+    for _ in range(600):
+        time.sleep(0.1)
+        if Path("studies.db").exists():
+            try:
+                stored = [
+                    k
+                    for t in study_of(config).trials()
+                    for k in t.user_attrs
+                    if k.startswith("lifetime:")
+                ]
+            except UserError:
+                continue
+            if len(stored) >= n:
+                return
+    raise AssertionError("nothing happens")
+
+
+def family(process):
+    return [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+
+
+def all_gone(processes, seconds=10.0):
+    return not psutil.wait_procs(processes, timeout=seconds)[1]
+
+
+@pytest.mark.scripts
+def test_after_a_kill_the_same_command_ends_with_the_same_trials(quick, inline, sink):
+    config = make(quick, training_steps=320)
+    whole = dataclasses.replace(config, h_test="whole")
+    evolve(whole, sink)
+    process = start(config)
+    wait_for_lifetimes(config, 3)
+    processes = family(process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert all_gone(processes)  # workers do not outlive their coordinator
+    before = {
+        (t.number, k): v
+        for t in study_of(config).trials()
+        for k, v in t.user_attrs.items()
+        if k.startswith("lifetime:")
+    }
+    assert 3 <= len(before) < 12
+    assert evolve(config, sink) == 0
+    assert found(config) == found(whole)
+    after = {(t.number, k): v for t in study_of(config).trials() for k, v in t.user_attrs.items()}
+    assert {
+        k: after[k] for k in before
+    } == before  # wall-clock times and all: they were not lived again
+
+
+@pytest.mark.scripts
+def test_ctrl_c_ends_within_seconds_and_the_same_command_goes_on(quick, inline, sink):
+    config = make(quick, training_steps=320, workers=2)
+    whole = dataclasses.replace(config, h_test="whole", workers=1)
+    evolve(whole, sink)
+    process = start(config)
+    wait_for_lifetimes(config, 3)
+    processes = family(process)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == ""
+    done = len(study_of(config).trials("COMPLETE"))
+    assert f"interrupted: {done} of 6 trials are finished and stored in sqlite:///studies.db" in out
+    assert not study_of(config).trials("RUNNING")
+    assert all_gone(processes)
+    assert evolve(config, sink) == 0
+    assert found(config) == found(whole)
+
+
+@pytest.mark.scripts
+def test_a_second_ctrl_c_ends_at_once(quick):
+    config = make(quick, training_steps=10**6)
+    process = start(config)
+    for _ in range(200):
+        time.sleep(0.1)
+        if Path("studies.db").exists() and len(family(process)) > 2:
+            break
+    processes = family(process)
+    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert all_gone(processes)
+
+
+def test_a_storage_that_fails_in_mid_run_is_one_line_and_the_same_command_goes_on(
+    quick, inline, sink, monkeypatch
+):
+    config = make(quick)
+
+    def fail(self, taken, index, record):
+        raise optuna.exceptions.StorageInternalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Study, "note", fail)
+        with pytest.raises(UserError, match=r"disk is full.*the same command goes on"):
+            evolve(config, sink)
+    assert evolve(config, sink) == 0
+    assert [t.state.name for t in study_of(config).trials()] == ["COMPLETE"] * 6
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        {"checkpoint_minutes": float("nan")},
+        {"checkpoint_minutes": -1.0},
+        {"runs": ""},
+        {"runs": "/proc/x"},
+    ],
+)
+def test_folders_and_intervals_that_cannot_be(flag, quick):
+    with pytest.raises(UserError):
+        make(quick, **flag)

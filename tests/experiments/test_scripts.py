@@ -1,0 +1,305 @@
+"""The scripts as a user starts them, at the smallest budgets."""
+
+import os
+import pty
+import re
+import select
+import shlex
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from stable_baselines3 import PPO
+
+from erl.experiments.comparison import ComparisonConfig, compare
+from erl.experiments.evolution import EvolutionConfig, evolve
+from erl.studies.storage import DEFAULT_STORAGE
+from erl.studies.study import Study, records
+
+pytestmark = pytest.mark.scripts
+ROOT = Path(__file__).parents[2]
+TINY = (
+    "--training_steps 300 --nb_trials 2 --nb_seeds 1 --units 5 --popsize 4 --workers 1 "
+    "--learner_config quick.yaml"
+)
+
+
+def command(name, flags):
+    return [sys.executable, str(ROOT / name), *shlex.split(flags)]
+
+
+def call(name, flags, **environment):
+    return subprocess.run(
+        command(name, flags),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [f"{kind}{n}.py" for kind in ("evolve", "test") for n in ("_multi_res", "_generalization")]
+    + ["evolve_res.py", "test.py"],
+)
+def test_help(name):
+    done = call(name, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--training_timesteps" in done.stdout
+    assert not list(Path().iterdir())
+
+
+def test_evolve_then_the_printed_command(quick):
+    """One run with every flag of ER-MRL's, then the very command that it prints."""
+    done = call(
+        "evolve_res.py",
+        f"{TINY} --env_id CartPole-v1 --h_test try.2 --training_timesteps 320 --sampler Cmaes "
+        f"--del_obs True --ep_eval 5 "
+        "--skip_c True --fixed_iss False --min_sr 0.1 --max_sr 10 --min_lr 0.1 --max_lr 1 "
+        "--min_iss 0.5 --max_iss 2 "
+        "--storage 'sqlite:///my studies.db'",
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    name = "CartPole-v1_try.2_0.32k_steps"
+    storage = "sqlite:///my studies.db"
+    best = Study(storage, name).best()
+    assert re.search(rf"best trial: +{best.number} of 2, fitness {best.value:.2f}", done.stdout)
+    assert f"iss {best.params['iss']:.6g}" in done.stdout
+    assert os.path.abspath("my studies.db") in done.stdout
+    printed = done.stdout.partition("test them:")[2].split("\n")[0]
+    words = shlex.split(printed)
+    assert words[:2] == ["python", "test.py"]
+
+    done = call("test.py", shlex.join([*words[2:], "--nb_seeds", "2", "--workers", "1"]))
+    assert (done.returncode, done.stderr) == (0, "")
+    arms = ["PPO", "RES_PPO_0.0003", "RES_PPO_0.0001", "RES_PPO_0.00005"]
+    for arm in arms:
+        assert (
+            len(re.findall(rf"^{re.escape(arm)} +2 ", done.stdout, re.MULTILINE)) == 2
+        )  # a row in each table
+    assert "P(arm > baseline)" in done.stdout
+    test_name = f"{name}_trial_{best.number}_test_0.32k_steps"
+    frame = records(storage, test_name)
+    assert sorted(set(frame.arm)) == sorted(arms)
+    assert sorted(set(frame.seed)) == [0, 1]
+    assert all(frame.curve.map(len) > 0)
+    evolved = records(storage, name)
+    for role in ("reservoir", "learner", "environment", "evaluation"):
+        assert not set(frame[f"seed_{role}"]) & set(evolved[f"seed_{role}"])
+    for arm in arms:
+        for seed in (0, 1):
+            model = PPO.load(f"models/{test_name}/{arm}/seed_{seed}.zip")
+            assert model.observation_space.shape == ((2,) if arm == "PPO" else (5 + 2 + 2 + 1,))
+            assert model.learning_rate == float(arm.partition("RES_PPO_")[2] or 3e-4)
+            assert list(Path(f"logs/{test_name}/{arm}/seed_{seed}").glob("events.*"))
+
+    again = call("test.py", shlex.join([*words[2:], "--nb_seeds", "2", "--workers", "1"]))
+    assert again.returncode == 0
+    assert "0 lifetimes to live" in again.stdout
+    assert (
+        again.stdout.partition("return of the last")[2]
+        == done.stdout.partition("return of the last")[2]
+    )
+
+
+ER_MRL = (
+    "--sampler Cmaes --ep_eval 3 --skip_c True --fixed_iss False "
+    "--min_sr 0.1 --max_sr 10 --min_lr 0.1 --max_lr 1 --min_iss 0.5 --max_iss 2"
+)
+
+
+def test_several_reservoirs_with_er_mrls_flags(quick):
+    task = "--env_id CartPole-v1 --nb_res 2 --h_test try_2 --training_timesteps 320 --del_obs True"
+    flags = f"{TINY} {task} {ER_MRL}"
+    done = call("evolve_multi_res.py", flags)
+    assert (done.returncode, done.stderr) == (0, "")
+    best = Study(DEFAULT_STORAGE, name := "CartPole-v1_2_try_2_0.32k_steps").best()
+    assert set(best.params) == {f"{p}_{k}" for k in (1, 2) for p in ("sr", "lr", "iss")}
+    steps = "--HP_training_steps 320 --training_steps 320 --nb_seeds 1"
+    flags = f"--env_id CartPole-v1 --nb_res 2 --h_test try_2 {steps}"
+    done = call("test_multi_res.py", f"{flags} --workers 1")
+    assert (done.returncode, done.stderr) == (0, "")
+    for arm in ("PPO", "RES_PPO_0.0003", "RES_PPO_0.0001", "RES_PPO_0.00005"):
+        assert len(re.findall(rf"^{re.escape(arm)} +1 ", done.stdout, re.MULTILINE)) == 2
+    assert PPO.load(f"models/{name}_trial_{best.number}_test_0.32k_steps/RES_PPO_0.0001/seed_0.zip")
+
+
+def test_generalisation_with_er_mrls_flags_then_the_printed_command(quick):
+    """A real set, whose environments no cohort can share; the test's environment has other
+    sizes.
+    """
+    flags = (
+        f"{TINY} --env_type Ant_Swimmer --nb_res 2 --h_test try --training_timesteps 1024 {ER_MRL}"
+    )
+    done = call("evolve_generalization.py", flags.replace("--nb_trials 2", "--nb_trials 1"))
+    assert (done.returncode, done.stderr) == (0, "")
+    name = "Ant_Swimmer_2_try_1k_steps"
+    assert "2 environments x 1 seeds x 1,024 steps" in done.stdout
+    [trial] = Study(DEFAULT_STORAGE, name).trials()
+    swimmer, ant = (trial.user_attrs[f"lifetime:{k}"]["fitness"] for k in (1, 0))
+    (low_ant, high_ant), (low, high) = Study(DEFAULT_STORAGE, name).config["references"].values()
+    by_hand = ((ant - low_ant) / (high_ant - low_ant) + (swimmer - low) / (high - low)) / 2
+    assert trial.value == pytest.approx(by_hand)
+    words = shlex.split(done.stdout.partition("test them:")[2].split("\n")[0])
+    assert words[:2] == ["python", "test_generalization.py"]
+    done = call(
+        words[1],
+        shlex.join([*words[2:], "--nb_seeds", "1", "--workers", "1", "--arms", "RES_PPO_0.0003"]),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Path(
+        f"models/{name}_trial_0_on_HalfCheetah-v4_test_1k_steps/RES_PPO_0.0003/seed_0.zip"
+    ).exists()
+    flags = (
+        "--nb_res 2 --HP_env_type Ant_Swimmer --env_id Ant-v5 --h_test try --HP_training_steps 1024"
+    )
+    done = call("test_generalization.py", flags)
+    assert done.returncode == 2
+    assert done.stderr.startswith("test_generalization.py: error: the evolution saw Ant-v5")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("evolve_multi_res.py", f"{TINY} --env_id CartPole-v1 --nb_res 2 --obs_units 11"),
+        ("evolve_generalization.py", f"{TINY} --env_id CartPole-v1"),
+        ("test_generalization.py", "--study nothing --storage sqlite:///foreign.db"),
+        ("evolve_res.py", f"{TINY} --env_id HalfCheeta-v4"),
+        ("evolve_res.py", f"{TINY} --env_id CartPole-v1 --learner SAC"),
+        ("evolve_res.py", f"{TINY} --env_id CarRacing-v3"),
+        ("evolve_res.py", f"{TINY} --env_id CartPole-v1 --storage sqlite:///foreign.db"),
+        ("test.py", "--study nothing --storage sqlite:///foreign.db"),
+    ],
+)
+def test_bad_input_in_a_process_of_its_own(name, flags, quick):
+    """Warnings of libraries go to a process's stderr past pytest, so some of `test_cli`'s bad
+    inputs come again here.
+    """
+    with sqlite3.connect("foreign.db") as connection:
+        connection.execute("CREATE TABLE recipes (name TEXT)")
+    before = sorted(Path().rglob("*"))
+    done = call(name, flags)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"{name}: error: ")
+    assert done.stderr.count("\n") == 1
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_a_terminal_shows_live_progress(quick):
+    main, side = pty.openpty()
+    process = subprocess.Popen(
+        command("evolve_res.py", f"{TINY} --env_id CartPole-v1 --training_steps 4000 --engine sb3"),
+        stdout=side,
+        stderr=side,
+        env={**os.environ, "TERM": "xterm"},
+    )
+    os.close(side)
+    shown = b""
+    while True:
+        try:
+            if select.select([main], [], [], 120)[0]:
+                shown += os.read(main, 65536)
+            else:
+                break
+        except OSError:  # the other end is closed
+            break
+    assert process.wait() == 0
+    text = " ".join(shown.decode().split())  # lines are wrapped at the terminal's width
+    assert re.search(r"generation 0 trials 0/2 \(2 running\) best -", text)
+    assert re.search(
+        r"trials 1/2 \(1 running\) best \d+\.\d+ \(trial \d\) [\d,]+ steps/s \d+ s left", text
+    )
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h")  # the cursor is back
+
+
+def test_two_commands_at_once_share_a_study(quick):
+    processes = [
+        subprocess.Popen(
+            command("evolve_res.py", f"{TINY} --env_id CartPole-v1 --nb_trials 8"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    said = [p.communicate(timeout=240) for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], said
+    trials = Study(DEFAULT_STORAGE, "CartPole-v1_main_0.3k_steps").trials()
+    asked, beyond = trials[:8], trials[8:]
+    assert [t.state.name for t in asked] == ["COMPLETE"] * 8
+    assert len({str(t.params) for t in asked}) == 8
+    # Begun by both at the same moment: it waits until the study is made longer.
+    assert all(t.state.name == "WAITING" for t in beyond)
+    assert len(beyond) <= 4
+
+
+# -- the test phase, without processes --
+
+
+@pytest.fixture
+def evolved(quick, inline, sink):
+    config = EvolutionConfig(
+        env_id="toy_environments:Recall-v0",
+        training_steps=64,
+        nb_trials=2,
+        nb_seeds=1,
+        units=5,
+        learner_config=quick,
+        workers=1,
+        engine="sb3",
+    )
+    evolve(config, sink)
+    return config
+
+
+def flags(evolved, **options):
+    settings = {
+        "env_id": evolved.env_id,
+        "HP_training_steps": 64,
+        "training_steps": 64,
+        "workers": 1,
+        "nb_seeds": 2,
+    }
+    return ComparisonConfig(**(settings | options))
+
+
+def test_a_slurm_array_index_picks_the_seed(evolved, sink, monkeypatch):
+    for index in ("3", "1"):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", index)
+        assert compare(flags(evolved), sink) == 0
+    best = Study(DEFAULT_STORAGE, "toy_environments:Recall-v0_main_0.064k_steps").best().number
+    name = f"toy_environments:Recall-v0_main_0.064k_steps_trial_{best}_test_0.064k_steps"
+    frame = records(DEFAULT_STORAGE, name)
+    assert sorted(frame.seed) == [1, 1, 1, 3, 3, 3]
+    folder = Path("models") / name.replace(":", "_")
+    assert (folder / "PPO" / "seed_3.zip").exists()
+    assert all(Path().resolve() in p.resolve().parents for p in Path().rglob("*"))
+    for bad in ("x", "-1", "²", "99999999", ""):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", bad)
+        with pytest.raises(Exception, match="SLURM_ARRAY_TASK_ID"):
+            compare(flags(evolved), sink)
+
+
+def test_arms_can_be_chosen_and_what_failed_is_tried_again(evolved, sink, monkeypatch):
+    arms = flags(evolved, arms="PPO, RES_PPO_0.0001", nb_seeds=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("erl.learners.sb3.SB3Agent.save", lambda *_: 1 / 0)
+        assert compare(arms, sink) == 1
+    assert "failed: PPO seed 0: lifetime 0: ZeroDivisionError: division by zero" in str(sink)
+    assert compare(arms, sink) == 0
+    assert "RES_PPO_0.0003" not in str(sink)
+    with pytest.raises(Exception, match="unknown agent 'TRPO' in --arms"):
+        compare(flags(evolved, arms="TRPO"), sink)
+
+
+def test_published_code_tests_on_the_seeds_of_the_evolution(evolved, sink):
+    assert compare(flags(evolved, published_code=True, arms="RES_PPO_0.0003"), sink) == 0
+    study = Study(DEFAULT_STORAGE, "toy_environments:Recall-v0_main_0.064k_steps")
+    frame = records(
+        DEFAULT_STORAGE, f"{study.name}_trial_{study.best().number}_test_0.064k_steps_published"
+    )
+    assert sorted(frame.seed_reservoir) == [0, 1]

@@ -1,0 +1,225 @@
+"""One learner on one task: flags, what is stored and reported, going on, and the command itself."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from stable_baselines3 import PPO, TD3
+
+from erl.cli import parse
+from erl.errors import UserError
+from erl.experiments.single import SingleConfig, lifetime, parse_settings, run
+from erl.studies.study import Study, records
+from erl.worlds.specification import Seeds
+
+RE2 = (
+    "init_steps=60,learning_starts=50,batch_size=16,pr=8,frac_frames_train=0.1,time_steps=5,"
+    "eval_freq=0,sync_period=1"
+)
+
+
+def config(**flags):
+    defaults = {
+        "env_id": "toy_environments:Reach-v0",
+        "steps": 300,
+        "set": RE2,
+        "ep_eval": 2,
+        "workers": 1,
+        "checkpoint_minutes": 0.0,
+    }
+    return SingleConfig(**{**defaults, **flags})
+
+
+def test_settings_on_the_command_line():
+    assert parse_settings(None) == {}
+    assert parse_settings("pr=64,theta=0.3, EA=false,device=cpu,tau=5e-3") == {
+        "pr": 64,
+        "theta": 0.3,
+        "EA": False,
+        "device": "cpu",
+        "tau": 0.005,
+    }
+    assert parse_settings(
+        "learning_rate=lin_3e-4,policy_kwargs=dict(net_arch=[64, 64], activation_fn=nn.ReLU)"
+    ) == {
+        "learning_rate": "lin_3e-4",
+        "policy_kwargs": "dict(net_arch=[64, 64], activation_fn=nn.ReLU)",
+    }
+    assert parse_settings("net=[1, 2],more={a: 1, b: 2}") == {
+        "net": [1, 2],
+        "more": {"a": 1, "b": 2},
+    }
+    nested = (
+        "policy_kwargs={net_arch: {pi: [8, 8], qf: [8]}},b=[[1, 2], [3]],c='1,5',"
+        "d=dict(net_arch=dict(pi=[4], vf=[4]))"
+    )
+    assert parse_settings(nested) == {
+        "policy_kwargs": {"net_arch": {"pi": [8, 8], "qf": [8]}},
+        "b": [[1, 2], [3]],
+        "c": "1,5",
+        "d": "dict(net_arch=dict(pi=[4], vf=[4]))",
+    }
+    assert parse_settings("a='1',b=1") == {"a": "1", "b": 1}
+    for text in (
+        "pr",
+        "=3",
+        "a b=3",
+        "x=[1",
+        "a=1,a=2",
+        "a=2020-01-01",
+        "a=2020-13-45",
+        "a=!!int x",
+        "a=&x [*x]",
+    ):
+        with pytest.raises(UserError, match="--set"):
+            parse_settings(text)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"steps": 0}, "--steps is at least 1"),
+        ({"seeds": "1,x"}, "--seeds are whole numbers"),
+        ({"seeds": ""}, "--seeds are whole numbers"),
+        ({"set": "thta=1"}, "did you mean theta"),
+        ({"set": "OFF_TYPE=7"}, "OFF_TYPE is 0 or 1"),
+        (
+            {"learner": "PPO", "env_id": "CartPole-v1", "set": "eval_freq=-1"},
+            "eval_freq is a whole number from 0",
+        ),
+        ({"learner": "ERLRe2", "set": None}, "unknown learner"),
+        ({"env_id": "CartPole-v1"}, "continuous"),
+        ({"h_test": "../x"}, "no name"),
+        ({"seed": -1}, "not negative"),
+    ],
+)
+def test_bad_input_writes_nothing(flags, says, sink):
+    with pytest.raises(UserError, match=says):
+        run(config(**flags), sink)
+    assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.usefixtures("inline")
+def test_seeds_are_trained_stored_and_not_trained_again(sink):
+    assert run(config(nb_seeds=2), sink) == 0
+    name = "toy_environments:Reach-v0_ERL-Re2_single_0.3k_steps"
+    frame = records("sqlite:///studies.db", name)
+    assert sorted(frame.seed) == [0, 1]
+    assert list(frame.sort_values("seed").seed_learner) == [
+        Seeds.derive(0, "single", k).learner for k in range(2)
+    ]
+    assert "ERL-Re2 (rl)" in str(sink)
+    folder = Path("models") / name.replace(":", "_")
+    assert {p.name for p in folder.iterdir()} == {
+        f"seed_{k}{e}" for k in range(2) for e in (".zip", ".rl.zip", ".json")
+    }
+    TD3.load(folder / "seed_1.rl.zip")
+    assert list(Path("logs").rglob("events*"))
+    assert not list(Path("runs").rglob("*.pkl*")), (
+        "checkpoints and status go when the record is stored"
+    )
+    before = frame.to_json()
+    assert run(config(seeds="1,3"), sink) == 0
+    after = records("sqlite:///studies.db", name)
+    assert sorted(after.seed) == [0, 1, 3]
+    assert after[after.seed < 2].to_json() == before
+    with pytest.raises(UserError, match="another configuration"):
+        run(config(set=f"{RE2},theta=0.9"), sink)
+
+
+@pytest.mark.usefixtures("inline")
+@pytest.mark.parametrize(("learner", "kind"), [("PPO", PPO), ("td3", TD3)])
+def test_every_learner(learner, kind, sink):
+    settings = (
+        "n_steps=64,batch_size=32,n_epochs=1"
+        if kind is PPO
+        else "learning_starts=50,buffer_size=500"
+    )
+    assert run(config(learner=learner, set=settings), sink) == 0
+    (model,) = Path("models").rglob("seed_0.zip")
+    kind.load(model)
+    assert "seed   0  return" in str(sink)
+
+
+@pytest.mark.usefixtures("inline")
+def test_seeds_that_another_process_trains_are_told(sink, monkeypatch):
+    assert run(config(), sink) == 0
+    assert "another process" not in str(sink)
+    monkeypatch.setattr("erl.experiments.single.fill", lambda *_: None)
+    assert run(config(seeds="0,4,5"), sink) == 0
+    assert "another process trains seeds 4, 5" in str(sink)
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_failed_lifetime_is_told_and_tried_again(sink):
+    flags = {"env_id": "toy_environments:Faulty-reward-v0", "steps": 200}
+    assert run(config(**flags), sink) == 1
+    assert "not finite" in str(sink)
+    assert run(config(**flags), sink) == 1
+    study = Study(
+        "sqlite:///studies.db", "toy_environments:Faulty-reward-v0_ERL-Re2_single_0.2k_steps"
+    )
+    assert len(study.trials("FAIL")) == 2
+
+
+def test_published_seeds():
+    stored = {
+        k: getattr(config(), k)
+        for k in ("env_id", "del_obs", "engine", "steps", "seed", "ep_eval", "learner")
+    }
+    stored["learner_config"] = {}
+    assert lifetime(stored | {"published_code": True}, 3).seeds == Seeds.published(3)
+    assert lifetime(stored | {"published_code": False}, 3).seeds == Seeds.derive(0, "single", 3)
+
+
+def test_flags():
+    parsed = parse(
+        SingleConfig,
+        ["--learner", "ERL-Re2", "--env_id", "HalfCheetah-v4", "--training-timesteps", "5000"],
+    )
+    assert (parsed.steps, parsed.env_id) == (5000, "HalfCheetah-v4")
+    assert SingleConfig(seeds="4, 2,4").indices() == [4, 2]
+
+
+def test_a_slurm_array_index_picks_the_seed(monkeypatch):
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7")
+    assert SingleConfig(nb_seeds=3).indices() == [7]
+    assert SingleConfig(nb_seeds=3, seeds="1,2").indices() == [1, 2]
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7x")
+    with pytest.raises(UserError, match="SLURM_ARRAY_TASK_ID"):
+        SingleConfig().indices()
+
+
+@pytest.mark.scripts
+def test_the_command_with_workers():
+    flags = [
+        "--env_id",
+        "toy_environments:Reach-v0",
+        "--steps",
+        "300",
+        "--set",
+        RE2,
+        "--ep_eval",
+        "2",
+    ]
+    command = [sys.executable, "-m", "erl", *flags, "--nb_seeds", "2", "--workers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "ERL-Re2 (rl)" in done.stdout
+    bad = subprocess.run([*command[:3], "--steps", "x"], capture_output=True, text=True)
+    assert bad.returncode == 2
+    assert bad.stderr.startswith("python -m erl: error: ")
+    assert bad.stderr.count("\n") == 1
+
+
+def test_status_is_shown(sink):
+    from erl.experiments.single import _Progress
+
+    Path("s.json").write_text(json.dumps({"rl": 1234.5, "updates/s": 90.0}))
+    progress = _Progress(1000, {0: "s.json", 1: "missing.json", 2: None}, sink)
+    progress.tick(100)
+    assert "100 of 3,000 frames" in sink.statuses[0]
+    assert "seed 0: rl 1,234.5, updates/s 90.0" in sink.statuses[0]
+    assert "seed 1" not in sink.statuses[0]

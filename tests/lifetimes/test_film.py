@@ -1,0 +1,115 @@
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+
+from erl.cli import parse
+from erl.errors import UserError
+from erl.lifetimes.film import FilmConfig, film
+from erl.lifetimes.lifetime import Job, live, load_model
+from erl.worlds.evaluation import evaluate
+from erl.worlds.reservoirs import Context, ReservoirParams
+from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
+from erl.worlds.tasks import Task
+
+RE2 = {
+    "init_steps": 100,
+    "learning_starts": 50,
+    "batch_size": 16,
+    "pr": 8,
+    "frac_frames_train": 0.05,
+    "eval_freq": 0,
+}
+
+
+def trained(folder, learner, env_id="Pendulum-v1", steps=1300, **config):
+    context = Context((ReservoirParams(units=8, sr=0.9, lr=0.5),))
+    task, seeds = Task(env_id), Seeds.derive(1, "single", 0)
+    spec = LifetimeSpec(task, LearnerSpec(learner, config), steps, seeds, context, 2, "final_eval")
+    (record,) = live(Job((spec,), models=(str(folder / "seed_0"),)))
+    assert record.error is None, record.traceback
+    return record
+
+
+@pytest.mark.parametrize(
+    ("learner", "config"),
+    [
+        ("PPO", {"n_steps": 64}),
+        ("RecurrentPPO", {"n_steps": 64, "policy_kwargs": {"lstm_hidden_size": 8}}),
+        ("SAC", {"learning_starts": 1200, "normalize": True}),
+        ("ERL-Re2", RE2),
+    ],
+)
+def test_a_saved_agent_is_the_one_that_was_trained(tmp_path, learner, config):
+    record = trained(tmp_path, learner, **config)
+    for path in (tmp_path / "seed_0", f"{tmp_path}/seed_0.zip"):
+        spec, agent = load_model(path)
+        assert spec == record.spec
+        again = evaluate(agent, spec.make_env(), 2, spec.seeds.evaluation)
+        assert again.returns == pytest.approx(record.final_returns, rel=1e-6)
+
+
+def test_the_agent_beside_another_too(tmp_path):
+    record = trained(tmp_path, "ERL-Re2", **RE2)
+    spec, agent = load_model(tmp_path / "seed_0.rl.zip")
+    again = evaluate(agent, spec.make_env(), 2, spec.seeds.evaluation)
+    assert list(again.returns) == pytest.approx(record.inner["final_returns"]["rl"], rel=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_a_film_shows_the_episode(tmp_path, sink, suffix):
+    trained(tmp_path, "PPO", n_steps=64)
+    file = tmp_path / "films" / f"a{suffix}"
+    assert film(FilmConfig(model=f"{tmp_path}/seed_0", file=str(file), steps=12), sink) == 0
+    frames = imageio.imread(file, plugin="pillow", mode="RGB", index=...)
+    assert frames.shape == (13, 500, 500, 3)
+    assert (np.abs(np.diff(frames.astype(int), axis=0)).max((1, 2, 3)) > 0).all()
+    assert "12 steps, the episode goes on" in str(sink)
+    with pytest.raises(UserError, match="--overwrite"):
+        film(FilmConfig(model=f"{tmp_path}/seed_0", file=str(file), steps=12), sink)
+    assert film(FilmConfig(model=f"{tmp_path}/seed_0", file=str(file), overwrite=True), sink) == 0
+    # Its return is the one that the same policy has in the same episode.
+    spec, agent = load_model(tmp_path / "seed_0")
+    assert f"return {evaluate(agent, spec.make_env(), 1, 0).returns[0]:,.1f}" in str(sink)
+
+
+def test_a_normalised_model_without_its_statistics_is_refused(tmp_path):
+    trained(tmp_path, "SAC", learning_starts=1200, normalize=True)
+    (tmp_path / "seed_0.vecnormalize.pkl").unlink()
+    with pytest.raises(UserError, match=r"vecnormalize\.pkl is missing"):
+        load_model(tmp_path / "seed_0")
+
+
+def test_mp4_without_its_package_is_refused_before_anything_is_drawn(tmp_path, sink, monkeypatch):
+    trained(tmp_path, "PPO", n_steps=64)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install imageio-ffmpeg"):
+        film(FilmConfig(model=f"{tmp_path}/seed_0", file=f"{tmp_path}/a.MP4"), sink)
+
+
+def test_bad_input_and_what_it_leaves(tmp_path, sink):
+    with pytest.raises(UserError, match="--model is missing"):
+        parse(FilmConfig, [])
+    with pytest.raises(UserError, match="at least 1"):
+        FilmConfig(model="a", steps=0)
+    with pytest.raises(UserError, match="no model"):
+        film(FilmConfig(model=f"{tmp_path}/none"), sink)
+    trained(tmp_path, "PPO", "toy_environments:Reach-v0", n_steps=64)
+    with pytest.raises(UserError, match="ends in none of"):
+        film(FilmConfig(model=f"{tmp_path}/seed_0", file="a.avi"), sink)
+    (tmp_path / "folder.gif").mkdir()
+    with pytest.raises(UserError, match="is no file"):
+        film(
+            FilmConfig(model=f"{tmp_path}/seed_0", file=f"{tmp_path}/folder.gif", overwrite=True),
+            sink,
+        )
+    with pytest.raises(UserError, match="cannot be written"):
+        film(FilmConfig(model=f"{tmp_path}/seed_0", file="/proc/a.gif"), sink)
+    with pytest.raises(UserError, match="none of"):
+        film(FilmConfig(model=f"{tmp_path}/seed_0", file="a.avi"), sink)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=r"draw|filmed"):
+        film(FilmConfig(model=f"{tmp_path}/seed_0"), sink)
+    assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "seed_0.zip").write_bytes(b"torn")
+    with pytest.raises(UserError, match="cannot be read"):
+        film(FilmConfig(model=f"{tmp_path}/seed_0"), sink)

@@ -1,0 +1,208 @@
+"""Names, ranges and whole numbers of what is searched, and the reservoirs and settings that values
+describe.
+"""
+
+import pytest
+from optuna.distributions import FloatDistribution, IntDistribution
+
+from erl.errors import UserError
+from erl.experiments.evolution import (
+    EvolutionConfig,
+    GeneralizationConfig,
+    MultiEvolutionConfig,
+    stored_config,
+)
+from erl.search.space import Range, learner_settings, make_context, parse_evolve, search_space
+from erl.studies.study import distributions
+from erl.worlds.reservoirs import Context, ReservoirParams
+
+
+def stored(kind=EvolutionConfig, **options):
+    """A configuration as a study stores it."""
+
+    class Silent:
+        def line(self, text):
+            raise AssertionError(text)
+
+    return stored_config(kind(**options), Silent())
+
+
+# -- --evolve --
+
+
+@pytest.mark.parametrize("text", [None, "", " , "])
+def test_nothing_more_is_searched_by_default(text):
+    assert parse_evolve(text) == {}
+
+
+def test_names_alone_have_ranges_of_their_own():
+    assert parse_evolve("units, rc_connectivity,input_connectivity,bias") == {
+        "units": Range(20, 400, True),
+        "rc_connectivity": Range(0.01, 1.0, True),
+        "input_connectivity": Range(0.01, 1.0, True),
+        "bias": Range(0.01, 1.0, True),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "whole"),
+    [
+        ("units=5:9", Range(5, 9, False), True),
+        ("units=5:9:log", Range(5, 9, True), True),
+        ("units=5:9:linear", Range(5, 9, False), True),
+        ("units=7:7", Range(7, 7, False), True),
+        ("bias=0:1", Range(0.0, 1.0, False), False),
+        ("rc_connectivity=1:1", Range(1.0, 1.0, False), False),
+        ("learner.learning_rate=1e-5:1e-2:log", Range(1e-5, 1e-2, True), False),
+        ("learner.n_steps=32:64", Range(32, 64, False), True),
+        ("learner.gamma=0.9:1", Range(0.9, 1.0, False), False),
+        ("learner.vf_coef=-1:1.0", Range(-1.0, 1.0, False), False),
+    ],
+)
+def test_ranges(text, expected, whole):
+    [found] = parse_evolve(text).values()
+    assert found == expected
+    assert found.whole is whole
+    [distribution] = distributions({"x": found}).values()
+    assert isinstance(distribution, IntDistribution if whole else FloatDistribution)
+    assert (distribution.low, distribution.high, distribution.log) == (
+        expected.low,
+        expected.high,
+        expected.log,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("unit", "'unit'; did you mean units"),
+        ("nonsense", "does not know 'nonsense'"),
+        ("sr=1:2", "does not know 'sr'"),
+        ("units,units=3:5", "names 'units' twice"),
+        ("units=20", "a range is low:high"),
+        ("units=a:b", "a range is low:high"),
+        ("units=3:5:cubic", "a range is low:high"),
+        ("units=3:5:log:log", "a range is low:high"),
+        ("units=9:5", "lies above"),
+        ("units=2:5", "between 3 and"),
+        ("units=5.0:9", "whole numbers"),
+        ("units=5:9.5", "whole numbers"),
+        ("bias=-1:1", "between 0 and"),
+        ("bias=0:1:log", "above 0"),
+        ("rc_connectivity=0:1", "between 0 and 1"),
+        ("input_connectivity=0.1:1.1", "between 0 and 1"),
+        ("learner.learning_rate", "needs a range"),
+        ("learner.learning_rate=nan:1", "range|bound"),
+        ("learner.learning_rate=1:inf", "range|bound"),
+        ("learner.learning_rate=0:1:log", "above 0"),
+    ],
+)
+def test_what_cannot_be_searched(text, said):
+    with pytest.raises(UserError, match=said):
+        parse_evolve(text)
+
+
+# -- the search space --
+
+
+def test_one_reservoir_has_plain_names():
+    assert search_space(stored()) == {"sr": Range(1e-4, 1e2), "lr": Range(1e-2, 1.0)}
+    assert list(search_space(stored(fixed_iss=False))) == ["sr", "lr", "iss"]
+    assert search_space(stored(fixed_iss=False, min_iss=2.0, max_iss=3.0))["iss"] == Range(
+        2.0, 3.0, True
+    )
+
+
+@pytest.mark.parametrize("kind", [MultiEvolutionConfig, GeneralizationConfig])
+def test_several_reservoirs_have_er_mrls_names(kind):
+    config = stored(kind, nb_res=2)
+    assert list(search_space(config)) == ["sr_1", "lr_1", "iss_1", "sr_2", "lr_2", "iss_2"]
+    assert set(search_space(stored(kind, nb_res=1, fixed_iss=True))) == {"sr_1", "lr_1"}
+    assert search_space(config)["iss_2"] == Range(0.1, 10.0, True)
+
+
+def test_more_parameters_join_for_each_reservoir_and_settings_once():
+    evolve = "units=5:9,bias,learner.gamma=0.9:0.99"
+    more = {"units": Range(5, 9, False), "bias": Range(0.01, 1.0)}
+    gamma = {"learner.gamma": Range(0.9, 0.99, False)}
+    one = search_space(stored(evolve=evolve))
+    assert one == search_space(stored()) | more | gamma
+    several = search_space(stored(MultiEvolutionConfig, nb_res=2, evolve=evolve))
+    assert several == search_space(stored(MultiEvolutionConfig, nb_res=2)) | gamma | {
+        f"{name}_{k}": r for name, r in more.items() for k in (1, 2)
+    }
+    assert stored(evolve=evolve)["popsize"] == 4 + int(
+        3 * 1.6094379
+    )  # 3 ln 5, five searched parameters
+
+
+# -- what values describe --
+
+
+def test_values_of_one_reservoir():
+    assert make_context(stored(units=7), {"sr": 0.5, "lr": 0.25}) == Context(
+        (ReservoirParams(7, 0.5, 0.25, 1.0),)
+    )
+    assert (
+        make_context(stored(fixed_iss=False), {"sr": 0.5, "lr": 0.25, "iss": 3.0}).reservoirs[0].iss
+        == 3.0
+    )
+
+
+def test_values_of_several_reservoirs_stay_apart():
+    params = {
+        "sr_1": 0.1,
+        "lr_1": 0.2,
+        "iss_1": 0.3,
+        "sr_2": 0.4,
+        "lr_2": 0.5,
+        "iss_2": 0.6,
+        "units_2": 9,
+    }
+    params |= {"rc_connectivity_1": 0.7, "input_connectivity_2": 0.8, "bias_1": 0.9}
+    assert make_context(stored(MultiEvolutionConfig, nb_res=2, units=7), params).reservoirs == (
+        ReservoirParams(7, 0.1, 0.2, 0.3, rc_connectivity=0.7, bias=0.9),
+        ReservoirParams(9, 0.4, 0.5, 0.6, input_connectivity=0.8),
+    )
+
+
+def test_a_study_older_than_partial_context_shows_all_neurons():
+    config = stored()
+    del config["obs_units"], config["evolve"]
+    assert make_context(config, {"sr": 1.0, "lr": 1.0}).obs_units is None
+    assert set(search_space(config)) == {"sr", "lr"}
+
+
+def test_the_rest_of_the_context_is_the_studys():
+    context = make_context(
+        stored(skip_c=True, reset_res=False, published_code=True, obs_units=4),
+        {"sr": 1.0, "lr": 1.0},
+    )
+    assert (context.skip_c, context.reset_res, context.feed_action, context.obs_units) == (
+        True,
+        False,
+        False,
+        4,
+    )
+
+
+@pytest.mark.parametrize(("kind", "neurons"), [(EvolutionConfig, 5), (MultiEvolutionConfig, 15)])
+def test_a_policy_sees_no_more_neurons_than_there_are(kind, neurons):
+    params = {
+        f"{name}{suffix}": 0.5 for name in ("sr", "lr", "iss") for suffix in ("", "_1", "_2", "_3")
+    }
+    assert make_context(stored(kind, units=5, obs_units=neurons), params).obs_units == neurons
+    with pytest.raises(UserError, match=f"1 to {neurons} of {neurons} neurons, not {neurons + 1}"):
+        make_context(stored(kind, units=5, obs_units=neurons + 1), params)
+
+
+def test_proposed_settings_go_before_those_of_the_study():
+    config = stored() | {"learner_config": {"gamma": 0.9, "n_steps": 64}}
+    before = dict(config["learner_config"])
+    assert learner_settings(config, {"sr": 1.0}) == before
+    assert learner_settings(config, {"sr": 1.0, "learner.gamma": 0.5, "learner.vf_coef": 0.1}) == {
+        "gamma": 0.5,
+        "n_steps": 64,
+        "vf_coef": 0.1,
+    }
+    assert config["learner_config"] == before

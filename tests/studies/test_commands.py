@@ -1,0 +1,378 @@
+import csv
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+from conftest import ROOT
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState, create_trial
+
+from erl.cli import figure
+from erl.errors import UserError
+from erl.experiments.evolution import EvolutionConfig, evolve
+from erl.studies.commands import CopyConfig, ExportConfig, copy_study, export_study, main
+from erl.studies.storage import open_storage
+from erl.studies.study import COPY, Study, records
+
+KINDS = ["sqlite", "journal", "postgresql"]
+ENV = "toy_environments:Recall-v0"
+NAME = f"{ENV}_main_0.064k_steps"
+
+
+def call(capsys, *words):
+    """Exit code, lines of stdout, stderr."""
+    with pytest.raises(SystemExit) as e:
+        main(words)
+    said = capsys.readouterr()
+    return e.value.code, said.out.splitlines(), said.err
+
+
+@pytest.fixture
+def evolved(request, storage, quick, inline, sink):
+    """A storage with an evolution of three trials; the last of them failed."""
+    settings = {
+        "training_steps": 64,
+        "nb_trials": 2,
+        "nb_seeds": 2,
+        "units": 5,
+        "popsize": 3,
+        "sampler": "Random",
+    }
+    evolve(
+        EvolutionConfig(
+            env_id=ENV, **settings, learner_config=quick, engine="sb3", workers=1, storage=storage
+        ),
+        sink,
+    )
+    study = Study(storage, NAME)
+    failed = study.storage.create_new_trial(study._id)
+    study.storage.set_trial_user_attr(
+        failed, "error", {"reason": "the simulator exploded", "traceback": None}
+    )
+    study.storage.set_trial_user_attr(failed, "lost", 1)
+    study.storage.set_trial_state_values(failed, TrialState.FAIL)
+    return storage
+
+
+def rich_study(storage, name="rich"):
+    """One of another program's, with everything that a study can hold."""
+    study = optuna.create_study(study_name=name, storage=storage, direction="minimize")
+    space = {
+        "x": FloatDistribution(1e-4, 1e2, log=True),
+        "n": IntDistribution(2, 10, step=2),
+        "c": CategoricalDistribution(("a", None, 1.5)),
+    }
+
+    def add(**more):
+        params = {"x": 0.1 + 0.2, "n": 4, "c": None}
+        study.add_trial(create_trial(**{"params": params, "distributions": space, **more}))
+
+    add(
+        value=1 / 3,
+        user_attrs={"words": "Ünïcode", "deep": {"a": [1, {"b": None}]}},
+        system_attrs={"cmaes:restart": 3},
+    )
+    add(value=math.inf)
+    add(state=TrialState.PRUNED, value=2.5, intermediate_values={0: 1.0, 7: math.nan, 3: -math.inf})
+    add(state=TrialState.FAIL)
+    add(state=TrialState.RUNNING, params={}, distributions={})
+    study.enqueue_trial({"x": 1.0, "n": 2, "c": "a"})
+    study.set_user_attr("config", {"text": "words", "list": [1, 2.5, None]})
+    study.set_user_attr("lease:x", 17)
+    study._storage.set_study_system_attr(study._study_id, "of the system", [1])
+    return study
+
+
+def content(storage, name):
+    opened = open_storage(storage)
+    study = optuna.load_study(study_name=name, storage=opened)
+    system = {k: v for k, v in opened.get_study_system_attrs(study._study_id).items() if k != COPY}
+    trials = []
+    for t in study.get_trials():
+        has = (
+            t.number,
+            t.state,
+            t.values and list(t.values),
+            t.params,
+            t.distributions,
+            t.user_attrs,
+            t.system_attrs,
+        )
+        trials.append(
+            [
+                *has,
+                repr(sorted(t.intermediate_values.items())),
+                t.datetime_start,
+                t.datetime_complete,
+            ]
+        )
+    return study.directions, study.user_attrs, system, trials
+
+
+# -- list and show --
+
+
+@pytest.mark.parametrize("storage", KINDS, indirect=True)
+def test_list_and_show(evolved, capsys):
+    rich_study(open_storage(evolved))
+    code, lines, err = call(capsys, "list", "--storage", evolved)
+    assert (code, err) == (0, "")
+    best = Study(evolved, NAME).best()
+    assert re.fullmatch(r"study +kind +trials +best fitness +last change", lines[0])
+    [line] = [s for s in lines if s.startswith(NAME)]
+    assert re.search(
+        rf"evolution +2 complete, 1 fail +{re.escape(figure(best.value))} +20\d\d-\d\d-\d\d "
+        rf"\d\d:\d\d$",
+        line,
+    )
+    [line] = [s for s in lines if s.startswith("rich")]
+    assert re.search(r"2 complete, 1 pruned, 1 fail, 1 running, 1 waiting +0\.3333 ", line)
+
+    code, lines, err = call(capsys, "show", "--storage", evolved, "--study", NAME)
+    assert (code, err) == (0, "")
+    text = "\n".join(lines)
+    assert f"  env_id: {json.dumps(ENV)}" in lines
+    assert '  sampler: "Random"' in lines
+    assert re.search(
+        rf"best trials:\n +{best.number}  fitness +{re.escape(figure(best.value))}  sr "
+        rf"{best.params['sr']:.6g}",
+        text,
+    )
+    assert re.search(r"failed trials:\n +2  the simulator exploded", text)
+    assert "taken up again: trial 2, 1 x" in text
+    assert "s3cret" not in text
+
+
+@pytest.mark.parametrize("storage", ["sqlite"], indirect=True)
+def test_a_single_study_needs_no_name_and_an_empty_storage_says_so(evolved, capsys):
+    assert call(capsys, "show", "--storage", evolved)[1][0].startswith(NAME)
+    open_storage("sqlite:///new.db", create=True)
+    assert call(capsys, "list", "--storage", "sqlite:///new.db") == (
+        0,
+        ["sqlite:///new.db has no study yet"],
+        "",
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "a command is missing"),
+        ("lst", "unknown command 'lst'; did you mean list?"),
+        ("list --storge x", "unrecognized arguments: --storge x"),
+        ("list --storage sqlite:///missing.db", "there is no study database missing.db"),
+        (
+            "show --storage sqlite:///two.db",
+            "--study is missing: which one of sqlite:///two.db; it has one, two",
+        ),
+        (
+            "show --storage sqlite:///two.db --study tow",
+            "no study 'tow' in sqlite:///two.db; did you mean two?",
+        ),
+        ("show --storage sqlite:///two.db --study two --best -1", "--best is not negative"),
+        ("export --storage sqlite:///two.db --study two", "--file is missing"),
+        (
+            "export --storage sqlite:///two.db --study two --file x.csv --rows trial",
+            "did you mean trials?",
+        ),
+        (
+            "export --storage sqlite:///two.db --study two --file x.csv",
+            "stores no lifetimes; --rows trials",
+        ),
+        (
+            "export --storage sqlite:///two.db --study two --file no/x.csv --rows trials",
+            "its folder does not exist",
+        ),
+        (
+            "export --storage sqlite:///two.db --study two --file two.db --rows trials",
+            "two.db exists; --overwrite",
+        ),
+        (
+            "export --storage sqlite:///two.db --study two --file . --rows trials --overwrite",
+            "is no file",
+        ),
+        ("copy --storage sqlite:///two.db --study two", "--to is missing"),
+        (
+            "copy --storage sqlite:///two.db --study two --to sqlite:///two.db",
+            "onto itself; --to_name",
+        ),
+        (
+            "copy --storage sqlite:///two.db --study two --to sqlite:///two.db --to_name one",
+            "has a study 'one'; --overw",
+        ),
+        (
+            "copy --storage sqlite:///two.db --study two --to nowhere/x.log",
+            "cannot write the journal file nowhere",
+        ),
+        (
+            "copy --storage sqlite:///two.db --study two --to postgresql://u:s3cret@127.0.0.1:1/d",
+            "u:***@127.0.0.1:1/d",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_changes_nothing(words, message, capsys):
+    for name in ("one", "two"):
+        optuna.create_study(study_name=name, storage="sqlite:///two.db")
+    before = {p: p.read_bytes() for p in Path().iterdir()}
+    code, lines, err = call(capsys, *words.split())
+    assert (code, lines) == (2, [])
+    assert err.startswith("erl.studies")
+    assert message in err
+    assert err.count("\n") == 1
+    assert "s3cret" not in err
+    assert {p: p.read_bytes() for p in Path().iterdir()} == before
+
+
+@pytest.mark.scripts
+def test_as_a_user_starts_it():
+    for words, code in ((["--help"], 0), (["copy", "--help"], 0), (["list"], 2)):
+        command = [sys.executable, "-m", "erl.studies", *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == code, done
+        assert bool(done.stderr) == (code == 2)
+    assert "there is no study database studies.db" in done.stderr
+    assert (ROOT / "erl/studies.py").exists()
+
+
+# -- export --
+
+
+@pytest.mark.parametrize("storage", KINDS, indirect=True)
+def test_export(evolved, capsys):
+    assert call(capsys, "export", "--storage", evolved, "--file", "l.csv")[:2] == (
+        0,
+        [f"l.csv: 4 lifetimes of {NAME}"],
+    )
+    with open("l.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    frame = records(evolved, NAME)
+    assert list(rows[0]) == list(frame.columns)
+    assert [float(r["fitness"]) for r in rows] == list(frame.fitness)
+    assert [[tuple(p) for p in json.loads(r["curve"])] for r in rows] == [
+        list(c) for c in frame.curve
+    ]
+    code, _, errors = call(
+        capsys, "export", "--storage", evolved, "--file", "g.csv", "--rows", "generations"
+    )
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "generations of its own" in errors
+    assert not Path("g.csv").exists()
+    assert (
+        call(capsys, "export", "--storage", evolved, "--file", "t.csv", "--rows", "trials")[0] == 0
+    )
+    with open("t.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [r["state"] for r in rows] == ["COMPLETE", "COMPLETE", "FAIL"]
+    assert [r["error"] for r in rows] == ["", "", "the simulator exploded"]
+    assert [float(r["sr"]) for r in rows[:2]] == [
+        t.params["sr"] for t in Study(evolved, NAME).trials()[:2]
+    ]
+
+
+@pytest.mark.parametrize("storage", ["sqlite"], indirect=True)
+def test_an_export_that_fails_leaves_the_file_that_was_there(evolved, sink, monkeypatch):
+    Path("l.csv").write_text("before")
+    before = sorted(Path().iterdir())
+
+    def full(self, path, **_):
+        Path(path).write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pandas.DataFrame.to_csv", full)
+    with pytest.raises(UserError, match=r"cannot write l\.csv: No space left on device"):
+        export_study(ExportConfig(storage=evolved, file="l.csv", overwrite=True), sink)
+    assert Path("l.csv").read_text() == "before"
+    assert sorted(Path().iterdir()) == before
+
+
+# -- copy --
+
+
+@pytest.mark.parametrize("source", ["sqlite:///source.db", "source.log"])
+@pytest.mark.parametrize("storage", [*KINDS, "mysql", "grpc"], indirect=True)
+def test_a_copy_has_everything(source, storage, capsys):
+    rich_study(open_storage(source, create=True))
+    optuna.create_study(
+        study_name="other", storage=open_storage(storage, create=True)
+    ).enqueue_trial({})
+    assert call(capsys, "copy", "--storage", source, "--to", storage)[0] == 0
+    there, here = content(storage, "rich"), content(source, "rich")
+    if storage.startswith("mysql"):  # keeps seconds
+        assert [t[:-2] for t in there[3]] == [t[:-2] for t in here[3]]
+        assert there[:3] == here[:3]
+    else:
+        assert there == here
+    code, _, err = call(capsys, "copy", "--storage", source, "--to", storage)
+    assert (code, "has a study 'rich'; --overwrite replaces it" in err) == (2, True)
+    assert call(capsys, "copy", "--storage", source, "--to", storage, "--overwrite")[0] == 0
+    assert [len(t) for t in content(storage, "rich")[3]] == [10] * 6
+    assert call(capsys, "copy", "--storage", source, "--to", source, "--to_name", "twin")[0] == 0
+    assert content(source, "twin") == here
+
+
+@pytest.mark.parametrize("storage", KINDS, indirect=True)
+def test_an_evolution_goes_on_in_its_copy(evolved, quick, inline, sink, capsys):
+    assert call(capsys, "copy", "--storage", evolved, "--to", "sqlite:///copy.db")[0] == 0
+    settings = {
+        "training_steps": 64,
+        "nb_trials": 6,
+        "nb_seeds": 2,
+        "units": 5,
+        "popsize": 3,
+        "sampler": "Random",
+    }
+    config = {"env_id": ENV, **settings, "learner_config": quick, "engine": "sb3", "workers": 1}
+    for storage in (evolved, "sqlite:///copy.db"):
+        assert evolve(EvolutionConfig(**config, storage=storage), sink) == 0
+    trials = [
+        [(t.params, t.value) for t in Study(s, NAME).trials()]
+        for s in (evolved, "sqlite:///copy.db")
+    ]
+    assert trials[0] == trials[1]
+    assert len(trials[0]) == 6
+
+
+@pytest.mark.parametrize("storage", KINDS, indirect=True)
+@pytest.mark.parametrize("removable", [True, False])
+def test_a_copy_that_was_interrupted_does_not_look_whole(
+    storage, removable, sink, capsys, monkeypatch
+):
+    rich_study(open_storage("source.log", create=True))
+    config = CopyConfig(storage="source.log", to=storage)
+    with monkeypatch.context() as patch:
+        target = open_storage(storage, create=True)
+        patch.setattr(
+            "erl.studies.commands.open_storage",
+            lambda address, create=False: target if create else open_storage(address),
+        )
+        create, count = target.create_new_trial, []
+
+        def dies(*arguments, **named):
+            count.append(1)
+            if len(count) == 4:
+                raise KeyboardInterrupt
+            return create(*arguments, **named)
+
+        patch.setattr(target, "create_new_trial", dies)
+        if not removable:  # as if the process had been killed
+            patch.setattr(target, "delete_study", lambda _: 1 / 0)
+        with pytest.raises(KeyboardInterrupt):
+            copy_study(config, sink)
+    if removable:
+        assert not open_storage(storage).get_all_studies()
+    else:
+        assert "incomplete copy" in call(capsys, "list", "--storage", storage)[1][1]
+        with pytest.raises(
+            UserError, match="'rich' is an incomplete copy: copy it again, with --overwrite"
+        ):
+            Study(storage, "rich")
+        with pytest.raises(UserError, match=r"has an incomplete copy 'rich'; --overwrite"):
+            copy_study(config, sink)
+        assert call(capsys, "copy", "--storage", storage, "--to", "sqlite:///x.db")[0] == 2
+    assert call(capsys, "copy", "--storage", "source.log", "--to", storage, "--overwrite")[0] == 0
+    assert content(storage, "rich") == content("source.log", "rich")

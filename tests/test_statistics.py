@@ -1,0 +1,274 @@
+"""Statistics against SciPy and closed forms, and evaluation against Stable-Baselines3's."""
+
+import math
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from scipy import stats
+
+from erl.errors import UserError
+from erl.statistics import (
+    Arm,
+    bootstrap_interval,
+    improvement_interval,
+    interquartile_mean,
+    normalised_score,
+    probability_of_improvement,
+    table,
+)
+from erl.worlds.evaluation import evaluate
+
+# -- statistics --
+
+
+def test_interquartile_mean():
+    assert interquartile_mean([1, 2, 3, 100]) == 2.5
+    assert (
+        interquartile_mean([[8, 1, 2, 3], [4, 5, 6, 1e9]]) == 4.5
+    )  # sorted: 1 2 | 3 4 5 6 | 8 1e9
+    assert interquartile_mean([1, 2, 6]) == 3  # too few to leave one out
+    assert interquartile_mean([7]) == 7
+    assert math.isnan(interquartile_mean([1, 2, 3, np.nan, 4]))
+    with pytest.raises(ValueError, match="no values"):
+        interquartile_mean([])
+
+
+def test_bootstrap_interval_agrees_with_scipy():
+    x = np.random.default_rng(0).normal(3, 2, 40)
+    ours = bootstrap_interval(x, np.mean, confidence=0.9, n_resamples=5000)
+    theirs = stats.bootstrap(
+        (x,), np.mean, confidence_level=0.9, n_resamples=5000, method="percentile"
+    )
+    np.testing.assert_allclose(ours, theirs.confidence_interval, atol=0.06)
+    assert ours == bootstrap_interval(x, np.mean, confidence=0.9, n_resamples=5000)
+    assert ours != bootstrap_interval(x, np.mean, confidence=0.9, n_resamples=5000, seed=1)
+
+
+def test_bootstrap_interval_covers_the_truth():
+    rng = np.random.default_rng(1)
+    hits = []
+    for _ in range(200):
+        low, high = bootstrap_interval(rng.normal(0, 1, 30), np.mean, n_resamples=200)
+        hits.append(low <= 0 <= high)
+    assert 0.87 < np.mean(hits) < 0.99
+
+
+def test_bootstrap_of_too_little():
+    assert np.isnan(bootstrap_interval([1.0], interquartile_mean)).all()
+    assert np.isnan(bootstrap_interval([1.0, np.nan], interquartile_mean)).all()
+    assert np.isnan(improvement_interval([1.0], [1.0, 2.0])).all()
+    assert np.isnan(improvement_interval([1.0, 2.0], [1.0])).all()
+    assert bootstrap_interval([2.0, 2.0], interquartile_mean) == (2.0, 2.0)
+    with pytest.raises(ValueError, match="no values"):
+        bootstrap_interval([], interquartile_mean)
+
+
+def test_probability_of_improvement():
+    assert probability_of_improvement([2, 3], [0, 1, 1]) == 1
+    assert probability_of_improvement([0], [0]) == 0.5
+    assert probability_of_improvement([1, 2], [1, 3]) == (0.5 + 0 + 1 + 0) / 4
+    assert math.isnan(probability_of_improvement([1, np.nan], [0]))
+    rng = np.random.default_rng(2)
+    x, y = rng.integers(0, 9, 30), rng.integers(2, 9, 20)
+    u = stats.mannwhitneyu(x, y).statistic
+    assert probability_of_improvement(x, y) == pytest.approx(u / (30 * 20))
+    assert probability_of_improvement(y, x) == pytest.approx(1 - u / (30 * 20))
+
+
+def test_improvement_interval_agrees_with_scipy():
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(0.7, 1, 25), rng.normal(0, 1, 15)
+    ours = improvement_interval(x, y, n_resamples=3000)
+    theirs = stats.bootstrap(
+        (x, y), probability_of_improvement, n_resamples=3000, method="percentile", vectorized=False
+    ).confidence_interval
+    np.testing.assert_allclose(ours, theirs, atol=0.03)
+    assert ours[0] < probability_of_improvement(x, y) < ours[1]
+
+
+def test_normalised_score():
+    np.testing.assert_allclose(normalised_score(np.array([-10.0, 20.0, 50.0]), -10, 20), [0, 1, 2])
+    assert normalised_score(-100.0, -200, -150) == 2.0
+    with pytest.raises(ValueError, match="no scale"):
+        normalised_score(1.0, 5.0, 5.0)
+
+
+def test_table():
+    text = table(
+        [
+            Arm("PPO", [100.0, 110.0, 90.0, 105.0], 1234.5),
+            Arm("RES_PPO", [120.0, 130.0, 125.0, 100.0]),
+            Arm("one seed", [12345.6], 10.0),
+        ]
+    )
+    header, rule, ppo, res, one = text.splitlines()
+    assert header.split("  ")[0] == "arm"
+    assert set(rule) == {"-", " "}
+    assert {len(line) for line in text.splitlines()} == {len(header)}
+    assert ppo.split()[:3] == ["PPO", "4", "102.5"]
+    assert "baseline" in ppo
+    assert "1,234" in ppo
+    assert res.split()[:3] == ["RES_PPO", "4", "122.5"]
+    p = probability_of_improvement([120, 130, 125, 100], [100, 110, 90, 105])
+    low, high = improvement_interval([120, 130, 125, 100], [100, 110, 90, 105])
+    assert f"{p:.2f}" in res.split()
+    assert f"[{low:.2f}, {high:.2f}]" in res
+    assert "130" not in ppo + one
+    assert one.split()[2:5] == ["1", "12,346", "-"]
+    assert "baseline" in table([Arm("a", [1.0]), Arm("b", [2.0])], baseline="b").splitlines()[3]
+    with pytest.raises(UserError, match="did you mean PPO"):
+        table([Arm("PPO", [1.0])], baseline="PPPO")
+    with pytest.raises(ValueError, match="no values"):
+        table([Arm("PPO", [])])
+
+
+# -- evaluate --
+
+
+class Counter(gym.Env):
+    """Pays what it is told to, ends after as many steps as there are rewards; shows how often it
+    was reset.
+    """
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = spaces.Discrete(3)
+
+    def __init__(self, rewards, truncate=False):
+        self.rewards, self.truncate, self.seeds, self.actions = rewards, truncate, [], []
+
+    def reset(self, *, seed=None, options=None):
+        self.seeds.append(seed)
+        self.t = 0
+        return np.array([len(self.seeds), 0.0]), {}  # double precision, unlike the space
+
+    def step(self, action):
+        self.actions.append(action)
+        reward = self.rewards[self.t]
+        self.t += 1
+        done = self.t == len(self.rewards)
+        return (
+            np.array([0.0, self.t]),
+            reward,
+            done and not self.truncate,
+            done and self.truncate,
+            {},
+        )
+
+
+class Recorder:
+    """A recurrent policy that counts its steps since the last start of an episode."""
+
+    def __init__(self):
+        self.calls = []
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        state = np.zeros(1) if state is None else state
+        state = np.where(episode_start, 0, state + 1)
+        self.calls.append(
+            (observation.copy(), int(state[0]), bool(episode_start[0]), deterministic)
+        )
+        return np.array([int(state[0]) % 3]), state
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+def test_evaluate_by_hand(truncate):
+    env, policy = Counter([1.0, np.float32(0.5), -3.0], truncate), Recorder()
+    evaluation = evaluate(policy, env, n_episodes=2, seed=11)
+    assert evaluation.returns == (-1.5, -1.5)
+    assert evaluation.lengths == (3, 3)
+    assert evaluation.steps == 6
+    assert env.seeds == [11, None]
+    assert env.actions == [0, 1, 2, 0, 1, 2]
+    assert [c[1:] for c in policy.calls] == [(i % 3, i % 3 == 0, True) for i in range(6)]
+    assert all(c[0].shape == (1, 2) and c[0].dtype == np.float32 for c in policy.calls)
+    assert all(type(r) is float for r in evaluation.returns)
+    policy.calls.clear()
+    evaluate(policy, env, 1, 0, deterministic=False)
+    assert not any(c[3] for c in policy.calls)
+
+
+def test_evaluate_takes_dictionaries():
+    class Dictionary(gym.ObservationWrapper):
+        def __init__(self, env):
+            super().__init__(env)
+            self.observation_space = spaces.Dict(
+                {"a": env.observation_space, "n": spaces.Discrete(9)}
+            )
+
+        def observation(self, observation):
+            return {"a": observation, "n": 3}
+
+    class Check:
+        def predict(self, observation, state=None, episode_start=None, deterministic=False):
+            assert observation["a"].shape == (1, 2)
+            assert observation["n"].tolist() == [3]
+            return np.array([0]), None
+
+    assert evaluate(Check(), Dictionary(Counter([2.0])), 3, 0).returns == (2.0, 2.0, 2.0)
+
+
+@pytest.mark.parametrize("reward", [math.nan, math.inf])
+def test_evaluate_names_the_step_of_a_bad_reward(reward):
+    class Late(Counter):
+        def reset(self, **kwargs):
+            if self.seeds:
+                self.rewards = [1.0, 1.0, reward, 1.0]
+            return super().reset(**kwargs)
+
+    with pytest.raises(
+        FloatingPointError, match=r"step 3 in episode 2 is (nan|inf) \(evaluation seed 5\)"
+    ):
+        evaluate(Recorder(), Late([1.0]), 2, 5)
+
+
+def test_an_evaluation_does_not_wait_for_ever(monkeypatch):
+    monkeypatch.setattr("erl.worlds.evaluation.LONGEST_EPISODE", 30)
+    assert evaluate(Recorder(), Counter([1.0] * 30), 2, 0).steps == 60
+    with pytest.raises(RuntimeError, match="did not end within 30 steps"):
+        evaluate(Recorder(), Counter([1.0] * 31), 1, 0)
+
+
+def test_evaluate_needs_an_episode():
+    with pytest.raises(ValueError, match="at least 1"):
+        evaluate(Recorder(), Counter([1.0]), 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["PPO", "RecurrentPPO"])
+def test_evaluate_equals_stable_baselines3(kind):
+    import torch
+    from sb3_contrib import RecurrentPPO
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.evaluation import evaluate_policy
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    torch.set_num_threads(1)
+    if kind == "PPO":
+        model = PPO(
+            "MlpPolicy", "CartPole-v1", n_steps=64, batch_size=64, n_epochs=2, seed=0, device="cpu"
+        )
+    else:
+        model = RecurrentPPO(
+            "MlpLstmPolicy",
+            "CartPole-v1",
+            n_steps=64,
+            batch_size=64,
+            n_epochs=2,
+            seed=0,
+            device="cpu",
+            policy_kwargs={"lstm_hidden_size": 16},
+        )
+    model.learn(256)
+    for deterministic in (True, False):
+        torch.manual_seed(3)
+        vec_env = DummyVecEnv([lambda: gym.make("CartPole-v1")])
+        vec_env.seed(42)
+        returns, lengths = evaluate_policy(
+            model, vec_env, 8, deterministic=deterministic, return_episode_rewards=True, warn=False
+        )
+        torch.manual_seed(3)
+        ours = evaluate(model, gym.make("CartPole-v1"), 8, seed=42, deterministic=deterministic)
+        assert ours.returns == tuple(returns)
+        assert ours.lengths == tuple(lengths)
+        assert len(set(returns)) > 1
