@@ -242,14 +242,11 @@ def _conclude(
                 lambda part: Path(part).write_text(text, encoding="utf-8"),
             )
         if spec.fitness == "final_eval" or also_evaluate:
-            result = evaluate_afresh(agent, spec.make_env, spec.ep_eval, spec.seeds.evaluation)
-            for name, other in getattr(agent, "companions", {}).items():
-                theirs = evaluate_afresh(other, spec.make_env, spec.ep_eval, spec.seeds.evaluation)
-                beside[name], evaluation_steps = (
-                    list(theirs.returns),
-                    evaluation_steps + theirs.steps,
-                )
-            returns, evaluation_steps = result.returns, evaluation_steps + result.steps
+            policies = {"": agent, **getattr(agent, "companions", {})}
+            results = evaluate_afresh(policies, spec, spec.ep_eval, spec.seeds.evaluation)
+            evaluation_steps = sum(result.steps for result in results.values())
+            returns = results.pop("").returns
+            beside = {name: list(result.returns) for name, result in results.items()}
         if spec.fitness == "final_eval":
             fitness = float(np.mean(returns))
         elif training_return is None:

@@ -1,12 +1,16 @@
-"""Evaluating a policy in fresh episodes."""
+"""Evaluating policies in fresh episodes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
+
+from erl.worlds.specification import LifetimeSpec
+from erl.worlds.tasks import Ledger
+from erl.worlds.world import World
 
 # Steps after which an evaluation says that an environment does not end, rather than wait for ever.
 LONGEST_EPISODE = 1_000_000
@@ -91,9 +95,7 @@ def evaluate(
                     f"(evaluation seed {seed})"
                 )
             if length == LONGEST_EPISODE and not (terminated or truncated):
-                raise RuntimeError(
-                    f"an episode of the evaluation did not end within {length:,} steps"
-                )
+                raise _too_long(length)
             episode_return += float(reward)
             done = terminated or truncated
             episode_start = np.zeros(1, dtype=bool)
@@ -103,16 +105,113 @@ def evaluate(
 
 
 def evaluate_afresh(
-    policy: Policy, make_env: Callable[[], gym.Env], n_episodes: int, seed: int
-) -> Evaluation:
-    """`evaluate` in an environment made for it: whoever was evaluated before leaves nothing behind,
-    no reservoir's state either.
+    policies: Mapping[str, Policy], spec: LifetimeSpec, n_episodes: int, seed: int
+) -> dict[str, Evaluation]:
+    """What `evaluate` finds of each policy in an environment of its own, `spec.make_env()`: the
+    environments step in lockstep, and whoever was evaluated before leaves nothing behind, no
+    reservoir's state either.
+
+    Policies act one by one, each on a batch of one observation, since the arithmetic of some
+    depends on the batch.
+
+    Args:
+        policies: by name.
+        spec: makes the environments and the reservoirs.
+        n_episodes: of each policy, at least 1.
+        seed: of each policy's environment.
+
+    Raises:
+        ValueError, RuntimeError: as `evaluate` does.
+        EnvironmentFault: an environment raised, or returned what is not finite.
     """
-    env = make_env()
+    if n_episodes < 1:
+        raise ValueError(f"an evaluation takes at least 1 episode, not {n_episodes}")
+    world = World([spec], [Ledger()], len(policies))
     try:
-        return evaluate(policy, env, n_episodes, seed)
+        players = [_Player(policy, n_episodes) for policy in policies.values()]
+        for slot, player in enumerate(players):
+            player.see(_begin(world, slot, seed))
+        playing = list(range(len(players)))
+        while playing:
+            actions = np.stack([players[slot].act(world.observation_space) for slot in playing])
+            seen, rewards, terminated, truncated = world.advance(
+                actions, None if len(playing) == len(players) else np.array(playing)
+            )
+            _raise_faults(world)
+            for row, slot in enumerate(list(playing)):
+                ended = bool(terminated[row] or truncated[row])
+                players[slot].live(float(rewards[row]), seen[row], ended)
+                if players[slot].done:
+                    playing.remove(slot)
+                elif ended:
+                    players[slot].see(_begin(world, slot))
     finally:
-        env.close()
+        world.close()
+    return {name: player.result() for name, player in zip(policies, players)}
+
+
+class _Player:
+    """A policy in the midst of its evaluation."""
+
+    def __init__(self, policy: Policy, n_episodes: int) -> None:
+        self._policy, self._n_episodes = policy, n_episodes
+        self._state: Any = None
+        self._start = np.ones(1, dtype=bool)
+        self._now = np.zeros(0)
+        self._return = 0.0
+        self._length = 0
+        self.returns: list[float] = []
+        self.lengths: list[int] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether it has played all its episodes."""
+        return len(self.returns) == self._n_episodes
+
+    def see(self, first: np.ndarray) -> None:
+        """Begin an episode with this observation."""
+        # The policy clears its recurrent state where an episode starts.
+        self._now, self._start = first.copy(), np.ones(1, dtype=bool)
+        self._return, self._length = 0.0, 0
+
+    def act(self, space: gym.Space) -> np.ndarray:
+        """Its action."""
+        actions, self._state = self._policy.predict(
+            _batch_of_one(self._now, space),
+            state=self._state,
+            episode_start=self._start,
+            deterministic=True,
+        )
+        return actions[0]
+
+    def live(self, reward: float, seen: np.ndarray, ended: bool) -> None:
+        """What came of its action."""
+        self._now, self._start = seen.copy(), np.zeros(1, dtype=bool)
+        self._return += reward
+        self._length += 1
+        if ended:
+            self.returns.append(self._return)
+            self.lengths.append(self._length)
+        elif self._length == LONGEST_EPISODE:
+            raise _too_long(self._length)
+
+    def result(self) -> Evaluation:
+        return Evaluation(tuple(self.returns), tuple(self.lengths), sum(self.lengths))
+
+
+def _begin(world: World, slot: int, seed: int | None = None) -> np.ndarray:
+    seen = world.begin(slot, seed)
+    _raise_faults(world)
+    return seen
+
+
+def _raise_faults(world: World) -> None:
+    if world.faults:
+        raise world.faults[0]
+
+
+def _too_long(length: int) -> RuntimeError:
+    return RuntimeError(f"an episode of the evaluation did not end within {length:,} steps")
 
 
 def _batch_of_one(observation: Any, space: gym.Space) -> Any:

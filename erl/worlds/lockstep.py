@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from types import FunctionType
 from typing import Any
@@ -137,40 +137,45 @@ class Lockstep:
             rows = np.zeros_like(rows)
         return rows[0]
 
-    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """One step of every environment. An ended episode is not reset: its observation is the last
-        one, and the caller resets the slot.
+    def step(
+        self, actions: Any, slots: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """One step of every environment, or of some. An ended episode is not reset: its observation
+        is the last one, and the caller resets the slot.
 
         Args:
-            actions: one action per slot, (n,) for discrete actions, (n, *shape) otherwise; cast to
-                the action space's dtype, not clipped.
+            actions: one action per slot that steps, (k,) for discrete actions, (k, *shape)
+                otherwise; cast to the action space's dtype, not clipped.
+            slots: int array (k,), the slots that step, all different; None for all n. The others
+                stay as they are.
 
         Returns:
-            Observations (n, d) float64, rewards (n,) float64, terminated (n,) bool, truncated (n,)
+            Observations (k, d) float64, rewards (k,) float64, terminated (k,) bool, truncated (k,)
             bool: new arrays, the caller's own.
 
         Raises:
-            gymnasium.error.ResetNeeded: a slot was never reset.
+            gymnasium.error.ResetNeeded: a slot that is to step was never reset.
         """
-        if self._unstarted:
-            raise gym.error.ResetNeeded(
-                f"reset slots {sorted(self._unstarted)} before the first step"
-            )
+        group = self._all if slots is None else self._group(slots)
+        unstarted = self._unstarted & set(group.slots) if self._unstarted else ()
+        if unstarted:
+            raise gym.error.ResetNeeded(f"reset slots {sorted(unstarted)} before the first step")
+        k = len(group.slots)
         actions = np.array(actions, dtype=self.action_space.dtype).reshape(
-            self.n, *(self.action_space.shape or ())
+            k, *(self.action_space.shape or ())
         )
-        self.elapsed += 1
+        self.elapsed[group.index] += 1
         observations, rewards, terminated, truncated = (
-            self._step_fast(actions) if self.fast else self._step_each(actions)
+            self._step_fast(group, actions) if self.fast else self._step_each(group, actions)
         )
         observations = self._visible(observations)
-        truncated |= self.elapsed >= self._limits
+        truncated |= self.elapsed[group.index] >= self._limits[group.index]
         # Sums of squares are the cheapest look; one that merely overflowed is cleared by the closer
         # look.
         if not isfinite(np.vdot(observations, observations) + np.vdot(rewards, rewards)):
-            self._take_out_not_finite(observations, rewards)
+            self._take_out_not_finite(group, observations, rewards)
         if self.faults:
-            taken_out = list(self.faults)
+            taken_out = [row for row, slot in enumerate(group.slots) if slot in self.faults]
             for array in (observations, rewards, terminated, truncated):
                 array[taken_out] = 0
         return observations, rewards, terminated, truncated
@@ -245,28 +250,43 @@ class Lockstep:
         their physics.
         """
         cores, limits = zip(*map(_peel, self.envs)) if self.envs else ((), ())
+        self._cores: Sequence[Any] = cores
         self._limits = np.array(limits, dtype=np.int64)
-        live = [i for i in range(self.n) if i not in self.faults]
-        self._cores = [(i, cores[i]) for i in live]
         family = family_of(cores)
         self.fast = family is not None
         if family is not None:
             self._family = family(cores[0])
-            self._bodies = [(i, cores[i].model, cores[i].data, cores[i].data.ctrl) for i in live]
             self._frame_skip = cores[0].frame_skip
-            self._before, self._after = (
+        self._all = self._latest = self._make_group(list(range(self.n)))
+        self._all.index = slice(None)
+
+    def _group(self, slots: np.ndarray) -> "_Group":
+        """What stepping these slots goes through; the latest is kept, since episodes last."""
+        wanted = slots.tolist()
+        if wanted != self._latest.slots:
+            self._latest = self._make_group(wanted)
+        return self._latest
+
+    def _make_group(self, slots: list[int]) -> "_Group":
+        cores = [self._cores[i] for i in slots]
+        live = [(row, i, cores[row]) for row, i in enumerate(slots) if i not in self.faults]
+        group = _Group(slots, np.array(slots, dtype=int), live)
+        if self.fast:
+            group.bodies = [(row, i, c.model, c.data, c.data.ctrl) for row, i, c in live]
+            group.before, group.after = (
                 _Gather([read(c.data) for c in cores])
                 for read in (self._family.before, self._family.after)
             )
+        return group
 
     def _step_fast(
-        self, actions: np.ndarray
+        self, group: "_Group", actions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        before = self._before()
+        before = group.before()
         frame_skip, contacts = self._frame_skip, self._family.contacts
         controls = actions.astype(np.float64)
-        for i, model, data, ctrl in self._bodies:
-            ctrl[:] = controls[i]
+        for row, i, model, data, ctrl in group.bodies:
+            ctrl[:] = controls[row]
             try:
                 mujoco.mj_step(model, data, frame_skip)
                 if contacts:
@@ -280,26 +300,29 @@ class Lockstep:
         # A diverged environment must not end in a warning about all of them: it is found by its
         # numbers.
         with np.errstate(all="ignore"):
-            observations, rewards, terminated = self._family.outcome(before, self._after(), actions)
-        return observations, rewards, terminated, np.zeros(self.n, dtype=bool)
+            observations, rewards, terminated = self._family.outcome(before, group.after(), actions)
+        return observations, rewards, terminated, np.zeros(len(group.slots), dtype=bool)
 
     def _step_each(
-        self, actions: np.ndarray
+        self, group: "_Group", actions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        observations, rewards = np.zeros((self.n, *self._shape)), np.zeros(self.n)
-        terminated, truncated = np.zeros(self.n, dtype=bool), np.zeros(self.n, dtype=bool)
+        k = len(group.slots)
+        observations, rewards = np.zeros((k, *self._shape)), np.zeros(k)
+        terminated, truncated = np.zeros(k, dtype=bool), np.zeros(k, dtype=bool)
         # A Discrete action is a Python int, as most environments expect.
         rows = actions.tolist() if isinstance(self.action_space, spaces.Discrete) else actions
-        for i, env in self._cores:
+        for row, i, env in group.live:
             try:
-                observations[i], rewards[i], terminated[i], truncated[i], _ = env.step(rows[i])
+                observations[row], rewards[row], terminated[row], truncated[row], _ = env.step(
+                    rows[row]
+                )
             except RAISED as error:
                 self._take_out(
                     i,
                     f"the environment raised {_short(error)} {self._when(i)}",
                     traceback.format_exc(),
                 )
-        return observations.reshape(self.n, -1), rewards, terminated, truncated
+        return observations.reshape(k, -1), rewards, terminated, truncated
 
     def _visible(self, observations: np.ndarray) -> np.ndarray:
         return observations if self._keep is None else observations.take(self._keep, axis=1)
@@ -307,9 +330,11 @@ class Lockstep:
     def _when(self, i: int) -> str:
         return f"at step {self.elapsed[i]} of its episode"
 
-    def _take_out_not_finite(self, observations: np.ndarray, rewards: np.ndarray) -> None:
-        for i in range(self.n):
-            for name, value in (("an observation", observations[i]), ("a reward", rewards[i])):
+    def _take_out_not_finite(
+        self, group: "_Group", observations: np.ndarray, rewards: np.ndarray
+    ) -> None:
+        for row, i in enumerate(group.slots):
+            for name, value in (("an observation", observations[row]), ("a reward", rewards[row])):
                 if i not in self.faults and not np.isfinite(value).all():
                     self._take_out(
                         i,
@@ -327,6 +352,26 @@ class Lockstep:
         # What fails while it is closed has nothing left to say about the run.
         with suppress(Exception):
             self.envs[i].close()
+
+
+@dataclass
+class _Group:
+    """Slots that step together, and what that goes through.
+
+    Attributes:
+        slots: in the order of the rows of a step's arrays.
+        index: the same, to select them from an array with a row for every slot.
+        live: (row, slot, environment without Gymnasium's own wrappers) of those without a fault.
+        bodies: (row, slot, mjModel, mjData, its controls) of those, where physics is stepped alone.
+        before, after: what is read of the physics around a step, where it is stepped alone.
+    """
+
+    slots: list[int]
+    index: np.ndarray | slice
+    live: list[tuple[int, int, Any]]
+    bodies: list[tuple[int, int, Any, Any, np.ndarray]] = field(default_factory=list)
+    before: "_Gather" = field(init=False)
+    after: "_Gather" = field(init=False)
 
 
 def _short(error: BaseException) -> str:

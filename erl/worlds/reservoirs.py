@@ -147,16 +147,20 @@ class ReservoirBank:
         self._keep = 1.0 - self._lr
         self._operand = np.zeros((self.n_agents, self.units + self.input_dim))
         self.state = self._operand[:, : self.units]
+        self._some: tuple[list[int], Any] = [], None
 
-    def step(self, inputs: np.ndarray) -> np.ndarray:
-        """Advance every reservoir by one step.
+    def step(self, inputs: np.ndarray, agents: np.ndarray | None = None) -> np.ndarray:
+        """Advance the reservoirs of all agents, or of some, by one step.
 
         Args:
-            inputs: array (n_agents, input_dim).
+            inputs: array (k, input_dim).
+            agents: int array (k,), those whose reservoirs advance, all different; None for all n.
 
         Returns:
-            The new states, array (n_agents, units): a view that the next step overwrites.
+            The new states, array (k, units): of all agents a view that the next step overwrites.
         """
+        if agents is not None:
+            return self._step_some(inputs, agents)
         self._operand[:, self.units :] = inputs
         pre = (self._joint @ self._operand.reshape(-1)).reshape(self.n_agents, self.units)
         pre += self._bias
@@ -165,6 +169,25 @@ class ReservoirBank:
         self.state *= self._keep
         self.state += pre
         return self.state
+
+    def _step_some(self, inputs: np.ndarray, agents: np.ndarray) -> np.ndarray:
+        """The same arithmetic on the rows of these agents."""
+        wanted = agents.tolist()
+        if self._some[0] != wanted:  # the latest are kept, since episodes last
+            rows = (agents[:, None] * self.units + np.arange(self.units)).ravel()
+            vectors = (a[agents] for a in (self._bias, self._lr, self._keep))
+            self._some = wanted, (self._joint[rows], *vectors)
+        weights, bias, lr, keep = self._some[1]
+        self._operand[agents, self.units :] = inputs
+        pre = (weights @ self._operand.reshape(-1)).reshape(bias.shape)
+        pre += bias
+        np.tanh(pre, out=pre)
+        pre *= lr
+        state = self.state[agents]
+        state *= keep
+        state += pre
+        self.state[agents] = state
+        return state
 
     def step_one(self, agent: int, inputs: np.ndarray) -> np.ndarray:
         """Advance one agent's reservoirs by one step: inputs (input_dim,), new state (units,)."""
@@ -281,19 +304,25 @@ class ContextEncoder:
         self._out = np.zeros((self.bank.n_agents, int(self.space.shape[0])), dtype=np.float32)
 
     def step(
-        self, observations: np.ndarray, actions: np.ndarray, rewards: np.ndarray
+        self,
+        observations: np.ndarray,
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        agents: np.ndarray | None = None,
     ) -> np.ndarray:
-        """What the policies see after a step of every agent.
+        """What the policies see after a step of every agent, or of some.
 
         Args:
-            observations: (n_agents, obs_dim).
-            actions: as executed: (n_agents, action_dim), or (n_agents,) for discrete ones.
-            rewards: (n_agents,).
+            observations: (k, obs_dim).
+            actions: as executed: (k, action_dim), or (k,) for discrete ones.
+            rewards: (k,).
+            agents: int array (k,), those that stepped, all different; None for all n.
 
         Returns:
-            Float32 array (n_agents, features), which the next call overwrites.
+            Float32 array (k, features); of all agents a view that the next call overwrites.
         """
-        u = self._inputs
+        u = self._inputs if agents is None else self._inputs[agents]
+        rows = self._rows[: len(u)]
         u[:, : self._obs_dim] = observations
         u[:, -1] = rewards
         if self._discrete:
@@ -301,15 +330,16 @@ class ContextEncoder:
             chosen = (
                 np.asarray(actions, dtype=np.int64) - self._first_action if self.feed_action else 0
             )
-            u[self._rows, self._obs_dim + chosen] = 1.0
+            u[rows, self._obs_dim + chosen] = 1.0
         elif self.feed_action:
             u[:, self._obs_dim : -1] = actions
         else:
             u[:, self._obs_dim : -1] = 0.0
-        self._out[:, : self._visible] = self.bank.step(u)[:, : self._visible]
+        out = self._out if agents is None else np.empty((len(u), self._out.shape[1]), np.float32)
+        out[:, : self._visible] = self.bank.step(u, agents)[:, : self._visible]
         if self.skip_c:
-            self._out[:, self._visible :] = u
-        return self._out
+            out[:, self._visible :] = u
+        return out
 
     def reset(self, agent: int, observation: np.ndarray) -> np.ndarray:
         """What one agent's policy sees at the start of an episode: a float32 view (features,) of

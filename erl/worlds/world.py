@@ -1,11 +1,15 @@
-"""What every cohort learner shares: environments and reservoirs in lockstep.
+"""The one way to roll out: environments and reservoirs of many policies, stepped in lockstep.
 
-Agents of a cohort take their steps together, each in environments of its own.
+`World.begin` and `World.advance` are the engine: an episode begins in one slot, and some or all
+slots take a step. `World.reset` and `World.step` are what a cohort of agents makes of it, where
+every environment steps every time and episodes follow one another. Learners that judge whole
+episodes (`learners.core.episodes`) and evaluation use the engine itself.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
@@ -19,21 +23,24 @@ _LEDGER_EVERY = 64
 
 
 class World:
-    """The environments and reservoirs of a cohort's agents.
+    """The environments and reservoirs of agents that step together.
 
-    Slot k = agent * n_envs + environment.
+    Slot k = agent * n_envs + environment. What happens in a slot does not depend on the others, to
+    the last bit.
 
     Args:
         specs: lifetimes of the agents; their tasks agree, and their contexts but for the
             reservoirs' parameters.
-        ledgers: one for each agent; steps and episodes are entered there.
-        n_envs: environments of one agent.
+        ledgers: one for each agent; `step` enters steps and episodes there.
+        n_envs: environments of one agent. Its reservoirs have the same weights in all of them, and
+            a state in each.
 
     Attributes:
         observation_space: of what one policy sees.
         action_space: of one environment.
         faults: why an agent's environment was taken out, by the agent's index; `drop` it before the
             next step.
+        envs: the environments, in the order of slots.
     """
 
     def __init__(
@@ -68,6 +75,67 @@ class World:
         """Number of agents that are left."""
         return len(self.ledgers)
 
+    @property
+    def envs(self) -> list[gym.Env]:
+        """Gymnasium's environments, in the order of slots."""
+        return self._lockstep.envs
+
+    # -- the engine --
+
+    def begin(self, slot: int, seed: int | None = None) -> np.ndarray:
+        """Begin an episode in one slot, drawn from `seed` or, without one, from the environment's
+        running random stream.
+
+        Returns:
+            What the policy sees, (features,), valid until the next step.
+        """
+        observation = self._lockstep.reset(slot, seed)
+        if self._frames is not None:
+            self._frames[slot] = 0.0
+            self._frames[slot, -self._frame_size :] = observation
+            observation = self._frames[slot].copy()
+        seen = observation if self._encoder is None else self._encoder.reset(slot, observation)
+        self._collect_faults()
+        return seen
+
+    def advance(
+        self, actions: np.ndarray, slots: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """One step of some slots. An ended episode is not begun anew: the caller does that. No
+        ledger is told.
+
+        Args:
+            actions: as executed, (k, …).
+            slots: int array (k,), those that step, all different; None for all.
+
+        Returns:
+            What the policies see (k, features), valid until the next step; rewards (k,); terminated
+            (k,); truncated (k,).
+        """
+        observations, rewards, terminated, truncated = self._lockstep.step(actions, slots)
+        if self._frames is not None:
+            part = slice(None) if slots is None else slots
+            observations = np.concatenate(
+                [self._frames[part, self._frame_size :], observations], axis=1
+            )
+            self._frames[part] = observations
+        seen = (
+            observations
+            if self._encoder is None
+            else self._encoder.step(observations, actions, rewards, slots)
+        )
+        self._collect_faults()
+        return seen, rewards, terminated, truncated
+
+    @property
+    def reservoir_state(self) -> np.ndarray | None:
+        """The states of all slots' reservoirs, (slots, units), a view to read and to set; None
+        without reservoirs.
+        """
+        return None if self._encoder is None else self._encoder.bank.state
+
+    # -- a cohort --
+
     def reset(self) -> np.ndarray:
         """Begin every agent's first episode; what the policies see, array (n_agents, n_envs,
         features).
@@ -77,8 +145,7 @@ class World:
             agent, env = divmod(slot, self.n_envs)
             # As Stable-Baselines3 seeds the environments of a vector: the agent's seed plus the
             # environment's index.
-            seen[slot] = self._begin_episode(slot, self._seeds[agent] + env)
-        self._collect_faults()
+            seen[slot] = self.begin(slot, self._seeds[agent] + env)
         return self._by_agent(seen)
 
     def step(
@@ -95,21 +162,11 @@ class World:
             episode that a time limit ended (agent, environment, the last it saw).
         """
         actions = actions.reshape(self._lockstep.n, *actions.shape[2:])
-        observations, rewards, terminated, truncated = self._lockstep.step(actions)
-        self._returns += rewards
         self._outstanding += 1
+        seen, rewards, terminated, truncated = self.advance(actions)
+        self._returns += rewards
         if self._outstanding == _LEDGER_EVERY:
             self.enter_steps()
-        if self._frames is not None:
-            self._frames = np.concatenate(
-                [self._frames[:, self._frame_size :], observations], axis=1
-            )
-            observations = self._frames.copy()
-        seen = (
-            observations
-            if self._encoder is None
-            else self._encoder.step(observations, actions, rewards)
-        )
         ended = terminated | truncated
         timeouts = []
         if ended.any():
@@ -120,18 +177,8 @@ class World:
                 self._returns[slot] = 0.0
                 if not terminated[slot]:
                     timeouts.append((agent, env, seen[slot].copy()))
-                seen[slot] = self._begin_episode(int(slot))
-        if len(self._lockstep.faults) > 0:
-            self._collect_faults()
+                seen[slot] = self.begin(int(slot))
         return self._by_agent(seen), self._by_agent(rewards), self._by_agent(ended), timeouts
-
-    def _begin_episode(self, slot: int, seed: int | None = None) -> np.ndarray:
-        observation = self._lockstep.reset(slot, seed)
-        if self._frames is not None:
-            self._frames[slot] = 0.0
-            self._frames[slot, -self._frame_size :] = observation
-            observation = self._frames[slot].copy()
-        return observation if self._encoder is None else self._encoder.reset(slot, observation)
 
     def _by_agent(self, array: np.ndarray) -> np.ndarray:
         return array.reshape(self.n_agents, self.n_envs, *array.shape[1:])
@@ -144,6 +191,8 @@ class World:
                 ledger.step(n)
 
     def _collect_faults(self) -> None:
+        if not self._lockstep.faults:
+            return
         for slot, fault in self._lockstep.faults.items():
             agent = slot // self.n_envs
             if agent not in self.faults:
@@ -213,7 +262,7 @@ class World:
         anew = {}
         for slot in self._lockstep.set_state(now):
             self._returns[slot] = 0.0
-            anew[divmod(slot, self.n_envs)] = self._begin_episode(slot).copy()
+            anew[divmod(slot, self.n_envs)] = self.begin(slot).copy()
         return anew
 
     def close(self) -> None:

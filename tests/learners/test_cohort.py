@@ -149,10 +149,10 @@ class Killed(BaseException):
 
 def live_until(specs, folder, at, monkeypatch):
     """Live with a checkpoint after every rollout, and stop dead after the `at`-th."""
-    from erl.learners import ppo_training
+    from erl.learners.ppo import learner as ppo_learner
 
     saved = []
-    save = ppo_training._Training._save
+    save = ppo_learner._Training._save
 
     def save_then_die(self):
         save(self)
@@ -164,7 +164,7 @@ def live_until(specs, folder, at, monkeypatch):
         Outputs(checkpoint=f"{folder}/{i}.pkl", checkpoint_seconds=0.0) for i in range(len(specs))
     )
     with monkeypatch.context() as patch:
-        patch.setattr(ppo_training._Training, "_save", save_then_die)
+        patch.setattr(ppo_learner._Training, "_save", save_then_die)
         with pytest.raises(Killed):
             live(Job(tuple(specs), outputs))
     return outputs

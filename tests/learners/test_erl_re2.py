@@ -217,29 +217,6 @@ def test_the_budget_is_kept_and_who_was_cut_short_is_not_judged(steps, settings,
     assert all(n == 20 for _, _, n in ledger.episodes)
 
 
-def test_only_a_spent_budget_cuts_an_episode():
-    """Whoever lives longest has what the others leave."""
-    budget = 40
-    stage = Stage(spec(steps=budget), ledger := Ledger(), 5)
-    ends = {0: 40, 1: 2, 2: 3, 3: 2, 4: 3}
-    for i, env in enumerate(stage.envs):
-        step, length = env.step, ends[i]
-        env.step = lambda a, step=step, i=i, n=[0], length=length: _shortened(step(a), n, length)
-    episodes = stage.play(lambda who, seen: np.zeros((len(who), 1)), 5)
-    assert [len(e.rewards) for e in episodes] == [20, 2, 3, 2, 3]
-    assert not any(e.cut for e in episodes)
-    episodes = stage.play(lambda who, seen: np.zeros((len(who), 1)), 2)
-    assert [(len(e.rewards), e.cut) for e in episodes] == [(5, True)] * 2
-    assert ledger.steps == budget
-    stage.close()
-
-
-def _shortened(result, n, length):
-    n[0] += 1
-    observation, reward, terminated, truncated, info = result
-    return observation, reward, terminated or n[0] == length, truncated, info
-
-
 def test_episodes_that_never_end_are_left_when_the_budget_is_spent():
     s = spec("toy_environments:EndlessReach-v0", steps=300)
     _, ledger = train(s)
@@ -318,16 +295,6 @@ def test_episodes_that_count_were_played_by_whoever_was_chosen_before():
         assert judged[-1] == pytest.approx([row["fitness"][champion], row["rl_return"]], rel=1e-3)
         assert row["champion"] == int(np.argmax(row["fitness"]))
     t.close()
-
-
-def test_actions_reach_the_environment_in_its_own_range():
-    stage = Stage(spec("Pendulum-v1"), Ledger(), 1)
-    executed = []
-    step = stage.envs[0].step
-    stage.envs[0].step = lambda a: executed.append(a) or step(a)
-    stage.play(lambda who, seen: np.array([[0.5]]), limit=3)
-    stage.close()
-    assert np.concatenate(executed).tolist() == [1.0, 1.0, 1.0]
 
 
 # -- switches --

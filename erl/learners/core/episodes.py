@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
 from erl.errors import Stopped
-from erl.worlds.reservoirs import ReservoirWrapper
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.tasks import Ledger
+from erl.worlds.world import World
 
 # From (indices of the policies (k,), what each sees (k, features)) to actions (k, actions) in [-1,
 # 1].
@@ -60,34 +59,15 @@ class Episode:
         return self.observations[:-1], self.actions, self.observations[1:], self.rewards, ends
 
 
-class StepsOnly(Ledger):
-    """Counts steps in a lifetime's ledger and keeps no episode: the learner decides which of many
-    policies' episodes count.
-    """
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-
-    @property
-    def steps(self) -> int:  # type: ignore[override]
-        """The lifetime's."""
-        return self._ledger.steps
-
-    def step(self, n: int = 1) -> None:
-        """Count `n` steps."""
-        self._ledger.step(n)
-
-    def episode(self, total_return: float, length: int) -> None:
-        """Keep nothing."""
-
-
 class Stage:
-    """Environments of one lifetime, one for each policy that plays.
+    """Environments of one lifetime, one for each policy that plays, in lockstep.
 
     Every episode begins with a seed of its own, drawn from the lifetime's: what happens in it
     depends on the policy and on the number of episodes before, and not on what an environment has
     been through. So a checkpoint between episodes needs no environment's state. When the lifetime's
     budget is spent, whoever still plays is cut short; it is exceeded by less than a step of each.
+    Steps are entered in the lifetime's ledger; the learner decides which of many policies' episodes
+    count.
 
     Args:
         spec: the lifetime; its actions are a Box.
@@ -96,10 +76,10 @@ class Stage:
     """
 
     def __init__(self, spec: LifetimeSpec, ledger: Ledger, n: int) -> None:
-        self.envs: list[gym.Env] = [spec.make_env(StepsOnly(ledger)) for _ in range(n)]
-        self._ledger, self._budget = ledger, spec.steps
+        self.world = World([spec], [ledger], n)
+        self._ledger, self._budget, self._n = ledger, spec.steps, n
         self._rng = np.random.default_rng(spec.seeds.environment)
-        space = self.envs[0].action_space
+        space = self.world.action_space
         assert isinstance(space, spaces.Box)
         self._low, self._range, self._dtype = space.low, space.high - space.low, space.dtype
 
@@ -114,71 +94,90 @@ class Stage:
 
         Raises:
             Stopped: the lifetime was told to end before its budget was spent.
+            EnvironmentFault: an environment raised, or returned what is not finite.
         """
         playing = np.arange(n)
-        now = np.stack(
-            [
-                self._seen(self.envs[i].reset(seed=int(self._rng.integers(2**31)))[0])
-                for i in playing
-            ]
-        )
+        now = np.stack([self._begin(slot) for slot in range(n)])
         observations: list[list[np.ndarray]] = [[row] for row in now]
-        actions: list[list[np.ndarray]] = [[] for _ in playing]
-        rewards: list[list[float]] = [[] for _ in playing]
-        ends = [(False, False)] * n
-        cut: list[Any] = []
+        actions: list[list[np.ndarray]] = [[] for _ in range(n)]
+        rewards: list[list[float]] = [[] for _ in range(n)]
+        terminated, truncated = np.zeros((2, n), dtype=bool)
+        cut: set[int] = set()
+        length = 0
         while len(playing):
             self.heed()
             chosen = act(playing, now)
-            going = []
-            for i, action in zip(playing, chosen):
-                executed = (self._low + 0.5 * (action + 1.0) * self._range).astype(self._dtype)
-                seen, reward, terminated, truncated, _ = self.envs[i].step(executed)
-                observations[i].append(self._seen(seen))
+            now, earned, terminated[playing], truncated[playing] = self._step(chosen, playing)
+            length += 1
+            for i, observation, action, reward in zip(playing, now, chosen, earned.tolist()):
+                observations[i].append(observation)
                 actions[i].append(action)
-                rewards[i].append(float(reward))
-                ends[i] = (bool(terminated), bool(truncated))
-                if not (terminated or truncated) and len(rewards[i]) != limit:
-                    going.append(i)
-            if going and self._ledger.steps >= self._budget:
-                cut, going = going, []
-            playing = np.array(going, dtype=int)
-            if going:
-                now = np.stack([observations[i][-1] for i in going])
+                rewards[i].append(reward)
+            going = ~(terminated | truncated)[playing]
+            if length == limit:
+                break
+            playing, now = playing[going], now[going]
+            if self._ledger.steps >= self._budget:
+                cut.update(playing.tolist())
+                break
         return [
-            Episode(np.stack(o), np.stack(a).astype(np.float32), np.array(r), *end, i in cut)
-            for i, (o, a, r, end) in enumerate(zip(observations, actions, rewards, ends))
+            Episode(
+                np.stack(observations[i]),
+                np.stack(actions[i]).astype(np.float32),
+                np.array(rewards[i]),
+                bool(terminated[i]),
+                bool(truncated[i]),
+                i in cut,
+            )
+            for i in range(n)
         ]
+
+    def _begin(self, slot: int) -> np.ndarray:
+        """Begin an episode; what its policy sees, (features,)."""
+        seen = self.world.begin(slot, seed=int(self._rng.integers(2**31)))
+        self._raise_faults()
+        return seen.astype(np.float32)
+
+    def _step(
+        self, chosen: np.ndarray, playing: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """One step of those that play, with actions (k, actions) in [-1, 1]: `World.advance`'s
+        result, with float32 observations of its own.
+        """
+        executed = (self._low + 0.5 * (chosen + 1.0) * self._range).astype(self._dtype)
+        slots = None if len(playing) == self._n else playing
+        seen, rewards, terminated, truncated = self.world.advance(executed, slots)
+        self._ledger.step(len(playing))
+        self._raise_faults()
+        return seen.astype(np.float32), rewards, terminated, truncated
+
+    def _raise_faults(self) -> None:
+        if self.world.faults:
+            raise self.world.faults[0]
 
     def heed(self) -> None:
         """Raise `Stopped` if the lifetime was told to end before its budget was spent."""
         if self._ledger.steps < self._budget and self._ledger.stopped:
             raise Stopped
 
-    @staticmethod
-    def _seen(observation: Any) -> np.ndarray:
-        return np.array(observation, dtype=np.float32)
-
     def get_state(self) -> dict[str, Any]:
         """All that it takes to go on between episodes, picklable: the stream of seeds, and
         reservoirs that are not reset.
         """
-        reservoirs = [
-            e.encoder.bank.state.copy() for e in self.envs if isinstance(e, ReservoirWrapper)
-        ]
+        states = self.world.reservoir_state
+        reservoirs = [] if states is None else [row[None].copy() for row in states]
         return {"rng": self._rng.bit_generator.state, "reservoirs": reservoirs}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from `get_state`."""
         self._rng.bit_generator.state = state["rng"]
-        wrapped = [e for e in self.envs if isinstance(e, ReservoirWrapper)]
-        for env, saved in zip(wrapped, state["reservoirs"], strict=True):
-            env.encoder.bank.state[:] = saved
+        states = self.world.reservoir_state
+        if states is not None:
+            states[:] = np.concatenate(state["reservoirs"])
 
     def close(self) -> None:
         """Close the environments."""
-        for env in self.envs:
-            env.close()
+        self.world.close()
 
 
 def surrogate(episode: Episode, steps: int, gamma: float, tail: float) -> float:

@@ -138,14 +138,8 @@ class Scores:
         # Not the episodes that the finished agent will be evaluated on.
         seed = self._spec.seeds.evaluation + 1
         try:
-            scores = {
-                name: float(
-                    np.mean(
-                        evaluate_afresh(policy, self._spec.make_env, self._episodes, seed).returns
-                    )
-                )
-                for name, policy in policies.items()
-            }
+            results = evaluate_afresh(policies, self._spec, self._episodes, seed)
+            scores = {name: float(np.mean(result.returns)) for name, result in results.items()}
             self.rows.append({"steps": self._at, **scores})
         except Exception as e:  # it would only have been reported
             scores, error = {}, f"{type(e).__name__}: {e}"
