@@ -23,7 +23,7 @@ from erl.executors.local import Executor, LocalExecutor, check_cluster, default_
 from erl.experiments.trials import run
 from erl.files import check_writable
 from erl.learners import Outputs, canonical_name
-from erl.learners.core.settings import load_settings
+from erl.learners.core.settings_file import load_settings
 from erl.lifetimes.lifetime import POINTS, Job, check, checkpoint_path
 from erl.search.pruning import PRUNERS, Pruning, check_pruner
 from erl.search.samplers import (
@@ -375,19 +375,17 @@ def stored_config(config: CommonConfig, sink: Sink) -> dict[str, Any]:
     stored |= config.settings()
     stored["learner"] = canonical_name(config.learner)
     envs = stored.get("env_ids") or [stored["env_id"]]
-    read = [
-        load_settings(config.learner_config, e) if config.learner_config else ({}, []) for e in envs
-    ]
-    if any(settings != read[0] for settings in read):
+    read = [load_settings(config.learner_config, env_id) for env_id in envs]
+    if any(file.settings != read[0].settings for file in read):
         raise UserError(
             f"{config.learner_config} has different settings for {', '.join(envs)}; a trial has "
             f"one learner"
         )
-    stored["learner_config"], left_out = read[0]
-    if left_out:
-        sink.line(
-            f"{config.learner_config}: {', '.join(left_out)} do not apply here and are left out"
-        )
+    stored["learner_config"] = read[0].settings
+    for note in dict.fromkeys(note for file in read for note in file.notes):
+        sink.line(note)
+    if any(file.env_kwargs for file in read):
+        sink.line(f"{config.learner_config}: env_kwargs do not apply here and are left out")
     stored["popsize"] = generation_size(
         config.sampler, distributions(search_space(stored)), config.popsize
     )

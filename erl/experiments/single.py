@@ -30,7 +30,7 @@ from erl.experiments.evolution import (
 )
 from erl.experiments.trials import fill
 from erl.learners import Outputs, canonical_name
-from erl.learners.core.settings import load_settings
+from erl.learners.core.settings_file import load_settings
 from erl.lifetimes.lifetime import Job, LifetimeRecord, check, checkpoint_path, file_name
 from erl.statistics import Arm, table
 from erl.studies.storage import shown
@@ -178,16 +178,14 @@ def run(config: SingleConfig, sink: Sink) -> int:
     volatile = {*VOLATILE, "logs", "models", "nb_seeds", "seeds", "h_test", "set"}
     stored = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in volatile}
     stored["learner"] = canonical_name(config.learner)
-    settings, left_out = (
-        load_settings(config.learner_config, config.env_id) if config.learner_config else ({}, [])
-    )
-    stored["learner_config"] = settings | parse_settings(config.set)
+    file = load_settings(config.learner_config, config.env_id)
+    stored["learner_config"] = file.settings | parse_settings(config.set)
     stored["config_version"] = CONFIG_VERSION
     check(lifetime(stored, indices[0]))
-    if left_out:
-        sink.line(
-            f"{config.learner_config}: {', '.join(left_out)} do not apply here and are left out"
-        )
+    for note in file.notes:
+        sink.line(note)
+    if file.env_kwargs:
+        sink.line(f"{config.learner_config}: env_kwargs do not apply here and are left out")
 
     name = study_name(config.subject(), config.h_test, config.steps)
     folder = file_name(name)

@@ -23,6 +23,12 @@ ENGINES = ("auto", "cohort", "sb3")
 _OWN = {"ERL-Re2": ("erl.learners.erl_re2.learner", "Re2Learner", "TD3")}
 
 
+class Unsupported(UserError):
+    """What this project's own implementation of a learner does not know and Stable-Baselines3
+    does.
+    """
+
+
 class Agent(Protocol):
     """A trained agent."""
 

@@ -2,13 +2,11 @@
 
 import copy
 import inspect
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import sb3_contrib
 import stable_baselines3
@@ -17,21 +15,22 @@ from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
+from stable_baselines3.common.noise import (
+    ActionNoise,
+    NormalActionNoise,
+    OrnsteinUhlenbeckActionNoise,
+)
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
-from erl.errors import Stopped, UserError, nearest
+from erl.errors import Stopped, UserError
 from erl.files import write_whole
 from erl.learners import Agent, Outputs, one_by_one
-from erl.learners.core.settings import OURS, activation, parse_value, schedule
+from erl.learners.core import sb3_settings
+from erl.learners.core.settings import check_budget
+from erl.learners.core.settings_file import activation, parse_value
 from erl.learners.core.telemetry import Logs, Scores, note
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.tasks import Ledger, check_task
-
-# Settings beside the algorithm's own arguments: as the SB3 Zoo spells them, and those of
-# evaluations on the way.
-_BESIDE = frozenset({"n_envs", "normalize", "noise_type", "noise_std", *Scores.SETTINGS})
-_SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")
 
 
 @cache
@@ -49,39 +48,17 @@ def algorithms() -> dict[str, type[BaseAlgorithm]]:
     return found
 
 
-def _takes(algorithm: type[BaseAlgorithm], action_space: spaces.Space) -> bool:
-    """Whether the algorithm accepts this action space: asked of the algorithm itself."""
-    env = _Spaces(spaces.Box(-1, 1, (3,), dtype=np.float32), action_space)
-    try:
-        algorithm(_default_policy(algorithm), env, device="cpu")  # type: ignore[call-arg]
-    except (AssertionError, ValueError, NotImplementedError):
-        return False
-    return True
-
-
-class _Spaces(gym.Env):
-    """An environment that has spaces and never moves."""
-
-    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space) -> None:
-        self.observation_space, self.action_space = observation_space, action_space
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        return np.zeros(self.observation_space.shape or (), self.observation_space.dtype), {}
-
-    def step(self, action: Any) -> Any:
-        return self.reset()[0], 0.0, False, False, {}
-
-
-def _default_policy(algorithm: type[BaseAlgorithm]) -> str:
-    return (
-        "MlpPolicy"
-        if "MlpPolicy" in algorithm.policy_aliases
-        else next(iter(algorithm.policy_aliases))
-    )
-
-
-def _arguments(algorithm: type[BaseAlgorithm]) -> set[str]:
-    return set(inspect.signature(algorithm.__init__).parameters) - {"self"} - OURS
+# What `algorithm(...)` asserts of action spaces, which it does not say otherwise, and not at all
+# under `python -O`.
+_ACTIONS: dict[str, tuple[type[spaces.Space], ...]] = {
+    **dict.fromkeys(
+        ("A2C", "PPO", "RecurrentPPO", "TRPO"),
+        (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+    ),
+    **dict.fromkeys(("DQN", "QRDQN"), (spaces.Discrete,)),
+    **dict.fromkeys(("CrossQ", "DDPG", "SAC", "TD3", "TQC"), (spaces.Box,)),
+    "ARS": (spaces.Box, spaces.Discrete),
+}
 
 
 def whole_sequences(
@@ -207,59 +184,28 @@ class SB3Learner:
         for a budget within which nothing is learned.
         """
         _, action_space = check_task(spec.task)
-        if not _takes(self.algorithm, action_space):
+        if not isinstance(action_space, _ACTIONS[self.name]):
             kind = type(action_space).__name__
-            fits = [n for n, a in algorithms().items() if _takes(a, action_space)]
+            fits = [name for name, kinds in _ACTIONS.items() if isinstance(action_space, kinds)]
             raise UserError(
                 f"{self.name} does not take the {kind} actions of {spec.task.env_id}; these do: "
-                f"{', '.join(fits)}"
+                f"{', '.join(sorted(fits))}"
             )
-        known = _arguments(self.algorithm) | _BESIDE
-        for key in spec.learner.config:
-            if key in OURS:
-                raise UserError(f"{key} is not {self.name}'s to set here: this project does")
-            if key not in known:
-                raise UserError(f"{self.name} has no setting {key!r}{nearest(key, known)}")
-        for key, value in spec.learner.config.items():
-            self._check_kind(key, value)
-        Scores.of(spec, Ledger())
-        env = self._make_vec_env(spec, Ledger())
+        settings = self._settings(spec)
+        env = self._make_vec_env(spec, settings, Ledger())
         try:
-            first = getattr(self._make_model(spec, env), "learning_starts", 0)
+            model = self._make_model(spec, settings, env)
         except UserError:
             raise
-        except (
-            Exception
-        ) as e:  # whatever the algorithm's constructor objects to is the settings' fault
+        # whatever the algorithm's constructor objects to is the settings' fault
+        except Exception as e:
             raise UserError(f"{self.name} refuses its settings: {' '.join(str(e).split())}") from e
         finally:
             env.close()
-        if first >= spec.steps:
-            raise UserError(
-                f"{self.name} begins to learn after learning_starts, {first:,} steps, and a "
-                f"lifetime has {spec.steps:,}"
-            )
+        check_budget(self.name, spec, "learning_starts", getattr(model, "learning_starts", 0))
 
-    def _check_kind(self, key: str, value: Any) -> None:
-        """Refuse what an algorithm would take at first and fail over in the middle of training."""
-        parameter = inspect.signature(self.algorithm.__init__).parameters.get(key)
-        usual = parameter.default if parameter is not None else None
-        number = (
-            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        )
-        if isinstance(usual, bool):
-            fits, kind = isinstance(value, bool), "true or false"
-        elif isinstance(usual, int) and key != "train_freq":  # which may be a pair
-            fits, kind = number and isinstance(value, int), "a whole number"
-        elif (isinstance(usual, float) and key not in _SCHEDULED) or key == "noise_std":
-            fits, kind = (
-                number and (key != "noise_std" or value >= 0),
-                "a number" + " from 0" * (key == "noise_std"),
-            )
-        else:
-            return
-        if not fits:
-            raise UserError(f"{self.name}'s {key} is {kind}, not {value!r}")
+    def _settings(self, spec: LifetimeSpec) -> dict[str, Any]:
+        return sb3_settings.read(self.name, self.algorithm, spec.learner.config)
 
     def cohort_key(self, spec: LifetimeSpec) -> Hashable | None:
         """Each on its own."""
@@ -272,13 +218,16 @@ class SB3Learner:
         return one_by_one(self._train_one, cohort, ledgers, outputs)
 
     def _train_one(self, spec: LifetimeSpec, ledger: Ledger, output: Outputs) -> SB3Agent:
-        env = self._make_vec_env(spec, ledger)
+        settings = self._settings(spec)
+        env = self._make_vec_env(spec, settings, ledger)
         try:
-            model = self._make_model(spec, env)
+            model = self._make_model(spec, settings, env)
             # The algorithm seeds its environments with its own seed; theirs is a role of its own.
             env.seed(spec.seeds.environment)
             model.set_logger(Logs(output.tensorboard))
-            scores = Scores.of(spec, ledger)
+            scores = Scores(
+                spec, ledger, settings.get("eval_freq", 0), settings.get("eval_episodes", 5)
+            )
             note(ledger, scores)
             model.learn(spec.steps, callback=_OnTheWay(ledger, spec.steps, scores))
             model.logger.close()
@@ -286,66 +235,42 @@ class SB3Learner:
             env.close()
         return SB3Agent(model, env if isinstance(env, VecNormalize) else None)
 
-    def _make_vec_env(self, spec: LifetimeSpec, ledger: Ledger) -> VecEnv:
-        n_envs = spec.learner.config.get("n_envs", 1)
-        if not isinstance(n_envs, int) or isinstance(n_envs, bool) or n_envs < 1:
-            raise UserError(f"n_envs is a whole number from 1, not {n_envs!r}")
+    @staticmethod
+    def _make_vec_env(spec: LifetimeSpec, settings: dict[str, Any], ledger: Ledger) -> VecEnv:
+        n_envs = settings.get("n_envs", 1)
         env: VecEnv = DummyVecEnv([partial(spec.make_env, ledger)] * n_envs)
-        normalize = parse_value(spec.learner.config.get("normalize", False))
-        if not isinstance(normalize, bool | dict):
-            raise UserError(f"normalize is true, false or dict(…), not {normalize!r}")
-        if normalize:
-            arguments = dict(normalize) if isinstance(normalize, dict) else {}
-            arguments.setdefault("gamma", spec.learner.config.get("gamma", 0.99))
-            unknown = arguments.keys() - set(inspect.signature(VecNormalize).parameters)
-            if unknown:
-                raise UserError(f"normalize has no setting {sorted(unknown)[0]!r}")
-            env = VecNormalize(env, **arguments)
+        if normalize := settings.get("normalize", False):
+            arguments = normalize if isinstance(normalize, dict) else {}
+            gamma = settings.get("gamma", 0.99)
+            env = VecNormalize(env, **{"gamma": gamma, **arguments})
         return env
 
-    def _make_model(self, spec: LifetimeSpec, env: VecEnv) -> BaseAlgorithm:
+    def _make_model(
+        self, spec: LifetimeSpec, settings: dict[str, Any], env: VecEnv
+    ) -> BaseAlgorithm:
+        taken = inspect.signature(self.algorithm.__init__).parameters
         # A copy: some algorithms add to the policy_kwargs that they are given.
-        given = copy.deepcopy(dict(spec.learner.config))
-        settings = {k: parse_value(v) for k, v in given.items() if k not in _BESIDE}
-        for key in _SCHEDULED:
-            if key in settings:
-                settings[key] = schedule(settings[key])
-        if isinstance(settings.get("train_freq"), list):
-            settings["train_freq"] = tuple(settings["train_freq"])
-        if "activation_fn" in settings.get("policy_kwargs", {}):
-            policy_kwargs = settings["policy_kwargs"]
-            settings["policy_kwargs"] = {
-                **policy_kwargs,
-                "activation_fn": activation(policy_kwargs["activation_fn"]),
-            }
-        noise = self._action_noise(spec, env.action_space)
+        arguments = {k: copy.deepcopy(v) for k, v in settings.items() if k in taken}
+        policy_kwargs = arguments.get("policy_kwargs") or {}
+        if "activation_fn" in policy_kwargs:
+            policy_kwargs["activation_fn"] = activation(policy_kwargs["activation_fn"])
+        noise = self._action_noise(settings, env.action_space)
         if noise is not None:
-            settings["action_noise"] = noise
-        policy = settings.pop("policy", _default_policy(self.algorithm))
-        if policy not in self.algorithm.policy_aliases:
-            raise UserError(
-                f"{self.name} has no policy "
-                f"{policy!r}{nearest(str(policy), self.algorithm.policy_aliases)}"
-            )
-        model = self.algorithm(policy, env, seed=spec.seeds.learner, device="cpu", **settings)
+            arguments["action_noise"] = noise
+        policy = arguments.pop("policy", sb3_settings.policies(self.algorithm)[0])
+        model = self.algorithm(policy, env, seed=spec.seeds.learner, device="cpu", **arguments)
         if isinstance(model.policy, RecurrentActorCriticPolicy):
             # On the object, so that saved models name sb3-contrib's class and load without this
             # project.
             model.policy._process_sequence = whole_sequences  # type: ignore[method-assign, assignment]
         return model
 
-    def _action_noise(self, spec: LifetimeSpec, action_space: spaces.Space) -> Any:
-        kind, std = spec.learner.config.get("noise_type"), spec.learner.config.get("noise_std", 0.0)
-        if kind is None:
+    @staticmethod
+    def _action_noise(settings: dict[str, Any], action_space: spaces.Space) -> ActionNoise | None:
+        if settings.get("noise_type") is None:
             return None
-        if "action_noise" not in inspect.signature(self.algorithm.__init__).parameters:
-            raise UserError(f"{self.name} takes no action noise (noise_type)")
-        assert action_space.shape is not None
-        mean, sigma = np.zeros(action_space.shape), np.full(action_space.shape, float(std))
-        if kind == "normal":
+        shape = action_space.shape or ()
+        mean, sigma = np.zeros(shape), np.full(shape, settings.get("noise_std", 0.0))
+        if settings["noise_type"] == "normal":
             return NormalActionNoise(mean, sigma)
-        if kind == "ornstein-uhlenbeck":
-            return OrnsteinUhlenbeckActionNoise(mean, sigma)
-        raise UserError(
-            f"unknown noise_type {kind!r}{nearest(str(kind), ['normal', 'ornstein-uhlenbeck'])}"
-        )
+        return OrnsteinUhlenbeckActionNoise(mean, sigma)

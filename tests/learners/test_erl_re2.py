@@ -34,7 +34,7 @@ from erl.learners.core.checkpoints import beside, remove_checkpoint, set_aside
 from erl.learners.core.episodes import Episode, Stage, surrogate
 from erl.learners.core.telemetry import NUMBERS, ROWS, InnerLog, Scores
 from erl.learners.erl_re2.learner import Re2Learner, _Training
-from erl.learners.erl_re2.settings import environment_defaults
+from erl.learners.erl_re2.settings import Re2Settings
 from erl.learners.erl_re2.update import act
 from erl.lifetimes.lifetime import Job, LifetimeRecord, check, file_name, live
 from erl.studies.commands import ExportConfig, ShowConfig, export_study, show_study
@@ -706,10 +706,8 @@ def test_a_checkpoint_that_does_not_fit_is_set_aside(tmp_path, monkeypatch, capl
     if damage == "missing":
         part.unlink()
     elif damage == "defaults":
-        defaults = environment_defaults("Reach-v0") | {"tau": 0.5}
-        monkeypatch.setattr(
-            "erl.learners.erl_re2.settings.environment_defaults", lambda env_id: defaults
-        )
+        defaults = Re2Settings.environment_defaults("Reach-v0") | {"tau": 0.5}
+        monkeypatch.setattr(Re2Settings, "environment_defaults", lambda env_id: defaults)
     else:
         broken = path if damage == "state" else part
         broken.write_bytes(broken.read_bytes()[:100])

@@ -8,7 +8,7 @@ from plain_erl_re2 import Plain, _modules
 
 from erl.errors import UserError
 from erl.learners.core.replay import Batch
-from erl.learners.erl_re2.settings import Re2Settings, environment_defaults
+from erl.learners.erl_re2.settings import Re2Settings
 from erl.learners.erl_re2.update import Draws, TwoScale, act, new_heads
 from erl.networks.perceptrons import product
 
@@ -246,12 +246,12 @@ def test_state_comes_back():
         ({"popsize": 5}, "did you mean pop_size"),
         ({"pop_size": 2}, "pop_size is at least 3"),
         ({"pop_size": 2.5}, "whole number"),
-        ({"theta": 1.5}, "between 0 and 1"),
-        ({"theta": math.nan}, "number from 0"),
+        ({"theta": 1.5}, "theta is a number from 0 to 1, not 1.5"),
+        ({"theta": math.nan}, "theta is a number from 0 to 1, not nan"),
         ({"EA": 1}, "true or false"),
         ({"EA": False, "RL": False}, "neither EA nor RL"),
         ({"K": 7}, "at most the number of policies, 6"),
-        ({"prob_reset_and_sup": 0.6}, "at most 0.5"),
+        ({"prob_reset_and_sup": 0.6}, "prob_reset_and_sup is a number from 0 to 0.5, not 0.6"),
         ({"frac_frames_train": 0.0}, "above 0"),
         ({"learning_rate": 0}, "above 0"),
         ({"precision": "bf16", "batch_size": 127}, "at least 128 where precision is bf16"),
@@ -272,11 +272,12 @@ def test_defaults_by_environment():
     ant, cheetah = (Re2Settings.from_learner_config({}, f"{e}-v5") for e in ("Ant", "HalfCheetah"))
     assert (ant.theta, ant.time_steps, ant.frac) == (0.5, 200, 0.7)
     assert (cheetah.theta, cheetah.time_steps, cheetah.frac) == (0.3, 200, 1.0)
-    assert environment_defaults("module:Walker2d-v4") == {
+    assert Re2Settings.environment_defaults("module:Walker2d-v4") == {
         "theta": 0.8,
         "time_steps": 50,
         "frac": 0.2,
         "sync_period": 1,
     }
-    assert environment_defaults("Pendulum-v1") == environment_defaults("Nothing-v0")
+    pendulum, other = map(Re2Settings.environment_defaults, ("Pendulum-v1", "Nothing-v0"))
+    assert pendulum == other
     assert Re2Settings.from_learner_config({"theta": 1.0}, "Ant-v4").theta == 1.0

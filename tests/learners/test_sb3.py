@@ -4,16 +4,19 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from erl.errors import UserError
 from erl.learners import Outputs
-from erl.learners.sb3 import SB3Learner, algorithms, whole_sequences
+from erl.learners.core.sb3_settings import policies
+from erl.learners.sb3 import _ACTIONS, SB3Learner, algorithms, whole_sequences
 from erl.lifetimes.lifetime import Job, check, live
 from erl.worlds.evaluation import evaluate
 from erl.worlds.reservoirs import Context, ReservoirParams
@@ -121,8 +124,9 @@ def test_the_lstm_in_one_pass_learns_what_it_learns_step_by_step(monkeypatch):
     learner = SB3Learner("RecurrentPPO")
 
     def parameters():
-        env = learner._make_vec_env(lifetime, Ledger())
-        model = learner._make_model(lifetime, env)
+        settings = learner._settings(lifetime)
+        env = learner._make_vec_env(lifetime, settings, Ledger())
+        model = learner._make_model(lifetime, settings, env)
         before = {k: v.clone() for k, v in model.policy.state_dict().items()}
         model.learn(2 * 3 * 64)
         return before, model.policy.state_dict()
@@ -296,19 +300,20 @@ def test_normalised_observations_reach_the_policy_in_evaluation_too(tmp_path):
         ({"n_envs": 0}, "n_envs"),
         ({"n_envs": True}, "n_envs"),
         ({"n_steps": "many"}, "n_steps is a whole number"),
-        ({"learning_rate": "cos_3"}, "unknown schedule"),
+        ({"learning_rate": "cos_3"}, "learning_rate is a number above 0 or a schedule lin_NUMBER"),
         ({"policy": "MlpPolice"}, "MlpPolicy"),
         ({"policy_kwargs": "dict(activation_fn=nn.Rellu)"}, "ReLU"),
         ({"policy_kwargs": {"net_arkh": [3]}}, "PPO refuses its settings"),
-        ({"policy_kwargs": "words"}, "PPO refuses its settings"),
+        ({"policy_kwargs": "words"}, "policy_kwargs is names and values or null, not"),
         ({"normalize": {"norm_everything": True}}, "norm_everything"),
-        ({"noise_type": "normal"}, "no action noise"),
-        ({"batch_size": 0}, "PPO refuses its settings"),
-        ({"gamma": "abc"}, "gamma is a number, not 'abc'"),
+        ({"noise_type": "normal"}, "PPO has no setting 'noise_type'"),
+        ({"batch_size": 0}, "batch_size is a whole number from 1, not 0"),
+        ({"gamma": "abc"}, "PPO's gamma is a number from 0 to 1, not 'abc'"),
         ({"gamma": float("nan")}, "gamma is a number"),
         ({"n_steps": 64.5}, "n_steps is a whole number"),
         ({"use_sde": 1}, "use_sde is true or false"),
-        ({"normalize": 3}, "normalize is true, false or dict"),
+        ({"normalize": 3}, "normalize is true or false, or names and values, not 3"),
+        ({"normalize": {"clip_obs": 0}}, "PPO's normalize's clip_obs is a number above 0, not 0"),
         ({"eval_freq": -1}, "eval_freq is a whole number from 0"),
         ({"eval_episodes": 0}, "eval_episodes is a whole number from 1"),
     ],
@@ -316,6 +321,26 @@ def test_normalised_observations_reach_the_policy_in_evaluation_too(tmp_path):
 def test_settings_that_cannot_be(config, message):
     with pytest.raises(UserError, match=message):
         check(spec("PPO", config=config))
+
+
+def test_the_action_spaces_are_those_that_the_constructors_take():
+    """Asked of them one by one; where Python runs with -O they would not tell."""
+    boxes = spaces.Box(-1, 1, (2,), np.float32)
+    for action_space in (
+        boxes,
+        spaces.Discrete(3),
+        spaces.MultiDiscrete([2, 3]),
+        spaces.MultiBinary(2),
+    ):
+        env = gym.Env()
+        env.observation_space, env.action_space = boxes, action_space
+        for name, algorithm in algorithms().items():
+            try:
+                algorithm(policies(algorithm)[0], env, device="cpu")
+                taken = True
+            except AssertionError:
+                taken = False
+            assert taken == isinstance(action_space, _ACTIONS[name]), name
 
 
 def test_a_check_leaves_the_settings_as_they_were():

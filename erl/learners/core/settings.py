@@ -1,174 +1,319 @@
-"""Learner settings as files spell them: YAML or JSON, in plain form or in the SB3 Zoo's."""
+"""Settings of every learner: declared by annotations, checked in one place, refused in the same
+words.
 
-import ast
-import json
-from collections.abc import Callable
+A learner declares a frozen dataclass below `Settings`, whose annotations say what a value is:
+
+    @dataclass(frozen=True)
+    class Mine(Settings):
+        learner = "Mine"
+        gamma: Share = 0.99                                  # a number from 0 to 1
+        batch_size: Count = 64                               # a whole number from 1
+        clip_range: Annotated[float, Range(above=0)] | Schedule = 0.2
+        algorithm: Literal["TD3", "DDPG"] = "TD3"
+
+Algorithms of Stable-Baselines3 declare theirs in the signatures of their constructors; `convert`
+reads those annotations too.
+"""
+
+import math
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
-from typing import Any
-
-import yaml
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Self,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from erl.errors import UserError, nearest
+from erl.worlds.specification import LifetimeSpec
 
 Schedule = Callable[[float], float]
 
-# Arguments of Stable-Baselines3's algorithms that this project sets itself.
-OURS = frozenset(
-    {
-        "env",
-        "seed",
-        "tensorboard_log",
-        "verbose",
-        "device",
-        "_init_setup_model",
-        "stats_window_size",
-    }
-)
 
-# Keys of the SB3 Zoo's files that speak of its own training script. They do not apply here and are
-# left out, with a note, instead of being refused.
-ZOO_ONLY = frozenset(
-    {
-        "n_timesteps",
-        "env_wrapper",
-        "vec_env_wrapper",
-        "callback",
-        "frame_stack",
-        "env_kwargs",
-        "monitor_kwargs",
-    }
-)
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number, in an annotation.
 
-
-def load_settings(path: str, env_id: str) -> tuple[dict[str, Any], list[str]]:
-    """Read a learner's settings.
-
-    Args:
-        path: a YAML or JSON file: keyword arguments, or sections of them named after environments
-            (SB3 Zoo).
-        env_id: whose section to take.
-
-    Returns:
-        The settings, and the names of the Zoo's keys that were left out.
-
-    Raises:
-        UserError: the file cannot be read, or has no section for the environment.
+    Attributes:
+        low, high: the least and the greatest value that is taken.
+        above: in place of `low`, a value that is too small itself.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        data = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"cannot read the learner's settings: {e}") from e
-    except (yaml.YAMLError, ValueError) as e:  # ValueError: a date that is none, bad JSON
-        raise UserError(f"{path} is not valid: {' '.join(str(e).split())}") from e
-    if data is None:
-        data = {}
-    if not isinstance(data, dict):
-        raise UserError(
-            f"{path} holds no settings: expected names and values, found a {type(data).__name__}"
+
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            (self.low is None or value >= self.low)
+            and (self.above is None or value > self.above)
+            and (self.high is None or value <= self.high)
         )
-    if data and all(
-        isinstance(v, dict)
-        and k not in ("policy_kwargs", "normalize", "normalize_kwargs", "replay_buffer_kwargs")
-        for k, v in data.items()
-    ):
-        if env_id not in data:
-            raise UserError(f"{path} has no section for {env_id}{nearest(env_id, data)}")
-        data = data[env_id]
-    data = {str(k): v for k, v in data.items()}
-    left_out = sorted(ZOO_ONLY & data.keys())
-    settings = {k: v for k, v in data.items() if k not in ZOO_ONLY}
-    try:
-        json.dumps(settings)
-    except TypeError as e:
-        raise UserError(f"{path}: {e}") from e
-    return settings, left_out
+
+    def __str__(self) -> str:
+        low = f" from {self.low:g}" if self.low is not None else ""
+        if self.above is not None:
+            low = f" above {self.above:g}"
+        if self.high is None:
+            return low
+        return f"{low} {'to' if self.low is not None else 'up to'} {self.high:g}"
 
 
-def parse_value(value: Any) -> Any:
-    """Evaluate the small expressions of the Zoo's files,
-    `dict(net_arch=[64], activation_fn=nn.ReLU)`; others stay.
-
-    Only literals, `dict(...)`, `list(...)` and the names of `torch.nn` are understood; nothing is
-    executed.
-
-    Raises:
-        UserError: anything else in an expression.
-    """
-    if not isinstance(value, str) or not value.lstrip().startswith(
-        ("dict(", "list(", "[", "{", "nn.")
-    ):
-        return value
-    try:
-        return _evaluate(ast.parse(value.strip(), mode="eval").body)
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as e:
-        said = " ".join(value.split())
-        raise UserError(f"cannot understand {said[:200]!r}: {e or type(e).__name__}") from e
+Count = Annotated[int, Range(1)]
+Share = Annotated[float, Range(0, 1)]
+Positive = Annotated[float, Range(above=0)]
+NotNegative = Annotated[float, Range(0)]
 
 
-def _evaluate(node: ast.AST) -> Any:
-    match node:
-        case ast.Call(func=ast.Name(id="dict"), args=[], keywords=keywords) if all(
-            k.arg for k in keywords
-        ):
-            return {k.arg: _evaluate(k.value) for k in keywords}
-        case ast.Call(func=ast.Name(id="list"), args=[inner], keywords=[]):
-            return list(_evaluate(inner))
-        case ast.Attribute(value=ast.Name(id="nn"), attr=name):
-            return activation(name)
-        case ast.List(elts=elements) | ast.Tuple(elts=elements):
-            return [_evaluate(e) for e in elements]
-        case ast.Dict(keys=keys, values=values) if None not in keys:
-            return {_evaluate(k): _evaluate(v) for k, v in zip(keys, values) if k}
-        case _:
-            return ast.literal_eval(node)
-
-
-def activation(name: Any) -> Any:
-    """The activation of `torch.nn` of this name (`ReLU`, `nn.ReLU`, `tanh` …); a class stays."""
-    from torch import nn  # a second that `--help` and bad flags need not wait for
-
-    if isinstance(name, type):
-        return name
-    known = {
-        k.casefold(): v
-        for k, v in vars(nn).items()
-        if isinstance(v, type) and issubclass(v, nn.Module)
-    }
-    found = known.get(name.removeprefix("torch.").removeprefix("nn.").casefold())
-    if found is None:
-        raise UserError(
-            f"unknown activation {name!r}{nearest(name, [v.__name__ for v in known.values()])}"
-        )
-    return found
-
-
-def schedule(value: Any) -> float | Schedule:
-    """A number, or the Zoo's `lin_3e-4`: linear to zero over the remaining progress (1 at the
-    start, 0 at the end).
-    """
-    if isinstance(value, str):
-        kind, _, initial = value.rpartition("_")
-        try:
-            start = float(initial)
-        except ValueError as e:
-            raise UserError(
-                f"cannot understand the schedule {value!r}: a number, or lin_NUMBER"
-            ) from e
-        if kind == "lin":
-            return LinearSchedule(start)
-        if kind:
-            raise UserError(f"unknown schedule {value!r}: a number, or lin_NUMBER")
-        return start
-    return value
-
-
+@dataclass(frozen=True)
 class LinearSchedule:
     """`start` times the remaining progress."""
 
-    def __init__(self, start: float) -> None:
-        self.start = start
+    start: float
 
     def __call__(self, progress_remaining: float) -> float:
         """Value at this remaining progress, 1 at the start and 0 at the end."""
         return self.start * progress_remaining
+
+
+class _Misfit(Exception):
+    """A value is not what its annotation asks for."""
+
+
+def convert(learner: str, name: str, annotation: Any, value: Any) -> Any:
+    """A setting's value in the form that its annotation asks for: 3 for `3.0` where a whole number
+    is asked for, 0.005 for the text `5e-3`, a `LinearSchedule` for `lin_0.2`.
+
+    Raises:
+        UserError: the value does not fit: "LEARNER's NAME is a number from 0 to 1, not 'x'".
+    """
+    try:
+        return _converted(annotation, value)
+    except _Misfit:
+        text = repr(value)
+        text = text if len(text) <= 200 else f"{text[:200]}…"
+        raise UserError(f"{learner}'s {name} is {expected(annotation)}, not {text}") from None
+
+
+def _converted(annotation: Any, value: Any) -> Any:
+    bounds, annotation = _bounded(annotation)
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation is Any:
+        return value
+    if origin in (Union, UnionType):
+        return _first_that_fits(arguments, value)
+    if annotation in (int, float):
+        return _number(annotation, bounds, value)
+    if _is_schedule(annotation):
+        return _schedule(bounds, value)
+    if origin is Literal:
+        for known in arguments:
+            if value == known and isinstance(value, bool) == isinstance(known, bool):
+                return known
+    elif origin is tuple and isinstance(value, list | tuple):
+        each = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(each) == len(value):
+            return tuple(_converted(a, v) for a, v in zip(each, value))
+    elif annotation is NoneType:
+        if value is None:
+            return None
+    elif (origin or annotation) in (bool, str, dict) and isinstance(value, origin or annotation):
+        return value
+    raise _Misfit
+
+
+def _first_that_fits(alternatives: Iterable[Any], value: Any) -> Any:
+    # Numbers first: a text that spells one is meant as one, also where other texts are taken. Their
+    # bounds are those of a schedule's start.
+    alternatives = sorted(alternatives, key=lambda a: _bounded(a)[1] not in (int, float))
+    bounds, _ = _bounded(alternatives[0])
+    for annotation in alternatives:
+        try:
+            if _is_schedule(annotation):
+                return _schedule(bounds, value)
+            return _converted(annotation, value)
+        except _Misfit:
+            continue
+    raise _Misfit
+
+
+def _bounded(annotation: Any) -> tuple[Range | None, Any]:
+    """The bounds in an annotation, and the annotation without them."""
+    if get_origin(annotation) is not Annotated:
+        return None, annotation
+    bare, *metadata = get_args(annotation)
+    return next((m for m in metadata if isinstance(m, Range)), None), bare
+
+
+def _is_schedule(annotation: Any) -> bool:
+    return (get_origin(annotation) or annotation) is Callable
+
+
+def _number(kind: type, bounds: Range | None, value: Any) -> int | float:
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise _Misfit from None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise _Misfit
+    if kind is int and value != int(value):
+        raise _Misfit
+    if bounds is not None and value not in bounds:
+        raise _Misfit
+    return kind(value)
+
+
+def _schedule(bounds: Range | None, value: Any) -> Schedule:
+    if callable(value):
+        return value
+    if isinstance(value, str) and value.startswith("lin_"):
+        return LinearSchedule(float(_number(float, bounds, value.removeprefix("lin_"))))
+    raise _Misfit
+
+
+def expected(annotation: Any) -> str:
+    """What an annotation asks for, in words: "a number above 0 or null"."""
+    bounds, annotation = _bounded(annotation)
+    if bounds is not None:
+        return f"{expected(annotation)}{bounds}"
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        words = [expected(a) for a in arguments]
+        words = list(dict.fromkeys(w for w in words if w != "null"))
+        if NoneType in arguments:
+            words.append("null")
+        if len(words) == 1:
+            return words[0]
+        last = f", or {words[-1]}" if any(" or " in w for w in words) else f" or {words[-1]}"
+        return ", ".join(words[:-1]) + last
+    if origin is Literal:
+        return " or ".join(map(str, arguments))
+    if origin is tuple:
+        if arguments[-1] is Ellipsis:
+            return f"a list, each {expected(arguments[0])}"
+        return f"a list of {len(arguments)} ({', '.join(map(expected, arguments))})"
+    words_of = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    if annotation in words_of:
+        return words_of[annotation]
+    if (origin or annotation) is dict:
+        return "names and values"
+    return "a schedule lin_NUMBER" if _is_schedule(annotation) else "null"
+
+
+def refuse_unknown(learner: str, config: Iterable[str], known: Iterable[str]) -> None:
+    """Raise a UserError for the first setting that the learner does not have."""
+    known = list(known)
+    for name in config:
+        if name not in known:
+            raise UserError(f"{learner} has no setting {name!r}{nearest(name, known)}")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a learner. Whoever makes one has values that fit their annotations, in the form
+    that those ask for, and fit one another.
+
+    Class attributes:
+        learner: its name, for messages.
+        spelled: names that users know a field by, where that is not its own.
+        defaults: a TOML file of defaults by environment; None for none.
+    """
+
+    learner: ClassVar[str]
+    spelled: ClassVar[Mapping[str, str]] = {}
+    defaults: ClassVar[Path | None] = None
+
+    def __post_init__(self) -> None:
+        for name, annotation in _annotations(type(self)).items():
+            spelled = self.spelled.get(name, name)
+            value = convert(self.learner, spelled, annotation, getattr(self, name))
+            object.__setattr__(self, name, value)
+        self._check()
+
+    def _check(self) -> None:
+        """Raise a UserError for settings that do not fit one another."""
+
+    def _wrong(self, name: str, what: str) -> UserError:
+        """For `_check`: "LEARNER's NAME is WHAT, not VALUE"."""
+        spelled = self.spelled.get(name, name)
+        return UserError(f"{self.learner}'s {spelled} is {what}, not {getattr(self, name)!r}")
+
+    @classmethod
+    def from_learner_config(cls, config: Mapping[str, Any], env_id: str = "") -> Self:
+        """Settings from a learner's configuration; what it does not name is the environment's
+        default, or the field's.
+
+        Raises:
+            UserError: an unknown setting, or a value that cannot be.
+        """
+        refuse_unknown(cls.learner, config, _annotations(cls))
+        return cls(**{**cls.environment_defaults(env_id), **config})
+
+    @classmethod
+    def environment_defaults(cls, env_id: str) -> dict[str, Any]:
+        """Defaults that depend on the environment, whatever its version and module: the section of
+        its name in the file `defaults`, or the section `default`.
+        """
+        if cls.defaults is None:
+            return {}
+        sections = _toml(cls.defaults)
+        name = env_id.rpartition(":")[2].rpartition("-v")[0]
+        section = sections.get(name, sections["default"])
+        return {key: value for key, value in section.items() if key != "source"}
+
+
+def _annotations(kind: type[Settings]) -> dict[str, Any]:
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+@cache
+def _toml(path: Path) -> dict[str, dict[str, Any]]:
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(Settings):
+    """How often a lifetime is evaluated on the way; a setting of every learner.
+
+    Attributes:
+        eval_freq: steps between two evaluations that are only reported and not counted; 0: none.
+        eval_episodes: episodes of each policy in such an evaluation.
+    """
+
+    eval_freq: Annotated[int, Range(0)] = 0
+    eval_episodes: Count = 5
+
+
+def check_budget(learner: str, spec: LifetimeSpec, name: str, steps: int) -> None:
+    """Raise a UserError if a lifetime ends before a setting lets its learner begin to learn."""
+    if steps >= spec.steps:
+        raise UserError(
+            f"{learner} begins to learn after {name}, {steps:,} steps, and a lifetime has "
+            f"{spec.steps:,}"
+        )
+
+
+def check_device(learner: str, device: str) -> None:
+    """Raise a UserError for a device that PyTorch does not know, or that this machine has not."""
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as e:
+        raise UserError(f"{learner} knows no device {device!r}") from e
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+        raise UserError(
+            f"this machine has no device {device!r} for {learner}; device cpu works everywhere"
+        )

@@ -9,12 +9,11 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 
-from erl.errors import UserError
 from erl.files import write_whole
 from erl.learners import Outputs
 from erl.worlds.evaluation import Policy, evaluate_afresh
@@ -106,25 +105,10 @@ class Scores:
             `error`.
     """
 
-    SETTINGS: ClassVar[dict[str, int]] = {"eval_freq": 0, "eval_episodes": 5}
-
     def __init__(self, spec: LifetimeSpec, ledger: Ledger, every: int, episodes: int) -> None:
         self._spec, self._ledger, self._every, self._episodes = spec, ledger, every, episodes
         self._at = 0
         self.rows: list[dict[str, Any]] = []
-
-    @classmethod
-    def of(cls, spec: LifetimeSpec, ledger: Ledger) -> "Scores":
-        """As the learner's settings `eval_freq` (0) and `eval_episodes` (5) say.
-
-        Raises:
-            UserError: they are no whole numbers, or too small.
-        """
-        given = [spec.learner.config.get(name, usual) for name, usual in cls.SETTINGS.items()]
-        for name, value, least in zip(cls.SETTINGS, given, (0, 1)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise UserError(f"{name} is a whole number from {least}, not {value!r}")
-        return cls(spec, ledger, *given)
 
     @property
     def due(self) -> bool:

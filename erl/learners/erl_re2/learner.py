@@ -34,6 +34,7 @@ from erl.learners.core.checkpoints import beside, load_checkpoint, save_checkpoi
 from erl.learners.core.episodes import Episode, Stage, surrogate
 from erl.learners.core.export import td3_model
 from erl.learners.core.replay import ReplayBuffer
+from erl.learners.core.settings import check_budget
 from erl.learners.core.telemetry import InnerLog, Report, Scores, note
 from erl.learners.erl_re2.settings import Re2Settings
 from erl.learners.erl_re2.update import Draws, TwoScale, act, new_heads
@@ -61,11 +62,8 @@ class Re2Learner:
         """
         s = Re2Settings.from_learner_config(spec.learner.config, spec.task.env_id)
         for name in ("init_steps", "learning_starts"):
-            if s.RL and getattr(s, name) >= spec.steps:
-                raise UserError(
-                    f"ERL-Re2 begins to learn after {name}, {getattr(s, name):,} steps, and a "
-                    f"lifetime has {spec.steps:,}"
-                )
+            if s.RL:
+                check_budget(self.name, spec, name, getattr(s, name))
         _, action_space = spec.spaces()
         if not isinstance(action_space, spaces.Box):
             kind = type(action_space).__name__

@@ -32,7 +32,6 @@ class CohortPPOLearner:
 
     def check(self, spec: LifetimeSpec) -> None:
         """Raise a UserError for spaces and settings that the cohort does not know."""
-        Scores.of(spec, Ledger())
         self.cohort_key(spec)
 
     def cohort_key(self, spec: LifetimeSpec) -> Hashable:
@@ -79,7 +78,10 @@ class _Training:
             self.world.action_space,
         )
         self._reports = [Report(output, ledger) for output, ledger in zip(outputs, ledgers)]
-        self.scores = [Scores.of(spec, ledger) for spec, ledger in zip(cohort, ledgers)]
+        self.scores = [
+            Scores(spec, ledger, c.eval_freq, c.eval_episodes)
+            for spec, ledger, c in zip(cohort, ledgers, self.configs)
+        ]
         for ledger, scores in zip(ledgers, self.scores):
             note(ledger, scores)
         self.saved_at = self.started_at = time.perf_counter()
