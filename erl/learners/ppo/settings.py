@@ -34,8 +34,7 @@ class PPOConfig:
         activation: name of a class in `torch.nn`, one of `ACTIVATIONS`.
         adam_eps: Adam's epsilon.
         norm_obs, norm_reward, clip_obs, clip_reward, norm_gamma, norm_epsilon: `VecNormalize`'s
-        arguments; a `norm_gamma` of None
-            stands for `gamma`.
+            arguments; a `norm_gamma` of None stands for `gamma`.
     """
 
     learning_rate: float | Schedule = 3e-4
