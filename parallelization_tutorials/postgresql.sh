@@ -27,7 +27,7 @@ case "${1-}" in
         if [ ! -s "$PGDATA/PG_VERSION" ]; then
             mkdir -m 700 -p "$PGDATA"
             (umask 077 && head -c 18 /dev/urandom | base64 | tr '+/' '-_' >"$password")
-            initdb --username=erl --auth=scram-sha-256 --pwfile="$password" >/dev/null
+            initdb --encoding=UTF8 --locale=C --username=erl --auth=scram-sha-256 --pwfile="$password" >/dev/null
             echo "host all all samenet scram-sha-256" >>"$PGDATA/pg_hba.conf"
             printf "port = %s\nlisten_addresses = '*'\nmax_connections = 300\n" "$PGPORT" >>"$PGDATA/postgresql.conf"
             echo "unix_socket_directories = '/tmp'" >>"$PGDATA/postgresql.conf"
