@@ -3,8 +3,8 @@
 Bash runs each block, so that variables, `&&` and quotes mean what they mean to a reader. Programs
 on its path are stand-ins that note how they were called. What the block calls Python with then runs
 in this process, with the words of the page: the real script, flags and study names. Only budgets
-are smaller: episodes of 40 steps, lifetimes of a few of them, few trials. Lines that need a cluster, a server
-or somebody's address are parsed.
+are smaller: episodes of 40 steps, lifetimes of a few of them, few trials. Lines that need a
+cluster, a server or somebody's address are parsed.
 """
 
 import inspect
@@ -30,10 +30,8 @@ PAGES = [d for d in DOCUMENTS if d == "README.md" or re.match("docs/|parallel", 
 RUN = [d for d in PAGES if blocks(d)]
 PROJECT = ("erl", "benchmarks", "parallelization_tutorials", "Makefile")
 # Programs that only note their call. `parallelization_tutorials/postgresql.sh` has a test below.
-STANDINS = (
-    "python make pip tensorboard optuna-dashboard sbatch srun ray sinfo slurmctld slurmd setpriv chown "
-    "mkdir postgresql.sh"
-).split()
+STANDINS = ("python", "make", "pip", "tensorboard", "optuna-dashboard", "postgresql.sh")
+STANDINS += ("sbatch", "ray", "sinfo", "slurmctld", "slurmd", "setpriv", "chown", "mkdir")
 STANDIN = """#!{bash}
 printf '%s\\037' "${{0##*/}}" "$@" >> "$CALLS"; printf '\\036' >> "$CALLS"
 case "$*" in *--parsable*) echo 17;; esac
