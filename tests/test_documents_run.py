@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 import gymnasium as gym
+import numpy as np
 import optuna
 import pytest
 import servers
@@ -214,23 +215,26 @@ def prepare(document, folder, monkeypatch):
         Path(re.search(r"# (\S+)", example).group(1)).write_text(example, encoding="utf-8")
 
 
-def run_snippet(code):
-    """A Python block, with the trial that was tested here."""
-    namespace = {}
+def run_snippet(code, namespace):
+    """A Python block after those before it, with the trial that was tested here."""
     exec(code.replace("trial_42", _best_trial()), namespace)
     if "total" in namespace:
         assert isinstance(namespace["total"], float)
     if "frame" in namespace:
         assert len(namespace["frame"]) > 3
+    if "node" in namespace:
+        env, node = namespace["env"], namespace["node"]
+        assert env.observation_space.shape == node.step(np.zeros(24)).shape
 
 
 @pytest.mark.scripts
 @pytest.mark.parametrize("document", RUN)
 def test_blocks_run(document, folder, small, monkeypatch, capfd):
     prepare(document, folder, monkeypatch)
+    namespace = {}
     for language, block in re.findall(r"^```(sh|python)\n(.*?)^```", text(document), re.M | re.S):
         if language == "python":
-            run_snippet(block)
+            run_snippet(block, namespace)
         else:
             for call in calls(block, folder):
                 follow(call, monkeypatch)
