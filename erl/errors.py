@@ -1,9 +1,9 @@
-"""The one kind of error that is the user's to mend, and those that cost one lifetime."""
+"""Errors that a user can repair, and those that end one lifetime."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-# What an environment may raise to fail its own lifetime and nothing else.
+# What an environment may raise: it fails its own lifetime and nothing else.
 RAISED = (Exception, SystemExit)
 
 
@@ -12,7 +12,7 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-    """What a lifetime that was told to stop ends with in place of an agent."""
+    """The lifetime was stopped; a learner returns this instead of an agent."""
 
 
 def nearest(name: str, known: Iterable[str], n: int = 3) -> str:

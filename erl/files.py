@@ -1,5 +1,5 @@
-"""Files that are whole or not there, storage that fails for a moment, and YAML and JSON as users
-write them.
+"""Files that are written completely or not at all, reads that are tried again, and YAML and JSON as
+users write them.
 """
 
 import json
@@ -16,7 +16,7 @@ WAITS = (0.5, 1.0, 2.0, 4.0)
 
 
 def read_patiently(path: Path) -> bytes:
-    """A file's content. Storage that fails for a moment is asked again.
+    """A file's content. A read that fails is tried again.
 
     Raises:
         OSError: there is no such file, or it still cannot be read.
@@ -34,7 +34,7 @@ def read_patiently(path: Path) -> bytes:
 def check_writable(folder: str) -> None:
     """Raise an OSError if a folder cannot be made or written. Leaves nothing behind."""
     if not folder:
-        raise OSError("it has no name")
+        raise OSError("the name is empty")
     nearest = Path(folder).absolute()
     while not nearest.exists():
         nearest = nearest.parent

@@ -1,6 +1,4 @@
-"""The scripts for SLURM are bash, do what they say where there is no SLURM, and the page's commands
-parse.
-"""
+"""The scripts for SLURM are bash, and do what they say where there is no SLURM."""
 
 import os
 import re
@@ -16,15 +14,12 @@ import psutil
 import pytest
 from conftest import ROOT
 
-from erl import cli
-from erl.experiments.comparison import ComparisonConfig
-from erl.experiments.evolution import EvolutionConfig
 from erl.studies.study import Study, records
 
 FOLDER = ROOT / "parallelization_tutorials"
 SCRIPTS = sorted(FOLDER.glob("*.sh"))
 PAGE = (FOLDER / "README.md").read_text(encoding="utf-8")
-KINDS = {"evolve_res.py": EvolutionConfig, "test.py": ComparisonConfig}
+PROGRAMS = ("evolve_res.py", "test.py")
 NAME = "CartPole-v1_main_0.3k_steps"
 TINY = "--env_id CartPole-v1 --units 5 --learner_config quick.yaml"
 STORAGE = "journal:all.log"
@@ -37,27 +32,6 @@ def test_scripts_are_bash(script):
         subprocess.run(["shellcheck", script], check=True)
 
 
-def commands():
-    lines = [
-        line
-        for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.M | re.S)
-        for line in block.splitlines()
-    ]
-    for line in lines:
-        if found := re.search(r"python (\w+\.py) (.*)", line):
-            yield found.groups()
-        elif found := re.search(r"(slurm_\w+)\.sh (\w+\.py )?([^)]*)", line):
-            script = {"slurm_evolution": "evolve_res.py", "slurm_test": "test.py"}.get(
-                found[1], found[2]
-            )
-            yield script.strip(), found[3]
-
-
-@pytest.mark.parametrize(("script", "flags"), commands())
-def test_commands_of_the_page_parse(script, flags):
-    cli.parse(KINDS[script], shlex.split(flags))
-
-
 def test_files_that_the_page_names_exist():
     for name in re.findall(r"slurm_\w+\.sh", PAGE):
         assert (FOLDER / name).exists()
@@ -68,7 +42,7 @@ def test_files_that_the_page_names_exist():
 @pytest.fixture
 def checkout(tmp_path, quick):
     """What a job finds in the folder that it was started in: the project, and no SLURM."""
-    for path in [FOLDER, ROOT / "erl", *(ROOT / name for name in KINDS)]:
+    for path in [FOLDER, ROOT / "erl", *(ROOT / name for name in PROGRAMS)]:
         (tmp_path / path.name).symlink_to(path)
     programs = tmp_path / "bin"
     programs.mkdir()

@@ -1,0 +1,51 @@
+#!/bin/bash
+# A PostgreSQL server of your own for studies. It needs the programs of PostgreSQL and no root.
+#
+#   postgresql.sh start|stop
+#
+# PGDATA (~/postgres) is its folder, PGPORT (5466) its port. The password is in ~/.erl-password.
+set -eu
+
+export PGDATA=${PGDATA:-$HOME/postgres} PGPORT=${PGPORT:-5466}
+password=$HOME/.erl-password
+
+if [ "$(id -u)" = 0 ]; then
+    echo "PostgreSQL does not run as root: use another user" >&2
+    exit 2
+fi
+if ! command -v initdb >/dev/null; then # Debian and Fedora keep the programs outside the PATH
+    newest=$(ls -d /usr/lib/postgresql/*/bin /usr/pgsql-*/bin 2>/dev/null | sort -V | tail -n 1)
+    PATH=$PATH:$newest
+fi
+if ! command -v initdb >/dev/null; then
+    echo "initdb is missing: install PostgreSQL (on Debian: apt install postgresql)" >&2
+    exit 2
+fi
+
+case "${1-}" in
+    start)
+        if [ ! -s "$PGDATA/PG_VERSION" ]; then
+            mkdir -m 700 -p "$PGDATA"
+            (umask 077 && head -c 18 /dev/urandom | base64 | tr '+/' '-_' >"$password")
+            initdb --encoding=UTF8 --locale=C --username=erl --auth=scram-sha-256 --pwfile="$password" >/dev/null
+            echo "host all all samenet scram-sha-256" >>"$PGDATA/pg_hba.conf"
+            printf "port = %s\nlisten_addresses = '*'\nmax_connections = 300\n" "$PGPORT" >>"$PGDATA/postgresql.conf"
+            echo "unix_socket_directories = '/tmp'" >>"$PGDATA/postgresql.conf"
+        fi
+        pg_ctl status >/dev/null || pg_ctl -l "$PGDATA/log" -w start >/dev/null
+        PGPASSWORD=$(cat "$password")
+        export PGPASSWORD
+        if ! psql --host=localhost --username=erl --dbname=studies --command="" >/dev/null 2>&1; then
+            createdb --host=localhost --username=erl studies
+        fi
+        echo "PostgreSQL runs on $(hostname), port $PGPORT. Its address:"
+        echo "export STORAGE=\"postgresql+psycopg://erl:\$(cat ~/.erl-password)@$(hostname):$PGPORT/studies\""
+        ;;
+    stop)
+        pg_ctl -w stop >/dev/null
+        ;;
+    *)
+        echo "usage: postgresql.sh start|stop" >&2
+        exit 2
+        ;;
+esac

@@ -1,0 +1,63 @@
+"""The documents of the project, and what tests read out of them."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = sorted(
+    str(path.relative_to(ROOT))
+    for pattern in ("*.md", "docs/**/*.md", "benchmarks/*.md", "parallelization_tutorials/*.md")
+    for path in ROOT.glob(pattern)
+)
+
+
+@cache
+def text(document):
+    return (ROOT / document).read_text(encoding="utf-8")
+
+
+def blocks(document, language="sh"):
+    """Contents of the fenced blocks of a language, in their order."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text(document), re.M | re.S)
+
+
+def prose(document):
+    """A document without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", text(document), flags=re.M | re.S)
+
+
+def section(document, heading):
+    """From a heading to the next of the same or a higher level."""
+    level = len(heading) - len(heading.lstrip("#"))
+    rest = text(document).split(f"\n{heading}\n")[1]
+    return re.split(rf"^#{{1,{level}}} ", rest, flags=re.M)[0]
+
+
+def commands(document):
+    """Lines of shell blocks, and inline code that is a command."""
+    lines = [
+        line
+        for block in blocks(document)
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
+    inline = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", prose(document))
+    return lines + [code for code in inline if re.match(r"(python|make|sbatch) \S", code)]
+
+
+def anchors(document):
+    """What a link may name behind `#`: headings, as GitHub spells them."""
+    headings = re.findall(r"^#+ (.*)$", prose(document), re.M)
+    plain = [re.sub(r"\[([^]]*)\]\([^)]*\)|`", r"\1", heading) for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in plain}
+
+
+def sentences(document):
+    """Sentences of paragraphs and list items, without tables, code, links' targets and quotes."""
+    body = re.sub(r"^(\||<|!\[|#|\s*@|\s*\}).*$", "", prose(document), flags=re.M)
+    body = re.sub(r"\]\([^)]*\)", "]", body)
+    for paragraph in re.split(r"\n\s*\n|^ *(?:-|\d+\.) ", body, flags=re.M):
+        for sentence in re.split(r"(?<=[.!?:])\s+(?=[A-Z`*\[])", " ".join(paragraph.split())):
+            if sentence:
+                yield sentence
