@@ -68,11 +68,11 @@ def test_same_seed_same_evolution(sampler, quick, inline, sink):
 
 
 def test_two_workers_and_another_process_find_what_one_worker_finds(
-    quick, inline, sink, monkeypatch
+    quick, inline, sink, monkeypatch, lasting
 ):
     one, two, apart = (make(quick, nb_seeds=1, h_test=name) for name in ("one", "two", "apart"))
     assert evolve(one, sink) == 0
-    monkeypatch.setattr("erl.experiments.evolution.LocalExecutor", LocalExecutor)
+    monkeypatch.setattr("erl.experiments.evolution.LocalExecutor", lasting)
     assert evolve(dataclasses.replace(two, workers=2), sink) == 0
     code = (
         "from erl.experiments.evolution import *\nfrom conftest import Lines\n"
