@@ -149,7 +149,7 @@ class Killed(BaseException):
 
 def live_until(specs, folder, at, monkeypatch):
     """Live with a checkpoint after every rollout, and stop dead after the `at`-th."""
-    from erl.learners import ppo_training
+    from erl.learners.ppo import learner as ppo_training
 
     saved = []
     save = ppo_training._Training._save
