@@ -89,7 +89,7 @@ HALF_CHEETAH = (
     f"evolve_res.py {EVOLVE} {PPO} --env_id HalfCheetah-v4 --sampler Cmaes --training_steps 2048 "
     "--nb_trials 6 --popsize 4 --nb_seeds 2"
 )
-HOPPER = f"{SINGLE} {RE2} --env_id Hopper-v4 --steps 3000 --nb_seeds 2"
+HOPPER = f"{SINGLE} {RE2} --env_id Hopper-v4 --steps 2500 --nb_seeds 2"
 
 TRACES = (
     Trace(
@@ -97,7 +97,7 @@ TRACES = (
         (
             HALF_CHEETAH,
             f"test.py {TEST} --env_id HalfCheetah-v4 --HP_training_steps 2048 "
-            "--training_steps 1024 --nb_seeds 2 --controls",
+            "--training_steps 1024 --nb_seeds 1 --controls",
         ),
     ),
     Trace(
@@ -148,18 +148,18 @@ TRACES = (
             HOPPER,
             f"{SINGLE} --learner PPO {PPO} --env_id HalfCheetah-v4 --steps 3000 --nb_seeds 3",
             f"{SINGLE} --learner PPO {PPO} --engine sb3 --env_id CartPole-v1 --del_obs True "
-            "--steps 1500 --nb_seeds 2",
-            f"{SINGLE} --learner A2C --env_id CartPole-v1 --steps 1000 --nb_seeds 2",
+            "--steps 1024 --nb_seeds 2",
+            f"{SINGLE} --learner A2C --env_id CartPole-v1 --steps 500 --nb_seeds 2",
         ),
     ),
     Trace(
         "off_policy",
         (
-            f"{SINGLE} --learner TD3 --learner_config td3.yaml {PENDULUM} --steps 600 --nb_seeds 2",
-            f"{SINGLE} --learner SAC --learner_config td3.yaml {PENDULUM} --steps 600 --nb_seeds 2",
-            f"{SINGLE} --learner DQN --learner_config td3.yaml --env_id CartPole-v1 --steps 800 "
+            f"{SINGLE} --learner TD3 --learner_config td3.yaml {PENDULUM} --steps 400 --nb_seeds 2",
+            f"{SINGLE} --learner SAC --learner_config td3.yaml {PENDULUM} --steps 400 --nb_seeds 2",
+            f"{SINGLE} --learner DQN --learner_config td3.yaml --env_id CartPole-v1 --steps 600 "
             "--nb_seeds 2",
-            f"{SINGLE} --learner RecurrentPPO {PPO} --env_id CartPole-v1 --steps 512 --nb_seeds 2",
+            f"{SINGLE} --learner RecurrentPPO {PPO} --env_id CartPole-v1 --steps 384 --nb_seeds 2",
         ),
     ),
     Trace("killed", (HALF_CHEETAH,), signal.SIGKILL, "one_reservoir"),
@@ -168,7 +168,7 @@ TRACES = (
         "interrupted",
         (
             f"evolve_multi_res.py {EVOLVE} {PPO} --env_id Swimmer-v4 --nb_res 2 "
-            "--sampler Tpe --training_steps 3072 --nb_trials 6 --popsize 4 --nb_seeds 2",
+            "--sampler Tpe --training_steps 2048 --nb_trials 6 --popsize 4 --nb_seeds 2",
         ),
         signal.SIGINT,
     ),
