@@ -88,9 +88,15 @@ class Lines:
 
 # -- the order of tests --
 
-# What is started once for many tests, by the fixture that starts it: these tests run in one
-# process of tests, and first, since they take longest.
-STARTED = {"cluster": "ray", "lasting": "workers", "postgresql": "servers", "mariadb": "servers"}
+# What is started or computed once for many tests, by its fixture: these tests run in one process
+# of tests, and first, since they take longest.
+STARTED = {
+    "cluster": "ray",
+    "lasting": "workers",
+    "undisturbed": "interrupted",
+    "postgresql": "servers",
+    "mariadb": "servers",
+}
 SERVED = {"postgresql": "postgresql", "grpc": "postgresql", "mysql": "mariadb"}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import optuna
 import psutil
 import pytest
+from conftest import InlineExecutor, Lines
 from optuna.trial import TrialState
 
 from erl.errors import UserError
@@ -303,11 +304,21 @@ def all_gone(processes, seconds=10.0):
     return not psutil.wait_procs(processes, timeout=seconds)[1]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """What the evolution finds that the next tests end in the middle."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("undisturbed"))
+        patch.setattr("erl.experiments.evolution.LocalExecutor", InlineExecutor)
+        Path("quick.yaml").write_text("n_steps: 32\nbatch_size: 32\nn_epochs: 1\n")
+        config = make("quick.yaml", training_steps=320)
+        assert evolve(config, Lines()) == 0
+        return found(config)
+
+
 @pytest.mark.scripts
-def test_after_a_kill_the_same_command_ends_with_the_same_trials(quick, inline, sink):
+def test_after_a_kill_the_same_command_ends_with_the_same_trials(quick, inline, sink, undisturbed):
     config = make(quick, training_steps=320)
-    whole = dataclasses.replace(config, h_test="whole")
-    evolve(whole, sink)
     process = start(config)
     wait_for_lifetimes(config, 3)
     processes = family(process)
@@ -322,7 +333,7 @@ def test_after_a_kill_the_same_command_ends_with_the_same_trials(quick, inline, 
     }
     assert 3 <= len(before) < 12
     assert evolve(config, sink) == 0
-    assert found(config) == found(whole)
+    assert found(config) == undisturbed
     after = {(t.number, k): v for t in study_of(config).trials() for k, v in t.user_attrs.items()}
     assert {
         k: after[k] for k in before
@@ -330,10 +341,8 @@ def test_after_a_kill_the_same_command_ends_with_the_same_trials(quick, inline, 
 
 
 @pytest.mark.scripts
-def test_ctrl_c_ends_within_seconds_and_the_same_command_goes_on(quick, inline, sink):
+def test_ctrl_c_ends_within_seconds_and_the_same_command_goes_on(quick, inline, sink, undisturbed):
     config = make(quick, training_steps=320, workers=2)
-    whole = dataclasses.replace(config, h_test="whole", workers=1)
-    evolve(whole, sink)
     process = start(config)
     wait_for_lifetimes(config, 3)
     processes = family(process)
@@ -346,7 +355,7 @@ def test_ctrl_c_ends_within_seconds_and_the_same_command_goes_on(quick, inline, 
     assert not study_of(config).trials("RUNNING")
     assert all_gone(processes)
     assert evolve(config, sink) == 0
-    assert found(config) == found(whole)
+    assert found(config) == undisturbed
 
 
 @pytest.mark.scripts
