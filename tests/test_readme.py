@@ -208,7 +208,7 @@ def test_every_agent_is_named():
 
 
 @pytest.mark.scripts
-def test_the_snippets_run(tmp_path, monkeypatch):
+def test_the_snippets_run(tmp_path, monkeypatch, inline):
     """The main job at a tiny budget, then the README's own lines on what it left."""
     from erl.experiments.comparison import compare
     from erl.experiments.evolution import evolve
