@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup evolve test lint check docs format clean
+.PHONY: help setup evolve test test-processors picture lint check docs format clean
 
 help:  ## show this
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 $(READY): requirements.txt pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing; name another 3.11 or newer: make PYTHON=python3" >&2; exit 2; }
@@ -25,7 +25,22 @@ evolve: $(READY)  ## run the main job at a small budget: a few minutes on 2 core
 	$(BIN)/python evolve_res.py --env_id HalfCheetah-v4 --sampler Cmaes --h_test quick --training_steps 100000 --nb_trials 18 --nb_seeds 2
 
 test: $(READY)  ## all tests: about 8 minutes on 2 cores
-	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -q
+
+# Processors round differently. These have the arithmetic of others, as far as this one has it too.
+NUMERIC := tests/networks tests/populations tests/worlds tests/learners tests/lifetimes tests/search
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OPENBLAS_CORETYPE=Haswell
+PLAIN := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
+AVX512 := OPENBLAS_CORETYPE=SkylakeX
+
+test-processors: $(READY)  ## numeric tests with the arithmetic of other processors: about 8 minutes
+	$(AVX2) $(BIN)/python -m pytest -n 2 --dist loadgroup -q $(NUMERIC)
+	$(PLAIN) $(BIN)/python -m pytest -n 2 --dist loadgroup -q $(NUMERIC)
+	if ! grep -q avx512f /proc/cpuinfo; then echo "no AVX-512 here: not run with it"; \
+	else $(AVX512) $(BIN)/python -m pytest -n 2 --dist loadgroup -q $(NUMERIC); fi
+
+picture: $(READY)  ## which room imports which, and the sizes of modules and functions
+	$(BIN)/python benchmarks/sizes.py
 
 lint: $(READY)  ## format, lint and types
 	$(BIN)/ruff format --check .
@@ -33,7 +48,7 @@ lint: $(READY)  ## format, lint and types
 	$(BIN)/mypy
 
 check: lint  ## what every commit must pass: format, lint, types, fast tests
-	$(BIN)/python -m pytest -m "not scripts" -n 2 --dist worksteal -q
+	$(BIN)/python -m pytest -m "not scripts" -n 2 --dist loadgroup -q
 
 docs: $(READY)  ## the website of the documents and of all modules, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

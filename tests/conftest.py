@@ -11,7 +11,7 @@ import pytest
 import servers
 import torch
 
-from erl.executors.local import Result
+from erl.executors.local import LocalExecutor, Result
 from erl.lifetimes.lifetime import Slots, live
 
 TESTS = Path(__file__).parent
@@ -41,6 +41,32 @@ class InlineExecutor:
         pass
 
 
+# Idle workers of `LastingExecutor`.
+POOLS: dict = {}
+
+
+class LastingExecutor(LocalExecutor):
+    """`LocalExecutor` whose idle workers are there for the next test too: a process that imports
+    everything takes seconds to start.
+    """
+
+    def __init__(self, workers, max_retries=2):
+        super().__init__(workers, max_retries)
+        self._pools, self._idle = POOLS, True
+
+    def run(self, jobs, tick, every=0.5):
+        self._idle = False
+        yield from super().run(jobs, tick, every)
+        self._idle = True
+
+    def close(self):
+        if not self._idle:
+            self.end()
+
+    def end(self):
+        super().close()
+
+
 class Lines:
     """A sink that keeps what it is told."""
 
@@ -60,6 +86,42 @@ class Lines:
         return "\n".join(self.lines)
 
 
+# -- the order of tests --
+
+# What is started or computed once for many tests, by its fixture: these tests run in one process
+# of tests, and first, since they take longest.
+STARTED = {
+    "cluster": "ray",
+    "lasting": "workers",
+    "undisturbed": "interrupted",
+    "postgresql": "servers",
+    "mariadb": "servers",
+}
+SERVED = {"postgresql": "postgresql", "grpc": "postgresql", "mysql": "mariadb"}
+
+
+def _group(item):
+    used = [*getattr(item, "fixturenames", ())]
+    if "storage" in used:  # it asks for its server when it runs
+        used.append(SERVED.get(item.callspec.params["storage"]))
+    return next((group for fixture, group in STARTED.items() if fixture in used), None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    groups = {item: _group(item) for item in items}
+    for item, group in groups.items():
+        if group is not None:
+            item.add_marker(pytest.mark.xdist_group(group))
+    order = [*STARTED.values(), "scripts"]
+
+    def rank(item):
+        group = groups[item] or ("scripts" if item.get_closest_marker("scripts") else None)
+        return order.index(group) if group else len(order)
+
+    items.sort(key=rank)
+
+
 @pytest.fixture
 def sink():
     return Lines()
@@ -72,6 +134,13 @@ def inline(monkeypatch):
     """
     monkeypatch.setattr("erl.experiments.evolution.LocalExecutor", InlineExecutor)
     return InlineExecutor
+
+
+@pytest.fixture(scope="session")
+def lasting():
+    """`LastingExecutor`, whose workers end with the tests."""
+    yield LastingExecutor
+    LastingExecutor(1).end()
 
 
 @pytest.fixture

@@ -118,8 +118,9 @@ def test_without_ray_the_message_says_how_to_install_it(sink, monkeypatch):
     assert not list(Path().iterdir())
 
 
-def test_where_a_study_is_computed_is_no_part_of_it(quick, inline, sink):
+def test_where_a_study_is_computed_is_no_part_of_it(quick, inline, sink, monkeypatch):
     """It may be continued on a cluster, and its configuration does not name one."""
+    monkeypatch.setattr("erl.executors.ray_cluster.CONNECT_SECONDS", 1.0)
     config = EvolutionConfig(
         env_id="CartPole-v1",
         training_steps=64,

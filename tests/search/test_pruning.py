@@ -14,7 +14,7 @@ from optuna.trial import TrialState, create_trial
 from scipy.stats import wilcoxon
 
 from erl.errors import UserError
-from erl.executors.local import LocalExecutor, Result
+from erl.executors.local import Result
 from erl.experiments.evolution import (
     EvolutionConfig,
     GeneralizationConfig,
@@ -389,7 +389,7 @@ class TickingExecutor(InlineExecutor):
 
 @pytest.mark.parametrize("pruner", ["median", "hyperband", "wilcoxon"])
 def test_whatever_the_workers_and_whenever_somebody_looks_the_same_trials_are_pruned(
-    pruner, quick, sink, monkeypatch
+    pruner, quick, sink, monkeypatch, lasting
 ):
     seeds = 4 if pruner == "wilcoxon" else 2
     configs = {
@@ -397,7 +397,7 @@ def test_whatever_the_workers_and_whenever_somebody_looks_the_same_trials_are_pr
         for name in ("late", "live", "two")
     }
     configs["two"] = dataclasses.replace(configs["two"], workers=2)
-    kinds = {"late": InlineExecutor, "live": TickingExecutor, "two": LocalExecutor}
+    kinds = {"late": InlineExecutor, "live": TickingExecutor, "two": lasting}
     if pruner == "hyperband":  # its brackets are drawn by the study's name
         configs = {
             k: dataclasses.replace(c, h_test="x", storage=f"sqlite:///{k}.db")

@@ -335,15 +335,20 @@ def test_converges_better_than_random_search():
             study = new_study(make_sampler(name, RESERVOIR, seed=seed), name=f"{name}{seed}")
             run(study, RESERVOIR, 30, log_sphere, generation_size(name, RESERVOIR))
             best[name, seed] = study.best_value
-    assert all(best["Cmaes", s] > best["Random", s] for s in range(5)), best
-    assert np.median([-best["Cmaes", s] for s in range(5)]) < 1e-3
+    # Seen over 16 seeds: at most 0.0006, and at least 0.016 with random search.
+    left = {name: np.median([-best[name, s] for s in range(5)]) for name in ("Random", "Cmaes")}
+    assert left["Cmaes"] < 3e-3 < 1e-2 < left["Random"], best
 
 
 def test_one_dimension():
     space = {"x": FloatDistribution(0.0, 1.0)}
-    study = new_study(make_sampler("Cmaes", space, seed=0), direction="minimize")
-    run(study, space, 25, sphere, generation_size("Cmaes", space))
-    assert abs(study.best_params["x"] - 0.3) < 1e-3
+    errors = []
+    for seed in range(5):
+        study = new_study(make_sampler("Cmaes", space, seed), direction="minimize", name=f"s{seed}")
+        run(study, space, 25, sphere, generation_size("Cmaes", space))
+        errors.append(abs(study.best_params["x"] - 0.3))
+    # Seen: 0.0002, at most 0.0006. The nearest of so many random points is 0.005 away.
+    assert np.median(errors) < 1e-3, errors
 
 
 def test_no_numerical_parameter():
@@ -639,19 +644,23 @@ def test_pruned_trials(use_pruned, direction, monkeypatch):
 
 
 def test_pruned_trials_lead_away():
-    """Half of the space is always pruned, and its last values look good: the search goes on in the
-    other half.
+    """More than half of the space is always pruned, and its last values look good: the search goes
+    on in the other part.
     """
-    study = new_study(make_sampler("Cmaes", UNIT, seed=0), direction="minimize")
-    for _ in range(40):
-        for trial in ask(study, UNIT, 7):
-            if trial.params["x0"] > 0.4:
-                trial.report(-100.0, step=1)
-                study.tell(trial, state=TrialState.PRUNED)
-            else:
-                study.tell(trial, sphere(trial.params))
-    assert study.best_value < 1e-2
-    assert np.mean([t.params["x0"] > 0.4 for t in study.trials[-70:]]) < 0.2
+    shares = []
+    for seed in range(4):
+        study = new_study(make_sampler("Cmaes", UNIT, seed), direction="minimize", name=f"s{seed}")
+        for _ in range(40):
+            for trial in ask(study, UNIT, 7):
+                if trial.params["x0"] > 0.4:
+                    trial.report(-100.0, step=1)
+                    study.tell(trial, state=TrialState.PRUNED)
+                else:
+                    study.tell(trial, sphere(trial.params))
+        assert study.best_value < 1e-2
+        shares.append(np.mean([t.params["x0"] > 0.4 for t in study.trials[-70:]]))
+    # 0.6 for a search that does not care. Seen over twelve seeds: 0.09, standard deviation 0.13.
+    assert np.mean(shares) < 0.35, shares
 
 
 # -- settings --
@@ -697,7 +706,8 @@ def test_a_warm_start_begins_near_the_source_s_best():
             )
             run(study, RESERVOIR, 2, log_sphere, 7)
             values.append(np.median([t.value for t in study.trials]))
-    assert all(w > c for w, c in zip(warm, cold))
+    gap = np.subtract(warm, cold)
+    assert gap.mean() > 3 * gap.std(ddof=1) / np.sqrt(len(gap)), (warm, cold)
 
 
 def test_a_warm_start_knows_the_direction():

@@ -1,0 +1,131 @@
+"""The tools of `benchmarks/` that judge: what they count, and what they call a difference."""
+
+import copy
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from stable_baselines3 import PPO
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(
+        f"benchmark_{name}", ROOT / f"benchmarks/{name}.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+sizes, traces = load("sizes"), load("traces")
+
+
+# -- sizes --
+
+
+def test_sizes_of_a_small_package(tmp_path):
+    files = {
+        "erl/__init__.py": "",
+        "erl/low.py": "X = 1\n",
+        "erl/room/__init__.py": '"""A room."""\n',
+        "erl/room/a.py": "from erl.low import X\n\n\ndef f():\n"
+        '    """Say.\n\n    More.\n    """\n'
+        "    # why\n    def g():\n        return X\n\n    return g\n",
+        "erl/top.py": f"import erl.room.a\nfrom erl import low\nY = '{'y' * 120}'\n",
+    }
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    modules = {m.name: m for m in sizes.load(tmp_path / "erl")}
+    a = modules["erl.room.a"]
+    assert (a.lines, a.long, a.comments) == (9, 0, 1)
+    assert a.functions == {"f": 3, "f.g": 1}
+    assert modules["erl.top"].long == 1
+    assert modules["erl.top"].imports == {"erl.room.a", "erl.low"}
+    shown = sizes.picture(list(modules.values()))
+    assert [line.split()[:2] for line in shown.splitlines()[:3]] == [
+        ["2", "top"],
+        ["1", "room"],
+        ["0", "low"],
+    ]
+    assert shown.endswith("imports in circles: none")
+    modules["erl.low"].imports.add("erl.top")
+    assert "low -> top" in sizes.picture(list(modules.values())).splitlines()[-1]
+
+
+def test_the_rooms_have_no_circles():
+    assert sizes.picture(sizes.load(ROOT / "erl")).endswith("imports in circles: none")
+
+
+# -- traces --
+
+RECORD = {
+    "spec": {"learner": {"name": "PPO", "engine": "auto"}, "steps": 9},
+    "curve": [[3, 0.1], [6, float("nan")]],
+    "seconds": 1.5,
+    "commit": "a",
+}
+TRIAL = {"number": 0, "state": "COMPLETE", "user_attrs": {"lifetime:0": RECORD, "lost": 1}}
+
+
+def changed(change):
+    trial = copy.deepcopy(TRIAL)
+    change(trial, trial["user_attrs"]["lifetime:0"])
+    return trial
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        (lambda t, r: t.update(number=1), "number"),
+        (lambda t, r: r["curve"].pop(), "curve"),
+        (lambda t, r: r["curve"][0].__setitem__(1, float(np.nextafter(0.1, 1))), "curve/0/1"),
+        (lambda t, r: r["spec"].update(steps=None), "steps"),
+        (lambda t, r: r["spec"]["learner"].update(engine="sb3"), "engine"),
+        (lambda t, r: r.update(more=1), "more"),
+        (lambda t, r: r.pop("spec"), "spec"),
+        (lambda t, r: t["user_attrs"].pop("lifetime:0"), "lifetime:0"),
+    ],
+)
+def test_a_difference_is_found_where_it_is(change, place):
+    (line,) = traces.differences(TRIAL, changed(change), "x")
+    assert place in line
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t, r: None,
+        lambda t, r: r.update(seconds=2.0, commit="b"),
+        lambda t, r: t["user_attrs"].pop("lost"),
+        lambda t, r: r["spec"].update(kind="new"),
+        lambda t, r: r["spec"]["learner"].update(engine="cohort"),
+    ],
+)
+def test_what_may_differ_is_none(change):
+    assert not list(traces.differences(TRIAL, changed(change), "x"))
+
+
+def test_how_far_a_pruned_lifetime_came_is_no_difference_but_what_it_was_is():
+    pruned = TRIAL | {"state": "PRUNED"}
+    other = changed(lambda t, r: r["curve"].pop()) | {"state": "PRUNED"}
+    assert not list(traces.differences(pruned, other, "x"))
+    other["user_attrs"]["lifetime:0"]["spec"]["steps"] = 10
+    assert list(traces.differences(pruned, other, "x"))
+
+
+def test_every_tensor_of_a_model_counts(tmp_path):
+    model = PPO("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": [4]}, seed=0)
+    model.save(tmp_path / "models/a.zip")
+    before = traces.read_models(tmp_path)["models/a.zip"]
+    assert {f"policy.pth/{name}" for name in model.policy.state_dict()} <= before.keys()
+    with torch.no_grad():
+        model.policy.action_net.bias[0] += 1e-7
+    model.save(tmp_path / "models/a.zip")
+    after = traces.read_models(tmp_path)["models/a.zip"]
+    assert [k for k in before if before[k] != after.get(k)] == ["policy.pth/action_net.bias"]
