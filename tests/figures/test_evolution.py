@@ -102,8 +102,14 @@ def test_contours_have_a_panel_for_each_pair(trials):
 
 def test_importances_are_means_with_their_range():
     frame = pd.DataFrame(
-        [("sr", "fANOVA", 0, 0.6), ("sr", "fANOVA", 1, 0.8), ("lr", "fANOVA", 0, 0.4)]
-        + [("lr", "fANOVA", 1, 0.2), ("sr", "PED-ANOVA", 0, 0.9), ("lr", "PED-ANOVA", 0, 0.1)],
+        [
+            ("sr", "fANOVA", 0, 0.6),
+            ("sr", "fANOVA", 1, 0.8),
+            ("lr", "fANOVA", 0, 0.4),
+            ("lr", "fANOVA", 1, 0.2),
+            ("sr", "PED-ANOVA", 0, 0.9),
+            ("lr", "PED-ANOVA", 0, 0.1),
+        ],
         columns=["parameter", "method", "repeat", "importance"],
     )
     axes = evolution.importances(frame).axes[0]
