@@ -226,3 +226,193 @@ def _show_interval(interval: Interval, form: str | None = None) -> str:
         return "-"
     low, high = (form.format(end) if form else _show(end) for end in interval)
     return f"[{low}, {high}]"
+
+
+# -- curves, profiles and families of tests --
+
+
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """Holm's step-down adjustment of p-values for a family of tests (Holm, 1979, Scandinavian
+    Journal of Statistics 6, 65-70).
+
+    It controls the family-wise error rate, whatever the dependence between the tests.
+
+    Args:
+        p_values: array (n,) in [0, 1].
+
+    Returns:
+        Adjusted p-values (n,), in the order of the input: reject those at most alpha.
+
+    Raises:
+        ValueError: for a value outside of [0, 1], or NaN.
+    """
+    p = np.asarray(p_values, dtype=float).ravel()
+    if not np.all((p >= 0) & (p <= 1)):
+        raise ValueError(f"p-values lie in [0, 1]: {p.tolist()}")
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted
+
+
+def mann_whitney(x: ArrayLike, y: ArrayLike) -> float:
+    """Two-sided p-value of Mann and Whitney's test, whose statistic is `probability_of_improvement`
+    times the number of pairs.
+
+    It is exact without ties and for small samples (SciPy's rule), and the normal approximation with
+    ties. Where all values are the same it is 1.
+
+    Args:
+        x: array (n,).
+        y: array (m,).
+
+    Raises:
+        ValueError: for an empty array.
+    """
+    x, y = _values(x), _values(y)
+    if np.ptp(np.concatenate([x, y])) == 0:
+        return 1.0
+    return float(stats.mannwhitneyu(x, y, alternative="two-sided").pvalue)
+
+
+Curve = Sequence[tuple[float, float]]
+
+
+def align(curves: Sequence[Curve], points: int = 100) -> tuple[np.ndarray, np.ndarray]:
+    """Learning curves on one grid of steps, by linear interpolation.
+
+    Args:
+        curves: each a sequence of (steps, return) with rising steps, at least one point.
+        points: of the grid.
+
+    Returns:
+        Steps (points,) over the range that all curves cover, and returns (n, points). Where the
+        curves have no range in common, arrays of length 0.
+
+    Raises:
+        ValueError: for no curve, or one without points.
+    """
+    if not curves or not all(len(c) for c in curves):
+        raise ValueError("no curves to align, or one without points")
+    arrays = [np.asarray(c, dtype=float) for c in curves]
+    first, last = max(a[0, 0] for a in arrays), min(a[-1, 0] for a in arrays)
+    if first > last:
+        return np.empty(0), np.empty((len(arrays), 0))
+    grid = np.linspace(first, last, points) if last > first else np.array([first])
+    return grid, np.stack([np.interp(grid, a[:, 0], a[:, 1]) for a in arrays])
+
+
+def bands(
+    values: np.ndarray, confidence: float = 0.95, n_resamples: int = 2000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Interquartile mean at each point, with a pointwise percentile bootstrap band over the rows.
+
+    Args:
+        values: array (n, points), a row per seed. Whole rows are resampled.
+        confidence: as in `bootstrap_interval`, likewise the other two.
+        n_resamples: number of resamples.
+        seed: of the resampling.
+
+    Returns:
+        Interquartile mean, lower and upper end, each (points,); the ends are NaN with one row.
+    """
+    n, points = values.shape
+    centre = _trimmed(values, 0)
+    if n < 2:
+        nothing = np.full(points, np.nan)
+        return centre, nothing, nothing
+    rng = np.random.default_rng(seed)
+    resampled = np.stack([_trimmed(values[rng.integers(0, n, n)], 0) for _ in range(n_resamples)])
+    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    return centre, low, high
+
+
+def _trimmed(values: np.ndarray, axis: int) -> np.ndarray:
+    """`interquartile_mean` along an axis."""
+    return np.asarray(stats.trim_mean(values, 0.25, axis=axis))
+
+
+# Points of a learning curve, of at most 200, over which single episodes are averaged out.
+SMOOTHING = 10
+
+
+def smoothed(curve: Curve, window: int = SMOOTHING) -> list[tuple[float, float]]:
+    """A learning curve in which each point is the mean of the last `window` points.
+
+    Args:
+        curve: (steps, return), with rising steps.
+        window: points of the mean; fewer where the curve has fewer.
+
+    Returns:
+        (steps, mean return) from the first point that has `window` points up to it.
+    """
+    if not len(curve):
+        return []
+    steps, returns = np.asarray(curve, dtype=float).T
+    window = min(window, len(returns))
+    means = np.lib.stride_tricks.sliding_window_view(returns, window).mean(1)
+    return [(float(s), float(m)) for s, m in zip(steps[window - 1 :], means)]
+
+
+def steps_to(curve: Curve, threshold: float, window: int = SMOOTHING) -> float:
+    """Steps after which a learning curve, `smoothed`, is at a threshold or above for the first
+    time.
+
+    Args:
+        curve: (steps, return), with rising steps.
+        threshold: a return.
+        window: points over which the curve is averaged.
+
+    Returns:
+        Steps; infinity if it is never reached.
+    """
+    return next((steps for steps, mean in smoothed(curve, window) if mean >= threshold), math.inf)
+
+
+def share_reached(steps: ArrayLike, at: ArrayLike) -> np.ndarray:
+    """Share of runs that had reached their target by then: the empirical distribution of run times.
+
+    Args:
+        steps: array (n,), steps that each run needed; infinity for those that never did.
+        at: array (points,), budgets.
+
+    Returns:
+        Shares (points,).
+    """
+    return np.mean(_values(steps)[:, None] <= np.asarray(at, dtype=float)[None, :], axis=0)
+
+
+def performance_profile(scores: ArrayLike, thresholds: ArrayLike) -> np.ndarray:
+    """Share of runs whose score is above each threshold (Agarwal et al., 2021, arXiv 2108.13264,
+    eq. 1).
+
+    Args:
+        scores: array (n,).
+        thresholds: array (points,).
+
+    Returns:
+        Shares (points,).
+    """
+    return np.mean(_values(scores)[:, None] > np.asarray(thresholds, dtype=float)[None, :], axis=0)
+
+
+def profile_band(
+    scores: ArrayLike,
+    thresholds: ArrayLike,
+    confidence: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pointwise percentile bootstrap band of `performance_profile`: lower and upper end, each
+    (points,); NaN with one run.
+    """
+    above = _values(scores)[:, None] > np.asarray(thresholds, dtype=float)[None, :]
+    n = len(above)
+    if n < 2:
+        nothing = np.full(above.shape[1], np.nan)
+        return nothing, nothing
+    rng = np.random.default_rng(seed)
+    resampled = np.stack([above[rng.integers(0, n, n)].mean(0) for _ in range(n_resamples)])
+    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    return low, high

@@ -1,5 +1,6 @@
 """Statistics against SciPy and closed forms, and evaluation against Stable-Baselines3's."""
 
+import itertools
 import math
 
 import gymnasium as gym
@@ -11,11 +12,20 @@ from scipy import stats
 from erl.errors import UserError
 from erl.statistics import (
     Arm,
+    align,
+    bands,
     bootstrap_interval,
+    holm,
     improvement_interval,
     interquartile_mean,
+    mann_whitney,
     normalised_score,
+    performance_profile,
     probability_of_improvement,
+    profile_band,
+    share_reached,
+    smoothed,
+    steps_to,
     table,
 )
 from erl.worlds.evaluation import evaluate
@@ -272,3 +282,67 @@ def test_evaluate_equals_stable_baselines3(kind):
         assert ours.returns == tuple(returns)
         assert ours.lengths == tuple(lengths)
         assert len(set(returns)) > 1
+
+
+# -- curves, profiles and families of tests --
+
+
+def test_holm_is_the_closed_test_of_bonferroni():
+    """The slow definition: a hypothesis is rejected where every intersection with it is."""
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 5):
+        p = rng.random(n) ** 3
+        subsets = [s for k in range(1, n + 1) for s in itertools.combinations(range(n), k)]
+        slow = [
+            max(min(1.0, len(s) * p[list(s)].min()) for s in subsets if i in s) for i in range(n)
+        ]
+        assert holm(p) == pytest.approx(slow)
+    assert holm([0.5, 0.5]).tolist() == [1.0, 1.0]
+    with pytest.raises(ValueError, match="lie in"):
+        holm([0.1, math.nan])
+
+
+def test_mann_whitney_tests_the_probability_of_improvement():
+    # All 20 ways to deal six values into two threes: exactly one is as extreme on each side.
+    assert mann_whitney([4, 5, 6], [1, 2, 3]) == pytest.approx(2 / 20)
+    assert mann_whitney([1, 1], [1, 1]) == 1.0
+
+
+def test_curves_are_aligned_on_the_steps_that_all_have():
+    steps, values = align([((0, 0.0), (10, 10.0)), ((5, 1.0), (20, 1.0))], points=6)
+    assert steps.tolist() == [5, 6, 7, 8, 9, 10]
+    assert values.tolist() == [[5, 6, 7, 8, 9, 10], [1] * 6]
+    steps, values = align([((0, 0.0),), ((5, 1.0),)])
+    assert values.shape == (2, 0)
+    assert align([((3, 7.0),)])[1].tolist() == [[7.0]]
+    with pytest.raises(ValueError, match="no curves"):
+        align([])
+
+
+def test_a_band_is_the_bootstrap_interval_at_each_point():
+    values = np.random.default_rng(0).normal(size=(7, 3))
+    centre, low, high = bands(values)
+    for i in range(3):
+        assert centre[i] == interquartile_mean(values[:, i])
+        expected = bootstrap_interval(values[:, i], interquartile_mean)
+        assert (low[i], high[i]) == pytest.approx(expected, abs=0.12)
+    assert np.isnan(bands(values[:1])[1]).all()
+
+
+def test_a_smoothed_curve_is_a_mean_of_its_last_points():
+    curve = [(i, float(i % 2)) for i in range(1, 6)]
+    assert smoothed(curve, 2) == [(2, 0.5), (3, 0.5), (4, 0.5), (5, 0.5)]
+    assert smoothed(curve, 9) == [(5, 0.6)]
+    assert smoothed([]) == []
+    assert steps_to(curve, 0.5, window=2) == 2
+    assert steps_to(curve, 0.6, window=2) == math.inf
+    assert steps_to([(1, 0.1), (2, 0.1), (3, 0.1)], 0.1, window=3) == 3
+
+
+def test_shares_and_profiles_count():
+    assert share_reached([1, 3, math.inf], [0, 1, 2, 3]).tolist() == [0, 1 / 3, 1 / 3, 2 / 3]
+    assert performance_profile([1, 2, 3, 4], [0, 2, 4]).tolist() == [1.0, 0.5, 0.0]
+    low, high = profile_band([1, 2, 3, 4], [0, 2, 4])
+    assert low.tolist() == [1.0, 0.0, 0.0]
+    assert high.tolist() == [1.0, 1.0, 0.0]
+    assert np.isnan(profile_band([1], [0])).all()

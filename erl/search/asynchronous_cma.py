@@ -135,6 +135,10 @@ class AsynchronousCMA:
         """Index of the current run, 0 before the first restart."""
         return len(self._plans) - 1
 
+    def distribution(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean (dim,) and covariance (dim, dim) that the next trial is drawn with."""
+        return self._cma.mean.copy(), self._cma._sigma**2 * self._cma._C
+
     def ask(self, number: int) -> np.ndarray:
         """Draw the trial of this number from the current distribution, (dim,). It does not change
         the distribution.

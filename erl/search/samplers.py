@@ -261,6 +261,35 @@ class CmaesSampler(BaseSampler):
             self._replay(study)
             return self._cma.ranked if self._space else 0
 
+    def path(
+        self, trials: Sequence[FrozenTrial], maximize: bool = True
+    ) -> list[tuple[int, int, np.ndarray, np.ndarray]]:
+        """How the distribution moved with each result: for plots, proposes nothing.
+
+        Args:
+            trials: of a study.
+            maximize: the study's direction.
+
+        Returns:
+            For each finished trial, in the order in which they were told: its number, and then the
+            restart (0 before the first), the mean (dim,) and the covariance (dim, dim) in the unit
+            cube, of the distribution that the next trial would have been drawn from.
+        """
+        rows = []
+        with self._lock:
+            self._forget()
+            for trial in sorted((t for t in trials if t.state in _ENDED), key=_place):
+                self._tell(trial, -1.0 if maximize else 1.0)
+                if self._space:
+                    rows.append((trial.number, self._cma.run, *self._cma.distribution()))
+            self._source = None  # the next proposal replays its own study
+        return rows
+
+    @property
+    def parameters(self) -> list[str]:
+        """The searched parameters, in the order of the unit cube's dimensions."""
+        return list(self._space)
+
     def _forget(self) -> None:
         self._ended: set[int] = set()  # identifiers of the trials that were told or passed over
         self._last = (0, -1)  # place of the latest of them
@@ -288,14 +317,18 @@ class CmaesSampler(BaseSampler):
             new = sorted(ended, key=_place)
         sign = 1.0 if study.direction.name == "MINIMIZE" else -1.0
         for trial in new:
-            place = _place(trial)
-            if place[0] > self._last[0]:
-                self._before = len(self._ended)
-            self._last = place
-            self._ended.add(trial._trial_id)
-            result = self._result(trial, sign)
-            if result is not None:
-                self._cma.tell(result, in_flight=place[0] - self._before)
+            self._tell(trial, sign)
+
+    def _tell(self, trial: FrozenTrial, sign: float) -> None:
+        """Tell the next finished trial, in the order of `_place`."""
+        place = _place(trial)
+        if place[0] > self._last[0]:
+            self._before = len(self._ended)
+        self._last = place
+        self._ended.add(trial._trial_id)
+        result = self._result(trial, sign)
+        if result is not None:
+            self._cma.tell(result, in_flight=place[0] - self._before)
 
     def _result(self, trial: FrozenTrial, sign: float) -> Result | None:
         """What CMA-ES is told of a trial; None if nothing."""

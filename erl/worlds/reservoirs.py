@@ -24,7 +24,8 @@ import reservoirpy
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 from reservoirpy.mat_gen import bernoulli
-from reservoirpy.nodes import Reservoir
+from reservoirpy.nodes import Reservoir, Ridge
+from reservoirpy.observables import effective_spectral_radius, memory_capacity
 from scipy import sparse
 
 from erl.errors import UserError
@@ -78,6 +79,17 @@ class ReservoirParams:
 def make_node(params: ReservoirParams, input_dim: int, seed: int) -> Reservoir:
     """ReservoirPy's own node for these hyperparameters, initialised: the source of weights, and the
     tests' oracle.
+
+    It is the agent's reservoir. For a saved agent with one,
+
+        spec, agent = load_model("models/STUDY/RES_PPO_0.0003/seed_0")
+        inputs = trace(spec, agent).inputs  # (T + 1, input_dim): observation, action, reward
+        node = make_node(spec.context.reservoirs[0], inputs.shape[1], spec.seeds.reservoir)
+        states = node.run(inputs)  # (T + 1, units)
+
+    gives the states that the policy saw in that episode; the k-th of several reservoirs has the
+    seed `spec.seeds.reservoir + k`, and the policy sees their states side by side. Like any node it
+    joins others with `>>`, so that ReservoirPy's readouts and observables apply to it.
     """
     node = Reservoir(
         units=params.units,
@@ -355,6 +367,13 @@ class ContextEncoder:
             self._out[agent, self._visible :] = u
         return self._out[agent]
 
+    @property
+    def inputs(self) -> np.ndarray:
+        """What the reservoirs were fed last, array (n_agents, input_dim): observation, action,
+        reward. The next step overwrites it.
+        """
+        return self._inputs
+
     def drop(self, keep: Sequence[int]) -> None:
         """Keep only these agents."""
         self.bank.drop(keep)
@@ -397,3 +416,42 @@ class ReservoirWrapper(gym.Wrapper, RecordConstructorArgs):
         observation, reward, terminated, truncated, info = self.env.step(action)
         seen = self.encoder.step(observation[None], np.asarray(action)[None], np.asarray([reward]))
         return seen[0].copy(), reward, terminated, truncated, info
+
+
+# -- what a reservoir can do, by ReservoirPy's observables --
+
+
+def memory_profile(
+    params: ReservoirParams, seed: int, lags: int, steps: int = 2000, ridge: float = 1e-6
+) -> np.ndarray:
+    """How well a linear readout recalls a random input of so many steps ago (Jaeger, 2001).
+
+    ReservoirPy's `memory_capacity`, on independent uniform numbers in [-0.8, 0.8] that every neuron
+    with an input sees. The sum over all lags is the memory capacity, at most the number of units.
+
+    Args:
+        params: of the reservoir, which is drawn anew for one input.
+        seed: of its weights and of the inputs.
+        lags: the longest lag.
+        steps: length of the input, a fifth of it for the test.
+        ridge: regularisation of the readout.
+
+    Returns:
+        Squared correlations (lags,) between recalled and true input, for lags of 1, 2, … steps.
+        0 where the readout is constant.
+    """
+    series = np.random.default_rng(seed).uniform(-0.8, 0.8, (steps, 1))
+    model = make_node(params, 1, seed) >> Ridge(ridge=ridge)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        profile = memory_capacity(model, k_max=lags, as_list=True, series=series)
+    return np.nan_to_num(np.asarray(profile, dtype=float))
+
+
+def effective_radius(params: ReservoirParams, input_dim: int, seed: int) -> float:
+    """ReservoirPy's `effective_spectral_radius`: that of lr W + (1 - lr) I.
+
+    Above 1, the reservoir without input does not forget its beginning (Jaeger et al., 2007).
+    """
+    node = make_node(params, input_dim, seed)
+    weights = node.W.toarray() if sparse.issparse(node.W) else np.asarray(node.W)
+    return float(effective_spectral_radius(weights, lr=params.lr))

@@ -1,0 +1,396 @@
+"""Figures and tables that compare agents: probability of improvement, performance profiles, tests
+with Holm's correction, generalisation.
+
+All functions take lifetimes of a test, a row each (`erl.study.records`, with the column `arm`).
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from erl.errors import UserError, nearest
+from erl.figures.learning import RETURNS, arms_of, finished, seeds_of, steps_to_thresholds
+from erl.figures.style import caption, looks, new, styled, write_text
+from erl.statistics import (
+    bootstrap_interval,
+    holm,
+    improvement_interval,
+    interquartile_mean,
+    mann_whitney,
+    performance_profile,
+    probability_of_improvement,
+    profile_band,
+)
+
+ALPHA = 0.05
+
+
+def family(
+    lifetimes: pd.DataFrame,
+    baseline: str | None = None,
+    column: str = "training_return",
+    order: Sequence[str] = (),
+) -> pd.DataFrame:
+    """Every arm against the baseline: one family of tests, corrected by Holm's method.
+
+    Args:
+        lifetimes: of a test.
+        baseline: an arm; by default the first one.
+        column: what is compared, `training_return` or `final_return`.
+        order: of the arms.
+
+    Returns:
+        A row for each arm: `arm`, `seeds`, `iqm`, `iqm_low`, `iqm_high` (95 % bootstrap), and
+        against the baseline, NaN in its own row: `probability` of improvement with `low` and
+        `high`, `p` (Mann and Whitney, two-sided) and `p_holm`.
+
+    Raises:
+        UserError: no finished lifetime, one arm only, or an unknown baseline.
+    """
+    frame = finished(lifetimes, column)
+    arms = arms_of(frame, order)
+    if baseline is not None and baseline not in arms:
+        raise UserError(f"no arm is called {baseline!r}{nearest(baseline, arms)}")
+    baseline = baseline or arms[0]
+    if len(arms) < 2:
+        raise UserError(f"there is one arm only, {arms[0]}: nothing to compare it with")
+    scores = {arm: frame[frame.arm == arm][column].to_numpy(dtype=float) for arm in arms}
+    rows = []
+    for arm, values in scores.items():
+        low, high = bootstrap_interval(values, interquartile_mean)
+        row = {
+            "arm": arm,
+            "seeds": len(values),
+            "iqm": interquartile_mean(values),
+            "iqm_low": low,
+            "iqm_high": high,
+        }
+        if arm != baseline:
+            against = scores[baseline]
+            row["probability"] = probability_of_improvement(values, against)
+            row["low"], row["high"] = improvement_interval(values, against)
+            row["p"] = mann_whitney(values, against)
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    others = table.arm != baseline
+    table.loc[others, "p_holm"] = holm(table.p[others])
+    table.attrs["baseline"] = baseline
+    return table
+
+
+@styled
+def improvement(
+    lifetimes: pd.DataFrame,
+    baseline: str | None = None,
+    column: str = "training_return",
+    order: Sequence[str] = (),
+    about: str = "",
+) -> Figure:
+    """Probability that each arm does better than the baseline, with 95 % bootstrap intervals and
+    p-values after Holm's correction.
+    """
+    table = family(lifetimes, baseline, column, order)
+    baseline = table.attrs["baseline"]
+    rows = table[table.arm != baseline].reset_index(drop=True)
+    figure, axes = new(height=1.0 + 0.42 * len(rows))
+    for i, (row, look) in enumerate(zip(rows.itertuples(), looks(rows.arm).values())):
+        axes.plot([row.low, row.high], [i, i], color=look.colour, linewidth=3)
+        axes.plot(row.probability, i, look.marker, color="black", markersize=6)
+        axes.text(
+            1.03,
+            i,
+            f"p = {row.p_holm:.2g}" + (" *" if row.p_holm <= ALPHA else ""),
+            va="center",
+            fontsize=8,
+        )
+    axes.axvline(0.5, color="0.4", linestyle="--", linewidth=1)
+    axes.set_yticks(range(len(rows)), rows.arm)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(-0.01, 1.01)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(f"P(arm > {baseline}), {RETURNS.get(column, column)}")
+    return caption(
+        figure,
+        f"Probability of improvement over {baseline}, and 95 % bootstrap interval, "
+        f"{seeds_of(finished(lifetimes, column))}. p: Mann and Whitney's test, two-sided, "
+        f"corrected by Holm's method for {len(rows)} comparisons; * at most {ALPHA}. An interval "
+        "without width says only that no pair of these seeds went the other way.",
+        about,
+    )
+
+
+@styled
+def performance_profiles(
+    lifetimes: pd.DataFrame,
+    column: str = "training_return",
+    order: Sequence[str] = (),
+    about: str = "",
+) -> Figure:
+    """Share of seeds of each arm above every return, with pointwise 95 % bootstrap bands."""
+    frame = finished(lifetimes, column)
+    values = frame[column].to_numpy(dtype=float)
+    low, high = float(values.min()), float(values.max())
+    margin = 0.05 * (high - low) or 1.0
+    thresholds = np.linspace(low - margin, high + margin, 300)
+    figure, axes = new(height=3.2)
+    for arm, look in looks(arms_of(frame, order)).items():
+        scores = frame[frame.arm == arm][column].to_numpy(dtype=float)
+        axes.plot(
+            thresholds,
+            performance_profile(scores, thresholds),
+            color=look.colour,
+            linestyle=look.line,
+            label=arm,
+        )
+        if len(scores) > 1:
+            axes.fill_between(
+                thresholds,
+                *profile_band(scores, thresholds),
+                color=look.colour,
+                alpha=0.13,
+                linewidth=0,
+            )
+    axes.set_xlabel(f"τ, {RETURNS.get(column, column)}")
+    axes.set_ylabel("share of seeds above τ")
+    axes.set_ylim(-0.02, 1.02)
+    axes.legend(loc="best")
+    return caption(
+        figure,
+        f"Performance profiles over {seeds_of(frame)}, with pointwise 95 % bootstrap bands: a "
+        "higher curve is better, and curves that cross have no order.",
+        about,
+    )
+
+
+# -- generalisation --
+
+
+def generalisation(
+    tests: Mapping[tuple[str, str], tuple[pd.DataFrame, str, str]],
+    column: str = "training_return",
+) -> pd.DataFrame:
+    """How an arm with reservoirs evolved in one place does in another, against the learner alone.
+
+    Args:
+        tests: by (evolved on, tested on): the test's lifetimes, its baseline, and the arm.
+        column: what is compared.
+
+    Returns:
+        Columns `evolved_on`, `tested_on`, `arm`, `seeds`, `iqm`, `baseline_iqm`, `probability` of
+        improvement over the baseline, `low`, `high`.
+    """
+    rows = []
+    for (evolved, tested), (lifetimes, baseline, arm) in tests.items():
+        frame = finished(lifetimes, column)
+        one, other = (frame[frame.arm == a][column].to_numpy(dtype=float) for a in (arm, baseline))
+        if not len(one) or not len(other):
+            missing = arm if not len(one) else baseline
+            raise UserError(f"the test on {tested} has no finished lifetime of {missing}")
+        low, high = improvement_interval(one, other)
+        rows.append(
+            {
+                "evolved_on": evolved,
+                "tested_on": tested,
+                "arm": arm,
+                "seeds": len(one),
+                "iqm": interquartile_mean(one),
+                "baseline_iqm": interquartile_mean(other),
+                "probability": probability_of_improvement(one, other),
+                "low": low,
+                "high": high,
+            }
+        )
+    if not rows:
+        raise UserError("a generalisation matrix needs at least one test")
+    return pd.DataFrame(rows)
+
+
+@styled
+def generalisation_matrix(matrix: pd.DataFrame, about: str = "") -> Figure:
+    """Probability of improvement over the learner alone: evolved on (rows) x tested on (columns).
+
+    Args:
+        matrix: from `generalisation`.
+        about: for the caption.
+    """
+    rows = list(dict.fromkeys(matrix.evolved_on))
+    columns = list(dict.fromkeys(matrix.tested_on))
+    values = np.full((len(rows), len(columns)), np.nan)
+    figure, axes = new(height=1.5 + 0.6 * len(rows))
+    for cell in matrix.itertuples():
+        i, j = rows.index(cell.evolved_on), columns.index(cell.tested_on)
+        values[i, j] = cell.probability
+        dark = abs(cell.probability - 0.5) > 0.3
+        axes.text(
+            j,
+            i,
+            f"{cell.probability:.2f}\n{cell.iqm:,.4g} ({cell.baseline_iqm:,.4g})",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if dark else "black",
+        )
+    shown = axes.imshow(values, cmap="PuOr", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, rotation=20 if len(columns) > 3 else 0)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xlabel("tested on")
+    axes.set_ylabel("evolved on")
+    axes.grid(False)
+    figure.colorbar(shown, ax=axes, label="P(evolved > learner alone)", pad=0.02)
+    low, high = int(matrix.seeds.min()), int(matrix.seeds.max())
+    seeds = f"{low}" if low == high else f"{low} to {high}"
+    return caption(
+        figure,
+        "Generalisation: probability that an agent with evolved reservoirs does better than the "
+        "learner alone; below it the interquartile mean of its return, and the learner's in "
+        f"brackets. {seeds} seeds.",
+        about,
+    )
+
+
+# -- tables --
+
+
+def results_table(
+    lifetimes: pd.DataFrame,
+    baseline: str | None = None,
+    column: str = "training_return",
+    order: Sequence[str] = (),
+    thresholds: Sequence[float] | None = None,
+) -> pd.DataFrame:
+    """The table of a paper: arm, seeds, IQM, probability of improvement, p, steps to a threshold.
+
+    All cells are text, with "-" where a value does not exist.
+    """
+    frame = finished(lifetimes, column)
+    try:
+        table = family(lifetimes, baseline, column, order)
+    except UserError:
+        table = None
+    needed = None
+    if "curve" in lifetimes and lifetimes.curve.map(len).any():
+        needed = steps_to_thresholds(lifetimes, thresholds)
+    rows = []
+    for i, arm in enumerate(arms_of(frame, order)):
+        values = frame[frame.arm == arm][column].to_numpy(dtype=float)
+        interval = bootstrap_interval(values, interquartile_mean)
+        row = {
+            "arm": arm,
+            "seeds": str(len(values)),
+            "IQM": _number(interquartile_mean(values)),
+            "95 % interval": _interval(interval, "{:,.4g}"),
+        }
+        if table is not None:
+            r = table.iloc[i]
+            row[f"P(arm > {table.attrs['baseline']})"] = _number(r.probability, "{:.2f}")
+            row["95 % interval of P"] = _interval((r.low, r.high), "{:.2f}")
+            row["p (Holm)"] = _number(r.p_holm, "{:.2g}")
+        if needed is not None:
+            for t in dict.fromkeys(needed.threshold):
+                steps = needed[(needed.arm == arm) & (needed.threshold == t)].steps
+                row[f"median steps to {t:,.4g}"] = _steps(steps)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _number(x: float, form: str = "{:,.4g}") -> str:
+    return "-" if x is None or np.isnan(x) else form.format(x)
+
+
+def _interval(ends: tuple[float, float], form: str) -> str:
+    return "-" if np.isnan(ends[0]) else f"[{form.format(ends[0])}, {form.format(ends[1])}]"
+
+
+def _steps(steps: pd.Series) -> str:
+    """Median, and how many seeds never got there."""
+    middle = float(np.quantile(steps, 0.5, method="higher"))
+    reached = f"{int(np.isfinite(steps).sum())}/{len(steps)}"
+    return f"{middle:,.0f} ({reached})" if np.isfinite(middle) else f"- ({reached})"
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """A table in GitHub's Markdown, numbers to the right."""
+    cells = [[str(c).replace("|", "\\|") for c in table.columns]]
+    cells += [[str(v).replace("|", "\\|") for v in row] for row in table.itertuples(index=False)]
+    head, *body = ["| " + " | ".join(row) + " |" for row in cells]
+    rule = "|" + "|".join(["---", *["---:"] * (len(table.columns) - 1)]) + "|"
+    return "\n".join([head, rule, *body]) + "\n"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    ">": r"$>$",
+    "<": r"$<$",
+    "²": r"$^2$",
+}
+
+
+def _escaped(value: Any) -> str:
+    return re.sub("|".join(map(re.escape, _LATEX)), lambda m: _LATEX[m.group()], str(value))
+
+
+def to_latex(table: pd.DataFrame, text: str = "", reference: str = "") -> str:
+    """A table for LaTeX, with the rules of the package booktabs.
+
+    Args:
+        table: of text cells.
+        text: its caption.
+        reference: its label.
+    """
+    lines = [" & ".join(map(_escaped, row)) + r" \\" for row in table.itertuples(index=False)]
+    head = " & ".join(map(_escaped, table.columns)) + r" \\"
+    return "\n".join(
+        [
+            r"% \usepackage{booktabs}",
+            r"\begin{table}",
+            r"\centering",
+            *([rf"\caption{{{_escaped(text)}}}"] if text else []),
+            *([rf"\label{{{reference}}}"] if reference else []),
+            rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",
+            r"\toprule",
+            head,
+            r"\midrule",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def write_tables(table: pd.DataFrame, folder: str | Path, name: str, text: str = "") -> list[Path]:
+    """Write a table as CSV, Markdown and LaTeX, each file whole or not at all.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    contents = {
+        "csv": table.to_csv(index=False),
+        "md": to_markdown(table),
+        "tex": to_latex(table, text, f"tab:{name}"),
+    }
+    paths = []
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for ending, content in contents.items():
+            path = Path(folder) / f"{name}.{ending}"
+            write_text(path, content)
+            paths.append(path)
+    except OSError as e:
+        raise UserError(f"{folder} cannot be written: {e.strerror or e}") from e
+    return paths

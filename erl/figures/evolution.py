@@ -1,0 +1,643 @@
+"""Figures of an evolution: what was tried, where, and what came of it.
+
+All functions take the data frames of `erl.studies.data.StudyData`: `trials`, `space`, `lifetimes`,
+`generations`. `about` is a sentence for the caption: what was run, with which seeds
+(`report.describe`). Where data do not allow a figure, the function raises a `UserError` that says
+what is missing.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from scipy.interpolate import griddata
+from scipy.spatial import QhullError
+
+from erl.errors import UserError
+from erl.figures.style import (
+    COLOURS,
+    SEQUENTIAL,
+    caption,
+    count,
+    label,
+    looks,
+    new,
+    steps_axis,
+    styled,
+)
+from erl.statistics import SMOOTHING, smoothed
+from erl.studies.data import Axis
+
+FITNESS = "fitness (mean return)"
+Space = Mapping[str, Axis]
+
+
+def completed(trials: pd.DataFrame, least: int = 1) -> pd.DataFrame:
+    """Trials that have a fitness.
+
+    Raises:
+        UserError: fewer than `least`.
+    """
+    done = trials[(trials.state == "COMPLETE") & trials.fitness.notna()] if len(trials) else trials
+    if len(done) < least:
+        states = trials.state.value_counts() if len(trials) else {}
+        has = ", ".join(f"{n} {state.lower()}" for state, n in states.items()) or "none"
+        raise UserError(
+            f"this figure needs at least {count(least, 'trial')} with a fitness; trials: {has}"
+        )
+    return done.sort_values("trial")
+
+
+def best_so_far(trials: pd.DataFrame) -> pd.DataFrame:
+    """The highest fitness up to each completed trial: columns `trial`, `best`."""
+    done = completed(trials)
+    return pd.DataFrame({"trial": done.trial, "best": done.fitness.cummax()})
+
+
+def _states(trials: pd.DataFrame) -> str:
+    counts = trials.state.value_counts()
+    return ", ".join(f"{n} {state.lower()}" for state, n in counts.items()) + "."
+
+
+def _numbers(axis: Axis, values: Any) -> np.ndarray:
+    """Values as an axis shows them: numbers, or places among the choices."""
+    return axis.unit(values) * (axis.high - axis.low) if axis.choices else np.asarray(values, float)
+
+
+def _scale(axes: Axes, name: str, axis: Axis, which: str = "x") -> None:
+    """Set scale, limits and label of a searched parameter."""
+    low, high = axis.value([-0.03, 1.03]) if axis.choices is None else (-0.2, axis.high + 0.2)
+    getattr(axes, f"set_{which}label")(label(name))
+    if axis.log:
+        getattr(axes, f"set_{which}scale")("log")
+    if axis.choices is not None:
+        getattr(axes, f"set_{which}ticks")(range(len(axis.choices)), [str(c) for c in axis.choices])
+    if low < high:
+        getattr(axes, f"set_{which}lim")(low, high)
+
+
+# -- one study --
+
+
+@styled
+def optimisation_history(trials: pd.DataFrame, about: str = "") -> Figure:
+    """Fitness of every trial in the order of their beginning, and the best so far.
+
+    Pruned trials stand at the value that they had when they ended; failed ones at the lower edge.
+    """
+    done = completed(trials)
+    best = best_so_far(trials)
+    figure, axes = new()
+    axes.plot(done.trial, done.fitness, "o", color=COLOURS[0], label="completed")
+    pruned = trials[(trials.state == "PRUNED") & trials.fitness.notna()]
+    if len(pruned):
+        axes.plot(
+            pruned.trial, pruned.fitness, "x", color=COLOURS[3], label="pruned, at its last value"
+        )
+    failed = trials[trials.state == "FAIL"]
+    if len(failed):
+        axes.plot(
+            failed.trial,
+            np.full(len(failed), 0.02),
+            "v",
+            color=COLOURS[6],
+            transform=axes.get_xaxis_transform(),
+            label="failed",
+        )
+    end = float(trials.trial.max())
+    axes.step(
+        [*best.trial, end],
+        [*best.best, best.best.iloc[-1]],
+        where="post",
+        color=COLOURS[1],
+        label="best so far",
+    )
+    axes.set_xlabel("trial")
+    axes.set_ylabel(FITNESS)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="best")
+    return caption(
+        figure,
+        f"Optimisation history: {_states(trials)}",
+        "The best so far is a maximum over noisy values, and no estimate of what the best "
+        "hyperparameters reach: the test on other seeds is.",
+        about,
+    )
+
+
+@styled
+def parallel_coordinates(trials: pd.DataFrame, space: Space, about: str = "") -> Figure:
+    """Every completed trial as a line over its parameters and its fitness, the best on top."""
+    done = completed(trials).sort_values("fitness")
+    names = _searched(space, done)
+    done = done.dropna(subset=names)
+    low, high = float(done.fitness.min()), float(done.fitness.max())
+    ends = Axis(low, high)
+    columns = [space[n].unit(done[n]) for n in names] + [ends.unit(done.fitness)]
+    lines = np.stack([np.tile(np.arange(len(columns), dtype=float), (len(done), 1)),
+                      np.stack(columns, axis=1)], axis=2)  # fmt: skip
+    figure, axes = new(height=3.4)
+    collection = LineCollection(list(lines), cmap=SEQUENTIAL, linewidths=1.2, alpha=0.85)
+    collection.set_array(done.fitness.to_numpy(dtype=float))
+    axes.add_collection(collection)
+    axes.plot(np.arange(len(columns)), lines[-1, :, 1], "o--", color=COLOURS[1], label="best trial")
+    axes.set_xlim(-0.05, len(columns) - 0.95)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_yticks([])
+    axes.grid(False)
+    axes.spines["left"].set_visible(False)
+    for i in range(len(columns)):
+        axes.axvline(i, color="0.6", linewidth=0.8, zorder=0)
+    for i, axis in enumerate([*(space[n] for n in names), ends]):
+        bottom, top = (axis.choices[0], axis.choices[-1]) if axis.choices else (axis.low, axis.high)
+        for y, value, side in ((-0.05, bottom, "top"), (1.05, top, "bottom")):
+            text = f"{value:.4g}" if isinstance(value, int | float) else str(value)
+            axes.text(i, y, text, ha="center", va=side, fontsize=7)
+    names_shown = [label(n) + (" (log)" if space[n].log else "") for n in names]
+    axes.set_xticks(range(len(columns)), [*names_shown, FITNESS])
+    axes.tick_params(axis="x", pad=14, length=0)
+    figure.colorbar(collection, ax=axes, label=FITNESS, pad=0.02)
+    axes.legend(loc="upper left", bbox_to_anchor=(0.0, 1.2))
+    return caption(
+        figure,
+        f"Parallel coordinates of {count(len(done), 'completed trial')}, each parameter over the "
+        "range that was searched.",
+        about,
+    )
+
+
+def _searched(space: Space, trials: pd.DataFrame) -> list[str]:
+    names = [n for n in space if n in trials]
+    if not names:
+        raise UserError("this figure needs a searched parameter, and this study has none")
+    return names
+
+
+@styled
+def slices(trials: pd.DataFrame, space: Space, about: str = "") -> Figure:
+    """Fitness against each parameter, darker for later trials."""
+    done = completed(trials)
+    names = _searched(space, done)
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure, grid = new(rows, columns, height=0.4 + 2.4 * rows, sharey=True, squeeze=False)
+    shown: Any = None
+    for i, axes in enumerate(grid.ravel()):
+        if i >= len(names):
+            axes.set_visible(False)
+            continue
+        axis = space[names[i]]
+        part = done.dropna(subset=[names[i]])
+        shown = axes.scatter(
+            _numbers(axis, part[names[i]]),
+            part.fitness,
+            c=part.trial,
+            cmap=f"{SEQUENTIAL}_r",
+            s=18,
+            edgecolors="0.3",
+            linewidths=0.4,
+        )
+        _scale(axes, names[i], axis)
+        if i % columns == 0:
+            axes.set_ylabel(FITNESS)
+    bar = figure.colorbar(shown, ax=grid, label="trial", pad=0.02)
+    bar.locator = MaxNLocator(integer=True)
+    return caption(
+        figure,
+        f"Fitness of {count(len(done), 'completed trial')} against each searched parameter; the "
+        "colour is the number of the trial.",
+        about,
+    )
+
+
+def interpolated(
+    x: np.ndarray, y: np.ndarray, z: np.ndarray, points: int = 200
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Linear interpolation of values between points of the unit square.
+
+    Args:
+        x, y: arrays (n,), coordinates.
+        z: array (n,), values.
+        points: of the grid, in each direction.
+
+    Returns:
+        The grid's coordinates (points,), the same in both directions, and values (points, points)
+        by [y, x], NaN outside of the points' hull. None where there is no hull: fewer than three
+        points, or all on a line.
+    """
+    grid = np.linspace(0.0, 1.0, points)
+    try:
+        values = griddata((x, y), z, tuple(np.meshgrid(grid, grid)), method="linear")
+    except (QhullError, ValueError):
+        return None
+    return grid, values
+
+
+@styled
+def contours(
+    trials: pd.DataFrame,
+    space: Space,
+    parameters: Sequence[str] | None = None,
+    about: str = "",
+) -> Figure:
+    """Fitness over each pair of parameters, interpolated linearly between trials.
+
+    Args:
+        trials: of a study.
+        space: its searched parameters.
+        parameters: which ones; by default the first four that are numbers.
+        about: for the caption.
+    """
+    done = completed(trials)
+    numeric = [n for n in _searched(space, done) if space[n].choices is None]
+    names = list(parameters) if parameters is not None else numeric[:4]
+    unknown = [n for n in names if n not in numeric]
+    if unknown or len(names) < 2:
+        raise UserError(
+            f"contours need two searched numbers; this study has {', '.join(numeric) or 'none'}"
+        )
+    done = done.dropna(subset=names)
+    n = len(names) - 1
+    figure, grid = new(n, n, height=3.4 if n == 1 else 2.2 * n, squeeze=False)
+    low, high = float(done.fitness.min()), float(done.fitness.max())
+    levels = np.linspace(low, high, 12) if high > low else np.array([low - 0.5, low + 0.5])
+    shown: Any = None
+    for row in range(n):
+        for column in range(n):
+            axes, x, y = grid[row, column], names[column], names[row + 1]
+            if column > row:
+                axes.set_visible(False)
+                continue
+            units = space[x].unit(done[x]), space[y].unit(done[y])
+            made = interpolated(*units, done.fitness.to_numpy(dtype=float))
+            if made is not None:
+                at = space[x].value(made[0]), space[y].value(made[0])
+                axes.contourf(*at, made[1], levels=levels, cmap=SEQUENTIAL, alpha=0.8)
+            shown = axes.scatter(
+                done[x],
+                done[y],
+                c=done.fitness,
+                cmap=SEQUENTIAL,
+                vmin=low,
+                vmax=high,
+                s=18,
+                edgecolors="white",
+                linewidths=0.7,
+            )
+            _scale(axes, x, space[x])
+            _scale(axes, y, space[y], "y")
+    figure.colorbar(shown, ax=grid, label=FITNESS, pad=0.02)
+    return caption(
+        figure,
+        f"Fitness of {count(len(done), 'completed trial')} (points), interpolated linearly between "
+        "them on the scale of the search; nothing is shown outside of their hull.",
+        about,
+    )
+
+
+@styled
+def importances(frame: pd.DataFrame, about: str = "") -> Figure:
+    """How much each parameter matters, by fANOVA and PED-ANOVA (`erl.studies.data.importances`)."""
+    if not len(frame):
+        raise UserError("there are no importances to show")
+    methods = list(frame.method.unique())
+    order = list(
+        frame[frame.method == methods[0]].groupby("parameter").importance.mean().sort_values().index
+    )
+    figure, axes = new(height=0.9 + 0.45 * len(order))
+    height = 0.8 / len(methods)
+    for m, (method, look) in enumerate(looks(methods).items()):
+        for row, name in enumerate(order):
+            part = frame[(frame.method == method) & (frame.parameter == name)].importance
+            mean = float(part.mean())
+            spread = [[mean - float(part.min())], [float(part.max()) - mean]]
+            axes.barh(
+                row - (m - (len(methods) - 1) / 2) * height,
+                mean,
+                height * 0.9,
+                xerr=spread if len(part) > 1 else None,
+                color=look.colour,
+                hatch=("", "///", "...")[m % 3],
+                edgecolor="white",
+                error_kw={"linewidth": 1.2, "ecolor": "0.2"},
+                label=method if row == 0 else None,
+            )
+    axes.set_yticks(range(len(order)), [label(n) for n in order])
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("importance (share)")
+    axes.grid(axis="y", visible=False)
+    axes.legend(loc="lower right")
+    repeats = int(frame.groupby("method").repeat.nunique().max())
+    return caption(
+        figure,
+        "Importance of the searched parameters on the scale of the search. fANOVA: share of the "
+        f"variance, mean and range over {count(repeats, 'random forest')}. PED-ANOVA: what tells "
+        "the best tenth of the trials from the rest. Few trials make both uncertain.",
+        about,
+    )
+
+
+def ellipse(mean: np.ndarray, cov: np.ndarray, points: int = 73) -> np.ndarray:
+    """The points at one standard deviation of a normal distribution of two dimensions: (points, 2).
+
+    Its contour of Mahalanobis distance 1, which holds 39 % of the mass.
+    """
+    values, vectors = np.linalg.eigh(cov)
+    angles = np.linspace(0, 2 * np.pi, points)
+    circle = np.stack([np.cos(angles), np.sin(angles)])
+    return (mean[:, None] + vectors @ (np.sqrt(np.maximum(values, 0))[:, None] * circle)).T
+
+
+@styled
+def search_map(
+    trials: pd.DataFrame,
+    space: Space,
+    path: pd.DataFrame,
+    x: str | None = None,
+    y: str | None = None,
+    about: str = "",
+) -> Figure:
+    """Two parameters of all trials, and where the sampler's distribution went.
+
+    Args:
+        trials: of a study.
+        space: its searched parameters.
+        path: from `erl.studies.data.sampler_path`.
+        x, y: which parameters; by default the first two.
+        about: for the caption.
+    """
+    done = completed(trials)
+    if not len(path):
+        raise UserError("no generation of this study has ended: there is no path to show")
+    names = list(path.parameters.iloc[0])
+    if len(names) < 2:
+        raise UserError(f"a map needs two searched numbers; this study has {', '.join(names)}")
+    x, y = x or names[0], y or names[1]
+    for name in (x, y):
+        if name not in names:
+            raise UserError(f"{name!r} was not searched (searched: {', '.join(names)})")
+    at = [names.index(x), names.index(y)]
+    figure, axes = new(height=4.2)
+    shown = axes.scatter(
+        done[x],
+        done[y],
+        c=done.fitness,
+        cmap=SEQUENTIAL,
+        s=28,
+        edgecolors="0.25",
+        linewidths=0.5,
+        zorder=3,
+    )
+    means = np.stack([space[n].value(np.stack(path["mean"])[:, i]) for n, i in zip((x, y), at)], 1)
+    for restart, part in path.reset_index(drop=True).groupby("restart"):
+        rows = part.index.to_numpy()
+        axes.plot(
+            *means[rows].T,
+            "-",
+            marker="D",
+            color=COLOURS[1],
+            markersize=4,
+            zorder=4,
+            label="mean" if restart == path.restart.iloc[0] else None,
+        )
+    if path.restart.nunique() > 1:
+        firsts = path.reset_index(drop=True).groupby("restart").head(1).index.to_numpy()[1:]
+        axes.plot(*means[firsts].T, "*", color=COLOURS[6], markersize=11, zorder=5, label="restart")
+    strength = np.linspace(0.25, 0.9, len(path))
+    for i, (mean, cov) in enumerate(zip(path["mean"], path["cov"])):
+        outline = ellipse(np.asarray(mean)[at], np.asarray(cov)[np.ix_(at, at)])
+        axes.plot(
+            space[x].value(outline[:, 0]),
+            space[y].value(outline[:, 1]),
+            color=COLOURS[1],
+            alpha=float(strength[i]),
+            linewidth=1.0,
+            label="one standard deviation" if i == len(path) - 1 else None,
+        )
+    for i in sorted({0, len(path) - 1}):
+        axes.annotate(
+            str(path.generation.iloc[i]),
+            means[i],
+            textcoords="offset points",
+            xytext=(5, 5),
+            fontsize=8,
+            zorder=6,
+        )
+    _scale(axes, x, space[x])
+    _scale(axes, y, space[y], "y")
+    figure.colorbar(shown, ax=axes, label=FITNESS, pad=0.02)
+    axes.legend(loc="best")
+    if path.source.iloc[0] == "CMA-ES":
+        what = "the distribution that CMA-ES would have drawn from after each generation"
+    else:
+        what = "mean and covariance of the trials of each generation (this sampler has no normal "
+        what += "distribution)"
+    return caption(
+        figure,
+        f"{count(len(done), 'completed trial')}, and {what}: means are joined, outlines are one "
+        "standard deviation, fainter for earlier ones; numbers are generations.",
+        about,
+    )
+
+
+# -- several studies --
+
+
+@styled
+def side_by_side(studies: Mapping[str, pd.DataFrame], about: str = "") -> Figure:
+    """Several evolutions: the best so far of each, and all fitnesses.
+
+    Args:
+        studies: the trials of each, by the name that the figure shows.
+        about: for the caption.
+    """
+    if len(studies) < 2:
+        raise UserError("studies side by side: at least two are needed")
+    figure, (left, right) = new(1, 2, height=3.3, sharey=True, width_ratios=(2, 1))
+    rng = np.random.default_rng(0)
+    for place, ((name, trials), look) in enumerate(zip(studies.items(), looks(studies).values())):
+        best = best_so_far(trials)
+        left.step(
+            best.trial, best.best, where="post", color=look.colour, linestyle=look.line, label=name
+        )
+        done = completed(trials)
+        jitter = rng.uniform(-0.18, 0.18, len(done))
+        right.plot(
+            place + jitter, done.fitness, look.marker, color=look.colour, alpha=0.6, markersize=3
+        )
+        right.plot([place - 0.3, place + 0.3], [done.fitness.median()] * 2, color="black")
+    left.set_xlabel("trial")
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.set_ylabel(FITNESS)
+    left.set_title("best so far")
+    right.set_title("all, and the median")
+    right.set_xticks(range(len(studies)), [str(i + 1) for i in range(len(studies))])
+    right.set_xlabel("study")
+    right.set_xlim(-0.6, len(studies) - 0.4)
+    left.legend(
+        [f"{i + 1}  {name}" for i, name in enumerate(studies)], loc="upper left", fontsize=7
+    )
+    return caption(
+        figure,
+        f"{count(len(studies), 'study').replace('studys', 'studies')} side by side. Fitnesses of "
+        "different tasks or budgets share no scale.",
+        about,
+    )
+
+
+# -- both levels --
+
+
+def chosen_trials(trials: pd.DataFrame, with_lifetimes: Sequence[int]) -> dict[str, int]:
+    """The best, a middle and the worst completed trial of those that have lifetimes."""
+    done = completed(trials)
+    done = done[done.trial.isin(list(with_lifetimes))].sort_values("fitness", kind="stable")
+    if not len(done):
+        raise UserError("no completed trial of this study stores its lifetimes")
+    picks = {"best": len(done) - 1, "middle": (len(done) - 1) // 2, "worst": 0}
+    chosen: dict[str, int] = {}
+    for name, i in picks.items():
+        number = int(done.trial.iloc[i])
+        if number not in chosen.values():
+            chosen[name] = number
+    return chosen
+
+
+@styled
+def two_levels(
+    trials: pd.DataFrame,
+    lifetimes: pd.DataFrame,
+    generations: pd.DataFrame,
+    chosen: Mapping[str, int] | None = None,
+    about: str = "",
+) -> Figure:
+    """Evolution over development above, and development within chosen trials below.
+
+    Above, the fitness of all trials by generation of the outer evolution. Below, for chosen trials,
+    what happened within their lifetimes: the inner evolution's generations where the learner is a
+    population, learning curves otherwise.
+
+    Args:
+        trials: of an evolution.
+        lifetimes: its records.
+        generations: of the inner evolutions; may be empty.
+        chosen: numbers of trials by their title; by default the best, a middle and the worst one.
+        about: for the caption.
+    """
+    done = completed(trials)
+    with_lifetimes = lifetimes.trial.unique() if len(lifetimes) else []
+    picks = dict(chosen) if chosen is not None else chosen_trials(trials, with_lifetimes)
+    missing = [n for n in picks.values() if n not in set(done.trial)]
+    if missing:
+        raise UserError(f"trial {missing[0]} has no fitness: it cannot be shown")
+    inner = len(generations) > 0 and "fitness" in generations
+    colours = looks(picks)
+    figure = new(height=4.8)[0]
+    figure.clear()
+    grid = figure.add_gridspec(2, len(picks), height_ratios=(1, 1.1))
+    top = figure.add_subplot(grid[0, :])
+    outer = done.generation if done.generation.notna().all() else done.trial
+    top.plot(outer, done.fitness, "o", color="0.6", label="trial")
+    if done.generation.notna().all():
+        mean = done.groupby("generation").fitness.mean()
+        top.plot(mean.index, mean, color="black", label="mean of the generation")
+    highest = done.assign(outer=outer).groupby("outer").fitness.max().cummax()
+    top.step(highest.index, highest, where="post", color="black", linestyle=":", label="best")
+    for name, number in picks.items():
+        row = done[done.trial == number].iloc[0]
+        top.plot(
+            outer[row.name],
+            row.fitness,
+            marker=colours[name].marker,
+            markersize=9,
+            markerfacecolor="none",
+            markeredgewidth=2,
+            color=colours[name].colour,
+            linestyle="none",
+        )
+    top.set_xlabel(
+        "generation of the outer evolution" if done.generation.notna().all() else "trial"
+    )
+    top.xaxis.set_major_locator(MaxNLocator(integer=True))
+    top.set_ylabel("fitness")
+    top.legend(loc="lower right", ncols=3)
+    below: Any = None
+    for i, (name, number) in enumerate(picks.items()):
+        below = figure.add_subplot(grid[1, i], sharey=below)
+        if inner:
+            _inner_generations(below, generations[generations.trial == number], colours[name])
+        else:
+            _curves(below, lifetimes[lifetimes.trial == number], colours[name])
+        below.set_title(f"{name}: trial {number}", color=colours[name].colour)
+        steps_axis(below, "steps within a lifetime")
+        if i == 0:
+            below.set_ylabel("return")
+            below.legend(loc="best", fontsize=7)
+    what = (
+        "generations of the inner evolution: champion, and the range of the population"
+        if inner
+        else f"learning curves of its lifetimes (mean of {SMOOTHING} points)"
+    )
+    seeds = int(lifetimes[lifetimes.trial.isin(picks.values())].groupby("trial").size().max())
+    return caption(
+        figure,
+        "Evolution over development (above) and development within three trials (below): "
+        f"{what}, {count(seeds, 'seed')} each.".replace("three trials", count(len(picks), "trial")),
+        about,
+    )
+
+
+def _curves(axes: Axes, records: pd.DataFrame, look: Any) -> None:
+    for i, curve in enumerate(records.curve):
+        if len(curve):
+            axes.plot(
+                *np.asarray(smoothed(curve), dtype=float).T,
+                color=look.colour,
+                alpha=0.8,
+                linewidth=1.0,
+                label="lifetime" if i == 0 else None,
+            )
+
+
+def population_range(generations: pd.DataFrame) -> pd.DataFrame:
+    """What a population reached in each kept generation of a lifetime: columns `steps`, `low`,
+    `high`, `middle` (of its members' fitness).
+    """
+    rows = []
+    for steps, fitness in zip(generations.steps, generations.fitness):
+        values = np.asarray(
+            [f for f in fitness if f is not None] if isinstance(fitness, list | tuple) else [],
+            dtype=float,
+        )
+        values = values[np.isfinite(values)]
+        if len(values):
+            rows.append((steps, values.min(), values.max(), float(np.median(values))))
+    return pd.DataFrame(rows, columns=["steps", "low", "high", "middle"])
+
+
+def _inner_generations(axes: Axes, generations: pd.DataFrame, look: Any) -> None:
+    for i, (_, part) in enumerate(generations.groupby("lifetime")):
+        spread = population_range(part)
+        if len(spread):
+            axes.fill_between(
+                spread.steps,
+                spread.low,
+                spread.high,
+                color=look.colour,
+                alpha=0.2,
+                linewidth=0,
+                label="population" if i == 0 else None,
+            )
+        if "champion_return" in part:
+            champion = part.dropna(subset=["champion_return"])
+            axes.plot(
+                champion.steps,
+                champion.champion_return,
+                color=look.colour,
+                label="champion" if i == 0 else None,
+            )

@@ -1,0 +1,225 @@
+"""Figures of learning: how fast agents learn and what they reach, over seeds.
+
+All functions take lifetimes, a row each (`erl.study.records`), with the column `arm` for the kind
+of agent, and draw intervals over seeds.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from erl.errors import UserError
+from erl.figures.style import caption, count, looks, new, steps_axis, styled
+from erl.statistics import (
+    SMOOTHING,
+    align,
+    bands,
+    bootstrap_interval,
+    interquartile_mean,
+    share_reached,
+    smoothed,
+    steps_to,
+)
+
+RETURNS = {
+    "training_return": "return of the last training episodes",
+    "final_return": "return of the final policy (no exploration)",
+}
+
+
+def finished(lifetimes: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Finished lifetimes that have a value in this column, one for each arm and seed.
+
+    Raises:
+        UserError: there are none.
+    """
+    frame = lifetimes
+    if len(frame) and column in frame and "arm" in frame:
+        frame = frame[frame.state == "COMPLETE"]
+        has = frame[column].map(len) > 0 if column == "curve" else frame[column].notna()
+        frame = frame[has].drop_duplicates(["arm", "seed"])
+        if len(frame):
+            return frame.sort_values(["arm", "seed"], kind="stable")
+    what = "a learning curve" if column == "curve" else f"a {column.replace('_', ' ')}"
+    raise UserError(f"no finished lifetime of this study has {what}")
+
+
+def arms_of(frame: pd.DataFrame, order: Sequence[str] = ()) -> list[str]:
+    """The arms of a frame: those of `order` first."""
+    there = list(dict.fromkeys(frame.arm))
+    return [a for a in order if a in there] + [a for a in there if a not in order]
+
+
+def seeds_of(frame: pd.DataFrame) -> str:
+    """`10 seeds`, or `3 to 10 seeds` where arms differ."""
+    n = frame.groupby("arm").seed.nunique()
+    low, high = int(n.min()), int(n.max())
+    return count(high, "seed") if low == high else f"{low} to {high} seeds"
+
+
+@styled
+def learning_curves(lifetimes: pd.DataFrame, order: Sequence[str] = (), about: str = "") -> Figure:
+    """Interquartile mean over seeds of each arm's learning curves, with 95 % bootstrap bands.
+
+    Args:
+        lifetimes: of a test, of single runs, or of TensorBoard logs.
+        order: of the arms.
+        about: for the caption.
+    """
+    frame = finished(lifetimes, "curve")
+    figure, axes = new(height=3.6)
+    alone = []
+    arms = arms_of(frame, order)
+    for arm, look in looks(arms).items():
+        curves = [smoothed(c) for c in frame[frame.arm == arm].curve]
+        steps, values = align(curves)
+        if not len(steps):
+            raise UserError(f"the curves of {arm} have no range of steps in common")
+        centre, low, high = bands(values)
+        axes.plot(steps, centre, color=look.colour, linestyle=look.line, label=arm)
+        if len(curves) > 1:
+            axes.fill_between(steps, low, high, color=look.colour, alpha=0.18, linewidth=0)
+        else:
+            alone.append(arm)
+    steps_axis(axes)
+    axes.set_ylabel("return of training episodes")
+    axes.legend(loc="best")
+    return caption(
+        figure,
+        f"Learning curves over {seeds_of(frame)}: interquartile mean and pointwise 95 % bootstrap "
+        f"band; each curve averaged over {SMOOTHING} of at most 200 points.",
+        f"One seed, hence no band: {', '.join(alone)}." if alone else "",
+        about,
+    )
+
+
+@styled
+def interquartile_means(
+    lifetimes: pd.DataFrame,
+    column: str = "training_return",
+    order: Sequence[str] = (),
+    about: str = "",
+) -> Figure:
+    """What each arm reached: every seed, interquartile mean, 95 % bootstrap interval.
+
+    Args:
+        lifetimes: of a test or of single runs.
+        column: `training_return` or `final_return`.
+        order: of the arms, from above.
+        about: for the caption.
+    """
+    frame = finished(lifetimes, column)
+    arms = arms_of(frame, order)
+    figure, axes = new(height=0.9 + 0.42 * len(arms))
+    for row, (arm, look) in enumerate(looks(arms).items()):
+        values = frame[frame.arm == arm][column].to_numpy(dtype=float)
+        axes.plot(
+            values,
+            row + np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else [row],
+            look.marker,
+            color=look.colour,
+            alpha=0.45,
+            markersize=3.5,
+        )
+        low, high = bootstrap_interval(values, interquartile_mean)
+        axes.plot([low, high], [row, row], color=look.colour, linewidth=3, solid_capstyle="butt")
+        axes.plot(
+            interquartile_mean(values),
+            row,
+            "|",
+            color="black",
+            markersize=14,
+            markeredgewidth=2,
+        )
+    axes.set_yticks(range(len(arms)), arms)
+    axes.set_ylim(len(arms) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(RETURNS.get(column, column))
+    return caption(
+        figure,
+        f"Interquartile mean (black) and its 95 % bootstrap interval (bar) over "
+        f"{seeds_of(frame)}; each seed is a small mark.",
+        about,
+    )
+
+
+def usual_thresholds(lifetimes: pd.DataFrame, n: int = 3) -> list[float]:
+    """Returns that are worth reaching: evenly between where the arms begin and the best
+    interquartile mean that any of them ends with.
+    """
+    frame = finished(lifetimes, "curve")
+    curves = frame.curve.map(smoothed)
+    begin = min(c[0][1] for c in curves)
+    ends = curves.map(lambda c: c[-1][1]).groupby(frame.arm).apply(interquartile_mean)
+    return [float(begin + (ends.max() - begin) * (i + 1) / (n + 1)) for i in range(n)]
+
+
+def steps_to_thresholds(
+    lifetimes: pd.DataFrame, thresholds: Sequence[float] | None = None
+) -> pd.DataFrame:
+    """Steps that each lifetime needed for each return.
+
+    Args:
+        lifetimes: with curves.
+        thresholds: returns; by default `usual_thresholds`.
+
+    Returns:
+        Columns `arm`, `seed`, `threshold`, `steps` (infinity where it was never reached).
+    """
+    frame = finished(lifetimes, "curve")
+    wanted = usual_thresholds(lifetimes) if thresholds is None else list(thresholds)
+    rows = [
+        (row.arm, row.seed, t, steps_to(row.curve, t)) for t in wanted for row in frame.itertuples()
+    ]
+    return pd.DataFrame(rows, columns=["arm", "seed", "threshold", "steps"])
+
+
+@styled
+def sample_efficiency(
+    lifetimes: pd.DataFrame,
+    thresholds: Sequence[float] | None = None,
+    order: Sequence[str] = (),
+    about: str = "",
+) -> Figure:
+    """Share of seeds that have reached a return, over steps: how many samples it takes.
+
+    Seeds that never reach it keep the curve below 1: nothing has to be assumed about them, unlike
+    with a mean of steps.
+
+    Args:
+        lifetimes: with curves.
+        thresholds: returns, a panel each; by default `usual_thresholds`.
+        order: of the arms.
+        about: for the caption.
+    """
+    needed = steps_to_thresholds(lifetimes, thresholds)
+    frame = finished(lifetimes, "curve")
+    wanted = list(dict.fromkeys(needed.threshold))
+    figure, row = new(1, len(wanted), height=2.8, sharey=True, squeeze=False)
+    end = float(max(c[-1][0] for c in frame.curve))
+    for axes, threshold in zip(row[0], wanted):
+        for arm, look in looks(arms_of(frame, order)).items():
+            part = needed[(needed.arm == arm) & (needed.threshold == threshold)].steps
+            reached = np.sort(part[np.isfinite(part)])
+            at = np.array([0.0, *reached, end])
+            axes.step(
+                at,
+                share_reached(part, at),
+                where="post",
+                color=look.colour,
+                linestyle=look.line,
+                label=arm,
+            )
+        axes.set_title(f"return {threshold:,.4g}")
+        axes.set_ylim(-0.02, 1.02)
+        steps_axis(axes, "steps")
+    row[0, 0].set_ylabel("share of seeds")
+    figure.legend(*row[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return caption(
+        figure,
+        f"Sample efficiency: share of {seeds_of(frame)} whose training return, averaged over "
+        f"{SMOOTHING} points of the curve, has reached the return above each panel.",
+        about,
+    )

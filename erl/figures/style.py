@@ -1,0 +1,186 @@
+"""What all figures share: size, colours, labels, captions, files.
+
+Colours are Okabe and Ito's, told apart by readers with any form of colour blindness, and each group
+has a marker and a line style too, so that prints without colour serve. Sequential maps are
+`cividis`. Figures are made without pyplot: they belong to whoever asked for them, and no window or
+global state stays behind.
+"""
+
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from erl.errors import UserError
+from erl.files import write_whole
+
+WIDTH = 6.5  # inches: the text of a page
+FORMATS = ("png", "pdf", "svg")
+SEQUENTIAL = "cividis"
+CYCLIC = "twilight"
+CAPTION_SIZE = 7.0
+# Okabe and Ito (2008); their yellow is left out, which is hard to see on paper.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+
+RC: dict[str, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4,
+    "figure.dpi": 110,
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "erl",
+}
+
+# What the parameters are, beside their names in studies.
+NAMES = {
+    "sr": "spectral radius",
+    "lr": "leak rate",
+    "iss": "input scaling",
+    "units": "neurons",
+    "rc_connectivity": "recurrent connectivity",
+    "input_connectivity": "input connectivity",
+    "bias": "bias scale",
+}
+
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one group of several is drawn."""
+
+    colour: str
+    marker: str
+    line: Any
+
+
+def _settings() -> Any:
+    """Matplotlib's defaults with this project's style over them."""
+    usual: Any = matplotlib.rcParamsDefault
+    defaults = {k: v for k, v in usual.items() if "backend" not in k}
+    return {**defaults, **RC}
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """A function that draws a figure, in this project's style whatever the caller's is."""
+
+    @wraps(draw)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with matplotlib.rc_context(_settings()):
+            return draw(*args, **kwargs)
+
+    return wrapped
+
+
+def new(
+    rows: int = 1, columns: int = 1, height: float = 3.2, width: float = WIDTH, **options: Any
+) -> tuple[Figure, Any]:
+    """A figure and its axes, as `pyplot.subplots` gives them.
+
+    Args:
+        rows, columns: of axes.
+        height, width: of the figure, in inches, without its caption.
+        options: of `Figure.subplots`.
+    """
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, **options)
+
+
+def looks(groups: Iterable[Any]) -> dict[Any, Look]:
+    """A colour, a marker and a line style for each group, in order."""
+    names = list(groups)
+    return {
+        name: Look(
+            COLOURS[i % len(COLOURS)],
+            MARKERS[(i + i // len(COLOURS)) % len(MARKERS)],
+            LINES[(i + i // len(COLOURS)) % len(LINES)],
+        )
+        for i, name in enumerate(names)
+    }
+
+
+def label(parameter: str) -> str:
+    """What a searched parameter is: `sr_2` is "spectral radius (sr_2)"."""
+    stem = re.sub(r"_\d+$", "", parameter)
+    if stem in NAMES:
+        return f"{NAMES[stem]} ({parameter})"
+    return parameter.removeprefix("learner.")
+
+
+def steps_axis(axes: Axes, text: str = "environment steps") -> None:
+    """The x axis counts steps: 200 k, 1 M."""
+    axes.set_xlabel(text)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+
+
+def caption(figure: Figure, *sentences: str) -> Figure:
+    """Write a caption below a figure."""
+    text = " ".join(s.strip() for s in sentences if s and s.strip())
+    columns = int(figure.get_figwidth() * 72 / (CAPTION_SIZE * 0.54))
+    lines = textwrap.wrap(text, columns)
+    # The axes keep their height: a caption makes the figure longer.
+    figure.set_figheight(figure.get_figheight() + len(lines) * CAPTION_SIZE * 1.3 / 72)
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=CAPTION_SIZE, color="0.3")
+    return figure
+
+
+def caption_of(figure: Figure) -> str:
+    """A figure's caption in one line."""
+    return " ".join(figure.get_supxlabel().split())
+
+
+def count(n: int, what: str) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def save(
+    figure: Figure, folder: str | Path, name: str, formats: Sequence[str] = FORMATS
+) -> list[Path]:
+    """Write a figure, a file for each format, each whole or not at all.
+
+    Raises:
+        UserError: an unknown format, or the folder cannot be written.
+    """
+    unknown = [f for f in formats if f not in FORMATS]
+    if unknown:
+        raise UserError(f"unknown format {unknown[0]!r} (known: {', '.join(FORMATS)})")
+    paths = [Path(folder) / f"{name}.{f}" for f in formats]
+    # Without a date the same data give the same file.
+    dates: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
+    with matplotlib.rc_context(_settings()):
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            for path, form in zip(paths, formats):
+                write_whole(path, partial(figure.savefig, format=form, metadata=dates[form]))
+        except OSError as e:
+            raise UserError(f"{folder} cannot be written: {e.strerror or e}") from e
+    return paths
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    write_whole(path, lambda part: Path(part).write_text(text, encoding="utf-8"))

@@ -1,0 +1,381 @@
+"""A study as plain data: what figures, reports and notebooks read, without a database behind it.
+
+`read_study` opens a study of this project, a journal of ER-MRL's or a folder of TensorBoard logs.
+What needs Optuna's own code, the importance of parameters and the path of a sampler's distribution,
+is computed here and handed out as data frames.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.importance import (
+    FanovaImportanceEvaluator,
+    PedAnovaImportanceEvaluator,
+    get_param_importances,
+)
+from optuna.trial import FrozenTrial, create_trial
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from erl.errors import UserError
+from erl.search.samplers import CmaesSampler, make_sampler
+from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
+from erl.studies.study import Study, generations, records
+
+# Scalars in which a TensorBoard log may tell the return: Stable-Baselines3's, then CleanRL's.
+RETURN_TAGS = ("rollout/ep_rew_mean", "charts/episodic_return")
+_EVENTS = "events.out.tfevents.*"
+# An importance needs some trials on either side of "good".
+MIN_IMPORTANCE = 4
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A searched parameter.
+
+    Attributes:
+        low, high: bounds, both included.
+        log: whether it is searched on a logarithmic scale.
+        choices: its values, where it is one of several; `low` and `high` are then their first and
+            last index.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+    choices: tuple[Any, ...] | None = None
+
+    def unit(self, values: Any) -> np.ndarray:
+        """Values on the scale of the search, 0 at the lower bound and 1 at the upper one."""
+        x = np.asarray(
+            [self.choices.index(v) for v in values] if self.choices else values, dtype=float
+        )
+        low, high = self.low, self.high
+        if self.log:
+            x, low, high = np.log(x), math.log(low), math.log(high)
+        return (x - low) / (high - low) if high > low else np.full_like(x, 0.5)
+
+    def value(self, unit: Any) -> np.ndarray:
+        """The inverse of `unit`, for numbers."""
+        u = np.asarray(unit, dtype=float)
+        if self.log:
+            low, high = math.log(self.low), math.log(self.high)
+            return np.exp(low + u * (high - low))
+        return self.low + u * (self.high - self.low)
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """A study, read.
+
+    Attributes:
+        name: of the study, or of the folder of logs.
+        address: of its storage, without a password.
+        kind: `evolution`, `test`, `single` (`python -m erl`), `journal` (another program's study)
+            or `tensorboard`.
+        config: as stored; empty where nothing is.
+        versions, commit: of its creation, where they are stored.
+        space: the searched parameters, by name.
+        trials: a row each: `trial`, `state`, the parameters, `fitness` (the value that a pruned one
+            had reached), `generation`, `begun`, `ended`, `pruned_at` (tenth of its life), `error`.
+        lifetimes: `erl.study.records`, with `arm` and `seed` in tests, single runs and logs.
+        generations: `erl.study.generations`: evolution within learning.
+    """
+
+    name: str
+    address: str
+    kind: str
+    config: dict[str, Any]
+    versions: dict[str, str]
+    commit: str | None
+    space: dict[str, Axis]
+    trials: pd.DataFrame
+    lifetimes: pd.DataFrame
+    generations: pd.DataFrame
+    _frozen: tuple[FrozenTrial, ...] = field(default=(), repr=False)
+
+    @property
+    def evolution(self) -> dict[str, Any]:
+        """The configuration of the evolution: of this study, or of the one that it tests."""
+        return self.config.get("evolution", self.config)
+
+
+def read_study(address: str, storage: str = DEFAULT_STORAGE) -> StudyData:
+    """Read a study.
+
+    Args:
+        address: `STUDY`, in `storage`; `STORAGE#STUDY`; a storage with one study only, such as a
+            journal of ER-MRL's; or a folder of TensorBoard logs, one folder for each run.
+        storage: where a study lies that is only named.
+
+    Raises:
+        UserError: there is no such study.
+    """
+    if Path(address).is_dir():
+        return read_tensorboard(address)
+    if "#" in address:
+        storage, _, name = address.rpartition("#")
+    elif "://" in address or address.startswith("journal:") or address.endswith(".log"):
+        storage, name = address, ""
+    else:
+        name = address
+    if not name:
+        names = study_names(open_storage(storage))
+        if len(names) != 1:
+            has = f"it has {', '.join(sorted(names)[:12])}" if names else "it has no study yet"
+            raise UserError(f"which study of {shown(storage)}? STORAGE#STUDY names one; {has}")
+        name = names[0]
+    study = Study(storage, name)
+    trials = study.trials()
+    lifetimes = records(storage, name)
+    config = study.config or {}
+    kind = _kind(config)
+    if kind == "single" and len(lifetimes):
+        lifetimes = lifetimes.assign(arm=lifetimes.learner)
+    return StudyData(
+        name=name,
+        address=shown(storage),
+        kind=kind,
+        config=config,
+        versions=study.optuna.user_attrs.get("versions") or {},
+        commit=study.optuna.user_attrs.get("commit"),
+        space=_space(trials),
+        trials=_trial_frame(trials),
+        lifetimes=lifetimes,
+        generations=generations(storage, name),
+        _frozen=tuple(trials),
+    )
+
+
+def _kind(config: Mapping[str, Any]) -> str:
+    if not config:
+        return "journal"
+    if "evolution" in config:
+        return "test"
+    return "evolution" if "sampler" in config else "single"
+
+
+def _space(trials: Sequence[FrozenTrial]) -> dict[str, Axis]:
+    """The parameters of all trials; those that are one of several values last."""
+    distributions: dict[str, BaseDistribution] = {}
+    for trial in trials:
+        distributions |= trial.distributions
+    return {name: _axis(d) for name, d in distributions.items()}
+
+
+def _axis(d: BaseDistribution) -> Axis:
+    if isinstance(d, CategoricalDistribution):
+        return Axis(0, len(d.choices) - 1, choices=tuple(d.choices))
+    return Axis(float(d.low), float(d.high), bool(d.log))  # type: ignore[attr-defined]
+
+
+def _trial_frame(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
+    columns = ["trial", "state", "fitness", "generation", "begun", "ended", "pruned_at", "error"]
+    rows = [
+        {
+            "trial": t.number,
+            "state": t.state.name,
+            **t.params,
+            "fitness": t.values[0] if t.values and len(t.values) == 1 else None,
+            "generation": t.user_attrs.get("generation"),
+            "begun": t.datetime_start,
+            "ended": t.datetime_complete,
+            "pruned_at": (t.user_attrs.get("pruned") or {}).get("point"),
+            "error": (t.user_attrs.get("error") or {}).get("reason"),
+        }
+        for t in trials
+    ]
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)
+
+
+# -- TensorBoard --
+
+
+def read_tensorboard(folder: str | Path) -> StudyData:
+    """A folder of TensorBoard logs as a study of lifetimes with learning curves.
+
+    Every folder with an event file is a run. Its path below `folder` names it: `ARM/seed_3` or
+    `ARM/3` is the arm `ARM`'s seed 3 (this project's layout and ER-MRL's); anything else is an arm
+    of its own, with the seeds counted.
+
+    Raises:
+        UserError: no event file, or none that tells a return.
+    """
+    root = Path(folder)
+    files = sorted(root.rglob(_EVENTS))
+    if not files:
+        raise UserError(f"no TensorBoard log below {root}")
+    rows: list[dict[str, Any]] = []
+    counted: dict[str, int] = {}
+    # A run that was interrupted has several event files in its folder, which belong together.
+    for run in sorted({file.parent for file in files}):
+        curve = _scalars(run)
+        if not curve:
+            continue
+        arm, seed = _run_name(run.relative_to(root), root.name)
+        if seed is None:
+            seed = counted.get(arm, 0)
+        counted[arm] = max(counted.get(arm, 0), seed + 1)
+        rows.append(
+            {
+                "trial": len(rows),
+                "state": "COMPLETE",
+                "lifetime": 0,
+                "arm": arm,
+                "seed": seed,
+                "fitness": curve[-1][1],
+                "training_return": curve[-1][1],
+                "final_return": None,
+                "steps": curve[-1][0],
+                "curve": tuple(curve),
+            }
+        )
+    if not rows:
+        raise UserError(f"no log below {root} has one of the scalars {', '.join(RETURN_TAGS)}")
+    frame = pd.DataFrame(rows)
+    empty = pd.DataFrame()
+    trials = frame[["trial", "state", "arm", "seed", "fitness"]]
+    return StudyData(
+        root.resolve().name, str(folder), "tensorboard", {}, {}, None, {}, trials, frame, empty
+    )
+
+
+def _scalars(run: Path) -> list[tuple[int, float]]:
+    """The curve of returns of a run: (steps, mean return), without those that are not finite."""
+    log = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    log.Reload()
+    tag = next((t for t in RETURN_TAGS if t in log.Tags()["scalars"]), None)
+    if tag is None:
+        return []
+    points = {event.step: float(event.value) for event in log.Scalars(tag)}
+    return [(step, value) for step, value in sorted(points.items()) if math.isfinite(value)]
+
+
+def _run_name(path: Path, root: str) -> tuple[str, int | None]:
+    """Arm and seed that a run's path tells."""
+    parts = [p for p in path.parts if p != "."]
+    for i in range(len(parts) - 1, -1, -1):
+        digits = parts[i].removeprefix("seed_")
+        if digits.isdigit():
+            return "/".join(parts[:i]) or root, int(digits)
+    return "/".join(parts) or root, None
+
+
+# -- what Optuna computes --
+
+
+def importances(data: StudyData, repeats: int = 10) -> pd.DataFrame:
+    """How much each searched parameter matters for the fitness, by two of Optuna's evaluators.
+
+    `fANOVA` (Hutter et al., 2014) is the share of the variance that a random forest attributes to
+    the parameter, here over the scale of the search (logarithms where it is one), which Optuna
+    itself does not take; forests with other seeds differ, so there are several. `PED-ANOVA`
+    (Watanabe et al., 2023) says which parameters tell the best tenth from the rest; it draws no
+    random number.
+
+    Returns:
+        Columns `parameter`, `method`, `repeat`, `importance` (in [0, 1], one repeat sums to 1).
+
+    Raises:
+        UserError: too few trials with a fitness, one parameter, or all trials equally good.
+    """
+    names = [n for n, a in data.space.items() if a.choices is None and a.high > a.low]
+    done = data.trials[(data.trials.state == "COMPLETE") & data.trials.fitness.notna()]
+    done = done.dropna(subset=names)
+    if len(names) < 2:
+        raise UserError(f"study {data.name!r} searches {len(names)} parameters: none to compare")
+    if len(done) < MIN_IMPORTANCE:
+        raise UserError(
+            f"study {data.name!r} has {len(done)} trials with a fitness; importances need at least "
+            f"{MIN_IMPORTANCE}"
+        )
+    if done.fitness.nunique() < 2:
+        raise UserError(f"all trials of study {data.name!r} are equally good: nothing matters")
+    units = {name: data.space[name].unit(done[name]) for name in names}
+    unit: dict[str, BaseDistribution] = {name: FloatDistribution(0.0, 1.0) for name in names}
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        # Optuna's PED-ANOVA takes the direction from the study.
+        study = optuna.create_study(direction="maximize")
+        for i, fitness in enumerate(done.fitness):
+            params = {name: float(np.clip(u[i], 0.0, 1.0)) for name, u in units.items()}
+            study.add_trial(create_trial(params=params, distributions=unit, value=float(fitness)))
+        rows = []
+        for repeat in range(repeats):
+            forest = FanovaImportanceEvaluator(seed=repeat)
+            for name, value in get_param_importances(study, evaluator=forest).items():
+                rows.append((name, "fANOVA", repeat, value))
+        ped = PedAnovaImportanceEvaluator()
+        for name, value in get_param_importances(study, evaluator=ped).items():
+            rows.append((name, "PED-ANOVA", 0, value))
+    finally:
+        optuna.logging.set_verbosity(before)
+    return pd.DataFrame(rows, columns=["parameter", "method", "repeat", "importance"])
+
+
+def sampler_path(data: StudyData) -> pd.DataFrame:
+    """Where the sampler's distribution was, generation by generation.
+
+    For CMA-ES it is the distribution from which the next trial would have been drawn once the
+    generation's trials had ended: the study is replayed, as the sampler itself does. Other samplers
+    have no such distribution; mean and covariance of a generation's trials stand in for it.
+
+    Returns:
+        A row for each generation: `generation`, `source` (`CMA-ES` or `trials`), `restart`, `mean`
+        (array (dim,), on the unit scale of each axis, see `Axis.unit`), `cov` (dim, dim) and
+        `parameters` (their names). Generations of less than two trials have no row.
+
+    Raises:
+        UserError: no parameter was searched, or no trial has ended.
+    """
+    names = [n for n, a in data.space.items() if a.choices is None and a.high > a.low]
+    ended = [t for t in data._frozen if t.state.name in ("COMPLETE", "PRUNED")]
+    if not names or not ended:
+        raise UserError(f"study {data.name!r} has no trials from which a sampler could have learnt")
+    if str(data.config.get("sampler", "")).casefold() == "cmaes":
+        return _replayed(data)
+    rows = []
+    frame = data.trials[data.trials.state.isin(("COMPLETE", "PRUNED"))]
+    by = frame.generation if frame.generation.notna().any() else frame.trial // 10
+    for generation, part in frame.dropna(subset=names).groupby(by):
+        if len(part) > 1:
+            units = np.stack([data.space[n].unit(part[n]) for n in names])
+            rows.append(
+                (int(generation), "trials", 0, units.mean(1), np.atleast_2d(np.cov(units)), names)
+            )
+    return pd.DataFrame(rows, columns=_PATH)
+
+
+_PATH = ["generation", "source", "restart", "mean", "cov", "parameters"]
+
+
+def _replayed(data: StudyData) -> pd.DataFrame:
+    distributions: dict[str, BaseDistribution] = {}
+    for trial in data._frozen:
+        distributions |= trial.distributions
+    config = data.config
+    start = config.get("start")
+    sampler = make_sampler(
+        "Cmaes",
+        distributions,
+        config["seed"],
+        config.get("popsize"),
+        config.get("restarts", "ipop"),
+        config.get("use_pruned", True),
+        start,
+    )
+    assert isinstance(sampler, CmaesSampler)
+    generation = {t.number: t.user_attrs.get("generation", 0) for t in data._frozen}
+    rows: dict[int, tuple[Any, ...]] = {}
+    for number, run, mean, cov in sampler.path(data._frozen):
+        # The last result of a generation says where the distribution was after it.
+        g = generation[number]
+        rows[g] = (g, "CMA-ES", run, mean, cov, sampler.parameters)
+    return pd.DataFrame([rows[g] for g in sorted(rows)], columns=_PATH)

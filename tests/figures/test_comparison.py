@@ -1,0 +1,128 @@
+"""What comparisons draw and write is what they were given."""
+
+import csv
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from erl.errors import UserError
+from erl.figures import comparison
+from erl.figures.style import caption_of
+from erl.statistics import (
+    bootstrap_interval,
+    holm,
+    improvement_interval,
+    interquartile_mean,
+    mann_whitney,
+    probability_of_improvement,
+)
+
+
+def scores(lifetimes, arm):
+    frame = lifetimes[(lifetimes.arm == arm) & (lifetimes.state == "COMPLETE")]
+    return frame.training_return.to_numpy(float)
+
+
+def test_a_family_is_every_arm_against_the_baseline(lifetimes):
+    table = comparison.family(lifetimes)
+    assert list(table.arm) == ["PPO", "RES_PPO", "STACK_PPO"]
+    assert list(table.seeds) == [6, 6, 5]
+    res = table.iloc[1]
+    x, y = scores(lifetimes, "RES_PPO"), scores(lifetimes, "PPO")
+    assert res.iqm == interquartile_mean(x)
+    assert (res.iqm_low, res.iqm_high) == bootstrap_interval(x, interquartile_mean)
+    assert res.probability == probability_of_improvement(x, y) == 1.0
+    assert (res.low, res.high) == improvement_interval(x, y)
+    ps = [mann_whitney(scores(lifetimes, a), y) for a in ("RES_PPO", "STACK_PPO")]
+    assert list(table.p[1:]) == ps
+    assert list(table.p_holm[1:]) == list(holm(ps))
+    assert table.iloc[0][["probability", "p", "p_holm"]].isna().all()
+    other = comparison.family(lifetimes, "RES_PPO")
+    assert other.probability[0] == 0.0
+    with pytest.raises(UserError, match=r"no arm is called 'RES_PP'; did you mean RES_PPO"):
+        comparison.family(lifetimes, "RES_PP")
+    with pytest.raises(UserError, match="one arm only, PPO"):
+        comparison.family(lifetimes[lifetimes.arm == "PPO"])
+
+
+def test_the_probability_of_improvement(lifetimes):
+    figure = comparison.improvement(lifetimes)
+    axes = figure.axes[0]
+    table = comparison.family(lifetimes)
+    assert list(axes.lines[1].get_xdata()) == [table.probability[1]]
+    assert list(axes.lines[2].get_xdata()) == [table.low[2], table.high[2]]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["RES_PPO", "STACK_PPO"]
+    assert axes.texts[0].get_text() == f"p = {table.p_holm[1]:.2g} *"
+    assert "Holm's method for 2 comparisons" in caption_of(figure)
+
+
+def test_performance_profiles(lifetimes):
+    axes = comparison.performance_profiles(lifetimes).axes[0]
+    for drawn in axes.lines:
+        values = scores(lifetimes, drawn.get_label())
+        shares = [np.mean(values > t) for t in drawn.get_xdata()]
+        assert list(drawn.get_ydata()) == shares
+
+
+def test_generalisation(lifetimes):
+    swapped = lifetimes.replace({"arm": {"PPO": "RES_PPO", "RES_PPO": "PPO"}})
+    tests = {
+        ("Ant+Swimmer", "HalfCheetah"): (lifetimes, "PPO", "RES_PPO"),
+        ("Ant+Swimmer", "Hopper"): (swapped, "PPO", "RES_PPO"),
+        ("Ant", "Hopper"): (lifetimes, "PPO", "STACK_PPO"),
+    }
+    matrix = comparison.generalisation(tests)
+    assert list(matrix.probability[:2]) == [1.0, 0.0]
+    assert matrix.iqm[1] == interquartile_mean(scores(lifetimes, "PPO"))
+    figure = comparison.generalisation_matrix(matrix)
+    drawn = figure.axes[0].images[0].get_array()
+    assert drawn.shape == (2, 2)
+    assert list(drawn[0]) == [1.0, 0.0]
+    assert np.ma.filled(drawn, np.nan)[1, 1] == matrix.probability[2]
+    assert np.isnan(np.ma.filled(drawn, np.nan)[1, 0])
+    with pytest.raises(UserError, match="at least one test"):
+        comparison.generalisation({})
+    tests = {("Ant", "Hopper"): (lifetimes, "PPO", "RES_SAC")}
+    with pytest.raises(UserError, match="the test on Hopper has no finished lifetime of RES_SAC"):
+        comparison.generalisation(tests)
+
+
+def test_tables_say_the_same_in_every_form(lifetimes, tmp_path):
+    table = comparison.results_table(lifetimes, thresholds=[70.0])
+    family = comparison.family(lifetimes)
+    assert list(table["IQM"]) == [f"{x:,.4g}" for x in family.iqm]
+    assert table["P(arm > PPO)"][0] == "-"
+    assert table["P(arm > PPO)"][1] == "1.00"
+    assert table["median steps to 70"][0] == "- (0/6)"
+    assert table["median steps to 70"][1].endswith(" (6/6)")
+    files = comparison.write_tables(table, tmp_path / "tables", "results", "50 % better_")
+    assert [f.name for f in files] == ["results.csv", "results.md", "results.tex"]
+    rows = list(csv.reader(files[0].open()))
+    assert rows[0] == list(table.columns)
+    assert rows[2] == list(table.iloc[1])
+    markdown = files[1].read_text().splitlines()
+    assert len(markdown) == 5
+    assert markdown[3].split(" | ")[2] == table["IQM"][1]
+    latex = files[2].read_text()
+    assert r"RES\_PPO & 6 & " in latex
+    assert r"\caption{50 \% better\_}" in latex
+    assert r"P(arm $>$ PPO)" in latex
+    assert latex.count(r"\\") == 4
+
+
+def test_a_table_of_one_arm_has_no_comparison(lifetimes):
+    table = comparison.results_table(lifetimes[lifetimes.arm == "PPO"].assign(curve=[()] * 6))
+    assert list(table.columns) == ["arm", "seeds", "IQM", "95 % interval"]
+
+
+def test_special_characters_of_latex():
+    table = pd.DataFrame({"a": [r"x_1 & \y {50 %} #~^$"]})
+    body = comparison.to_latex(table)
+    escaped = r"x\_1 \& \textbackslash{}y \{50 \%\} \#\textasciitilde{}\textasciicircum{}\$ \\"
+    assert escaped in body
+
+
+def test_tables_that_cannot_be_written(lifetimes):
+    with pytest.raises(UserError, match="cannot be written"):
+        comparison.write_tables(comparison.results_table(lifetimes), "/proc/x", "t")

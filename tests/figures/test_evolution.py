@@ -1,0 +1,253 @@
+"""What figures of an evolution draw is what they were given."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from erl.errors import UserError
+from erl.figures import evolution
+from erl.figures.style import caption_of, save
+from erl.studies.data import Axis
+
+
+def line(axes, label):
+    (found,) = [x for x in axes.lines if x.get_label() == label]
+    return np.asarray(found.get_xdata(), float), np.asarray(found.get_ydata(), float)
+
+
+def test_the_history_shows_every_trial_and_the_best_so_far(trials):
+    figure = evolution.optimisation_history(trials, "Toy, 2 seeds.")
+    axes = figure.axes[0]
+    done = trials[trials.state == "COMPLETE"]
+    x, y = line(axes, "completed")
+    assert list(x) == list(done.trial)
+    assert list(y) == list(done.fitness)
+    assert list(line(axes, "pruned, at its last value")[1]) == [trials.fitness[6]]
+    assert list(line(axes, "failed")[0]) == [3]
+    x, y = line(axes, "best so far")
+    expected = [max(done.fitness[done.trial <= t]) for t in done.trial]
+    assert list(y[:-1]) == expected
+    assert (x[-1], y[-1]) == (11, expected[-1])
+    assert "9 complete, 1 fail, 1 pruned, 1 running" in caption_of(figure)
+    assert caption_of(figure).endswith("Toy, 2 seeds.")
+
+
+def test_parallel_coordinates_are_the_trials_with_the_best_on_top(trials, space):
+    figure = evolution.parallel_coordinates(trials, space)
+    axes = figure.axes[0]
+    done = trials[trials.state == "COMPLETE"].sort_values("fitness")
+    segments = np.array(axes.collections[0].get_segments())
+    assert segments.shape == (9, 3, 2)
+    assert segments[:, 0, 1] == pytest.approx((np.log10(done.sr) + 4) / 6)
+    assert segments[:, 1, 1] == pytest.approx((np.log10(done.lr) + 2) / 2)
+    assert list(axes.collections[0].get_array()) == list(done.fitness)
+    assert line(axes, "best trial")[1] == pytest.approx(segments[-1, :, 1])
+    shown = [t.get_text() for t in axes.texts]
+    assert shown[:4] == ["0.0001", "100", "0.01", "1"]
+
+
+def test_slices_show_fitness_over_each_parameter(trials, space):
+    figure = evolution.slices(trials, space)
+    done = trials[trials.state == "COMPLETE"]
+    for axes, name in zip(figure.axes, ("sr", "lr")):
+        points = axes.collections[0]
+        assert np.array(points.get_offsets()) == pytest.approx(done[[name, "fitness"]].to_numpy())
+        assert list(points.get_array()) == list(done.trial)
+        assert axes.get_xscale() == "log"
+    assert figure.axes[0].get_xlabel() == "spectral radius (sr)"
+
+
+def test_choices_and_whole_numbers_have_axes_too(trials):
+    space = {"units": Axis(20, 400, log=True), "kind": Axis(0, 1, choices=("a", "b"))}
+    frame = trials.assign(units=np.arange(20, 32), kind=["a", "b"] * 6)
+    figure = evolution.slices(frame, space)
+    assert [t.get_text() for t in figure.axes[1].get_xticklabels()] == ["a", "b"]
+    done = frame[frame.state == "COMPLETE"]
+    places = np.array(figure.axes[1].collections[0].get_offsets())[:, 0]
+    assert list(places) == [float(k == "b") for k in done.kind]
+    assert evolution.parallel_coordinates(frame, space).axes
+    with pytest.raises(UserError, match="two searched numbers; this study has units"):
+        evolution.contours(frame, space)
+
+
+def test_an_interpolation_goes_through_its_points_and_stays_in_their_hull():
+    x, y = np.array([0.0, 1.0, 0.0, 1.0]), np.array([0.0, 0.0, 1.0, 1.0])
+    grid, values = evolution.interpolated(x, y, 3 * x + 2 * y + 1, points=11)
+    expected = 3 * grid[None, :] + 2 * grid[:, None] + 1
+    assert values == pytest.approx(expected)
+    _, values = evolution.interpolated(x[:3], y[:3], x[:3], points=11)
+    assert np.isnan(values[-1, -1])
+    assert values[0, 0] == 0
+    assert evolution.interpolated(x[:2], y[:2], x[:2]) is None
+    assert evolution.interpolated(x, x, x) is None
+
+
+@pytest.mark.parametrize("n", [1, 2, 9])
+def test_contours_show_the_trials_however_few(n, trials, space):
+    done = trials[trials.state == "COMPLETE"].head(n)
+    axes = evolution.contours(done, space).axes[0]
+    points = axes.collections[-1]
+    assert np.array(points.get_offsets()) == pytest.approx(done[["sr", "lr"]].to_numpy())
+    assert list(points.get_array()) == list(done.fitness)
+
+
+def test_contours_have_a_panel_for_each_pair(trials):
+    space = {name: Axis(0, 1) for name in "abc"}
+    rng = np.random.default_rng(0)
+    frame = trials.assign(**{name: rng.random(12) for name in "abc"})
+    shown = [a for a in evolution.contours(frame, space).axes if a.get_visible() and a.get_ylabel()]
+    pairs = {(a.get_xlabel(), a.get_ylabel()) for a in shown}
+    assert pairs >= {("a", "b"), ("a", "c"), ("b", "c")}
+
+
+def test_importances_are_means_with_their_range():
+    frame = pd.DataFrame(
+        [
+            ("sr", "fANOVA", 0, 0.6),
+            ("sr", "fANOVA", 1, 0.8),
+            ("lr", "fANOVA", 0, 0.4),
+            ("lr", "fANOVA", 1, 0.2),
+            ("sr", "PED-ANOVA", 0, 0.9),
+            ("lr", "PED-ANOVA", 0, 0.1),
+        ],
+        columns=["parameter", "method", "repeat", "importance"],
+    )
+    axes = evolution.importances(frame).axes[0]
+    assert [p.get_width() for p in axes.patches] == pytest.approx([0.3, 0.7, 0.1, 0.9])
+    assert [t.get_text() for t in axes.get_yticklabels()] == [
+        "leak rate (lr)",
+        "spectral radius (sr)",
+    ]
+    (ends,) = [c.get_segments() for c in axes.collections][:1]
+    assert np.array(ends)[0, :, 0] == pytest.approx([0.2, 0.4])
+
+
+def test_an_ellipse_is_one_standard_deviation():
+    mean, cov = np.array([0.3, 0.6]), np.array([[0.04, 0.01], [0.01, 0.02]])
+    away = evolution.ellipse(mean, cov) - mean
+    assert np.einsum("ni,ij,nj->n", away, np.linalg.inv(cov), away) == pytest.approx(1.0)
+
+
+def path(source="CMA-ES"):
+    rows = [
+        (0, source, 0, np.array([0.5, 0.5]), np.eye(2) / 36, ["sr", "lr"]),
+        (1, source, 0, np.array([0.6, 0.4]), np.eye(2) / 64, ["sr", "lr"]),
+        (2, source, 1, np.array([0.1, 0.9]), np.eye(2) / 36, ["sr", "lr"]),
+    ]
+    return pd.DataFrame(
+        rows, columns=["generation", "source", "restart", "mean", "cov", "parameters"]
+    )
+
+
+def test_the_map_shows_where_the_distribution_went(trials, space):
+    figure = evolution.search_map(trials, space, path())
+    axes = figure.axes[0]
+    assert np.array(axes.lines[0].get_xydata()) == pytest.approx(
+        np.array([[1e-1, 1e-1], [10**-0.4, 10**-1.2]])
+    )
+    assert line(axes, "restart")[0] == pytest.approx([10 ** (-4 + 0.6)])
+    outline = np.stack(line(axes, "one standard deviation"), 1)
+    unit = np.stack([(np.log10(outline[:, 0]) + 4) / 6, (np.log10(outline[:, 1]) + 2) / 2], 1)
+    assert np.linalg.norm(unit - [0.1, 0.9], axis=1) == pytest.approx(1 / 6)
+    assert "CMA-ES would have drawn from" in caption_of(figure)
+    other = evolution.search_map(trials, space, path("trials"), x="lr", y="sr")
+    assert "this sampler has no normal distribution" in caption_of(other)
+    assert other.axes[0].get_xlabel() == "leak rate (lr)"
+    with pytest.raises(UserError, match="'iss' was not searched"):
+        evolution.search_map(trials, space, path(), x="iss")
+    with pytest.raises(UserError, match="no generation"):
+        evolution.search_map(trials, space, path().head(0))
+
+
+def test_studies_side_by_side(trials):
+    figure = evolution.side_by_side({"one": trials, "two": trials.head(6)})
+    left, right = figure.axes
+    for drawn, frame in zip(left.lines, (trials, trials.head(6))):
+        best = evolution.best_so_far(frame)
+        assert list(drawn.get_ydata()) == list(best.best)
+    assert len(right.lines[2].get_ydata()) == 5
+    assert [t.get_text() for t in left.get_legend().get_texts()] == ["1  one", "2  two"]
+    assert "2 studies side by side" in caption_of(figure)
+    with pytest.raises(UserError, match="at least two"):
+        evolution.side_by_side({"one": trials})
+
+
+def test_both_levels_with_learning_curves(trials, evolved):
+    figure = evolution.two_levels(trials, evolved, pd.DataFrame())
+    done = trials[trials.state == "COMPLETE"].sort_values("fitness")
+    titles = [a.get_title() for a in figure.axes[1:]]
+    best, middle, worst = (int(done.trial.iloc[i]) for i in (-1, 4, 0))
+    assert titles == [f"best: trial {best}", f"middle: trial {middle}", f"worst: trial {worst}"]
+    generation, mean = line(figure.axes[0], "mean of the generation")
+    assert list(generation) == [0, 1, 2]
+    assert mean == pytest.approx(done.groupby("generation").fitness.mean())
+    curve = np.array(evolved[evolved.trial == best].curve.iloc[0])
+    drawn = figure.axes[1].lines[0].get_xydata()
+    assert drawn[-1] == pytest.approx([1000, curve[-10:, 1].mean()])
+    assert "2 seeds each" in caption_of(figure)
+
+
+def test_both_levels_with_an_evolution_inside(trials, evolved):
+    inner = pd.DataFrame(
+        {
+            "trial": [0, 0, 0],
+            "lifetime": [0, 0, 0],
+            "steps": [10, 20, 30],
+            "fitness": [[1.0, 2.0, 6.0], [2.0, None, 4.0], None],
+            "champion_return": [None, 5.0, 7.0],
+        }
+    )
+    figure = evolution.two_levels(trials, evolved, inner, chosen={"this": 0})
+    below = figure.axes[1]
+    assert line(below, "champion")[1].tolist() == [5.0, 7.0]
+    spread = evolution.population_range(inner)
+    assert spread.values.tolist() == [[10, 1, 6, 2], [20, 2, 4, 3]]
+    corners = below.collections[0].get_paths()[0].vertices
+    assert corners[:, 1].max() == 6
+    with pytest.raises(UserError, match="trial 3 has no fitness"):
+        evolution.two_levels(trials, evolved, inner, chosen={"failed": 3})
+
+
+@pytest.mark.parametrize("state", ["empty", "failed"])
+def test_studies_without_a_fitness_are_answered_by_a_sentence(state, trials, evolved, space):
+    none = trials.head(0) if state == "empty" else trials[trials.state == "FAIL"]
+    has = "none" if state == "empty" else "1 fail"
+    for draw in (
+        lambda: evolution.optimisation_history(none),
+        lambda: evolution.parallel_coordinates(none, space),
+        lambda: evolution.slices(none, space),
+        lambda: evolution.contours(none, space),
+        lambda: evolution.search_map(none, space, path()),
+        lambda: evolution.side_by_side({"a": trials, "b": none}),
+        lambda: evolution.two_levels(none, evolved, pd.DataFrame()),
+    ):
+        with pytest.raises(UserError, match=f"at least 1 trial with a fitness; trials: {has}"):
+            draw()
+    with pytest.raises(UserError, match="no completed trial of this study stores its lifetimes"):
+        evolution.two_levels(trials, pd.DataFrame(), pd.DataFrame())
+
+
+def test_one_trial_is_enough(trials, evolved, space, tmp_path):
+    one = trials.head(1)
+    figures = [
+        evolution.optimisation_history(one),
+        evolution.parallel_coordinates(one, space),
+        evolution.slices(one, space),
+        evolution.contours(one, space),
+        evolution.two_levels(one, evolved, pd.DataFrame()),
+    ]
+    for i, figure in enumerate(figures):
+        for file in save(figure, tmp_path, f"figure_{i}"):
+            assert file.stat().st_size > 1000
+
+
+def test_files_are_the_same_twice_and_formats_are_checked(trials, tmp_path):
+    for folder in "ab":
+        save(evolution.optimisation_history(trials), tmp_path / folder, "history")
+    for ending in ("png", "pdf", "svg"):
+        one, two = ((tmp_path / f / f"history.{ending}").read_bytes() for f in "ab")
+        assert one == two
+    with pytest.raises(UserError, match="unknown format 'jpg'"):
+        save(evolution.optimisation_history(trials), tmp_path, "history", ["jpg"])
+    with pytest.raises(UserError, match="cannot be written"):
+        save(evolution.optimisation_history(trials), "/proc/figures", "history")

@@ -1,0 +1,220 @@
+"""Studies as plain data: what was stored, what Optuna computes, and what other programs left."""
+
+import dataclasses
+
+import numpy as np
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+
+from erl.errors import UserError
+from erl.experiments.comparison import ComparisonConfig, compare
+from erl.experiments.evolution import EvolutionConfig, evolve
+from erl.experiments.single import SingleConfig
+from erl.experiments.single import run as run_single
+from erl.search.samplers import make_sampler
+from erl.studies import data as studies
+from erl.studies.data import Axis, importances, read_study, read_tensorboard, sampler_path
+from erl.studies.study import Study, generations, records
+
+ENV = "toy_environments:Recall-v0"
+NAME = f"{ENV}_main_0.064k_steps"
+
+
+@pytest.fixture
+def config(quick, inline):
+    return EvolutionConfig(
+        env_id=ENV,
+        training_steps=64,
+        nb_trials=8,
+        nb_seeds=1,
+        units=5,
+        popsize=4,
+        learner_config=quick,
+        engine="sb3",
+        workers=1,
+    )
+
+
+def test_an_evolution_and_its_test_are_read_as_they_are_stored(config, quick, sink):
+    evolve(config, sink)
+    data = read_study(NAME)
+    study = Study("sqlite:///studies.db", NAME)
+    assert data.kind == "evolution"
+    assert data.config == study.config
+    assert data.address == "sqlite:///studies.db"
+    assert list(data.trials.fitness) == [t.value for t in study.trials()]
+    assert list(data.trials.sr) == [t.params["sr"] for t in study.trials()]
+    assert list(data.trials.generation) == [0] * 4 + [1] * 4
+    assert data.space == {"sr": Axis(1e-4, 1e2, True), "lr": Axis(1e-2, 1.0, True)}
+    assert data.lifetimes.equals(records("sqlite:///studies.db", NAME))
+    assert data.generations.equals(generations("sqlite:///studies.db", NAME))
+    assert "torch" in data.versions
+    assert read_study(f"sqlite:///studies.db#{NAME}").trials.equals(data.trials)
+
+    test = ComparisonConfig(study=NAME, training_steps=64, nb_seeds=1, workers=1, arms="PPO")
+    assert compare(test, sink) == 0
+    with pytest.raises(UserError, match=r"which study of sqlite:///studies\.db"):
+        read_study("sqlite:///studies.db")
+    (name,) = [n for n in str(sink).split() if "_test_" in n and n.endswith("steps:")]
+    tested = read_study(name.rstrip(":"))
+    assert (tested.kind, tested.evolution["units"]) == ("test", 5)
+    assert list(tested.lifetimes.arm) == ["PPO"]
+
+
+def test_a_single_run_has_its_learner_for_an_arm(quick, inline, sink):
+    single = SingleConfig(
+        learner="PPO", env_id=ENV, steps=64, learner_config=quick, engine="sb3", workers=1
+    )
+    assert run_single(single, sink) == 0
+    data = read_study("sqlite:///studies.db")
+    assert data.kind == "single"
+    assert list(data.lifetimes.arm) == ["PPO"]
+
+
+def test_the_path_is_the_distribution_that_the_sampler_drew_from(config, sink, monkeypatch):
+    """Each generation was drawn from the distribution that the path has after the one before."""
+    drawn = {}
+    config = dataclasses.replace(config, nb_trials=12)
+
+    def spy(*arguments):
+        sampler = make_sampler(*arguments)
+        sample = sampler.sample_relative
+
+        def sample_relative(study, trial, space):
+            found = sample(study, trial, space)
+            drawn[trial.number] = sampler._cma.distribution()
+            return found
+
+        sampler.sample_relative = sample_relative
+        return sampler
+
+    monkeypatch.setattr("erl.experiments.evolution.make_sampler", spy)
+    evolve(config, sink)
+    path = sampler_path(read_study(NAME))
+    assert list(path.generation) == [0, 1, 2]
+    assert set(path.source) == {"CMA-ES"}
+    assert path.parameters[0] == ["sr", "lr"]
+    for generation in (1, 2):
+        mean, cov = drawn[4 * generation]
+        assert path["mean"][generation - 1] == pytest.approx(mean)
+        assert path["cov"][generation - 1] == pytest.approx(cov)
+
+
+def test_other_samplers_have_the_mean_of_their_trials(config, sink):
+    evolve(dataclasses.replace(config, sampler="Random"), sink)
+    data = read_study(NAME)
+    path = sampler_path(data)
+    assert set(path.source) == {"trials"}
+    units = np.stack([data.space[n].unit(data.trials[n][:4]) for n in ("sr", "lr")])
+    assert path["mean"][0] == pytest.approx(units.mean(1))
+    assert path["cov"][0] == pytest.approx(np.cov(units))
+
+
+def journal(n=12, name="optuna-journal_Toy-v0_main_1k_steps.log", fail=False):
+    """A study as ER-MRL's scripts leave it: parameters and values, no configuration."""
+    storage = JournalStorage(JournalFileBackend(name))
+    study = optuna.create_study(
+        study_name="Toy-v0_main_1k_steps", storage=storage, direction="maximize"
+    )
+    rng = np.random.default_rng(0)
+    for _ in range(n):
+        trial = study.ask()
+        sr = trial.suggest_float("sr", 1e-4, 1e2, log=True)
+        trial.suggest_float("lr", 1e-2, 1.0, log=True)
+        if fail:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        else:
+            study.tell(trial, -((np.log10(sr) + 1) ** 2) + 0.01 * rng.normal())
+    return name
+
+
+def test_a_journal_of_er_mrls_opens():
+    data = read_study(journal())
+    assert (data.kind, data.name, len(data.trials)) == ("journal", "Toy-v0_main_1k_steps", 12)
+    assert not len(data.lifetimes)
+    assert not len(data.generations)
+    assert list(sampler_path(data).source) == ["trials", "trials"]
+
+
+def test_importances_find_what_matters():
+    frame = importances(read_study(journal(40)), repeats=3)
+    assert set(frame.method) == {"fANOVA", "PED-ANOVA"}
+    means = frame.groupby(["method", "parameter"]).importance.mean()
+    for method in ("fANOVA", "PED-ANOVA"):
+        assert means[method]["sr"] > 0.6
+        assert means[method].sum() == pytest.approx(1.0)
+    assert frame[frame.method == "fANOVA"]["repeat"].nunique() == 3
+
+
+@pytest.mark.parametrize(
+    ("n", "fail", "said"), [(3, False, "has 3 trials with a fitness"), (5, True, "has 0 trials")]
+)
+def test_too_few_trials_for_importances(n, fail, said):
+    with pytest.raises(UserError, match=said):
+        importances(read_study(journal(n, fail=fail)))
+
+
+def test_studies_without_trials():
+    data = read_study(journal(0))
+    assert not len(data.trials)
+    assert "fitness" in data.trials
+    with pytest.raises(UserError, match="no trials from which a sampler"):
+        sampler_path(data)
+    with pytest.raises(UserError, match="searches 0 parameters"):
+        importances(data)
+    with pytest.raises(UserError, match=r"no journal file missing\.log"):
+        read_study("missing.log#x")
+
+
+def test_an_axis_and_its_inverse():
+    for axis in (Axis(1e-4, 1e2, True), Axis(-2.0, 3.0)):
+        units = np.linspace(0, 1, 5)
+        assert axis.unit(axis.value(units)) == pytest.approx(units)
+        assert axis.value([0, 1]) == pytest.approx([axis.low, axis.high])
+    assert Axis(0, 2, choices=("a", "b", "c")).unit(["c", "a"]).tolist() == [1.0, 0.0]
+    assert Axis(3.0, 3.0).unit([3.0]).tolist() == [0.5]
+
+
+def log(folder, values, tag="rollout/ep_rew_mean"):
+    logger = Logger(str(folder), [TensorBoardOutputFormat(str(folder))])
+    for step, value in values:
+        logger.record(tag, value)
+        logger.dump(step)
+    logger.close()
+
+
+def test_tensorboard_folders_are_arms_and_seeds(tmp_path):
+    root = tmp_path / "logs" / "Toy"
+    log(root / "PPO" / "seed_0", [(10, 1.0), (20, 2.0)])
+    log(root / "PPO" / "seed_1" / "PPO_1", [(10, 3.0)])
+    log(root / "RES_PPO_0.0003" / "4", [(10, 4.0), (20, float("nan"))])
+    log(root / "other", [(10, 5.0)], "charts/episodic_return")
+    log(root / "empty", [(10, 5.0)], "train/loss")
+    data = read_study(str(root))
+    assert data.kind == "tensorboard"
+    found = {(r.arm, r.seed): r.curve for r in data.lifetimes.itertuples()}
+    assert found == {
+        ("PPO", 0): ((10, 1.0), (20, 2.0)),
+        ("PPO", 1): ((10, 3.0),),
+        ("RES_PPO_0.0003", 4): ((10, 4.0),),
+        ("other", 0): ((10, 5.0),),
+    }
+    assert read_tensorboard(root / "PPO" / "seed_0").lifetimes.arm[0] == "seed_0"
+
+
+def test_a_run_that_went_on_is_one_curve(tmp_path):
+    log(tmp_path / "PPO" / "seed_0", [(10, 1.0)])
+    log(tmp_path / "PPO" / "seed_0", [(20, 2.0)])
+    assert read_tensorboard(tmp_path).lifetimes.curve[0] == ((10, 1.0), (20, 2.0))
+
+
+def test_folders_that_tell_nothing(tmp_path):
+    with pytest.raises(UserError, match="no TensorBoard log below"):
+        read_tensorboard(tmp_path)
+    log(tmp_path / "a", [(1, 1.0)], "train/loss")
+    with pytest.raises(UserError, match="has one of the scalars"):
+        read_tensorboard(tmp_path)
+    assert studies.RETURN_TAGS
