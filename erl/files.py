@@ -1,8 +1,13 @@
-"""Files that are whole or not there, and storage that fails for a moment."""
+"""Files that are whole or not there, storage that fails for a moment, and YAML and JSON as users
+write them.
+"""
 
+import json
+import re
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +50,83 @@ def write_whole(path: Path, write: Callable[[str], Any]) -> None:
         part = Path(folder) / path.name
         write(str(part))
         part.replace(path)
+
+
+def parse_yaml(text: str) -> Any:
+    """What a YAML text holds. Unlike PyYAML alone, it takes `5e-3` and `1e6` for numbers, as YAML
+    1.2 does, and refuses a key that is given twice.
+
+    Raises:
+        ValueError: the text is no YAML, or holds more than plain data; in one line.
+    """
+    import yaml
+
+    try:
+        loader = _yaml_loader()(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _refuse_repeated_keys(node)
+        return loader.construct_document(node)
+    except (yaml.YAMLError, RecursionError, AttributeError, ValueError) as e:
+        reason = getattr(e, "problem", None) or str(e) or type(e).__name__
+        mark = getattr(e, "problem_mark", None)
+        where = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
+        raise ValueError(" ".join(reason.split()) + where) from e
+
+
+@cache
+def _yaml_loader() -> Any:
+    """PyYAML's safe loader, which here reads numbers as YAML 1.2 has them."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    number = r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+"
+    starts = [*"-+.0123456789"]
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^{number}$"), starts)
+    return Loader
+
+
+def _refuse_repeated_keys(root: Any) -> None:
+    """Raise a ValueError where a mapping below this YAML node names a key twice. A key that `<<`
+    brings and that is then given again is meant to be replaced.
+    """
+    import yaml
+
+    waiting, met = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in met:
+            continue
+        met.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            keys = set()
+            for key, value in node.value:
+                if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge"):
+                    if (key.tag, key.value) in keys:
+                        line = key.start_mark.line + 1
+                        raise ValueError(f"{key.value!r} is given twice (line {line})")
+                    keys.add((key.tag, key.value))
+                waiting += [key, value]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+
+
+def parse_json(text: str) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        ValueError: the text is no JSON, or gives a key twice.
+    """
+    return json.loads(text, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key!r} is given twice")
+        found[key] = value
+    return found

@@ -15,14 +15,11 @@ side.
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import reservoirpy
-from gymnasium import spaces
-from gymnasium.utils import RecordConstructorArgs
 from reservoirpy.mat_gen import bernoulli
 from reservoirpy.nodes import Reservoir
 from scipy import sparse
@@ -208,11 +205,6 @@ class ReservoirBank:
         self.state[:] = state
 
 
-def action_size(space: spaces.Space) -> int:
-    """Length of an action as the reservoir sees it: one-hot for discrete actions."""
-    return int(space.n) if isinstance(space, spaces.Discrete) else int(np.prod(space.shape or (1,)))
-
-
 @dataclass(frozen=True)
 class Context:
     """What a policy sees in place of the observation.
@@ -239,161 +231,3 @@ class Context:
             raise UserError(
                 f"a policy can see 1 to {units} of {units} neurons, not {self.obs_units}"
             )
-
-
-class ContextEncoder:
-    """Turns what happened to many agents into what their policies see.
-
-    Args:
-        contexts: one for each agent; all own equally many neurons and agree in the other
-            attributes.
-        seeds: one for each agent, from which its reservoirs' weights are drawn.
-        observation_space: of the environment, a Box vector.
-        action_space: of the environment, a Box vector or Discrete.
-
-    Attributes:
-        space: of what one policy sees, a float32 Box vector.
-    """
-
-    def __init__(
-        self,
-        contexts: Sequence[Context],
-        seeds: Sequence[int],
-        observation_space: spaces.Box,
-        action_space: spaces.Space,
-    ) -> None:
-        first = contexts[0]
-        if any(replace(c, reservoirs=first.reservoirs) != first for c in contexts):
-            raise ValueError("the contexts of one encoder differ in their reservoirs only")
-        self.skip_c, self.reset_res, self.feed_action = (
-            first.skip_c,
-            first.reset_res,
-            first.feed_action,
-        )
-        self._discrete = isinstance(action_space, spaces.Discrete)
-        self._first_action = (
-            int(action_space.start) if isinstance(action_space, spaces.Discrete) else 0
-        )
-        self._obs_dim, self._action_dim = int(observation_space.shape[0]), action_size(action_space)
-        self.bank = ReservoirBank(
-            [c.reservoirs for c in contexts], seeds, input_dim=self._obs_dim + self._action_dim + 1
-        )
-        self._visible = first.obs_units or self.bank.units
-        low, high = [np.full(self._visible, -1.0)], [np.full(self._visible, 1.0)]
-        if self.skip_c:
-            low += [
-                observation_space.low.ravel(),
-                _action_bounds(action_space)[0],
-                np.array([-np.inf]),
-            ]
-            high += [
-                observation_space.high.ravel(),
-                _action_bounds(action_space)[1],
-                np.array([np.inf]),
-            ]
-        self.space = spaces.Box(
-            np.concatenate(low).astype(np.float32),
-            np.concatenate(high).astype(np.float32),
-            dtype=np.float32,
-        )
-        self._allocate()
-
-    def _allocate(self) -> None:
-        self._inputs = np.zeros((self.bank.n_agents, self.bank.input_dim))
-        self._rows = np.arange(self.bank.n_agents)
-        self._out = np.zeros((self.bank.n_agents, int(self.space.shape[0])), dtype=np.float32)
-
-    def step(
-        self,
-        observations: np.ndarray,
-        actions: np.ndarray,
-        rewards: np.ndarray,
-        agents: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """What the policies see after a step of every agent, or of some.
-
-        Args:
-            observations: (k, obs_dim).
-            actions: as executed: (k, action_dim), or (k,) for discrete ones.
-            rewards: (k,).
-            agents: int array (k,), those that stepped, all different; None for all n.
-
-        Returns:
-            Float32 array (k, features); of all agents a view that the next call overwrites.
-        """
-        u = self._inputs if agents is None else self._inputs[agents]
-        rows = self._rows[: len(u)]
-        u[:, : self._obs_dim] = observations
-        u[:, -1] = rewards
-        if self._discrete:
-            u[:, self._obs_dim : -1] = 0.0
-            chosen = (
-                np.asarray(actions, dtype=np.int64) - self._first_action if self.feed_action else 0
-            )
-            u[rows, self._obs_dim + chosen] = 1.0
-        elif self.feed_action:
-            u[:, self._obs_dim : -1] = actions
-        else:
-            u[:, self._obs_dim : -1] = 0.0
-        out = self._out if agents is None else np.empty((len(u), self._out.shape[1]), np.float32)
-        out[:, : self._visible] = self.bank.step(u, agents)[:, : self._visible]
-        if self.skip_c:
-            out[:, self._visible :] = u
-        return out
-
-    def reset(self, agent: int, observation: np.ndarray) -> np.ndarray:
-        """What one agent's policy sees at the start of an episode: a float32 view (features,) of
-        the output row.
-        """
-        u = self._inputs[agent]
-        u[: self._obs_dim] = observation
-        u[self._obs_dim :] = 0.0
-        if self.reset_res:
-            self.bank.state[agent] = 0.0
-        self._out[agent, : self._visible] = self.bank.step_one(agent, u)[: self._visible]
-        if self.skip_c:
-            self._out[agent, self._visible :] = u
-        return self._out[agent]
-
-    def drop(self, keep: Sequence[int]) -> None:
-        """Keep only these agents."""
-        self.bank.drop(keep)
-        self._allocate()
-
-
-def _action_bounds(space: spaces.Space) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest values of an action as the reservoir sees it, two arrays
-    (action_size,).
-    """
-    if isinstance(space, spaces.Box):
-        # A reset shows zeros for the action, whether or not zero is an action.
-        return np.minimum(space.low.ravel(), 0.0), np.maximum(space.high.ravel(), 0.0)
-    return np.zeros(action_size(space)), np.ones(action_size(space))
-
-
-class ReservoirWrapper(gym.Wrapper, RecordConstructorArgs):
-    """Shows a policy the state of reservoirs in place of the observation.
-
-    Args:
-        env: environment with vector observations.
-        context: the reservoirs and what else the policy sees.
-        seed: from which the weights are drawn.
-    """
-
-    def __init__(self, env: gym.Env, context: Context, seed: int) -> None:
-        RecordConstructorArgs.__init__(self, context=context, seed=seed)
-        gym.Wrapper.__init__(self, env)
-        assert isinstance(env.observation_space, spaces.Box)
-        self.encoder = ContextEncoder([context], [seed], env.observation_space, env.action_space)
-        self.observation_space = self.encoder.space
-
-    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin an episode: the reservoir sees its observation, and zeros for action and reward."""
-        observation, info = self.env.reset(**kwargs)
-        return self.encoder.reset(0, observation).copy(), info
-
-    def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
-        """Step the environment, then the reservoir with observation, action and reward."""
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        seen = self.encoder.step(observation[None], np.asarray(action)[None], np.asarray([reward]))
-        return seen[0].copy(), reward, terminated, truncated, info

@@ -13,10 +13,12 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from erl.errors import EnvironmentFault
+from erl.worlds.context import ContextEncoder
 from erl.worlds.lockstep import Lockstep
-from erl.worlds.reservoirs import ContextEncoder
 from erl.worlds.specification import LifetimeSpec
-from erl.worlds.tasks import EnvironmentFault, Ledger, make_bare_env, stacked_space
+from erl.worlds.tasks import Ledger, check_task, make_bare_env
+from erl.worlds.wrappers import stacked_space
 
 # Ticks between two entries in the ledgers; an episode's end enters what is outstanding at once.
 _LEDGER_EVERY = 64
@@ -37,15 +39,16 @@ class World:
 
     Attributes:
         observation_space: of what one policy sees.
-        action_space: of one environment.
-        faults: why an agent's environment was taken out, by the agent's index; `drop` it before the
-            next step.
+        action_space: what agents choose from.
+        faults: why an agent's environment was taken out, or that its policy chose an action that is
+            not finite, by the agent's index; `drop` it before the next step.
         envs: the environments, in the order of slots.
     """
 
     def __init__(
         self, specs: Sequence[LifetimeSpec], ledgers: Sequence[Ledger], n_envs: int = 1
     ) -> None:
+        check_task(specs[0].task)
         self.n_envs, self.ledgers = n_envs, list(ledgers)
         made = [make_bare_env(spec.task) for spec in specs for _ in range(n_envs)]
         self._lockstep = Lockstep([env for env, _ in made], made[0][1])
@@ -68,7 +71,7 @@ class World:
         )
         self._returns = np.zeros(self._lockstep.n)
         self._outstanding = 0
-        self.faults: dict[int, EnvironmentFault] = {}
+        self.faults: dict[int, Exception] = {}
 
     @property
     def n_agents(self) -> int:
@@ -105,7 +108,7 @@ class World:
         ledger is told.
 
         Args:
-            actions: as executed, (k, …).
+            actions: of the agents, as executed, (k, …).
             slots: int array (k,), those that step, all different; None for all.
 
         Returns:
@@ -196,7 +199,8 @@ class World:
         for slot, fault in self._lockstep.faults.items():
             agent = slot // self.n_envs
             if agent not in self.faults:
-                error = EnvironmentFault(
+                kind = FloatingPointError if fault.by_policy else EnvironmentFault
+                error = kind(
                     f"{fault.reason} (about step {self.ledgers[agent].steps + self._outstanding})"
                 )
                 if fault.traceback:

@@ -5,11 +5,11 @@ from gymnasium.utils.env_checker import check_env as gymnasium_check
 from stable_baselines3.common.env_checker import check_env as sb3_check
 
 from erl.errors import UserError
+from erl.worlds.context import ReservoirWrapper
 from erl.worlds.reservoirs import (
     Context,
     ReservoirBank,
     ReservoirParams,
-    ReservoirWrapper,
     make_node,
 )
 from erl.worlds.tasks import Task, make_env
