@@ -147,6 +147,10 @@ class SB3Agent:
             observation = self.normalize.normalize_obs(observation)
         return self.model.predict(observation, state, episode_start, deterministic)
 
+    def diverged(self) -> bool:
+        """Whether a weight of the model is not finite."""
+        return not all(bool(w.isfinite().all()) for w in self.model.policy.state_dict().values())
+
     def save(self, folder: Path, name: str) -> None:
         """Write `name.zip`, `name.vecnormalize.pkl` where observations or rewards were normalised,
         and each companion.

@@ -12,17 +12,21 @@ ReservoirPy's initialisers; the stepping is this module's, for any number of res
 side.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import reservoirpy
-from reservoirpy.mat_gen import bernoulli
+from reservoirpy.mat_gen import bernoulli, normal
 from reservoirpy.nodes import Reservoir
 from scipy import sparse
+from scipy.sparse.csgraph import connected_components
+from scipy.sparse.linalg import ArpackError
 
 from erl.errors import UserError
 
@@ -38,6 +42,9 @@ if "reservoirpy-temp-" in _LITTER:
 class ReservoirParams:
     """Hyperparameters from which a reservoir's weights are drawn.
 
+    Where recurrent weights are drawn whose true spectral radius is zero, or so small that scaling
+    makes huge weights of them, they are drawn again: see `make_node`.
+
     Attributes:
         units: number of neurons.
         sr: spectral radius of the recurrent weights W; 0 makes a reservoir without recurrence.
@@ -45,7 +52,13 @@ class ReservoirParams:
         iss: input scaling.
         rc_connectivity: share of recurrent weights that are not zero, in (0, 1].
         input_connectivity: share of input weights that are not zero, in (0, 1].
-        bias: scale of the Bernoulli bias of every neuron; 0 for none.
+        bias: scale of the Bernoulli bias (plus or minus this number) of the neurons that have one;
+            0 for none.
+        bias_connectivity: share of neurons that have a bias, in (0, 1]. ReservoirPy up to version
+            0.3 gave a tenth of them a bias of 1 unless told otherwise.
+
+    Raises:
+        UserError: values that cannot be.
     """
 
     units: int = 100
@@ -55,8 +68,15 @@ class ReservoirParams:
     rc_connectivity: float = 0.1
     input_connectivity: float = 0.1
     bias: float = 0.0
+    # Left out of JSON where it is 1, as before it was a parameter.
+    bias_connectivity: float = field(default=1.0, metadata={"omit_default": True})
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            if not math.isfinite(getattr(self, each.name)):
+                raise UserError(
+                    f"a reservoir's {each.name} is a finite number, not {getattr(self, each.name)}"
+                )
         if self.units < 3:
             raise UserError(
                 f"a reservoir needs at least 3 units (ReservoirPy's limit), not {self.units}"
@@ -65,17 +85,65 @@ class ReservoirParams:
             raise UserError(f"a leak rate lies above 0 and at most at 1, not at {self.lr}")
         if self.sr < 0:
             raise UserError(f"a spectral radius is not negative: {self.sr}")
-        for name in ("rc_connectivity", "input_connectivity"):
+        for name in ("rc_connectivity", "input_connectivity", "bias_connectivity"):
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(
                     f"{name} lies above 0 and at most at 1, not at {getattr(self, name)}"
                 )
 
 
+# How often recurrent weights are drawn again before a reservoir is given up.
+REDRAWS = 20
+# Recurrent weights are unsound whose largest is more than so many times their spectral radius:
+# without a cycle the radius is zero, and what a numerical method finds in its place is rounding.
+LARGEST_WEIGHT = 1000.0
+# Neurons of a strongly connected part up to which its eigenvalues are computed densely. Larger
+# parts have so many cycles that ReservoirPy's own method finds their radius.
+DENSE_UNITS = 100
+
+
+class UnsoundReservoir(ValueError):
+    """Recurrent weights with a spectral radius cannot be drawn from these hyperparameters."""
+
+
 def make_node(params: ReservoirParams, input_dim: int, seed: int) -> Reservoir:
     """ReservoirPy's own node for these hyperparameters, initialised: the source of weights, and the
     tests' oracle.
+
+    A sparse random W of few neurons may have no cycle: then all of its eigenvalues are zero, and
+    scaling it to a spectral radius divides by rounding noise. Such a W (see `is_sound`) is drawn
+    again, with Win and bias, from a seed that is spawned from `seed`.
+
+    Args:
+        params: hyperparameters.
+        input_dim: length of an input.
+        seed: of all draws.
+
+    Raises:
+        UnsoundReservoir: none of 1 + `REDRAWS` draws is sound.
     """
+    for attempt in range(1 + REDRAWS):
+        source: Any = seed
+        if attempt:
+            source = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(attempt,)))
+        node = _draw(params, input_dim, source)
+        if node is not None:
+            return node
+    raise UnsoundReservoir(
+        f"no reservoir of {params.units} units with rc_connectivity={params.rc_connectivity:g} was "
+        f"found whose neurons form a cycle, in {1 + REDRAWS} draws: it needs more units or a "
+        f"higher rc_connectivity"
+    )
+
+
+def _draw(params: ReservoirParams, input_dim: int, source: Any) -> Reservoir | None:
+    """One draw; None if its recurrent weights are unsound."""
+    # ReservoirPy rounds the number of neurons down, and 0.29 * 100 is 28.999…
+    with_bias = min(1.0, (round(params.bias_connectivity * params.units) + 0.5) / params.units)
+
+    def bias(*shape: int, connectivity: float, **kwargs: Any) -> np.ndarray:
+        return bernoulli(*shape, input_scaling=params.bias, connectivity=with_bias, **kwargs)
+
     node = Reservoir(
         units=params.units,
         sr=params.sr,
@@ -83,11 +151,68 @@ def make_node(params: ReservoirParams, input_dim: int, seed: int) -> Reservoir:
         input_scaling=params.iss,
         rc_connectivity=params.rc_connectivity,
         input_connectivity=params.input_connectivity,
-        bias=bernoulli(input_scaling=params.bias) if params.bias else 0.0,
-        seed=seed,
+        W=normal if params.sr else lambda *shape, **_: sparse.csr_array(shape),
+        bias=bias if params.bias else 0.0,
+        seed=source,
     )
-    node.initialize(np.zeros(input_dim))
-    return node
+    try:
+        node.initialize(np.zeros(input_dim))
+    except ArpackError:  # W has no weights, or too few to begin with
+        return None
+    return node if is_sound(node.W, params.sr) else None
+
+
+def is_sound(weights: Any, sr: float) -> bool:
+    """Whether recurrent weights that were scaled to a spectral radius have it, and are not huge.
+
+    The true spectral radius is the largest of the strongly connected parts' (the others are
+    nilpotent), each found from its dense eigenvalues.
+
+    Args:
+        weights: (units, units), dense or sparse.
+        sr: the spectral radius.
+    """
+    if sr == 0:
+        return True
+    matrix = sparse.csr_array(weights)
+    n_parts, part_of = connected_components(matrix, directed=True, connection="strong")
+    sizes = np.bincount(part_of, minlength=n_parts)
+    if sizes.max() > DENSE_UNITS:
+        return bool(np.isfinite(matrix.data).all())
+    alone = sizes[part_of] == 1
+    radius = float(np.abs(matrix.diagonal()[alone]).max(initial=0.0))
+    for part in np.flatnonzero(sizes > 1):
+        members = np.flatnonzero(part_of == part)
+        block = matrix[members][:, members].toarray()
+        radius = max(radius, float(np.abs(np.linalg.eigvals(block)).max()))
+    largest = float(np.abs(matrix.data).max(initial=0.0))
+    return abs(radius - sr) <= 0.01 * sr and largest <= LARGEST_WEIGHT * radius
+
+
+@lru_cache(maxsize=64)
+def draw_weights(
+    params: tuple[ReservoirParams, ...], seed: int, input_dim: int
+) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """The weights of reservoirs that stand side by side, not to be changed.
+
+    Args:
+        params: of each; the k-th draws from `seed + k`.
+        seed: of the first.
+        input_dim: length of an input, which all see.
+
+    Returns:
+        W and Win side by side, (units, units + input_dim), units of all; and the bias (units,).
+
+    Raises:
+        UnsoundReservoir: see `make_node`.
+    """
+    nodes = [make_node(p, input_dim, seed + k) for k, p in enumerate(params)]
+    recurrent = sparse.block_diag([sparse.csr_matrix(n.W) for n in nodes])
+    weights = sparse.hstack(
+        [recurrent, sparse.vstack([sparse.csr_matrix(n.Win) for n in nodes])]
+    ).tocsr()
+    weights.sort_indices()
+    return weights, np.concatenate([np.broadcast_to(n.bias, n.units) for n in nodes])
 
 
 class ReservoirBank:
@@ -109,28 +234,11 @@ class ReservoirBank:
         if len(units) != 1:
             raise ValueError(f"agents of one bank own equally many neurons, not {sorted(units)}")
         self.units, self.input_dim = units.pop(), input_dim
-        made: dict[
-            tuple[tuple[ReservoirParams, ...], int], tuple[sparse.csr_matrix, np.ndarray]
-        ] = {}
-        for ps, seed in zip(params, seeds):
-            if (
-                tuple(ps),
-                seed,
-            ) not in made:  # agents with several environments share their weights between them
-                nodes = [make_node(p, input_dim, seed + k) for k, p in enumerate(ps)]
-                weights = sparse.hstack(
-                    [
-                        sparse.block_diag([sparse.csr_matrix(n.W) for n in nodes]),
-                        sparse.vstack([sparse.csr_matrix(n.Win) for n in nodes]),
-                    ]
-                ).tocsr()
-                weights.sort_indices()
-                bias = np.concatenate([np.broadcast_to(n.bias, n.units) for n in nodes])
-                made[tuple(ps), seed] = weights, bias
-        self._weights = [
-            made[tuple(ps), seed][0] for ps, seed in zip(params, seeds)
-        ]  # each (units, units + input_dim)
-        self._bias = np.stack([made[tuple(ps), seed][1] for ps, seed in zip(params, seeds)])
+        # Agents with several environments share their weights between them.
+        made = {pair: draw_weights(*pair, input_dim) for pair in {*zip(map(tuple, params), seeds)}}
+        drawn = [made[tuple(ps), seed] for ps, seed in zip(params, seeds)]
+        self._weights = [weights for weights, _ in drawn]  # each (units, units + input_dim)
+        self._bias = np.stack([bias for _, bias in drawn])
         self._lr = np.stack([np.concatenate([np.full(p.units, p.lr) for p in ps]) for ps in params])
         self._build()
 

@@ -7,6 +7,7 @@ episodes (`learners.core.episodes`) and evaluation use the engine itself.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -14,8 +15,10 @@ import numpy as np
 from gymnasium import spaces
 
 from erl.errors import EnvironmentFault
+from erl.worlds.actions import Actions
 from erl.worlds.context import ContextEncoder
 from erl.worlds.lockstep import Lockstep
+from erl.worlds.reservoirs import Context, UnsoundReservoir, draw_weights
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.tasks import Ledger, check_task, make_bare_env
 from erl.worlds.wrappers import stacked_space
@@ -40,8 +43,9 @@ class World:
     Attributes:
         observation_space: of what one policy sees.
         action_space: what agents choose from.
-        faults: why an agent's environment was taken out, or that its policy chose an action that is
-            not finite, by the agent's index; `drop` it before the next step.
+        faults: by the agent's index, why its environment was taken out, that its policy chose an
+            action that is not finite, or that its reservoirs cannot be drawn; `drop` it before the
+            next step.
         envs: the environments, in the order of slots.
     """
 
@@ -60,10 +64,9 @@ class World:
         visible = stacked_space(visible, k)
         self._seeds = [spec.seeds.environment for spec in specs]
         self._encoder: ContextEncoder | None = None
+        self.faults: dict[int, Exception] = {}
         if specs[0].context is not None:
-            contexts = [
-                spec.context for spec in specs for _ in range(n_envs) if spec.context is not None
-            ]
+            contexts = [c for c in self._contexts(specs, visible) for _ in range(n_envs)]
             reservoir_seeds = [spec.seeds.reservoir for spec in specs for _ in range(n_envs)]
             self._encoder = ContextEncoder(contexts, reservoir_seeds, visible, self.action_space)
         self.observation_space: spaces.Box = (
@@ -71,7 +74,27 @@ class World:
         )
         self._returns = np.zeros(self._lockstep.n)
         self._outstanding = 0
-        self.faults: dict[int, Exception] = {}
+
+    def _contexts(
+        self, specs: Sequence[LifetimeSpec], observation_space: spaces.Box
+    ) -> list[Context]:
+        """Each agent's context. One whose reservoirs cannot be drawn is at fault, and has
+        reservoirs without recurrence until it is dropped.
+        """
+        input_dim = int(observation_space.shape[0]) + Actions(self.action_space).size + 1
+        contexts = []
+        for agent, spec in enumerate(specs):
+            context = spec.context
+            if context is None:
+                raise ValueError("either all agents of a world have reservoirs or none")
+            try:
+                draw_weights(context.reservoirs, spec.seeds.reservoir, input_dim)
+            except UnsoundReservoir as error:
+                self.faults[agent] = error
+                still = tuple(replace(r, sr=0.0) for r in context.reservoirs)
+                context = replace(context, reservoirs=still)
+            contexts.append(context)
+        return contexts
 
     @property
     def n_agents(self) -> int:
