@@ -11,6 +11,10 @@ class UserError(Exception):
     """Bad input: scripts print its message as one line on stderr and exit with code 2."""
 
 
+class EnvironmentFault(RuntimeError):
+    """An environment raised, or returned what it had not declared or what is not finite."""
+
+
 class Stopped(Exception):
     """The lifetime was stopped; a learner returns this instead of an agent."""
 

@@ -41,6 +41,9 @@ class Agent(Protocol):
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """Action and recurrent state for an observation, as in Stable-Baselines3."""
 
+    def diverged(self) -> bool:
+        """Whether a weight is not finite."""
+
     def save(self, folder: Path, name: str) -> None:
         """Write `{folder}/{name}.zip` in Stable-Baselines3's format, with what else belongs to it
         beside it.

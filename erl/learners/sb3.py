@@ -52,9 +52,11 @@ def algorithms() -> dict[str, type[BaseAlgorithm]]:
 # under `python -O`.
 _ACTIONS: dict[str, tuple[type[spaces.Space], ...]] = {
     **dict.fromkeys(
-        ("A2C", "PPO", "RecurrentPPO", "TRPO"),
+        ("A2C", "PPO", "TRPO"),
         (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
     ),
+    # It takes MultiBinary, but its buffer keeps bits as integers, and its training fails over them.
+    "RecurrentPPO": (spaces.Box, spaces.Discrete, spaces.MultiDiscrete),
     **dict.fromkeys(("DQN", "QRDQN"), (spaces.Discrete,)),
     **dict.fromkeys(("CrossQ", "DDPG", "SAC", "TD3", "TQC"), (spaces.Box,)),
     "ARS": (spaces.Box, spaces.Discrete),
@@ -121,6 +123,10 @@ class SB3Agent:
         if self.normalize is not None:
             observation = self.normalize.normalize_obs(observation)
         return self.model.predict(observation, state, episode_start, deterministic)
+
+    def diverged(self) -> bool:
+        """Whether a weight of the model is not finite."""
+        return not all(bool(w.isfinite().all()) for w in self.model.policy.state_dict().values())
 
     def save(self, folder: Path, name: str) -> None:
         """Write `name.zip`, `name.vecnormalize.pkl` where observations or rewards were normalised,

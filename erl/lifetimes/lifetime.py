@@ -233,6 +233,11 @@ def _conclude(
     try:
         if isinstance(agent, Exception):
             raise agent
+        policies = {"": agent, **getattr(agent, "companions", {})}
+        if any(policy.diverged() for policy in policies.values()):
+            raise FloatingPointError(
+                f"the policy's weights are not finite after {ledger.steps} steps"
+            )
         if model is not None:
             path = Path(model)
             agent.save(path.parent, path.name)
@@ -242,7 +247,6 @@ def _conclude(
                 lambda part: Path(part).write_text(text, encoding="utf-8"),
             )
         if spec.fitness == "final_eval" or also_evaluate:
-            policies = {"": agent, **getattr(agent, "companions", {})}
             results = evaluate_afresh(policies, spec, spec.ep_eval, spec.seeds.evaluation)
             evaluation_steps = sum(result.steps for result in results.values())
             returns = results.pop("").returns

@@ -14,7 +14,6 @@ import pickle
 import traceback
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from math import isfinite
@@ -28,47 +27,54 @@ from gymnasium import spaces
 from gymnasium.utils import EzPickle
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
-from erl.errors import RAISED, UserError
+from erl.errors import RAISED, EnvironmentFault
+from erl.worlds.actions import Actions
 from erl.worlds.mujoco_families import family_of
+from erl.worlds.observations import Observations, reward_of
+from erl.worlds.wrappers import close_quietly
 
 _UNLIMITED = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Why an environment was taken out: the reason in one sentence and, where it raised, the
-    formatted traceback.
+    """Why an environment was taken out.
+
+    Attributes:
+        reason: in one sentence.
+        traceback: formatted, where the environment raised.
+        by_policy: whether it is the policy that failed, whose action was not finite.
     """
 
     reason: str
     traceback: str = ""
+    by_policy: bool = False
 
 
 class Lockstep:
     """n environments of one kind, one for each agent slot, stepped together. It owns them: step,
     reset and close them here only.
 
-    An environment that raises, or returns an observation or a reward that is not finite, is taken
-    out and the others go on. Its rows are zeros (False) from that step on, `faults` says why, and
-    resetting it does nothing.
+    An environment that raises, returns an observation or a reward that is not finite or not of the
+    declared shape, or is given an action that is not finite, is taken out, and the others go on.
+    Its rows are zeros (False) from that step on, `faults` says why, and resetting it does nothing.
 
     Args:
-        envs: environments made alike, freshly, by `gym.make`; observations are a Box, of any shape,
-            flattened here.
+        envs: environments made alike, freshly, by `gym.make`.
         keep: indices of the entries that agents see of the flat observation (say, to hide
             velocities); None for all.
 
     Attributes:
         envs: the environments, in the order of slots, for rendering.
-        observation_space: a flat Box with the entries kept.
-        action_space: of one environment.
+        observation_space: of what agents see, a flat Box: see `Observations`.
+        action_space: what agents choose from: see `Actions`.
         elapsed: int array (n,), steps so far of each slot's episode.
         faults: slot -> Fault, for the slots taken out.
         fast: whether only the physics is stepped one by one; False means every environment's own
             `step`.
 
     Raises:
-        UserError: observations are no Box.
+        UserError: observations or actions that agents do not know.
         ValueError: no environments, or spaces that differ.
     """
 
@@ -77,22 +83,16 @@ class Lockstep:
     ) -> None:
         if not envs:
             raise ValueError("a lockstep needs at least one environment")
-        space, self.action_space = envs[0].observation_space, envs[0].action_space
-        if any((e.observation_space, e.action_space) != (space, self.action_space) for e in envs):
+        spaces_ = [(e.observation_space, e.action_space) for e in envs]
+        if any(pair != spaces_[0] for pair in spaces_):
             raise ValueError(
                 "environments in lockstep share their observation space and their action space"
             )
-        if not isinstance(space, spaces.Box):
-            raise UserError(f"observations have to be a Box, but those of {envs[0]} are {space}")
-        self._shape = space.shape
-        self._keep = (
-            None if keep is None else np.arange(np.prod(self._shape, dtype=int))[np.asarray(keep)]
-        )
-        low, high = (
-            self._visible(space.low.reshape(1, -1))[0],
-            self._visible(space.high.reshape(1, -1))[0],
-        )
-        self.observation_space = spaces.Box(low, high, dtype=space.dtype.type)
+        name = envs[0].spec.id if envs[0].spec is not None else str(envs[0])
+        self._observations = Observations(spaces_[0][0], name, keep)
+        self._actions = Actions(spaces_[0][1], name)
+        self.observation_space = self._observations.space
+        self.action_space = self._actions.agent_space
         self.envs = list(envs)
         self.elapsed = np.zeros(len(envs), dtype=np.int64)
         self.faults: dict[int, Fault] = {}
@@ -116,9 +116,11 @@ class Lockstep:
             return np.zeros(self.observation_space.shape)
         try:
             # Through all wrappers, so that rendering and the checks of a first reset work as ever.
-            observation = np.asarray(self.envs[i].reset(seed=seed)[0], dtype=np.float64).reshape(
-                self._shape
-            )
+            observation, _ = self.envs[i].reset(seed=seed)
+            row = self._observations.encode(observation).astype(np.float64)
+        except EnvironmentFault as fault:
+            self._take_out(i, f"{fault}, when it was reset")
+            return np.zeros(self.observation_space.shape)
         except RAISED as error:
             self._take_out(
                 i,
@@ -127,15 +129,14 @@ class Lockstep:
             )
             return np.zeros(self.observation_space.shape)
         self._unstarted.discard(i)
-        rows = self._visible(observation.reshape(1, -1))
-        if not np.isfinite(rows).all():
+        if not np.isfinite(row).all():
             self._take_out(
                 i,
                 f"the environment returned an observation that is not finite when it was reset: "
-                f"{rows[0]}",
+                f"{row}",
             )
-            rows = np.zeros_like(rows)
-        return rows[0]
+            row = np.zeros_like(row)
+        return row
 
     def step(
         self, actions: Any, slots: np.ndarray | None = None
@@ -144,8 +145,8 @@ class Lockstep:
         is the last one, and the caller resets the slot.
 
         Args:
-            actions: one action per slot that steps, (k,) for discrete actions, (k, *shape)
-                otherwise; cast to the action space's dtype, not clipped.
+            actions: of the agents, one for each slot that steps, (k,) for discrete actions,
+                (k, *shape) otherwise; cast to the action space's dtype, not clipped.
             slots: int array (k,), the slots that step, all different; None for all n. The others
                 stay as they are.
 
@@ -156,19 +157,27 @@ class Lockstep:
         Raises:
             gymnasium.error.ResetNeeded: a slot that is to step was never reset.
         """
-        group = self._all if slots is None else self._group(slots)
+        group = self._group(slots)
         unstarted = self._unstarted & set(group.slots) if self._unstarted else ()
         if unstarted:
             raise gym.error.ResetNeeded(f"reset slots {sorted(unstarted)} before the first step")
-        k = len(group.slots)
-        actions = np.array(actions, dtype=self.action_space.dtype).reshape(
-            k, *(self.action_space.shape or ())
-        )
+        actions = self._actions.batch(actions)
         self.elapsed[group.index] += 1
+        mad = self._actions.not_finite(actions)
+        if mad.size:
+            for row in mad:
+                slot, action = group.slots[row], actions[row]
+                if slot not in self.faults:
+                    self._take_out(
+                        slot,
+                        f"the policy chose an action that is not finite {self._when(slot)}: "
+                        f"{action}",
+                        by_policy=True,
+                    )
+            group = self._group(slots)
         observations, rewards, terminated, truncated = (
             self._step_fast(group, actions) if self.fast else self._step_each(group, actions)
         )
-        observations = self._visible(observations)
         truncated |= self.elapsed[group.index] >= self._limits[group.index]
         # Sums of squares are the cheapest look; one that merely overflowed is cleared by the closer
         # look.
@@ -252,7 +261,9 @@ class Lockstep:
         cores, limits = zip(*map(_peel, self.envs)) if self.envs else ((), ())
         self._cores: Sequence[Any] = cores
         self._limits = np.array(limits, dtype=np.int64)
-        family = family_of(cores)
+        space = self.envs[0].observation_space if self.envs else None
+        doubles = isinstance(space, spaces.Box) and space.dtype == np.float64
+        family = family_of(cores) if doubles else None
         self.fast = family is not None
         if family is not None:
             self._family = family(cores[0])
@@ -260,8 +271,10 @@ class Lockstep:
         self._all = self._latest = self._make_group(list(range(self.n)))
         self._all.index = slice(None)
 
-    def _group(self, slots: np.ndarray) -> "_Group":
+    def _group(self, slots: np.ndarray | None) -> "_Group":
         """What stepping these slots goes through; the latest is kept, since episodes last."""
+        if slots is None:
+            return self._all
         wanted = slots.tolist()
         if wanted != self._latest.slots:
             self._latest = self._make_group(wanted)
@@ -301,31 +314,30 @@ class Lockstep:
         # numbers.
         with np.errstate(all="ignore"):
             observations, rewards, terminated = self._family.outcome(before, group.after(), actions)
+        observations = self._observations.visible(observations)
         return observations, rewards, terminated, np.zeros(len(group.slots), dtype=bool)
 
     def _step_each(
         self, group: "_Group", actions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         k = len(group.slots)
-        observations, rewards = np.zeros((k, *self._shape)), np.zeros(k)
+        observations, rewards = np.zeros((k, self._observations.size)), np.zeros(k)
         terminated, truncated = np.zeros(k, dtype=bool), np.zeros(k, dtype=bool)
-        # A Discrete action is a Python int, as most environments expect.
-        rows = actions.tolist() if isinstance(self.action_space, spaces.Discrete) else actions
+        rows = self._actions.decode(actions)
         for row, i, env in group.live:
             try:
-                observations[row], rewards[row], terminated[row], truncated[row], _ = env.step(
-                    rows[row]
-                )
+                observation, reward, terminated[row], truncated[row], _ = env.step(rows[row])
+                observations[row] = self._observations.encode(observation)
+                rewards[row] = reward_of(reward)
+            except EnvironmentFault as fault:
+                self._take_out(i, f"{fault}, {self._when(i)}")
             except RAISED as error:
                 self._take_out(
                     i,
                     f"the environment raised {_short(error)} {self._when(i)}",
                     traceback.format_exc(),
                 )
-        return observations.reshape(k, -1), rewards, terminated, truncated
-
-    def _visible(self, observations: np.ndarray) -> np.ndarray:
-        return observations if self._keep is None else observations.take(self._keep, axis=1)
+        return observations, rewards, terminated, truncated
 
     def _when(self, i: int) -> str:
         return f"at step {self.elapsed[i]} of its episode"
@@ -342,16 +354,14 @@ class Lockstep:
                         f"{value}",
                     )
 
-    def _take_out(self, i: int, reason: str, trace: str = "") -> None:
-        self.faults[i] = Fault(reason, trace)
+    def _take_out(self, i: int, reason: str, trace: str = "", by_policy: bool = False) -> None:
+        self.faults[i] = Fault(reason, trace, by_policy)
         self._unstarted.discard(i)
         self._close(i)
         self._arrange()
 
     def _close(self, i: int) -> None:
-        # What fails while it is closed has nothing left to say about the run.
-        with suppress(Exception):
-            self.envs[i].close()
+        close_quietly(self.envs[i])
 
 
 @dataclass

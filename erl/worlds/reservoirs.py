@@ -12,21 +12,22 @@ ReservoirPy's initialisers; the stepping is this module's, for any number of res
 side.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import reservoirpy
-from gymnasium import spaces
-from gymnasium.utils import RecordConstructorArgs
-from reservoirpy.mat_gen import bernoulli
+from reservoirpy.mat_gen import bernoulli, normal
 from reservoirpy.nodes import Reservoir, Ridge
 from reservoirpy.observables import effective_spectral_radius, memory_capacity
 from scipy import sparse
+from scipy.sparse.csgraph import connected_components
+from scipy.sparse.linalg import ArpackError
 
 from erl.errors import UserError
 
@@ -42,6 +43,9 @@ if "reservoirpy-temp-" in _LITTER:
 class ReservoirParams:
     """Hyperparameters from which a reservoir's weights are drawn.
 
+    Where recurrent weights are drawn whose true spectral radius is zero, or so small that scaling
+    makes huge weights of them, they are drawn again: see `make_node`.
+
     Attributes:
         units: number of neurons.
         sr: spectral radius of the recurrent weights W; 0 makes a reservoir without recurrence.
@@ -49,7 +53,13 @@ class ReservoirParams:
         iss: input scaling.
         rc_connectivity: share of recurrent weights that are not zero, in (0, 1].
         input_connectivity: share of input weights that are not zero, in (0, 1].
-        bias: scale of the Bernoulli bias of every neuron; 0 for none.
+        bias: scale of the Bernoulli bias (plus or minus this number) of the neurons that have one;
+            0 for none.
+        bias_connectivity: share of neurons that have a bias, in (0, 1]. ReservoirPy up to version
+            0.3 gave a tenth of them a bias of 1 unless told otherwise.
+
+    Raises:
+        UserError: values that cannot be.
     """
 
     units: int = 100
@@ -59,8 +69,15 @@ class ReservoirParams:
     rc_connectivity: float = 0.1
     input_connectivity: float = 0.1
     bias: float = 0.0
+    # Left out of JSON where it is 1, as before it was a parameter.
+    bias_connectivity: float = field(default=1.0, metadata={"omit_default": True})
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            if not math.isfinite(getattr(self, each.name)):
+                raise UserError(
+                    f"a reservoir's {each.name} is a finite number, not {getattr(self, each.name)}"
+                )
         if self.units < 3:
             raise UserError(
                 f"a reservoir needs at least 3 units (ReservoirPy's limit), not {self.units}"
@@ -69,11 +86,25 @@ class ReservoirParams:
             raise UserError(f"a leak rate lies above 0 and at most at 1, not at {self.lr}")
         if self.sr < 0:
             raise UserError(f"a spectral radius is not negative: {self.sr}")
-        for name in ("rc_connectivity", "input_connectivity"):
+        for name in ("rc_connectivity", "input_connectivity", "bias_connectivity"):
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(
                     f"{name} lies above 0 and at most at 1, not at {getattr(self, name)}"
                 )
+
+
+# How often recurrent weights are drawn again before a reservoir is given up.
+REDRAWS = 20
+# Recurrent weights are unsound whose largest is more than so many times their spectral radius:
+# without a cycle the radius is zero, and what a numerical method finds in its place is rounding.
+LARGEST_WEIGHT = 1000.0
+# Neurons of a strongly connected part up to which its eigenvalues are computed densely. Larger
+# parts have so many cycles that ReservoirPy's own method finds their radius.
+DENSE_UNITS = 100
+
+
+class UnsoundReservoir(ValueError):
+    """Recurrent weights with a spectral radius cannot be drawn from these hyperparameters."""
 
 
 def make_node(params: ReservoirParams, input_dim: int, seed: int) -> Reservoir:
@@ -90,7 +121,41 @@ def make_node(params: ReservoirParams, input_dim: int, seed: int) -> Reservoir:
     gives the states that the policy saw in that episode; the k-th of several reservoirs has the
     seed `spec.seeds.reservoir + k`, and the policy sees their states side by side. Like any node it
     joins others with `>>`, so that ReservoirPy's readouts and observables apply to it.
+
+    A sparse random W of few neurons may have no cycle: then all of its eigenvalues are zero, and
+    scaling it to a spectral radius divides by rounding noise. Such a W (see `is_sound`) is drawn
+    again, with Win and bias, from a seed that is spawned from `seed`.
+
+    Args:
+        params: hyperparameters.
+        input_dim: length of an input.
+        seed: of all draws.
+
+    Raises:
+        UnsoundReservoir: none of 1 + `REDRAWS` draws is sound.
     """
+    for attempt in range(1 + REDRAWS):
+        source: Any = seed
+        if attempt:
+            source = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(attempt,)))
+        node = _draw(params, input_dim, source)
+        if node is not None:
+            return node
+    raise UnsoundReservoir(
+        f"no reservoir of {params.units} units with rc_connectivity={params.rc_connectivity:g} was "
+        f"found whose neurons form a cycle, in {1 + REDRAWS} draws: it needs more units or a "
+        f"higher rc_connectivity"
+    )
+
+
+def _draw(params: ReservoirParams, input_dim: int, source: Any) -> Reservoir | None:
+    """One draw; None if its recurrent weights are unsound."""
+    # ReservoirPy rounds the number of neurons down, and 0.29 * 100 is 28.999…
+    with_bias = min(1.0, (round(params.bias_connectivity * params.units) + 0.5) / params.units)
+
+    def bias(*shape: int, connectivity: float, **kwargs: Any) -> np.ndarray:
+        return bernoulli(*shape, input_scaling=params.bias, connectivity=with_bias, **kwargs)
+
     node = Reservoir(
         units=params.units,
         sr=params.sr,
@@ -98,11 +163,68 @@ def make_node(params: ReservoirParams, input_dim: int, seed: int) -> Reservoir:
         input_scaling=params.iss,
         rc_connectivity=params.rc_connectivity,
         input_connectivity=params.input_connectivity,
-        bias=bernoulli(input_scaling=params.bias) if params.bias else 0.0,
-        seed=seed,
+        W=normal if params.sr else lambda *shape, **_: sparse.csr_array(shape),
+        bias=bias if params.bias else 0.0,
+        seed=source,
     )
-    node.initialize(np.zeros(input_dim))
-    return node
+    try:
+        node.initialize(np.zeros(input_dim))
+    except ArpackError:  # W has no weights, or too few to begin with
+        return None
+    return node if is_sound(node.W, params.sr) else None
+
+
+def is_sound(weights: Any, sr: float) -> bool:
+    """Whether recurrent weights that were scaled to a spectral radius have it, and are not huge.
+
+    The true spectral radius is the largest of the strongly connected parts' (the others are
+    nilpotent), each found from its dense eigenvalues.
+
+    Args:
+        weights: (units, units), dense or sparse.
+        sr: the spectral radius.
+    """
+    if sr == 0:
+        return True
+    matrix = sparse.csr_array(weights)
+    n_parts, part_of = connected_components(matrix, directed=True, connection="strong")
+    sizes = np.bincount(part_of, minlength=n_parts)
+    if sizes.max() > DENSE_UNITS:
+        return bool(np.isfinite(matrix.data).all())
+    alone = sizes[part_of] == 1
+    radius = float(np.abs(matrix.diagonal()[alone]).max(initial=0.0))
+    for part in np.flatnonzero(sizes > 1):
+        members = np.flatnonzero(part_of == part)
+        block = matrix[members][:, members].toarray()
+        radius = max(radius, float(np.abs(np.linalg.eigvals(block)).max()))
+    largest = float(np.abs(matrix.data).max(initial=0.0))
+    return abs(radius - sr) <= 0.01 * sr and largest <= LARGEST_WEIGHT * radius
+
+
+@lru_cache(maxsize=64)
+def draw_weights(
+    params: tuple[ReservoirParams, ...], seed: int, input_dim: int
+) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """The weights of reservoirs that stand side by side, not to be changed.
+
+    Args:
+        params: of each; the k-th draws from `seed + k`.
+        seed: of the first.
+        input_dim: length of an input, which all see.
+
+    Returns:
+        W and Win side by side, (units, units + input_dim), units of all; and the bias (units,).
+
+    Raises:
+        UnsoundReservoir: see `make_node`.
+    """
+    nodes = [make_node(p, input_dim, seed + k) for k, p in enumerate(params)]
+    recurrent = sparse.block_diag([sparse.csr_matrix(n.W) for n in nodes])
+    weights = sparse.hstack(
+        [recurrent, sparse.vstack([sparse.csr_matrix(n.Win) for n in nodes])]
+    ).tocsr()
+    weights.sort_indices()
+    return weights, np.concatenate([np.broadcast_to(n.bias, n.units) for n in nodes])
 
 
 class ReservoirBank:
@@ -124,28 +246,11 @@ class ReservoirBank:
         if len(units) != 1:
             raise ValueError(f"agents of one bank own equally many neurons, not {sorted(units)}")
         self.units, self.input_dim = units.pop(), input_dim
-        made: dict[
-            tuple[tuple[ReservoirParams, ...], int], tuple[sparse.csr_matrix, np.ndarray]
-        ] = {}
-        for ps, seed in zip(params, seeds):
-            if (
-                tuple(ps),
-                seed,
-            ) not in made:  # agents with several environments share their weights between them
-                nodes = [make_node(p, input_dim, seed + k) for k, p in enumerate(ps)]
-                weights = sparse.hstack(
-                    [
-                        sparse.block_diag([sparse.csr_matrix(n.W) for n in nodes]),
-                        sparse.vstack([sparse.csr_matrix(n.Win) for n in nodes]),
-                    ]
-                ).tocsr()
-                weights.sort_indices()
-                bias = np.concatenate([np.broadcast_to(n.bias, n.units) for n in nodes])
-                made[tuple(ps), seed] = weights, bias
-        self._weights = [
-            made[tuple(ps), seed][0] for ps, seed in zip(params, seeds)
-        ]  # each (units, units + input_dim)
-        self._bias = np.stack([made[tuple(ps), seed][1] for ps, seed in zip(params, seeds)])
+        # Agents with several environments share their weights between them.
+        made = {pair: draw_weights(*pair, input_dim) for pair in {*zip(map(tuple, params), seeds)}}
+        drawn = [made[tuple(ps), seed] for ps, seed in zip(params, seeds)]
+        self._weights = [weights for weights, _ in drawn]  # each (units, units + input_dim)
+        self._bias = np.stack([bias for _, bias in drawn])
         self._lr = np.stack([np.concatenate([np.full(p.units, p.lr) for p in ps]) for ps in params])
         self._build()
 
@@ -220,11 +325,6 @@ class ReservoirBank:
         self.state[:] = state
 
 
-def action_size(space: spaces.Space) -> int:
-    """Length of an action as the reservoir sees it: one-hot for discrete actions."""
-    return int(space.n) if isinstance(space, spaces.Discrete) else int(np.prod(space.shape or (1,)))
-
-
 @dataclass(frozen=True)
 class Context:
     """What a policy sees in place of the observation.
@@ -251,171 +351,6 @@ class Context:
             raise UserError(
                 f"a policy can see 1 to {units} of {units} neurons, not {self.obs_units}"
             )
-
-
-class ContextEncoder:
-    """Turns what happened to many agents into what their policies see.
-
-    Args:
-        contexts: one for each agent; all own equally many neurons and agree in the other
-            attributes.
-        seeds: one for each agent, from which its reservoirs' weights are drawn.
-        observation_space: of the environment, a Box vector.
-        action_space: of the environment, a Box vector or Discrete.
-
-    Attributes:
-        space: of what one policy sees, a float32 Box vector.
-    """
-
-    def __init__(
-        self,
-        contexts: Sequence[Context],
-        seeds: Sequence[int],
-        observation_space: spaces.Box,
-        action_space: spaces.Space,
-    ) -> None:
-        first = contexts[0]
-        if any(replace(c, reservoirs=first.reservoirs) != first for c in contexts):
-            raise ValueError("the contexts of one encoder differ in their reservoirs only")
-        self.skip_c, self.reset_res, self.feed_action = (
-            first.skip_c,
-            first.reset_res,
-            first.feed_action,
-        )
-        self._discrete = isinstance(action_space, spaces.Discrete)
-        self._first_action = (
-            int(action_space.start) if isinstance(action_space, spaces.Discrete) else 0
-        )
-        self._obs_dim, self._action_dim = int(observation_space.shape[0]), action_size(action_space)
-        self.bank = ReservoirBank(
-            [c.reservoirs for c in contexts], seeds, input_dim=self._obs_dim + self._action_dim + 1
-        )
-        self._visible = first.obs_units or self.bank.units
-        low, high = [np.full(self._visible, -1.0)], [np.full(self._visible, 1.0)]
-        if self.skip_c:
-            low += [
-                observation_space.low.ravel(),
-                _action_bounds(action_space)[0],
-                np.array([-np.inf]),
-            ]
-            high += [
-                observation_space.high.ravel(),
-                _action_bounds(action_space)[1],
-                np.array([np.inf]),
-            ]
-        self.space = spaces.Box(
-            np.concatenate(low).astype(np.float32),
-            np.concatenate(high).astype(np.float32),
-            dtype=np.float32,
-        )
-        self._allocate()
-
-    def _allocate(self) -> None:
-        self._inputs = np.zeros((self.bank.n_agents, self.bank.input_dim))
-        self._rows = np.arange(self.bank.n_agents)
-        self._out = np.zeros((self.bank.n_agents, int(self.space.shape[0])), dtype=np.float32)
-
-    def step(
-        self,
-        observations: np.ndarray,
-        actions: np.ndarray,
-        rewards: np.ndarray,
-        agents: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """What the policies see after a step of every agent, or of some.
-
-        Args:
-            observations: (k, obs_dim).
-            actions: as executed: (k, action_dim), or (k,) for discrete ones.
-            rewards: (k,).
-            agents: int array (k,), those that stepped, all different; None for all n.
-
-        Returns:
-            Float32 array (k, features); of all agents a view that the next call overwrites.
-        """
-        u = self._inputs if agents is None else self._inputs[agents]
-        rows = self._rows[: len(u)]
-        u[:, : self._obs_dim] = observations
-        u[:, -1] = rewards
-        if self._discrete:
-            u[:, self._obs_dim : -1] = 0.0
-            chosen = (
-                np.asarray(actions, dtype=np.int64) - self._first_action if self.feed_action else 0
-            )
-            u[rows, self._obs_dim + chosen] = 1.0
-        elif self.feed_action:
-            u[:, self._obs_dim : -1] = actions
-        else:
-            u[:, self._obs_dim : -1] = 0.0
-        out = self._out if agents is None else np.empty((len(u), self._out.shape[1]), np.float32)
-        out[:, : self._visible] = self.bank.step(u, agents)[:, : self._visible]
-        if self.skip_c:
-            out[:, self._visible :] = u
-        return out
-
-    def reset(self, agent: int, observation: np.ndarray) -> np.ndarray:
-        """What one agent's policy sees at the start of an episode: a float32 view (features,) of
-        the output row.
-        """
-        u = self._inputs[agent]
-        u[: self._obs_dim] = observation
-        u[self._obs_dim :] = 0.0
-        if self.reset_res:
-            self.bank.state[agent] = 0.0
-        self._out[agent, : self._visible] = self.bank.step_one(agent, u)[: self._visible]
-        if self.skip_c:
-            self._out[agent, self._visible :] = u
-        return self._out[agent]
-
-    @property
-    def inputs(self) -> np.ndarray:
-        """What the reservoirs were fed last, array (n_agents, input_dim): observation, action,
-        reward. The next step overwrites it.
-        """
-        return self._inputs
-
-    def drop(self, keep: Sequence[int]) -> None:
-        """Keep only these agents."""
-        self.bank.drop(keep)
-        self._allocate()
-
-
-def _action_bounds(space: spaces.Space) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest values of an action as the reservoir sees it, two arrays
-    (action_size,).
-    """
-    if isinstance(space, spaces.Box):
-        # A reset shows zeros for the action, whether or not zero is an action.
-        return np.minimum(space.low.ravel(), 0.0), np.maximum(space.high.ravel(), 0.0)
-    return np.zeros(action_size(space)), np.ones(action_size(space))
-
-
-class ReservoirWrapper(gym.Wrapper, RecordConstructorArgs):
-    """Shows a policy the state of reservoirs in place of the observation.
-
-    Args:
-        env: environment with vector observations.
-        context: the reservoirs and what else the policy sees.
-        seed: from which the weights are drawn.
-    """
-
-    def __init__(self, env: gym.Env, context: Context, seed: int) -> None:
-        RecordConstructorArgs.__init__(self, context=context, seed=seed)
-        gym.Wrapper.__init__(self, env)
-        assert isinstance(env.observation_space, spaces.Box)
-        self.encoder = ContextEncoder([context], [seed], env.observation_space, env.action_space)
-        self.observation_space = self.encoder.space
-
-    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin an episode: the reservoir sees its observation, and zeros for action and reward."""
-        observation, info = self.env.reset(**kwargs)
-        return self.encoder.reset(0, observation).copy(), info
-
-    def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
-        """Step the environment, then the reservoir with observation, action and reward."""
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        seen = self.encoder.step(observation[None], np.asarray(action)[None], np.asarray([reward]))
-        return seen[0].copy(), reward, terminated, truncated, info
 
 
 # -- what a reservoir can do, by ReservoirPy's observables --

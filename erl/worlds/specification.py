@@ -20,7 +20,8 @@ import numpy as np
 from gymnasium import spaces
 
 from erl.errors import UserError
-from erl.worlds.reservoirs import Context, ContextEncoder, ReservoirWrapper
+from erl.worlds.context import ReservoirWrapper, context_space
+from erl.worlds.reservoirs import Context
 from erl.worlds.tasks import Ledger, Task, check_task, make_env
 
 SPEC_VERSION = 1
@@ -109,13 +110,11 @@ class LifetimeSpec:
     version: int = SPEC_VERSION
 
     def spaces(self) -> tuple[spaces.Box, spaces.Space]:
-        """Of what the policy sees, and of its actions."""
+        """Of what the policy sees, and of what it chooses. Nothing is drawn for it."""
         observation_space, action_space = check_task(self.task)
         if self.context is None:
             return observation_space, action_space
-        return ContextEncoder(
-            [self.context], [self.seeds.reservoir], observation_space, action_space
-        ).space, action_space
+        return context_space(self.context, observation_space, action_space), action_space
 
     def make_env(self, ledger: Ledger | None = None, render_mode: str | None = None) -> gym.Env:
         """The environment as the policy sees it; steps are entered in `ledger`."""
@@ -128,9 +127,17 @@ class LifetimeSpec:
 
 
 def to_json(value: Any) -> Any:
-    """Dataclasses as plain dictionaries and lists."""
+    """Dataclasses as plain dictionaries and lists.
+
+    A field whose metadata say `omit_default` is left out where it has its default: it came later,
+    and what was stored before has the same form as ever.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {
+            f.name: to_json(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if not (f.metadata.get("omit_default") and getattr(value, f.name) == f.default)
+        }
     if isinstance(value, Mapping):
         return {str(k): to_json(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -7,16 +7,21 @@ episodes (`learners.core.episodes`) and evaluation use the engine itself.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from erl.errors import EnvironmentFault
+from erl.worlds.actions import Actions
+from erl.worlds.context import ContextEncoder
 from erl.worlds.lockstep import Lockstep
-from erl.worlds.reservoirs import ContextEncoder
+from erl.worlds.reservoirs import Context, UnsoundReservoir, draw_weights
 from erl.worlds.specification import LifetimeSpec
-from erl.worlds.tasks import EnvironmentFault, Ledger, make_bare_env, stacked_space
+from erl.worlds.tasks import Ledger, check_task, make_bare_env
+from erl.worlds.wrappers import stacked_space
 
 # Ticks between two entries in the ledgers; an episode's end enters what is outstanding at once.
 _LEDGER_EVERY = 64
@@ -37,8 +42,9 @@ class World:
 
     Attributes:
         observation_space: of what one policy sees.
-        action_space: of one environment.
-        faults: why an agent's environment was taken out, by the agent's index; `drop` it before the
+        action_space: what agents choose from.
+        faults: by the agent's index, why its environment was taken out, that its policy chose an
+            action that is not finite, or that its reservoirs cannot be drawn; `drop` it before the
             next step.
         envs: the environments, in the order of slots.
     """
@@ -46,6 +52,7 @@ class World:
     def __init__(
         self, specs: Sequence[LifetimeSpec], ledgers: Sequence[Ledger], n_envs: int = 1
     ) -> None:
+        check_task(specs[0].task)
         self.n_envs, self.ledgers = n_envs, list(ledgers)
         made = [make_bare_env(spec.task) for spec in specs for _ in range(n_envs)]
         self._lockstep = Lockstep([env for env, _ in made], made[0][1])
@@ -57,10 +64,9 @@ class World:
         visible = stacked_space(visible, k)
         self._seeds = [spec.seeds.environment for spec in specs]
         self._encoder: ContextEncoder | None = None
+        self.faults: dict[int, Exception] = {}
         if specs[0].context is not None:
-            contexts = [
-                spec.context for spec in specs for _ in range(n_envs) if spec.context is not None
-            ]
+            contexts = [c for c in self._contexts(specs, visible) for _ in range(n_envs)]
             reservoir_seeds = [spec.seeds.reservoir for spec in specs for _ in range(n_envs)]
             self._encoder = ContextEncoder(contexts, reservoir_seeds, visible, self.action_space)
         self.observation_space: spaces.Box = (
@@ -68,7 +74,27 @@ class World:
         )
         self._returns = np.zeros(self._lockstep.n)
         self._outstanding = 0
-        self.faults: dict[int, EnvironmentFault] = {}
+
+    def _contexts(
+        self, specs: Sequence[LifetimeSpec], observation_space: spaces.Box
+    ) -> list[Context]:
+        """Each agent's context. One whose reservoirs cannot be drawn is at fault, and has
+        reservoirs without recurrence until it is dropped.
+        """
+        input_dim = int(observation_space.shape[0]) + Actions(self.action_space).size + 1
+        contexts = []
+        for agent, spec in enumerate(specs):
+            context = spec.context
+            if context is None:
+                raise ValueError("either all agents of a world have reservoirs or none")
+            try:
+                draw_weights(context.reservoirs, spec.seeds.reservoir, input_dim)
+            except UnsoundReservoir as error:
+                self.faults[agent] = error
+                still = tuple(replace(r, sr=0.0) for r in context.reservoirs)
+                context = replace(context, reservoirs=still)
+            contexts.append(context)
+        return contexts
 
     @property
     def n_agents(self) -> int:
@@ -105,7 +131,7 @@ class World:
         ledger is told.
 
         Args:
-            actions: as executed, (k, …).
+            actions: of the agents, as executed, (k, …).
             slots: int array (k,), those that step, all different; None for all.
 
         Returns:
@@ -196,7 +222,8 @@ class World:
         for slot, fault in self._lockstep.faults.items():
             agent = slot // self.n_envs
             if agent not in self.faults:
-                error = EnvironmentFault(
+                kind = FloatingPointError if fault.by_policy else EnvironmentFault
+                error = kind(
                     f"{fault.reason} (about step {self.ledgers[agent].steps + self._outstanding})"
                 )
                 if fault.traceback:

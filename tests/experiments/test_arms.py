@@ -12,7 +12,8 @@ from erl.experiments.evolution import EvolutionConfig, MultiEvolutionConfig, sto
 from erl.learners.sb3 import algorithms
 from erl.lifetimes.lifetime import check
 from erl.search.space import make_context, search_space
-from erl.worlds.reservoirs import ContextEncoder, ReservoirBank
+from erl.worlds.context import ContextEncoder
+from erl.worlds.reservoirs import ReservoirBank
 from erl.worlds.specification import Seeds
 from erl.worlds.tasks import check_task, make_env
 

@@ -93,6 +93,15 @@ def test_a_faulty_environment_does_not_hurt_its_neighbours(name, error):
             assert essence(record) == essence(live(Job((spec,)))[0])
 
 
+def test_reservoirs_that_cannot_be_drawn_fail_their_own_lifetime():
+    sound, unsound = lifetime(1), lifetime(0)
+    sparse = Context((dataclasses.replace(unsound.context.reservoirs[0], rc_connectivity=1e-4),))
+    good, bad = live(Job((sound, dataclasses.replace(unsound, context=sparse))))
+    assert "20 units with rc_connectivity=0.0001" in bad.error
+    assert bad.fitness is None
+    assert essence(good) == essence(live(Job((sound,)))[0])
+
+
 def test_a_diverging_agent_leaves_and_the_others_go_on():
     specs = [lifetime(0, learning_rate=1e30), lifetime(1)]
     bad, good = live(Job(tuple(specs)))

@@ -421,7 +421,7 @@ def test_a_fault_fails_its_own_lifetime():
     ledgers = [Ledger(), Ledger()]
     agents = Re2Learner().train([bad, good], ledgers, [Outputs(), Outputs()])
     assert "reward that is not finite" in str(agents[0])
-    assert str(agents[0]).endswith(f"at step {ledgers[0].steps}")
+    assert str(agents[0]).endswith(f"(about step {ledgers[0].steps})")
     assert not isinstance(agents[1], Exception)
 
 

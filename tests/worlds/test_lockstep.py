@@ -266,7 +266,29 @@ def test_physics_that_raises_is_taken_out_alone(monkeypatch):
 
 
 @quiet
-def test_a_diverged_simulation_is_taken_out_alone(tmp_path, monkeypatch):
+def test_a_diverged_simulation_is_taken_out_alone(monkeypatch):
+    lockstep, alone = Lockstep(make("Hopper-v4")), Lockstep(make("Hopper-v4", 1))
+    for i in range(3):
+        lockstep.reset(i, seed=i)
+    alone.reset(0, seed=2)
+    physics, diverging = mujoco.mj_step, lockstep.envs[0].unwrapped.data
+
+    def step(model, data, n):
+        physics(model, data, n)
+        if data is diverging:
+            data.qpos[0] = np.nan
+
+    monkeypatch.setattr(mujoco, "mj_step", step)
+    for _ in range(3):
+        after, reference = lockstep.step(np.zeros((3, 3))), alone.step(np.zeros((1, 3)))
+        assert all(np.array_equal(a[2], r[0]) for a, r in zip(after, reference))
+    assert list(lockstep.faults) == [0]
+    assert "a reward that is not finite at step 1" in lockstep.faults[0].reason
+    assert not lockstep.faults[0].by_policy
+
+
+@quiet
+def test_an_action_that_is_not_finite_takes_its_environment_out_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # MuJoCo writes its log into the working directory
     lockstep, alone = Lockstep(make("Hopper-v4")), Lockstep(make("Hopper-v4", 1))
     for i in range(3):
@@ -277,7 +299,10 @@ def test_a_diverged_simulation_is_taken_out_alone(tmp_path, monkeypatch):
     for _ in range(3):
         after, reference = lockstep.step(actions), alone.step(actions[2:])
     assert list(lockstep.faults) == [0]
-    assert "a reward that is not finite at step 1" in lockstep.faults[0].reason
+    assert lockstep.faults[0].by_policy
+    assert "an action that is not finite at step 1 of its episode: [nan" in (
+        lockstep.faults[0].reason
+    )
     assert all(np.array_equal(a[2], r[0]) for a, r in zip(after, reference))
     lockstep.retain([2])
     assert not lockstep.faults
@@ -369,6 +394,13 @@ def test_retain_goes_on_with_the_slots_named(env_id):
         )
 
 
+class Silent(gym.Env):
+    """Has spaces and does nothing."""
+
+    def __init__(self, observation_space, action_space):
+        self.observation_space, self.action_space = observation_space, action_space
+
+
 def test_arrays_belong_to_the_caller():
     lockstep = Lockstep([Counter(), Counter()])
     lockstep.reset(0, 0), lockstep.reset(1, 0)
@@ -384,7 +416,9 @@ def test_errors_name_the_cause():
         Lockstep([])
     with pytest.raises(ValueError, match="share"):
         Lockstep([gym.make("CartPole-v1"), gym.make("Pendulum-v1")])
-    with pytest.raises(UserError, match="Box"):
-        Lockstep([gym.make("Taxi-v4")])
+    with pytest.raises(UserError, match=r"observes Sequence.*Tuple and Dict"):
+        Lockstep([Silent(spaces.Sequence(spaces.Discrete(2)), spaces.Discrete(2))])
+    with pytest.raises(UserError, match=r"takes Text.* for its actions"):
+        Lockstep([Silent(spaces.Discrete(2), spaces.Text(3))])
     with pytest.raises(gym.error.ResetNeeded):
         Lockstep([Counter()]).step([0])

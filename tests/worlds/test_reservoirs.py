@@ -1,17 +1,23 @@
+import dataclasses
+import math
+
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env as gymnasium_check
+from reservoirpy.nodes import Reservoir
 from stable_baselines3.common.env_checker import check_env as sb3_check
 
 from erl.errors import UserError
+from erl.worlds.context import ReservoirWrapper
 from erl.worlds.reservoirs import (
     Context,
     ReservoirBank,
     ReservoirParams,
-    ReservoirWrapper,
+    UnsoundReservoir,
     make_node,
 )
+from erl.worlds.specification import from_json, to_json
 from erl.worlds.tasks import Task, make_env
 
 # Contracting reservoirs (sr < 1), every parameter off its default once.
@@ -183,3 +189,80 @@ def test_bounds_of_the_skip_connection_are_the_environments():
 def test_impossible_reservoirs_are_refused(bad):
     with pytest.raises(UserError):
         ReservoirParams(**bad)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(ReservoirParams)])
+def test_hyperparameters_are_finite(name, bad):
+    with pytest.raises(UserError, match=f"{name} is a finite number, not"):
+        ReservoirParams(**{name: bad})
+
+
+# -- recurrent weights without a cycle --
+
+
+def plain_node(params, seed):
+    """ReservoirPy's own draw, whatever comes of it."""
+    node = Reservoir(
+        units=params.units, sr=params.sr, rc_connectivity=params.rc_connectivity, seed=seed
+    )
+    node.initialize(np.zeros(3))
+    return node
+
+
+def acyclic(weights):
+    """Whether no power of the pattern returns to a neuron: some power of it is zero."""
+    pattern = (abs(weights.toarray()) > 0).astype(int)
+    return not np.linalg.matrix_power(pattern, len(pattern)).any()
+
+
+@pytest.mark.parametrize(
+    ("units", "connectivity", "sr"), [(10, 0.1, 1.0), (20, 0.01, 0.5), (30, 0.05, 2.0)]
+)
+def test_only_reservoirs_without_a_cycle_are_drawn_again(units, connectivity, sr):
+    params = ReservoirParams(units=units, sr=sr, rc_connectivity=connectivity)
+    drawn_again = 0
+    for seed in range(60):
+        theirs, ours = plain_node(params, seed), make_node(params, 3, seed)
+        same = np.array_equal(theirs.W.toarray(), ours.W.toarray())
+        largest = abs(theirs.W.toarray()).max()
+        assert same == (not acyclic(theirs.W) and largest <= 1000 * sr)
+        assert same == np.array_equal(theirs.Win.toarray(), ours.Win.toarray())
+        drawn_again += not same
+        assert np.abs(np.linalg.eigvals(ours.W.toarray())).max() == pytest.approx(sr, rel=0.01)
+        assert abs(ours.W.toarray()).max() <= 1000 * sr * 1.01
+        again = make_node(params, 3, seed)
+        assert np.array_equal(again.W.toarray(), ours.W.toarray())
+    assert 0 < drawn_again < 60
+
+
+def test_a_reservoir_that_cannot_be_drawn_says_so():
+    params = ReservoirParams(units=50, rc_connectivity=0.0001)
+    with pytest.raises(UnsoundReservoir, match=r"50 units with rc_connectivity=0.0001.* 21 draws"):
+        make_node(params, 3, 0)
+    # Without recurrence nothing has to be scaled.
+    assert not make_node(dataclasses.replace(params, sr=0.0), 3, 0).W.nnz
+
+
+def test_weights_and_inputs_of_large_reservoirs_are_reservoirpys():
+    params = ReservoirParams(units=150, sr=0.7)
+    assert np.array_equal(plain_node(params, 1).W.toarray(), make_node(params, 3, 1).W.toarray())
+
+
+# -- bias --
+
+
+def test_a_share_of_neurons_has_a_bias_and_other_draws_do_not_change():
+    whole = ReservoirParams(units=100, bias=0.5)
+    for share, n in ((0.1, 10), (0.29, 29), (0.004, 0), (1.0, 100)):
+        node, without = (
+            make_node(p, 3, 7)
+            for p in (dataclasses.replace(whole, bias_connectivity=share), ReservoirParams())
+        )
+        assert np.count_nonzero(node.bias) == n
+        assert set(np.unique(node.bias[node.bias != 0])) <= {-0.5, 0.5}
+        assert np.array_equal(node.W.toarray(), without.W.toarray())
+        assert np.array_equal(node.Win.toarray(), without.Win.toarray())
+    assert "bias_connectivity" not in to_json(whole)
+    part = dataclasses.replace(whole, bias_connectivity=0.1)
+    assert from_json(ReservoirParams, to_json(part)) == part

@@ -79,7 +79,6 @@ def test_lunar_landers_old_name_says_its_new_one():
         ("broken_module:Thing-v0", "ZeroDivisionError"),
         ("toy_environments:Unmakeable-v0", "no licence"),
         ("toy_environments:Image-v0", "images"),
-        ("toy_environments:Words-v0", "MultiDiscrete"),
         ("", "unknown environment ''"),
     ],
 )

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 
 from erl.errors import Stopped
+from erl.worlds.actions import Actions
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.tasks import Ledger
 from erl.worlds.world import World
 
-# From (indices of the policies (k,), what each sees (k, features)) to actions (k, actions) in [-1,
-# 1].
+# From (indices of the policies (k,), what each sees (k, features)) to actions: (k, actions) in
+# [-1, 1], which stand for the bounds of a Box, or what else the action space holds.
 Act = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -25,7 +25,8 @@ class Episode:
 
     Attributes:
         observations: (steps + 1, features), float32; the last one is where it stopped.
-        actions: (steps, actions) in [-1, 1], float32.
+        actions: (steps, actions) in [-1, 1], float32; or (steps, …), int64, what was chosen from a
+            space that is no Box.
         rewards: (steps,), double precision.
         terminated: whether the task ended it.
         truncated: whether a time limit ended it.
@@ -70,7 +71,7 @@ class Stage:
     count.
 
     Args:
-        spec: the lifetime; its actions are a Box.
+        spec: the lifetime.
         ledger: where steps are counted.
         n: environments.
     """
@@ -79,9 +80,7 @@ class Stage:
         self.world = World([spec], [ledger], n)
         self._ledger, self._budget, self._n = ledger, spec.steps, n
         self._rng = np.random.default_rng(spec.seeds.environment)
-        space = self.world.action_space
-        assert isinstance(space, spaces.Box)
-        self._low, self._range, self._dtype = space.low, space.high - space.low, space.dtype
+        self._actions = Actions(self.world.action_space)
 
     def play(self, act: Act, n: int = 1, limit: int | None = None) -> list[Episode]:
         """One episode of each of n policies, in as many environments; at least a step, whatever is
@@ -95,6 +94,7 @@ class Stage:
         Raises:
             Stopped: the lifetime was told to end before its budget was spent.
             EnvironmentFault: an environment raised, or returned what is not finite.
+            FloatingPointError: a policy chose an action that is not finite.
         """
         playing = np.arange(n)
         now = np.stack([self._begin(slot) for slot in range(n)])
@@ -123,7 +123,7 @@ class Stage:
         return [
             Episode(
                 np.stack(observations[i]),
-                np.stack(actions[i]).astype(np.float32),
+                np.stack(actions[i]).astype(np.float32 if self._actions.continuous else np.int64),
                 np.array(rewards[i]),
                 bool(terminated[i]),
                 bool(truncated[i]),
@@ -141,13 +141,13 @@ class Stage:
     def _step(
         self, chosen: np.ndarray, playing: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """One step of those that play, with actions (k, actions) in [-1, 1]: `World.advance`'s
-        result, with float32 observations of its own.
+        """One step of those that play: `World.advance`'s result, with float32 observations of its
+        own.
         """
-        executed = (self._low + 0.5 * (chosen + 1.0) * self._range).astype(self._dtype)
+        executed = self._actions.scale(chosen) if self._actions.continuous else chosen
         slots = None if len(playing) == self._n else playing
-        seen, rewards, terminated, truncated = self.world.advance(executed, slots)
         self._ledger.step(len(playing))
+        seen, rewards, terminated, truncated = self.world.advance(executed, slots)
         self._raise_faults()
         return seen.astype(np.float32), rewards, terminated, truncated
 

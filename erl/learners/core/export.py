@@ -36,7 +36,8 @@ class ShapedPolicy(TD3Policy):
     def make_critic(self, features_extractor: Any = None) -> Any:
         """Critics."""
         critic = super().make_critic(features_extractor)
-        inputs = self.observation_space.shape[0] + self.action_space.shape[0]  # type: ignore[index]
+        actions = int(np.prod(self.action_space.shape or (1,)))
+        inputs = self.observation_space.shape[0] + actions  # type: ignore[index]
         for k in range(critic.n_critics):
             body, width = self._body(inputs, self.critic_kwargs["net_arch"], nn.LeakyReLU)
             critic.q_networks[k] = network = nn.Sequential(*body, nn.Linear(width, 1))

@@ -1,0 +1,110 @@
+"""Keyword arguments of environments: hashable, and read from YAML or JSON."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from erl.errors import UserError
+from erl.files import parse_yaml
+
+
+class Arguments(Mapping[str, Any]):
+    """Keyword arguments that do not change and can be compared, hashed, pickled and stored as JSON.
+
+    Args:
+        values: name -> what JSON holds: numbers, words, true, false, null, lists and mappings of
+            these.
+
+    Raises:
+        UserError: other names or values.
+    """
+
+    __slots__ = ("_text",)
+
+    def __init__(self, values: Mapping[str, Any] | None = None) -> None:
+        values = dict(values or {})
+        for name, value in values.items():
+            if not isinstance(name, str) or not name.isidentifier():
+                raise UserError(f"{name!r} is no name of an argument of an environment")
+            _refuse(name, value)
+        # Text cannot be changed by an environment that changes what it is given.
+        self._text = json.dumps(values, sort_keys=True)
+
+    def __getitem__(self, name: str) -> Any:
+        return json.loads(self._text)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(json.loads(self._text))
+
+    def __len__(self) -> int:
+        return len(json.loads(self._text))
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Arguments):
+            return self._text == other._text
+        return isinstance(other, Mapping) and dict(self) == dict(other)
+
+    def __repr__(self) -> str:
+        return self._text
+
+    def __reduce__(self) -> Any:
+        return Arguments, (json.loads(self._text),)
+
+
+def parse_arguments(text: str) -> Arguments:
+    """Keyword arguments from the command line: a mapping in YAML or JSON (`{gravity: 5}`), or the
+    path of a file that holds one.
+
+    Raises:
+        UserError: no mapping, no such file, or values that cannot be stored.
+    """
+    path = Path(text)
+    source = text.strip()
+    if path.suffix.casefold() in (".yaml", ".yml", ".json"):
+        try:
+            source = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as e:
+            raise UserError(f"cannot read the environment's arguments: {path}: {e}") from e
+    try:
+        values = parse_yaml(source)
+    except ValueError as e:
+        raise UserError(f"the environment's arguments {_shown(text)} cannot be read: {e}") from e
+    if values is None:
+        return Arguments()
+    if not isinstance(values, Mapping):
+        raise UserError(
+            f"the environment's arguments are a mapping of names and values, such as "
+            f"'{{gravity: 5}}', or a .yaml or .json file that holds one, not {_shown(text)}"
+        )
+    return Arguments(values)
+
+
+def _refuse(name: str, value: Any) -> None:
+    """Raise a UserError for what JSON cannot hold."""
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            if not isinstance(key, str):
+                raise UserError(
+                    f"the environment's argument {name} has the name {key!r}, which is no word"
+                )
+            _refuse(name, each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            _refuse(name, each)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"the environment's argument {name} is not finite: {value}")
+    elif not isinstance(value, str | int | float | bool | None):
+        raise UserError(
+            f"the environment's argument {name} is {value!r}, a {type(value).__name__}, which "
+            f"cannot be stored: numbers, words, true, false, null, lists and mappings can"
+        )
+
+
+def _shown(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,169 @@
+"""What policies see in place of observations: the states of reservoirs that are fed observation,
+action and reward.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
+
+from erl.worlds.actions import Actions
+from erl.worlds.reservoirs import Context, ReservoirBank
+
+
+def context_space(
+    context: Context, observation_space: spaces.Box, action_space: spaces.Space
+) -> spaces.Box:
+    """The space of what a policy sees, a float32 Box vector. Nothing is drawn for it.
+
+    Args:
+        context: the reservoirs and what else the policy sees.
+        observation_space: of what agents see without reservoirs, a flat Box.
+        action_space: of what agents choose.
+    """
+    visible = context.obs_units or sum(r.units for r in context.reservoirs)
+    low, high = [np.full(visible, -1.0)], [np.full(visible, 1.0)]
+    if context.skip_c:
+        actions = Actions(action_space)
+        low += [observation_space.low, actions.low, np.array([-np.inf])]
+        high += [observation_space.high, actions.high, np.array([np.inf])]
+    return spaces.Box(
+        np.concatenate(low).astype(np.float32),
+        np.concatenate(high).astype(np.float32),
+        dtype=np.float32,
+    )
+
+
+class ContextEncoder:
+    """Turns what happened to many agents into what their policies see.
+
+    Args:
+        contexts: one for each agent; all own equally many neurons and agree in the other
+            attributes.
+        seeds: one for each agent, from which its reservoirs' weights are drawn.
+        observation_space: of what agents see, a flat Box.
+        action_space: of what agents choose.
+
+    Attributes:
+        space: of what one policy sees, a float32 Box vector.
+    """
+
+    def __init__(
+        self,
+        contexts: Sequence[Context],
+        seeds: Sequence[int],
+        observation_space: spaces.Box,
+        action_space: spaces.Space,
+    ) -> None:
+        first = contexts[0]
+        if any(replace(c, reservoirs=first.reservoirs) != first for c in contexts):
+            raise ValueError("the contexts of one encoder differ in their reservoirs only")
+        self.skip_c, self.reset_res, self.feed_action = (
+            first.skip_c,
+            first.reset_res,
+            first.feed_action,
+        )
+        self._actions = Actions(action_space)
+        self._obs_dim = int(observation_space.shape[0])
+        self.bank = ReservoirBank(
+            [c.reservoirs for c in contexts], seeds, self._obs_dim + self._actions.size + 1
+        )
+        self._visible = first.obs_units or self.bank.units
+        self.space = context_space(first, observation_space, action_space)
+        self._allocate()
+
+    def _allocate(self) -> None:
+        self._inputs = np.zeros((self.bank.n_agents, self.bank.input_dim))
+        self._out = np.zeros((self.bank.n_agents, int(self.space.shape[0])), dtype=np.float32)
+
+    def step(
+        self,
+        observations: np.ndarray,
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        agents: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """What the policies see after a step of every agent, or of some.
+
+        Args:
+            observations: (k, obs_dim).
+            actions: of the agents, as executed: (k, …).
+            rewards: (k,).
+            agents: int array (k,), those that stepped, all different; None for all n.
+
+        Returns:
+            Float32 array (k, features); of all agents a view that the next call overwrites.
+        """
+        u = self._inputs if agents is None else self._inputs[agents]
+        u[:, : self._obs_dim] = observations
+        u[:, -1] = rewards
+        if self.feed_action:
+            self._actions.encode(actions, u[:, self._obs_dim : -1])
+        else:
+            self._actions.encode_first(u[:, self._obs_dim : -1])
+        out = self._out if agents is None else np.empty((len(u), self._out.shape[1]), np.float32)
+        out[:, : self._visible] = self.bank.step(u, agents)[:, : self._visible]
+        if self.skip_c:
+            out[:, self._visible :] = u
+        return out
+
+    def reset(self, agent: int, observation: np.ndarray) -> np.ndarray:
+        """What one agent's policy sees at the start of an episode: a float32 view (features,) of
+        the output row.
+        """
+        u = self._inputs[agent]
+        u[: self._obs_dim] = observation
+        u[self._obs_dim :] = 0.0
+        if self.reset_res:
+            self.bank.state[agent] = 0.0
+        self._out[agent, : self._visible] = self.bank.step_one(agent, u)[: self._visible]
+        if self.skip_c:
+            self._out[agent, self._visible :] = u
+        return self._out[agent]
+
+    @property
+    def inputs(self) -> np.ndarray:
+        """What the reservoirs were fed last, array (n_agents, input_dim): observation, action,
+        reward. The next step overwrites it.
+        """
+        return self._inputs
+
+    def drop(self, keep: Sequence[int]) -> None:
+        """Keep only these agents."""
+        self.bank.drop(keep)
+        self._allocate()
+
+
+class ReservoirWrapper(gym.Wrapper, RecordConstructorArgs):
+    """Shows a policy the state of reservoirs in place of the observation.
+
+    Args:
+        env: environment with vector observations.
+        context: the reservoirs and what else the policy sees.
+        seed: from which the weights are drawn.
+    """
+
+    def __init__(self, env: gym.Env, context: Context, seed: int) -> None:
+        RecordConstructorArgs.__init__(self, context=context, seed=seed)
+        gym.Wrapper.__init__(self, env)
+        if not isinstance(env.observation_space, spaces.Box):
+            raise TypeError(
+                f"reservoirs are fed vectors, not observations of {env.observation_space}"
+            )
+        self.encoder = ContextEncoder([context], [seed], env.observation_space, env.action_space)
+        self.observation_space = self.encoder.space
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin an episode: the reservoir sees its observation, and zeros for action and reward."""
+        observation, info = self.env.reset(**kwargs)
+        return self.encoder.reset(0, observation).copy(), info
+
+    def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
+        """Step the environment, then the reservoir with observation, action and reward."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        seen = self.encoder.step(observation[None], np.asarray(action)[None], np.asarray([reward]))
+        return seen[0].copy(), reward, terminated, truncated, info

@@ -1,0 +1,189 @@
+"""Observations: what an environment returns, as the vector of numbers that agents see.
+
+One rule for all learners, engines, arms and evaluation: an agent sees floating-point numbers, in
+the precision that the environment declares for its real numbers (double where a Box is float64,
+single otherwise). What is delivered is converted to that, and never rounded to whole numbers: where
+a Box declares integers, and 4.33 comes, the agent sees 4.33. So the declared precision of reals
+holds, and a wrongly declared one loses nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from erl.errors import EnvironmentFault, UserError
+
+
+class Observations:
+    """What agents see of the observations of one environment.
+
+    A Box of any shape is flattened; Discrete and MultiDiscrete become one-hot, MultiBinary its
+    bits, Tuple and Dict their parts side by side, as Gymnasium's `spaces.flatten` has them. Lists
+    and tuples are taken wherever NumPy takes them for an array.
+
+    Args:
+        space: the environment's observation space.
+        name: of the environment, for messages.
+        keep: indices of the flat vector's entries that agents see; None for all.
+
+    Attributes:
+        space: of what agents see, a flat float32 or float64 Box.
+        size: its length.
+
+    Raises:
+        UserError: images, or a space that has no vector of fixed length.
+    """
+
+    def __init__(
+        self,
+        space: spaces.Space,
+        name: str = "the environment",
+        keep: Sequence[int] | np.ndarray | None = None,
+    ) -> None:
+        self._real = _real(space, name)
+        flat = spaces.flatten_space(self._real)
+        if not isinstance(flat, spaces.Box) or not flat.shape[0]:
+            raise UserError(f"{name} observes {space}, which holds no number")
+        self._all = flat.shape[0]
+        self._keep = None if keep is None else np.arange(self._all)[np.asarray(keep)]
+        dtype = np.float64 if _has_doubles(self._real) else np.float32
+        low, high = self.visible(flat.low[None])[0], self.visible(flat.high[None])[0]
+        self.space = spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype)
+        self.size = len(low)
+        self._dtype = np.dtype(dtype)
+        self._shape = space.shape if isinstance(space, spaces.Box) else None
+
+    def encode(self, observation: Any) -> np.ndarray:
+        """What agents see of an observation: a float32 or float64 array (size,).
+
+        Raises:
+            EnvironmentFault: it is of another shape or kind than the environment declares.
+        """
+        flat: np.ndarray
+        if self._shape is not None:
+            flat = _numbers(observation, self._dtype, self._shape).reshape(-1)
+        else:
+            parts = spaces.flatten(self._real, _prepared(self._real, observation))
+            flat = np.asarray(parts, dtype=self._dtype)
+        return flat if self._keep is None else flat[self._keep]
+
+    def visible(self, rows: np.ndarray) -> np.ndarray:
+        """What agents see of flat vectors: arrays (k, all) and (k, size)."""
+        return rows if self._keep is None else rows.take(self._keep, axis=1)
+
+
+def reward_of(value: Any) -> float:
+    """A reward as a number.
+
+    Raises:
+        EnvironmentFault: it is none, or an array of some.
+    """
+    if type(value) is float:
+        return value
+    if np.ndim(value) == 0:
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    raise EnvironmentFault(
+        f"the environment returned a reward that is no single number, {_shown(value)}"
+    )
+
+
+def _real(space: spaces.Space, name: str) -> spaces.Space:
+    """The space with floating-point Boxes in place of others; refuses what is no vector."""
+    match space:
+        case spaces.Box():
+            if space.dtype == np.uint8 and len(space.shape) == 3:
+                raise UserError(
+                    f"{name} observes images (shape {space.shape}); agents here take vectors of "
+                    f"numbers"
+                )
+            if space.dtype in (np.float32, np.float64):
+                return space
+            with np.errstate(over="ignore"):
+                low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+            return spaces.Box(low, high, dtype=np.float32)
+        case spaces.Discrete() | spaces.MultiDiscrete() | spaces.MultiBinary():
+            return space
+        case spaces.Tuple():
+            return spaces.Tuple([_real(part, name) for part in space.spaces])
+        case spaces.Dict():
+            return spaces.Dict({key: _real(part, name) for key, part in space.spaces.items()})
+    raise UserError(
+        f"{name} observes {type(space).__name__}; agents here take Box, Discrete, MultiDiscrete, "
+        f"MultiBinary, and Tuple and Dict of these"
+    )
+
+
+def _has_doubles(space: spaces.Space) -> bool:
+    if isinstance(space, spaces.Tuple | spaces.Dict):
+        parts = space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces
+        return any(map(_has_doubles, parts))
+    return isinstance(space, spaces.Box) and space.dtype == np.float64
+
+
+def _numbers(observation: Any, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """The observation as an array of this dtype, if it is of this shape."""
+    if type(observation) is np.ndarray and observation.dtype == dtype:
+        array = observation
+    else:
+        try:
+            # What is too large for the precision becomes infinite, and is found as such.
+            with np.errstate(over="ignore"):
+                array = np.asarray(observation).astype(dtype, copy=False)
+        except (TypeError, ValueError) as e:
+            raise EnvironmentFault(
+                f"the environment returned an observation that is no array of numbers, "
+                f"{_shown(observation)}"
+            ) from e
+    if array.shape != shape:
+        raise EnvironmentFault(
+            f"the environment returned an observation of shape {array.shape}, and declares {shape}"
+        )
+    return array
+
+
+def _prepared(space: spaces.Space, value: Any) -> Any:
+    """A value of a space as `spaces.flatten` takes it, checked."""
+    match space:
+        case spaces.Box():
+            return _numbers(value, space.dtype, space.shape)
+        case spaces.Tuple():
+            parts = list(value) if isinstance(value, tuple | list | np.ndarray) else [value]
+            if len(parts) != len(space.spaces) or not isinstance(value, tuple | list | np.ndarray):
+                raise EnvironmentFault(
+                    f"the environment returned an observation of {len(parts)} parts, "
+                    f"{_shown(value)}, and declares {len(space.spaces)}"
+                )
+            return tuple(_prepared(s, part) for s, part in zip(space.spaces, parts))
+        case spaces.Dict():
+            if not isinstance(value, Mapping) or value.keys() != space.spaces.keys():
+                names = sorted(map(str, value)) if isinstance(value, Mapping) else _shown(value)
+                raise EnvironmentFault(
+                    f"the environment returned an observation of parts {names}, and declares "
+                    f"{sorted(map(str, space.spaces))}"
+                )
+            return {key: _prepared(part, value[key]) for key, part in space.spaces.items()}
+    given = _numbers(value, np.float64, space.shape or ())
+    least: Any = getattr(space, "start", 0)
+    most = least + (1 if isinstance(space, spaces.MultiBinary) else _values(space) - 1)
+    with np.errstate(invalid="ignore"):
+        whole = given.astype(np.int64)
+    if not ((given == whole) & (least <= whole) & (whole <= most)).all():
+        raise EnvironmentFault(
+            f"the environment returned an observation outside its space: {_shown(value)}, and it "
+            f"declares {space}"
+        )
+    return int(whole) if isinstance(space, spaces.Discrete) else whole
+
+
+def _values(space: Any) -> Any:
+    return int(space.n) if isinstance(space, spaces.Discrete) else space.nvec
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,123 @@
+"""Every learner on every environment of `peculiar_environments`: served, or refused in one line."""
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from peculiar_environments import EXPECTED, PECULIAR
+
+from erl.errors import UserError
+from erl.learners.sb3 import algorithms
+from erl.lifetimes.lifetime import Job, check, live
+from erl.worlds.reservoirs import Context, ReservoirParams
+from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
+from erl.worlds.tasks import Ledger, Task, check_task
+from erl.worlds.world import World
+
+OFF_POLICY = {"learning_starts": 4, "batch_size": 4, "buffer_size": 100}
+SMALL = {"policy_kwargs": {"net_arch": [8]}}
+ON_POLICY = {"n_steps": 16, "batch_size": 8, "n_epochs": 1, **SMALL}
+VALUES = (spaces.Discrete,)
+CHOICES = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+FORCES = (spaces.Box,)
+# Learner, engine -> settings, and the actions that it knows.
+LEARNERS = {
+    ("PPO", "cohort"): (ON_POLICY, VALUES + FORCES),
+    ("PPO", "sb3"): (ON_POLICY, CHOICES + FORCES),
+    ("A2C", "sb3"): (SMALL, CHOICES + FORCES),
+    ("TRPO", "sb3"): ({"n_steps": 16, "batch_size": 8, **SMALL}, CHOICES + FORCES),
+    ("RecurrentPPO", "sb3"): (
+        {**ON_POLICY, "policy_kwargs": {"net_arch": [8], "lstm_hidden_size": 8}},
+        # sb3-contrib's own does not train MultiBinary actions.
+        (spaces.Discrete, spaces.MultiDiscrete, *FORCES),
+    ),
+    ("ARS", "sb3"): ({"n_delta": 2, "n_top": 1, **SMALL}, VALUES + FORCES),
+    ("DQN", "sb3"): ({**OFF_POLICY, **SMALL}, VALUES),
+    ("QRDQN", "sb3"): ({**OFF_POLICY, **SMALL}, VALUES),
+    ("SAC", "sb3"): ({**OFF_POLICY, **SMALL}, FORCES),
+    ("TD3", "sb3"): ({**OFF_POLICY, **SMALL}, FORCES),
+    ("DDPG", "sb3"): ({**OFF_POLICY, **SMALL}, FORCES),
+    ("TQC", "sb3"): ({**OFF_POLICY, **SMALL}, FORCES),
+    ("CrossQ", "sb3"): ({**OFF_POLICY, **SMALL}, FORCES),
+    ("ERL-Re2", "auto"): (
+        {
+            "init_steps": 5,
+            "learning_starts": 4,
+            "batch_size": 4,
+            "buffer_size": 200,
+            "pop_size": 3,
+            "eval_freq": 0,
+            "frac_frames_train": 0.1,
+        },
+        FORCES,
+    ),
+}
+RESERVOIR = Context((ReservoirParams(units=5, sr=0.9, lr=0.5, rc_connectivity=0.5),), skip_c=True)
+
+
+def lifetime(name, learner="PPO", engine="cohort", context=None, steps=32, **task):
+    settings, _ = LEARNERS[learner, engine]
+    return LifetimeSpec(
+        Task(f"peculiar_environments:{name}-v0", **task),
+        LearnerSpec(learner, settings, engine),
+        steps,
+        Seeds.derive(0, "single", 0),
+        context,
+        ep_eval=1,
+        fitness="final_eval",
+    )
+
+
+def test_all_learners_are_run():
+    assert {name for name, _ in LEARNERS} == {*algorithms(), "ERL-Re2"}
+
+
+@pytest.mark.parametrize("name", [n for n, e in EXPECTED.items() if e.refused])
+def test_what_cannot_be_served_is_refused_in_one_line(name):
+    with pytest.raises(UserError, match=EXPECTED[name].refused) as refusal:
+        check_task(Task(f"peculiar_environments:{name}-v0"))
+    assert "\n" not in str(refusal.value)
+    assert name in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", [n for n, e in EXPECTED.items() if not e.refused])
+def test_every_learner_serves_it_or_refuses_its_actions(name):
+    actions = PECULIAR[name].get("action_space", spaces.Discrete(2))
+    fails = EXPECTED[name].fails
+    for (learner, engine), (_, known) in LEARNERS.items():
+        spec = lifetime(name, learner, engine, RESERVOIR if learner == "PPO" else None)
+        if not isinstance(actions, known):
+            with pytest.raises(UserError, match=r"actions|action space") as refusal:
+                check(spec)
+            assert "\n" not in str(refusal.value)
+            continue
+        check(spec)
+        (record,) = live(Job((spec,)))
+        if fails is None:
+            assert record.error is None, (learner, record.traceback)
+            assert record.final_returns == (5.0,), learner
+        else:
+            with pytest.raises(RuntimeError, match=fails):
+                raise RuntimeError(record.error)
+            assert record.fitness is None
+
+
+@pytest.mark.parametrize("name", [n for n, e in EXPECTED.items() if not any(e)])
+@pytest.mark.parametrize(("task", "context"), [({}, None), ({"frame_stack": 3}, RESERVOIR)])
+def test_all_ways_to_step_show_the_same(name, task, context):
+    """An environment by itself, and in lockstep: observations, rewards and ends."""
+    spec = lifetime(name, context=context, **task)
+    world, env = World([spec], [Ledger()]), spec.make_env()
+    assert (world.observation_space, world.action_space) == spec.spaces()
+    assert (env.observation_space, env.action_space) == spec.spaces()
+    env.action_space.seed(0)
+    ours, (theirs, _) = world.begin(0, seed=3), env.reset(seed=3)
+    for _ in range(5):
+        assert theirs.dtype == env.observation_space.dtype
+        assert env.observation_space.contains(theirs) or name == "FractionsInAnIntegerBox"
+        assert np.array_equal(ours, theirs)
+        action = env.action_space.sample()
+        (ours,), rewards, (terminated,), (truncated,) = world.advance(np.array([action]))
+        theirs, reward, *ends, _ = env.step(action)
+        assert (rewards[0], [terminated, truncated]) == (reward, ends)
+    assert terminated
+    world.close(), env.close()
