@@ -67,11 +67,14 @@ def measure_cohort(n: int, env_id: str, units: int, rollouts: int) -> dict:
     import resource
 
     from erl.learners import Outputs
-    from erl.learners.ppo.learner import _Training
+    from erl.learners.core.run import Run
+    from erl.learners.ppo.learner import PPOTraining
+    from erl.learners.ppo.settings import PPOConfig
     from erl.worlds.tasks import Ledger
 
     cohort = specs(n, env_id, units, "cohort")
-    training = _Training(cohort, [Ledger() for _ in cohort], [Outputs()] * n)
+    ledgers = [Ledger() for _ in cohort]
+    training = PPOTraining(Run(cohort, ledgers, [Outputs()] * n, [PPOConfig()] * n))
     spent = dict.fromkeys(PARTS, 0.0)
 
     def timed(part: str, owner: object, name: str) -> None:
@@ -92,11 +95,11 @@ def measure_cohort(n: int, env_id: str, units: int, rollouts: int) -> dict:
     timed("policy", training.ppo, "act")
     timed("policy", training.ppo, "record")
     timed("update", training.ppo, "update")
-    training.ppo.start(training.world.reset())
+    training.start()
 
     def round_trip() -> None:
-        training._roll_out()
-        training._update()
+        training.roll_out()
+        training.update()
 
     round_trip()
     for part in PARTS:
@@ -106,7 +109,7 @@ def measure_cohort(n: int, env_id: str, units: int, rollouts: int) -> dict:
         round_trip()
     seconds = time.perf_counter() - start
     spent["rest"] = seconds - sum(spent.values())
-    total = n * rollouts * training.rollout
+    total = n * rollouts * training.n_steps
     return {
         "rate": total / seconds,
         "parts": {k: v / total * 1e6 for k, v in spent.items()},

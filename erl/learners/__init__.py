@@ -91,7 +91,7 @@ class Learner(Protocol):
 
 
 def one_by_one(
-    train: Callable[[LifetimeSpec, Ledger, Outputs], Agent],
+    train: Callable[[LifetimeSpec, Ledger, Outputs], Agent | Exception],
     cohort: Sequence[LifetimeSpec],
     ledgers: Sequence[Ledger],
     outputs: Sequence[Outputs],

@@ -26,9 +26,9 @@ from erl.errors import Stopped, UserError
 from erl.files import write_whole
 from erl.learners import Agent, Outputs, one_by_one
 from erl.learners.core import sb3_settings
-from erl.learners.core.settings import check_budget
+from erl.learners.core.settings import EvaluationSettings, check_budget
 from erl.learners.core.settings_file import activation, parse_value
-from erl.learners.core.telemetry import Logs, Scores, note
+from erl.learners.core.telemetry import Telemetry
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.tasks import Ledger, check_task
 
@@ -153,25 +153,22 @@ def load(name: str, path: Path, spec: LifetimeSpec) -> SB3Agent:
     return SB3Agent(algorithms()[name].load(f"{path}.zip", device="cpu"), normalize)
 
 
-class _OnTheWay(BaseCallback):
-    """Evaluates when it is time, and ends `learn` when the lifetime is told to stop; by raising,
-    since not every algorithm heeds a callback's False.
+class _Callback(BaseCallback):
+    """Evaluates when it is time, and ends `learn` when the lifetime was told to stop; by raising,
+    since not every algorithm obeys a callback that returns False.
     """
 
-    def __init__(self, ledger: Ledger, steps: int, scores: Scores) -> None:
+    def __init__(self, spec: LifetimeSpec, ledger: Ledger, telemetry: Telemetry) -> None:
         super().__init__()
-        self._ledger, self._steps, self._scores = ledger, steps, scores
+        self._steps, self._ledger, self._telemetry = spec.steps, ledger, telemetry
 
     def _on_step(self) -> bool:
         if self._ledger.steps < self._steps and self._ledger.stopped:
             raise Stopped
-        if not self._scores.due:
-            return True
-        scores = self._scores.add(
-            {"agent": SB3Agent(self.model, self.model.get_vec_normalize_env())}
-        )
-        if scores:
-            self.logger.record("eval/mean_reward", scores["agent"])
+        if self._telemetry.evaluation_due:
+            agent = SB3Agent(self.model, self.model.get_vec_normalize_env())
+            for score in self._telemetry.evaluate({"agent": agent}).values():
+                self.logger.record("eval/mean_reward", score)
         return True
 
 
@@ -225,21 +222,22 @@ class SB3Learner:
 
     def _train_one(self, spec: LifetimeSpec, ledger: Ledger, output: Outputs) -> SB3Agent:
         settings = self._settings(spec)
+        telemetry = Telemetry(spec, ledger, output, self._evaluation(settings))
         env = self._make_vec_env(spec, settings, ledger)
         try:
             model = self._make_model(spec, settings, env)
             # The algorithm seeds its environments with its own seed; theirs is a role of its own.
             env.seed(spec.seeds.environment)
-            model.set_logger(Logs(output.tensorboard))
-            scores = Scores(
-                spec, ledger, settings.get("eval_freq", 0), settings.get("eval_episodes", 5)
-            )
-            note(ledger, scores)
-            model.learn(spec.steps, callback=_OnTheWay(ledger, spec.steps, scores))
-            model.logger.close()
+            model.set_logger(telemetry.logger)
+            model.learn(spec.steps, callback=_Callback(spec, ledger, telemetry))
         finally:
             env.close()
+            telemetry.close()
         return SB3Agent(model, env if isinstance(env, VecNormalize) else None)
+
+    def _evaluation(self, settings: dict[str, Any]) -> EvaluationSettings:
+        names = ("eval_freq", "eval_episodes")
+        return EvaluationSettings(**{name: settings[name] for name in names if name in settings})
 
     @staticmethod
     def _make_vec_env(spec: LifetimeSpec, settings: dict[str, Any], ledger: Ledger) -> VecEnv:

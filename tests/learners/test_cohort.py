@@ -17,9 +17,10 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from erl.errors import UserError
-from erl.learners import Outputs, get_learner
-from erl.learners.core.checkpoints import load_checkpoint, remove_checkpoint
-from erl.learners.ppo.learner import _PARTS
+from erl.learners import Outputs, Unsupported, get_learner
+from erl.learners.core.checkpoints import Attributes, load_checkpoint, remove_checkpoint
+from erl.learners.core.run import Run
+from erl.learners.ppo.learner import PPOTraining
 from erl.lifetimes.lifetime import Job, live
 from erl.worlds.evaluation import evaluate
 from erl.worlds.reservoirs import Context, ReservoirParams
@@ -27,6 +28,8 @@ from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, versions
 from erl.worlds.tasks import Ledger, Task
 from erl.worlds.world import World
 
+# Of a checkpoint.
+PARTS = frozenset({"settings", "ledger", "telemetry", "agents"})
 QUICK = {"n_steps": 128, "n_epochs": 3}
 
 
@@ -158,10 +161,7 @@ class Killed(BaseException):
 
 def live_until(specs, folder, at, monkeypatch):
     """Live with a checkpoint after every rollout, and stop dead after the `at`-th."""
-    from erl.learners.ppo import learner as ppo_learner
-
-    saved = []
-    save = ppo_learner._Training._save
+    saved, save = [], Run._save
 
     def save_then_die(self):
         save(self)
@@ -173,7 +173,7 @@ def live_until(specs, folder, at, monkeypatch):
         Outputs(checkpoint=f"{folder}/{i}.pkl", checkpoint_seconds=0.0) for i in range(len(specs))
     )
     with monkeypatch.context() as patch:
-        patch.setattr(ppo_learner._Training, "_save", save_then_die)
+        patch.setattr(Run, "_save", save_then_die)
         with pytest.raises(Killed):
             live(Job(tuple(specs), outputs))
     return outputs
@@ -226,7 +226,7 @@ def test_an_agent_that_is_taken_up_changes_nothing_for_a_fresh_one(tmp_path, mon
 def test_seconds_count_what_came_before_a_checkpoint(tmp_path, monkeypatch):
     spec = lifetime(0, steps=1536)
     outputs = live_until([spec], tmp_path, 11, monkeypatch)
-    _, seconds, _ = load_checkpoint(outputs[0].checkpoint, spec, _PARTS)["ledger"]
+    _, seconds, _ = load_checkpoint(outputs[0].checkpoint, spec, PARTS)["ledger"]
     record = live(Job((spec,), outputs))[0]
     assert record.seconds > seconds > 0
 
@@ -265,7 +265,9 @@ def test_a_checkpoint_that_does_not_fit_is_set_aside(damage, tmp_path, monkeypat
         )
         says, began_anew = f"numpy {versions()['numpy']}, not 0", 2
     elif damage == "other parts":
-        monkeypatch.setattr("erl.learners.ppo.learner._PARTS", _PARTS | {"more"})
+        parts = PPOTraining.parts.fget
+        more = property(lambda self: {**parts(self), "more": [Attributes(self)] * len(self.ppo)})
+        monkeypatch.setattr(PPOTraining, "parts", more)
         says, began_anew = "another parts", 2
     else:
         specs[0] = lifetime(1)
@@ -314,7 +316,7 @@ def test_sigkill_at_any_moment_leaves_checkpoints_that_are_whole(tmp_path):
     process.join()
     assert process.exitcode == -signal.SIGKILL
     for spec, output in zip(specs, outputs):
-        assert load_checkpoint(output.checkpoint, spec, _PARTS) is not None
+        assert load_checkpoint(output.checkpoint, spec, PARTS) is not None
 
 
 @pytest.mark.parametrize("frame_stack", [1, 3])
@@ -423,7 +425,7 @@ def test_statistics_of_normalisation_lie_beside_the_zip(tmp_path):
 def test_what_the_cohort_does_not_know_it_says():
     for config in ({"use_sde": True}, {"policy_kwargs": "dict(squash_output=True)"}):
         spec = lifetime(0, **config)
-        with pytest.raises(UserError, match="--engine sb3"):
+        with pytest.raises(Unsupported, match="--engine sb3"):
             get_learner("PPO", "cohort").check(spec)
     for name in ("SAC", "ERL-Re2"):
         with pytest.raises(

@@ -32,8 +32,10 @@ from erl.experiments.evolution import (
 from erl.learners import Outputs, get_learner
 from erl.learners.core.checkpoints import beside, remove_checkpoint, set_aside
 from erl.learners.core.episodes import Episode, Stage, surrogate
-from erl.learners.core.telemetry import NUMBERS, ROWS, InnerLog, Scores
-from erl.learners.erl_re2.learner import Re2Learner, _Training
+from erl.learners.core.run import Run
+from erl.learners.core.settings import EvaluationSettings
+from erl.learners.core.telemetry import NUMBERS, ROWS, Generations, Telemetry
+from erl.learners.erl_re2.learner import ERLRe2, Re2Learner
 from erl.learners.erl_re2.settings import Re2Settings
 from erl.learners.erl_re2.update import act
 from erl.lifetimes.lifetime import Job, LifetimeRecord, check, file_name, live
@@ -74,6 +76,18 @@ def train(s, ledger=None, **outputs):
     if isinstance(agent, Exception):
         raise agent
     return agent, ledger
+
+
+def training(s, ledger=None):
+    """The algorithm at work on a lifetime."""
+    settings = Re2Settings.from_learner_config(s.learner.config, s.task.env_id)
+    return ERLRe2(Run([s], [ledger or Ledger()], [Outputs()], [settings]))
+
+
+def train_through(t):
+    """Its agent, once the budget is spent."""
+    (agent,) = t.run.train(t)
+    return agent
 
 
 def weights(agent):
@@ -140,13 +154,13 @@ def test_surrogate_by_hand():
 
 def test_surrogate_of_heads_is_the_equation(monkeypatch):
     """The learner's surrogate against the networks asked one by one."""
-    t = _Training(spec(theta=0.0), Ledger(), Outputs())
+    t = training(spec(theta=0.0))
     seen = {}
     monkeypatch.setattr(
         t.stage, "play", lambda *a, **k: seen.setdefault("episodes", Stage.play(t.stage, *a, **k))
     )
     heads = torch.from_numpy(t.population.heads.copy())
-    fitness, row = t._judge()
+    fitness, row = t.evaluate_heads()
     assert row["whole"] == 0
     for head, e, f in zip(heads, seen["episodes"], fitness):
         assert len(e.rewards) == 5
@@ -172,14 +186,11 @@ def test_every_step_that_feeds_learning_is_counted(monkeypatch):
     monkeypatch.setattr(
         toy_environments.Reach, "step", lambda self, a: taken.append(1) or step(self, a)
     )
-    t = _Training(
-        spec(steps=700, buffer_size=10_000, eval_freq=200, eval_episodes=2),
-        ledger := Ledger(),
-        Outputs(),
+    t = training(
+        spec(steps=700, buffer_size=10_000, eval_freq=200, eval_episodes=2), ledger := Ledger()
     )
-    t.run()
-    t.close()
-    rows = t.scores.rows
+    train_through(t)
+    rows = t.telemetry.evaluations
     evaluated = len(rows) * 2 * 2 * 20 - 2 * 20 * sum("champion" not in s for s in rows)
     assert len(rows) == 3
     assert len(taken) == ledger.steps + evaluated
@@ -191,9 +202,9 @@ def test_every_step_that_feeds_learning_is_counted(monkeypatch):
 @pytest.mark.parametrize(
     "settings", [{}, {"num_evals": 3, "theta": 1.0}, {"RL": False, "num_evals": 2}, {"EA": False}]
 )
-def test_the_budget_is_kept_and_who_was_cut_short_is_not_judged(steps, settings, monkeypatch):
-    t = _Training(spec(steps=steps, **settings), ledger := Ledger(), Outputs())
-    played, judged, judge, play = [], [], t._judge, Stage.play
+def test_the_budget_is_kept_and_episodes_cut_off_are_no_fitness(steps, settings, monkeypatch):
+    t = training(spec(steps=steps, **settings), ledger := Ledger())
+    played, judged, judge, play = [], [], t.evaluate_heads, Stage.play
     monkeypatch.setattr(
         t.stage, "play", lambda *a, **k: played.append(play(t.stage, *a, **k)) or played[-1]
     )
@@ -208,9 +219,8 @@ def test_the_budget_is_kept_and_who_was_cut_short_is_not_judged(steps, settings,
         judged.append(fitness is not None)
         return fitness, row
 
-    monkeypatch.setattr(t, "_judge", judging)
-    t.run()
-    t.close()
+    monkeypatch.setattr(t, "evaluate_heads", judging)
+    train_through(t)
     assert any(judged) == (t.settings.EA and steps >= 60 + t.settings.num_evals * 5 * 20)
     assert all(judged[:-1])
     assert steps <= ledger.steps < steps + 5
@@ -234,12 +244,12 @@ def test_it_stops_when_it_is_told(at):
     assert isinstance(agent, Stopped)
     assert at <= ledger.steps < at + 5
     # In updates, too, but not in those that the last steps of the budget pay for.
-    t = _Training(spec(frac_frames_train=2.0), ledger := Ledger(), Outputs())
+    t = training(spec(frac_frames_train=2.0), ledger := Ledger())
     ledger.should_stop = lambda: t.updates >= 50
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("erl.learners.erl_re2.learner._CHUNK", 16)
         with pytest.raises(Stopped):
-            t.run()
+            t.run.train(t)
     assert 50 <= t.updates < 50 + 16
     assert ledger.notes()["generations"] > 0  # what was noted by then is not lost
     t.close()
@@ -249,15 +259,10 @@ def test_it_stops_when_it_is_told(at):
     assert not isinstance(agent, Exception)
 
 
-def test_updates_are_owed_from_one_generation_to_the_next():
+def test_fractions_of_updates_are_saved_from_one_generation_to_the_next():
     for share in (0.024, 0.026, 0.3, 1.0):
-        t = _Training(
-            spec(frac_frames_train=share, EA=False, init_steps=0, learning_starts=0),
-            Ledger(),
-            Outputs(),
-        )
-        t.run()
-        t.close()
+        t = training(spec(frac_frames_train=share, EA=False, init_steps=0, learning_starts=0))
+        train_through(t)
         assert t.updates == int(400 * share + 1e-6)
 
 
@@ -271,26 +276,23 @@ def test_evaluation_changes_nothing():
 def test_time_limits_are_not_terminal():
     """Reach ends by its time limit only, Steady for good after ten steps."""
     for env_id, terminal, length in (("Reach", 0, 20), ("Steady", 1, 10)):
-        t = _Training(
-            spec(f"toy_environments:{env_id}-v0", steps=120, theta=1.0), Ledger(), Outputs()
-        )
-        t.run()
-        t.close()
+        t = training(spec(f"toy_environments:{env_id}-v0", steps=120, theta=1.0))
+        train_through(t)
         ends = 1.0 - t.buffer.batch(torch.arange(len(t.buffer))).goes_on[:, 0]
         assert ends.sum() == terminal * len(t.buffer) / length
 
 
-def test_episodes_that_count_were_played_by_whoever_was_chosen_before():
+def test_episodes_that_count_were_played_by_a_champion_that_was_chosen_before():
     """Fitness of the champion of the generation before, and the RL agent's returns: never the best
     of several.
     """
-    t = _Training(spec(theta=1.0, learning_starts=0), ledger := Ledger(), Outputs())
+    t = training(spec(theta=1.0, learning_starts=0), ledger := Ledger())
     t.rl_steps = 60
     judged = []
     for _ in range(3):
         champion, n = t.champion, len(ledger.episodes)
-        t._generation()
-        row = t.log.rows[-1]
+        t.iterate()
+        row = t.telemetry.generations.rows[-1]
         judged.append([round(r, 3) for _, r, _ in ledger.episodes[n:]])
         assert judged[-1] == pytest.approx([row["fitness"][champion], row["rl_return"]], rel=1e-3)
         assert row["champion"] == int(np.argmax(row["fitness"]))
@@ -310,23 +312,22 @@ def test_rl_alone_has_no_population():
 
 def test_evolution_alone_learns_no_network():
     s = spec(RL=False, steps=600)
-    t = _Training(s, Ledger(), Outputs())
+    t = training(s)
     before = [n.values.clone() for n in t.networks.networks]
-    agent = t.run()
-    t.close()
+    agent = train_through(t)
     assert all(torch.equal(n.values, b) for n, b in zip(t.networks.networks, before))
     assert t.updates == 0
     assert t.buffer.added == 0  # nobody would read it
     assert agent.companions == {}
-    assert t.log.to_json()["totals"]["whole"] == t.log.to_json()["generations"] == 6
-    assert "surrogate" not in t.log.to_json()["kept"]
+    assert t.telemetry.to_json()["totals"]["whole"] == t.telemetry.to_json()["generations"] == 6
+    assert "surrogate" not in t.telemetry.to_json()["kept"]
 
 
 def test_nothing_evolves_before_the_random_steps_are_over():
-    t = _Training(spec(init_steps=100, steps=1000), Ledger(), Outputs())
+    t = training(spec(init_steps=100, steps=1000))
     heads = t.population.heads.copy()
     for _ in range(5):
-        t._generation()
+        t.iterate()
     assert (t.population.heads == heads).all()
     assert (t.ledger.steps, t.evolved, t.updates) == (
         100,
@@ -337,7 +338,7 @@ def test_nothing_evolves_before_the_random_steps_are_over():
     assert actions.min() < -0.9
     assert actions.max() > 0.9
     assert abs(actions.mean()) < 0.2
-    t._generation()
+    t.iterate()
     assert (t.evolved, t.updates) == (1, int(0.1 * (t.ledger.steps - 80) + 1e-6))
     t.close()
 
@@ -352,37 +353,34 @@ def test_a_lifetime_that_learned_nothing_fails(settings):
 
 
 def test_the_rl_head_takes_the_place_of_the_worst():
-    t = _Training(
-        spec(theta=1.0, sync_period=2, learning_starts=0, steps=10_000), Ledger(), Outputs()
-    )
+    t = training(spec(theta=1.0, sync_period=2, learning_starts=0, steps=10_000))
     t.rl_steps = 60
     for generation in range(1, 7):
-        t._generation()
-        fitness = t.log.rows[-1]["fitness"]
+        t.iterate()
+        fitness = t.telemetry.generations.rows[-1]["fitness"]
         rl = t.networks.rl_head.numpy()
         if generation % 2:
-            assert t.synced is None
+            assert t.rl_copy is None
             continue
         worst = int(np.argmin(fitness))
-        assert t.synced in (worst, (worst + 1) % 5)
-        assert t.synced != t.champion
-        assert (t.population.heads[t.synced] == rl).all()
-    fates = sum(t.log.totals.get(f"rl_{f}", 0) for f in ("elites", "selected", "discarded"))
+        assert t.rl_copy in (worst, (worst + 1) % 5)
+        assert t.rl_copy != t.champion
+        assert (t.population.heads[t.rl_copy] == rl).all()
+    totals = t.telemetry.generations.totals
+    fates = sum(totals.get(f"rl_{fate}", 0) for fate in ("elites", "selected", "discarded"))
     assert fates == 2  # of three copies the last is yet to be judged
     t.close()
 
 
 def test_the_rl_head_takes_no_elites_place():
-    t = _Training(
-        spec(theta=1.0, elite_fraction=0.6, learning_starts=0, steps=10_000), Ledger(), Outputs()
-    )
+    t = training(spec(theta=1.0, elite_fraction=0.6, learning_starts=0, steps=10_000))
     t.rl_steps = 60
     evolve, kept = t.population.evolve, []
     t.population.evolve = lambda fitness: kept.append((v := evolve(fitness)).kept) or v
     for _ in range(20):
-        t._generation()
+        t.iterate()
         assert len(kept[-1]) == 3
-        assert t.synced not in kept[-1]
+        assert t.rl_copy not in kept[-1]
     t.close()
 
 
@@ -430,9 +428,8 @@ def test_a_fault_fails_its_own_lifetime():
 
 @pytest.mark.parametrize("use_ln", [True, False])
 def test_agents_are_the_policies_and_load_in_sb3(tmp_path, use_ln):
-    t = _Training(spec(use_ln=use_ln), Ledger(), Outputs())
-    agent = t.run()
-    t.close()
+    t = training(spec(use_ln=use_ln))
+    agent = train_through(t)
     agent.save(tmp_path, "agent")
     observations = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
     heads = {
@@ -489,7 +486,7 @@ def test_record_of_a_lifetime(tmp_path):
 
 
 def test_records_are_bounded():
-    log = InnerLog()
+    log = Generations()
     for g in range(10_000):
         log.add({"steps": g * 1000, "fitness": [1234.56789 * g] * 5, "fate": "elites"}, {"n": 1})
     stored = log.to_json()
@@ -498,12 +495,12 @@ def test_records_are_bounded():
     assert len(np.unique(np.diff(generations))) == 1
     assert stored["totals"] == {"n": 10_000}
     assert len(json.dumps(stored)) < 40_000
-    wide, steady = InnerLog(), InnerLog()
+    wide, steady = Generations(), Generations()
     for g in range(1000):
         if g % 100 == 37:  # from a state that was kept while the log went on
             state = wide.get_state()
             wide.add({"fitness": [0.0]}, {"x": 1})
-            wide = InnerLog()
+            wide = Generations()
             wide.set_state(state)
             state["rows"].clear()
         for one in (wide, steady):
@@ -548,7 +545,8 @@ def test_champion_and_rl_agent_are_evaluated_alike():
     assert noted.fitness == record.fitness
     assert noted.seconds < 2.0
     # The same policy under two names reaches the same.
-    scores = Scores(s, Ledger(), 200, 3).add({"one": agent, "two": agent})
+    telemetry = Telemetry(s, Ledger(), Outputs(), EvaluationSettings(eval_episodes=3))
+    scores = telemetry.evaluate({"one": agent, "two": agent})
     assert scores["one"] == scores["two"]
 
 
@@ -581,7 +579,7 @@ def test_what_an_update_is_made_for(monkeypatch):
     """Values of all policies alike, the RL head as it is then among them; K different ones; every
     second update improves, counted through.
     """
-    t = _Training(spec(K=2), Ledger(), Outputs())
+    t = training(spec(K=2))
     t.buffer.add(*(np.zeros((40, n)) for n in (3, 1, 3)), np.zeros(40), np.zeros(40))
     t.evolved, calls = 1, []
 
@@ -594,7 +592,7 @@ def test_what_an_update_is_made_for(monkeypatch):
     monkeypatch.setattr(t, "update", update)
     first = t.networks.rl_head.clone()
     for n in (301, 300):
-        t._learn(n)
+        t.update_networks(n)
     assert [course for course, _, _ in calls] == [(k % 2 == 0, True) for k in range(601)]
     rl, counts = first.clone(), np.zeros(6)
     for (improve, _), valued, improved in calls:
@@ -614,9 +612,8 @@ def test_targets_of_the_model_that_is_handed_over():
     """Whoever trains on finds the RL agent's own targets; a head that evolved has none of its
     own.
     """
-    t = _Training(spec(frac_frames_train=1.0), Ledger(), Outputs())
-    agent = t.run()
-    t.close()
+    t = training(spec(frac_frames_train=1.0))
+    agent = train_through(t)
     online, target = (
         agent.companions["rl"].model.policy.get_parameter(f"{n}.mu.6.weight")
         for n in ("actor", "actor_target")
@@ -688,14 +685,14 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch, at, con
     assert ledger.notes() == again.notes()
 
 
-def test_a_checkpoint_from_before_normalisation_was_a_setting(tmp_path):
+def test_a_checkpoint_of_an_older_format_is_set_aside(tmp_path, caplog):
     s, path = spec(steps=300), tmp_path / "a.pkl"
     kill_training(s, path, 256)
     content = pickle.loads(path.read_bytes())
-    assert content["state"]["settings"].pop("use_ln")
-    path.write_bytes(pickle.dumps(content))
+    path.write_bytes(pickle.dumps(content | {"format": content["format"] - 1}))
     _, ledger = train(s, checkpoint=str(path), checkpoint_seconds=1e9)
-    assert ledger.earlier[0] > 0
+    assert ledger.earlier[0] == 0
+    assert "it is of another format" in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["state", "buffer", "missing", "defaults"])
@@ -768,9 +765,9 @@ def test_a_checkpoint_stays_together_whoever_is_killed_while_it_is_set_aside(tmp
 
 def test_threads_are_those_asked_for_and_given_back(monkeypatch):
     seen, before = [], torch.get_num_threads()
-    run = _Training.run
+    start = ERLRe2.start
     monkeypatch.setattr(
-        _Training, "run", lambda self: seen.append(torch.get_num_threads()) or run(self)
+        ERLRe2, "start", lambda self: seen.append(torch.get_num_threads()) or start(self)
     )
     one, two = (train(spec(steps=160, threads=n))[0] for n in (1, 2))
     assert seen == [1, 2]
@@ -810,13 +807,10 @@ def test_evolution_alone_improves():
     """The heads of a genetic algorithm on a random representation, against those it began with."""
     gains = []
     for seed in range(6):
-        t = _Training(
-            spec(steps=4000, seed=seed, RL=False, pop_size=10, frac=0.1), Ledger(), Outputs()
-        )
-        t.run()
-        means = [np.mean(row["fitness"]) for row in t.log.rows]
+        t = training(spec(steps=4000, seed=seed, RL=False, pop_size=10, frac=0.1))
+        train_through(t)
+        means = [np.mean(row["fitness"]) for row in t.telemetry.generations.rows]
         gains.append(np.mean(means[-5:]) - means[0])
-        t.close()
     # Nothing is gained without selection. Seen over ten seeds: 8.3, standard deviation 4.0.
     assert np.mean(gains) > 2.0, gains
 
@@ -831,7 +825,7 @@ def test_box_actions_of_any_range_are_taken(monkeypatch):
     monkeypatch.setattr(
         toy_environments.Reach, "step", lambda self, a: executed.append(a) or step(self, a)
     )
-    t = _Training(spec("toy_environments:Lopsided-v0"), Ledger(), Outputs())
+    t = training(spec("toy_environments:Lopsided-v0"))
     for said, done in ((-1.0, -3.0), (0.0, -1.0), (1.0, 1.0)):
         t.stage.play(lambda who, seen, said=said: np.full((len(who), 1), said), limit=1)
         assert executed[-1].tolist() == [done]
@@ -845,7 +839,7 @@ def test_box_actions_of_any_range_are_taken(monkeypatch):
             act(head, t.networks.represent(torch.from_numpy(seen))).numpy() + 1.0
         )
         np.testing.assert_allclose(
-            t._agents()[name].predict(seen, deterministic=True)[0], wanted, atol=1e-5
+            t.agents()[name].predict(seen, deterministic=True)[0], wanted, atol=1e-5
         )
     t.close()
 

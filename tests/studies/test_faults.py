@@ -21,6 +21,7 @@ from erl.errors import UserError
 from erl.executors.local import LocalExecutor
 from erl.experiments.comparison import ComparisonConfig, compare
 from erl.experiments.evolution import EvolutionConfig, evolve
+from erl.learners.core import checkpoints
 from erl.studies import leases
 from erl.studies.storage import open_storage
 from erl.studies.study import Study
@@ -276,9 +277,7 @@ def cohort_config(storage, **more):
 
 def stop_after(monkeypatch, n):
     """Let training end after its n-th checkpoint."""
-    from erl.learners.ppo import learner
-
-    save, saved = learner.save_checkpoint, []
+    save, saved = checkpoints.save_checkpoint, []
 
     def saving(*arguments):
         save(*arguments)
@@ -286,7 +285,7 @@ def stop_after(monkeypatch, n):
         if len(saved) == n:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(learner, "save_checkpoint", saving)
+    monkeypatch.setattr(checkpoints, "save_checkpoint", saving)
 
 
 def test_a_damaged_checkpoint_costs_no_more_than_itself(inline, sink, monkeypatch):

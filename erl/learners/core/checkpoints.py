@@ -1,5 +1,5 @@
-"""Checkpoints of lifetimes: a file for each, so that an agent which is taken up again may stand
-beside others than before.
+"""Checkpoints of lifetimes: named parts, a file for each lifetime, so that an agent which is taken
+up again may stand beside others than before.
 
 What is too large to be written whole every time, a replay buffer, lies in a folder beside it.
 """
@@ -7,19 +7,205 @@ What is too large to be written whole every time, a replay buffer, lies in a fol
 import logging
 import pickle
 import shutil
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
 
 from erl.files import read_patiently, write_whole
+from erl.learners.core.settings import Settings
 from erl.worlds.specification import LifetimeSpec, to_json, versions
 
 _log = logging.getLogger(__name__)
 
 # To be raised when what a state's parts mean changes. Parts that come or go are noticed by their
 # names.
-FORMAT = 2
+FORMAT = 3
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A part of one lifetime."""
+
+    def get_state(self) -> Any:
+        """All that it takes to go on, picklable."""
+
+    def set_state(self, state: Any) -> None:
+        """Go on from `get_state`."""
+
+
+@runtime_checkable
+class CohortStateful(Protocol):
+    """A part that all agents of a cohort share."""
+
+    def get_states(self) -> list[Any]:
+        """The state of each agent that is in training, picklable."""
+
+    def set_states(self, states: Sequence[Any]) -> Any:
+        """Go on from `get_states`; None for an agent that begins anew."""
+
+
+@runtime_checkable
+class Stored(Protocol):
+    """A part of one lifetime that writes most of its state into a folder."""
+
+    def save(self, folder: Path) -> Any:
+        """Write what is new, and give the state that `load` goes on from."""
+
+    def load(self, folder: Path, state: Any) -> None:
+        """Go on from a state that `save` gave."""
+
+    def tidy(self, folder: Path, state: Any) -> None:
+        """Remove the files that a state does not need."""
+
+
+# What a checkpoint can hold: the above, generators of NumPy or PyTorch, or a list with one of these
+# for each agent that is in training. One part at most is `Stored`: it has the folder to itself.
+Part = Any
+
+
+class Attributes:
+    """A part that consists of attributes of an object: counters and the like.
+
+    Args:
+        owner: the object.
+        names: of the attributes.
+    """
+
+    def __init__(self, owner: object, *names: str) -> None:
+        self._owner, self._names = owner, names
+
+    def get_state(self) -> dict[str, Any]:
+        """Their values, by name."""
+        return {name: getattr(self._owner, name) for name in self._names}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `get_state`."""
+        for name in self._names:
+            setattr(self._owner, name, state[name])
+
+
+def save_parts(
+    paths: Sequence[str | None],
+    specs: Sequence[LifetimeSpec],
+    settings: Sequence[Settings],
+    parts: Mapping[str, Part],
+) -> None:
+    """Write a checkpoint for each agent that is in training.
+
+    A full disk costs the checkpoint and not the training: the one before is still whole.
+
+    Args:
+        paths: of each agent's file; None for an agent without.
+        specs, settings: of each.
+        parts: by name; each covers these agents, in this order.
+    """
+    agents = _by_agent(parts, len(specs))
+    for path, spec, setting, mine in zip(paths, specs, settings, agents, strict=True):
+        if path is None:
+            continue
+        try:
+            state = {"settings": asdict(setting)}
+            for name, part in mine.items():
+                stored = isinstance(part, Stored)
+                state[name] = part.save(beside(path)) if stored else _get_state(part)
+            save_checkpoint(path, spec, state)
+            # What only the state before needs goes when the new one is safe.
+            for name, part in mine.items():
+                if isinstance(part, Stored):
+                    part.tidy(beside(path), state[name])
+        except OSError as e:
+            _log.warning("no checkpoint written: %s", e)
+            return
+
+
+def restore_parts(
+    paths: Sequence[str | None],
+    specs: Sequence[LifetimeSpec],
+    settings: Sequence[Settings],
+    parts: Mapping[str, Part],
+) -> list[bool]:
+    """Take up each agent that has a checkpoint where it was written; arguments as in `save_parts`.
+
+    A checkpoint that does not fit is set aside, and its agent begins anew.
+
+    Returns:
+        Whether an agent was taken up, for each.
+    """
+    names = frozenset({"settings", *parts})
+    shared = {name: part for name, part in parts.items() if isinstance(part, CohortStateful)}
+    own = {name: part for name, part in parts.items() if name not in shared}
+    agents = _by_agent(own, len(specs))
+    states: list[dict[str, Any] | None] = []
+    for path, spec, setting, mine in zip(paths, specs, settings, agents, strict=True):
+        state = load_checkpoint(path, spec, names)
+        if path is not None and state is not None:
+            if state["settings"] != asdict(setting):
+                why = "the learner's defaults have changed since"
+            else:
+                why = _load_stored(mine, beside(path), state)
+            if why:
+                set_aside(path, why)
+                state = None
+        states.append(state)
+        if state is not None:
+            for name, part in mine.items():
+                if not isinstance(part, Stored):
+                    _set_state(part, state[name])
+    if any(state is not None for state in states):
+        for name, part in shared.items():
+            part.set_states([None if state is None else state[name] for state in states])
+    return [state is not None for state in states]
+
+
+def _by_agent(parts: Mapping[str, Part], n: int) -> list[dict[str, Any]]:
+    """Each agent's parts, by name."""
+    agents: list[dict[str, Any]] = [{} for _ in range(n)]
+    for name, part in parts.items():
+        if isinstance(part, CohortStateful):
+            rows: list[Any] = [_State(state) for state in part.get_states()]
+        else:
+            rows = part if isinstance(part, list) else [part]
+        for agent, row in zip(agents, rows, strict=True):
+            agent[name] = row
+    return agents
+
+
+class _State:
+    """An agent's state in a part that its cohort shares."""
+
+    def __init__(self, state: Any) -> None:
+        self._state = state
+
+    def get_state(self) -> Any:
+        return self._state
+
+
+def _get_state(part: Any) -> Any:
+    random = isinstance(part, np.random.Generator)
+    return part.bit_generator.state if random else part.get_state()
+
+
+def _set_state(part: Any, state: Any) -> None:
+    if isinstance(part, np.random.Generator):
+        part.bit_generator.state = state
+    else:
+        part.set_state(state)
+
+
+def _load_stored(parts: Mapping[str, Any], folder: Path, state: Mapping[str, Any]) -> str:
+    """Load what lies beside a checkpoint; why that cannot be done, or an empty string."""
+    for name, part in parts.items():
+        if isinstance(part, Stored):
+            try:
+                part.load(folder, state[name])
+            except Exception as e:  # whatever a damaged file makes NumPy raise
+                return f"its {name} cannot be read ({type(e).__name__}: {e})"
+    return ""
 
 
 def save_checkpoint(path: str, spec: LifetimeSpec, state: dict[str, Any]) -> None:

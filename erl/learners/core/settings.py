@@ -230,7 +230,7 @@ class Settings:
         defaults: a TOML file of defaults by environment; None for none.
     """
 
-    learner: ClassVar[str]
+    learner: ClassVar[str] = "the learner"
     spelled: ClassVar[Mapping[str, str]] = {}
     defaults: ClassVar[Path | None] = None
 

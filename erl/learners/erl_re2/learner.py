@@ -5,20 +5,30 @@ Shared State Representation and Individual Policy Representation", ICLR 2023, ar
 Every policy is a linear head on the representation. Heads evolve; the representation is learned
 from the value functions of the RL agent and of the population.
 
-Differences from the published code: nothing is ever chosen or reported as the best of several noisy
-scores; evaluation only reports, is sparse, and nothing that feeds learning escapes the budget; the
-gradient of the representation is taken through weights that have not moved since; evolution, too,
-waits for `learning_starts`, so that the population does not drift before it can be judged; without
-RL the population is judged by whole episodes from the first step; the RL head's copy spares all
-elites; the number of offspring need not be even; a mutation changes at least one weight; an episode
-that ends with step H has no value beyond it; a policy is encoded once for a batch, and the replay
-buffer stores no policies.
+Differences from the published code:
+
+- Nothing is ever chosen or reported as the best of several noisy scores. Evaluation only reports,
+  is sparse, and nothing that feeds learning escapes the budget.
+- The value function of policies (PeVFA) encodes a head as the paper says, row by row (W_i, b_i).
+  The published code cuts the flat vector of all weights and then all biases into rows, so that each
+  row is shifted by one weight more and the last one holds all biases.
+- Actions between -1 and 1 are scaled to the environment's bounds, which matters on Humanoid (0.4).
+  The published code hands them over as they are.
+- Every second update improves the policies, counted through the whole training; there the count
+  begins anew in each generation.
+- The layer normalisation's epsilon stands under the root, a relative difference of 1e-6 / std.
+- The gradient of the representation is taken through weights that have not moved since.
+- Evolution, too, waits for `learning_starts`, so that the population does not drift before it can
+  be evaluated. Without RL the population is evaluated by whole episodes from the first step.
+- The RL head's copy spares all elites; the number of offspring need not be even; a mutation changes
+  at least one weight.
+- An episode that ends with step H has no value beyond it.
+- A policy is encoded once for a batch, and the replay buffer stores no policies.
 """
 
 import logging
 import time
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -30,12 +40,12 @@ from torch import Tensor
 
 from erl.errors import UserError
 from erl.learners import Agent, Outputs, one_by_one
-from erl.learners.core.checkpoints import beside, load_checkpoint, save_checkpoint, set_aside
+from erl.learners.core.checkpoints import Attributes, Part
 from erl.learners.core.episodes import Episode, Stage, surrogate
 from erl.learners.core.export import td3_model
 from erl.learners.core.replay import ReplayBuffer
+from erl.learners.core.run import Run, torch_threads
 from erl.learners.core.settings import check_budget
-from erl.learners.core.telemetry import InnerLog, Report, Scores, note
 from erl.learners.erl_re2.settings import Re2Settings
 from erl.learners.erl_re2.update import Draws, TwoScale, act, new_heads
 from erl.learners.sb3 import SB3Agent
@@ -43,12 +53,14 @@ from erl.networks.captured import Captured
 from erl.networks.perceptrons import rounds_to_bfloat16
 from erl.populations.genetic import GeneticPopulation, Variation
 from erl.worlds.specification import LifetimeSpec
-from erl.worlds.tasks import Ledger, shared_seconds
+from erl.worlds.tasks import Ledger
 
 _log = logging.getLogger(__name__)
 
 # Updates whose random numbers are drawn at once.
 _CHUNK = 256
+# What becomes of the RL head's copy in the population.
+_FATES = ("elites", "selected", "discarded")
 
 
 class Re2Learner:
@@ -83,42 +95,45 @@ class Re2Learner:
         return one_by_one(_train_one, cohort, ledgers, outputs)
 
 
-def _train_one(spec: LifetimeSpec, ledger: Ledger, output: Outputs) -> SB3Agent:
-    training, threads = _Training(spec, ledger, output), torch.get_num_threads()
-    s = training.settings
-    if s.precision == "bf16" and s.device == "cpu" and not rounds_to_bfloat16():
-        _log.warning(
-            "precision=bf16 changes nothing on this processor: PyTorch multiplies in single "
-            "precision here"
-        )
-    torch.set_num_threads(s.threads)
-    try:
-        return training.run()
-    finally:
-        torch.set_num_threads(threads)
-        training.close()
+def _train_one(spec: LifetimeSpec, ledger: Ledger, output: Outputs) -> Agent | Exception:
+    settings = Re2Settings.from_learner_config(spec.learner.config, spec.task.env_id)
+    run = Run([spec], [ledger], [output], [settings])
+    with torch_threads(settings.threads):
+        (agent,) = run.train(ERLRe2(run))
+    return agent
 
 
-class _Training:
-    """One lifetime."""
+class ERLRe2:
+    """ERL-Re² at work on the one lifetime of a run.
 
-    def __init__(self, spec: LifetimeSpec, ledger: Ledger, output: Outputs) -> None:
-        self.spec, self.ledger, self.output = spec, ledger, output
-        s = self.settings = Re2Settings.from_learner_config(spec.learner.config, spec.task.env_id)
-        self.observation_space, self.action_space = spec.spaces()
-        observations, self.actions = (
-            self.observation_space.shape[0],
-            int(np.prod(self.action_space.shape or (1,))),
-        )
-        self.torch_rng = torch.Generator().manual_seed(spec.seeds.learner)
-        evolution, exploration = np.random.SeedSequence(spec.seeds.learner).spawn(2)
+    Attributes:
+        networks: representation, RL head, critics and PeVFA, their targets and optimisers.
+        population: the heads that evolve, and their operators.
+        champion: index of the fittest head; until the next generation is evaluated it stays there,
+            and before the first, any will do.
+        rl_copy: index of the RL head's copy in the population; None where evolution has dealt with
+            it.
+        rl_steps: steps that the RL agent has played.
+        generation, evolved, updates: how many there were, of all, with evolution, of networks.
+        updates_due: those that steps have paid for and that are still to be made.
+    """
+
+    def __init__(self, run: Run[Re2Settings]) -> None:
+        self.run, self.spec, self.ledger = run, run.specs[0], run.ledgers[0]
+        self.telemetry = run.telemetry[0]
+        s = self.settings = run.settings[0]
+        self.observation_space, self.action_space = self.spec.spaces()
+        n_observations = self.observation_space.shape[0]
+        self.n_actions = int(np.prod(self.action_space.shape or (1,)))
+        seed = self.spec.seeds.learner
+        self.torch_rng = torch.Generator().manual_seed(seed)
+        evolution, exploration = np.random.SeedSequence(seed).spawn(2)
         self.rng = np.random.default_rng(exploration)
-        self.networks = TwoScale(s, observations, self.actions, self.torch_rng)
-        self.buffer = ReplayBuffer(s.buffer_size, observations, self.actions, s.device)
+        self.networks = TwoScale(s, n_observations, self.n_actions, self.torch_rng)
+        self.buffer = ReplayBuffer(s.buffer_size, n_observations, self.n_actions, s.device)
+        features, n_heads = self.networks.features, max(3, s.pop_size)
         self.population = GeneticPopulation(
-            new_heads(
-                max(3, s.pop_size), self.actions, self.networks.features, self.torch_rng
-            ).numpy(),
+            new_heads(n_heads, self.n_actions, features, self.torch_rng).numpy(),
             np.random.default_rng(evolution),
             s.n_elites,
             s.mutation_prob,
@@ -126,184 +141,135 @@ class _Training:
             s.prob_reset_and_sup,
         )
         self.update = Captured(self._update, s.device)
-        self.stage = Stage(spec, ledger, s.pop_size if s.EA else 1)
-        self.log = InnerLog()
-        self.report = Report(output, ledger)
-        # The champion is chosen by fitness and keeps its place until the next generation is judged;
-        # before the first, any will do.
-        self.champion, self.evolved = 0, 0
-        self.synced: int | None = None
-        self.rl_steps = self.generation = self.updates = 0
-        self.owed = 0.0  # updates
-        self.scores = Scores(spec, ledger, s.eval_freq, s.eval_episodes)
-        note(ledger, self.scores, self.log)
-        self.saved_at = self.started_at = time.perf_counter()
+        self.stage = Stage(self.spec, self.ledger, s.pop_size if s.EA else 1)
+        self.champion = self.generation = self.evolved = self.rl_steps = self.updates = 0
+        self.rl_copy: int | None = None
+        self.updates_due = 0.0
 
-    def run(self) -> SB3Agent:
-        self._resume()
-        while self.ledger.steps < self.spec.steps:
-            self._generation()
-            self._save()
-        if not (self.evolved or self.updates):
-            raise RuntimeError(f"nothing was learned within {self.ledger.steps} steps")
-        return self._agent()
+    def start(self) -> None:
+        """Say where a setting has no effect."""
+        s = self.settings
+        if s.precision == "bf16" and s.device == "cpu" and not rounds_to_bfloat16():
+            _log.warning(
+                "precision=bf16 changes nothing on this processor: PyTorch multiplies in single "
+                "precision here"
+            )
 
     # -- one generation --
 
-    def _generation(self) -> None:
-        """Judge and evolve the heads, let the RL agent play, learn as often as steps were taken,
-        and copy the RL head over.
+    def iterate(self) -> None:
+        """Evaluate and evolve the heads, let the RL agent play, learn as often as steps were taken,
+        and copy the RL head into the population.
         """
-        s, before, start = self.settings, self.ledger.steps, time.perf_counter()
+        s, steps, start = self.settings, self.ledger.steps, time.perf_counter()
         row: dict[str, Any] = {}
         totals: dict[str, float] = {}
-        fitness: np.ndarray | None = None
-        kept: tuple[int, ...] = ()
+        scalars: dict[str, float] = {}
+        fitness, variation = None, None
         # Nothing evolves on a representation that has not begun to learn; without RL it never will.
-        if s.EA and (self._learns or not s.RL):
-            fitness, row = self._judge()
+        if s.EA and (self.learns or not s.RL):
+            fitness, row = self.evaluate_heads()
             if fitness is not None:
-                variation = self.population.evolve(fitness)
-                totals = self._note(variation, row)
-                kept, self.evolved = variation.kept, self.evolved + 1
-                self.champion = kept[0]
-        statistics: dict[str, float] = {}
-        updates, learning = self.updates, 0.0
-        if s.RL:
-            if self.ledger.steps < self.spec.steps:
-                row |= self._explore()
-            if self._learns:
-                begun = time.perf_counter()
-                self.owed += s.frac_frames_train * (self.ledger.steps - before)
-                self.owed -= (due := int(self.owed + 1e-6))
-                statistics = self._learn(due)
-                learning = time.perf_counter() - begun
+                variation = self.evolve(fitness)
+                totals = self._report_variation(variation, row)
+        if s.RL and not self.run.spent():
+            row |= self.play_rl_agent()
+        if s.RL and self.learns:
+            scalars = self.learn(self.ledger.steps - steps)
         self.generation += 1
-        if s.RL and fitness is not None and self.generation % s.sync_period == 0:
-            self.synced = int(np.argmin(fitness))
-            while self.synced in kept:
-                self.synced = (self.synced + 1) % s.pop_size
-            self.population.heads[self.synced] = self.networks.rl_head.cpu().numpy()
+        in_turn = s.RL and self.generation % s.sync_period == 0
+        if in_turn and fitness is not None and variation is not None:
+            self.copy_rl_head(fitness, variation.kept)
         if any(not torch.isfinite(network.values).all() for network in self.networks.networks):
             raise FloatingPointError(
                 f"the networks' weights are not finite after {self.ledger.steps} steps"
             )
-        if self.scores.due:
-            for name, score in self.scores.add(self._agents()).items():
-                statistics[f"eval/{name}"] = score
-        row = {"steps": self.ledger.steps, **row}
-        self.log.add(row, totals)
-        statistics["train/updates_per_second"] = rate = (
-            (self.updates - updates) / learning if learning else 0.0
-        )
-        self._say(row, rate)
-        self._tell(row, statistics, time.perf_counter() - start)
+        if self.telemetry.evaluation_due:
+            scores = self.telemetry.evaluate(self.agents())
+            scalars |= {f"eval/{name}": score for name, score in scores.items()}
+        scalars["time/generation_seconds"] = time.perf_counter() - start
+        self._report(row, totals, scalars)
 
     @property
-    def _learns(self) -> bool:
+    def learns(self) -> bool:
         """Whether networks have what they begin to learn from."""
-        return (
-            self.rl_steps >= self.settings.init_steps
-            and len(self.buffer) >= self.settings.learning_starts
-        )
+        s = self.settings
+        return self.rl_steps >= s.init_steps and len(self.buffer) >= s.learning_starts
 
-    def _judge(self) -> tuple[np.ndarray | None, dict[str, Any]]:
+    def evaluate_heads(self) -> tuple[np.ndarray | None, dict[str, Any]]:
         """Every head's fitness (pop_size,): returns of whole episodes, or the surrogate, one choice
-        for all; and what to note of it.
+        for all; and what to report of it.
 
-        There is none if the budget was spent meanwhile: who was cut short is not judged by what is
-        missing.
+        There is no fitness if the budget was spent meanwhile: episodes that were cut off say too
+        little.
         """
-        s, heads = self.settings, torch.from_numpy(self.population.heads).to(self.settings.device)
+        s = self.settings
+        heads = torch.from_numpy(self.population.heads).to(s.device)
         whole = not s.RL or self.rng.random() < s.theta
 
-        def acting(who: np.ndarray, seen: np.ndarray) -> np.ndarray:
-            z = self.networks.represent(torch.from_numpy(seen).to(s.device))
-            return act(heads[who], z.unsqueeze(1)).squeeze(1).cpu().numpy()
+        def actions_of(indices: np.ndarray, observations: np.ndarray) -> np.ndarray:
+            z = self.networks.represent(torch.from_numpy(observations).to(s.device))
+            return act(heads[indices], z.unsqueeze(1)).squeeze(1).cpu().numpy()
 
-        rounds = []
+        rounds: list[list[Episode]] = []
         for _ in range(s.num_evals if whole else 1):
-            if self.ledger.steps >= self.spec.steps:
+            if self.run.spent():
                 return None, {}
-            rounds.append(self.stage.play(acting, s.pop_size, None if whole else s.time_steps))
+            limit = None if whole else s.time_steps
+            rounds.append(self.stage.play(actions_of, s.pop_size, limit))
             for episode in rounds[-1] if s.RL else ():
                 self.buffer.add(*episode.transitions())
             if any(episode.cut for episode in rounds[-1]):
                 return None, {}
         surrogates = np.array(self._surrogates(rounds[0], heads)) if s.RL else None
         returns = np.mean([[e.total for e in episodes] for episodes in rounds], axis=0)
-        fitness = returns if whole else surrogates
-        assert fitness is not None
+        fitness = returns if whole or surrogates is None else surrogates
         if not np.isfinite(fitness).all():
             raise FloatingPointError(
                 f"a head's fitness is not finite after {self.ledger.steps} steps: {fitness}"
             )
+        row = {"whole": int(whole), "fitness": fitness.tolist()}
         if whole:
             # The champion was chosen before it played these episodes: their returns are no best of
             # several.
             for episodes in rounds:
-                self.ledger.episode(
-                    episodes[self.champion].total, len(episodes[self.champion].rewards)
-                )
-        row = {"whole": int(whole), "fitness": fitness.tolist()}
-        if whole:
+                played = episodes[self.champion]
+                self.ledger.episode(played.total, len(played.rewards))
             row["champion_return"] = float(returns[self.champion])
             if surrogates is not None:
                 row["surrogate"] = surrogates.tolist()
         return fitness, row
 
     def _surrogates(self, episodes: Sequence[Episode], heads: Tensor) -> list[float]:
-        """The surrogate fitness of each head, from the first steps of its episode."""
+        """The surrogate fitness of each head (eq. 8), from the first steps of its episode."""
         s = self.settings
         reached = np.stack([e.observations[min(s.time_steps, len(e.rewards))] for e in episodes])
         tails = self.networks.value_of(torch.from_numpy(reached).to(s.device), heads).tolist()
         return [surrogate(e, s.time_steps, s.gamma, tail) for e, tail in zip(episodes, tails)]
 
-    def _note(self, variation: Variation, row: dict[str, Any]) -> dict[str, float]:
-        """Add to a row what evolution did, and give what is summed up: the fate of the RL head's
-        copy among it.
-        """
-        whole = bool(row["whole"])
-        row["champion"] = variation.elites[0]
-        totals: dict[str, float] = {
-            "whole": int(whole),
-            "surrogate": int(not whole),
-            "crossovers": len(variation.crossovers),
-            "swaps": variation.swaps,
-            "mutated": len(variation.mutated),
-            **{f"rows_{name}": n for name, n in variation.operators.items()},
-        }
-        if self.synced is not None:
-            row["rl_head"] = self.synced
-            for fate in ("elites", "selected", "discarded"):
-                if self.synced in getattr(variation, fate):
-                    totals[f"rl_{fate}"] = 1
-                    row["rl_fate"] = fate
-                    break
-            self.synced = None
-        return totals
+    def evolve(self, fitness: np.ndarray) -> Variation:
+        """Make the next generation of heads."""
+        variation = self.population.evolve(fitness)
+        self.champion, self.evolved = variation.kept[0], self.evolved + 1
+        return variation
 
-    def _explore(self) -> dict[str, Any]:
+    def play_rl_agent(self) -> dict[str, float]:
         """One episode of the RL agent, with noise; at random in the first `init_steps`.
 
-        Its return, if it was a whole one.
+        Its return, if the episode is a whole one.
         """
         s, head = self.settings, self.networks.rl_head
         at_random = self.rl_steps < s.init_steps
 
-        def acting(who: np.ndarray, seen: np.ndarray) -> np.ndarray:
+        def actions_of(_: np.ndarray, observations: np.ndarray) -> np.ndarray:
             if at_random:
-                return self.rng.uniform(-1.0, 1.0, (1, self.actions))
-            actions = (
-                act(head, self.networks.represent(torch.from_numpy(seen).to(s.device)))
-                .cpu()
-                .numpy()
-            )
-            return np.clip(
-                actions + self.rng.normal(0.0, s.exploration_noise, actions.shape), -1.0, 1.0
-            )
+                return self.rng.uniform(-1.0, 1.0, (1, self.n_actions))
+            z = self.networks.represent(torch.from_numpy(observations).to(s.device))
+            actions = act(head, z).cpu().numpy()
+            noise = self.rng.normal(0.0, s.exploration_noise, actions.shape)
+            return np.clip(actions + noise, -1.0, 1.0)
 
-        (episode,) = self.stage.play(acting)
+        (episode,) = self.stage.play(actions_of)
         self.buffer.add(*episode.transitions())
         self.rl_steps += len(episode.rewards)
         if not episode.ended:
@@ -311,22 +277,35 @@ class _Training:
         self.ledger.episode(episode.total, len(episode.rewards))
         return {"rl_return": episode.total}
 
-    def _learn(self, n: int) -> dict[str, float]:
-        """Update all networks n times; what the last update of everything said."""
+    def learn(self, steps: int) -> dict[str, float]:
+        """Make the updates that so many steps pay for, fractions saved for later; the last update's
+        losses, and the speed.
+        """
+        start, before = time.perf_counter(), self.updates
+        self.updates_due += self.settings.frac_frames_train * steps
+        due = int(self.updates_due + 1e-6)
+        self.updates_due -= due
+        scalars = self.update_networks(due)
+        seconds = time.perf_counter() - start
+        return scalars | {"train/updates_per_second": (self.updates - before) / seconds}
+
+    def update_networks(self, n: int) -> dict[str, float]:
+        """Update all networks n times; the last losses."""
         s, rng, rl = self.settings, self.torch_rng, self.settings.pop_size
         heads = torch.from_numpy(self.population.heads[: s.pop_size]).to(s.device)
         policies = torch.cat([heads, self.networks.rl_head.unsqueeze(0)])
-        statistics: dict[str, Tensor] = {}
+        losses: dict[str, Tensor] = {}
         for begin in range(0, n, _CHUNK):
-            self.stage.heed()
+            self.run.raise_if_stopped()
             m = min(_CHUNK, n - begin)
             places = torch.randint(len(self.buffer), (m, s.batch_size), generator=rng).to(s.device)
-            noise = torch.randn(m, s.batch_size, self.actions, generator=rng).to(s.device)
+            noise = torch.randn(m, s.batch_size, self.n_actions, generator=rng).to(s.device)
+            # Whose values PeVFA learns, and for whom the representation is improved.
             valued = torch.randint(rl + 1, (m,), generator=rng).tolist()
             improved = torch.rand(m, rl + 1, generator=rng).argsort(1)[:, : s.K].to(s.device)
             for k in range(m):
                 improve = self.updates % s.delay == 0
-                statistics |= self.update(
+                losses |= self.update(
                     (improve, self.evolved > 0),
                     places[k],
                     noise[k],
@@ -336,7 +315,7 @@ class _Training:
                 if improve:
                     policies[rl] = self.networks.rl_head
                 self.updates += 1
-        return {f"train/{name}": float(value) for name, value in statistics.items()}
+        return {f"train/{name}": float(value) for name, value in losses.items()}
 
     def _update(
         self,
@@ -346,56 +325,65 @@ class _Training:
         valued: Tensor | None,
         improved: Tensor | None,
     ) -> dict[str, Tensor]:
-        return self.networks.update(
-            self.buffer.batch(places), Draws(noise, valued, improved), course[0]
-        )
+        """One update, as a GPU captures it once for each `course`: whether the policies are
+        improved, and whether evolution has begun.
+        """
+        batch = self.buffer.batch(places)
+        return self.networks.update(batch, Draws(noise, valued, improved), course[0])
+
+    def copy_rl_head(self, fitness: np.ndarray, elites: Sequence[int]) -> None:
+        """Put the RL head in the place of the least fit head, or of the next one that is no
+        elite.
+        """
+        place = int(np.argmin(fitness))
+        while place in elites:
+            place = (place + 1) % self.settings.pop_size
+        self.population.heads[place] = self.networks.rl_head.cpu().numpy()
+        self.rl_copy = place
 
     # -- reports --
 
-    def _say(self, row: Mapping[str, Any], updates_per_second: float) -> None:
-        """To whoever watches: the latest returns that count of champion and RL agent, and the
-        population's mean.
+    def _report_variation(self, variation: Variation, row: dict[str, Any]) -> dict[str, float]:
+        """Add to a row what evolution did, and give what is summed up: the fate of the RL head's
+        copy among it.
         """
-        said = {"updates/s": updates_per_second} if updates_per_second else {}
-        if row.get("whole"):
-            said["population"] = float(np.mean(row["fitness"]))
-        said |= {
-            name.removesuffix("_return"): row[name]
-            for name in ("champion_return", "rl_return")
-            if name in row
+        row["champion"] = variation.elites[0]
+        totals: dict[str, float] = {
+            "whole": row["whole"],
+            "surrogate": 1 - row["whole"],
+            "crossovers": len(variation.crossovers),
+            "swaps": variation.swaps,
+            "mutated": len(variation.mutated),
+            **{f"rows_{name}": n for name, n in variation.operators.items()},
         }
-        self.report.say(said)
+        if self.rl_copy is not None:
+            row["rl_head"] = self.rl_copy
+            row["rl_fate"] = next(f for f in _FATES if self.rl_copy in getattr(variation, f))
+            totals[f"rl_{row['rl_fate']}"] = 1
+            self.rl_copy = None
+        return totals
 
-    def _tell(
-        self, row: Mapping[str, Any], statistics: Mapping[str, float], seconds: float
+    def _report(
+        self, row: dict[str, Any], totals: Mapping[str, float], scalars: dict[str, float]
     ) -> None:
-        """To TensorBoard."""
-        said: dict[str, float] = {}
+        """Report a generation."""
+        scalars.setdefault("train/updates_per_second", 0.0)
+        scalars["train/n_updates"] = self.updates
+        scalars["time/fps"] = int(self.run.steps_per_second)
         if "fitness" in row:
-            said["evolution/whole_episodes"] = row["whole"]
-            said |= {
-                f"evolution/fitness_{name}": getattr(np, name)(row["fitness"])
-                for name in ("max", "mean", "min")
-            }
-            said |= {f"evolution/head_{k}": value for k, value in enumerate(row["fitness"])}
-            if "surrogate" in row and len({*row["surrogate"]}) > 1 and len({*row["fitness"]}) > 1:
-                rho = stats.spearmanr(row["surrogate"], row["fitness"]).statistic
-                said["evolution/surrogate_rank_correlation"] = rho
-        said |= {
-            f"rollout/{name}": row[name] for name in ("champion_return", "rl_return") if name in row
-        }
-        fates = {
-            fate: self.log.totals.get(f"rl_{fate}", 0)
-            for fate in ("elites", "selected", "discarded")
-        }
+            scalars["evolution/whole_episodes"] = row["whole"]
+        if len({*row.get("surrogate", ())}) > 1 and len({*row["fitness"]}) > 1:
+            rho = stats.spearmanr(row["surrogate"], row["fitness"]).statistic
+            scalars["evolution/surrogate_rank_correlation"] = rho
+        sums = self.telemetry.generations.totals
+        fates = {f: sums.get(f"rl_{f}", 0) + totals.get(f"rl_{f}", 0) for f in _FATES}
         if copies := sum(fates.values()):
-            said |= {f"evolution/rl_{fate}": n / copies for fate, n in fates.items()}
-        elapsed = time.perf_counter() - self.started_at
-        said["time/fps"] = int((self.ledger.steps - self.ledger.earlier[0]) / elapsed)
-        said["time/generation_seconds"] = seconds
-        self.report.tell(said | {**statistics, "train/n_updates": self.updates})
+            scalars |= {f"evolution/rl_{fate}": n / copies for fate, n in fates.items()}
+        self.telemetry.record({"steps": self.ledger.steps, **row}, totals, scalars)
 
-    def _agents(self) -> dict[str, SB3Agent]:
+    # -- agents --
+
+    def agents(self) -> dict[str, SB3Agent]:
         """The policies that there are: `champion` once there was evolution, `rl` where networks
         learn.
         """
@@ -425,86 +413,41 @@ class _Training:
             target_policy_noise=s.smoothing,
         )
 
-    def _agent(self) -> SB3Agent:
+    def agent(self, row: int = 0) -> SB3Agent:
         """The champion by training fitness, or the RL agent where nothing has evolved."""
-        agents = self._agents()
+        if not (self.evolved or self.updates):
+            raise RuntimeError(f"nothing was learned within {self.ledger.steps} steps")
+        agents = self.agents()
         handed_over = agents.pop("champion", None) or agents.pop("rl")
         return SB3Agent(handed_over.model, companions=agents)
 
-    # -- checkpoints --
+    # -- what the run needs --
 
-    _COUNTERS = ("champion", "evolved", "synced", "rl_steps", "generation", "updates", "owed")
-    _PARTS = (
-        "settings",
-        "buffer",
-        "networks",
-        "population",
-        "stage",
-        "log",
-        "scores",
-        "rng",
-        "torch_rng",
-        "ledger",
-    )
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        """What a checkpoint holds. Between generations no episode is running."""
+        return {
+            "networks": self.networks,
+            "population": self.population,
+            "buffer": self.buffer,
+            "stage": self.stage,
+            "rng": self.rng,
+            "torch_rng": self.torch_rng,
+            "counters": Attributes(
+                self,
+                "champion",
+                "rl_copy",
+                "rl_steps",
+                "generation",
+                "evolved",
+                "updates",
+                "updates_due",
+            ),
+        }
 
-    def _save(self) -> None:
-        """Write a checkpoint, if it is time. Between generations no episode is running."""
-        path, ledger = self.output.checkpoint, self.ledger
-        if path is None or time.perf_counter() - self.saved_at < self.output.checkpoint_seconds:
-            return
-        (seconds,) = shared_seconds([ledger], time.perf_counter() - self.started_at)
-        folder = beside(path)
-        try:
-            state: dict[str, Any] = {
-                "settings": asdict(self.settings),
-                "buffer": self.buffer.save(folder),
-                "networks": self.networks.get_state(),
-                "population": self.population.get_state(),
-                "stage": self.stage.get_state(),
-                "log": self.log.get_state(),
-                "scores": self.scores.get_state(),
-                "rng": self.rng.bit_generator.state,
-                "torch_rng": self.torch_rng.get_state(),
-                "ledger": (ledger.steps, seconds, list(ledger.episodes)),
-                **{name: getattr(self, name) for name in self._COUNTERS},
-            }
-            save_checkpoint(path, self.spec, state)
-            # What only the state before needs goes when the new one is safe.
-            self.buffer.tidy(folder, state["buffer"])
-        except (
-            OSError
-        ) as e:  # a full disk costs the checkpoint, not the training; the one before is still whole
-            _log.warning("no checkpoint written: %s", e)
-        self.saved_at = time.perf_counter()
-
-    def _resume(self) -> None:
-        """Go on where a checkpoint was written, if there is one."""
-        path = self.output.checkpoint
-        state = load_checkpoint(path, self.spec, frozenset(self._PARTS + self._COUNTERS))
-        if path is None or state is None:
-            return
-        # Hidden layers were normalised before that was a setting.
-        if {"use_ln": True, **state["settings"]} != asdict(self.settings):
-            set_aside(path, "the learner's defaults have changed since")
-            return
-        try:
-            self.buffer.load(beside(path), state["buffer"])
-        except Exception as e:
-            set_aside(path, f"its replay buffer cannot be read ({type(e).__name__}: {e})")
-            return
-        self.networks.set_state(state["networks"])
-        self.population.set_state(state["population"])
-        self.stage.set_state(state["stage"])
-        self.log.set_state(state["log"])
-        self.scores.set_state(state["scores"])
-        self.rng.bit_generator.state = state["rng"]
-        self.torch_rng.set_state(state["torch_rng"])
-        self.ledger.steps, seconds, self.ledger.episodes[:] = state["ledger"]
-        self.ledger.earlier = self.ledger.steps, seconds
-        for name in self._COUNTERS:
-            setattr(self, name, state[name])
+    def drop(self, keep: Sequence[int]) -> None:
+        """There is one lifetime, which nothing outlives."""
 
     def close(self) -> None:
-        """Close environments and logs."""
+        """Close the environments."""
         self.stage.close()
-        self.report.close()

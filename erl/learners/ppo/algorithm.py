@@ -3,7 +3,7 @@ side.
 
 The algorithm is Stable-Baselines3's, `PPO` with `MlpPolicy` and, where asked for, `VecNormalize`:
 from the same weights, rollout and order of minibatches an update gives the same parameters up to
-rounding, and agents go back and forth (`ppo_exchange`). What differs: random numbers come from one
+rounding, and agents go back and forth (`exchange`). What differs: random numbers come from one
 NumPy generator per agent, and values and log-probabilities of a rollout are computed after it, in
 one pass, instead of at every step.
 
@@ -12,7 +12,7 @@ results are the same, to the last bit, whatever cohort it is in (for one number 
 is fastest).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,9 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim, get_flattened_obs_dim
-from stable_baselines3.common.utils import FloatSchedule
 
-from erl.learners.core.settings import Schedule
 from erl.learners.ppo.settings import PPOConfig, cohort_key
+from erl.learners.ppo.update import Update, columns
 from erl.networks.cohort_networks import ActorCritic, Adam, RunningMoments, advantages
 
 # Bytes of weights, gradients and moments that are worked on at a time. More agents share NumPy's
@@ -40,8 +39,8 @@ class CohortPPO:
         cohort.start(obs)
         for _ in range(n_steps):
             actions = cohort.act()
-            ...                                    # step every environment, reset those whose
-            episode ended cohort.record(obs, rewards, ends, timeouts)
+            ...   # step every environment, and reset those whose episode ended
+            cohort.record(obs, rewards, dones, timeouts)
         statistics = cohort.update(progress_remaining)
 
     Args:
@@ -58,7 +57,7 @@ class CohortPPO:
     # Attributes with a row per agent: what `drop` selects from; the first line is what outlives a
     # rollout.
     _LASTING = ("_weights", "_first", "_second", "_steps", "n_updates", "_obs", "_returns")
-    _ROLLOUT = ("_rollout", "_rewards", "_ends", "_noise")
+    _ROLLOUT = ("_rollout", "_rewards", "_dones", "_noise")
 
     def __init__(
         self,
@@ -102,7 +101,7 @@ class CohortPPO:
         )
         self._rollout[..., self._n_inputs] = 1.0
         self._rewards = np.zeros((n, c.n_envs, c.n_steps), np.float32)
-        self._ends = np.zeros((n, c.n_envs, c.n_steps), bool)
+        self._dones = np.zeros((n, c.n_envs, c.n_steps), bool)
         self._noise = np.zeros((n, c.n_steps, c.n_envs, n_outputs), np.float32)
         self._timeouts: list[tuple[int, int, int, np.ndarray]] = []
         self._obs = np.ones((n, c.n_envs, self._n_inputs + 1), np.float32)
@@ -193,7 +192,7 @@ class CohortPPO:
         self,
         obs: np.ndarray,
         rewards: np.ndarray,
-        ends: np.ndarray,
+        dones: np.ndarray,
         timeouts: Sequence[tuple[int, int, np.ndarray]] = (),
     ) -> None:
         """Note what the actions led to.
@@ -202,7 +201,7 @@ class CohortPPO:
             obs: array (n, n_envs, n_inputs), the next observations; the first of a new episode
                 where one ended.
             rewards: array (n, n_envs).
-            ends: bool (n, n_envs), whether the episode ended, terminated or truncated.
+            dones: bool (n, n_envs), whether the episode ended, terminated or truncated.
             timeouts: for each episode that was truncated and not terminated, (agent, environment,
                 its last observation).
         """
@@ -214,8 +213,8 @@ class CohortPPO:
             self._return_moments.update(self._returns)
             rewards = rewards / np.sqrt(self._return_moments.var + c.norm_epsilon)
             rewards = np.clip(rewards, -c.clip_reward, c.clip_reward)
-            self._returns[ends] = 0.0
-        self._rewards[..., t], self._ends[..., t] = rewards, ends
+            self._returns[dones] = 0.0
+        self._rewards[..., t], self._dones[..., t] = rewards, dones
         for agent, env, last in timeouts:
             self._timeouts.append(
                 (agent, env, t, self._normalized(last.reshape(1, 1, -1), [agent])[0, 0])
@@ -259,10 +258,10 @@ class CohortPPO:
         weights, configs = self._weights[block], self.configs[block]
         policy, critic = self._net.policy(weights), self._net.value(weights)
         distribution = self._net.distribution(weights, np.empty_like(weights))
-        rows = self._rollout[block].reshape(len(configs), -1, self._rollout.shape[-1])
-        values, log_prob = np.empty((2, *rows.shape[:2]), np.float32)
-        for k in range(0, rows.shape[1], _CHUNK):
-            x, actions = self._columns(rows[:, k : k + _CHUNK])
+        samples = self._samples(block)
+        values, log_prob = np.empty((2, *samples.shape[:2]), np.float32)
+        for k in range(0, samples.shape[1], _CHUNK):
+            x, actions = columns(samples[:, k : k + _CHUNK], self._n_inputs)
             values[:, k : k + _CHUNK] = critic.forward(x)[:, 0]
             log_prob[:, k : k + _CHUNK] = distribution.log_prob(policy.forward(x), actions)
         rewards = self._rewards[block].copy()
@@ -280,7 +279,7 @@ class CohortPPO:
             rewards.reshape(flat),
             values.reshape(flat),
             critic.forward(self._obs[block])[:, 0].ravel(),
-            self._ends[block].reshape(flat),
+            self._dones[block].reshape(flat),
             *(
                 np.repeat([getattr(c, name) for c in configs], rewards.shape[1])
                 for name in ("gamma", "gae_lambda")
@@ -288,11 +287,10 @@ class CohortPPO:
         )
         return values, log_prob, estimates.reshape(values.shape)
 
-    def _columns(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The networks' inputs (n, batch, n_inputs + 1) and the actions (n, dim, batch) in rows of
-        the rollout, views.
-        """
-        return rows[..., : self._n_inputs + 1], rows[..., self._n_inputs + 1 :].transpose(0, 2, 1)
+    def _samples(self, block: slice) -> np.ndarray:
+        """A block's rollout, (n, n_envs * n_steps, n_inputs + 1 + action_dim)."""
+        rollout = self._rollout[block]
+        return rollout.reshape(len(rollout), -1, rollout.shape[-1])
 
     def _orders(self, block: slice) -> np.ndarray:
         """The order in which each epoch goes through the rollout, int array (n, n_epochs, n_envs *
@@ -305,141 +303,25 @@ class CohortPPO:
         )
 
     def _update_block(self, block: slice, progress: list[float]) -> dict[str, np.ndarray]:
-        c, configs = self.configs[0], self.configs[block]
-        n, size = len(configs), c.n_steps * c.n_envs
-
-        def column(value: Callable[[PPOConfig], float]) -> np.ndarray:
-            return np.array([[value(c)] for c in configs], np.float32)
-
-        def scheduled(value: Callable[[PPOConfig], float | Schedule | None]) -> list[float]:
-            settings = [value(c) for c in configs]
-            return [
-                np.inf if s is None else FloatSchedule(s)(p) for s, p in zip(settings, progress)
-            ]
-
-        learning_rates = scheduled(lambda c: c.learning_rate)
-        clip_range = np.array(scheduled(lambda c: c.clip_range))[:, None]
-        clip, lowest, highest = (
-            a.astype(np.float32) for a in (clip_range, 1 - clip_range, 1 + clip_range)
-        )
-        clip_vf = np.array(scheduled(lambda c: c.clip_range_vf), np.float32)[:, None]
-        ent_coef, vf_coef = column(lambda c: c.ent_coef), column(lambda c: c.vf_coef)
-        max_kl = column(lambda c: np.inf if c.target_kl is None else 1.5 * c.target_kl)[:, 0]
-        clips_value, stops_early = clip_vf.min() < np.inf, max_kl.min() < np.inf
-
-        values, log_probs, estimates = self._evaluate(block)
-        returns = estimates + values
+        """Update agents whose parameters fit in cache together."""
         weights = self._weights[block]
-        grads = np.zeros_like(weights)
-        policy, critic = self._net.policy(weights, grads), self._net.value(weights, grads)
-        distribution = self._net.distribution(weights, grads)
-        rows = self._rollout[block].reshape(n * size, -1)
-        first_rows = np.arange(n)[:, None] * size
-        starts = np.arange(0, size, c.batch_size)
-        widths = np.minimum(size - starts, c.batch_size)
-        batches = {int(m): np.empty((n, m, rows.shape[1]), np.float32) for m in {*widths}}
-        orders = self._orders(block)
-        # Per sample of an epoch; then per minibatch of the whole update.
-        log_ratio, surrogate, error, entropy = np.zeros((4, n, size), np.float32)
-        policy_loss, value_loss, entropy_loss, kl, clipped = np.zeros(
-            (5, n, c.n_epochs, len(starts)), np.float32
+
+        def adam_step(i: int, grad: np.ndarray, learning_rate: float, max_grad_norm: float) -> None:
+            self._adam.step(block.start + i, grad, learning_rate, max_grad_norm)
+
+        update = Update(
+            self._net,
+            weights,
+            adam_step,
+            self.configs[block],
+            progress,
+            self._samples(block),
+            self._n_inputs,
+            *self._evaluate(block),
         )
-        seen = np.zeros((n, c.n_epochs, 1), np.int64)  # minibatches that the agent went through
-        learning = list(range(n))
-
-        for epoch in range(c.n_epochs):
-            order = orders[:, epoch]
-            old_value, old_log_prob, ret, adv = (
-                np.take_along_axis(a, order, axis=1)
-                for a in (values, log_probs, returns, estimates)
-            )
-            if c.normalize_advantage:
-                _standardize(adv, c.batch_size)
-            seen[learning, epoch] = len(starts)
-            for j, (k, m) in enumerate(zip(starts, widths)):
-                part = slice(k, k + m)
-                batch = np.take(
-                    rows, order[:, part] + first_rows, axis=0, out=batches[m], mode="clip"
-                )
-                x, actions = self._columns(batch)
-
-                log_prob = distribution.log_prob(policy.forward(x), actions)
-                log_r = np.subtract(log_prob, old_log_prob[:, part], out=log_ratio[:, part])
-                ratio = np.exp(log_r)
-                free = ratio * adv[:, part]
-                held = np.minimum(np.maximum(ratio, lowest), highest)
-                held *= adv[:, part]
-                np.minimum(free, held, out=surrogate[:, part])
-                entropy[:, part] = distribution.entropy()
-
-                value = critic.forward(x)[:, 0]
-                if clips_value:
-                    moved = value - old_value[:, part]
-                    near = np.abs(moved) <= clip_vf
-                    value = np.where(
-                        near, value, old_value[:, part] + np.clip(moved, -clip_vf, clip_vf)
-                    )
-                d_value = np.subtract(value, ret[:, part], out=error[:, part]) * (
-                    vf_coef * np.float32(2.0 / m)
-                )
-                if clips_value:
-                    d_value *= near
-
-                if stops_early:
-                    divergence = np.add.reduce(ratio - 1.0 - log_r, axis=1) / np.float32(m)
-                    for i in [i for i in learning if divergence[i] > max_kl[i]]:
-                        seen[i, epoch] = j + 1
-                        learning.remove(i)
-                    if not learning:
-                        break
-
-                free *= free <= held
-                free *= np.float32(-1.0 / m)
-                policy.backward(distribution.backward(free, ent_coef * np.float32(-1.0 / m)))
-                critic.backward(d_value[:, None])
-                for i in learning:
-                    self._adam.step(
-                        block.start + i, grads[i], learning_rates[i], configs[i].max_grad_norm
-                    )
-
-            for losses, samples in (
-                (policy_loss, -surrogate),
-                (value_loss, error * error),
-                (entropy_loss, -entropy),
-                (kl, np.expm1(log_ratio) - log_ratio),
-                (clipped, np.abs(np.exp(log_ratio) - 1.0) > clip),
-            ):
-                losses[:, epoch] = (
-                    np.add.reduceat(samples, starts, axis=1, dtype=np.float32) / widths
-                )
-            if not learning:
-                break
-
-        counted = np.arange(len(starts)) < seen
-        epochs = np.count_nonzero(seen[..., 0], axis=1)
-        self.n_updates[block] += epochs
-        agents = np.arange(n)
-        of_last = (agents, epochs - 1, seen[agents, epochs - 1, 0] - 1)
-
-        def mean(losses: np.ndarray) -> np.ndarray:
-            return losses.mean(axis=(1, 2), where=counted)
-
-        var = returns.var(axis=1)
-        statistics = {
-            "policy_gradient_loss": mean(policy_loss),
-            "value_loss": mean(value_loss),
-            "entropy_loss": mean(entropy_loss),
-            "approx_kl": kl[agents, epochs - 1].mean(axis=1, where=counted[agents, epochs - 1]),
-            "clip_fraction": mean(clipped),
-            "loss": policy_loss[of_last]
-            + ent_coef[:, 0] * entropy_loss[of_last]
-            + vf_coef[:, 0] * value_loss[of_last],
-            "explained_variance": 1.0
-            - (returns - values).var(axis=1) / np.where(var == 0.0, np.nan, var),
-            "learning_rate": np.array(learning_rates),
-            "clip_range": clip[:, 0],
-            "n_updates": self.n_updates[block].copy(),
-        }
+        statistics = update.run(self._orders(block))
+        self.n_updates[block] += statistics["n_updates"]
+        statistics["n_updates"] = self.n_updates[block].copy()
         if not self._discrete:
             statistics["std"] = np.exp(self._net.log_std(weights)).mean(axis=1)
         return statistics
@@ -508,20 +390,6 @@ class CohortPPO:
             rng.bit_generator.state = rng_state
         self._t = 0
         self._timeouts.clear()
-
-
-def _standardize(samples: np.ndarray, batch_size: int) -> None:
-    """Shift and scale each minibatch of samples (n, size) to mean 0 and variance 1, in place; one
-    sample alone stays as it is.
-    """
-    whole = samples.shape[1] - samples.shape[1] % batch_size
-    for part in (
-        samples[:, :whole].reshape(len(samples), -1, batch_size),
-        samples[:, None, whole:],
-    ):
-        if part.shape[2] > 1:
-            part -= part.mean(axis=2, keepdims=True)
-            part /= part.std(axis=2, ddof=1, keepdims=True) + 1e-8
 
 
 def _row(state: Mapping[str, Any], i: int) -> dict[str, Any]:

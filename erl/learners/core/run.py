@@ -1,0 +1,206 @@
+"""The run of lifetimes that are trained side by side, or of one: who is still in training, budgets,
+telemetry, checkpoints, and the end.
+
+An algorithm says what one iteration is; everything around it is here.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Generic, Protocol, TypeVar
+
+import torch
+
+from erl.errors import Stopped
+from erl.learners import Agent, Outputs
+from erl.learners.core.checkpoints import Part, restore_parts, save_parts
+from erl.learners.core.settings import EvaluationSettings
+from erl.learners.core.telemetry import Telemetry
+from erl.worlds.specification import LifetimeSpec
+from erl.worlds.tasks import Ledger, shared_seconds
+
+S = TypeVar("S", bound=EvaluationSettings)
+
+
+class Algorithm(Protocol):
+    """An algorithm at work on the lifetimes of a run. A row is the place of an agent among those
+    that are still in training.
+    """
+
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        """What a checkpoint holds, by name, between two iterations."""
+
+    def start(self) -> None:
+        """Begin; called once, before a checkpoint is restored."""
+
+    def iterate(self) -> None:
+        """Play and learn: a rollout and an update, or a generation. It may let agents leave through
+        `Run.fail`; an exception ends all of them.
+        """
+
+    def agent(self, row: int) -> Agent:
+        """The agent of a row as it is now."""
+
+    def drop(self, keep: Sequence[int]) -> None:
+        """Go on with these rows only; at least one."""
+
+    def close(self) -> None:
+        """Close the environments."""
+
+
+class Run(Generic[S]):
+    """The run of a cohort's lifetimes.
+
+    Args:
+        cohort, ledgers, outputs: of each lifetime.
+        settings: of each lifetime's learner.
+
+    Attributes:
+        specs, ledgers, outputs, settings, telemetry: of each lifetime.
+        members: indices of the lifetimes that are still in training, in the order of rows.
+    """
+
+    def __init__(
+        self,
+        cohort: Sequence[LifetimeSpec],
+        ledgers: Sequence[Ledger],
+        outputs: Sequence[Outputs],
+        settings: Sequence[S],
+    ) -> None:
+        self.specs, self.ledgers, self.outputs, self.settings = cohort, ledgers, outputs, settings
+        self.telemetry = [
+            Telemetry(spec, ledger, output, evaluation)
+            for spec, ledger, output, evaluation in zip(cohort, ledgers, outputs, settings)
+        ]
+        self.members = list(range(len(cohort)))
+        self._results: list[Agent | Exception] = [RuntimeError("never trained")] * len(cohort)
+        self._started_at = self._saved_at = time.perf_counter()
+
+    def train(self, algorithm: Algorithm) -> list[Agent | Exception]:
+        """Iterate until every lifetime has spent its budget or failed.
+
+        Returns:
+            An agent, or why there is none, for each lifetime.
+        """
+        self._algorithm = algorithm
+        try:
+            algorithm.start()
+            self._restore()
+            self._finish()
+            while self.members:
+                algorithm.iterate()
+                self._finish()
+                self._save()
+        finally:
+            algorithm.close()
+            for telemetry in self.telemetry:
+                telemetry.close()
+        return self._results
+
+    @property
+    def steps_per_second(self) -> float:
+        """Of all lifetimes together, since the run was begun or taken up."""
+        steps = sum(ledger.steps - ledger.earlier[0] for ledger in self.ledgers)
+        return steps / (time.perf_counter() - self._started_at)
+
+    # Who is in training
+
+    def spent(self, row: int = 0) -> bool:
+        """Whether an agent has spent its budget."""
+        i = self.members[row]
+        return self.ledgers[i].steps >= self.specs[i].steps
+
+    def stopped(self, row: int = 0) -> bool:
+        """Whether an agent was told to stop before its budget is spent."""
+        return not self.spent(row) and self.ledgers[self.members[row]].stopped
+
+    def raise_if_stopped(self) -> None:
+        """Raise `Stopped` if the one lifetime of this run was told to stop."""
+        if self.stopped():
+            raise Stopped
+
+    def fail(self, reasons: Mapping[int, Exception]) -> None:
+        """Agents, by row, leave without a result, for these reasons."""
+        self._leave(reasons)
+
+    def drop_stopped(self) -> None:
+        """Agents that were told to stop leave."""
+        self.fail({row: Stopped() for row in range(len(self.members)) if self.stopped(row)})
+
+    def _finish(self) -> None:
+        """Agents that have spent their budget leave with what they have become."""
+        results: dict[int, Agent | Exception] = {}
+        for row in range(len(self.members)):
+            if self.spent(row):
+                try:
+                    results[row] = self._algorithm.agent(row)
+                except Exception as e:
+                    results[row] = e
+        self._leave(results)
+
+    def _leave(self, results: Mapping[int, Agent | Exception]) -> None:
+        if not results:
+            return
+        for row, result in results.items():
+            self._results[self.members[row]] = result
+        keep = [row for row in range(len(self.members)) if row not in results]
+        if keep:
+            self._algorithm.drop(keep)
+        self.members = [self.members[row] for row in keep]
+
+    # Checkpoints
+
+    def _parts(self) -> dict[str, Part]:
+        seconds = shared_seconds(self.ledgers, time.perf_counter() - self._started_at)
+        return {
+            "ledger": [_LedgerState(self.ledgers[i], seconds[i]) for i in self.members],
+            "telemetry": [self.telemetry[i] for i in self.members],
+            **self._algorithm.parts,
+        }
+
+    def _of_members(self) -> tuple[list[str | None], list[LifetimeSpec], list[S]]:
+        """Path of the checkpoint, specification and settings of each."""
+        return (
+            [self.outputs[i].checkpoint for i in self.members],
+            [self.specs[i] for i in self.members],
+            [self.settings[i] for i in self.members],
+        )
+
+    def _save(self) -> None:
+        """Write checkpoints, if it is time."""
+        paths, specs, settings = self._of_members()
+        elapsed = time.perf_counter() - self._saved_at
+        if any(paths) and elapsed >= self.outputs[0].checkpoint_seconds:
+            save_parts(paths, specs, settings, self._parts())
+            self._saved_at = time.perf_counter()
+
+    def _restore(self) -> None:
+        paths, specs, settings = self._of_members()
+        if any(paths):
+            restore_parts(paths, specs, settings, self._parts())
+
+
+class _LedgerState:
+    """What of a lifetime's ledger a checkpoint holds."""
+
+    def __init__(self, ledger: Ledger, seconds: float) -> None:
+        self._ledger, self._seconds = ledger, seconds
+
+    def get_state(self) -> tuple[int, float, list[tuple[int, float, int]]]:
+        return self._ledger.steps, self._seconds, list(self._ledger.episodes)
+
+    def set_state(self, state: tuple[int, float, list[tuple[int, float, int]]]) -> None:
+        self._ledger.steps, seconds, self._ledger.episodes[:] = state
+        self._ledger.earlier = self._ledger.steps, seconds
+
+
+@contextmanager
+def torch_threads(n: int) -> Iterator[None]:
+    """PyTorch's arithmetic on so many cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
