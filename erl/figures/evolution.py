@@ -139,8 +139,10 @@ def parallel_coordinates(trials: pd.DataFrame, space: Space, about: str = "") ->
     low, high = float(done.fitness.min()), float(done.fitness.max())
     ends = Axis(low, high)
     columns = [space[n].unit(done[n]) for n in names] + [ends.unit(done.fitness)]
-    lines = np.stack([np.tile(np.arange(len(columns), dtype=float), (len(done), 1)),
-                      np.stack(columns, axis=1)], axis=2)  # fmt: skip
+    lines = np.stack(
+        [np.tile(np.arange(len(columns), dtype=float), (len(done), 1)), np.stack(columns, axis=1)],
+        axis=2,
+    )
     figure, axes = new(height=3.4)
     collection = LineCollection(list(lines), cmap=SEQUENTIAL, linewidths=1.2, alpha=0.85)
     collection.set_array(done.fitness.to_numpy(dtype=float))
@@ -484,7 +486,7 @@ def side_by_side(studies: Mapping[str, pd.DataFrame], about: str = "") -> Figure
     )
     return caption(
         figure,
-        f"{count(len(studies), 'study').replace('studys', 'studies')} side by side. Fitnesses of "
+        f"{count(len(studies), 'study', 'studies')} side by side. Fitnesses of "
         "different tasks or budgets share no scale.",
         about,
     )

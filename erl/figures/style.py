@@ -152,9 +152,9 @@ def caption_of(figure: Figure) -> str:
     return " ".join(figure.get_supxlabel().split())
 
 
-def count(n: int, what: str) -> str:
-    """`1 seed`, `3 seeds`."""
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
+def count(n: int, what: str, many: str | None = None) -> str:
+    """`1 seed`, `3 seeds`; `many` where the plural is another word."""
+    return f"{n:,} {what if n == 1 else many or what + 's'}"
 
 
 def save(

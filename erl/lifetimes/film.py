@@ -1,25 +1,54 @@
-"""Film a trained agent: `python -m erl.film --model models/STUDY/seed_0`."""
+"""Film a trained agent: `python -m erl.film --model models/STUDY/seed_0`.
+
+An episode without exploration as MP4, GIF or WebP; beside it, if asked for, the activity of the
+reservoir and the return so far. No screen is needed: MuJoCo draws with EGL or OSMesa, whichever
+the machine has.
+"""
 
 import importlib.util
+import io
 import os
+import subprocess
 import sys
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import imageio.v3 as imageio
+import gymnasium as gym
+import imageio.v2 as imageio
 import numpy as np
+from PIL import Image, ImageDraw
 
 from erl.cli import main, option
 from erl.errors import UserError
 from erl.files import check_writable, write_whole
 from erl.lifetimes.lifetime import load_model
+from erl.lifetimes.trace import Trace, trace
 from erl.worlds.evaluation import Policy
+from erl.worlds.specification import LifetimeSpec
 
 # Animations are rarely shown faster; what is simulated faster is thinned.
 MAX_FPS = 30
-FORMATS = (".gif", ".webp", ".mp4")
+FORMATS = (".mp4", ".gif", ".webp")
+# How MuJoCo draws without a screen, the faster one first.
+RENDERERS = ("egl", "osmesa")
+# Steps of the past that the panel beside the frames shows.
+HISTORY = 150
+
+
+class Sink(Protocol):
+    """Where lines and the status go: `cli.Display` is one."""
+
+    def line(self, text: str) -> None:
+        """Print a line that stays."""
+
+    def status(self, text: str) -> None:
+        """Show how far things are."""
+
+    def close(self) -> None:
+        """Take the status away."""
 
 
 @dataclass(frozen=True)
@@ -28,24 +57,26 @@ class FilmConfig:
 
     model: str | None = option(None, "saved model, with or without .zip")
     file: str | None = option(
-        None,
-        "film to write, .gif, .webp, or .mp4 (pip install imageio-ffmpeg); by default the "
-        "model's name, .gif",
+        None, "film to write, .mp4, .gif or .webp; by default the model's name, .mp4"
     )
-    steps: int = option(300, "environment steps at most; a film ends with its episode")
+    steps: int | None = option(None, "environment steps at most; by default the whole episode")
     episode_seed: int = option(0, "seed of the episode")
+    panel: bool = option(False, "reservoir activity and return so far beside the frames")
+    width: int | None = option(None, "width of the frames in pixels; by default as drawn")
     overwrite: bool = option(False, "replace the file if it exists")
 
     def __post_init__(self) -> None:
         if not self.model:
             raise UserError("--model is missing: which saved model to film")
-        if self.steps < 1:
+        if self.steps is not None and self.steps < 1:
             raise UserError(f"--steps is at least 1, not {self.steps}")
+        if self.width is not None and self.width < 16:
+            raise UserError(f"--width is at least 16 pixels, not {self.width}")
         if self.episode_seed < 0:
             raise UserError(f"--episode_seed is not negative: {self.episode_seed}")
 
 
-def film(config: FilmConfig, sink: Any) -> int:
+def film(config: FilmConfig, sink: Sink) -> int:
     """Run the policy without exploration for an episode, or its beginning, and write what it looks
     like.
 
@@ -55,12 +86,85 @@ def film(config: FilmConfig, sink: Any) -> int:
     """
     model = str(config.model).removesuffix(".zip").removesuffix(".json")
     spec, agent = load_model(model)
-    path = Path(config.file or f"{model}.gif")
+    path = Path(config.file or f"{model}.mp4")
+    check_file(path, config.overwrite)
+    episode = film_agent(
+        spec, agent, path, config.episode_seed, config.steps, config.panel, config.width, sink
+    )
+    total = float(episode.rewards.sum())
+    said = (
+        f"return {total:,.1f}"
+        if episode.ended
+        else f"the episode goes on; reward so far {total:,.1f}"
+    )
+    sink.line(f"{path}: {len(episode):,} steps, {said}")
+    return 0
+
+
+def film_agent(
+    spec: LifetimeSpec,
+    agent: Policy,
+    path: Path,
+    seed: int = 0,
+    steps: int | None = None,
+    panel: bool = False,
+    width: int | None = None,
+    sink: Sink | None = None,
+) -> Trace:
+    """Film an episode of an agent.
+
+    Args:
+        spec: of its lifetime.
+        agent: from `load_model`, or just trained.
+        path: of the film: .mp4, .gif or .webp. A film that is there is replaced.
+        seed: of the episode.
+        steps: at most so many; None for the whole episode.
+        panel: whether the reservoir's activity and the return so far are shown beside the frames.
+        width: of the frames, in pixels; None as they are drawn.
+        sink: is told how far it is.
+
+    Returns:
+        The episode.
+
+    Raises:
+        UserError: the environment cannot be seen, or the file cannot be written.
+    """
+    check_file(path, overwrite=True)
+    choose_renderer(spec.task.env_id)
+    fps, every = MAX_FPS, 1
+    limit = "" if steps is None else f" of at most {steps:,}"
+
+    def watch(done: int) -> None:
+        if sink is not None and done % 50 == 0:
+            sink.status(f"filming {path.name}: step {done:,}{limit}")
+
+    def draw(env: gym.Env, step: int) -> bytes | None:
+        nonlocal fps, every
+        fps = int(env.metadata.get("render_fps") or MAX_FPS)
+        every = max(1, -(-fps // MAX_FPS))
+        return _packed(_image(env), width) if step % every == 0 else None
+
+    try:
+        episode = trace(spec, agent, seed, steps, draw, watch)
+    except UserError:
+        raise
+    except Exception as e:
+        raise UserError(f"{spec.task.env_id} cannot be filmed: {_said(e)}") from e
+    finally:
+        if sink is not None:
+            sink.close()
+    shown = (_frame(episode, i, panel) for i, frame in enumerate(episode.frames) if frame)
+    _write(path, shown, fps / every)
+    return replace(episode, frames=())
+
+
+def check_file(path: Path, overwrite: bool) -> None:
+    """Raise a UserError if a film cannot be written there; leaves nothing behind."""
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"{path} ends in none of {', '.join(FORMATS)}")
     if path.suffix.lower() == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
         raise UserError(f"{path.suffix} needs another package: pip install imageio-ffmpeg")
-    if path.is_dir() or (path.exists() and not config.overwrite):
+    if path.is_dir() or (path.exists() and not overwrite):
         raise UserError(
             f"{path} exists" + (" and is no file" if path.is_dir() else "; --overwrite replaces it")
         )
@@ -68,70 +172,166 @@ def film(config: FilmConfig, sink: Any) -> int:
         check_writable(str(path.parent))
     except OSError as e:
         raise UserError(f"{path} cannot be written: {e.strerror or e}") from e
-    if sys.platform == "linux" and not os.environ.get("DISPLAY"):  # no window is needed
-        os.environ.setdefault("MUJOCO_GL", "egl")
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    try:
-        env = spec.make_env(render_mode="rgb_array")
-    except Exception as e:
-        raise UserError(f"{spec.task.env_id} cannot be filmed: {' '.join(str(e).split())}") from e
-    try:
-        frames, total, over = record(agent, env, config.steps, config.episode_seed)
-        fps = int(env.metadata.get("render_fps") or MAX_FPS)
-    finally:
-        with suppress(Exception):  # renderers without a display fail to close on some machines
-            env.close()
-    every = max(1, -(-fps // MAX_FPS))
-    _write(path, frames[::every], fps / every)
-    said = f"return {total:,.1f}" if over else f"the episode goes on; reward so far {total:,.1f}"
-    sink.line(f"{path}: {len(frames) - 1} steps, {said}")
-    return 0
 
 
-def record(agent: Policy, env: Any, steps: int, seed: int) -> tuple[list[np.ndarray], float, bool]:
-    """Images (height, width, 3) of an episode's beginning, its rewards' sum, and whether it
-    ended.
+# -- drawing without a screen --
+
+
+def choose_renderer(env_id: str) -> str | None:
+    """Have environments draw without a screen, where there is none.
+
+    `MUJOCO_GL` decides if it is set. Otherwise EGL and OSMesa are tried in a process of their own,
+    once, since a driver that fails may take its process with it.
+
+    Returns:
+        What MuJoCo draws with; None where there is a screen or the environment is none of MuJoCo's.
+
+    Raises:
+        UserError: a MuJoCo environment, no screen, and neither EGL nor OSMesa.
     """
-    observation, _ = env.reset(seed=seed)
-    frames, state, total, over = [_image(env)], None, 0.0, False
-    start = np.ones(1, dtype=bool)
-    while not over and len(frames) <= steps:
-        action, state = agent.predict(
-            observation, state=state, episode_start=start, deterministic=True
-        )
-        observation, reward, terminated, truncated, _ = env.step(action)
-        total, over, start = total + float(reward), terminated or truncated, np.zeros(1, dtype=bool)
-        frames.append(_image(env))
-    return frames, total, over
+    if sys.platform != "linux" or os.environ.get("DISPLAY"):
+        return None
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    if not _is_mujoco(env_id):
+        return None
+    if not os.environ.get("MUJOCO_GL"):
+        found = available_renderer()
+        if found is None:
+            raise UserError(
+                f"{env_id} cannot be drawn here: there is no screen, and neither EGL nor OSMesa "
+                "works; install one (Debian: libegl1 libegl-mesa0, or libosmesa6), or set MUJOCO_GL"
+            )
+        os.environ["MUJOCO_GL"] = found
+    return os.environ["MUJOCO_GL"]
 
 
-def _image(env: Any) -> np.ndarray:
+def _is_mujoco(env_id: str) -> bool:
     try:
-        image = env.render()
+        entry = str(gym.spec(env_id.rpartition(":")[2]).entry_point)
+    except gym.error.Error:
+        return False
+    return "mujoco" in entry.casefold()
+
+
+@cache
+def available_renderer() -> str | None:
+    """The first of `RENDERERS` that can make a context here; None if none can."""
+    code = "import mujoco.{0} as g; c = g.GLContext(16, 16); c.make_current(); c.free()"
+    for name in RENDERERS:
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(name)],
+            env={**os.environ, "MUJOCO_GL": name, "PYOPENGL_PLATFORM": name},
+            capture_output=True,
+        )
+        if done.returncode == 0:
+            return name
+    return None
+
+
+def _image(env: gym.Env) -> np.ndarray:
+    try:
+        image: Any = env.render()
     except Exception as e:
-        raise UserError(
-            f"the environment cannot be drawn here: {' '.join(str(e).split()) or type(e).__name__}"
-        ) from e
+        raise UserError(f"the environment cannot be drawn here: {_said(e)}") from e
     if not isinstance(image, np.ndarray):
         raise UserError("the environment draws no images")
     return image
 
 
-def _write(path: Path, frames: list[np.ndarray], fps: float) -> None:
-    images = np.stack(frames)
+def _packed(image: np.ndarray, width: int | None) -> bytes:
+    """An image as a PNG: a thousand of them, as they are drawn, would fill the memory."""
+    picture = Image.fromarray(image).convert("RGB")
+    if width is not None:
+        picture = picture.resize((width, round(picture.height * width / picture.width)))
+    packed = io.BytesIO()
+    picture.save(packed, format="PNG", compress_level=1)
+    return packed.getvalue()
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# -- the panel beside the frames --
+
+
+def _frame(episode: Trace, i: int, panel: bool) -> Image.Image:
+    """The i-th image of a film, with even sides, as MP4 has them."""
+    frame = np.asarray(Image.open(io.BytesIO(episode.frames[i])))
+    if panel:
+        frame = np.concatenate([frame, panel_image(episode, i, *frame.shape[:2])], axis=1)
+    even = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
+    return Image.fromarray(even)
+
+
+def panel_image(episode: Trace, i: int, height: int, width: int) -> np.ndarray:
+    """What is shown beside the i-th frame: (height, width, 3).
+
+    Above, the state of every neuron over the last `HISTORY` steps, violet below zero and orange
+    above, white at zero; below, the return so far over the whole episode. Without a reservoir the
+    return has all the space.
+    """
+    neurons = episode.states.shape[1]
+    upper = round(height * 0.6) if neurons else 0
+    panel = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(panel)
+    if neurons:
+        first = max(0, i + 1 - HISTORY)
+        past = np.zeros((HISTORY, neurons))
+        past[HISTORY - (i + 1 - first) :] = episode.states[first : i + 1]
+        size = (width - 8, upper - 24)
+        activity = Image.fromarray(diverging(past.T)).resize(size, Image.Resampling.NEAREST)
+        panel.paste(activity, (4, 20))
+        pen.text((4, 4), f"reservoir: {neurons} neurons, last {HISTORY} steps", fill="black")
+    returns = np.concatenate([[0.0], np.cumsum(episode.rewards)])
+    pen.text((4, upper + 4), f"return so far {returns[i]:,.1f}   step {i:,}", fill="black")
+    low, high = float(returns.min()), float(returns.max())
+    top, bottom = upper + 22, height - 6
+    x = 4 + np.arange(len(returns)) / max(1, len(returns) - 1) * (width - 8)
+    y = bottom - (returns - low) / ((high - low) or 1.0) * (bottom - top)
+    pen.line([(4, bottom), (width - 4, bottom)], fill=(200, 200, 200))
+    if i:
+        pen.line(list(zip(x[: i + 1], y[: i + 1])), fill=(213, 94, 0), width=2)
+    pen.ellipse([x[i] - 3, y[i] - 3, x[i] + 3, y[i] + 3], fill=(0, 114, 178))
+    return np.asarray(panel)
+
+
+def diverging(values: np.ndarray) -> np.ndarray:
+    """Values in [-1, 1] as colours, violet over white to orange: uint8 (…, 3)."""
+    ends = np.array([[84, 39, 136], [255, 255, 255], [179, 88, 6]], dtype=float)
+    at = np.clip(values, -1, 1)[..., None] + 1.0
+    low = np.minimum(at, 1.0)
+    colours = ends[0] + (ends[1] - ends[0]) * low + (ends[2] - ends[1]) * (at - low)
+    return colours.round().astype(np.uint8)
+
+
+# -- files --
+
+
+def _write(path: Path, frames: Iterable[Image.Image], fps: float) -> None:
+    """Write a film from frames that are made one by one."""
+    ending = path.suffix.lower()
+    forms = {".gif": "GIF", ".webp": "WEBP"}
 
     def write(part: str) -> None:
-        if path.suffix.lower() == ".mp4":
-            imageio.imwrite(part, images, extension=".mp4", fps=fps, plugin="FFMPEG")
-        else:
-            imageio.imwrite(
-                part,
-                images,
-                extension=path.suffix.lower(),
-                duration=1000 / fps,
-                loop=0,
-                plugin="pillow",
+        if ending == ".mp4":
+            # Any even size of frame, in the colours that all players know.
+            writer: Any = imageio.get_writer(
+                part, format="FFMPEG", fps=fps, macro_block_size=2, quality=8
             )
+            with writer:
+                for frame in frames:
+                    writer.append_data(np.asarray(frame))
+            return
+        images = iter(frames)
+        next(images).save(
+            part,
+            format=forms[ending],
+            save_all=True,
+            append_images=images,
+            duration=1000 / fps,
+            loop=0,
+        )
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,8 @@ class Trace:
         rewards: (T,).
         ended: whether the episode ended.
         seconds: of one step; None where the environment does not say.
-        frames: images (height, width, 3), T + 1 of them if they were asked for.
+        frames: what `draw` made of the environment at the reset and after each step, T + 1 of them;
+            none if nothing was drawn.
     """
 
     spec: LifetimeSpec
@@ -42,7 +43,7 @@ class Trace:
     rewards: np.ndarray
     ended: bool
     seconds: float | None = None
-    frames: tuple[np.ndarray, ...] = ()
+    frames: tuple[Any, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -63,7 +64,7 @@ def trace(
     agent: Policy,
     seed: int = 0,
     steps: int | None = None,
-    draw: Callable[[gym.Env], np.ndarray] | None = None,
+    draw: Callable[[gym.Env, int], Any] | None = None,
     watch: Callable[[int], None] | None = None,
 ) -> Trace:
     """Play an episode without exploration and keep everything.
@@ -75,7 +76,7 @@ def trace(
         agent: from `load_model`.
         seed: of the episode.
         steps: at most so many; None for the whole episode.
-        draw: makes a frame of the environment, which is then made to be drawn.
+        draw: makes a frame of the environment after so many steps.
         watch: told after each step how many there were.
 
     Raises:
@@ -102,7 +103,7 @@ def _play(
     env: gym.Env,
     seed: int,
     steps: int | None,
-    draw: Callable[[gym.Env], np.ndarray] | None,
+    draw: Callable[[gym.Env, int], Any] | None,
     watch: Callable[[int], None] | None,
 ) -> Trace:
     assert isinstance(env.observation_space, spaces.Box)
@@ -117,7 +118,7 @@ def _play(
     shown, states, inputs = [observation], [_state(encoder)], [_inputs(encoder)]
     actions: list[np.ndarray] = []
     rewards: list[float] = []
-    frames = [] if draw is None else [draw(env)]
+    frames = [] if draw is None else [draw(env, 0)]
     state: Any = None
     start, over = np.ones(1, dtype=bool), False
     while not over and (steps is None or len(rewards) < steps):
@@ -137,7 +138,7 @@ def _play(
         actions.append(_executed(action[0], env.action_space))
         rewards.append(float(reward))
         if draw is not None:
-            frames.append(draw(env))
+            frames.append(draw(env, len(rewards)))
         if watch is not None:
             watch(len(rewards))
     return Trace(

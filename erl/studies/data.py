@@ -25,8 +25,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from erl.errors import UserError
 from erl.search.samplers import CmaesSampler, make_sampler
+from erl.search.space import make_context, search_space
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
 from erl.studies.study import Study, generations, records
+from erl.worlds.reservoirs import ReservoirParams
 
 # Scalars in which a TensorBoard log may tell the return: Stable-Baselines3's, then CleanRL's.
 RETURN_TAGS = ("rollout/ep_rew_mean", "charts/episodic_return")
@@ -379,3 +381,57 @@ def _replayed(data: StudyData) -> pd.DataFrame:
         g = generation[number]
         rows[g] = (g, "CMA-ES", run, mean, cov, sampler.parameters)
     return pd.DataFrame([rows[g] for g in sorted(rows)], columns=_PATH)
+
+
+# -- reservoirs --
+
+
+def evolved_reservoirs(data: StudyData) -> tuple[ReservoirParams, ...]:
+    """The reservoirs that an evolution found best, or that a test tests.
+
+    Raises:
+        UserError: no trial has a fitness, or no reservoir was evolved.
+    """
+    if data.kind == "test":
+        return _reservoirs(data, data.config["params"])
+    done = data.trials[(data.trials.state == "COMPLETE") & data.trials.fitness.notna()]
+    if not len(done):
+        raise UserError(f"study {data.name!r} has no finished trial yet")
+    best = done.loc[done.fitness.idxmax()]
+    return _reservoirs(data, {name: best[name] for name in data.space})
+
+
+def drawn_reservoirs(data: StudyData, n: int, seed: int = 0) -> list[ReservoirParams]:
+    """`n` reservoirs drawn from the search space, uniformly on each parameter's scale: what
+    evolution begins from. Where a trial has several reservoirs, the first of each draw.
+
+    Raises:
+        UserError: the study does not say what was searched.
+    """
+    space = data.space
+    if data.kind == "test":
+        found = {n: Axis(r.low, r.high, r.log) for n, r in search_space(data.evolution).items()}
+        space = found
+    rng = np.random.default_rng(seed)
+    draws = [
+        {
+            name: round(float(v)) if name.startswith("units") else float(v)
+            for name, axis in space.items()
+            if axis.choices is None
+            for v in [axis.value(rng.random())]
+        }
+        for _ in range(n)
+    ]
+    return [_reservoirs(data, draw)[0] for draw in draws]
+
+
+def _reservoirs(data: StudyData, params: Mapping[str, Any]) -> tuple[ReservoirParams, ...]:
+    # What ER-MRL's journals do not say are its defaults.
+    usual = {"units": 100, "skip_c": False, "reset_res": True, "published_code": False}
+    numbered = sum(name.startswith("sr_") for name in params)
+    config = {**usual, **({"nb_res": numbered} if numbered else {}), **data.evolution}
+    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in params.items()}
+    try:
+        return make_context(config, plain).reservoirs
+    except KeyError:
+        raise UserError(f"study {data.name!r} did not evolve a reservoir") from None

@@ -1,11 +1,14 @@
+import os
+
 import imageio.v3 as imageio
 import numpy as np
 import pytest
 
 from erl.cli import parse
 from erl.errors import UserError
-from erl.lifetimes.film import FilmConfig, film
+from erl.lifetimes.film import FilmConfig, choose_renderer, diverging, film, panel_image
 from erl.lifetimes.lifetime import Job, live, load_model
+from erl.lifetimes.trace import trace
 from erl.worlds.evaluation import evaluate
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
@@ -55,21 +58,71 @@ def test_the_agent_beside_another_too(tmp_path):
     assert list(again.returns) == pytest.approx(record.inner["final_returns"]["rl"], rel=1e-6)
 
 
-@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".mp4"])
 def test_a_film_shows_the_episode(tmp_path, sink, suffix):
     trained(tmp_path, "PPO", n_steps=64)
     file = tmp_path / "films" / f"a{suffix}"
     assert film(FilmConfig(model=f"{tmp_path}/seed_0", file=str(file), steps=12), sink) == 0
-    frames = imageio.imread(file, plugin="pillow", mode="RGB", index=...)
+    frames = frames_of(file)
     assert frames.shape == (13, 500, 500, 3)
     assert (np.abs(np.diff(frames.astype(int), axis=0)).max((1, 2, 3)) > 0).all()
     assert "12 steps, the episode goes on" in str(sink)
     with pytest.raises(UserError, match="--overwrite"):
         film(FilmConfig(model=f"{tmp_path}/seed_0", file=str(file), steps=12), sink)
-    assert film(FilmConfig(model=f"{tmp_path}/seed_0", file=str(file), overwrite=True), sink) == 0
+
+
+def frames_of(file):
+    if file.suffix == ".mp4":
+        return imageio.imread(file, plugin="FFMPEG")
+    return imageio.imread(file, plugin="pillow", mode="RGB", index=...)
+
+
+def test_a_whole_episode_with_the_panel_beside_it(tmp_path, sink):
+    trained(tmp_path, "PPO", n_steps=64)
+    file = tmp_path / "a.webp"
+    config = FilmConfig(
+        model=f"{tmp_path}/seed_0", file=str(file), panel=True, width=81, overwrite=True
+    )
+    assert film(config, sink) == 0
+    assert frames_of(file).shape == (201, 82, 162, 3)
     # Its return is the one that the same policy has in the same episode.
     spec, agent = load_model(tmp_path / "seed_0")
     assert f"return {evaluate(agent, spec.make_env(), 1, 0).returns[0]:,.1f}" in str(sink)
+    assert "filming a.webp: step 50" in sink.statuses
+
+
+def test_the_panel_shows_the_state_and_the_return(tmp_path):
+    trained(tmp_path, "PPO", n_steps=64)
+    spec, agent = load_model(tmp_path / "seed_0")
+    episode = trace(spec, agent, 0, 30)
+    shown = panel_image(episode, 30, 200, 158)
+    # 150 steps on 150 pixels, and the last column is the present.
+    rows = np.linspace(20, 115, 8, endpoint=False).astype(int) + 5
+    column = shown[rows, 153]
+    assert np.abs(column.astype(int) - diverging(episode.states[30])).max() <= 1
+    assert (shown[rows, 6] == 255).all()  # before the episode
+    assert diverging(np.array([-1.0, 0.0, 1.0])).tolist() == [
+        [84, 39, 136],
+        [255, 255, 255],
+        [179, 88, 6],
+    ]
+
+
+def test_a_machine_without_a_renderer_says_so(monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("erl.lifetimes.film.available_renderer", lambda: None)
+    with pytest.raises(UserError, match="neither EGL nor OSMesa works; install one"):
+        choose_renderer("Swimmer-v4")
+    assert choose_renderer("Pendulum-v1") is None  # pygame draws it
+    monkeypatch.setattr("erl.lifetimes.film.available_renderer", lambda: "osmesa")
+    assert choose_renderer("Swimmer-v4") == "osmesa"
+    assert os.environ["MUJOCO_GL"] == "osmesa"
+    monkeypatch.setattr("erl.lifetimes.film.available_renderer", lambda: None)
+    assert choose_renderer("Swimmer-v4") == "osmesa"  # who has set it decides
+    monkeypatch.setenv("DISPLAY", ":0")
+    assert choose_renderer("Swimmer-v4") is None
 
 
 def test_a_normalised_model_without_its_statistics_is_refused(tmp_path):

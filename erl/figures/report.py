@@ -1,0 +1,549 @@
+"""The report of a study: every figure that it allows, its tables, its film, and one page that says
+what was run.
+
+`python -m erl.figures --study NAME --folder out`.
+"""
+
+import base64
+import html
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from erl.cli import option
+from erl.errors import UserError
+from erl.figures import behaviour, comparison, evolution, learning
+from erl.figures.style import FORMATS, caption_of, count, save, write_text
+from erl.files import check_writable
+from erl.lifetimes.film import Sink, film_agent
+from erl.lifetimes.lifetime import file_name, load_model
+from erl.lifetimes.trace import Trace, trace
+from erl.studies.data import (
+    StudyData,
+    drawn_reservoirs,
+    evolved_reservoirs,
+    importances,
+    read_study,
+    sampler_path,
+)
+from erl.studies.storage import DEFAULT_STORAGE
+
+# Reservoirs drawn from the search space beside as many seeds of the evolved one.
+DRAWN = 20
+# Steps of an episode that are shown in detail.
+SHOWN = 300
+Draw = Callable[[], Figure]
+
+
+@dataclass(frozen=True)
+class FigureConfig:
+    """Flags of `python -m erl.figures`."""
+
+    study: str | None = option(
+        None,
+        "study, STORAGE#STUDY, journal file or folder of TensorBoard logs; several "
+        "comma-separated, or the flag repeated",
+    )
+    storage: str = option(DEFAULT_STORAGE, "study database of studies that are only named")
+    folder: str | None = option(None, "folder that figures, tables, film and report.html go to")
+    formats: str = option("png,pdf,svg", "of the figures, comma-separated", choices=FORMATS)
+    baseline: str | None = option(None, "agent that others are compared with; by default the first")
+    thresholds: str | None = option(
+        None,
+        "returns for sample efficiency, comma-separated; by default three between beginning "
+        "and end",
+    )
+    models: str = option("models", "folder of trained models, for film and behaviour")
+    film: bool = option(True, "film an agent, where there is a model")
+    overwrite: bool = option(False, "replace the report that is in the folder")
+
+    def __post_init__(self) -> None:
+        if not self.study:
+            raise UserError("--study is missing: which study to show")
+        if not self.folder:
+            raise UserError("--folder is missing: where to write figures and report")
+        unknown = [f for f in self.form_list() if f not in FORMATS]
+        if unknown or not self.form_list():
+            known = ", ".join(FORMATS)
+            raise UserError(f"--formats {self.formats!r}: known are {known}")
+        self.threshold_list()
+
+    def form_list(self) -> list[str]:
+        """The formats."""
+        return [f.strip() for f in self.formats.split(",") if f.strip()]
+
+    def threshold_list(self) -> list[float] | None:
+        """The thresholds."""
+        if self.thresholds is None:
+            return None
+        try:
+            values = [float(t) for t in self.thresholds.split(",")]
+            if not all(map(math.isfinite, values)):
+                raise ValueError
+            return values
+        except ValueError:
+            raise UserError(f"--thresholds {self.thresholds!r}: numbers, comma-separated") from None
+
+
+@dataclass
+class Section:
+    """A study's part of the report, or what several studies show together.
+
+    Attributes:
+        title: of the section.
+        data: the study; None for several.
+        figures: (name, title, figure) of those that could be drawn.
+        missing: (title, reason) of those that could not.
+        tables: (title, table).
+        film: file of the film, if there is one, and a line about it.
+    """
+
+    title: str
+    data: StudyData | None = None
+    figures: list[tuple[str, str, Figure]] = field(default_factory=list)
+    missing: list[tuple[str, str]] = field(default_factory=list)
+    tables: list[tuple[str, str, pd.DataFrame]] = field(default_factory=list)
+    film: tuple[Path, str] | None = None
+
+    def draw(self, name: str, title: str, figure: Draw) -> None:
+        """Draw a figure, or note why it cannot be."""
+        try:
+            self.figures.append((name, title, figure()))
+        except UserError as e:
+            self.missing.append((title, str(e)))
+
+
+def describe(data: StudyData) -> str:
+    """What was run, with which seeds, in a sentence or two."""
+    config, outer = data.config, data.evolution
+    if data.kind == "tensorboard":
+        return f"TensorBoard logs in {data.name}."
+    if not config:
+        return f"Study {data.name}, which stores no configuration."
+    where = ", ".join(outer.get("env_ids") or [config.get("env_id") or outer["env_id"]])
+    hidden = " with hidden velocities" if outer.get("del_obs") else ""
+    if data.kind == "evolution":
+        lives = (
+            f"{count(config['nb_seeds'], 'seed')} x {config['training_steps']:,} steps a trial, "
+            f"{config['sampler']}, root seed {config['seed']}"
+        )
+    else:
+        steps = config.get("training_steps") or config.get("steps")
+        seeds = sorted(set(data.lifetimes.seed)) if len(data.lifetimes) else []
+        lives = f"{steps:,} steps, seeds {_ranges(seeds)} of root seed {outer['seed']}"
+    return f"{where}{hidden}, {outer['learner']}, {lives}."
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """`0 to 9`, `1, 4, 7`."""
+    if len(numbers) > 2 and list(numbers) == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{numbers[0]} to {numbers[-1]}"
+    return ", ".join(map(str, numbers)) or "none"
+
+
+def baseline_of(data: StudyData) -> str | None:
+    """The learner alone, if it is among the arms."""
+    learner = data.evolution.get("learner")
+    arms = set(data.lifetimes.arm) if "arm" in data.lifetimes else set()
+    return next((a for a in (learner, "PPO") if a in arms), None)
+
+
+# -- sections --
+
+
+def evolution_section(data: StudyData) -> Section:
+    """What an evolution, or another program's study, shows."""
+    about, section = describe(data), Section(data.name, data)
+    trials, space = data.trials, data.space
+    draw = section.draw
+    draw("history", "Optimisation history", lambda: evolution.optimisation_history(trials, about))
+    draw(
+        "search_map",
+        "Map of the search",
+        lambda: evolution.search_map(trials, space, sampler_path(data), about=about),
+    )
+    draw(
+        "parallel_coordinates",
+        "Parallel coordinates",
+        lambda: evolution.parallel_coordinates(trials, space, about),
+    )
+    draw("slices", "Slices", lambda: evolution.slices(trials, space, about))
+    draw("contours", "Contours", lambda: evolution.contours(trials, space, about=about))
+    draw("importances", "Importances", lambda: evolution.importances(importances(data), about))
+    draw(
+        "two_levels",
+        "Both levels of evolution",
+        lambda: evolution.two_levels(trials, data.lifetimes, data.generations, about=about),
+    )
+    draw("memory", "Memory of reservoirs", lambda: memory_figure(data, about))
+    return section
+
+
+def memory_figure(data: StudyData, about: str = "") -> Figure:
+    """Memory of the evolved reservoir, over seeds, beside ones drawn from the search space."""
+    evolved, drawn = evolved_reservoirs(data), drawn_reservoirs(data, DRAWN)
+    several = len(evolved) > 1
+    frame = pd.concat(
+        [
+            behaviour.memory(
+                {f"evolved {i + 1}" if several else "evolved": [p] for i, p in enumerate(evolved)},
+                seeds=range(DRAWN),
+            ),
+            behaviour.memory({"not evolved": drawn}),
+        ]
+    )
+    return behaviour.memory_profiles(frame, about)
+
+
+def agents_section(
+    data: StudyData, baseline: str | None = None, thresholds: Sequence[float] | None = None
+) -> Section:
+    """What a test, single runs or logs show: learning and comparison."""
+    about, section, frame = describe(data), Section(data.name, data), data.lifetimes
+    first = baseline or baseline_of(data)
+    order = [first] if first else []
+    draw = section.draw
+    draw(
+        "learning_curves", "Learning curves", lambda: learning.learning_curves(frame, order, about)
+    )
+    draw(
+        "sample_efficiency",
+        "Sample efficiency",
+        lambda: learning.sample_efficiency(frame, thresholds, order, about),
+    )
+    for column, name in (("training_return", "training"), ("final_return", "final")):
+        what = "training returns" if name == "training" else "final policies"
+        draw(
+            f"returns_{name}",
+            f"Interquartile means, {what}",
+            partial(learning.interquartile_means, frame, column, order, about),
+        )
+        draw(
+            f"improvement_{name}",
+            f"Probability of improvement, {what}",
+            partial(comparison.improvement, frame, first, column, order, about),
+        )
+        draw(
+            f"profiles_{name}",
+            f"Performance profiles, {what}",
+            partial(comparison.performance_profiles, frame, column, order, about),
+        )
+        try:
+            table = comparison.results_table(
+                frame, first, column, order, thresholds if name == "training" else None
+            )
+            section.tables.append((f"results_{name}", f"Results, {what}", table))
+        except UserError as e:
+            section.missing.append((f"Table of {what}", str(e)))
+    if data.kind == "test":
+        draw("memory", "Memory of reservoirs", lambda: memory_figure(data, about))
+    if len(data.generations):
+        draw(
+            "two_levels",
+            "Evolution within learning",
+            lambda: evolution.two_levels(data.trials, frame, data.generations, about=about),
+        )
+    return section
+
+
+def model_of(data: StudyData, models: str | Path) -> tuple[str, int, Path]:
+    """The agent to look at: of the first arm with a reservoir (or the first arm), the seed with the
+    middle training return. It is neither the best nor a chosen one.
+
+    Returns:
+        Arm, seed, and the path of its model.
+
+    Raises:
+        UserError: there is no model.
+    """
+    frame = learning.finished(data.lifetimes, "training_return")
+    arms = list(dict.fromkeys(data.lifetimes.arm))
+    arm = next((a for a in arms if a.startswith("RES_")), arms[0])
+    part = frame[frame.arm == arm].sort_values("training_return", kind="stable")
+    if not len(part):
+        raise UserError(f"no lifetime of {arm} has finished")
+    seed = int(part.seed.iloc[(len(part) - 1) // 2])
+    folder = Path(models) / file_name(data.name)
+    path = folder / arm / f"seed_{seed}" if data.kind == "test" else folder / f"seed_{seed}"
+    if not path.with_name(f"{path.name}.zip").is_file():
+        raise UserError(f"there is no model {path}.zip")
+    return arm, seed, path
+
+
+def add_behaviour(section: Section, episode: Trace, about: str) -> None:
+    """Figures of one episode."""
+    draw = section.draw
+    last = min(SHOWN, len(episode))
+    draw("episode", "An episode", lambda: behaviour.aligned(episode, 0, last, about))
+    draw("spectra", "Spectra", lambda: behaviour.spectra(episode, about))
+    draw("frequencies", "Neurons and gait", lambda: behaviour.frequencies(episode, about))
+    draw("phase_plane", "Reservoir state and gait", lambda: behaviour.phase_plane(episode, about))
+
+
+def together(studies: Sequence[StudyData], baseline: str | None = None) -> Section | None:
+    """What several studies show side by side; None where that is nothing."""
+    section = Section("Studies side by side")
+    outer = [d for d in studies if d.kind in ("evolution", "journal")]
+    if len(outer) > 1:
+        section.draw(
+            "side_by_side",
+            "Evolutions",
+            lambda: evolution.side_by_side({d.name: d.trials for d in outer}),
+        )
+    tests = [d for d in studies if d.kind == "test"]
+    if len(tests) > 1:
+        section.draw(
+            "generalisation",
+            "Generalisation",
+            lambda: comparison.generalisation_matrix(
+                comparison.generalisation(generalisation_tests(tests))
+            ),
+        )
+    runs = [d for d in studies if d.kind in ("single", "tensorboard")]
+    if len(runs) > 1:
+        joined = join(runs)
+        draw = section.draw
+        draw("learning_curves", "Learning curves", lambda: learning.learning_curves(joined))
+        draw("returns", "Interquartile means", lambda: learning.interquartile_means(joined))
+        draw("profiles", "Performance profiles", lambda: comparison.performance_profiles(joined))
+        draw(
+            "improvement",
+            "Probability of improvement",
+            lambda: comparison.improvement(joined, baseline),
+        )
+    return section if section.figures or section.missing else None
+
+
+def join(studies: Sequence[StudyData]) -> pd.DataFrame:
+    """Lifetimes of several studies in one frame; arms are called after the study where several
+    studies have one of the same name.
+
+    Raises:
+        UserError: they are of different tasks, whose returns share no scale.
+    """
+    tasks = sorted({e for d in studies if "env_id" in d.lifetimes for e in d.lifetimes.env_id})
+    if len(tasks) > 1:
+        raise UserError(f"returns in {', '.join(tasks)} share no scale: show them one by one")
+    names = [a for d in studies for a in dict.fromkeys(d.lifetimes.get("arm", []))]
+    frames = []
+    for data in studies:
+        frame = data.lifetimes
+        if len(frame):
+            arm = frame.arm.map(lambda a, d=data: a if names.count(a) == 1 else f"{d.name}: {a}")
+            frames.append(frame.assign(arm=arm))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def generalisation_tests(
+    tests: Sequence[StudyData],
+) -> dict[tuple[str, str], tuple[pd.DataFrame, str, str]]:
+    """Tests by (evolved on, tested on), for `comparison.generalisation`."""
+    found = {}
+    for data in tests:
+        outer = data.evolution
+        evolved = "+".join(outer.get("env_ids") or [outer["env_id"]])
+        tested = data.config.get("env_id") or outer["env_id"]
+        arms = list(dict.fromkeys(data.lifetimes.arm)) if len(data.lifetimes) else []
+        arm = next((a for a in arms if a.startswith("RES_")), "")
+        found[evolved, tested] = (data.lifetimes, outer["learner"], arm)
+    return found
+
+
+# -- the whole --
+
+
+def report(config: FigureConfig, sink: Sink) -> int:
+    """Write figures, tables, film and `report.html`.
+
+    Returns:
+        Exit code: 0.
+
+    Raises:
+        UserError: no such study, nothing to show, or the folder cannot be written; it is left as it
+            was then.
+    """
+    folder = Path(config.folder or "")
+    page = folder / "report.html"
+    if page.exists() and not config.overwrite:
+        raise UserError(f"{page} exists; --overwrite replaces it")
+    try:
+        check_writable(str(folder))
+    except OSError as e:
+        raise UserError(f"{folder} cannot be written: {e.strerror or e}") from e
+    names = list(dict.fromkeys(n.strip() for n in (config.study or "").split(",") if n.strip()))
+    studies = [read_study(name, config.storage) for name in names]
+    sections: list[Section] = []
+    for data in studies:
+        sink.status(f"drawing {data.name}")
+        if data.kind in ("evolution", "journal"):
+            sections.append(evolution_section(data))
+        else:
+            sections.append(agents_section(data, config.baseline, config.threshold_list()))
+    if (joint := together(studies, config.baseline)) is not None:
+        sections.append(joint)
+    if not any(s.figures for s in sections):
+        sink.close()
+        why = sections[0].missing[0][1] if sections[0].missing else "nothing is stored"
+        raise UserError(f"{', '.join(names)}: there is nothing to show yet ({why})")
+    for section in sections:
+        place = folder if len(sections) == 1 else folder / file_name(section.title)
+        if section.data is not None and section.data.kind in ("test", "single"):
+            _look_at_an_agent(section, place, config, sink)
+        for name, _, figure in section.figures:
+            sink.status(f"writing {place / name}")
+            save(figure, place, name, config.form_list())
+        for name, title, table in section.tables:
+            text = f"{title}. {describe(section.data) if section.data else ''}"
+            comparison.write_tables(table, place, name, text)
+    write_text(page, as_html(sections))
+    sink.close()
+    drawn = sum(len(s.figures) for s in sections)
+    for section in sections:
+        for title, reason in section.missing:
+            sink.line(f"not shown: {title}: {reason}")
+    sink.line(f"{page}: {count(drawn, 'figure')} of {count(len(studies), 'study', 'studies')}")
+    return 0
+
+
+def _look_at_an_agent(section: Section, place: Path, config: FigureConfig, sink: Sink) -> None:
+    """Film and behaviour of one agent, where there is a model."""
+    assert section.data is not None
+    try:
+        arm, seed, path = model_of(section.data, config.models)
+        spec, agent = load_model(path)
+    except UserError as e:
+        section.missing.append(("Film and behaviour", str(e)))
+        return
+    about = f"Agent: {arm}, seed {seed}, whose training return is the middle one."
+    episode = None
+    if config.film:
+        try:
+            file = place / "film.mp4"
+            episode = film_agent(spec, agent, file, panel=True, width=400, sink=sink)
+            said = f"{about} One episode without exploration, return {episode.rewards.sum():,.1f}."
+            section.film = file, said
+        except UserError as e:
+            section.missing.append(("Film", str(e)))
+    add_behaviour(section, episode or trace(spec, agent), about)
+
+
+# -- the page --
+
+_STYLE = """
+body { font: 16px/1.5 sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222;
+  background: #fff }
+h1, h2 { line-height: 1.2 } h2 { border-top: 2px solid #0072b2; padding-top: 1rem; margin-top: 3rem;
+  overflow-wrap: anywhere }
+img, video { max-width: 100%; height: auto } figure { margin: 1.5rem 0 }
+table { border-collapse: collapse; font-size: .85rem; display: block; overflow-x: auto }
+th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd; text-align: left;
+  overflow-wrap: anywhere }
+td + td, th + th { font-variant-numeric: tabular-nums }
+details { margin: 1rem 0 } summary { cursor: pointer }
+"""
+
+
+def as_html(sections: Sequence[Section]) -> str:
+    """One page with everything in it: no other file, no network."""
+    names = ", ".join(s.title for s in sections if s.data is not None)
+    parts = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{html.escape(names)}</title><style>{_STYLE}</style></head><body>",
+        "<h1>Report</h1>",
+    ]
+    for section in sections:
+        parts.append(f"<h2>{html.escape(section.title)}</h2>")
+        if section.data is not None:
+            parts += _what_was_run(section.data)
+        for _, title, table in section.tables:
+            parts += [f"<h3>{html.escape(title)}</h3>", _html_table(table)]
+        if section.film is not None:
+            file, said = section.film
+            film = base64.b64encode(file.read_bytes()).decode()
+            parts.append(
+                f'<figure><video controls loop muted src="data:video/mp4;base64,{film}"></video>'
+                f"<figcaption>{html.escape(said)}</figcaption></figure>"
+            )
+        for _, title, figure in section.figures:
+            parts += [f"<h3>{html.escape(title)}</h3>", _html_figure(title, figure)]
+        if section.missing:
+            items = "".join(
+                f"<li>{html.escape(title)}: {html.escape(reason)}</li>"
+                for title, reason in section.missing
+            )
+            parts.append(f"<h3>Not shown</h3><ul>{items}</ul>")
+    return "\n".join([*parts, "</body></html>", ""])
+
+
+def _html_figure(title: str, figure: Figure) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        (file,) = save(figure, folder, "figure", ["png"])
+        image = base64.b64encode(file.read_bytes()).decode()
+    alt = html.escape(f"{title}. {caption_of(figure)}", quote=True)
+    return f'<figure><img alt="{alt}" src="data:image/png;base64,{image}"></figure>'
+
+
+def _what_was_run(data: StudyData) -> list[str]:
+    states = data.trials.state.value_counts() if len(data.trials) else {}
+    facts: dict[str, Any] = {
+        "what": describe(data),
+        "kind": data.kind,
+        "storage": data.address,
+        "trials": ", ".join(f"{n} {s.lower()}" for s, n in states.items()) or "none",
+    }
+    done = data.trials[data.trials.state == "COMPLETE"] if len(data.trials) else data.trials
+    if data.kind in ("evolution", "journal") and len(done):
+        best = done.loc[done.fitness.idxmax()]
+        values = ", ".join(f"{n} {_plain(best[n])}" for n in data.space)
+        facts["best trial"] = (
+            f"{best.trial}, fitness {best.fitness:,.4g} (a maximum over noisy values): {values}"
+        )
+    if data.kind == "test":
+        facts["hyperparameters"] = ", ".join(
+            f"{n} {_plain(v)}" for n, v in data.config["params"].items()
+        )
+    if len(data.lifetimes) and "seed_reservoir" in data.lifetimes:
+        roles = [c for c in data.lifetimes if c.startswith("seed_")]
+        seeds = data.lifetimes[roles].drop_duplicates().head(20)
+        facts["seeds of lifetimes"] = "; ".join(
+            ", ".join(f"{c.removeprefix('seed_')} {row[c]}" for c in roles)
+            for _, row in seeds.iterrows()
+        )
+    facts["commit"] = data.commit or "not stored"
+    facts["versions"] = ", ".join(f"{k} {v}" for k, v in data.versions.items()) or "not stored"
+    rows = "".join(
+        f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>"
+        for k, v in facts.items()
+    )
+    parts = [f"<table>{rows}</table>"]
+    if data.config:
+        settings = "".join(
+            f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>"
+            for k, v in data.config.items()
+        )
+        parts.append(
+            f"<details><summary>Whole configuration</summary><table>{settings}</table></details>"
+        )
+    return parts
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _html_table(table: pd.DataFrame) -> str:
+    head = "".join(f"<th>{html.escape(str(c))}</th>" for c in table.columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(str(v))}</td>" for v in row) + "</tr>"
+        for row in table.itertuples(index=False)
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"

@@ -1,0 +1,92 @@
+"""An episode with all that went on in it: the evaluation's own, and ReservoirPy's states."""
+
+import numpy as np
+import pytest
+
+from erl.lifetimes.lifetime import Job, live, load_model
+from erl.lifetimes.trace import seconds_per_step, trace
+from erl.worlds.evaluation import evaluate
+from erl.worlds.reservoirs import Context, ReservoirParams, make_node
+from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
+from erl.worlds.tasks import Task, make_env
+
+TWO = Context(
+    (ReservoirParams(units=8, sr=0.9, lr=0.5, bias=0.3), ReservoirParams(units=6, sr=1.2, lr=0.2))
+)
+
+
+def saved(folder, env_id="Pendulum-v1", context=TWO, steps=256, **task):
+    seeds = Seeds.derive(1, "single", 0)
+    learner = LearnerSpec("PPO", {"n_steps": 64})
+    spec = LifetimeSpec(Task(env_id, **task), learner, steps, seeds, context, 2, "final_eval")
+    (record,) = live(Job((spec,), models=(str(folder / "seed_0"),)))
+    assert record.error is None, record.traceback
+    return load_model(folder / "seed_0")
+
+
+@pytest.mark.parametrize(
+    ("env_id", "context", "task"),
+    [
+        ("Pendulum-v1", TWO, {}),
+        ("CartPole-v1", TWO, {"del_obs": True}),
+        ("CartPole-v1", None, {"frame_stack": 3}),
+        ("Swimmer-v4", None, {}),
+    ],
+)
+def test_it_is_the_episode_that_an_evaluation_plays(env_id, context, task, tmp_path):
+    spec, agent = saved(tmp_path, env_id, context, **task)
+    episode = trace(spec, agent, seed=5)
+    expected = evaluate(agent, spec.make_env(), 1, 5)
+    assert float(episode.rewards.sum()) == expected.returns[0]
+    assert len(episode) == expected.lengths[0]
+    assert episode.ended
+
+
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "CartPole-v1"])
+def test_its_states_are_those_of_reservoirpys_nodes(env_id, tmp_path):
+    spec, agent = saved(tmp_path, env_id)
+    episode = trace(spec, agent, steps=60)
+    nodes = [
+        make_node(params, episode.inputs.shape[1], spec.seeds.reservoir + k)
+        for k, params in enumerate(spec.context.reservoirs)
+    ]
+    states = np.concatenate([node.run(episode.inputs) for node in nodes], axis=1)
+    assert episode.states == pytest.approx(states, abs=1e-6)
+    size = episode.actions.shape[1]
+    assert (episode.inputs[0, -size - 1 :] == 0).all()
+    assert episode.inputs[1:, -size - 1 : -1] == pytest.approx(episode.actions, abs=1e-6)
+    assert episode.inputs[1:, -1] == pytest.approx(episode.rewards)
+    assert episode.inputs[:, : -size - 1] == pytest.approx(episode.observations)
+
+
+def test_discrete_actions_are_one_hot(tmp_path):
+    spec, agent = saved(tmp_path, "CartPole-v1", None)
+    episode = trace(spec, agent)
+    assert episode.actions.shape == (len(episode), 2)
+    assert (episode.actions.sum(1) == 1).all()
+    assert episode.states.shape == (len(episode) + 1, 0)
+
+
+def test_its_length_and_what_is_drawn(tmp_path):
+    spec, agent = saved(tmp_path)
+    told = []
+    episode = trace(spec, agent, steps=7, draw=lambda env, step: step, watch=told.append)
+    assert (len(episode), episode.ended) == (7, False)
+    assert episode.frames == tuple(range(8))
+    assert told == list(range(1, 8))
+    assert (episode.time_unit, episode.times[-1]) == ("s", pytest.approx(7 * 0.05))
+
+
+@pytest.mark.parametrize(
+    ("env_id", "seconds"),
+    [
+        ("Swimmer-v4", 0.04),
+        ("CartPole-v1", 0.02),
+        ("LunarLander-v3", 0.02),
+        ("MountainCar-v0", None),
+    ],
+)
+def test_the_time_of_a_step(env_id, seconds):
+    env = make_env(Task(env_id))
+    assert seconds_per_step(env) == (None if seconds is None else pytest.approx(seconds))
+    env.close()
