@@ -8,8 +8,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from erl.worlds.actions import Actions
+from erl.worlds.context import ContextEncoder
 from erl.worlds.evaluation import LONGEST_EPISODE, Policy
-from erl.worlds.reservoirs import ContextEncoder, action_size
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.tasks import make_env
 
@@ -106,8 +107,9 @@ def _play(
     draw: Callable[[gym.Env, int], Any] | None,
     watch: Callable[[int], None] | None,
 ) -> Trace:
-    assert isinstance(env.observation_space, spaces.Box)
     encoder = None
+    if not isinstance(env.observation_space, spaces.Box):
+        raise TypeError(f"agents see vectors, not observations of {env.observation_space}")
     if spec.context is not None:
         encoder = ContextEncoder(
             [spec.context], [spec.seeds.reservoir], env.observation_space, env.action_space
@@ -116,7 +118,7 @@ def _play(
     seen = observation if encoder is None else encoder.reset(0, observation)
     dtype = (env.observation_space if encoder is None else encoder.space).dtype
     shown, states, inputs = [observation], [_state(encoder)], [_inputs(encoder)]
-    actions: list[np.ndarray] = []
+    codec, actions = Actions(env.action_space), list[np.ndarray]()
     rewards: list[float] = []
     frames = [] if draw is None else [draw(env, 0)]
     state: Any = None
@@ -135,7 +137,8 @@ def _play(
         shown.append(observation)
         states.append(_state(encoder))
         inputs.append(_inputs(encoder))
-        actions.append(_executed(action[0], env.action_space))
+        actions.append(np.zeros(codec.size))
+        codec.encode(action[:1], actions[-1][None])
         rewards.append(float(reward))
         if draw is not None:
             frames.append(draw(env, len(rewards)))
@@ -147,7 +150,7 @@ def _play(
         observations=np.stack(shown).astype(float),
         states=np.stack(states),
         inputs=np.stack(inputs),
-        actions=np.array(actions).reshape(len(actions), action_size(env.action_space)),
+        actions=np.array(actions).reshape(len(actions), codec.size),
         rewards=np.array(rewards),
         ended=over,
         seconds=seconds_per_step(env),
@@ -161,13 +164,6 @@ def _state(encoder: ContextEncoder | None) -> np.ndarray:
 
 def _inputs(encoder: ContextEncoder | None) -> np.ndarray:
     return np.zeros(0) if encoder is None else encoder.inputs[0].copy()
-
-
-def _executed(action: Any, space: spaces.Space) -> np.ndarray:
-    """An action as numbers: one-hot where it is discrete."""
-    if isinstance(space, spaces.Discrete):
-        return np.eye(int(space.n))[int(action) - int(space.start)]
-    return np.asarray(action, dtype=float).ravel()
 
 
 def seconds_per_step(env: gym.Env) -> float | None:
