@@ -1,8 +1,12 @@
 """The documents of the project, and what tests read out of them."""
 
+import importlib.util
 import re
+import shlex
 from functools import cache
 from pathlib import Path
+
+from erl import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted(
@@ -61,3 +65,44 @@ def sentences(document):
         for sentence in re.split(r"(?<=[.!?:])\s+(?=[A-Z`*\[])", " ".join(paragraph.split())):
             if sentence:
                 yield sentence
+
+
+def generator():
+    """The script that writes the page of flags, as a module."""
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+GENERATOR = generator()
+CONFIGS = GENERATOR.configs()
+
+
+def parsed(command):
+    """What the flags of a line that runs this project's Python mean; None for other lines."""
+    words = shlex.split(command, comments=True)
+    while words and re.fullmatch(r"\w+=.*", words[0]):
+        words = words[1:]
+    if words[:1] != ["python"] or words[1] == "-c":
+        return None
+    name = " ".join(words[1:3]) if words[1] == "-m" else words[1]
+    rest = words[3:] if words[1] == "-m" else words[2:]
+    if name == "-m erl.studies":
+        name, rest = f"{name} {rest[0]}", rest[1:]
+    if name in CONFIGS:
+        return cli.parse(CONFIGS[name], rest)
+    script = (ROOT / name).read_text(encoding="utf-8")  # a script with a parser of its own
+    for flag in re.findall(r"--([\w-]+)", " ".join(rest)):
+        assert flag in own_flags(script), f"{name} has no --{flag}"
+    return None
+
+
+def own_flags(script):
+    """Flags of a benchmark: argparse's, a list of switches, or fields of a dataclass."""
+    found = re.findall(r'"--([\w-]+)"', script) + re.findall(
+        r"^    (\w+): .*option\(", script, re.M
+    )
+    for names in re.findall(r"for flag in \((.*?)\)", script):
+        found += re.findall(r'"(\w+)"', names)
+    return set(found)

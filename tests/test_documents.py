@@ -2,27 +2,28 @@
 
 import ast
 import importlib
-import importlib.util
 import re
-import shlex
 import statistics
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from documents import (
+    CONFIGS,
     DOCUMENTS,
+    GENERATOR,
     ROOT,
     anchors,
     blocks,
     commands,
+    own_flags,
+    parsed,
     prose,
     section,
     sentences,
     text,
 )
 
-from erl import cli
 from erl.experiments.arms import arm_names, control_names
 from erl.search.space import parse_evolve
 from erl.worlds.task_sets import TASK_SETS, load_task_sets, measured_random_returns
@@ -30,17 +31,6 @@ from erl.worlds.task_sets import TASK_SETS, load_task_sets, measured_random_retu
 README = "README.md"
 # A changelog names flags that are gone, too.
 PLAIN = [d for d in DOCUMENTS if d != "CHANGELOG.md"]
-
-
-def _generator():
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-GENERATOR = _generator()
-CONFIGS = GENERATOR.configs()
 
 
 # -- the pages and their links --
@@ -102,35 +92,6 @@ def test_a_variant_shows_what_differs():
     new, gone = GENERATOR.differences(CONFIGS["evolve_generalization.py"], CONFIGS["evolve_res.py"])
     assert {"fixed_iss", "env_type", "nb_res"} <= {field.name for field in new}
     assert gone == ["env_id"]
-
-
-def parsed(command):
-    """What the flags of a line that runs this project's Python mean; None for other lines."""
-    words = shlex.split(command, comments=True)
-    while words and re.fullmatch(r"\w+=.*", words[0]):
-        words = words[1:]
-    if words[:1] != ["python"] or words[1] == "-c":
-        return None
-    name = " ".join(words[1:3]) if words[1] == "-m" else words[1]
-    rest = words[3:] if words[1] == "-m" else words[2:]
-    if name == "-m erl.studies":
-        name, rest = f"{name} {rest[0]}", rest[1:]
-    if name in CONFIGS:
-        return cli.parse(CONFIGS[name], rest)
-    script = (ROOT / name).read_text(encoding="utf-8")  # a script with a parser of its own
-    for flag in re.findall(r"--([\w-]+)", " ".join(rest)):
-        assert flag in own_flags(script), f"{name} has no --{flag}"
-    return None
-
-
-def own_flags(script):
-    """Flags of a benchmark: argparse's, a list of switches, or fields of a dataclass."""
-    found = re.findall(r'"--([\w-]+)"', script) + re.findall(
-        r"^    (\w+): .*option\(", script, re.M
-    )
-    for names in re.findall(r"for flag in \((.*?)\)", script):
-        found += re.findall(r'"(\w+)"', names)
-    return set(found)
 
 
 # Names of programs in a table are no commands.

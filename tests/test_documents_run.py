@@ -22,8 +22,7 @@ import numpy as np
 import optuna
 import pytest
 import servers
-from documents import DOCUMENTS, ROOT, blocks, section, text
-from test_documents import parsed
+from documents import DOCUMENTS, ROOT, blocks, parsed, section, text
 
 from erl.worlds.specification import LifetimeSpec
 
