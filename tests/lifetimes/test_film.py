@@ -160,7 +160,7 @@ def test_bad_input_and_what_it_leaves(tmp_path, sink):
     with pytest.raises(UserError, match="none of"):
         film(FilmConfig(model=f"{tmp_path}/seed_0", file="a.avi"), sink)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match=r"draw|filmed"):
+    with pytest.raises(UserError, match=r"draw|filmed|cannot be made"):
         film(FilmConfig(model=f"{tmp_path}/seed_0"), sink)
     assert sorted(tmp_path.rglob("*")) == before
     (tmp_path / "seed_0.zip").write_bytes(b"torn")
