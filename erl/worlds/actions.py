@@ -31,6 +31,7 @@ class Actions:
         space: the environment's.
         agent_space: what agents choose from.
         size: length of an action as a reservoir sees it.
+        continuous: whether actions are real numbers.
         low, high: float arrays (size,), bounds of what a reservoir sees; zeros, which stand for the
             action before an episode, lie between them.
 
@@ -41,6 +42,7 @@ class Actions:
 
     def __init__(self, space: spaces.Space, name: str = "the environment") -> None:
         self.space, self._name = space, name
+        self.continuous = isinstance(space, spaces.Box)
         self.agent_space: spaces.Space
         match space:
             case spaces.Box():
@@ -68,11 +70,6 @@ class Actions:
                 )
         if not isinstance(space, spaces.Box):
             self.low, self.high = np.zeros(self.size), np.ones(self.size)
-
-    @property
-    def continuous(self) -> bool:
-        """Whether actions are real numbers."""
-        return isinstance(self.space, spaces.Box)
 
     @property
     def first(self) -> Any:
@@ -136,7 +133,7 @@ class Actions:
         """
         match self.space:
             case spaces.Discrete(start=start):
-                return (actions + int(start)).tolist()
+                return (actions + int(start) if start else actions).tolist()
             case spaces.MultiDiscrete(start=start):
                 shaped = actions.reshape(len(actions), *self.space.shape)
                 return (shaped + start).astype(self.space.dtype)

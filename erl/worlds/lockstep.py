@@ -324,11 +324,12 @@ class Lockstep:
         observations, rewards = np.zeros((k, self._observations.size)), np.zeros(k)
         terminated, truncated = np.zeros(k, dtype=bool), np.zeros(k, dtype=bool)
         rows = self._actions.decode(actions)
+        copied, encode = self._observations.is_plain, self._observations.encode
         for row, i, env in group.live:
             try:
                 observation, reward, terminated[row], truncated[row], _ = env.step(rows[row])
-                observations[row] = self._observations.encode(observation)
-                rewards[row] = reward_of(reward)
+                observations[row] = observation if copied(observation) else encode(observation)
+                rewards[row] = reward if type(reward) is float else reward_of(reward)
             except EnvironmentFault as fault:
                 self._take_out(i, f"{fault}, {self._when(i)}")
             except RAISED as error:

@@ -54,6 +54,17 @@ class Observations:
         self.size = len(low)
         self._dtype = np.dtype(dtype)
         self._shape = space.shape if isinstance(space, spaces.Box) else None
+        # Of observations that need no more than to be copied.
+        is_vector = self._shape is not None and len(self._shape) == 1
+        self._plain = self._shape if is_vector and keep is None else None
+
+    def is_plain(self, observation: Any) -> bool:
+        """Whether an observation is a vector just as agents see it: most are."""
+        return (
+            type(observation) is np.ndarray
+            and observation.shape == self._plain
+            and observation.dtype == self._dtype
+        )
 
     def encode(self, observation: Any) -> np.ndarray:
         """What agents see of an observation: a float32 or float64 array (size,).
@@ -62,6 +73,8 @@ class Observations:
             EnvironmentFault: it is of another shape or kind than the environment declares.
         """
         flat: np.ndarray
+        if self.is_plain(observation):
+            return observation
         if self._shape is not None:
             flat = _numbers(observation, self._dtype, self._shape).reshape(-1)
         else:
@@ -80,8 +93,8 @@ def reward_of(value: Any) -> float:
     Raises:
         EnvironmentFault: it is none, or an array of some.
     """
-    if type(value) is float:
-        return value
+    if isinstance(value, float | int | np.number):
+        return float(value)
     if np.ndim(value) == 0:
         try:
             return float(value)

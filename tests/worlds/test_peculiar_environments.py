@@ -1,5 +1,9 @@
 """Every learner on every environment of `peculiar_environments`: served, or refused in one line."""
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -121,3 +125,39 @@ def test_all_ways_to_step_show_the_same(name, task, context):
         assert (rewards[0], [terminated, truncated]) == (reward, ends)
     assert terminated
     world.close(), env.close()
+
+
+SCRIPT = """
+import json, sys
+from erl.errors import UserError
+from erl.worlds.tasks import Task, check_task
+
+said = {}
+for name in sys.argv[1:]:
+    try:
+        check_task(Task(name))
+        said[name] = "served"
+    except UserError as e:
+        said[name] = str(e)
+print(json.dumps([said, __debug__]))
+"""
+
+
+def test_without_assertions_and_from_another_folder_the_same_is_said(tmp_path):
+    """A script that lies elsewhere, run with `python -O`, finds modules of the working folder."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "script.py").write_text(SCRIPT)
+    (tmp_path / "mine.py").write_text(
+        "import gymnasium as gym\nfrom peculiar_environments import Peculiar\n"
+        "gym.register('Mine-v0', Peculiar)"
+    )
+    names = [f"peculiar_environments:{n}-v0" for n, e in EXPECTED.items() if e.refused]
+    command = [sys.executable, "-O", str(tmp_path / "bin" / "script.py"), "mine:Mine-v0", *names]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    said, debugging = json.loads(run.stdout)
+    assert not debugging
+    assert said.pop("mine:Mine-v0") == "served"
+    for name, message in said.items():
+        with pytest.raises(UserError) as refusal:
+            check_task(Task(name))
+        assert message == str(refusal.value)

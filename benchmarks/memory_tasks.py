@@ -1,0 +1,95 @@
+"""PPO with a reservoir on every environment of POPGym (Morad et al., ICLR 2023): that each runs,
+and how fast.
+
+    pip install popgym mazelib cython
+    OMP_NUM_THREADS=1 python benchmarks/memory_tasks.py
+
+Prints a table in Markdown: what the environment observes and takes, the length of the vector that
+agents see of it without a reservoir, the engine, environment steps in a second of processor time
+(updates included, one agent on one core), episodes, and the mean return of the last 100 of them.
+Training is short: the returns say that episodes end and are counted, not what can be learned.
+"""
+
+import argparse
+import time
+import warnings
+
+import gymnasium as gym
+import numpy as np
+
+from erl.errors import UserError
+from erl.learners import Outputs, get_learner
+from erl.worlds.reservoirs import Context, ReservoirParams
+from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
+from erl.worlds.tasks import Ledger, Task, check_task
+
+CONTEXT = Context((ReservoirParams(units=100, sr=1.0, lr=0.5),))
+
+
+def name_of(space: gym.Space) -> str:
+    """A space in a few words."""
+    if isinstance(space, gym.spaces.Tuple):
+        return ", ".join(map(name_of, space.spaces))
+    if isinstance(space, gym.spaces.MultiDiscrete):
+        values, n = np.unique(space.nvec, return_counts=True)
+        parts = ", ".join(f"{k} of {v}" for v, k in zip(values, n, strict=True))
+        return f"MultiDiscrete, {parts}"
+    if isinstance(space, gym.spaces.Discrete):
+        return f"Discrete({space.n})"
+    return f"{type(space).__name__}, {space.shape[0]}" if space.shape else type(space).__name__
+
+
+def train(env_id: str, steps: int) -> str:
+    """A row of the table."""
+    task = Task(f"popgym:{env_id}")
+    for engine in ("cohort", "sb3"):
+        learner = get_learner("PPO", engine)
+        spec = LifetimeSpec(
+            task, LearnerSpec("PPO", {}, engine), steps, Seeds.derive(0, "single", 0), CONTEXT
+        )
+        try:
+            learner.check(spec)
+            break
+        except UserError:  # actions that the cohort does not know
+            continue
+    ledger, start = Ledger(), time.process_time()
+    (agent,) = learner.train([spec], [ledger], [Outputs()])
+    if isinstance(agent, Exception):
+        raise agent
+    rate = ledger.steps / (time.process_time() - start)
+    env = gym.make(env_id, disable_env_checker=True)
+    returns = [r for _, r, _ in ledger.episodes[-100:]]
+    cells = [
+        env_id,
+        name_of(env.observation_space),
+        str(check_task(task)[0].shape[0]),
+        name_of(env.action_space),
+        engine,
+        f"{rate:,.0f}",
+        f"{len(ledger.episodes):,}",
+        f"{np.mean(returns):.2f}" if returns else "",
+    ]
+    env.close()
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--match", default="", help="only environments with this in their names")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    import popgym  # noqa: F401  (registers its environments)
+
+    print(
+        "| environment | observes | seen as | takes | engine | steps/s | episodes | return |\n"
+        "|---|---|---:|---|---|---:|---:|---:|"
+    )
+    for env_id in sorted(i for i in gym.registry if i.startswith("popgym") and args.match in i):
+        print(train(env_id, args.steps), flush=True)
+
+
+if __name__ == "__main__":
+    main()
