@@ -68,6 +68,10 @@ class Re2Learner:
 
     name = "ERL-Re2"
 
+    def check_settings(self, config: Mapping[str, Any]) -> None:
+        """Raise a UserError for settings that cannot be."""
+        Re2Settings.from_learner_config(config)
+
     def check(self, spec: LifetimeSpec) -> None:
         """Raise a UserError for settings that cannot be, for a budget within which nothing is
         learned, and for actions that are no Box.

@@ -23,6 +23,10 @@ class CohortPPOLearner:
 
     name = "PPO"
 
+    def check_settings(self, config: Mapping[str, Any]) -> None:
+        """Raise a UserError for settings that cannot be, or that the cohort does not know."""
+        PPOConfig.from_learner_config(config)
+
     def check(self, spec: LifetimeSpec) -> None:
         """Raise a UserError for spaces and settings that the cohort does not know."""
         self.cohort_key(spec)
