@@ -1,4 +1,4 @@
-"""Inner learners: the protocol that each follows, and the registry.
+"""Learners: the protocol that each follows, and the registry.
 
 One algorithm is one file, or one folder. A learner trains a cohort, one or many lifetimes, and
 returns agents whose `predict` is Stable-Baselines3's, so that `evaluate_policy` and every tool for
@@ -104,7 +104,7 @@ class Outputs:
         checkpoint: file of its checkpoint; None for no checkpoints. Learners that cannot go on from
             one write none.
         checkpoint_seconds: time between two checkpoints.
-        status: file in which it says from time to time how far it is, beyond its steps: a JSON
+        status: file that shows how it is doing, beyond its steps, renewed from time to time: a JSON
             object of names and numbers. None for none; learners with nothing to add write none.
     """
 
@@ -139,7 +139,7 @@ class Learner(Protocol):
         """Train one agent for each lifetime; an agent that fails gives its exception, and the
         others go on.
 
-        One whose ledger says `stopped` ends soon, and gives `Stopped`.
+        One whose ledger is `stopped` ends soon, and gives `Stopped`.
         """
 
 
@@ -239,7 +239,7 @@ def resolve_engine(
             )
         return "sb3"
     except UserError:
-        pass  # `Learner.check` will say so
+        pass  # `Learner.check` refuses it
     return "cohort"
 
 

@@ -46,8 +46,8 @@ def algorithms() -> dict[str, type[BaseAlgorithm]]:
     }
 
 
-# What `algorithm(...)` asserts of action spaces, which it does not say otherwise, and not at all
-# under `python -O`.
+# The action spaces that each algorithm takes. Its constructor asserts them, and `python -O` leaves
+# assertions out.
 _ACTIONS: dict[str, tuple[type[spaces.Space], ...]] = {
     **dict.fromkeys(
         ("A2C", "PPO", "TRPO"),
@@ -98,7 +98,7 @@ class SB3Agent:
     """A trained model, together with the statistics that normalise its observations.
 
     Attributes:
-        companions: agents that it is to be told apart from, by name; evaluated and saved beside it,
+        companions: other agents of the same training, by name; evaluated and saved beside it,
             as `{name}.{companion}.zip`.
     """
 

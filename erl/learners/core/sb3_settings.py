@@ -1,8 +1,8 @@
 """Settings of Stable-Baselines3's and sb3-contrib's algorithms: keyword arguments of their
 constructors, spelled as in Python or as in the SB3 Zoo's files.
 
-What a value may be follows from the constructors' annotations, which say `int` or `float`, and from
-the bounds below, which they do not say.
+What a value may be follows from the constructors' annotations, and from the bounds below, which
+annotations do not have.
 """
 
 import copy
@@ -99,7 +99,7 @@ _BOUNDS: dict[str, Range] = {
         Range(0),
     ),
 }
-# Where an annotation says too little even with bounds.
+# Where an annotation takes too much even with bounds.
 _ANNOTATIONS: dict[str, Any] = {
     "gradient_steps": Count | Literal[-1],
     "sde_sample_freq": Count | Literal[-1],
