@@ -1,26 +1,71 @@
-"""Inner learners: the protocol that each follows, and the registry.
+"""Learners: the protocol that each follows, and the registry.
 
-One algorithm is one file. A learner trains a cohort, one or many lifetimes, and returns agents
-whose `predict` is Stable-Baselines3's, so that `evaluate_policy` and every tool for its models
-serve all.
+One algorithm is one file, or one folder. A learner trains a cohort, one or many lifetimes, and
+returns agents whose `predict` is Stable-Baselines3's, so that `evaluate_policy` and every tool for
+its models serve all.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Protocol
 
 from erl.errors import UserError, nearest
-from erl.worlds.specification import LifetimeSpec
-from erl.worlds.tasks import Ledger
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from erl.worlds.specification import LifetimeSpec
+    from erl.worlds.tasks import Ledger
 
 ENGINES = ("auto", "cohort", "sb3")
-# This project's own beside PPO's cohorts: name -> module, class, and the algorithm of
-# Stable-Baselines3 as whose models its agents are saved.
-_OWN = {"ERL-Re2": ("erl.learners.erl_re2.learner", "Re2Learner", "TD3")}
+
+# Algorithms of Stable-Baselines3 and sb3-contrib; `sb3.algorithms` has their classes.
+SB3_ALGORITHMS = (
+    "A2C",
+    "DDPG",
+    "DQN",
+    "PPO",
+    "SAC",
+    "TD3",
+    "ARS",
+    "CrossQ",
+    "QRDQN",
+    "RecurrentPPO",
+    "TQC",
+    "TRPO",
+)
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """A learner that this project implements itself.
+
+    Attributes:
+        module, learner: where its class is.
+        saved_as: the algorithm of Stable-Baselines3 as whose models its agents are saved.
+        cohort: whether it is the engine `cohort`, many lifetimes side by side; else it trains one
+            after the other, and there is no other engine.
+    """
+
+    module: str
+    learner: str
+    saved_as: str
+    cohort: bool = False
+
+    def load(self) -> "Learner":
+        """The learner."""
+        return getattr(import_module(self.module), self.learner)()
+
+
+OWN = {
+    "PPO": Implementation("erl.learners.ppo.learner", "CohortPPOLearner", "PPO", cohort=True),
+    "ERL-Re2": Implementation("erl.learners.erl_re2.learner", "Re2Learner", "TD3"),
+}
+# Where an engine `auto` was stored, it stands for the choice of version 0.1.0: these learners'
+# cohorts, and Stable-Baselines3 for its other algorithms.
+_AUTO_COHORTS = frozenset({"PPO"})
 
 
 class Unsupported(UserError):
@@ -34,11 +79,11 @@ class Agent(Protocol):
 
     def predict(
         self,
-        observation: np.ndarray | dict[str, np.ndarray],
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
+        observation: "np.ndarray | dict[str, np.ndarray]",
+        state: "tuple[np.ndarray, ...] | None" = None,
+        episode_start: "np.ndarray | None" = None,
         deterministic: bool = False,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+    ) -> "tuple[np.ndarray, tuple[np.ndarray, ...] | None]":
         """Action and recurrent state for an observation, as in Stable-Baselines3."""
 
     def diverged(self) -> bool:
@@ -59,7 +104,7 @@ class Outputs:
         checkpoint: file of its checkpoint; None for no checkpoints. Learners that cannot go on from
             one write none.
         checkpoint_seconds: time between two checkpoints.
-        status: file in which it says from time to time how far it is, beyond its steps: a JSON
+        status: file that shows how it is doing, beyond its steps, renewed from time to time: a JSON
             object of names and numbers. None for none; learners with nothing to add write none.
     """
 
@@ -72,28 +117,36 @@ class Outputs:
 class Learner(Protocol):
     """An algorithm."""
 
-    def check(self, spec: LifetimeSpec) -> None:
+    def check_settings(self, config: Mapping[str, Any]) -> None:
+        """Raise a UserError if these settings cannot be, whatever the lifetime; `Unsupported` if
+        Stable-Baselines3 has them.
+        """
+
+    def check(self, spec: "LifetimeSpec") -> None:
         """Raise a UserError if the learner cannot train this lifetime: wrong action space, unknown
         settings, a budget that ends before it learns.
         """
 
-    def cohort_key(self, spec: LifetimeSpec) -> Hashable | None:
+    def cohort_key(self, spec: "LifetimeSpec") -> Hashable | None:
         """Lifetimes with equal keys can be trained side by side; None: each on its own."""
 
     def train(
-        self, cohort: Sequence[LifetimeSpec], ledgers: Sequence[Ledger], outputs: Sequence[Outputs]
+        self,
+        cohort: Sequence["LifetimeSpec"],
+        ledgers: Sequence["Ledger"],
+        outputs: Sequence[Outputs],
     ) -> list[Agent | Exception]:
         """Train one agent for each lifetime; an agent that fails gives its exception, and the
         others go on.
 
-        One whose ledger says `stopped` ends soon, and gives `Stopped`.
+        One whose ledger is `stopped` ends soon, and gives `Stopped`.
         """
 
 
 def one_by_one(
-    train: Callable[[LifetimeSpec, Ledger, Outputs], Agent | Exception],
-    cohort: Sequence[LifetimeSpec],
-    ledgers: Sequence[Ledger],
+    train: Callable[["LifetimeSpec", "Ledger", Outputs], Agent | Exception],
+    cohort: Sequence["LifetimeSpec"],
+    ledgers: Sequence["Ledger"],
     outputs: Sequence[Outputs],
 ) -> list[Agent | Exception]:
     """`Learner.train` of a learner that trains lifetimes one after the other."""
@@ -108,55 +161,7 @@ def one_by_one(
 
 def learner_names() -> list[str]:
     """Names that `get_learner` knows."""
-    from erl.learners import sb3
-
-    return [*sb3.algorithms(), *_OWN]
-
-
-def get_learner(name: str, engine: str = "auto") -> Learner:
-    """The learner of this name.
-
-    Raises:
-        UserError: unknown name or engine, or the engine does not have the learner.
-    """
-    from erl.learners import sb3
-
-    known = {n.casefold(): n for n in learner_names()}
-    if name.casefold() not in known:
-        raise UserError(
-            f"unknown learner {name!r}{nearest(name, known.values())} (known: "
-            f"{', '.join(known.values())})"
-        )
-    if engine not in ENGINES:
-        raise UserError(
-            f"unknown engine {engine!r}{nearest(engine, ENGINES)} (known: {', '.join(ENGINES)})"
-        )
-    name = known[name.casefold()]
-    if name == "PPO" and engine != "sb3":
-        from erl.learners.ppo.learner import CohortPPOLearner
-
-        return CohortPPOLearner()
-    if engine == "cohort":
-        raise UserError(
-            f"{name} has no cohort engine; PPO has one, and --engine auto trains {name}"
-        )
-    if name not in _OWN:
-        return sb3.SB3Learner(name)
-    if engine == "sb3":
-        raise UserError(f"{name} is no algorithm of Stable-Baselines3; --engine auto trains it")
-    module, learner, _ = _OWN[name]
-    return getattr(import_module(module), learner)()
-
-
-def load_agent(spec: LifetimeSpec, path: Path) -> Agent:
-    """The agent that its `save` wrote to `{path}.zip` after this lifetime.
-
-    Its `predict` takes what `spec.make_env()` shows.
-    """
-    from erl.learners import sb3
-
-    name = canonical_name(spec.learner.name)
-    return sb3.load(_OWN[name][2] if name in _OWN else name, path, spec)
+    return list(dict.fromkeys([*SB3_ALGORITHMS, *OWN]))
 
 
 def canonical_name(name: str) -> str:
@@ -164,13 +169,102 @@ def canonical_name(name: str) -> str:
     return next((n for n in learner_names() if n.casefold() == name.casefold()), name)
 
 
+def get_learner(name: str, engine: str = "auto") -> "Learner":
+    """The learner of this name, whatever its case.
+
+    Args:
+        name: of the learner.
+        engine: one of `ENGINES`. `auto` is what version 0.1.0 took; `resolve_engine` chooses for
+            what is new.
+
+    Raises:
+        UserError: unknown name or engine, or the engine does not have the learner.
+    """
+    known, name = learner_names(), canonical_name(name)
+    if name not in known:
+        raise UserError(
+            f"unknown learner {name!r}{nearest(name, known)} (known: {', '.join(known)})"
+        )
+    if engine not in ENGINES:
+        raise UserError(
+            f"unknown engine {engine!r}{nearest(engine, ENGINES)} (known: {', '.join(ENGINES)})"
+        )
+    own = OWN.get(name)
+    if engine == "cohort" and not (own and own.cohort):
+        cohorts = ", ".join(n for n, implementation in OWN.items() if implementation.cohort)
+        raise UserError(
+            f"{name} has no cohort engine; these have one: {cohorts}; --engine auto trains {name}"
+        )
+    if engine == "sb3" and name not in SB3_ALGORITHMS:
+        raise UserError(f"{name} is no algorithm of Stable-Baselines3; --engine auto trains it")
+    alone = name not in SB3_ALGORITHMS
+    if own and (engine == "cohort" or alone or (engine == "auto" and name in _AUTO_COHORTS)):
+        return own.load()
+    from erl.learners.sb3 import SB3Learner
+
+    return SB3Learner(name)
+
+
+def resolve_engine(
+    name: str,
+    engine: str,
+    config: Mapping[str, Any] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> str:
+    """The engine that a new study stores where this one was asked for, so that no later version
+    goes on with another one: what `auto` stands for.
+
+    It stays `auto` for a learner with one implementation, this project's own.
+
+    Args:
+        name: of the learner.
+        engine: one of `ENGINES`.
+        config: settings of the learner.
+        note: is given a line where `auto` takes Stable-Baselines3 because the cohort does not know
+            a setting.
+    """
+    own = OWN.get(canonical_name(name))
+    if engine != "auto" or (own and not own.cohort):
+        return engine
+    if own is None:
+        return "sb3"
+    try:
+        own.load().check_settings(config or {})
+    except Unsupported as e:
+        if note is not None:
+            reason = str(e).partition(": use")[0]
+            note(
+                f"{name} is trained by Stable-Baselines3, one lifetime at a time: {reason}. "
+                f"Without it lifetimes would train side by side, several times as fast"
+            )
+        return "sb3"
+    except UserError:
+        pass  # `Learner.check` refuses it
+    return "cohort"
+
+
+def load_agent(spec: "LifetimeSpec", path: Path) -> "Agent":
+    """The agent that its `save` wrote to `{path}.zip` after this lifetime.
+
+    Its `predict` takes what `spec.make_env()` shows.
+    """
+    from erl.learners import sb3
+
+    name = canonical_name(spec.learner.name)
+    return sb3.load(OWN[name].saved_as if name in OWN else name, path, spec)
+
+
 __all__ = [
+    "ENGINES",
     "Agent",
+    "Implementation",
     "Learner",
     "Outputs",
+    "Unsupported",
     "canonical_name",
     "get_learner",
     "learner_names",
     "load_agent",
     "one_by_one",
+    "resolve_engine",
 ]

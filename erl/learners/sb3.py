@@ -24,7 +24,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from erl.errors import Stopped, UserError
 from erl.files import write_whole
-from erl.learners import Agent, Outputs, one_by_one
+from erl.learners import SB3_ALGORITHMS, Agent, Outputs, one_by_one
 from erl.learners.core import sb3_settings
 from erl.learners.core.settings import EvaluationSettings, check_budget
 from erl.learners.core.settings_file import activation, parse_value
@@ -39,17 +39,15 @@ def algorithms() -> dict[str, type[BaseAlgorithm]]:
 
     MaskablePPO is left out: it needs environments that name their valid actions.
     """
-    found = {}
-    for package in (stable_baselines3, sb3_contrib):
-        for name in package.__all__:
-            kind = getattr(package, name)
-            if inspect.isclass(kind) and issubclass(kind, BaseAlgorithm) and name != "MaskablePPO":
-                found[name] = kind
-    return found
+    packages = (stable_baselines3, sb3_contrib)
+    return {
+        name: next(getattr(package, name) for package in packages if hasattr(package, name))
+        for name in SB3_ALGORITHMS
+    }
 
 
-# What `algorithm(...)` asserts of action spaces, which it does not say otherwise, and not at all
-# under `python -O`.
+# The action spaces that each algorithm takes. Its constructor asserts them, and `python -O` leaves
+# assertions out.
 _ACTIONS: dict[str, tuple[type[spaces.Space], ...]] = {
     **dict.fromkeys(
         ("A2C", "PPO", "TRPO"),
@@ -100,7 +98,7 @@ class SB3Agent:
     """A trained model, together with the statistics that normalise its observations.
 
     Attributes:
-        companions: agents that it is to be told apart from, by name; evaluated and saved beside it,
+        companions: other agents of the same training, by name; evaluated and saved beside it,
             as `{name}.{companion}.zip`.
     """
 
@@ -181,6 +179,10 @@ class SB3Learner:
 
     def __init__(self, name: str) -> None:
         self.name, self.algorithm = name, algorithms()[name]
+
+    def check_settings(self, config: Mapping[str, Any]) -> None:
+        """Raise a UserError for settings that cannot be."""
+        sb3_settings.read(self.name, self.algorithm, config)
 
     def check(self, spec: LifetimeSpec) -> None:
         """Raise a UserError for an action space that does not fit, for settings that cannot be, and

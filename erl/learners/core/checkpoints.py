@@ -260,8 +260,8 @@ def set_aside(path: str, why: str) -> None:
     aside = next(a for n in count(1) if not Path(a := f"{path}.aside{n}").exists())
     _log.warning("a lifetime begins anew, its checkpoint is kept as %s: %s", aside, why)
     try:
-        # The state last: who is killed in between finds it where it was, and moves it after its
-        # folder.
+        # The state last: after a kill in between it is where it was, and is moved after its folder
+        # the next time.
         for source, target in ((beside(path), beside(aside)), (Path(path), Path(aside))):
             with suppress(FileNotFoundError):
                 source.replace(target)

@@ -1,5 +1,5 @@
-"""The run of lifetimes that are trained side by side, or of one: who is still in training, budgets,
-telemetry, checkpoints, and the end.
+"""The run of lifetimes that are trained side by side, or of one: which are still in training,
+budgets, telemetry, checkpoints, and the end.
 
 An algorithm says what one iteration is; everything around it is here.
 """
@@ -104,7 +104,7 @@ class Run(Generic[S]):
         steps = sum(ledger.steps - ledger.earlier[0] for ledger in self.ledgers)
         return steps / (time.perf_counter() - self._started_at)
 
-    # Who is in training
+    # Members
 
     def spent(self, row: int = 0) -> bool:
         """Whether an agent has spent its budget."""

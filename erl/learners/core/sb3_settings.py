@@ -1,8 +1,8 @@
 """Settings of Stable-Baselines3's and sb3-contrib's algorithms: keyword arguments of their
 constructors, spelled as in Python or as in the SB3 Zoo's files.
 
-What a value may be follows from the constructors' annotations, which say `int` or `float`, and from
-the bounds below, which they do not say.
+What a value may be follows from the constructors' annotations, and from the bounds below, which
+annotations do not have.
 """
 
 import copy
@@ -99,7 +99,7 @@ _BOUNDS: dict[str, Range] = {
         Range(0),
     ),
 }
-# Where an annotation says too little even with bounds.
+# Where an annotation takes too much even with bounds.
 _ANNOTATIONS: dict[str, Any] = {
     "gradient_steps": Count | Literal[-1],
     "sde_sample_freq": Count | Literal[-1],
@@ -154,23 +154,29 @@ def policies(algorithm: type[BaseAlgorithm]) -> list[str]:
     return sorted(names, key=lambda name: not name.startswith("Mlp"))
 
 
-def read(name: str, algorithm: type[BaseAlgorithm], config: Mapping[str, Any]) -> dict[str, Any]:
+def read(
+    name: str,
+    algorithm: type[BaseAlgorithm],
+    config: Mapping[str, Any],
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """A learner's configuration as settings of the algorithm, each in the form that it takes.
 
     Args:
         name: of the learner, for messages.
         algorithm: its class.
         config: as files spell it; stays as it is.
+        more: annotations of settings that this project's own implementation has beside.
 
     Raises:
         UserError: a setting is unknown, has a value that cannot be, or does not fit another one.
     """
+    known = {**annotations(algorithm), **(more or {})}
     for key in config:
-        if key in OURS:
+        if key in OURS and key not in known:
             raise UserError(f"{key} is not {name}'s to set here: this project does")
         if key in _OBJECTS:
             raise UserError(f"{name}'s {key} is no value that settings can name")
-    known = annotations(algorithm)
     refuse_unknown(name, config, known)
     settings = {
         key: convert(name, key, known[key], parse_value(copy.deepcopy(value)))

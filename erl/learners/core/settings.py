@@ -221,8 +221,8 @@ def refuse_unknown(learner: str, config: Iterable[str], known: Iterable[str]) ->
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a learner. Whoever makes one has values that fit their annotations, in the form
-    that those ask for, and fit one another.
+    """Settings of a learner. Those of an instance fit their annotations, have the form that these
+    ask for, and fit one another.
 
     Class attributes:
         learner: its name, for messages.

@@ -34,7 +34,7 @@ _MAPPINGS = frozenset(
 
 
 class SettingsFile(NamedTuple):
-    """What a file of settings says for one environment.
+    """What a file of settings has for one environment.
 
     Attributes:
         settings: of the learner.

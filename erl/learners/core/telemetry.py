@@ -1,5 +1,5 @@
 """What a lifetime reports on the way: rows of an evolution inside it and evaluations for its
-record, curves for TensorBoard, and a status file for whoever watches.
+record, curves for TensorBoard, and a status file.
 """
 
 import copy
@@ -128,7 +128,7 @@ class Telemetry:
             return None
         return {**evolution, "evaluations": self.evaluations}
 
-    # For whoever watches
+    # While it runs
 
     def status(self, values: Mapping[str, float]) -> None:
         """Write these values, and the latest of others, to the status file."""

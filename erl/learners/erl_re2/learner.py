@@ -28,13 +28,13 @@ Differences from the published code:
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from scipy import stats
 from stable_baselines3 import TD3
 from torch import Tensor
 
@@ -46,12 +46,13 @@ from erl.learners.core.export import td3_model
 from erl.learners.core.replay import ReplayBuffer
 from erl.learners.core.run import Run, torch_threads
 from erl.learners.core.settings import check_budget
+from erl.learners.erl_re2.report import evolution_row, evolution_scalars, evolution_totals
 from erl.learners.erl_re2.settings import Re2Settings
 from erl.learners.erl_re2.update import Draws, TwoScale, act, new_heads
 from erl.learners.sb3 import SB3Agent
 from erl.networks.captured import Captured
 from erl.networks.perceptrons import rounds_to_bfloat16
-from erl.populations.genetic import GeneticPopulation, Variation
+from erl.populations.genetic import GeneticPopulation
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.tasks import Ledger
 
@@ -59,14 +60,16 @@ _log = logging.getLogger(__name__)
 
 # Updates whose random numbers are drawn at once.
 _CHUNK = 256
-# What becomes of the RL head's copy in the population.
-_FATES = ("elites", "selected", "discarded")
 
 
 class Re2Learner:
     """ERL-Re², one lifetime at a time. Its settings are `Re2Settings`."""
 
     name = "ERL-Re2"
+
+    def check_settings(self, config: Mapping[str, Any]) -> None:
+        """Raise a UserError for settings that cannot be."""
+        Re2Settings.from_learner_config(config)
 
     def check(self, spec: LifetimeSpec) -> None:
         """Raise a UserError for settings that cannot be, for a budget within which nothing is
@@ -147,7 +150,7 @@ class ERLRe2:
         self.updates_due = 0.0
 
     def start(self) -> None:
-        """Say where a setting has no effect."""
+        """Warn of a setting that has no effect."""
         s = self.settings
         if s.precision == "bf16" and s.device == "cpu" and not rounds_to_bfloat16():
             _log.warning(
@@ -164,18 +167,21 @@ class ERLRe2:
         s, steps, start = self.settings, self.ledger.steps, time.perf_counter()
         row: dict[str, Any] = {}
         totals: dict[str, float] = {}
-        scalars: dict[str, float] = {}
+        scalars: dict[str, float] = {"train/updates_per_second": 0.0}
         fitness, variation = None, None
         # Nothing evolves on a representation that has not begun to learn; without RL it never will.
         if s.EA and (self.learns or not s.RL):
             fitness, row = self.evaluate_heads()
             if fitness is not None:
-                variation = self.evolve(fitness)
-                totals = self._report_variation(variation, row)
+                variation = self.population.evolve(fitness)
+                self.champion, self.evolved = variation.kept[0], self.evolved + 1
+                row |= evolution_row(variation, self.rl_copy)
+                totals = evolution_totals(variation, row)
+                self.rl_copy = None
         if s.RL and not self.run.spent():
             row |= self.play_rl_agent()
         if s.RL and self.learns:
-            scalars = self.learn(self.ledger.steps - steps)
+            scalars |= self.learn(self.ledger.steps - steps)
         self.generation += 1
         in_turn = s.RL and self.generation % s.sync_period == 0
         if in_turn and fitness is not None and variation is not None:
@@ -187,8 +193,15 @@ class ERLRe2:
         if self.telemetry.evaluation_due:
             scores = self.telemetry.evaluate(self.agents())
             scalars |= {f"eval/{name}": score for name, score in scores.items()}
-        scalars["time/generation_seconds"] = time.perf_counter() - start
-        self._report(row, totals, scalars)
+        scalars |= {
+            "train/n_updates": self.updates,
+            "time/fps": int(self.run.steps_per_second),
+            "time/generation_seconds": time.perf_counter() - start,
+        }
+        sums = Counter(self.telemetry.generations.totals)
+        sums.update(totals)
+        scalars |= evolution_scalars(row, sums)
+        self.telemetry.record({"steps": self.ledger.steps, **row}, totals, scalars)
 
     @property
     def learns(self) -> bool:
@@ -200,8 +213,8 @@ class ERLRe2:
         """Every head's fitness (pop_size,): returns of whole episodes, or the surrogate, one choice
         for all; and what to report of it.
 
-        There is no fitness if the budget was spent meanwhile: episodes that were cut off say too
-        little.
+        There is no fitness if the budget was spent meanwhile: episodes that were cut off count for
+        nothing.
         """
         s = self.settings
         heads = torch.from_numpy(self.population.heads).to(s.device)
@@ -246,12 +259,6 @@ class ERLRe2:
         reached = np.stack([e.observations[min(s.time_steps, len(e.rewards))] for e in episodes])
         tails = self.networks.value_of(torch.from_numpy(reached).to(s.device), heads).tolist()
         return [surrogate(e, s.time_steps, s.gamma, tail) for e, tail in zip(episodes, tails)]
-
-    def evolve(self, fitness: np.ndarray) -> Variation:
-        """Make the next generation of heads."""
-        variation = self.population.evolve(fitness)
-        self.champion, self.evolved = variation.kept[0], self.evolved + 1
-        return variation
 
     def play_rl_agent(self) -> dict[str, float]:
         """One episode of the RL agent, with noise; at random in the first `init_steps`.
@@ -300,17 +307,17 @@ class ERLRe2:
             m = min(_CHUNK, n - begin)
             places = torch.randint(len(self.buffer), (m, s.batch_size), generator=rng).to(s.device)
             noise = torch.randn(m, s.batch_size, self.n_actions, generator=rng).to(s.device)
-            # Whose values PeVFA learns, and for whom the representation is improved.
-            valued = torch.randint(rl + 1, (m,), generator=rng).tolist()
-            improved = torch.rand(m, rl + 1, generator=rng).argsort(1)[:, : s.K].to(s.device)
+            # Whose values PeVFA learns, and for which policies the representation is learned.
+            evaluated = torch.randint(rl + 1, (m,), generator=rng).tolist()
+            ascending = torch.rand(m, rl + 1, generator=rng).argsort(1)[:, : s.K].to(s.device)
             for k in range(m):
                 improve = self.updates % s.delay == 0
                 losses |= self.update(
                     (improve, self.evolved > 0),
                     places[k],
                     noise[k],
-                    policies[valued[k]] if s.EA else None,
-                    policies[improved[k]] if s.EA and self.evolved and improve else None,
+                    policies[evaluated[k]] if s.EA else None,
+                    policies[ascending[k]] if s.EA and self.evolved and improve else None,
                 )
                 if improve:
                     policies[rl] = self.networks.rl_head
@@ -322,14 +329,14 @@ class ERLRe2:
         course: tuple[bool, bool],
         places: Tensor,
         noise: Tensor,
-        valued: Tensor | None,
-        improved: Tensor | None,
+        evaluated: Tensor | None,
+        ascending: Tensor | None,
     ) -> dict[str, Tensor]:
         """One update, as a GPU captures it once for each `course`: whether the policies are
         improved, and whether evolution has begun.
         """
         batch = self.buffer.batch(places)
-        return self.networks.update(batch, Draws(noise, valued, improved), course[0])
+        return self.networks.update(batch, Draws(noise, evaluated, ascending), course[0])
 
     def copy_rl_head(self, fitness: np.ndarray, elites: Sequence[int]) -> None:
         """Put the RL head in the place of the least fit head, or of the next one that is no
@@ -340,46 +347,6 @@ class ERLRe2:
             place = (place + 1) % self.settings.pop_size
         self.population.heads[place] = self.networks.rl_head.cpu().numpy()
         self.rl_copy = place
-
-    # -- reports --
-
-    def _report_variation(self, variation: Variation, row: dict[str, Any]) -> dict[str, float]:
-        """Add to a row what evolution did, and give what is summed up: the fate of the RL head's
-        copy among it.
-        """
-        row["champion"] = variation.elites[0]
-        totals: dict[str, float] = {
-            "whole": row["whole"],
-            "surrogate": 1 - row["whole"],
-            "crossovers": len(variation.crossovers),
-            "swaps": variation.swaps,
-            "mutated": len(variation.mutated),
-            **{f"rows_{name}": n for name, n in variation.operators.items()},
-        }
-        if self.rl_copy is not None:
-            row["rl_head"] = self.rl_copy
-            row["rl_fate"] = next(f for f in _FATES if self.rl_copy in getattr(variation, f))
-            totals[f"rl_{row['rl_fate']}"] = 1
-            self.rl_copy = None
-        return totals
-
-    def _report(
-        self, row: dict[str, Any], totals: Mapping[str, float], scalars: dict[str, float]
-    ) -> None:
-        """Report a generation."""
-        scalars.setdefault("train/updates_per_second", 0.0)
-        scalars["train/n_updates"] = self.updates
-        scalars["time/fps"] = int(self.run.steps_per_second)
-        if "fitness" in row:
-            scalars["evolution/whole_episodes"] = row["whole"]
-        if len({*row.get("surrogate", ())}) > 1 and len({*row["fitness"]}) > 1:
-            rho = stats.spearmanr(row["surrogate"], row["fitness"]).statistic
-            scalars["evolution/surrogate_rank_correlation"] = rho
-        sums = self.telemetry.generations.totals
-        fates = {f: sums.get(f"rl_{f}", 0) + totals.get(f"rl_{f}", 0) for f in _FATES}
-        if copies := sum(fates.values()):
-            scalars |= {f"evolution/rl_{fate}": n / copies for fate, n in fates.items()}
-        self.telemetry.record({"steps": self.ledger.steps, **row}, totals, scalars)
 
     # -- agents --
 

@@ -30,9 +30,10 @@ class Re2Settings(EvaluationSettings):
         algorithm: of the RL agent. `DDPG` has no twin critics, no smoothing of target actions and
             no delay.
         pop_size: heads in the population.
-        theta: probability that a generation is judged by whole episodes; else by the surrogate.
+        theta: probability that a generation's fitness comes from whole episodes; else from the
+            surrogate.
         time_steps: steps H of the surrogate's partial episodes.
-        num_evals: whole episodes of a head, where whole episodes judge.
+        num_evals: whole episodes of a head, where fitness comes from whole episodes.
         elite_fraction: share of the population that is kept (at least one, and not all).
         mutation_prob: probability that a head that is no new elite is considered for mutation.
         frac: share of an action's weights that a mutation changes.
@@ -41,7 +42,7 @@ class Re2Settings(EvaluationSettings):
         use_ln: whether hidden layers are normalised.
         pr: length of a policy's code.
         OFF_TYPE: 1: the policies' value function sees (s, a); 0: the representation.
-        K: heads for which the representation is improved in one update.
+        K: policies for which the representation is improved in one update.
         actor_alpha, EA_actor_alpha: weights of the RL agent's and of the population's value in the
             representation's objective.
         TD3_noise: standard deviation of the target policy's smoothing noise (clipped at 0.5).

@@ -23,6 +23,10 @@ class CohortPPOLearner:
 
     name = "PPO"
 
+    def check_settings(self, config: Mapping[str, Any]) -> None:
+        """Raise a UserError for settings that cannot be, or that the cohort does not know."""
+        PPOConfig.from_learner_config(config)
+
     def check(self, spec: LifetimeSpec) -> None:
         """Raise a UserError for spaces and settings that the cohort does not know."""
         self.cohort_key(spec)
@@ -42,8 +46,8 @@ class CohortPPOLearner:
     def train(
         self, cohort: Sequence[LifetimeSpec], ledgers: Sequence[Ledger], outputs: Sequence[Outputs]
     ) -> list[Agent | Exception]:
-        """Train all agents in lockstep; one that fails or has lived its steps leaves the cohort,
-        and the others go on.
+        """Train all agents in lockstep; one that fails or has spent its budget leaves the
+        cohort, and the others go on.
         """
         configs = [PPOConfig.from_learner_config(spec.learner.config) for spec in cohort]
         run = Run(cohort, ledgers, outputs, configs)
@@ -139,7 +143,7 @@ class PPOTraining:
         return {"agents": self}
 
     def get_states(self) -> list[dict[str, Any]]:
-        """Each agent's networks, and what it lives in."""
+        """The state of each agent, and of its environments."""
         states = zip(self.ppo.agent_states(), self.world.get_states())
         return [{"ppo": ppo, "world": world} for ppo, world in states]
 

@@ -1,0 +1,103 @@
+"""The registry: which implementation trains a learner, and what a study stores of the choice."""
+
+import subprocess
+import sys
+
+import pytest
+
+from erl.errors import UserError
+from erl.learners import (
+    OWN,
+    SB3_ALGORITHMS,
+    Implementation,
+    canonical_name,
+    get_learner,
+    learner_names,
+    resolve_engine,
+)
+
+
+class Fake:
+    """An own implementation of an algorithm that Stable-Baselines3 has too."""
+
+    def check_settings(self, config):
+        pass
+
+
+@pytest.fixture
+def td3(monkeypatch):
+    monkeypatch.setitem(OWN, "TD3", Implementation(__name__, "Fake", "TD3", cohort=True))
+
+
+def test_names():
+    assert learner_names() == [*SB3_ALGORITHMS, "ERL-Re2"]
+    assert [canonical_name(n) for n in ("erl-re2", "recurrentppo", "who")] == [
+        "ERL-Re2",
+        "RecurrentPPO",
+        "who",
+    ]
+
+
+@pytest.mark.parametrize("name", [*SB3_ALGORITHMS, "ERL-Re2"])
+def test_a_learner_has_the_engines_that_it_says(name):
+    for engine, there in (
+        ("auto", True),
+        ("sb3", name in SB3_ALGORITHMS),
+        ("cohort", name == "PPO"),
+    ):
+        if there:
+            assert get_learner(name.lower(), engine).name == name
+        else:
+            with pytest.raises(UserError, match="--engine auto trains"):
+                get_learner(name, engine)
+
+
+def test_what_is_unknown():
+    with pytest.raises(UserError, match="unknown learner 'PP0'; did you mean PPO"):
+        get_learner("PP0")
+    with pytest.raises(UserError, match="unknown engine 'sb'; did you mean sb3"):
+        get_learner("PPO", "sb")
+
+
+@pytest.mark.usefixtures("td3")
+def test_two_implementations_share_a_name():
+    """A stored `auto` keeps the choice of version 0.1.0, a new study takes the cohort."""
+    assert isinstance(get_learner("TD3", "cohort"), Fake)
+    assert type(get_learner("TD3", "sb3")).__name__ == "SB3Learner"
+    assert type(get_learner("TD3", "auto")).__name__ == "SB3Learner"
+    assert resolve_engine("td3", "auto") == "cohort"
+    assert learner_names().count("TD3") == 1
+
+
+def test_what_a_new_study_stores():
+    notes = []
+    for name, config, engine in (
+        ("PPO", {}, "cohort"),
+        ("ppo", {"gamma": 0.9}, "cohort"),
+        ("PPO", {"gamma": 5}, "cohort"),  # which its check refuses
+        ("SAC", {}, "sb3"),
+        ("ERL-Re2", {}, "auto"),
+    ):
+        assert resolve_engine(name, "auto", config, notes.append) == engine
+    assert notes == []
+    assert resolve_engine("PPO", "auto", {"use_sde": True}, notes.append) == "sb3"
+    assert notes == [
+        "PPO is trained by Stable-Baselines3, one lifetime at a time: the cohort engine of PPO "
+        "does not know use_sde=True. Without it lifetimes would train side by side, several times "
+        "as fast"
+    ]
+    for engine in ("cohort", "sb3"):
+        assert resolve_engine("PPO", engine, {"use_sde": True}, notes.append) == engine
+    assert len(notes) == 1
+    with pytest.raises(UserError, match="use --engine sb3"):
+        get_learner("PPO", "cohort").check_settings({"use_sde": True})
+    get_learner("PPO", "sb3").check_settings({"use_sde": True})
+
+
+def test_names_are_known_without_loading_a_learner():
+    script = (
+        "import sys\nfrom erl.learners import learner_names, canonical_name\n"
+        "assert canonical_name('ppo') in learner_names()\n"
+        "assert not {'torch', 'stable_baselines3', 'numpy', 'gymnasium'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
