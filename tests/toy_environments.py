@@ -93,10 +93,6 @@ class Image(Endless):
     observation_space = spaces.Box(0, 255, (8, 8, 3), dtype=np.uint8)
 
 
-class Words(Endless):
-    action_space = spaces.MultiDiscrete([2, 2])
-
-
 class Steady(Faulty):
     """Continuous actions, episodes of ten steps, nothing breaks."""
 
@@ -115,7 +111,6 @@ class Slow(Steady):
 gym.register("Recall-v0", Recall)
 gym.register("Unmakeable-v0", Unmakeable)
 gym.register("Image-v0", Image)
-gym.register("Words-v0", Words)
 gym.register("Steady-v0", Steady)
 gym.register("Slow-v0", Slow)
 gym.register("Endless-v0", Endless)

@@ -9,28 +9,24 @@ one: equal to the last bit. Environments without a family, and those that carry 
 through their own `step`.
 """
 
-import io
-import pickle
 import traceback
-import zlib
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from math import isfinite
-from types import FunctionType
 from typing import Any
 
 import gymnasium as gym
 import mujoco
 import numpy as np
 from gymnasium import spaces
-from gymnasium.utils import EzPickle
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from erl.errors import RAISED, EnvironmentFault
 from erl.worlds.actions import Actions
 from erl.worlds.mujoco_families import family_of
 from erl.worlds.observations import Observations, reward_of
+from erl.worlds.snapshots import restore, snapshot
 from erl.worlds.wrappers import close_quietly
 
 _UNLIMITED = np.iinfo(np.int64).max
@@ -219,7 +215,7 @@ class Lockstep:
             "elapsed": self.elapsed.copy(),
             "faults": dict(self.faults),
             "unstarted": set(self._unstarted),
-            "envs": [_snapshot(e) or deepcopy(e.unwrapped.np_random) for e in self.envs],
+            "envs": [snapshot(e) or deepcopy(e.unwrapped.np_random) for e in self.envs],
         }
 
     def set_state(self, state: dict[str, Any]) -> list[int]:
@@ -245,7 +241,7 @@ class Lockstep:
             if saved is None:
                 continue
             if isinstance(saved, bytes):
-                _restore(env, saved)
+                restore(env, saved)
             else:
                 env.unwrapped.np_random = deepcopy(saved)
                 lost.append(i)
@@ -399,71 +395,6 @@ def _peel(env: gym.Env) -> tuple[Any, int]:
             limit = min(limit, env._max_episode_steps)
         env = env.env  # type: ignore[attr-defined]
     return env, limit
-
-
-def _layers(env: gym.Env) -> list[gym.Env]:
-    layers = [env]
-    while isinstance(layers[-1], gym.Wrapper):
-        layers.append(layers[-1].env)
-    return layers
-
-
-def _fixtures(env: gym.Env) -> dict[str, Any]:
-    """Objects that an environment's attributes may refer to and that stay when its state is
-    replaced.
-    """
-    fixtures: dict[str, Any] = {f"layer {k}": layer for k, layer in enumerate(_layers(env))}
-    for name in ("model", "mujoco_renderer"):
-        if hasattr(env.unwrapped, name):
-            fixtures[name] = getattr(env.unwrapped, name)
-    return fixtures
-
-
-def _snapshot(env: gym.Env) -> bytes | None:
-    """The attributes of an environment and its wrappers, pickled and compressed; None if some
-    cannot be pickled.
-    """
-    names = {id(fixture): name for name, fixture in _fixtures(env).items()}
-
-    class Pickler(pickle.Pickler):
-        def persistent_id(self, obj: Any) -> str | None:
-            if isinstance(obj, EzPickle) and id(obj) not in names:
-                raise pickle.PicklingError(
-                    "an EzPickle would come back newly constructed, without its state"
-                )
-            return names.get(id(obj))
-
-    buffer = io.BytesIO()
-    try:
-        # Functions are code, not state, and lambdas (ClipAction has one) cannot be pickled.
-        Pickler(buffer).dump(
-            [
-                {k: v for k, v in vars(e).items() if not isinstance(v, FunctionType)}
-                for e in _layers(env)
-            ]
-        )
-    except Exception:
-        return None
-    # MjData is pickled together with its model, whose textures compress well.
-    return zlib.compress(buffer.getvalue(), 1)
-
-
-def _restore(env: gym.Env, snapshot: bytes) -> None:
-    fixtures = _fixtures(env)
-
-    class Unpickler(pickle.Unpickler):
-        def persistent_load(self, pid: Any) -> Any:
-            return fixtures[pid]
-
-    for layer, attributes in zip(
-        _layers(env), Unpickler(io.BytesIO(zlib.decompress(snapshot))).load(), strict=True
-    ):
-        data = attributes.get("data")
-        if isinstance(data, mujoco.MjData):
-            # Into the object in use, since views of its arrays are held elsewhere.
-            mujoco.mj_copyData(vars(layer)["data"], vars(layer)["model"], data)
-            del attributes["data"]
-        vars(layer).update(attributes)
 
 
 class _Gather:
