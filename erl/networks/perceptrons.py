@@ -216,7 +216,7 @@ class Perceptrons:
     def __init__(
         self, shape: Shape, n: int, values: Tensor, grads: Tensor | None = None, low: bool = False
     ) -> None:
-        self.shape, self.n, self.low = shape, n, low
+        self.shape, self.n, self.low, self.device = shape, n, low, values.device
         self.members = self.cut(values)
         self._grads = [] if grads is None else self.cut(grads)
         # As tensors: numbers would be made into tensors at every use.

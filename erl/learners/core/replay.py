@@ -221,6 +221,18 @@ class ReplayBuffer:
             self._write(member, [place], row)
             self._point(member, at[member, env : env + 1], np.array([place]))
 
+    def leave(self, member: int, env: int) -> None:
+        """Have the observation after a member's newest transition in an environment stand apart,
+        since another episode begins there.
+        """
+        if self.added[member]:
+            place = self._take(member)
+            rows_at = int(self._places[0, member])
+            self._rows[rows_at + place] = self._rows[rows_at + self._pending + env]
+            at = (self.added[member] - self._n_envs + env) % self._capacity[member]
+            if self._next[at + self._places[1, member]] < self._apart:
+                self._point(member, np.array([at]), np.array([place]))
+
     def _joined(
         self,
         observations: np.ndarray,
