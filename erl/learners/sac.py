@@ -209,13 +209,11 @@ class CohortSAC(OffPolicy[SACSettings]):
         """Write member i's coefficient of the entropy, and its Adam, into a model."""
         if not self.settings[i].learned:
             return
-        steps, first, second = self.log_ent_coef.moments(i)
+        moments = self.log_ent_coef.moments(i)
         model.log_ent_coef.data.copy_(self.log_ent_coef.values[i])
-        if steps:
+        if moments["step"] > 0:
             model.ent_coef_optimizer.state[model.log_ent_coef] = {
-                "step": torch.tensor(steps),
-                "exp_avg": first.cpu().clone(),
-                "exp_avg_sq": second.cpu().clone(),
+                name: value.cpu().clone() for name, value in moments.items()
             }
 
 

@@ -36,7 +36,7 @@ class TD3Settings(OffPolicySettings):
     target_policy_noise: float = 0.2
     target_noise_clip: float = 0.5
 
-    algorithm = TD3
+    algorithm: ClassVar[type[TD3]] = TD3
     policy = TD3Policy
     _SHARED: ClassVar[tuple[str, ...]] = (*OffPolicySettings._SHARED, "policy_delay")
 

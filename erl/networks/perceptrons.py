@@ -76,13 +76,14 @@ def product(
 def narrow_product(
     a: Tensor, b: Tensor, low: bool = False, bias: Tensor | None = None, out: Tensor | None = None
 ) -> Tensor:
-    """`product` of three-dimensional factors, several times as fast where it has few columns: it is
-    computed transposed then. An outer product is computed by multiplication.
+    """`product`, several times as fast where it has few columns: it is computed transposed then.
+
+    An outer product is computed by multiplication.
     """
-    if a.shape[2] == 1 and bias is None and out is None:
+    if a.shape[-1] == 1 and bias is None and out is None:
         return a * b
-    if b.shape[2] < min(_NARROW, a.shape[1]):
-        turned = None if bias is None else bias.mT
+    if b.shape[-1] < min(_NARROW, a.shape[-2]):
+        turned = None if bias is None else bias.mT if bias.dim() == 3 else bias.unsqueeze(1)
         return product(b.mT, a.mT, low, turned, None if out is None else out.mT).mT
     return product(a, b, low, bias, out)
 
@@ -286,7 +287,7 @@ class Perceptrons:
         """
         n = self.n if first is None else first
         stack = self._stack if n == self.n else None
-        multiply = narrow_product if stack and self.shape.aligned else product
+        multiply = narrow_product if self.shape.aligned else product
         inputs, norms, outputs = [], [], []
         for k, (layers, code) in enumerate([stack] if stack else self.members[:n]):
             if stack:
@@ -358,7 +359,7 @@ class Perceptrons:
         (layers, code), seen = member, trace.inputs[k]
         grads, code_grad = gradients or ([], None)
         weights = gradients is not None
-        multiply = narrow_product if d.dim() == 3 and self.shape.aligned else product
+        multiply = narrow_product if self.shape.aligned else product
         for i in reversed(range(len(layers))):
             layer = layers[i]
             if i < len(self.shape.hidden):
@@ -455,14 +456,15 @@ class Trained:
         if self._rates is not None:
             self._rates.copy_(torch.tensor(self.rates))
 
-    def step(self, begin: int = 0, end: int | None = None) -> Tensor | None:
+    def step(self, begin: int = 0, end: int | None = None) -> Tensor:
         """Clip the gradients of members `begin` to `end` and take a step of Adam.
 
         Returns:
-            The gradients' norms before clipping (members,); None where nothing is clipped.
+            The gradients' norms before clipping (members,); empty where nothing is clipped.
         """
         members = range(begin, len(self.rates) if end is None else end)
-        norms = None if self._max_norm is None else self._clip(members, self._max_norm)
+        unclipped = self._max_norm is None
+        norms = self.grads.new_empty(0) if unclipped else self._clip(members, self._max_norm)
         for rate in dict.fromkeys(self.rates[i] for i in members):
             alike = [i for i in members if self.rates[i] == rate]
             values, grads, first, second, steps = map(list, zip(*(self._rows[i] for i in alike)))
@@ -471,7 +473,7 @@ class Trained:
             torch._fused_adam_(values, grads, first, second, [], steps, lr=lr, **self._adam)
         return norms
 
-    def _clip(self, members: range, max_norm: float) -> Tensor:
+    def _clip(self, members: range, max_norm: Any) -> Tensor:
         norms = []
         for i in members:
             grad = self.grads[i]
@@ -511,9 +513,9 @@ class Trained:
         self._bind()
         self.set_rates([self.rates[i] for i in members])
 
-    def moments(self, i: int) -> tuple[float, Tensor, Tensor]:
-        """Adam's step counter of member i, and its means of gradients and of their squares."""
-        return float(self._steps[i]), self._first[i], self._second[i]
+    def moments(self, i: int) -> dict[str, Tensor]:
+        """The state of `torch.optim.Adam` for member i."""
+        return {"step": self._steps[i], "exp_avg": self._first[i], "exp_avg_sq": self._second[i]}
 
     def get_state(self, i: int | None = None) -> list[Tensor]:
         """All that a checkpoint needs, of all members or of member i, as tensors on the CPU."""

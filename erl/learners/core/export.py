@@ -143,7 +143,7 @@ def off_policy_model(cohort: OffPolicy[Any], i: int, total_steps: int) -> OffPol
         settings["target_entropy"] = -float(cohort.actions)
     model = s.algorithm(
         "MlpPolicy",
-        None,  # type: ignore[arg-type]
+        None,
         policy_kwargs=s.policy_kwargs(),
         device="cpu",
         _init_setup_model=False,

@@ -12,6 +12,7 @@ member, one for actions, one for minibatches and one for noise in updates.
 import copy
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -157,7 +158,9 @@ class OffPolicy(Generic[S]):
         """
         raise NotImplementedError
 
-    def update(self, block: Block[S], batch: Batch, noise: Tensor, course: Any) -> dict[str, Tensor]:
+    def update(
+        self, block: Block[S], batch: Batch, noise: Tensor, course: Any
+    ) -> dict[str, Tensor]:
         """One gradient step of a block; statistics (n,)."""
         raise NotImplementedError
 
@@ -361,37 +364,25 @@ class OffPolicy(Generic[S]):
             for layers, modules in zip(self.layers(i, *rows), self.modules(policy, target)):
                 for layer, heads in zip(layers, modules):
                     _copy_out(layer, heads, lambda parameter, value: parameter.data.copy_(value))
-        first, second = (
-            self.layers(i, self.actor.moments(i)[k][None], self.critic.moments(i)[k][None], 0)
-            for k in (1, 2)
-        )
+        actor, critic = self.actor.moments(i), self.critic.moments(i)
         n_critics = self.settings[0].n_critics
-        owners = [(self.actor, policy.actor), *[(self.critic, policy.critic)] * n_critics]
-        for k, ((trained, owner), modules) in enumerate(
-            zip(owners, self.modules(policy, False), strict=True)
-        ):
-            steps = trained.moments(i)[0]
-            if not steps:
-                continue
-            states = owner.optimizer.state
-            for name, layers in (("exp_avg", first[k]), ("exp_avg_sq", second[k])):
-                for layer, heads in zip(layers, modules, strict=True):
+        owners = [(actor, policy.actor), *[(critic, policy.critic)] * n_critics]
+        networks = self.modules(policy, False)
+        for name in ("exp_avg", "exp_avg_sq"):
+            cut = self.layers(0, actor[name].unsqueeze(0), critic[name].unsqueeze(0))
+            for (moments, owner), layers, parts in zip(owners, cut, networks, strict=True):
+                if moments["step"] > 0:
+                    put = partial(_set_moment, owner.optimizer.state, moments["step"], name)
+                    for layer, linear in zip(layers, parts, strict=True):
+                        _copy_out(layer, linear, put)
 
-                    def put(parameter: nn.Parameter, value: Tensor, name: str = name) -> None:
-                        state = states.setdefault(parameter, {"step": torch.tensor(steps)})
-                        state[name] = value.detach().cpu().clone().contiguous()
-
-                    _copy_out(layer, heads, put)
-
-    def layers(
-        self, i: int, actor: Tensor, critic: Tensor, row: int | None = None
-    ) -> list[list[Layer]]:
-        """Layers of member i's actor and of each of its critics, on rows like `Trained.values`."""
-        row, m = i if row is None else row, self.settings[0].n_critics
-        size = self.critic_shape.size()
+    def layers(self, row: int, actor: Tensor, critic: Tensor) -> list[list[Layer]]:
+        """Layers of an actor and of each of its critics, on a row of what is like
+        `Trained.values`.
+        """
         cuts = (
-            (self.block(0, 1).actor, actor[row].view(1, -1)),
-            (self.block(0, 1).critic, critic[row].view(m, size)),
+            (self.block(0, 1).actor, actor[row : row + 1]),
+            (self.block(0, 1).critic, critic[row].view(-1, self.critic_shape.size())),
         )
         return [layers for network, rows in cuts for layers, _ in network.cut(rows)]
 
@@ -412,7 +403,8 @@ class OffPolicy(Generic[S]):
         for trained in self.networks.values():
             trained.keep(kept)
         self.buffer.keep(kept)
-        self.settings, self._rngs = ([a[i] for i in kept] for a in (self.settings, self._rngs))
+        self.settings = [self.settings[i] for i in kept]
+        self._rngs = [self._rngs[i] for i in kept]
         self.statistics = [self.statistics[i] for i in kept]
         self.steps, self.updates = self.steps[kept], self.updates[kept]
         self._exploration = self._exploration[kept]
@@ -456,13 +448,20 @@ def _runs(courses: Sequence[Hashable], most: int) -> list[tuple[int, int]]:
 def _copy_out(
     layer: Layer,
     heads: tuple[nn.Linear, ...],
-    put: Callable[[nn.Parameter, Tensor], object],
+    put: Callable[[Tensor, Tensor], object],
 ) -> None:
     """Give each linear module that shares a layer its part."""
     widths = [head.out_features for head in heads]
     for head, weight, bias in zip(heads, layer.weight.split(widths, 1), layer.bias.split(widths)):
         put(head.weight, weight.t())
         put(head.bias, bias)
+
+
+def _set_moment(
+    states: dict[Tensor, Any], step: Tensor, name: str, parameter: Tensor, value: Tensor
+) -> None:
+    state = states.setdefault(parameter, {"step": step.cpu().clone()})
+    state[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def check_memory(
@@ -491,6 +490,6 @@ def check_memory(
         fits = int(0.9 * free / each / len(capacities)) // n_envs * n_envs
         agents = "an agent" if len(capacities) == 1 else f"{len(capacities)} agents side by side"
         raise UserError(
-            f"{name}'s replay buffers take {sum(capacities) * each / 1e9:,.1f} GB for {agents}, and "
-            f"{free / 1e9:,.1f} GB of memory are free: buffer_size={fits} fits"
+            f"{name}'s replay buffers take {sum(capacities) * each / 1e9:,.1f} GB for {agents}, "
+            f"and {free / 1e9:,.1f} GB of memory are free: buffer_size={fits} fits"
         )

@@ -135,7 +135,9 @@ class OffPolicySettings:
     @classmethod
     def unsupported(cls, what: str) -> UserError:
         """The error for what Stable-Baselines3 itself has."""
-        return UserError(f"the cohort engine of {cls.name()} does not know {what}: use --engine sb3")
+        return UserError(
+            f"the cohort engine of {cls.name()} does not know {what}: use --engine sb3"
+        )
 
     def resolved_device(self) -> torch.device:
         """Where the networks learn."""

@@ -114,6 +114,7 @@ class Training:
         self.scores = [Scores.of(spec, ledger) for spec, ledger in zip(cohort, ledgers)]
         for ledger, scores in zip(ledgers, self.scores):
             note(ledger, scores)
+        self.scored = any(spec.learner.config.get("eval_freq", 0) for spec in cohort)
         self.ticks = 0
         self.saved_at = self.started_at = time.perf_counter()
 
@@ -143,7 +144,7 @@ class Training:
         actions = self.learner.act(self.observations)
         diverged = self.learner.diverged(actions)
         if diverged.any():
-            self._drop({int(row): self._not_finite(row) for row in np.flatnonzero(diverged)})
+            self._drop({row: self._not_finite(row) for row in np.flatnonzero(diverged).tolist()})
             actions = actions[~diverged]
             if not self.members:
                 return
@@ -184,8 +185,9 @@ class Training:
     def _evaluate(self) -> None:
         """Scores and logs, where it is time."""
         tell = self.ticks % _TELL_EVERY == 0
-        if tell:
+        if tell or self.scored:
             self.world.enter_steps()
+        if tell:
             new = sum(ledger.steps - ledger.earlier[0] for ledger in self.ledgers)
             fps = int(new / (time.perf_counter() - self.started_at))
         for row, i in enumerate(self.members):

@@ -205,7 +205,8 @@ class ReplayBuffer:
         after_them = self._next[earlier]
         waiting = (after_them >= self._pending) & (after_them < self._apart)
         self._next[earlier[waiting]] = at.ravel()[waiting]
-        for member in np.flatnonzero((self._next[now].reshape(n, k) >= self._apart).any(1)):
+        overwritten = (self._next[now].reshape(n, k) >= self._apart).any(1)
+        for member in np.flatnonzero(overwritten).tolist():
             self._release(member, at[member])
         self._next[now] = np.tile(self._pending + envs, n)
         self._put(
@@ -288,7 +289,8 @@ class ReplayBuffer:
 
     def batch(self, places: Tensor) -> Batch:
         """The first member's transitions in these places, an int64 tensor (batch,)."""
-        return Batch(*(rows[0] for rows in self._gather(places[None], 0)), *self._widths)
+        rows, next_rows = self._gather(places[None], 0)
+        return Batch(rows[0], next_rows[0], *self._widths)
 
     def batches(self, places: Tensor, begin: int = 0) -> Batch:
         """Transitions of the members from `begin` on in these places, int64 (members, batch)."""

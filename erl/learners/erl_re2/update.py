@@ -15,7 +15,6 @@ from erl.learners.core.replay import Batch, smoothed
 from erl.learners.erl_re2.settings import Re2Settings
 from erl.networks.perceptrons import Layer, Perceptrons, Shape, Trace, Trained, product, soft_update
 
-
 _MAX_NORM = 10.0  # of a gradient
 
 
