@@ -61,6 +61,9 @@ class Implementation:
 
 OWN = {
     "PPO": Implementation("erl.learners.ppo.learner", "CohortPPOLearner", "PPO", cohort=True),
+    "TD3": Implementation("erl.learners.td3", "TD3Learner", "TD3", cohort=True),
+    "DDPG": Implementation("erl.learners.td3", "DDPGLearner", "DDPG", cohort=True),
+    "SAC": Implementation("erl.learners.sac", "SACLearner", "SAC", cohort=True),
     "ERL-Re2": Implementation("erl.learners.erl_re2.learner", "Re2Learner", "TD3"),
 }
 # Where an engine `auto` was stored, it stands for the choice of version 0.1.0: these learners'

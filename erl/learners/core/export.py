@@ -1,5 +1,5 @@
-"""Off-policy learners' agents as Stable-Baselines3's TD3 models: the same networks in its terms,
-which predict, save, load and train on there.
+"""Off-policy learners' agents as Stable-Baselines3's models: the same networks in its terms, which
+predict, save, load and train on there.
 
 Saved models name the policy's class in this module: it stays where it is.
 """
@@ -11,9 +11,17 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3 import TD3
+from stable_baselines3.common.noise import (
+    ActionNoise,
+    NormalActionNoise,
+    OrnsteinUhlenbeckActionNoise,
+)
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 
+from erl.learners.core.off_policy import OffPolicy
+from erl.learners.core.off_policy_settings import OffPolicySettings
 from erl.networks.perceptrons import STD_EPS, Layer, unbias
 
 
@@ -118,3 +126,42 @@ def _copy(network: nn.Module, layers: Sequence[Layer]) -> None:
 def _given(value: Tensor | None) -> Tensor:
     assert value is not None
     return value
+
+
+def off_policy_model(cohort: OffPolicy[Any], i: int, total_steps: int) -> OffPolicyAlgorithm:
+    """Member i as a model of Stable-Baselines3's algorithm without environment and with an empty
+    buffer, which predicts, saves and, after `set_env`, goes on training with its optimisers.
+
+    Args:
+        cohort: members that learn side by side.
+        i: index of the member.
+        total_steps: its budget, which schedules refer to.
+    """
+    s, steps = cohort.settings[i], int(cohort.steps[i])
+    settings = s.arguments() | {"action_noise": _action_noise(s, cohort.actions)}
+    if settings.get("target_entropy") == "auto":
+        settings["target_entropy"] = -float(cohort.actions)
+    model = s.algorithm(
+        "MlpPolicy",
+        None,
+        policy_kwargs=s.policy_kwargs(),
+        device="cpu",
+        _init_setup_model=False,
+        **settings,
+    )
+    model.observation_space, model.action_space = cohort.observation_space, cohort.action_space
+    model.n_envs, model.num_timesteps, model._total_timesteps = s.n_envs, steps, total_steps
+    model._n_updates = int(cohort.updates[i])
+    model._update_current_progress_remaining(steps, total_steps)
+    with torch.random.fork_rng(devices=[]):
+        model._setup_model()
+    cohort.store_policy(i, model.policy)
+    cohort.store_rest(i, model)
+    return model
+
+
+def _action_noise(s: OffPolicySettings, actions: int) -> ActionNoise | None:
+    if s.noise_type is None:
+        return None
+    kind = NormalActionNoise if s.noise_type == "normal" else OrnsteinUhlenbeckActionNoise
+    return kind(np.zeros(actions), np.full(actions, s.noise_std))

@@ -1,0 +1,253 @@
+"""SAC for many agents side by side.
+
+Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018, arXiv 1812.05905. Semantics
+and defaults are Stable-Baselines3's: the coefficient of the entropy is the exponential of what is
+learned.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from gymnasium import spaces
+from stable_baselines3 import SAC
+from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, SACPolicy
+from torch import Tensor, nn
+
+from erl.learners.core.off_policy import Block, OffPolicy
+from erl.learners.core.off_policy_settings import OffPolicySettings
+from erl.learners.core.off_policy_training import OffPolicyLearner
+from erl.learners.core.replay import Batch
+from erl.networks.perceptrons import Shape, Trace, Trained
+
+_EPS = 1e-6  # keeps the logarithm of the squashing's slope finite
+_HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
+
+
+@dataclass(frozen=True)
+class SACSettings(OffPolicySettings):
+    """Settings of a SAC agent.
+
+    Attributes:
+        ent_coef: coefficient of the entropy; `auto` (or `auto_0.1`, with its initial value) for one
+            that is learned.
+        target_entropy: at which a learned one aims; `auto`: minus the dimensions of an action.
+        target_update_interval: gradient steps between two updates of the targets.
+    """
+
+    learning_rate: Any = 3e-4
+    ent_coef: str | float = "auto"
+    target_entropy: str | float = "auto"
+    target_update_interval: int = 1
+
+    algorithm = SAC
+    policy = SACPolicy
+    _SHARED: ClassVar[tuple[str, ...]] = (
+        *OffPolicySettings._SHARED,
+        "target_update_interval",
+        "learned",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            fits = self.initial_ent_coef >= 0.0 and not (self.learned and self._start <= 0.0)
+            float(0.0 if self.target_entropy == "auto" else self.target_entropy)
+        except (TypeError, ValueError):
+            raise self.wrong(
+                "ent_coef", "auto, auto_0.1 (where it begins) or a number", self.ent_coef
+            ) from None
+        if not fits:
+            raise self.wrong("ent_coef", "a positive number where it begins", self.ent_coef)
+
+    @property
+    def learned(self) -> bool:
+        """Whether the coefficient is learned."""
+        return isinstance(self.ent_coef, str) and self.ent_coef.startswith("auto")
+
+    @property
+    def _start(self) -> float:
+        _, _, start = str(self.ent_coef).partition("_")
+        return float(start) if start else 1.0
+
+    @property
+    def initial_ent_coef(self) -> float:
+        """With which it begins."""
+        return self._start if self.learned else float(self.ent_coef)
+
+
+class CohortSAC(OffPolicy[SACSettings]):
+    """SAC agents that learn side by side."""
+
+    noises_per_update = 2
+
+    def __init__(
+        self,
+        settings: Sequence[SACSettings],
+        seeds: Sequence[int],
+        observation_space: spaces.Box,
+        action_space: spaces.Box,
+        steps: Sequence[int],
+    ) -> None:
+        super().__init__(settings, seeds, observation_space, action_space, steps)
+        # What is learned is its logarithm.
+        self.log_ent_coef = Trained(len(settings), 1, device=self.device)
+        self.networks["log_ent_coef"] = self.log_ent_coef
+        for row, s in zip(self.log_ent_coef.values, settings):
+            row.fill_(math.log(s.initial_ent_coef) if s.learned else 0.0)
+
+    def shapes(self) -> tuple[Shape, Shape]:
+        """Of an actor, which puts out means and logarithms of standard deviations, and a critic."""
+        s, o, a = self.settings[0], self.observations, self.actions
+        plain = {"activation": s.activation, "norm": False, "aligned": True}
+        return Shape(o, s.pi, 2 * a, **plain), Shape(o + a, s.qf, 1, **plain)  # type: ignore[arg-type]
+
+    def policy_actions(self, outputs: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+        """Actions in [-1, 1]."""
+        return Squashed(outputs, draw()).actions
+
+    def course(self, updates: int, gradient_step: int) -> bool:
+        """Whether the targets are updated as well."""
+        return gradient_step % self.settings[0].target_update_interval == 0
+
+    def update(
+        self, block: Block[SACSettings], batch: Batch, noise: Tensor, course: Any
+    ) -> dict[str, Tensor]:
+        """Algorithm 1, an iteration of its second loop. The coefficient of the entropy that all
+        losses see is the one from before.
+        """
+        ent_coef = self.ent_coef(block)
+        outputs = block.actor.forward(batch.observations)
+        policy = Squashed(outputs.output, noise[:, 0])
+        statistics = {"ent_coef": ent_coef[:, 0, 0]}
+        if block.settings[0].learned:
+            statistics["ent_coef_loss"] = self.update_ent_coef(block, policy)
+        statistics["critic_loss"] = self.update_critic(block, batch, noise[:, 1], ent_coef)
+        statistics["actor_loss"] = self.update_actor(block, batch, outputs, policy, ent_coef)
+        if course:
+            self.soft_update(block)
+        return statistics
+
+    def ent_coef(self, block: Block[SACSettings]) -> Tensor:
+        """Coefficients of the entropy, (n, 1, 1)."""
+        if not block.settings[0].learned:
+            return block.column("ent_coef")
+        return self.log_ent_coef.values[block.begin : block.end].exp().unsqueeze(2)
+
+    def update_ent_coef(self, block: Block[SACSettings], policy: "Squashed") -> Tensor:
+        """Raise the coefficient where the entropy is below its target; the losses (n,)."""
+        target = block.column(
+            "target_entropy",
+            lambda s: -self.actions if s.target_entropy == "auto" else float(s.target_entropy),
+        )
+        rows = slice(block.begin, block.end)
+        grad = self.log_ent_coef.grads[rows]
+        grad.copy_((policy.log_prob + target).mean((1, 2)).neg_().unsqueeze(1))
+        loss = (self.log_ent_coef.values[rows] * grad)[:, 0]
+        self.log_ent_coef.step(block.begin, block.end)
+        return loss
+
+    def update_critic(
+        self, block: Block[SACSettings], batch: Batch, noise: Tensor, ent_coef: Tensor
+    ) -> Tensor:
+        """Descend half the squared error of every critic; the critics' losses, summed, (n,)."""
+        outputs = block.actor.forward(batch.next_observations, keep=False).output
+        policy = Squashed(outputs, noise)
+        next_pairs = block.for_critics(batch.next_pairs(policy.actions))
+        next_q_values = block.by_member(block.critic_target.forward(next_pairs, keep=False).output)
+        next_q_values = next_q_values.amin(1) - ent_coef * policy.log_prob
+        target_q_values = batch.targets(next_q_values, block.column("gamma"))
+
+        q_values = block.critic.forward(block.for_critics(batch.pairs))
+        error = block.by_member(q_values.output) - target_q_values.unsqueeze(1)
+        batch_size = error.shape[2]
+        block.critic.backward(q_values, (error * (1.0 / batch_size)).view_as(q_values.output))
+        self.critic.step(block.begin, block.end)
+        return error.square_().sum((1, 2, 3)).mul_(0.5 / batch_size)
+
+    def update_actor(
+        self,
+        block: Block[SACSettings],
+        batch: Batch,
+        outputs: Trace,
+        policy: "Squashed",
+        ent_coef: Tensor,
+    ) -> Tensor:
+        """Ascend the smallest of each member's critics, and the entropy; the losses (n,)."""
+        pairs = block.for_critics(batch.pairs_with(policy.actions))
+        traced = block.critic.forward(pairs)
+        q_values = block.by_member(traced.output)
+        least, which = q_values.min(1, keepdim=True)
+        batch_size = q_values.shape[2]
+        d = torch.zeros_like(q_values).scatter_(1, which, -1.0 / batch_size)
+        d = block.critic.backward(
+            traced,
+            d.view_as(traced.output),
+            weights=False,
+            inputs=slice(self.observations, None),
+        )
+        d_actions = d.reshape(block.n, block.n_critics, batch_size, -1).sum(1)
+        block.actor.backward(outputs, policy.backward(d_actions, ent_coef * (1.0 / batch_size)))
+        self.actor.step(block.begin, block.end)
+        return (ent_coef * policy.log_prob - least[:, 0]).mean((1, 2))
+
+    def soft_update(self, block: Block[SACSettings]) -> None:
+        """Targets follow."""
+        self.critic.follow([s.tau for s in block.settings], block.begin)
+
+    def modules(self, policy: Any, target: bool) -> list[list[tuple[nn.Linear, ...]]]:
+        """Linear layers of the actor, which has no target, and of each critic."""
+        critic = policy.critic_target if target else policy.critic
+        actor = [(m,) for m in policy.actor.latent_pi if isinstance(m, nn.Linear)]
+        heads = [*actor, (policy.actor.mu, policy.actor.log_std)]
+        critics = [[(m,) for m in net if isinstance(m, nn.Linear)] for net in critic.q_networks]
+        return [[] if target else heads, *critics]
+
+    def store_rest(self, i: int, model: Any) -> None:
+        """Write member i's coefficient of the entropy, and its Adam, into a model."""
+        if not self.settings[i].learned:
+            return
+        moments = self.log_ent_coef.moments(i)
+        model.log_ent_coef.data.copy_(self.log_ent_coef.values[i])
+        if moments["step"] > 0:
+            model.ent_coef_optimizer.state[model.log_ent_coef] = {
+                name: value.cpu().clone() for name, value in moments.items()
+            }
+
+
+class Squashed:
+    """Actions drawn from normal distributions and squashed by tanh.
+
+    Args:
+        outputs: means and logarithms of standard deviations side by side, (n, batch, 2 * actions).
+        noise: standard normal, (n, batch, actions).
+
+    Attributes:
+        actions: (n, batch, actions) in [-1, 1].
+        log_prob: of each action, (n, batch, 1).
+    """
+
+    def __init__(self, outputs: Tensor, noise: Tensor) -> None:
+        mean, given = outputs.split(noise.shape[-1], -1)
+        log_std = given.clamp(LOG_STD_MIN, LOG_STD_MAX)
+        self._within = given == log_std
+        self._deviation = log_std.exp() * noise
+        self.actions = (mean + self._deviation).tanh()
+        self._slope = 1.0 - self.actions.square()
+        density = noise.square() * 0.5 + log_std + (self._slope + _EPS).log() + _HALF_LOG_2PI
+        self.log_prob = density.sum(-1, keepdim=True).neg_()
+
+    def backward(self, d_actions: Tensor, d_log_prob: Tensor) -> Tensor:
+        """Derivative of a loss by the outputs, given those by the actions and by their log_prob."""
+        d_squash = self.actions * (2.0 * d_log_prob) / (self._slope + _EPS)
+        d_mean = (d_actions + d_squash) * self._slope
+        d_log_std = (d_mean * self._deviation - d_log_prob) * self._within
+        return torch.cat([d_mean, d_log_std], -1)
+
+
+class SACLearner(OffPolicyLearner):
+    """SAC, many lifetimes side by side. Its settings are `SACSettings`."""
+
+    settings, cohort = SACSettings, CohortSAC
