@@ -179,7 +179,7 @@ class Plain:
         """The flat vectors of `TwoScale` as lists of tensors in the shapes and order of this one's
         parameters.
         """
-        z, head, q, v = flats
+        z, head, q, v = (flat.view(-1) for flat in flats)
         actions = self.head.shape[0]
         n = self.settings.n_critics
         encoder, value = fast._v.encoder, fast._v.value

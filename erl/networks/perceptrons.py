@@ -2,13 +2,13 @@
 
 All parameters of a network, or of several of one shape (twin critics, a population of actors), lie
 in one flat vector, and so do their gradients: an optimiser, a soft update or a gradient norm is one
-pass. Gradients are written where they belong, without a graph, without zeroing and without
-accumulation; a plain autograd implementation in the tests holds them to the equations. Everything
-runs on any device, and can be captured in a CUDA graph.
+pass. Members of a cohort have a row each. Gradients are written where they belong, without a graph,
+without zeroing and without accumulation; a plain autograd implementation in the tests holds them to
+the equations. Everything runs on any device, and can be captured in a CUDA graph.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -20,12 +20,26 @@ from torch import Tensor
 # Matrices narrower than this are multiplied in single precision even where the precision is
 # bfloat16: they cost nothing, and observations keep their digits.
 WIDE = 128
+# Batched products with fewer columns than this are faster the other way round.
+_NARROW = 32
+# Floats in 64 bytes, at whose multiples the blocks of aligned rows begin.
+_LINE = 16
 _SLOPE = 0.01  # of leaky ReLU, PyTorch's default
 STD_EPS = 1e-12
 _norm = torch.native_layer_norm
 _norm_backward = torch.ops.aten.native_layer_norm_backward
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
+_relu_backward = torch.ops.aten.threshold_backward.grad_input
 _leaky_backward = torch.ops.aten.leaky_relu_backward.grad_input
+# In place: an activation, and its chain rule from the derivative by the output h.
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+    "ReLU": (torch.relu_, lambda d, h: _relu_backward(d, h, 0.0, grad_input=d)),
+    "Tanh": (torch.tanh_, lambda d, h: _tanh_backward(d, h, grad_input=d)),
+    "LeakyReLU": (
+        lambda h: torch.nn.functional.leaky_relu_(h, _SLOPE),
+        lambda d, h: _leaky_backward(d, h, _SLOPE, True, grad_input=d),
+    ),
+}  # named as in torch.nn, at its default settings
 # PyTorch's setting of how factors are rounded, the one that it follows, and what is wanted.
 _CPU: tuple[Any, Any, str] = (torch.backends.mkldnn.matmul, torch.backends.mkldnn, "bf16")  # type: ignore[attr-defined]
 _GPU: tuple[Any, Any, str] = (torch.backends.cuda.matmul, torch.backends.cudnn, "tf32")
@@ -59,6 +73,20 @@ def product(
     return result if bias is None else result.add_(bias)
 
 
+def narrow_product(
+    a: Tensor, b: Tensor, low: bool = False, bias: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
+    """`product` of three-dimensional factors, several times as fast where it has few columns: it is
+    computed transposed then. An outer product is computed by multiplication.
+    """
+    if a.shape[2] == 1 and bias is None and out is None:
+        return a * b
+    if b.shape[2] < min(_NARROW, a.shape[1]):
+        turned = None if bias is None else bias.mT
+        return product(b.mT, a.mT, low, turned, None if out is None else out.mT).mT
+    return product(a, b, low, bias, out)
+
+
 @cache
 def rounds_to_bfloat16() -> bool:
     """Whether `product(..., low=True)` rounds on this processor, found by a product and not by what
@@ -83,21 +111,24 @@ class Shape:
         inputs: length of the input; 0 for none but the code.
         hidden: widths of the hidden layers.
         outputs: length of the output; 0 if the last hidden layer is the output.
-        tanh: activation tanh, instead of leaky ReLU.
+        activation: of the hidden layers, a key of `ACTIVATIONS`.
         norm: whether hidden layers are normalised before their activation (learned gain and shift).
         code: length of a vector that joins the first layer's input and is the same for the whole
             batch: it enters as a part of the bias, so that its product is computed once, not once
                 for each row.
         output_scale: factor on the output layer's initial weights.
+        aligned: whether each block begins at a multiple of 64 bytes, and narrow output matrices
+            lie transposed: for members of a cohort, which get the same bits in whatever place.
     """
 
     inputs: int
     hidden: tuple[int, ...] = (400, 300)
     outputs: int = 1
-    tanh: bool = False
+    activation: str = "LeakyReLU"
     norm: bool = True
     code: int = 0
     output_scale: float = 1.0
+    aligned: bool = False
 
     def blocks(self) -> list[tuple[int, ...]]:
         """Shapes of one's parameters in their order: for each layer the matrix, the bias, gain and
@@ -114,9 +145,14 @@ class Shape:
             blocks.append((self.code, self.hidden[0]))
         return blocks
 
-    def size(self, n: int) -> int:
-        """Number of parameters of n perceptrons."""
-        return n * sum(map(math.prod, self.blocks()))
+    def lengths(self) -> list[int]:
+        """Numbers that each block takes."""
+        line = _LINE if self.aligned else 1
+        return [-(-math.prod(block) // line) * line for block in self.blocks()]
+
+    def size(self, n: int = 1) -> int:
+        """Numbers that the parameters of n perceptrons take."""
+        return n * sum(self.lengths())
 
 
 @dataclass
@@ -157,8 +193,8 @@ _Member = tuple[list[Layer], Tensor | None]
 
 
 class Perceptrons:
-    """n perceptrons of one shape on a flat vector of parameters, one after the other:
-    `values.view(n, -1)` has a row for each.
+    """n perceptrons of one shape on a flat vector of parameters, one after the other, or on n
+    rows.
 
     Layers are those of `torch.nn.Linear`, initialised alike. The normalisation divides by the
     standard deviation with n - 1, so the learned gain is multiplied by sqrt((n-1)/n) and PyTorch's
@@ -167,12 +203,12 @@ class Perceptrons:
 
     Plain perceptrons are stacked: all take a step in one call. Those that normalise, or have codes,
     take it one after the other, since PyTorch's normalisation knows one gain and shift, and large
-    products are no faster in a batch.
+    products are no faster in a batch. So does a single one on a flat vector.
 
     Args:
         shape: of each.
         n: how many.
-        values: their parameters, flat (shape.size(n),).
+        values: their parameters, flat (shape.size(n),), or rows (n, shape.size()).
         grads: where `backward` writes; None for a network that is never trained (a target).
         low: factors of wide matrix products rounded to bfloat16.
     """
@@ -185,28 +221,36 @@ class Perceptrons:
         self._grads = [] if grads is None else self.cut(grads)
         # As tensors: numbers would be made into tensors at every use.
         self._unbias = [values.new_tensor(unbias(width)) for width in shape.hidden]
-        stacked = n > 1 and not shape.norm and not shape.code
-        self._stack = self._layers(values.view(n, -1)) if stacked else None
+        self._activate, self._chain = ACTIVATIONS[shape.activation]
+        stacked = (n > 1 or values.dim() == 2) and not shape.norm and not shape.code
+        self._stack = self._layers(self._rows(values)) if stacked else None
         self._stack_grads = (
-            self._layers(grads.view(n, -1)) if stacked and grads is not None else None
+            self._layers(self._rows(grads)) if stacked and grads is not None else None
         )
 
-    def cut(self, flat: Tensor) -> list[_Member]:
-        """Views of a flat vector of this one's size: for each perceptron its layers, and the code's
+    def _rows(self, values: Tensor) -> Tensor:
+        return values if values.dim() == 2 else values.view(self.n, -1)
+
+    def cut(self, values: Tensor) -> list[_Member]:
+        """Views of parameters like this one's: for each perceptron its layers, and the code's
         matrix (code, width).
         """
-        return [self._layers(row) for row in flat.view(self.n, -1)]
+        return [self._layers(row) for row in self._rows(values)]
 
     def _layers(self, rows: Tensor) -> _Member:
         """Views of a row, or of n rows: blocks (n, inputs, outputs) and (n, 1, outputs) then."""
-        shapes = self.shape.blocks()
-        if rows.dim() == 2:
-            shapes = [(len(rows), *(1,) * (2 - len(block)), *block) for block in shapes]
-        parts = rows.split([math.prod(block) for block in self.shape.blocks()], -1)
-        blocks = (part.view(block) for part, block in zip(parts, shapes))
-        per_layer = [2 + 2 * self.shape.norm] * len(self.shape.hidden) + [2] * bool(
-            self.shape.outputs
-        )
+        shape = self.shape
+        shapes, lengths = shape.blocks(), shape.lengths()
+        per_layer = [2 + 2 * shape.norm] * len(shape.hidden) + [2] * bool(shape.outputs)
+        # Of the output layer, if it is narrow.
+        turned = sum(per_layer[:-1]) if shape.aligned and 0 < shape.outputs < _NARROW else None
+        views = []
+        for k, (part, block) in enumerate(zip(rows.split(lengths, -1), shapes)):
+            block = block[::-1] if k == turned else block
+            whole = block if rows.dim() == 1 else (len(rows), *(1,) * (2 - len(block)), *block)
+            view = part[..., : math.prod(block)].view(whole)
+            views.append(view.mT if k == turned else view)
+        blocks = iter(views)
         layers = [Layer(*islice(blocks, k)) for k in per_layer]
         return layers, next(blocks, None)
 
@@ -234,7 +278,7 @@ class Perceptrons:
         """Outputs for a batch.
 
         Args:
-            x: (batch, inputs), which all perceptrons see.
+            x: (batch, inputs), which all perceptrons see, or (n, batch, inputs).
             codes: (n, code), of each its own.
             first: only the first so many perceptrons.
             keep: whether a backward pass follows. Without, memory is used again while it is in the
@@ -242,16 +286,21 @@ class Perceptrons:
         """
         n = self.n if first is None else first
         stack = self._stack if n == self.n else None
+        multiply = narrow_product if stack and self.shape.aligned else product
         inputs, norms, outputs = [], [], []
         for k, (layers, code) in enumerate([stack] if stack else self.members[:n]):
-            h, seen, normalised = x.expand(n, -1, -1) if stack else x, [], []
+            if stack:
+                h = x if x.dim() == 3 else x.expand(n, -1, -1)
+            else:
+                h = x[k] if x.dim() == 3 else x
+            seen, normalised = [], []
             for i, layer in enumerate(layers):
                 if keep:
                     seen.append(h)
                 bias = layer.bias
                 if i == 0 and code is not None and codes is not None:
                     bias = torch.addmv(bias, code.t(), codes[k])
-                h = product(h, layer.weight, self.low, bias)
+                h = multiply(h, layer.weight, self.low, bias)
                 if i == len(self.shape.hidden):
                     break
                 if layer.gain is not None and layer.shift is not None:
@@ -260,7 +309,7 @@ class Perceptrons:
                     if keep:
                         normalised.append((h, mean, rstd, gain))
                     h = y
-                h = h.tanh_() if self.shape.tanh else torch.nn.functional.leaky_relu_(h, _SLOPE)
+                h = self._activate(h)
             inputs.append([*seen, h])
             norms.append(normalised)
             outputs.append(h)
@@ -271,8 +320,8 @@ class Perceptrons:
         return Trace(output, inputs, norms, codes)
 
     def backward(
-        self, trace: Trace, d: Tensor, weights: bool = True, inputs: bool = False
-    ) -> list[Tensor]:
+        self, trace: Trace, d: Tensor, weights: bool = True, inputs: slice | None = None
+    ) -> Tensor:
         """The chain rule through a forward pass.
 
         Args:
@@ -280,20 +329,21 @@ class Perceptrons:
             d: derivative of a loss by its outputs, (n, batch, outputs); may be overwritten.
             weights: whether to write the gradient of the parameters (over what was there). All
                 perceptrons took part then.
-            inputs: whether to give the derivatives by the inputs, (batch, inputs) for each
-                perceptron; by the codes (code,) otherwise.
+            inputs: which columns of the inputs to give the derivatives by; None for none.
+
+        Returns:
+            Derivatives by those inputs (n, batch, columns); if there are none, by the codes
+            (n, code); without codes, none of use.
         """
         assert not weights or len(d) == self.n
         if self._stack and len(d) == self.n:
-            return list(
-                self._backward(
-                    self._stack, self._stack_grads if weights else None, trace, 0, d, inputs
-                )
-            )
-        return [
+            gradients = self._stack_grads if weights else None
+            return self._backward(self._stack, gradients, trace, 0, d, inputs)
+        results = [
             self._backward(member, self._grads[k] if weights else None, trace, k, dk, inputs)
             for k, (member, dk) in enumerate(zip(self.members, d))
         ]
+        return torch.stack(results) if self.shape.code or inputs is not None else results[0]
 
     def _backward(
         self,
@@ -302,19 +352,17 @@ class Perceptrons:
         trace: Trace,
         k: int,
         d: Tensor,
-        inputs: bool,
+        inputs: slice | None,
     ) -> Tensor:
         """`backward` through entry k of a trace; `gradients` to write to, if wanted."""
         (layers, code), seen = member, trace.inputs[k]
         grads, code_grad = gradients or ([], None)
         weights = gradients is not None
+        multiply = narrow_product if d.dim() == 3 and self.shape.aligned else product
         for i in reversed(range(len(layers))):
             layer = layers[i]
             if i < len(self.shape.hidden):
-                if self.shape.tanh:
-                    d = _tanh_backward(d, seen[i + 1], grad_input=d)
-                else:
-                    d = _leaky_backward(d, seen[i + 1], _SLOPE, True, grad_input=d)
+                d = self._chain(d, seen[i + 1])
                 if layer.gain is not None and layer.shift is not None:
                     x, mean, rstd, gain = trace.norms[k][i]
                     wanted = [True, weights, weights]
@@ -327,13 +375,15 @@ class Perceptrons:
                         torch.mul(d_gain, self._unbias[i], out=grad.gain)
                         grad.shift.copy_(d_shift)
             if weights:
-                product(seen[i].mT, d, self.low, out=grads[i].weight)
+                multiply(seen[i].mT, d, self.low, out=grads[i].weight)
                 torch.sum(d, -2, keepdim=d.dim() == 3, out=grads[i].bias)
-            if i > 0 or inputs:
-                d = product(d, layer.transposed, self.low)
+            if i > 0:
+                d = multiply(d, layer.transposed, self.low)
+            elif inputs is not None:
+                d = multiply(d, layer.transposed[..., inputs], self.low)
         if code is not None and code_grad is not None and trace.codes is not None:
             torch.outer(trace.codes[k], grads[0].bias, out=code_grad)
-            return d if inputs else code @ grads[0].bias
+            return d if inputs is not None else code @ grads[0].bias
         return d
 
 
@@ -350,73 +400,131 @@ def shortening(norm: Tensor, max_norm: float) -> Tensor:
 
 
 class Trained:
-    """A flat vector of parameters with its gradient, Adam's moments and, if wanted, a target that
-    follows it.
+    """Parameters of n members, a row each, with their gradients, Adam's moments and step counters
+    and, if wanted, targets that follow them.
+
+    A row gets the same bits whatever the others do.
 
     Args:
-        size: number of parameters.
-        rate: Adam's learning rate; its other settings are PyTorch's defaults.
-        max_norm: gradients longer than this are shortened to it.
+        n: members.
+        size: numbers in a row.
+        rate: Adam's learning rate, of all members.
+        max_norm: gradients of a member longer than this are shortened to it; None: never.
         device: where it lies.
+        betas, eps, weight_decay: Adam's other settings.
+
+    Attributes:
+        values, grads, target: (n, size).
     """
 
     def __init__(
         self,
+        n: int,
         size: int,
         rate: float = 1e-3,
-        max_norm: float = 10.0,
+        max_norm: float | None = None,
         device: torch.device | str = "cpu",
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
     ) -> None:
-        self.values, self.grads, self.target, self._first, self._second = torch.zeros(
-            5, size, device=device
-        )
-        self._steps = torch.zeros((), device=device, dtype=torch.float32)
-        self._rate, self._max_norm = rate, max_norm
+        self._tensors = [*torch.zeros(5, n, size, device=device), torch.zeros(n, device=device)]
+        self._max_norm = max_norm
+        self._adam: dict[str, Any] = {
+            "beta1": betas[0],
+            "beta2": betas[1],
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": False,
+            "maximize": False,
+        }
+        # A GPU reads rates from its own memory, so that a recorded graph follows schedules.
+        self._rates = torch.zeros(n, device=device) if torch.device(device).type == "cuda" else None
+        self._bind()
+        self.set_rates([rate] * n)
 
-    def step(self) -> Tensor:
-        """Clip the gradient, take one step of Adam, and give the gradient's norm before
-        clipping.
+    def _bind(self) -> None:
+        """Name the tensors, and cut them into rows."""
+        self.values, self.grads, self.target, self._first, self._second, self._steps = self._tensors
+        adams = (self.values, self.grads, self._first, self._second, self._steps)
+        self._rows = list(zip(*(tensor.unbind() for tensor in adams)))
+
+    def set_rates(self, rates: Sequence[float]) -> None:
+        """Give each member its learning rate."""
+        self.rates = list(rates)
+        if self._rates is not None:
+            self._rates.copy_(torch.tensor(self.rates))
+
+    def step(self, begin: int = 0, end: int | None = None) -> Tensor | None:
+        """Clip the gradients of members `begin` to `end` and take a step of Adam.
+
+        Returns:
+            The gradients' norms before clipping (members,); None where nothing is clipped.
         """
-        norm = torch.dot(self.grads, self.grads).sqrt_()
-        # A GPU is not asked, which would be to wait for it; on a CPU there is seldom anything to
-        # do.
-        if norm.is_cuda or norm.item() > self._max_norm:
-            self.grads *= shortening(norm, self._max_norm)
-        self._steps += 1
-        torch._fused_adam_(
-            [self.values],
-            [self.grads],
-            [self._first],
-            [self._second],
-            [],
-            [self._steps],
-            lr=self._rate,
-            beta1=0.9,
-            beta2=0.999,
-            weight_decay=0.0,
-            eps=1e-8,
-            amsgrad=False,
-            maximize=False,
-        )
-        return norm
+        members = range(begin, len(self.rates) if end is None else end)
+        norms = None if self._max_norm is None else self._clip(members, self._max_norm)
+        for rate in dict.fromkeys(self.rates[i] for i in members):
+            alike = [i for i in members if self.rates[i] == rate]
+            values, grads, first, second, steps = map(list, zip(*(self._rows[i] for i in alike)))
+            torch._foreach_add_(steps, 1.0)
+            lr = rate if self._rates is None else self._rates[alike[0]]
+            torch._fused_adam_(values, grads, first, second, [], steps, lr=lr, **self._adam)
+        return norms
+
+    def _clip(self, members: range, max_norm: float) -> Tensor:
+        norms = []
+        for i in members:
+            grad = self.grads[i]
+            norm = torch.dot(grad, grad).sqrt_()
+            # A GPU is not asked, which would be to wait for it; on a CPU there is seldom anything
+            # to do.
+            if norm.is_cuda or norm.item() > max_norm:
+                grad *= shortening(norm, max_norm)
+            norms.append(norm)
+        return torch.stack(norms)
 
     def start_target(self) -> None:
-        """Make the target equal to the parameters."""
+        """Make the targets equal to the parameters."""
         self.target.copy_(self.values)
 
-    def get_state(self) -> list[Tensor]:
-        """All that a checkpoint needs, as tensors on the CPU."""
-        return [
-            t.detach().cpu().clone()
-            for t in (self.values, self.target, self._first, self._second, self._steps)
-        ]
+    def follow(self, taus: Sequence[float], begin: int = 0) -> None:
+        """Move the targets of the members from `begin` on a part tau, each its own, of the way to
+        their networks.
+        """
+        members = slice(begin, begin + len(taus))
+        if len({*taus}) == 1:
+            self.target[members].lerp_(self.values[members], taus[0])
+        else:
+            for target, values, tau in zip(self.target[members], self.values[members], taus):
+                target.lerp_(values, tau)
 
-    def set_state(self, state: Sequence[Tensor]) -> None:
+    def reset(self, i: int) -> None:
+        """Have Adam begin afresh for member i."""
+        for tensor in (self._first, self._second, self._steps):
+            tensor[i] = 0.0
+
+    def keep(self, members: Sequence[int]) -> None:
+        """Go on with these members only, in this order."""
+        self._tensors = [tensor[list(members)] for tensor in self._tensors]
+        if self._rates is not None:
+            self._rates = self._rates[list(members)]
+        self._bind()
+        self.set_rates([self.rates[i] for i in members])
+
+    def moments(self, i: int) -> tuple[float, Tensor, Tensor]:
+        """Adam's step counter of member i, and its means of gradients and of their squares."""
+        return float(self._steps[i]), self._first[i], self._second[i]
+
+    def get_state(self, i: int | None = None) -> list[Tensor]:
+        """All that a checkpoint needs, of all members or of member i, as tensors on the CPU."""
+        parts = (self.values, self.target, self._first, self._second, self._steps)
+        return [(t if i is None else t[i]).detach().cpu().clone() for t in parts]
+
+    def set_state(self, state: Sequence[Tensor], i: int | None = None) -> None:
         """Go on from `get_state`."""
-        for mine, theirs in zip(
-            (self.values, self.target, self._first, self._second, self._steps), state, strict=True
-        ):
-            mine.copy_(theirs)
+        parts = (self.values, self.target, self._first, self._second, self._steps)
+        for mine, theirs in zip(parts, state, strict=True):
+            (mine if i is None else mine[i]).copy_(theirs)
 
 
 def soft_update(networks: Sequence[Trained], tau: float) -> None:

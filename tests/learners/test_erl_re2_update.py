@@ -36,14 +36,13 @@ def batches(n, s, seed=3, evolving=True, size=BATCH):
     g = torch.Generator().manual_seed(seed)
     heads = new_heads(4, ACTIONS, 300, g)
     for k in range(n):
-        columns = (
-            torch.randn(size, OBSERVATIONS, generator=g),
-            torch.rand(size, ACTIONS, generator=g) * 2 - 1,
-            torch.randn(size, OBSERVATIONS, generator=g),
-            torch.randn(size, 1, generator=g),
-            (torch.rand(size, 1, generator=g) > 0.2).float(),
-        )
-        batch = Batch(torch.cat(columns, 1), [column.shape[1] for column in columns])
+        observations = torch.randn(size, OBSERVATIONS, generator=g)
+        actions = torch.rand(size, ACTIONS, generator=g) * 2 - 1
+        next_observations = torch.randn(size, OBSERVATIONS, generator=g)
+        rewards = torch.randn(size, 1, generator=g)
+        goes_on = (torch.rand(size, 1, generator=g) > 0.2).float()
+        rows = torch.cat([observations, actions, rewards, goes_on], 1)
+        batch = Batch(rows, next_observations, OBSERVATIONS, ACTIONS)
         noise = torch.randn(size, ACTIONS, generator=g)
         valued = heads[k % 4] if s.EA else None
         yield batch, Draws(noise, valued, heads[1 : 1 + s.K] if s.EA and evolving else None)
@@ -170,7 +169,7 @@ def test_before_evolution_begins_the_representation_follows_the_rl_agent_alone()
     fast._improve(batch, draws.improved)
     (theirs,) = torch.autograd.grad(rl, [plain.parameters()[0][0]])
     torch.testing.assert_close(
-        _modules(fast._z, fast.representation.grads)[0][0], theirs, rtol=1e-2, atol=1e-5
+        _modules(fast._z, fast.representation.grads[0])[0][0], theirs, rtol=1e-2, atol=1e-5
     )
 
 

@@ -40,16 +40,16 @@ def plain(shape, layers, code, x, own):
                 layer.gain * (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-6)
                 + layer.shift
             )
-        x = torch.tanh(x) if shape.tanh else F.leaky_relu(x)
+        x = torch.tanh(x) if shape.activation == "Tanh" else F.leaky_relu(x)
     return x
 
 
 SHAPES = {
     "critic": Shape(5, (20, 12), 1),
-    "representation": Shape(5, (20, 12), 0, tanh=True),
+    "representation": Shape(5, (20, 12), 0, activation="Tanh"),
     "encoder": Shape(5, (8, 8), 8, norm=False),
     "policy value": Shape(5, (20, 12), 1, code=8),
-    "actor": Shape(5, (20, 12), 3, tanh=True, norm=False),
+    "actor": Shape(5, (20, 12), 3, activation="Tanh", norm=False),
 }
 
 
@@ -63,7 +63,7 @@ def test_gradients_are_autograds(name):
     d = torch.randn(trace.output.shape)
     by_code = made.backward(made.forward(x, codes), d.clone())
     weight_grads = grads.clone()
-    by_input = made.backward(made.forward(x, codes), d.clone(), weights=False, inputs=True)
+    by_input = made.backward(made.forward(x, codes), d.clone(), weights=False, inputs=slice(None))
     assert torch.equal(grads, weight_grads)
 
     flat = values.double().requires_grad_()
@@ -81,7 +81,7 @@ def test_gradients_are_autograds(name):
     for mine, theirs in zip(by_input, xs):
         torch.testing.assert_close(mine.double(), theirs.grad, rtol=1e-3, atol=1e-4)
     if shape.code:
-        torch.testing.assert_close(torch.stack(by_code).double(), owns.grad, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(by_code.double(), owns.grad, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["critic", "encoder"])
@@ -91,10 +91,10 @@ def test_the_first_of_twins_alone(name):
     one, both = made.forward(x, first=1), made.forward(x)
     torch.testing.assert_close(one.output[0], both.output[0])
     d = torch.randn(1, *one.output.shape[1:])
-    (by_input,) = made.backward(one, d.clone(), weights=False, inputs=True)
-    whole = made.backward(both, d.repeat(2, 1, 1), weights=False, inputs=True)
+    by_input = made.backward(one, d.clone(), weights=False, inputs=slice(None))
+    whole = made.backward(both, d.repeat(2, 1, 1), weights=False, inputs=slice(None))
     assert len(whole) == 2
-    torch.testing.assert_close(by_input, whole[0])
+    torch.testing.assert_close(by_input, whole[:1])
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -257,44 +257,70 @@ def test_initialisation_is_torchs():
 
 
 def test_adam_with_clipping_is_torchs():
-    mine = Trained(50, rate=0.01, max_norm=1.0)
-    mine.values.copy_(torch.randn(50))
-    theirs = torch.nn.Parameter(mine.values.clone())
-    adam = torch.optim.Adam([theirs], lr=0.01)
-    for scale in (0.01, 1.0, 100.0):
-        grad = scale * torch.randn(50)
+    """A row each: one has its own rate, one begins afresh, one stays where it is."""
+    mine = Trained(4, 50, rate=0.01, max_norm=1.0, betas=(0.8, 0.99), eps=1e-6, weight_decay=0.1)
+    mine.values.copy_(torch.randn(4, 50))
+    mine.set_rates([0.01, 0.02, 0.01, 0.01])
+    before = mine.values.clone()
+
+    def adam(parameter, rate):
+        return torch.optim.Adam([parameter], rate, (0.8, 0.99), 1e-6, weight_decay=0.1)
+
+    theirs = [torch.nn.Parameter(row.clone()) for row in mine.values]
+    adams = [adam(p, rate) for p, rate in zip(theirs, mine.rates)]
+    for step, scale in enumerate((0.01, 1.0, 100.0, 1.0)):
+        grad = scale * torch.randn(4, 50)
         mine.grads.copy_(grad)
-        theirs.grad = grad.clone()
-        norm = torch.nn.utils.clip_grad_norm_([theirs], 1.0)
-        # A GPU multiplies by this whatever the norm.
-        torch.testing.assert_close(grad * shortening(norm, 1.0), theirs.grad)
-        torch.testing.assert_close(mine.step(), norm)
-        adam.step()
-        torch.testing.assert_close(mine.values, theirs.data, rtol=1e-6, atol=1e-7)
+        if step == 2:
+            mine.reset(1)
+            adams[1] = adam(theirs[1], 0.02)
+        norms = mine.step(0, 3)
+        for i in range(3):
+            theirs[i].grad = grad[i].clone()
+            norm = torch.nn.utils.clip_grad_norm_([theirs[i]], 1.0)
+            # A GPU multiplies by this whatever the norm.
+            torch.testing.assert_close(grad[i] * shortening(norm, 1.0), theirs[i].grad)
+            torch.testing.assert_close(norms[i], norm)
+            adams[i].step()
+            torch.testing.assert_close(mine.values[i], theirs[i].data, rtol=1e-6, atol=1e-7)
+    assert torch.equal(mine.values[3], before[3])
+    assert [mine.moments(i)[0] for i in range(4)] == [4.0, 2.0, 4.0, 0.0]
+    expected = [t.clone() for t in mine.moments(2)[1:]]
+    mine.keep([2, 0])
+    assert mine.rates == [0.01, 0.01]
+    assert all(map(torch.equal, mine.moments(0)[1:], expected))
 
 
 def test_targets_follow_and_states_come_back():
-    one, two = Trained(4), Trained(4)
+    one, two = Trained(2, 4), Trained(2, 4)
     one.values.fill_(1.0)
     soft_update([one, two], 0.25)
-    assert one.target.tolist() == [0.25] * 4
-    assert two.target.tolist() == [0.0] * 4
+    assert one.target.tolist() == [[0.25] * 4] * 2
+    assert two.target.tolist() == [[0.0] * 4] * 2
+    two.values.fill_(2.0)
+    two.follow([0.5, 0.25])
+    assert two.target.tolist() == [[1.0] * 4, [0.5] * 4]
     one.grads.fill_(1.0)
     one.step()
     two.set_state(one.get_state())
-    for network in (one, two):
+    three = Trained(1, 4)
+    three.set_state(one.get_state(1), 0)
+    for network in (one, two, three):
         network.grads.fill_(0.5)
         network.step()
     assert torch.equal(one.values, two.values)
     assert torch.equal(one.target, two.target)
+    assert torch.equal(one.values[1], three.values[0])
 
 
 def test_targets_by_hand():
-    rewards_and_goes_on = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
-    batch = Batch(torch.cat([torch.zeros(2, 3), rewards_and_goes_on], 1), [1, 1, 1, 1, 1])
-    values = torch.tensor([[[10.0], [10.0]], [[8.0], [20.0]]])
-    # 1 + 0.5 * min(10, 8), and nothing after an end.
+    rows = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.0]])
+    batch, values = Batch(rows, rows.clone(), 1, 1), torch.tensor([[8.0], [10.0]])
+    # 1 + 0.5 * 8, and nothing after an end.
     assert batch.targets(values, 0.5).tolist() == [[5.0], [1.0]]
+    assert batch.targets(values, torch.full((1, 1), 0.5)).tolist() == [[5.0], [1.0]]
+    assert batch.next_pairs(torch.ones(2, 1)).tolist() == [[0.0, 1.0]] * 2
+    assert batch.pairs_with(torch.ones(2, 1)).tolist() == [[0.0, 1.0]] * 2
 
 
 def test_smoothing_is_clipped_twice():
@@ -331,6 +357,12 @@ def rows(begin, end):
     return t[:, None] * [1.0, 2.0], t[:, None] / 1000, t[:, None] * [3.0, 4.0], t, t % 2 == 0
 
 
+def held(buffer):
+    """Everything that a buffer says of its transitions."""
+    b = buffer.batch(torch.arange(len(buffer)))
+    return torch.cat([b.pairs, b.next_observations, b.rewards, b.goes_on], 1)
+
+
 def numbers(buffer):
     return sorted(buffer.batch(torch.arange(len(buffer))).rewards[:, 0].tolist())
 
@@ -353,16 +385,16 @@ def test_buffer_keeps_the_latest():
 
 
 def test_buffer_goes_on_from_any_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr("erl.learners.core.replay._SEGMENT_BYTES", 4 * 7 * 3)  # three rows
+    monkeypatch.setattr("erl.learners.core.replay._SEGMENT_BYTES", 4 * 5 * 3)  # three rows
     buffer, folder, states = ReplayBuffer(10, 2, 1), tmp_path / "buffer", []
     for begin, end in ((0, 2), (2, 8), (8, 9), (9, 19), (19, 32)):
         for t in range(begin, end):
             buffer.add(*rows(t, t + 1))
         before = {p.name: p.read_bytes() for p in folder.glob("*")} if folder.exists() else {}
-        states.append((buffer.save(folder), buffer._rows.clone()))
+        states.append((buffer.save(folder), held(buffer)))
         # Whatever an earlier state needs is untouched until the new one is safe.
         assert all((folder / name).read_bytes() == content for name, content in before.items())
-        for k, (state, held) in enumerate(states[-2:]):
+        for k, (state, now) in enumerate(states[-2:]):
             again, there = ReplayBuffer(10, 2, 1), tmp_path / f"{end}-{k}"
             shutil.copytree(folder, there)
             again.load(there, state)
@@ -370,7 +402,7 @@ def test_buffer_goes_on_from_any_checkpoint(tmp_path, monkeypatch):
                 state["files"]
             )  # those of later states are gone
             assert again.added == state["added"]
-            assert torch.equal(again._rows[: len(again)], held[: len(again)])
+            assert torch.equal(held(again), now)
         ReplayBuffer.tidy(folder, states[-1][0])
         assert len(list(folder.glob("*"))) <= 5
     whole = next(folder.glob("*.npy"))

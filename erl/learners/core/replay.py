@@ -17,35 +17,53 @@ from torch import Tensor
 from erl.files import read_patiently, write_whole
 
 _SEGMENT_BYTES = 16 << 20
+# Where the observation after a transition is, in files.
+_FOLLOWS, _APART, _PENDING = 0.0, 1.0, 2.0
 
 
 class Batch:
-    """Transitions in single precision, actions in [-1, 1].
+    """Transitions in single precision, actions in [-1, 1]: of one member (batch, width), or of
+    several (n, batch, width).
 
     Args:
-        rows: one after the other, (batch, sum of widths).
-        widths: of the first five attributes, which lie in this order in a row.
+        rows: observation, action, reward and `goes_on` of each transition, side by side.
+        next_rows: rows that begin with the observation after each.
+        observations, actions: their lengths.
 
     Attributes:
-        observations, actions, next_observations: (batch, width).
-        rewards: (batch, 1).
-        goes_on: (batch, 1), 0 where the episode ended for good, 1 elsewhere, also where a time
+        observations, actions, next_observations: (…, batch, width).
+        rewards: (…, batch, 1).
+        goes_on: (…, batch, 1), 0 where the episode ended for good, 1 elsewhere, also where a time
             limit cut it.
-        pairs: observations and actions side by side, (batch, width).
+        pairs: observations and actions side by side, (…, batch, width).
     """
 
-    def __init__(self, rows: Tensor, widths: Sequence[int]) -> None:
-        self.observations, self.actions, self.next_observations, self.rewards, self.goes_on = (
-            rows.split(widths, 1)
+    def __init__(self, rows: Tensor, next_rows: Tensor, observations: int, actions: int) -> None:
+        self._widths, self._next_rows = (observations, actions), next_rows
+        self.observations, self.actions, self.rewards, self.goes_on = rows.split(
+            [observations, actions, 1, 1], -1
         )
-        self.pairs = rows[:, : widths[0] + widths[1]]
+        self.next_observations = next_rows[..., :observations]
+        self.pairs = rows[..., : observations + actions]
 
-    def targets(self, values: Tensor, gamma: float) -> Tensor:
-        """r + γ min Q(s', a') (batch, 1), the minimum over the critics: values (n, batch, 1).
+    def pairs_with(self, actions: Tensor) -> Tensor:
+        """Observations with other actions, which take the place of those that were there."""
+        return _paired(self.pairs, self._widths[0], actions)
 
-        Nothing is worth anything after an end.
-        """
-        return torch.addcmul(self.rewards, self.goes_on, values.amin(0), value=gamma)
+    def next_pairs(self, actions: Tensor) -> Tensor:
+        """Next observations and these actions side by side."""
+        return _paired(self._next_rows[..., : sum(self._widths)], self._widths[0], actions)
+
+    def targets(self, next_q_values: Tensor, gamma: float | Tensor) -> Tensor:
+        """r + γ Q(s', a') (…, batch, 1). Nothing is worth anything after an end."""
+        if isinstance(gamma, Tensor):
+            return torch.addcmul(self.rewards, self.goes_on * gamma, next_q_values)
+        return torch.addcmul(self.rewards, self.goes_on, next_q_values, value=gamma)
+
+
+def _paired(pairs: Tensor, observations: int, actions: Tensor) -> Tensor:
+    pairs[..., observations:] = actions
+    return pairs
 
 
 def smoothed(actions: Tensor, noise: Tensor, std: float, clip: float = 0.5) -> Tensor:
@@ -62,32 +80,74 @@ def _save(rows: np.ndarray, path: str) -> None:
 
 
 class ReplayBuffer:
-    """The latest transitions, one row of a preallocated float32 matrix each.
+    """The latest transitions of n members, each with places of its own.
+
+    A transition is one float32 row: observation, action, reward, and whether the episode goes on.
+    The observation after it is that of the next row of its environment, and is not stored again;
+    only where another one follows, since the episode ended or was left, and after the newest row,
+    a row of its own holds it. Memory is touched, and so taken, only where rows have been written.
 
     Args:
-        capacity: transitions at most; the oldest goes first.
+        capacity: transitions of a member at most; the oldest goes first. Of all members, or of
+            each. A multiple of `n_envs`.
         observations: length of what a policy sees.
         actions: length of an action.
         device: where it lies.
+        n: members.
+        n_envs: environments of a member that `add_step` fills in turns.
 
     Attributes:
-        added: transitions ever added.
+        added: transitions ever added by each member, int64 (n,).
     """
 
     def __init__(
-        self, capacity: int, observations: int, actions: int, device: torch.device | str = "cpu"
+        self,
+        capacity: int | Sequence[int],
+        observations: int,
+        actions: int,
+        device: torch.device | str = "cpu",
+        n: int = 1,
+        n_envs: int = 1,
     ) -> None:
-        self.capacity, self.added = capacity, 0
-        self._widths = [observations, actions, observations, 1, 1]
-        # Memory is touched, and so taken, only where transitions have been written.
-        self._rows = torch.empty(capacity, sum(self._widths), device=device)
-        self._saved: set[str] = (
-            set()
-        )  # files that are this buffer's: others of their names may be of another course of things
+        self._capacity = np.broadcast_to(np.asarray(capacity, np.int64), n).copy()
+        self.added = np.zeros(n, np.int64)
+        self._widths, self._n_envs = (observations, actions), n_envs
+        # A member's rows: those of transitions, one for the observation after the newest of each
+        # environment, and those of observations that stand apart.
+        self._pending = int(self._capacity.max())
+        self._apart = self._pending + n_envs
+        rows = self._apart + self._pending
+        self._rows = torch.empty(n * rows, observations + actions + 2, device=device)
+        self._on_cpu = self._rows.device.type == "cpu"
+        self._numpy = self._rows.numpy() if self._on_cpu else None
+        # Of each transition, the row of the observation after it, counted within the member.
+        self._next = np.zeros(n * self._pending, np.int32)
+        self._next_there = torch.from_numpy(self._next).to(device)
+        self._free: list[list[int]] = [[] for _ in range(n)]
+        self._used = [self._apart] * n
+        # Where the members that are left have their rows and their part of `_next`.
+        self._places = np.stack([np.arange(n) * rows, np.arange(n) * self._pending])
+        self._bind()
+        # Files that are this buffer's: others of their names may be of another course of things.
+        self._saved: list[set[str]] = [set() for _ in range(n)]
+
+    def _bind(self) -> None:
+        self._offsets = torch.from_numpy(self._places[:, :, None]).to(self._rows.device)
+
+    @staticmethod
+    def bytes_each(observations: int, actions: int) -> int:
+        """Memory that a transition takes on a CPU; on a GPU twice as much."""
+        return 4 * (observations + actions + 2) + 4
 
     def __len__(self) -> int:
-        """Transitions held."""
-        return min(self.added, self.capacity)
+        """Transitions held of the first member."""
+        return self.held(0)
+
+    def held(self, i: int) -> int:
+        """Transitions held of member i."""
+        return int(min(self.added[i], self._capacity[i]))
+
+    # -- filling --
 
     def add(
         self,
@@ -96,65 +156,195 @@ class ReplayBuffer:
         next_observations: np.ndarray,
         rewards: np.ndarray,
         terminated: np.ndarray,
+        member: int = 0,
     ) -> None:
-        """Add transitions (n, …), of which the last stay that fit; `terminated` does not hold where
-        only a time limit ended the episode.
+        """Add the transitions (n, …) of one environment that follow one another, of which the last
+        stay that fit. `terminated` does not hold where only a time limit ended the episode.
         """
-        columns = (
-            observations,
-            actions,
-            next_observations,
-            rewards[:, None],
-            1.0 - terminated[:, None],
-        )
-        rows = torch.from_numpy(
-            np.concatenate([np.asarray(c, dtype=np.float32) for c in columns], 1)
-        )
-        self.added += len(rows)
-        latest = rows[-self.capacity :]
-        self._write(latest, self.added - len(latest))
+        rows = self._joined(observations, actions, rewards, terminated)
+        capacity = int(self._capacity[member])
+        self.added[member] += len(rows)
+        rows = rows[-capacity:]
+        places = np.arange(self.added[member] - len(rows), self.added[member]) % capacity
+        self._release(member, places)
+        following = (places + 1) % capacity
+        following[-1] = self._take(member)
+        last = np.zeros((1, rows.shape[1]), np.float32)
+        last[0, : self._widths[0]] = next_observations[-1]
+        self._write(member, [*places, following[-1]], np.concatenate([rows, last]))
+        self._point(member, places, following)
 
-    def _write(self, rows: Tensor, at: int) -> None:
-        """Put rows where those with these numbers, counted from the first ever added, belong."""
-        begin = at % self.capacity
-        n = min(len(rows), self.capacity - begin)
-        self._rows[begin : begin + n] = rows[:n].to(self._rows.device)
-        self._rows[: len(rows) - n] = rows[n:].to(self._rows.device)
+    def add_step(
+        self,
+        observations: np.ndarray,
+        actions: np.ndarray,
+        next_observations: np.ndarray,
+        rewards: np.ndarray,
+        terminated: np.ndarray,
+        apart: Sequence[tuple[int, int, np.ndarray]] = (),
+    ) -> None:
+        """Add one step of every environment of every member.
 
-    def batch(self, indices: Tensor) -> Batch:
-        """The transitions in these places, an int64 tensor (batch,)."""
-        return Batch(self._rows.index_select(0, indices), self._widths)
+        Args:
+            observations, actions, next_observations: (n, n_envs, width); the first observation of a
+                new episode where one ended.
+            rewards, terminated: (n, n_envs).
+            apart: (member, environment, observation) for each episode that was cut: what was seen
+                last.
+        """
+        n, k = rewards.shape
+        rows = self._joined(observations, actions, rewards, terminated)
+        after = np.zeros_like(rows)
+        after[..., : self._widths[0]] = next_observations
+        envs = np.arange(k)
+        at = (self.added % self._capacity)[:, None] + envs
+        before = at - k + (at < k) * self._capacity[:, None]
+        rows_at, next_at = self._places[:, :, None]
+        # The rows before point to these from now on, unless something stood apart after them.
+        now, earlier = (at + next_at).ravel(), (before + next_at).ravel()
+        after_them = self._next[earlier]
+        waiting = (after_them >= self._pending) & (after_them < self._apart)
+        self._next[earlier[waiting]] = at.ravel()[waiting]
+        for member in np.flatnonzero((self._next[now].reshape(n, k) >= self._apart).any(1)):
+            self._release(member, at[member])
+        self._next[now] = np.tile(self._pending + envs, n)
+        self._put(
+            np.concatenate([(at + rows_at).ravel(), (self._pending + envs + rows_at).ravel()]),
+            np.concatenate([rows.reshape(n * k, -1), after.reshape(n * k, -1)]),
+        )
+        self.added += k
+        self._tell(np.concatenate([now, earlier]))
+        for member, env, observation in apart:
+            row = np.zeros((1, rows.shape[-1]), np.float32)
+            row[0, : self._widths[0]] = observation
+            place = self._take(member)
+            self._write(member, [place], row)
+            self._point(member, at[member, env : env + 1], np.array([place]))
+
+    def _joined(
+        self,
+        observations: np.ndarray,
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        terminated: np.ndarray,
+    ) -> np.ndarray:
+        """Rows of transitions, without the observations after them."""
+        rows = np.empty((*np.shape(rewards), sum(self._widths) + 2), np.float32)
+        o, a = self._widths
+        rows[..., :o], rows[..., o : o + a] = observations, actions
+        rows[..., -2], rows[..., -1] = rewards, 1.0 - terminated
+        return rows
+
+    def _take(self, member: int) -> int:
+        """A row for an observation that stands apart."""
+        if self._free[member]:
+            return self._free[member].pop()
+        self._used[member] += 1
+        return self._used[member] - 1
+
+    def _release(self, member: int, places: np.ndarray) -> None:
+        """Give the rows back that stand apart after transitions which are to be overwritten."""
+        after = self._next[places + self._places[1, member]]
+        self._free[member] += after[after >= self._apart].tolist()
+        self._next[places + self._places[1, member]] = 0
+
+    def _point(self, member: int, places: np.ndarray, rows: np.ndarray) -> None:
+        """Note where the observations after these transitions are."""
+        there = places + self._places[1, member]
+        self._next[there] = rows
+        self._tell(there)
+
+    def _tell(self, there: np.ndarray) -> None:
+        """Have the device know what changed in `_next`."""
+        if not self._on_cpu:
+            index = torch.from_numpy(there).to(self._rows.device)
+            new = torch.from_numpy(self._next[there]).to(self._rows.device)
+            self._next_there.index_copy_(0, index, new)
+
+    def _write(self, member: int, places: Sequence[int], rows: np.ndarray) -> None:
+        self._put(np.asarray(places, np.int64) + self._places[0, member], rows)
+
+    def _put(self, places: np.ndarray, rows: np.ndarray) -> None:
+        """Put rows where they belong, counted from the first member's first."""
+        if self._numpy is not None:
+            self._numpy[places] = rows
+        else:
+            index = torch.from_numpy(places).to(self._rows.device)
+            self._rows.index_copy_(0, index, torch.from_numpy(rows).to(self._rows.device))
+
+    # -- sampling --
+
+    def batch(self, places: Tensor) -> Batch:
+        """The first member's transitions in these places, an int64 tensor (batch,)."""
+        return Batch(*(rows[0] for rows in self._gather(places[None], 0)), *self._widths)
+
+    def batches(self, places: Tensor, begin: int = 0) -> Batch:
+        """Transitions of the members from `begin` on in these places, int64 (members, batch)."""
+        return Batch(*self._gather(places, begin), *self._widths)
+
+    def _gather(self, places: Tensor, begin: int) -> tuple[Tensor, Tensor]:
+        """Rows in these places, and those of the observations after them, (members, batch, …)."""
+        rows_at, next_at = self._offsets[:, begin : begin + len(places)]
+        following = self._next_there.index_select(0, (places + next_at).view(-1)).view_as(places)
+        size = (*places.shape, self._rows.shape[1])
+        rows = self._rows.index_select(0, (places + rows_at).view(-1)).view(size)
+        return rows, self._rows.index_select(0, (following + rows_at).view(-1)).view(size)
+
+    def keep(self, members: Sequence[int]) -> None:
+        """Go on with these members only, in this order. Rows of the others stay where they are."""
+        kept = list(members)
+        self._capacity, self.added = self._capacity[kept], self.added[kept]
+        self._places = self._places[:, kept]
+        self._free, self._used = [self._free[i] for i in kept], [self._used[i] for i in kept]
+        self._saved = [self._saved[i] for i in kept]
+        self._bind()
 
     # -- checkpoints --
 
-    def save(self, folder: Path) -> dict[str, Any]:
-        """Write what is new since the last call into a folder, and give the state that `load` goes
-        on from.
+    def save(self, folder: Path, member: int = 0) -> dict[str, Any]:
+        """Write what is new of a member since the last call into a folder, and give the state that
+        `load` goes on from.
 
         The rows lie in files that never change: full segments of about 16 MB, and the beginning of
         the one that is being filled under a name that tells its length. Until `tidy`, every state
         that was given before stays loadable.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        files = self._files()
+        files = self._files(member)
         for name, (begin, end) in files.items():
             path = folder / name
-            if name not in self._saved or not path.exists():
-                places = torch.arange(begin, end).remainder_(self.capacity).to(self._rows.device)
-                rows = self._rows.index_select(0, places).cpu().numpy()
-                write_whole(path, partial(_save, rows))
-        self._saved = set(files)
-        return {"added": self.added, "files": files}
+            if name not in self._saved[member] or not path.exists():
+                write_whole(path, partial(_save, self._segment(member, begin, end)))
+        self._saved[member] = set(files)
+        return {"added": int(self.added[member]), "files": files}
 
-    def _files(self) -> dict[str, tuple[int, int]]:
+    def _segment(self, member: int, begin: int, end: int) -> np.ndarray:
+        """Rows of transitions `begin` to `end`, counted from the first ever added, with a column
+        that tells where the observation after each is; then those observations that are not the
+        next row's.
+        """
+        rows_at, next_at = self._places[:, member]
+        places = np.arange(begin, end) % self._capacity[member]
+        following = self._next[places + next_at]
+        where = np.full(len(places), _FOLLOWS, np.float32)
+        where[following >= self._pending] = _PENDING
+        where[following >= self._apart] = _APART
+        index = np.concatenate([places, following[where != _FOLLOWS]]) + rows_at
+        rows = self._rows.index_select(0, torch.from_numpy(index).to(self._rows.device))
+        column = np.zeros((len(rows), 1), np.float32)
+        column[: len(where), 0] = where
+        return np.concatenate([rows.cpu().numpy(), column], axis=1)
+
+    def _files(self, member: int) -> dict[str, tuple[int, int]]:
         """File name -> first row and end, counted from the first row ever added; a segment that
         begins before the oldest row is whole.
         """
         size = max(1, _SEGMENT_BYTES // (4 * self._rows.shape[1]))
-        oldest = self.added - len(self)
+        added = int(self.added[member])
+        oldest = added - self.held(member)
         files = {}
-        for begin in range(oldest // size * size, self.added, size):
-            end = min(begin + size, self.added)
+        for begin in range(oldest // size * size, added, size):
+            end = min(begin + size, added)
             files[f"{begin}-{end}.npy"] = (begin, end)
         return files
 
@@ -165,8 +355,9 @@ class ReplayBuffer:
             if path.name not in state["files"]:
                 path.unlink(missing_ok=True)
 
-    def load(self, folder: Path, state: dict[str, Any]) -> None:
-        """Go on from a state that `save` gave, and remove the files of later ones.
+    def load(self, folder: Path, state: dict[str, Any], member: int = 0) -> None:
+        """Have a member that holds nothing go on from a state that `save` gave, and remove the
+        files of later ones.
 
         Raises:
             Exception: a file is missing, damaged, or cannot be read: whatever NumPy makes of it.
@@ -176,14 +367,32 @@ class ReplayBuffer:
         # again.
         self.tidy(folder, state)
         try:
-            self.added = state["added"]
-            oldest = self.added - len(self)
+            self.added[member] = state["added"]
             for name, (begin, end) in state["files"].items():
-                rows = torch.from_numpy(np.load(io.BytesIO(read_patiently(folder / name))))
-                if rows.shape != (end - begin, self._rows.shape[1]):
-                    raise ValueError(f"{name} holds {tuple(rows.shape)} numbers")
-                self._write(rows[max(0, oldest - begin) :], max(oldest, begin))
+                rows = np.load(io.BytesIO(read_patiently(folder / name)))
+                extra = np.count_nonzero(rows[: end - begin, -1]) if rows.ndim == 2 else -1
+                if rows.shape != (end - begin + extra, self._rows.shape[1] + 1):
+                    raise ValueError(f"{name} holds {rows.shape} numbers")
+                self._restore(member, begin, end, rows)
         except BaseException:
-            self.added = 0
+            self.added[member], self._free[member] = 0, []
+            self._used[member] = self._apart
             raise
-        self._saved = set(state["files"])
+        self._saved[member] = set(state["files"])
+
+    def _restore(self, member: int, begin: int, end: int, rows: np.ndarray) -> None:
+        """Put a segment back."""
+        where, extra = rows[: end - begin, -1].astype(np.int64), rows[end - begin :, :-1]
+        held = np.arange(begin, end) >= self.added[member] - self.held(member)
+        numbers = np.arange(begin, end)[held]
+        places = numbers % self._capacity[member]
+        following = (places + self._n_envs) % self._capacity[member]
+        after = np.zeros(len(where), np.int64)
+        for k in np.flatnonzero((where != _FOLLOWS) & held):
+            pending = where[k] == _PENDING
+            after[k] = self._pending + (begin + k) % self._n_envs if pending else self._take(member)
+        apart = where[held] != _FOLLOWS
+        following[apart] = after[held][apart]
+        self._write(member, places, rows[: end - begin, :-1][held])
+        self._write(member, following[apart], extra[held[where != _FOLLOWS]])
+        self._point(member, places, following)

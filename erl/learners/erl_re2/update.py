@@ -16,6 +16,14 @@ from erl.learners.erl_re2.settings import Re2Settings
 from erl.networks.perceptrons import Layer, Perceptrons, Shape, Trace, Trained, product, soft_update
 
 
+_MAX_NORM = 10.0  # of a gradient
+
+
+def _flat(trained: Trained) -> tuple[Tensor, Tensor]:
+    """Parameters and gradients of a single member."""
+    return trained.values[0], trained.grads[0]
+
+
 def act(head: Tensor, z: Tensor) -> Tensor:
     """Actions (batch, actions) in [-1, 1] of a head (actions, features + 1) on representations
     (batch, features); or of n heads on n batches.
@@ -83,7 +91,7 @@ class PolicyValue:
     def backward(self, traces: tuple[Trace, Trace], d: Tensor) -> None:
         """Write the gradient of a loss whose derivatives by the values are d (n, batch, 1)."""
         encoded, valued = traces
-        d_codes = torch.stack(self.value.backward(valued, d))
+        d_codes = self.value.backward(valued, d)
         rows = encoded.output.shape[1]
         self.encoder.backward(encoded, (d_codes / rows).unsqueeze(1).expand(-1, rows, -1))
 
@@ -126,41 +134,39 @@ class TwoScale:
     ) -> None:
         self.settings, self.actions, self.features = settings, actions, self.hidden[-1]
         n, low, device = settings.n_critics, settings.precision == "bf16", settings.device
-        rate = settings.learning_rate
+
+        def trained(size: int) -> Trained:
+            return Trained(1, size, settings.learning_rate, _MAX_NORM, device)
+
         self._of_actions = settings.OFF_TYPE == 1
         value_inputs = observations + actions if self._of_actions else self.features
 
-        shape = Shape(observations, self.hidden, 0, tanh=True, norm=settings.use_ln)
-        self.representation = Trained(shape.size(1), rate, device=device)
-        self._z = Perceptrons(shape, 1, self.representation.values, self.representation.grads, low)
-        self._z_target = Perceptrons(shape, 1, self.representation.target, low=low)
+        shape = Shape(observations, self.hidden, 0, activation="Tanh", norm=settings.use_ln)
+        self.representation = trained(shape.size(1))
+        self._z = Perceptrons(shape, 1, *_flat(self.representation), low)
+        self._z_target = Perceptrons(shape, 1, self.representation.target[0], low=low)
 
-        self.head = Trained(actions * (self.features + 1), rate, device=device)
+        self.head = trained(actions * (self.features + 1))
         self._head, self._head_grad, self._head_target = (
             flat.view(actions, self.features + 1)
             for flat in (self.head.values, self.head.grads, self.head.target)
         )
 
         shape = Shape(observations + actions, self.hidden, norm=settings.use_ln, output_scale=0.1)
-        self.critic = Trained(shape.size(n), rate, device=device)
-        self._q = Perceptrons(shape, n, self.critic.values, self.critic.grads, low)
-        self._q_target = Perceptrons(shape, n, self.critic.target, low=low)
+        self.critic = trained(shape.size(n))
+        self._q = Perceptrons(shape, n, *_flat(self.critic), low)
+        self._q_target = Perceptrons(shape, n, self.critic.target[0], low=low)
 
-        self.policy_value = Trained(
-            PolicyValue.size(settings, value_inputs, self.features), rate, device=device
-        )
-        self._v = PolicyValue(
-            settings, value_inputs, self.features, self.policy_value.values, self.policy_value.grads
-        )
-        self._v_target = PolicyValue(
-            settings, value_inputs, self.features, self.policy_value.target
-        )
+        sizes = settings, value_inputs, self.features
+        self.policy_value = trained(PolicyValue.size(*sizes))
+        self._v = PolicyValue(*sizes, *_flat(self.policy_value))
+        self._v_target = PolicyValue(*sizes, self.policy_value.target[0])
 
         for network in (self._z, self._q, self._v.encoder, self._v.value):
             network.initialise(generator)
         self._head.copy_(0.1 * new_heads(1, actions, self.features, generator)[0])
-        for trained in self.networks:
-            trained.start_target()
+        for each in self.networks:
+            each.start_target()
 
     @property
     def networks(self) -> list[Trained]:
@@ -186,9 +192,9 @@ class TwoScale:
             (self.representation.values, self.critic.values, online),
             (self.representation.target, self.critic.target, target),
         ):
-            ((body, _),) = self._z.cut(z)
+            ((body, _),) = self._z.cut(z[0])
             policies.append([*body, Layer(w[:, :-1].t(), w[:, -1])])
-            critics.append([layers for layers, _ in self._q.cut(q)])
+            critics.append([layers for layers, _ in self._q.cut(q[0])])
         return policies, critics
 
     def represent(self, observations: Tensor) -> Tensor:
@@ -232,9 +238,8 @@ class TwoScale:
         """
         z = self.represent(batch.next_observations)
         x = self._value_inputs(batch.next_observations, act(head, z), z)
-        target = batch.targets(
-            self._v_target.forward(x, head, keep=False)[1].output, self.settings.gamma
-        )
+        next_values = self._v_target.forward(x, head, keep=False)[1].output.amin(0)
+        target = batch.targets(next_values, self.settings.gamma)
         x = batch.pairs if self._of_actions else self.represent(batch.observations)
         traces = self._v.forward(x, head)
         error = traces[1].output - target
@@ -250,7 +255,8 @@ class TwoScale:
         z = self._z_target.forward(batch.next_observations, keep=False).output[0]
         actions = smoothed(act(self._head_target, z), noise, self.settings.smoothing)
         x = torch.cat([batch.next_observations, actions], 1)
-        target = batch.targets(self._q_target.forward(x, keep=False).output, self.settings.gamma)
+        next_values = self._q_target.forward(x, keep=False).output.amin(0)
+        target = batch.targets(next_values, self.settings.gamma)
         trace = self._q.forward(batch.pairs)
         error = trace.output - target
         self._q.backward(trace, error * (2.0 / len(x)))
@@ -301,10 +307,8 @@ class TwoScale:
         …).
         """
         batch = trace.output.shape[1]
-        (d,) = network.backward(
-            trace, torch.full_like(trace.output, -1.0 / batch), weights=False, inputs=True
-        )
-        return d[:, start:]
+        d = torch.full_like(trace.output, -1.0 / batch)
+        return network.backward(trace, d, weights=False, inputs=slice(None))[0, :, start:]
 
     def get_state(self) -> list[list[Tensor]]:
         """All that a checkpoint needs."""
