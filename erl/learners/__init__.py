@@ -44,14 +44,15 @@ class Implementation:
 
     Attributes:
         module, learner: where its class is.
-        saved_as: the algorithm of Stable-Baselines3 as whose models its agents are saved.
+        saved_as: the algorithm of Stable-Baselines3 as whose models its agents are saved; where
+            that depends on the kind of actions, one for each.
         cohort: whether it is the engine `cohort`, many lifetimes side by side; else it trains one
             after the other, and there is no other engine.
     """
 
     module: str
     learner: str
-    saved_as: str
+    saved_as: str | Mapping[str, str]
     cohort: bool = False
 
     def load(self) -> "Learner":
@@ -65,6 +66,9 @@ OWN = {
     "DDPG": Implementation("erl.learners.td3", "DDPGLearner", "DDPG", cohort=True),
     "SAC": Implementation("erl.learners.sac", "SACLearner", "SAC", cohort=True),
     "ERL-Re2": Implementation("erl.learners.erl_re2.learner", "Re2Learner", "TD3"),
+    "DERL": Implementation(
+        "erl.learners.derl.learner", "DERLLearner", {"Box": "TD3", "Discrete": "PPO"}
+    ),
 }
 # Where an engine `auto` was stored, it stands for the choice of version 0.1.0: these learners'
 # cohorts, and Stable-Baselines3 for its other algorithms.
@@ -254,7 +258,18 @@ def load_agent(spec: "LifetimeSpec", path: Path) -> "Agent":
     from erl.learners import sb3
 
     name = canonical_name(spec.learner.name)
-    return sb3.load(OWN[name].saved_as if name in OWN else name, path, spec)
+    saved_as = OWN[name].saved_as if name in OWN else name
+    if not isinstance(saved_as, str):
+        _, action_space = spec.spaces()
+        saved_as = saved_as[type(action_space).__name__]
+    return sb3.load(saved_as, path, spec)
+
+
+def __getattr__(name: str) -> Any:
+    """`DERL`, a class for scripts, loaded when it is asked for."""
+    if name == "DERL":
+        return import_module("erl.learners.derl.api").DERL
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [

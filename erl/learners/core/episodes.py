@@ -2,7 +2,7 @@
 environments.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,39 +98,35 @@ class Stage:
         """
         playing = np.arange(n)
         now = np.stack([self._begin(slot) for slot in range(n)])
-        observations: list[list[np.ndarray]] = [[row] for row in now]
-        actions: list[list[np.ndarray]] = [[] for _ in range(n)]
-        rewards: list[list[float]] = [[] for _ in range(n)]
-        terminated, truncated = np.zeros((2, n), dtype=bool)
-        cut: set[int] = set()
-        length = 0
+        # One entry for each step of all: a population has too many episodes to go through them.
+        who, observations = [playing], [now]
+        actions: list[np.ndarray] = []
+        rewards: list[np.ndarray] = []
+        terminated, truncated, cut = np.zeros((3, n), dtype=bool)
         while len(playing):
             self.heed()
             chosen = act(playing, now)
             now, earned, terminated[playing], truncated[playing] = self._step(chosen, playing)
-            length += 1
-            for i, observation, action, reward in zip(playing, now, chosen, earned.tolist()):
-                observations[i].append(observation)
-                actions[i].append(action)
-                rewards[i].append(reward)
+            who.append(playing)
+            observations.append(now)
+            actions.append(chosen)
+            rewards.append(earned)
+            if len(rewards) == limit:
+                break
             going = ~(terminated | truncated)[playing]
-            if length == limit:
-                break
-            playing, now = playing[going], now[going]
+            if not going.all():
+                playing, now = playing[going], now[going]
             if self._ledger.steps >= self._budget:
-                cut.update(playing.tolist())
+                cut[playing] = True
                 break
-        return [
-            Episode(
-                np.stack(observations[i]),
-                np.stack(actions[i]).astype(np.float32 if self._actions.continuous else np.int64),
-                np.array(rewards[i]),
-                bool(terminated[i]),
-                bool(truncated[i]),
-                i in cut,
-            )
-            for i in range(n)
-        ]
+        dtype = np.float32 if self._actions.continuous else np.int64
+        columns = zip(
+            _by_policy(observations, who, n),
+            _by_policy(actions, who[1:], n),
+            _by_policy(rewards, who[1:], n),
+        )
+        ends = zip(terminated.tolist(), truncated.tolist(), cut.tolist())
+        return [Episode(o, a.astype(dtype), r, *end) for (o, a, r), end in zip(columns, ends)]
 
     def _begin(self, slot: int) -> np.ndarray:
         """Begin an episode; what its policy sees, (features,)."""
@@ -144,12 +140,16 @@ class Stage:
         """One step of those that play: `World.advance`'s result, with float32 observations of its
         own.
         """
-        executed = self._actions.scale(chosen) if self._actions.continuous else chosen
+        executed = self.executed(chosen)
         slots = None if len(playing) == self._n else playing
         self._ledger.step(len(playing))
         seen, rewards, terminated, truncated = self.world.advance(executed, slots)
         self._raise_faults()
         return seen.astype(np.float32), rewards, terminated, truncated
+
+    def executed(self, chosen: np.ndarray) -> np.ndarray:
+        """Actions of agents, for those that `Act` gives."""
+        return self._actions.scale(chosen) if self._actions.continuous else chosen
 
     def _raise_faults(self) -> None:
         if self.world.faults:
@@ -178,6 +178,19 @@ class Stage:
     def close(self) -> None:
         """Close the environments."""
         self.world.close()
+
+
+def _by_policy(steps: Sequence[np.ndarray], who: Sequence[np.ndarray], n: int) -> list[np.ndarray]:
+    """What each of n policies has of rows that came step by step.
+
+    Args:
+        steps: of each step an array with a row for each policy that took part.
+        who: which these are.
+        n: policies.
+    """
+    owner = np.concatenate(who)
+    rows = np.concatenate(steps)[np.argsort(owner, kind="stable")]
+    return np.split(rows, np.cumsum(np.bincount(owner, minlength=n))[:-1])
 
 
 def surrogate(episode: Episode, steps: int, gamma: float, tail: float) -> float:

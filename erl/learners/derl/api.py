@@ -1,0 +1,288 @@
+"""DERL as a class of its own, outside the harness: made, trained, saved and loaded in a script."""
+
+import io
+import json
+import sys
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+import yaml
+
+from erl.errors import UserError
+from erl.files import write_whole
+from erl.learners import Outputs
+from erl.learners.core.run import Run, torch_threads
+from erl.learners.derl.learner import BlendedPolicy, DERLLearner, n_outputs
+from erl.learners.derl.settings import DERLSettings
+from erl.networks.policies import Policies
+from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, versions
+from erl.worlds.tasks import Ledger, Task
+
+_FORMAT = 1
+# Until it is told to stop.
+_FOREVER = sys.maxsize
+
+
+class DERL:
+    """A policy that an evolution strategy and a policy gradient improve: see `derl.learner`.
+
+    Args:
+        env_name: Gymnasium's name of the environment; actions are Box or Discrete.
+        state_dim: length of its observation; None to take it from the environment.
+        action_dim: length of its action, or number of actions; None likewise.
+        population_size: perturbed policies in an iteration, at least 2.
+        sigma: standard deviation of the perturbations.
+        lr_es: learning rate of the evolution strategy.
+        lr_policy: learning rate of the policy's gradient.
+        lr_value: learning rate of the critics.
+        gamma: discount.
+        rl_weight: weight of the gradient half; with `es_weight` it sums to 1.
+        es_weight: weight of the evolution's half.
+        seed: of everything.
+        tensorboard: folder of TensorBoard logs; None for none.
+        settings: further ones of `DERLSettings`, such as `device`, `mirrored`, `rank_shaping`.
+
+    Raises:
+        UserError: an environment or a setting that cannot be, or sizes that are not the
+            environment's.
+
+    Example:
+        >>> agent = DERL("Pendulum-v1", state_dim=3, action_dim=1)
+        >>> rows = agent.train(num_iterations=20, num_episodes_per_iter=10, batch_size=256)
+        >>> agent.save("pendulum.derl")
+        >>> action, _ = agent.predict(observation, deterministic=True)
+    """
+
+    def __init__(
+        self,
+        env_name: str,
+        state_dim: int | None = None,
+        action_dim: int | None = None,
+        population_size: int = 50,
+        sigma: float = 0.1,
+        lr_es: float = 0.01,
+        lr_policy: float = 3e-4,
+        lr_value: float = 3e-4,
+        gamma: float = 0.99,
+        rl_weight: float = 0.5,
+        es_weight: float = 0.5,
+        seed: int = 0,
+        tensorboard: str | None = None,
+        **settings: Any,
+    ) -> None:
+        config = {
+            "population_size": population_size,
+            "sigma": sigma,
+            "lr_es": lr_es,
+            "lr_policy": lr_policy,
+            "lr_value": lr_value,
+            "gamma": gamma,
+            "rl_weight": rl_weight,
+            "es_weight": es_weight,
+            **settings,
+        }
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise UserError(f"DERL's seed is a whole number from 0, not {seed!r}")
+        seeds = Seeds.derive(seed, "single", 0)
+        spec = LifetimeSpec(Task(env_name), LearnerSpec("DERL", config), _FOREVER, seeds)
+        DERLLearner().check(spec)
+        observation_space, action_space = spec.spaces()
+        for name, given, actual in (
+            ("state_dim", state_dim, int(observation_space.shape[0])),
+            ("action_dim", action_dim, n_outputs(action_space)),
+        ):
+            if given is not None and given != actual:
+                raise UserError(f"{env_name} has {name}={actual}, not {given!r}")
+        made = DERLSettings.from_learner_config(config, env_name)
+        self._run = Run([spec], [Ledger()], [Outputs(tensorboard=tensorboard)], [made])
+        self._policy = BlendedPolicy(self._run)
+
+    @classmethod
+    def from_config(cls, path: str | Path, **arguments: Any) -> Self:
+        """An agent from a YAML or JSON file with the constructor's arguments, `env_name` among
+        them.
+
+        Args:
+            path: of the file.
+            arguments: take the place of those in the file.
+
+        Raises:
+            UserError: the file cannot be read, or does not hold names and values.
+        """
+        try:
+            config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+            raise UserError(f"cannot read {path}: {' '.join(str(e).split())}") from e
+        if not isinstance(config, dict) or not {"env_name"} <= {*config, *arguments}:
+            raise UserError(f"{path} holds no settings of DERL: names and values, env_name first")
+        return cls(**{**{str(k): v for k, v in config.items()}, **arguments})
+
+    @property
+    def steps(self) -> int:
+        """Environment steps so far, of both halves."""
+        return self._policy.ledger.steps
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """What iterations noted, thinned evenly: steps, fitness of every perturbed policy, return
+        of the policy, lengths of both halves' steps and the cosine between them.
+        """
+        return self._policy.telemetry.generations.rows
+
+    def train(
+        self,
+        num_iterations: int,
+        num_episodes_per_iter: int = 10,
+        batch_size: int = 256,
+        log_interval: int = 10,
+    ) -> list[dict[str, Any]]:
+        """Train on.
+
+        Args:
+            num_iterations: both halves and their average, so often.
+            num_episodes_per_iter: episodes that the policy itself plays in an iteration.
+            batch_size: transitions in a minibatch.
+            log_interval: iterations from one printed line to the next; 0 for none.
+
+        Returns:
+            What each iteration noted: see `rows`.
+        """
+        policy, noted = self._policy, []
+        policy.change(num_episodes_per_iter=num_episodes_per_iter, batch_size=batch_size)
+        with torch_threads(policy.settings.threads):
+            for _ in range(num_iterations):
+                policy.iterate()
+                noted.append(policy.latest)
+                if log_interval and policy.iterations % log_interval == 0:
+                    print(_line(policy.iterations, noted[-1]), flush=True)
+        return noted
+
+    def predict(
+        self,
+        observation: np.ndarray,
+        state: Any = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, Any]:
+        """Actions as Stable-Baselines3's `predict` gives them, for one observation (state_dim,) or
+        several (n, state_dim).
+
+        Args:
+            observation: what the policy sees.
+            state: passed through.
+            episode_start: not needed.
+            deterministic: whether it acts without exploration.
+        """
+        t = self._policy
+        seen = np.asarray(observation, dtype=np.float32)
+        outputs = Policies(t.sizes, t.theta[None])(seen.reshape(1, -1, t.sizes[0]))[0]
+        actions = t.stage.executed(t.greedy(outputs) if deterministic else t.exploring(outputs))
+        return actions.reshape((*seen.shape[:-1], *(t.action_space.shape or ()))), state
+
+    # -- files --
+
+    def save(self, path: str | Path) -> None:
+        """Write networks, optimisers, random streams and settings to one file: a zip of arrays
+        (`.npy`) and JSON. The replay buffer stays behind.
+        """
+        t = self._policy
+        about = {
+            "format": _FORMAT,
+            "env_name": t.spec.task.env_id,
+            "settings": asdict(t.settings),
+            "sizes": t.sizes,
+            "discrete": t.discrete,
+            "iterations": t.iterations,
+            "updates": t.updates,
+            "steps": t.ledger.steps,
+            "evolution": t.es.get_state()["rng"],
+            "exploration": t.rng.bit_generator.state,
+            "versions": versions(),
+        }
+        arrays = {"minibatches": t.torch_rng.get_state().numpy()}
+        for name, tensors in t.gradient.get_state().items():
+            arrays |= {f"{name}_{k}": tensor.numpy() for k, tensor in enumerate(tensors)}
+
+        def write(part: str) -> None:
+            with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as file:
+                file.writestr("derl.json", json.dumps(about, indent=1))
+                for name, array in arrays.items():
+                    buffer = io.BytesIO()
+                    np.save(buffer, array, allow_pickle=False)
+                    file.writestr(f"{name}.npy", buffer.getvalue())
+
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, write)
+
+    def load(self, path: str | Path) -> Self:
+        """Take what `save` wrote, with an agent made for the same environment and networks. Nothing
+        in the file is executed.
+
+        Returns:
+            The agent itself.
+
+        Raises:
+            UserError: the file cannot be read, or is of another environment or other networks.
+        """
+        t = self._policy
+        try:
+            with zipfile.ZipFile(path) as file:
+                about = json.loads(file.read("derl.json"))
+                arrays = {
+                    name.removesuffix(".npy"): np.load(
+                        io.BytesIO(file.read(name)), allow_pickle=False
+                    )
+                    for name in file.namelist()
+                    if name.endswith(".npy")
+                }
+        except Exception as e:  # whatever zipfile, JSON and NumPy make of a damaged file
+            raise UserError(
+                f"{path} cannot be read as an agent of DERL: {' '.join(str(e).split())}"
+            ) from e
+        self._check(path, about)
+        state = {
+            name: [
+                torch.from_numpy(arrays.get(f"{name}_{k}", np.zeros(0)))
+                for k in range(len(tensors))
+            ]
+            for name, tensors in t.gradient.get_state().items()
+        }
+        for name, tensors in t.gradient.get_state().items():
+            for mine, theirs in zip(tensors, state[name]):
+                if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
+                    raise UserError(f"{path} is damaged: the arrays of {name} do not fit")
+        t.gradient.set_state(state)
+        t.torch_rng.set_state(torch.from_numpy(arrays["minibatches"]))
+        t.es.set_state({"mean": t.theta, "rng": about["evolution"]})
+        t.rng.bit_generator.state = about["exploration"]
+        t.iterations, t.updates, t.ledger.steps = (
+            about[name] for name in ("iterations", "updates", "steps")
+        )
+        return self
+
+    def _check(self, path: str | Path, about: Mapping[str, Any]) -> None:
+        t = self._policy
+        here = {"format": _FORMAT, "env_name": t.spec.task.env_id, "sizes": list(t.sizes)}
+        for name, mine in here.items():
+            if about.get(name) != mine:
+                raise UserError(f"{path} has {name} {about.get(name)!r}, and this agent {mine!r}")
+
+    def close(self) -> None:
+        """Close environments and logs."""
+        self._policy.close()
+        self._run.telemetry[0].close()
+
+
+def _line(iteration: int, row: Mapping[str, Any]) -> str:
+    said = [f"iteration {iteration}", f"{row['steps']:,} steps"]
+    if "policy_return" in row:
+        said.append(f"policy {row['policy_return']:.1f}")
+    if "fitness" in row:
+        said.append(f"population {np.mean(row['fitness']):.1f}")
+    return "  ".join(said)

@@ -1,0 +1,92 @@
+"""DERL's policies as models of Stable-Baselines3, which predict, save, load and train on there.
+
+Continuous: TD3, with critics and targets. Discrete: PPO, which draws from a categorical policy too;
+its value network is new, since DERL's critics value actions and not states.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from stable_baselines3 import PPO, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
+from torch import Tensor, nn
+
+from erl.learners.derl.gradient import GradientHalf
+from erl.learners.derl.settings import DERLSettings
+
+
+def to_sb3(
+    settings: DERLSettings,
+    gradient: GradientHalf,
+    observation_space: spaces.Box,
+    action_space: spaces.Space,
+    steps: int,
+) -> BaseAlgorithm:
+    """The policy as it is now, without environment: set one to train on.
+
+    Args:
+        settings: of the agent.
+        gradient: its networks.
+        observation_space: of what the policy sees.
+        action_space: of the environment.
+        steps: environment steps that went into it.
+    """
+    s, hidden = settings, list(settings.hidden)
+    if isinstance(action_space, spaces.Discrete):
+        kwargs = {"net_arch": {"pi": hidden, "vf": hidden}, "activation_fn": nn.ReLU}
+        model: BaseAlgorithm = PPO(
+            "MlpPolicy",
+            None,  # type: ignore[arg-type]
+            learning_rate=s.lr_policy,
+            gamma=s.gamma,
+            ent_coef=s.ent_coef,
+            policy_kwargs=kwargs,
+            device="cpu",
+            _init_setup_model=False,
+        )
+    else:
+        model = TD3(
+            "MlpPolicy",
+            None,  # type: ignore[arg-type]
+            learning_rate=s.lr_policy,
+            buffer_size=1,
+            batch_size=s.batch_size,
+            tau=s.tau,
+            gamma=s.gamma,
+            policy_kwargs={"net_arch": hidden, "activation_fn": nn.ReLU},
+            device="cpu",
+            _init_setup_model=False,
+        )
+    model.observation_space, model.action_space = observation_space, action_space
+    model.n_envs, model.num_timesteps = 1, steps
+    with torch.random.fork_rng(devices=[]):
+        model._setup_model()
+    if isinstance(model, PPO):
+        policy: Any = model.policy
+        _copy(gradient.policy.values, [[*policy.mlp_extractor.policy_net, policy.action_net]])
+        return model
+    assert isinstance(model, TD3)
+    _copy(gradient.policy.values, [model.actor.mu])
+    _copy(gradient.policy.target, [model.actor_target.mu])
+    _copy(gradient.critic.values, model.critic.q_networks)
+    _copy(gradient.critic.target, model.critic_target.q_networks)
+    return model
+
+
+def _copy(values: Tensor, networks: Iterable[Any]) -> None:
+    """Write parameters, network after network and layer after layer, into linear layers."""
+    flat, begin = values.detach().cpu().reshape(-1), 0
+    with torch.no_grad():
+        for network in networks:
+            for layer in network:
+                if isinstance(layer, nn.Linear):
+                    for parameter in (layer.weight, layer.bias):
+                        end = begin + parameter.numel()
+                        part = flat[begin:end]
+                        # Here a matrix has a row for each input, there for each output.
+                        parameter.copy_(
+                            part.view(*parameter.shape[::-1]).t() if parameter.dim() == 2 else part
+                        )
+                        begin = end

@@ -1,0 +1,161 @@
+"""DERL's gradient half: a policy and twin value functions that learn from a replay buffer.
+
+For continuous actions it is TD3 (Fujimoto et al., 2018, arXiv 1802.09477): a deterministic policy
+that climbs its value.
+
+For discrete actions it is the off-policy actor-critic of discrete soft actor-critic (Christodoulou,
+2019, arXiv 1910.07207) with a fixed weight of the entropy. The values of all actions are known, so
+expectations over the policy are sums: neither the target nor the policy's gradient is sampled, and
+nothing has to be corrected for who chose the stored action.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from erl.learners.core.replay import Batch, smoothed
+from erl.learners.derl.settings import DERLSettings
+from erl.networks.perceptrons import Perceptrons, Shape, Trained
+
+_SMOOTHING = 0.2  # standard deviation of the noise on TD3's target actions
+_DELAY = 2  # updates of TD3's critics for each of its policy
+
+
+class GradientHalf:
+    """A policy with its twin critics, and targets of all.
+
+    Args:
+        settings: of the agent.
+        observations: length of what it sees.
+        actions: length of an action, or number of actions.
+        discrete: which of the two.
+        generator: draws the first parameters.
+    """
+
+    def __init__(
+        self,
+        settings: DERLSettings,
+        observations: int,
+        actions: int,
+        discrete: bool,
+        generator: torch.Generator,
+    ) -> None:
+        s, self._settings, self._discrete = settings, settings, discrete
+
+        def networks(shape: Shape, n: int, rate: float) -> tuple[Trained, Perceptrons, Perceptrons]:
+            trained = Trained(1, shape.size(n), rate, device=s.device)
+            network = Perceptrons(shape, n, trained.values[0], trained.grads[0])
+            network.initialise(generator)
+            trained.start_target()
+            return trained, network, Perceptrons(shape, n, trained.target[0])
+
+        common: dict[str, Any] = {"hidden": s.hidden, "activation": "ReLU", "norm": False}
+        self.policy, self._pi, self._pi_target = networks(
+            Shape(observations, outputs=actions, **common), 1, s.lr_policy
+        )
+        shape = (
+            Shape(observations, outputs=actions, **common)
+            if discrete
+            else Shape(observations + actions, **common)
+        )
+        self.critic, self._q, self._q_target = networks(shape, 2, s.lr_value)
+        self._observations = observations
+
+    # -- the policy as a flat vector --
+
+    @property
+    def theta(self) -> np.ndarray:
+        """Parameters of the policy (dim,), a copy."""
+        return self.policy.values[0].detach().cpu().numpy().copy()
+
+    @theta.setter
+    def theta(self, theta: np.ndarray) -> None:
+        self.policy.values[0].copy_(torch.tensor(theta))
+
+    # -- learning --
+
+    def update(self, k: int, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
+        """The k-th update of the networks.
+
+        Args:
+            k: counted from 0.
+            batch: minibatch.
+            noise: standard normal (batch, actions), for the target actions of TD3.
+        """
+        s = self._settings
+        if self._discrete:
+            statistics = self._update_discrete_critic(batch) | self._update_discrete_policy(batch)
+        else:
+            statistics = self._update_critic(batch, noise)
+            if k % _DELAY:
+                return statistics
+            statistics |= self._update_policy(batch)
+        for trained in (self.critic, self.policy):
+            trained.follow([s.tau])
+        return statistics
+
+    def _update_critic(self, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
+        """Regression of both values on r + γ min Q'(s', π'(s') + clipped noise)."""
+        actions = self._pi_target.forward(batch.next_observations, keep=False).output[0].tanh_()
+        pairs = batch.next_pairs(smoothed(actions, noise, _SMOOTHING))
+        next_values = self._q_target.forward(pairs, keep=False).output.amin(0)
+        targets = batch.targets(next_values, self._settings.gamma)
+        trace = self._q.forward(batch.pairs)
+        error = trace.output - targets
+        loss = error.square().mean()
+        self._q.backward(trace, error * (2.0 / len(targets)))
+        self.critic.step()
+        return {"critic_loss": loss, "value": targets.mean()}
+
+    def _update_policy(self, batch: Batch) -> dict[str, Tensor]:
+        """Ascent on Q1(s, π(s))."""
+        trace = self._pi.forward(batch.observations)
+        actions = trace.output[0].tanh()
+        values = self._q.forward(batch.pairs_with(actions), first=1)
+        ones = torch.full_like(values.output, -1.0 / len(actions))
+        by_actions = self._q.backward(
+            values, ones, weights=False, inputs=slice(self._observations, None)
+        )
+        self._pi.backward(trace, by_actions * (1.0 - actions.square()))
+        self.policy.step()
+        return {"actor_loss": -values.output.mean()}
+
+    def _update_discrete_critic(self, batch: Batch) -> dict[str, Tensor]:
+        """Regression of both values of the stored action on r + γ E_π'[min Q' - α log π']."""
+        s = self._settings
+        logits = self._pi_target.forward(batch.next_observations, keep=False).output[0]
+        logs = logits.log_softmax(1)
+        values = self._q_target.forward(batch.next_observations, keep=False).output.amin(0)
+        expected = (logs.exp() * (values - s.ent_coef * logs)).sum(1, keepdim=True)
+        targets = batch.targets(expected, s.gamma)
+        trace = self._q.forward(batch.observations)
+        chosen = batch.actions.long().expand(2, -1, -1)
+        error = trace.output.gather(2, chosen) - targets
+        d = torch.zeros_like(trace.output).scatter_(2, chosen, error * (2.0 / len(targets)))
+        self._q.backward(trace, d)
+        self.critic.step()
+        return {"critic_loss": error.square().mean(), "value": targets.mean()}
+
+    def _update_discrete_policy(self, batch: Batch) -> dict[str, Tensor]:
+        """Ascent on E_π[min Q - α log π], summed over the actions."""
+        trace = self._pi.forward(batch.observations)
+        logs = trace.output[0].log_softmax(1)
+        pi = logs.exp()
+        values = self._q.forward(batch.observations, keep=False).output.amin(0)
+        cost = self._settings.ent_coef * logs - values
+        mean = (pi * cost).sum(1, keepdim=True)
+        # By the logits: π (cost - its mean). The entropy's own derivative sums to nothing.
+        self._pi.backward(trace, (pi * (cost - mean) / len(pi)).unsqueeze(0))
+        self.policy.step()
+        return {"actor_loss": mean.mean(), "entropy": -(pi * logs).sum(1).mean()}
+
+    def get_state(self) -> dict[str, list[Tensor]]:
+        """Parameters, targets and optimisers."""
+        return {"policy": self.policy.get_state(), "critic": self.critic.get_state()}
+
+    def set_state(self, state: dict[str, list[Tensor]]) -> None:
+        """Go on from `get_state`."""
+        self.policy.set_state(state["policy"])
+        self.critic.set_state(state["critic"])

@@ -1,0 +1,276 @@
+"""The cross-entropy method of CEM-RL, by generations (CEM) and result by result (ACEM).
+
+Pourchot and Sigaud, "CEM-RL: Combining evolutionary and gradient-based methods for policy search",
+ICLR 2019, arXiv 1810.01222 (CEM: section 2.2). Lee, Lee, Shin and Kweon, "An Efficient
+Asynchronous Method for Integrating Evolutionary and Gradient-based Policy Search", NeurIPS 2020,
+arXiv 2012.05417 (ACEM, one of its baselines).
+"""
+
+from typing import Any
+
+import numpy as np
+
+from erl.populations.vectors import (
+    check_flag,
+    check_number,
+    check_whole,
+    count,
+    frozen,
+    normal,
+    own,
+    told,
+)
+
+
+class CEM:
+    """The cross-entropy method with a diagonal covariance, damped variance and mirrored draws.
+
+    Args:
+        mean: first mean (dim,); float32 or double precision, as all else then.
+        rng: draws everything.
+        population_size: solutions of a generation, at least 2.
+        parents: how many of them, the best, form the next mean; by default half of them.
+        var: first variance of every gene.
+        damp: first value of what is added to every variance.
+        damp_limit: what it falls to.
+        damp_tau: share of its distance to the limit that remains after a generation.
+        antithetic: whether solutions come in pairs mean ± noise: i and i + n // 2; of an odd
+            number the last one is alone.
+
+    Raises:
+        UserError: a setting that cannot be.
+    """
+
+    def __init__(
+        self,
+        mean: np.ndarray,
+        rng: np.random.Generator,
+        population_size: int = 10,
+        parents: int | None = None,
+        var: float = 1e-3,
+        damp: float = 1e-3,
+        damp_limit: float = 1e-5,
+        damp_tau: float = 0.9,
+        antithetic: bool = True,
+    ) -> None:
+        check_whole("CEM", "population_size", population_size, 2)
+        parents = population_size // 2 if parents is None else parents
+        _check("CEM", population_size, parents, var, damp, damp_limit, damp_tau)
+        check_flag("CEM", "antithetic", antithetic)
+        self._mean, self._rng, self._antithetic = own(mean), rng, antithetic
+        self._var = frozen(np.full_like(self._mean, var))
+        self._population_size, self._weights = population_size, _weights(parents)
+        self._damp, self._damp_limit, self._damp_tau = damp, damp_limit, damp_tau
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean (dim,), read-only; setting it copies."""
+        return self._mean
+
+    @mean.setter
+    def mean(self, mean: np.ndarray) -> None:
+        self._mean = own(mean, self._mean)
+
+    @property
+    def var(self) -> np.ndarray:
+        """Variances (dim,), read-only."""
+        return self._var
+
+    def ask(self, n: int) -> np.ndarray:
+        """Draw n solutions (n, dim)."""
+        noise = normal(self._rng, count(n), self._mean, self._antithetic)
+        return self._mean + np.sqrt(self._var) * noise
+
+    def tell(
+        self, solutions: np.ndarray, fitness: np.ndarray, mean_fitness: float | None = None
+    ) -> None:
+        """Learn from a whole generation.
+
+        Args:
+            solutions: (population_size, dim).
+            fitness: (population_size,), higher is better.
+            mean_fitness: not needed.
+
+        Raises:
+            ValueError: it is no whole generation, or a fitness is not finite.
+        """
+        solutions, fitness = told(solutions, fitness, self._mean)
+        if len(solutions) != self._population_size:
+            raise ValueError(
+                f"a generation has {self._population_size} solutions, not {len(solutions)}"
+            )
+        best = _best(solutions, fitness, len(self._weights))
+        self._damp = _damped(self._damp, self._damp_tau, self._damp_limit)
+        self._mean, self._var = (
+            frozen(_weighted(self._weights, best)),  # eq. 1
+            frozen(_spread(self._weights, best, self._mean, self._damp)),  # eq. 2
+        )
+
+    def get_state(self) -> dict[str, Any]:
+        """Distribution, damping and random stream."""
+        return {
+            "mean": self._mean.copy(),
+            "var": self._var.copy(),
+            "damp": self._damp,
+            "rng": self._rng.bit_generator.state,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from `get_state`."""
+        self._mean, self._var = own(state["mean"], self._mean), own(state["var"], self._mean)
+        self._damp = state["damp"]
+        self._rng.bit_generator.state = state["rng"]
+
+
+class ACEM:
+    """The cross-entropy method for results that come one by one.
+
+    Every result replaces the oldest of the last `memory` ones, and a CEM update over these follows.
+    Since each result takes part in `memory` updates, an update moves the mean by a `memory`-th of
+    CEM's step, and the damping falls by the `memory`-th root of CEM's factor. Nothing moves before
+    there are `memory` results.
+
+    Args:
+        mean: first mean (dim,); float32 or double precision, as all else then.
+        rng: draws everything.
+        memory: results that an update looks at, at least 2.
+        parents: how many of them, the best, form the mean that it moves to; by default half.
+        var: first variance of every gene.
+        damp: first value of what is added to every variance.
+        damp_limit: what it falls to.
+        damp_tau: share of its distance to the limit that remains after `memory` updates.
+
+    Raises:
+        UserError: a setting that cannot be.
+    """
+
+    def __init__(
+        self,
+        mean: np.ndarray,
+        rng: np.random.Generator,
+        memory: int = 10,
+        parents: int | None = None,
+        var: float = 1e-3,
+        damp: float = 1e-3,
+        damp_limit: float = 1e-5,
+        damp_tau: float = 0.9,
+    ) -> None:
+        check_whole("ACEM", "memory", memory, 2)
+        parents = memory // 2 if parents is None else parents
+        _check("ACEM", memory, parents, var, damp, damp_limit, damp_tau)
+        self._mean, self._rng = own(mean), rng
+        self._var = frozen(np.full_like(self._mean, var))
+        self._memory, self._weights = memory, _weights(parents)
+        self._damp, self._damp_limit = damp, damp_limit
+        self._damp_tau = damp_tau ** (1 / memory)
+        # The latest results, in places that are used again in turn.
+        self._solutions = np.zeros((memory, len(self._mean)), self._mean.dtype)
+        self._fitness = np.zeros(memory)
+        self._told = 0
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean (dim,), read-only; setting it copies."""
+        return self._mean
+
+    @mean.setter
+    def mean(self, mean: np.ndarray) -> None:
+        self._mean = own(mean, self._mean)
+
+    @property
+    def var(self) -> np.ndarray:
+        """Variances (dim,), read-only."""
+        return self._var
+
+    def ask(self, n: int) -> np.ndarray:
+        """Draw n solutions (n, dim)."""
+        return self._mean + np.sqrt(self._var) * normal(self._rng, count(n), self._mean)
+
+    def tell(
+        self, solutions: np.ndarray, fitness: np.ndarray, mean_fitness: float | None = None
+    ) -> None:
+        """Learn from results, one after the other.
+
+        Args:
+            solutions: (n, dim).
+            fitness: (n,), higher is better.
+            mean_fitness: not needed.
+
+        Raises:
+            ValueError: shapes that do not fit, or a fitness that is not finite.
+        """
+        for solution, score in zip(*told(solutions, fitness, self._mean)):
+            place = self._told % self._memory
+            self._solutions[place], self._fitness[place] = solution, score
+            self._told += 1
+            if self._told >= self._memory:
+                self._update()
+
+    def _update(self) -> None:
+        # Equals in the order in which they came, the oldest first, whatever their places.
+        order = np.arange(self._told, self._told + self._memory) % self._memory
+        best = _best(self._solutions[order], self._fitness[order], len(self._weights))
+        self._damp = _damped(self._damp, self._damp_tau, self._damp_limit)
+        step = (_weighted(self._weights, best) - self._mean) / self._memory
+        self._mean, self._var = (
+            frozen(self._mean + step),
+            frozen(_spread(self._weights, best, self._mean, self._damp)),
+        )
+
+    def get_state(self) -> dict[str, Any]:
+        """Distribution, damping, the latest results and random stream."""
+        return {
+            "mean": self._mean.copy(),
+            "var": self._var.copy(),
+            "damp": self._damp,
+            "solutions": self._solutions.copy(),
+            "fitness": self._fitness.copy(),
+            "told": self._told,
+            "rng": self._rng.bit_generator.state,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from `get_state`."""
+        self._mean, self._var = own(state["mean"], self._mean), own(state["var"], self._mean)
+        self._damp, self._told = state["damp"], state["told"]
+        self._solutions[:], self._fitness[:] = state["solutions"], state["fitness"]
+        self._rng.bit_generator.state = state["rng"]
+
+
+def _check(
+    owner: str, n: int, parents: int, var: float, damp: float, damp_limit: float, damp_tau: float
+) -> None:
+    check_whole(owner, "parents", parents, 1, n)
+    check_number(owner, "var", var, above=0.0)
+    check_number(owner, "damp", damp, least=0.0)
+    check_number(owner, "damp_limit", damp_limit, least=0.0)
+    check_number(owner, "damp_tau", damp_tau, least=0.0, most=1.0)
+
+
+def _weights(parents: int) -> np.ndarray:
+    """Weights (parents,) of the best solutions, log((parents + 1) / rank), normalised."""
+    weights = np.log((parents + 1) / np.arange(1, parents + 1))
+    return weights / weights.sum()
+
+
+def _best(solutions: np.ndarray, fitness: np.ndarray, parents: int) -> np.ndarray:
+    """The best solutions (parents, dim), the best one first; equals keep their order."""
+    return solutions[np.argsort(-fitness, kind="stable")[:parents]]
+
+
+def _damped(damp: float, tau: float, limit: float) -> float:
+    return tau * damp + (1.0 - tau) * limit
+
+
+def _weighted(weights: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Weighted sum of rows (n, dim), in their type."""
+    return weights.astype(rows.dtype) @ rows
+
+
+def _spread(weights: np.ndarray, best: np.ndarray, mean: np.ndarray, damp: float) -> np.ndarray:
+    """Variances (dim,) of the best solutions around the mean that they were judged with.
+
+    As in the published code, the weighted squares, whose weights sum to one, are divided by the
+    number of parents once more.
+    """
+    return _weighted(weights, np.square(best - mean)) / len(best) + damp

@@ -1,0 +1,130 @@
+"""OpenAI-ES: gradient ascent on the expected fitness of a normal distribution with fixed variance.
+
+Salimans, Ho, Chen, Sidor and Sutskever, "Evolution Strategies as a Scalable Alternative to
+Reinforcement Learning", 2017, arXiv 1703.03864.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from erl.populations.vectors import (
+    check_flag,
+    check_number,
+    count,
+    frozen,
+    normal,
+    own,
+    told,
+)
+
+
+class OpenAIES:
+    """A mean that follows an estimate of the gradient of E[F(mean + sigma noise)].
+
+    Args:
+        mean: first mean (dim,); float32 or double precision, as all else then.
+        rng: draws everything.
+        sigma: standard deviation of the noise; it does not change.
+        learning_rate: of the ascent.
+        mirrored: whether solutions come in pairs mean ± noise: i and i + n // 2; of an odd number
+            the last one is alone.
+        rank_shaping: whether ranks, evenly from -0.5 to 0.5, stand for the fitness, instead of the
+            fitness minus its mean, divided by its standard deviation.
+
+    Raises:
+        UserError: a setting that cannot be.
+    """
+
+    def __init__(
+        self,
+        mean: np.ndarray,
+        rng: np.random.Generator,
+        sigma: float = 0.1,
+        learning_rate: float = 0.01,
+        mirrored: bool = False,
+        rank_shaping: bool = False,
+    ) -> None:
+        check_number("OpenAI-ES", "sigma", sigma, above=0.0)
+        check_number("OpenAI-ES", "learning_rate", learning_rate, above=0.0)
+        check_flag("OpenAI-ES", "mirrored", mirrored)
+        check_flag("OpenAI-ES", "rank_shaping", rank_shaping)
+        self._mean, self._rng, self._mirrored = own(mean), rng, mirrored
+        self._sigma, self._learning_rate = float(sigma), float(learning_rate)
+        self._shape = ranks if rank_shaping else standardised
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean (dim,), read-only; setting it copies."""
+        return self._mean
+
+    @mean.setter
+    def mean(self, mean: np.ndarray) -> None:
+        self._mean = own(mean, self._mean)
+
+    @property
+    def var(self) -> np.ndarray:
+        """Variances (dim,), read-only."""
+        return frozen(np.full_like(self._mean, self._sigma**2))
+
+    def ask(self, n: int) -> np.ndarray:
+        """Draw n solutions (n, dim)."""
+        return self._mean + self._sigma * normal(self._rng, count(n), self._mean, self._mirrored)
+
+    def tell(
+        self, solutions: np.ndarray, fitness: np.ndarray, mean_fitness: float | None = None
+    ) -> None:
+        """Take a step.
+
+        Args:
+            solutions: (n, dim), drawn from the distribution as it is now; at least 2.
+            fitness: (n,), higher is better.
+            mean_fitness: not needed.
+
+        Raises:
+            ValueError: shapes that do not fit, or a fitness that is not finite.
+        """
+        solutions, fitness = told(solutions, fitness, self._mean)
+        if len(solutions) < 2:
+            raise ValueError("a step takes at least 2 solutions: one has nothing to compare with")
+        gradient = self.gradient(solutions, self._shape(fitness))
+        self._mean = frozen(self._mean + self._learning_rate * gradient)  # alg. 1
+
+    def gradient(self, solutions: np.ndarray, utilities: np.ndarray) -> np.ndarray:
+        """The estimate (dim,) of the gradient of the expected utility, by the mean: 1 / (n sigma)
+        times the sum of utility times noise (section 2.1).
+
+        Args:
+            solutions: (n, dim), mean + sigma noise.
+            utilities: (n,): the fitness itself, or what stands for it.
+        """
+        noise = (np.asarray(solutions, self._mean.dtype) - self._mean) / self._sigma
+        weights = np.asarray(utilities, dtype=np.float64) / (len(noise) * self._sigma)
+        return weights.astype(noise.dtype) @ noise
+
+    def get_state(self) -> dict[str, Any]:
+        """Mean and random stream."""
+        return {"mean": self._mean.copy(), "rng": self._rng.bit_generator.state}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from `get_state`."""
+        self._mean = own(state["mean"], self._mean)
+        self._rng.bit_generator.state = state["rng"]
+
+
+def standardised(fitness: np.ndarray) -> np.ndarray:
+    """Fitness (n,) with mean 0 and standard deviation 1; zeros where all are equal."""
+    if (fitness == fitness[0]).all():  # their mean would be rounded, and differ from them
+        return np.zeros_like(fitness)
+    # Scaled first: neither the sum nor the squares of large numbers overflow.
+    scaled = fitness / np.abs(fitness).max()
+    centred = scaled - scaled.mean()
+    std = centred.std()
+    return centred / std if std > 0.0 else np.zeros_like(fitness)
+
+
+def ranks(fitness: np.ndarray) -> np.ndarray:
+    """Ranks of the fitness (n,), evenly from -0.5 to 0.5; equals share the mean of theirs."""
+    _, place, counts = np.unique(fitness, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return ((last - (counts + 1) / 2)[place]) / max(1, len(fitness) - 1) - 0.5

@@ -1,0 +1,640 @@
+"""DERL as a learner and as a class: the halves, their average, what counts, checkpoints, files."""
+
+import io
+import json
+import pickle
+import zipfile
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import PPO, TD3
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from erl.errors import Stopped, UserError
+from erl.learners import DERL, Outputs, get_learner
+from erl.learners.core.episodes import Stage
+from erl.learners.core.run import Run
+from erl.learners.core.telemetry import NUMBERS, ROWS
+from erl.learners.derl.gradient import GradientHalf
+from erl.learners.derl.learner import BlendedPolicy, DERLLearner
+from erl.learners.derl.settings import DERLSettings
+from erl.lifetimes.lifetime import Job, LifetimeRecord, check, live, load_model
+from erl.networks.policies import Policies
+from erl.populations.openai_es import standardised
+from erl.worlds.evaluation import evaluate
+from erl.worlds.reservoirs import Context, ReservoirParams
+from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, from_json, to_json
+from erl.worlds.tasks import Ledger, Task
+
+REACH, CARTPOLE = "toy_environments:Reach-v0", "CartPole-v1"
+both = pytest.mark.parametrize("env_id", [REACH, CARTPOLE])
+SMALL = {
+    "population_size": 4,
+    "num_episodes_per_iter": 2,
+    "batch_size": 16,
+    "learning_starts": 40,
+    "updates_per_step": 0.2,
+    "hidden": [8, 8],
+    "buffer_size": 500,
+}
+
+
+def spec(env_id=REACH, steps=600, seed=0, ep_eval=2, context=None, **settings):
+    learner = LearnerSpec("DERL", {**SMALL, **settings})
+    return LifetimeSpec(
+        Task(env_id), learner, steps, Seeds.derive(seed, "single", 0), context, ep_eval
+    )
+
+
+def train(s, ledger=None, **outputs):
+    ledger = ledger or Ledger()
+    (agent,) = DERLLearner().train([s], [ledger], [Outputs(**outputs)])
+    if isinstance(agent, Exception):
+        raise agent
+    return agent, ledger
+
+
+def at_work(s):
+    """The algorithm at work on a lifetime."""
+    settings = DERLSettings.from_learner_config(s.learner.config, s.task.env_id)
+    return BlendedPolicy(Run([s], [Ledger()], [Outputs()], [settings]))
+
+
+@pytest.fixture
+def training():
+    """Makes what is at work, and closes it."""
+    made = []
+
+    def make(*args, **settings):
+        made.append(at_work(spec(*args, **settings)))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def iterated(t):
+    """What one more iteration did."""
+    t.iterate()
+    return t.latest
+
+
+def weights(agent):
+    return torch.cat([p.detach().flatten() for p in agent.model.policy.parameters()])
+
+
+# -- the algorithm --
+
+
+@both
+def test_without_the_gradient_it_is_openai_es(training, env_id):
+    """Step by step, from the equation: θ + lr / (n sigma) Σ F ε."""
+    t = training(env_id, 10**9, es_weight=1.0, rl_weight=0.0, lr_es=0.1)
+    evolution, _ = np.random.SeedSequence(t.spec.seeds.learner).spawn(2)
+    rng, theta = np.random.default_rng(evolution), t.theta
+    stage = Stage(t.spec, Ledger(), 4)
+    for _ in range(5):
+        noise = rng.standard_normal((4, len(theta)), dtype=np.float32)
+        policies = Policies(t.sizes, theta + 0.1 * noise)
+        episodes = stage.play(
+            lambda who, seen, policies=policies: t.greedy(policies(seen[:, None], who)[:, 0]), 4
+        )
+        fitness = np.array([e.total for e in episodes])
+        theta = theta + 0.1 / (4 * 0.1) * standardised(fitness) @ noise
+        row = iterated(t)
+        assert row["fitness"] == fitness.tolist()
+        assert t.theta == pytest.approx(theta, abs=1e-4)
+        theta = t.theta  # rounding does not add up
+        assert t.updates == 0
+    stage.close()
+
+
+@both
+def test_without_evolution_it_is_the_gradient_half(training, env_id):
+    """Step by step: its episodes, stored, and the updates that they pay for."""
+    t = training(env_id, 10**9, es_weight=0.0, rl_weight=1.0)
+    half = training(env_id, 10**9, es_weight=0.5, rl_weight=0.5)
+    for _ in range(8):
+        row = iterated(t)
+        assert "fitness" not in row
+        # The same function of the other one's, called by itself.
+        noted, statistics = {}, {}
+        theta = half.improve(half.theta, noted, statistics)
+        half.gradient.theta = theta
+        assert (t.theta == theta).all()
+        assert noted["policy_return"] == row["policy_return"]
+    assert t.updates == half.updates > 0
+    assert t.buffer.added[0] == t.ledger.steps
+
+
+@both
+@pytest.mark.parametrize("es_weight", [0.5, 0.2])
+def test_the_next_policy_is_the_weighted_average_of_two_that_began_as_one(
+    training, env_id, es_weight, monkeypatch
+):
+    t = training(env_id, 10**9, es_weight=es_weight, rl_weight=1.0 - es_weight)
+    halves = {}
+
+    def watch(name):
+        method = getattr(t, name)
+
+        def watched(theta, *rest):
+            halves[name] = theta.copy(), method(theta, *rest)
+            return halves[name][1]
+
+        monkeypatch.setattr(t, name, watched)
+
+    watch("evolve")
+    watch("improve")
+    for _ in range(8):
+        theta = t.theta
+        row = iterated(t)
+        (one, es), (two, rl) = halves["evolve"], halves["improve"]
+        assert (one == theta).all()
+        assert (two == theta).all()
+        expected = es_weight * es.astype(float) + (1.0 - es_weight) * rl.astype(float)
+        assert t.theta == pytest.approx(expected, abs=1e-6)
+        assert (t.gradient.theta == t.theta).all()
+        assert row["es_length"] == pytest.approx(np.linalg.norm(es - theta), rel=1e-4)
+    assert t.updates > 0
+    assert row["rl_length"] == pytest.approx(np.linalg.norm(rl - theta), rel=1e-4)
+    cosine = (es - theta) @ (rl - theta) / row["es_length"] / row["rl_length"]
+    assert row["cosine"] == pytest.approx(cosine, rel=1e-4, abs=1e-6)
+
+
+def test_the_es_half_is_told_the_bounded_settings(training):
+    t = training(mirrored=True, rank_shaping=True, steps=10**9)
+    asked = []
+    ask = t.es.ask
+    t.es.ask = lambda n: asked.append(ask(n)) or asked[-1]
+    theta = t.theta
+    t.iterate()
+    assert asked[0][:2] + asked[0][2:] == pytest.approx(np.tile(2 * theta, (2, 1)), abs=1e-5)
+
+
+@both
+@pytest.mark.parametrize("population_replay", [False, True])
+def test_what_is_stored(training, env_id, population_replay):
+    """The policy's own episodes, and the population's where that is asked for; a time limit ends
+    nothing, a fall does.
+    """
+    t = training(env_id, 10**9, population_replay=population_replay, buffer_size=10_000)
+    row = iterated(t)
+    population, own = 4, 2
+    if env_id == REACH:
+        assert t.ledger.steps == 20 * (population + own)
+        assert t.buffer.added[0] == 20 * (own + population * population_replay)
+    else:
+        own_steps = sum(length for _, _, length in t.ledger.episodes)
+        own_steps += sum(row["fitness"]) * population_replay  # a step is paid 1
+        assert t.buffer.added[0] == own_steps
+    goes_on = t.buffer.batch(torch.arange(len(t.buffer))).goes_on
+    ends = (own + population * population_replay) * (env_id == CARTPOLE)
+    assert int((goes_on == 0).sum()) == ends
+
+
+@both
+def test_every_step_is_counted(monkeypatch, env_id):
+    taken = 0
+    kind = type(gym.make(env_id).unwrapped)
+    step = kind.step
+
+    def count(self, action):
+        nonlocal taken
+        taken += 1
+        return step(self, action)
+
+    monkeypatch.setattr(kind, "step", count)
+    _, ledger = train(spec(env_id, 700))
+    assert taken == ledger.steps
+    assert 700 <= ledger.steps < 704
+
+
+@pytest.mark.parametrize("steps", [300, 316, 317, 334, 360, 368])
+def test_who_was_cut_short_is_not_judged(training, steps):
+    """An iteration that the budget ends in the population's episodes leaves the policy alone."""
+    t = training(REACH, steps)
+    while t.ledger.steps < steps:
+        theta, row = t.theta, iterated(t)
+    # An iteration is 80 steps of the population, four at a time, and 40 of the policy.
+    cut = steps % 120 or 120
+    assert ("fitness" in row) == (cut > 76)
+    assert ("policy_return" in row) == (cut == 120)
+    assert (t.theta == theta).all() == (cut <= 76)
+
+
+def test_exploration(training):
+    """Noise on continuous actions; draws from the policy's distribution for discrete ones."""
+    t = training(exploration_noise=0.3)
+    outputs = np.full((20_000, 1), 0.2, np.float32)
+    actions = t.exploring(outputs)
+    assert (np.abs(actions) <= 1.0).all()
+    assert actions.mean() == pytest.approx(np.tanh(0.2), abs=0.01)
+    assert actions.std() == pytest.approx(0.3, abs=0.02)
+    t = training(CARTPOLE)
+    logits = np.tile(np.log([0.2, 0.8]).astype(np.float32), (20_000, 1))
+    assert t.exploring(logits).mean() == pytest.approx(0.8, abs=0.02)
+    assert (t.greedy(logits) == 1).all()
+
+
+@both
+def test_same_seed_same_run(env_id):
+    one, two, other = (train(spec(env_id, seed=s)) for s in (1, 1, 2))
+    assert torch.equal(weights(one[0]), weights(two[0]))
+    assert one[1].episodes == two[1].episodes
+    assert one[1].notes() == two[1].notes()
+    assert not torch.equal(weights(one[0]), weights(other[0]))
+
+
+# -- settings --
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"es_weight": 0.5, "rl_weight": 0.6}, "es_weight and rl_weight sum to 1, and 0.5"),
+        ({"es_weight": -0.5, "rl_weight": 1.5}, "es_weight is a number from 0 to 1, not -0.5"),
+        ({"population_size": 1}, "population_size is a whole number from 2, not 1"),
+        ({"sigma": 0}, "sigma is a number above 0, not 0"),
+        ({"lr_es": 0}, "lr_es is a number above 0"),
+        ({"gamma": 1.5}, "gamma is a number from 0 to 1"),
+        ({"hidden": []}, "hidden is a list of at least one width"),
+        ({"hidden": [0]}, "hidden is a list"),
+        ({"mirrored": 1}, "mirrored is true or false"),
+        ({"population": 3}, "no setting 'population'; did you mean population_"),
+        ({"learning_starts": 501}, "learning_starts is at most buffer_size, 500"),
+        ({"device": "abacus"}, "knows no device 'abacus'"),
+        ({"es_weight": 0, "rl_weight": 1, "steps": 40}, "a lifetime has 40"),
+        ({"env_id": "toy_environments:Words-v0"}, "Box"),
+    ],
+)
+def test_what_cannot_be_is_refused(settings, message):
+    with pytest.raises(UserError, match=message) as e:
+        check(spec(**settings))
+    assert "\n" not in str(e.value)
+
+
+def test_registry():
+    assert get_learner("derl").name == "DERL"
+    with pytest.raises(UserError, match="no algorithm of Stable-Baselines3"):
+        get_learner("DERL", "sb3")
+
+
+# -- in the harness --
+
+
+@both
+def test_record_model_and_stable_baselines(tmp_path, env_id):
+    """The record holds the story, and the zip opens in Stable-Baselines3 with the same actions."""
+    s = spec(env_id, 900)
+    job = Job((s,), (Outputs(),), (str(tmp_path / "a"),), True)
+    (record,) = live(job)
+    assert record.error is None
+    assert from_json(LifetimeRecord, json.loads(json.dumps(to_json(record)))) == record
+    kept = record.inner["kept"]
+    assert {"steps", "fitness", "es_length", "rl_length", "cosine", "policy_return"} <= set(kept)
+    assert record.inner["generations"] >= len(kept["steps"])
+    assert record.inner["totals"]["population_steps"] > 0
+    loaded, agent = load_model(tmp_path / "a")
+    assert loaded == s
+    again = evaluate(agent, s.make_env(), s.ep_eval, s.seeds.evaluation)
+    assert again.returns == record.final_returns
+    kind = PPO if env_id == CARTPOLE else TD3
+    model = kind.load(tmp_path / "a.zip")
+    mean, _ = evaluate_policy(model, s.make_env(), n_eval_episodes=2, warn=False)
+    assert np.isfinite(mean)
+
+
+@both
+def test_the_agent_acts_as_the_policy_and_its_critics_come_along(training, env_id):
+    t = training(env_id, 10**9)
+    for _ in range(4):
+        t.iterate()
+    model = t.agent().model
+    seen = np.random.default_rng(0).normal(size=(50, t.sizes[0])).astype(np.float32)
+    expected = t.stage.executed(t.greedy(Policies(t.sizes, t.theta[None])(seen[None])[0]))
+    actions, _ = model.predict(seen, deterministic=True)
+    assert actions.reshape(expected.shape) == pytest.approx(expected, abs=1e-5)
+    if env_id == REACH:
+        batch = t.buffer.batch(torch.arange(20))
+        values = t.gradient._q.forward(batch.pairs).output
+        theirs = model.critic(batch.observations, batch.actions)
+        assert torch.allclose(values, torch.stack(theirs), atol=1e-5)
+
+
+@both
+def test_reservoirs(env_id):
+    context = Context((ReservoirParams(units=8),))
+    agent, ledger = train(spec(env_id, context=context))
+    assert ledger.steps >= 600
+    assert agent.model.observation_space.shape == spec(env_id, context=context).spaces()[0].shape
+
+
+def test_records_are_bounded(training):
+    t = training(REACH, 10**9, es_weight=1.0, rl_weight=0.0, population_size=30)
+    for _ in range(300):
+        row = {"steps": 1, "fitness": np.arange(30.0).tolist(), "es_length": 1.0}
+        t.telemetry.generations.add(row, {})
+    kept = t.telemetry.generations.to_json()["kept"]
+    assert len(kept["steps"]) <= ROWS
+    assert sum(map(len, kept["fitness"])) <= NUMBERS
+    assert t.telemetry.generations.count == 300
+
+
+def test_tensorboard_and_status(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    status = tmp_path / "status.json"
+    train(spec(), tensorboard=str(tmp_path / "log"), status=str(status))
+    log = EventAccumulator(str(tmp_path / "log")).Reload()
+    names = {
+        "evolution/fitness_mean",
+        "halves/cosine",
+        "rollout/policy_return",
+        "train/critic_loss",
+    }
+    assert names <= {*log.Tags()["scalars"]}
+    assert {*json.loads(status.read_text())} == {"population", "policy", "updates/s"}
+
+
+def test_evaluation_changes_nothing():
+    plain, _ = train(spec())
+    evaluated, ledger = train(spec(eval_freq=100, eval_episodes=2))
+    assert torch.equal(weights(plain), weights(evaluated))
+    assert {*ledger.notes()["evaluations"][0]} == {"steps", "policy"}
+
+
+@pytest.mark.parametrize("at", [1, 200, 400])
+def test_it_stops_when_it_is_told(at):
+    ledger = Ledger()
+    ledger.should_stop = lambda: ledger.steps >= at
+    with pytest.raises(Stopped):
+        train(spec(), ledger)
+    assert at <= ledger.steps < at + 8
+
+
+def test_a_fault_fails_its_own_lifetime():
+    good, bad = spec(), spec("toy_environments:Faulty-raise-v0")
+    agents = DERLLearner().train([bad, good], [Ledger(), Ledger()], [Outputs()] * 2)
+    assert "the simulator exploded" in str(agents[0])
+    assert torch.equal(weights(agents[1]), weights(train(good)[0]))
+
+
+class Killed(BaseException):
+    """Nothing catches it."""
+
+
+@both
+@pytest.mark.parametrize("context", [None, Context((ReservoirParams(units=8),), reset_res=False)])
+def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path, env_id, context):
+    """Bit for bit."""
+    s = spec(env_id, 900, context=context)
+    straight, ledger = train(s)
+
+    def stop(steps):
+        if steps >= 500:
+            raise Killed
+
+    path = str(tmp_path / "a.pkl")
+    with pytest.raises(Killed):
+        train(s, Ledger(on_step=stop), checkpoint=path, checkpoint_seconds=0.0)
+    resumed, again = train(s, checkpoint=path, checkpoint_seconds=1e9)
+    assert 0 < again.earlier[0] < 900
+    assert torch.equal(weights(straight), weights(resumed))
+    assert ledger.episodes == again.episodes
+    assert ledger.notes() == again.notes()
+
+
+# -- learning --
+
+
+@pytest.mark.parametrize(
+    ("settings", "margin"),
+    [
+        ({}, -4.0),
+        ({"es_weight": 0.0, "rl_weight": 1.0}, -4.0),
+        ({"es_weight": 1.0, "rl_weight": 0.0, "lr_es": 0.05}, -6.5),
+    ],
+)
+def test_learning(settings, margin):
+    """Reach: at most about -1.2; a policy that does nothing gets -10. The mean over three seeds."""
+    returns = []
+    for seed in range(3):
+        s = spec(
+            seed=seed,
+            steps=12_000,
+            **{
+                "population_size": 10,
+                "num_episodes_per_iter": 5,
+                "updates_per_step": 0.5,
+                "lr_policy": 3e-3,
+                "lr_value": 3e-3,
+                "hidden": [16],
+                "learning_starts": 200,
+                "buffer_size": 10_000,
+                **settings,
+            },
+        )
+        agent, _ = train(s)
+        returns.append(np.mean(evaluate(agent, s.make_env(), 10, 1).returns))
+    assert np.mean(returns) > margin
+
+
+# -- the class --
+
+
+@pytest.fixture
+def derl():
+    made = []
+
+    def make(env_name=REACH, *args, **settings):
+        small = {k: v for k, v in SMALL.items() if k not in ("batch_size", "num_episodes_per_iter")}
+        made.append(DERL(env_name, *args, **{**small, **settings}))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def test_the_constructor_has_the_names_and_defaults_of_the_settings():
+    import inspect
+
+    parameters = inspect.signature(DERL).parameters
+    assert [*parameters][:11] == [
+        "env_name",
+        "state_dim",
+        "action_dim",
+        "population_size",
+        "sigma",
+        "lr_es",
+        "lr_policy",
+        "lr_value",
+        "gamma",
+        "rl_weight",
+        "es_weight",
+    ]
+    settings = DERLSettings()
+    for name in [*parameters][3:11]:
+        assert parameters[name].default == getattr(settings, name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "message"),
+    [
+        ((REACH, 4, 1), {}, "has state_dim=3, not 4"),
+        ((REACH, 3, 2), {}, "has action_dim=1, not 2"),
+        ((CARTPOLE, 4, 1), {}, "has action_dim=2, not 1"),
+        (("Nowhere-v0",), {}, "unknown environment"),
+        ((REACH,), {"sigma": 0}, "sigma is a number above 0"),
+        ((REACH,), {"seed": -1}, "seed is a whole number from 0"),
+        ((REACH,), {"rl_weight": 0.3}, "sum to 1"),
+        (("toy_environments:Words-v0",), {}, "Box"),
+    ],
+)
+def test_what_cannot_be_made(arguments, settings, message):
+    with pytest.raises(UserError, match=message):
+        DERL(*arguments, **settings)
+
+
+@both
+def test_training_says_what_it_does(derl, env_id, capsys):
+    agent = derl(env_id)
+    rows = agent.train(5, num_episodes_per_iter=3, batch_size=8, log_interval=2)
+    assert len(rows) == 5
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["iteration 2", "iteration 4"]
+    assert rows[-1]["steps"] == agent.steps
+    assert len(rows[0]["fitness"]) == 4
+    # Five episodes in place of three go on with the same random streams.
+    more = agent.train(1, num_episodes_per_iter=5, log_interval=0)
+    assert more[0]["steps"] > rows[-1]["steps"]
+
+
+def test_it_is_the_harnesss_training(derl):
+    """The same seeds give the same policy."""
+    agent = derl(seed=3)
+    agent.train(3, num_episodes_per_iter=2, batch_size=16, log_interval=0)
+    t = at_work(spec(seed=3, steps=10**9))
+    for _ in range(3):
+        t.iterate()
+    t.close()
+    assert (agent._policy.theta == t.theta).all()
+
+
+@both
+def test_files_hold_arrays_and_json_and_load_to_the_same_actions(derl, env_id, tmp_path):
+    agent, path = derl(env_id), tmp_path / "deep" / "agent.derl"
+    agent.train(4, 2, 16, 0)
+    agent.save(path)
+    with zipfile.ZipFile(path) as file:
+        assert {Path(n).suffix for n in file.namelist()} == {".json", ".npy"}
+        for name in file.namelist():
+            if name.endswith(".npy"):
+                np.load(io.BytesIO(file.read(name)), allow_pickle=False)
+    other = derl(env_id, seed=99)
+    seen = np.random.default_rng(0).normal(size=(30, other._policy.sizes[0]))
+    before = other.predict(seen, deterministic=True)[0]
+    assert other.load(path) is other
+    after = other.predict(seen, deterministic=True)[0]
+    assert (after == agent.predict(seen, deterministic=True)[0]).all()
+    assert env_id == CARTPOLE or (after != before).any()
+    assert (other.predict(seen)[0] == agent.predict(seen)[0]).all()  # explores alike
+    assert other.steps == agent.steps
+    for name, tensors in agent._policy.gradient.get_state().items():
+        for mine, theirs in zip(other._policy.gradient.get_state()[name], tensors):
+            assert torch.equal(mine, theirs)
+    assert len(other.train(1, 2, 16, 0)) == 1
+
+
+def test_no_code_in_a_file_is_executed(derl, tmp_path):
+    agent, path = derl(), tmp_path / "a.derl"
+    agent.save(path)
+    marker = tmp_path / "executed"
+
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(marker), "w"))
+
+    evil = np.array([Trap()], dtype=object)
+    buffer = io.BytesIO()
+    np.save(buffer, evil, allow_pickle=True)
+    with zipfile.ZipFile(path) as file:
+        content = {name: file.read(name) for name in file.namelist()}
+    for replaced in ("policy_0.npy", "derl.json"):
+        with zipfile.ZipFile(path, "w") as file:
+            for name, data in content.items():
+                bad = buffer.getvalue() if name.endswith(".npy") else pickle.dumps(Trap())
+                file.writestr(name, bad if name == replaced else data)
+        with pytest.raises(UserError, match="cannot be read as an agent of DERL"):
+            agent.load(path)
+    assert not marker.exists()
+
+
+def test_files_that_do_not_fit(derl, tmp_path):
+    agent, path = derl(), tmp_path / "a.derl"
+    before = agent._policy.theta
+    agent.save(path)
+    with pytest.raises(UserError, match="has env_name"):
+        derl(CARTPOLE).load(path)
+    with pytest.raises(UserError, match="has sizes"):
+        derl(hidden=[16]).load(path)
+    with zipfile.ZipFile(path) as file:
+        content = {name: file.read(name) for name in file.namelist()}
+    del content["critic_2.npy"]
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data in content.items():
+            file.writestr(name, data)
+    with pytest.raises(UserError, match="is damaged"):
+        agent.load(path)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match="cannot be read"):
+        agent.load(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        agent.load(tmp_path / "nothing")
+    assert (agent._policy.theta == before).all()
+
+
+def test_a_yaml_file(tmp_path):
+    path = tmp_path / "derl.yaml"
+    path.write_text(f"env_name: {REACH}\npopulation_size: 6\nhidden: [8]\nmirrored: true\n")
+    agent = DERL.from_config(path, seed=4)
+    s = agent._policy.settings
+    assert (s.population_size, s.hidden, s.mirrored) == (6, (8,), True)
+    agent.close()
+    path.write_text("population_size: 6\n")
+    with pytest.raises(UserError, match="env_name"):
+        DERL.from_config(path)
+    path.write_text("[")
+    with pytest.raises(UserError, match="cannot read"):
+        DERL.from_config(path)
+
+
+@both
+def test_predict_of_one_and_of_several(derl, env_id):
+    agent = derl(env_id)
+    space = gym.make(env_id).observation_space
+    space.seed(0)
+    seen = np.stack([np.clip(space.sample(), -1, 1) for _ in range(5)])
+    several, state = agent.predict(seen, deterministic=True)
+    assert state is None
+    for k in range(5):
+        one, _ = agent.predict(seen[k], deterministic=True)
+        assert np.shape(one) == np.shape(several[k])
+        assert one == pytest.approx(several[k], abs=1e-6)
+    mean, _ = evaluate_policy(agent, gym.make(env_id), n_eval_episodes=1, warn=False)
+    assert np.isfinite(mean)
+
+
+def test_both_halves_begin_with_one_policy(training):
+    """The evolution's first mean is the gradient half's first policy."""
+    t = training()
+    assert (t.es.mean == t.theta).all()
+    assert (t.gradient.theta == t.theta).all()
+    generator = torch.Generator().manual_seed(t.spec.seeds.learner)
+    half = GradientHalf(t.settings, 3, 1, False, generator)
+    assert (half.theta == t.theta).all()
