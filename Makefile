@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup evolve test lint check format clean
+.PHONY: help setup evolve test lint check format notebook clean
 
 help:  ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ check: lint  ## what every commit must pass: format, lint, types, fast tests
 format: $(READY)  ## format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+notebook: $(READY)  ## open the notebooks of analysis/ in JupyterLab
+	$(BIN)/jupyter lab analysis
 
 clean:  ## remove the environment and caches (no study, log or model)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
