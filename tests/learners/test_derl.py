@@ -21,7 +21,7 @@ from erl.learners.core.telemetry import NUMBERS, ROWS
 from erl.learners.derl.gradient import GradientHalf
 from erl.learners.derl.learner import BlendedPolicy, DERLLearner
 from erl.learners.derl.settings import DERLSettings
-from erl.lifetimes.lifetime import Job, LifetimeRecord, check, live, load_model
+from erl.lifetimes.living import LifetimeRecord, check, live, load_model
 from erl.networks.policies import Policies
 from erl.populations.openai_es import standardised
 from erl.worlds.evaluation import evaluate
@@ -291,7 +291,7 @@ def test_registry():
 def test_record_model_and_stable_baselines(tmp_path, env_id):
     """The record holds the story, and the zip opens in Stable-Baselines3 with the same actions."""
     s = spec(env_id, 900)
-    job = Job((s,), (Outputs(),), (str(tmp_path / "a"),), True)
+    job = Cohort((s,), (Outputs(),), (str(tmp_path / "a"),), True)
     (record,) = live(job)
     assert record.error is None
     assert from_json(LifetimeRecord, json.loads(json.dumps(to_json(record)))) == record

@@ -15,7 +15,7 @@ from erl.errors import UserError
 from erl.learners import Outputs, get_learner
 from erl.learners.core import off_policy, off_policy_training
 from erl.learners.core.off_policy_training import Training
-from erl.lifetimes.lifetime import Job, live
+from erl.lifetimes.living import Cohort, live
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Ledger, Task
@@ -149,7 +149,7 @@ def live_until(specs, folder, at, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_save", save_then_die)
         with pytest.raises(Killed):
-            live(Job(tuple(specs), tuple(outputs)))
+            live(Cohort(tuple(specs), tuple(outputs)))
     return outputs
 
 
@@ -343,7 +343,7 @@ def test_buffers_that_do_not_fit_are_refused_with_the_size_that_would(monkeypatc
     with pytest.raises(UserError, match="buffer_size=321428 fits"):
         get_learner("TD3").check(large)
     get_learner("TD3").check(lifetime(0, steps=400_000, buffer_size=321_428))
-    (one, two) = live(Job((fine, lifetime(1, steps=300_000))))
+    (one, two) = live(Cohort((fine, lifetime(1, steps=300_000))))
     assert one.error == two.error
     assert "for 2 agents side by side" in one.error
     assert "buffer_size=160714 fits" in one.error
@@ -369,5 +369,5 @@ def test_agents_learn(name):
     """The action is the reward: what is reached by chance, and what is the most, is known."""
     config = {"learning_rate": 1e-2, "gamma": 0.5}
     specs = [lifetime(i, name, "toy_environments:Push-v0", 400, **config) for i in range(3)]
-    for record in live(Job(tuple(specs), evaluate=True)):
+    for record in live(Cohort(tuple(specs), evaluate=True)):
         assert np.mean(record.final_returns) > 8.0  # of ten steps, each from -1 to 1
