@@ -108,7 +108,7 @@ def runs(tmp_path_factory):
         **places,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("erl.experiments.evolution.LocalExecutor", InlineExecutor)
+        patch.setattr("erl.executors.local.LocalExecutor", InlineExecutor)
         assert evolve(config, sink) == 0
         assert compare(test, sink) == 0
     (name,) = set(re.findall(r"\S+_test_\S+_steps(?=:)", str(sink)))
