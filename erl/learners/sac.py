@@ -8,11 +8,13 @@ learned.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from gymnasium import spaces
 from stable_baselines3 import SAC
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, SACPolicy
 from torch import Tensor, nn
 
@@ -20,6 +22,7 @@ from erl.learners.core.off_policy import Block, OffPolicy
 from erl.learners.core.off_policy_settings import OffPolicySettings
 from erl.learners.core.off_policy_training import OffPolicyLearner
 from erl.learners.core.replay import Batch
+from erl.learners.core.settings import Count, Positive, Schedule
 from erl.networks.perceptrons import Shape, Trace, Trained
 
 _EPS = 1e-6  # keeps the logarithm of the squashing's slope finite
@@ -37,45 +40,31 @@ class SACSettings(OffPolicySettings):
         target_update_interval: gradient steps between two updates of the targets.
     """
 
-    learning_rate: Any = 3e-4
-    ent_coef: str | float = "auto"
-    target_entropy: str | float = "auto"
-    target_update_interval: int = 1
-
-    algorithm = SAC
-    policy = SACPolicy
-    _SHARED: ClassVar[tuple[str, ...]] = (
-        *OffPolicySettings._SHARED,
+    learner: ClassVar[str] = "SAC"
+    algorithm: ClassVar[type[OffPolicyAlgorithm]] = SAC
+    policy: ClassVar[type[BasePolicy]] = SACPolicy
+    shared: ClassVar[tuple[str, ...]] = (
+        *OffPolicySettings.shared,
         "target_update_interval",
         "learned",
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        try:
-            fits = self.initial_ent_coef >= 0.0 and not (self.learned and self._start <= 0.0)
-            float(0.0 if self.target_entropy == "auto" else self.target_entropy)
-        except (TypeError, ValueError):
-            raise self.wrong(
-                "ent_coef", "auto, auto_0.1 (where it begins) or a number", self.ent_coef
-            ) from None
-        if not fits:
-            raise self.wrong("ent_coef", "a positive number where it begins", self.ent_coef)
+    learning_rate: Positive | Schedule = 3e-4
+    ent_coef: float | str = "auto"
+    target_entropy: float | Literal["auto"] = "auto"
+    target_update_interval: Count = 1
 
     @property
     def learned(self) -> bool:
         """Whether the coefficient is learned."""
-        return isinstance(self.ent_coef, str) and self.ent_coef.startswith("auto")
-
-    @property
-    def _start(self) -> float:
-        _, _, start = str(self.ent_coef).partition("_")
-        return float(start) if start else 1.0
+        return isinstance(self.ent_coef, str)
 
     @property
     def initial_ent_coef(self) -> float:
         """With which it begins."""
-        return self._start if self.learned else float(self.ent_coef)
+        if isinstance(self.ent_coef, str):
+            return float(self.ent_coef.partition("_")[2] or 1.0)
+        return self.ent_coef
 
 
 class CohortSAC(OffPolicy[SACSettings]):
@@ -87,8 +76,8 @@ class CohortSAC(OffPolicy[SACSettings]):
         self,
         settings: Sequence[SACSettings],
         seeds: Sequence[int],
-        observation_space: spaces.Box,
-        action_space: spaces.Box,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
         steps: Sequence[int],
     ) -> None:
         super().__init__(settings, seeds, observation_space, action_space, steps)

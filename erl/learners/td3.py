@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 
 import torch
 from stable_baselines3 import DDPG, TD3
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 
@@ -18,6 +20,7 @@ from erl.learners.core.off_policy import Block, OffPolicy
 from erl.learners.core.off_policy_settings import OffPolicySettings
 from erl.learners.core.off_policy_training import OffPolicyLearner
 from erl.learners.core.replay import Batch
+from erl.learners.core.settings import Count, NotNegative
 from erl.networks.perceptrons import Shape
 
 
@@ -30,27 +33,29 @@ class TD3Settings(OffPolicySettings):
         target_policy_noise, target_noise_clip: smoothing of target actions.
     """
 
-    pi: tuple[int, ...] = (400, 300)
-    qf: tuple[int, ...] = (400, 300)
-    policy_delay: int = 2
-    target_policy_noise: float = 0.2
-    target_noise_clip: float = 0.5
+    learner: ClassVar[str] = "TD3"
+    algorithm: ClassVar[type[OffPolicyAlgorithm]] = TD3
+    policy: ClassVar[type[BasePolicy]] = TD3Policy
+    shared: ClassVar[tuple[str, ...]] = (*OffPolicySettings.shared, "policy_delay")
 
-    algorithm: ClassVar[type[TD3]] = TD3
-    policy = TD3Policy
-    _SHARED: ClassVar[tuple[str, ...]] = (*OffPolicySettings._SHARED, "policy_delay")
+    pi: tuple[Count, ...] = (400, 300)
+    qf: tuple[Count, ...] = (400, 300)
+    policy_delay: Count = 2
+    target_policy_noise: NotNegative = 0.2
+    target_noise_clip: NotNegative = 0.5
 
 
 @dataclass(frozen=True)
 class DDPGSettings(TD3Settings):
     """Settings of a DDPG agent; what TD3 adds is no setting here."""
 
-    n_critics: int = 1
-    policy_delay: int = 1
-    target_policy_noise: float = 0.1
-    target_noise_clip: float = 0.0
+    learner: ClassVar[str] = "DDPG"
+    algorithm: ClassVar[type[OffPolicyAlgorithm]] = DDPG
 
-    algorithm = DDPG
+    n_critics: Count = 1
+    policy_delay: Count = 1
+    target_policy_noise: NotNegative = 0.1
+    target_noise_clip: NotNegative = 0.0
 
 
 class CohortTD3(OffPolicy[TD3Settings]):

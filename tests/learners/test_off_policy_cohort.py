@@ -14,7 +14,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from erl.errors import UserError
 from erl.learners import Outputs, get_learner
 from erl.learners.core import off_policy, off_policy_training
-from erl.learners.core.off_policy_training import Training
+from erl.learners.core.off_policy_training import OffPolicyTraining
+from erl.learners.core.run import Run
 from erl.lifetimes.living import Cohort, live
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
@@ -123,7 +124,7 @@ def test_an_agent_that_is_told_to_stop_leaves():
     specs = [lifetime(0), lifetime(1)]
     ledgers = [Ledger(), Ledger()]
     ledgers[0].should_stop = lambda: ledgers[0].steps >= 100
-    stopped, agent = get_learner("TD3").train(specs, ledgers, [Outputs()] * 2)
+    stopped, agent = get_learner("TD3", "cohort").train(specs, ledgers, [Outputs()] * 2)
     assert type(stopped).__name__ == "Stopped"
     assert ledgers[0].steps < 200
     assert hasattr(agent, "predict")
@@ -136,7 +137,7 @@ class Killed(BaseException):
 def live_until(specs, folder, at, monkeypatch):
     """Live with a checkpoint at every tenth tick, and stop dead after the `at`-th."""
     saved = []
-    save = Training._save
+    save = Run._save
 
     def save_then_die(self):
         saved.append(1)
@@ -147,7 +148,7 @@ def live_until(specs, folder, at, monkeypatch):
 
     outputs = [Outputs(checkpoint=f"{folder}/{i}.pkl", checkpoint_seconds=0.0) for i in range(3)]
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "_save", save_then_die)
+        patch.setattr(Run, "_save", save_then_die)
         with pytest.raises(Killed):
             live(Cohort(tuple(specs), tuple(outputs)))
     return outputs
@@ -196,7 +197,7 @@ def test_a_damaged_buffer_begins_anew(tmp_path, monkeypatch, caplog):
     (segment,) = (tmp_path / "0.pkl.buffer").glob("*.npy")
     segment.write_bytes(segment.read_bytes()[:-8])
     records = lived(*specs, outputs=outputs)
-    assert "replay buffer cannot be read" in caplog.text
+    assert "its replay buffer cannot be read" in caplog.text
     assert records == lived(*specs)
 
 
@@ -212,7 +213,7 @@ def test_a_damaged_buffer_begins_anew(tmp_path, monkeypatch, caplog):
 def test_stable_baselines3_opens_the_agent_and_goes_on(name, kind, config, tmp_path):
     spec = lifetime(0, name, steps=100, **config)
     ledger = Ledger()
-    (agent,) = get_learner(name).train([spec], [ledger], [Outputs()])
+    (agent,) = get_learner(name, "cohort").train([spec], [ledger], [Outputs()])
     agent.save(tmp_path, "agent")
     model = kind.load(tmp_path / "agent.zip", device="cpu")
     assert type(model) is kind
@@ -258,11 +259,17 @@ def test_steps_and_updates_are_stable_baselines3s():
         assert took["cohort"] == took["sb3"], config
 
 
+def training_of(spec):
+    learner = get_learner(spec.learner.name, "cohort")
+    settings = learner.settings.from_learner_config(spec.learner.config)
+    run = Run([spec], [Ledger()], [Outputs()], [settings])
+    return run, OffPolicyTraining(run, learner.cohort)
+
+
 def test_initial_weights_are_stable_baselines3s():
     for name, kind in (("TD3", TD3), ("SAC", SAC)):
         spec = lifetime(0, name)
-        training = Training(get_learner(name), [spec], [Ledger()], [Outputs()])
-        mine = training._agent(0).model.policy.state_dict()
+        mine = training_of(spec)[1].agent(0).model.policy.state_dict()
         seed, kwargs = spec.seeds.learner, dict(QUICK["policy_kwargs"])
         theirs = kind("MlpPolicy", spec.make_env(), seed=seed, policy_kwargs=kwargs)
         assert all(torch.equal(mine[k], v) for k, v in theirs.policy.state_dict().items())
@@ -271,7 +278,7 @@ def test_initial_weights_are_stable_baselines3s():
 def test_rows_of_the_buffer_are_what_was_lived(monkeypatch):
     """Every transition that is sampled is one that was lived, across ends and time limits."""
     spec = lifetime(0, env_id="toy_environments:Reach-v0", steps=150, buffer_size=70, n_envs=2)
-    training = Training(get_learner("TD3"), [spec], [Ledger()], [Outputs()])
+    run, training = training_of(spec)
     seen = collections.deque(maxlen=70)
     record = training.learner.record
 
@@ -285,7 +292,7 @@ def test_rows_of_the_buffer_are_what_was_lived(monkeypatch):
         record(observations, actions, after, rewards, ended, cut)
 
     monkeypatch.setattr(training.learner, "record", noting)
-    training.run()
+    run.train(training)
     assert len(training.learner.buffer) == 70
     batch = training.learner.buffer.batch(torch.arange(70))
     rows = torch.cat([batch.pairs, batch.rewards, batch.next_observations], 1)
@@ -303,17 +310,18 @@ def test_rows_of_the_buffer_are_what_was_lived(monkeypatch):
         ("SAC", {"use_sde": True}, "use --engine sb3"),
         ("SAC", {"policy_kwargs": "dict(activation_fn=nn.ELU)"}, "activation_fn=ELU"),
         ("TD3", {"policy_kwargs": {"optimizer_class": "x"}}, "use --engine sb3"),
+        ("TD3", {"policy_kwargs": {"optimizer_kwargs": {"amsgrad": True}}}, "amsgrad=True"),
         ("DDPG", {"policy_delay": 2}, "DDPG has no setting 'policy_delay'"),
         ("TD3", {"policy_dely": 2}, "did you mean policy_delay"),
         ("TD3", {"gamma": 1.5}, "gamma is a number from 0 to 1"),
         ("TD3", {"batch_size": 0}, "batch_size is a whole number from 1"),
         ("TD3", {"train_freq": [1, "hour"]}, "train_freq is"),
-        ("TD3", {"train_freq": [1, "episode"], "n_envs": 2}, "only where n_envs is 1"),
+        ("TD3", {"train_freq": [1, "episode"], "n_envs": 2}, "takes n_envs 1, not 2"),
         ("TD3", {"learning_starts": 240}, "begins to learn after learning_starts"),
-        ("TD3", {"device": "cuda"}, "PyTorch finds no GPU here"),
-        ("TD3", {"device": "tpu"}, "device is cpu, cuda or auto"),
+        ("TD3", {"device": "cuda"}, "has no device 'cuda'"),
+        ("TD3", {"device": "tpu"}, "knows no device 'tpu'"),
         ("TD3", {"seed": 3}, "seed is not TD3's to set here"),
-        ("TD3", {"noise_type": "pink"}, "unknown noise_type 'pink'"),
+        ("TD3", {"noise_type": "pink"}, "noise_type is"),
         ("SAC", {"ent_coef": "auto_0"}, "ent_coef is"),
         ("SAC", {"ent_coef": "much"}, "ent_coef is"),
         ("TD3", {"policy_kwargs": {"net_arch": {"pi": [4]}}}, "net_arch is"),
@@ -329,7 +337,7 @@ def test_settings_that_cannot_be(name, config, says):
 
 def test_discrete_actions_are_refused():
     with pytest.raises(UserError, match=r"TD3 takes continuous \(Box\) actions, not Discrete"):
-        get_learner("TD3").check(lifetime(0, env_id="CartPole-v1"))
+        get_learner("TD3", "cohort").check(lifetime(0, env_id="CartPole-v1"))
 
 
 def test_buffers_that_do_not_fit_are_refused_with_the_size_that_would(monkeypatch):
@@ -339,10 +347,10 @@ def test_buffers_that_do_not_fit_are_refused_with_the_size_that_would(monkeypatc
     monkeypatch.setattr(off_policy.psutil, "virtual_memory", lambda: Memory)
     # Observation, action, reward, whether it goes on, and where the next one is: 28 bytes.
     fine, large = lifetime(0, steps=300_000), lifetime(0, steps=400_000)
-    get_learner("TD3").check(fine)
+    get_learner("TD3", "cohort").check(fine)
     with pytest.raises(UserError, match="buffer_size=321428 fits"):
-        get_learner("TD3").check(large)
-    get_learner("TD3").check(lifetime(0, steps=400_000, buffer_size=321_428))
+        get_learner("TD3", "cohort").check(large)
+    get_learner("TD3", "cohort").check(lifetime(0, steps=400_000, buffer_size=321_428))
     (one, two) = live(Cohort((fine, lifetime(1, steps=300_000))))
     assert one.error == two.error
     assert "for 2 agents side by side" in one.error
@@ -355,7 +363,7 @@ def test_blocks_are_runs_of_one_course():
 
 
 def test_logs_and_evaluations_change_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(off_policy_training, "_TELL_EVERY", 100)
+    monkeypatch.setattr(off_policy_training, "_LOG_EVERY", 100)
     spec, scored = lifetime(0), lifetime(0, eval_freq=100, eval_episodes=1)
     (plain,) = lived(spec)
     (logged,) = lived(scored, outputs=[Outputs(tensorboard=str(tmp_path))])

@@ -10,7 +10,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from erl.learners.core.export import off_policy_model
 from erl.learners.core.replay import Batch
-from erl.learners.core.telemetry import Logs
+from erl.learners.core.telemetry import TensorBoardLogger
 from erl.learners.sac import CohortSAC, SACSettings
 from erl.learners.td3 import CohortTD3, DDPGSettings, TD3Settings
 
@@ -83,7 +83,7 @@ def theirs(model, drawn, i, monkeypatch):
         patch.setattr(
             "torch.distributions.normal._standard_normal", lambda *_, **__: next(draws).clone()
         )
-        logger = Logs(None)
+        logger = TensorBoardLogger(None)
         model.set_logger(logger)
         model.train(1, BATCH)
     return dict(logger.name_to_value)

@@ -106,17 +106,17 @@ class OffPolicy(Generic[S]):
         self,
         settings: Sequence[S],
         seeds: Sequence[int],
-        observation_space: spaces.Box,
-        action_space: spaces.Box,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
         steps: Sequence[int],
     ) -> None:
         self.settings = list(settings)
         s, n = self.settings[0], len(self.settings)
         self.observation_space, self.action_space = observation_space, action_space
-        self.observations, self.actions = observation_space.shape[0], action_space.shape[0]
+        self.observations, self.actions = s.lengths(observation_space, action_space)
         self.device = s.resolved_device()
         capacities = [each.capacity(budget) for each, budget in zip(settings, steps)]
-        check_memory(s.name(), capacities, self.observations, self.actions, self.device, s.n_envs)
+        check_memory(s, capacities, self.observations, self.actions)
         self.buffer = ReplayBuffer(
             capacities, self.observations, self.actions, self.device, n, s.n_envs
         )
@@ -222,10 +222,8 @@ class OffPolicy(Generic[S]):
     @torch.inference_mode()
     def act(self, observations: np.ndarray) -> np.ndarray:
         """Actions for what every environment shows, in [-1, 1], float32 (n, n_envs, actions): at
-        random before `learning_starts`, with noise where there is any.
-
-        Raises:
-            FloatingPointError: never; actions of a member whose weights are not finite are NaN.
+        random before `learning_starts`, with noise where there is any. Those of a member whose
+        weights are not finite are not finite either.
         """
         n, n_envs = len(self), self.settings[0].n_envs
         at_random = [int(t) < s.learning_starts for t, s in zip(self.steps, self.settings)]
@@ -262,8 +260,10 @@ class OffPolicy(Generic[S]):
 
     def executed(self, actions: np.ndarray) -> np.ndarray:
         """Actions in [-1, 1] as an environment takes them."""
-        low, high = self.action_space.low, self.action_space.high
-        return low + (0.5 * (actions + 1.0)) * (high - low)
+        space = self.action_space
+        assert isinstance(space, spaces.Box)
+        scaled = actions.reshape(*actions.shape[:2], *space.shape)
+        return space.low + (0.5 * (scaled + 1.0)) * (space.high - space.low)
 
     def record(
         self,
@@ -342,9 +342,10 @@ class OffPolicy(Generic[S]):
         batch = self.buffer.batches(places, begin)
         return self.update(self.block(begin, end), batch, noise, course)
 
-    def diverged(self, actions: np.ndarray) -> np.ndarray:
-        """Whether a member's actions are not finite, bool (n,)."""
-        return np.logical_not(np.isfinite(actions).all(axis=(1, 2)))
+    def finite(self, i: int) -> bool:
+        """Whether all weights of a member are finite."""
+        networks = self.networks.values()
+        return all(bool(trained.values[i].isfinite().all()) for trained in networks)
 
     # -- exchange with Stable-Baselines3 --
 
@@ -465,31 +466,24 @@ def _set_moment(
 
 
 def check_memory(
-    name: str,
-    capacities: Sequence[int],
-    observations: int,
-    actions: int,
-    device: torch.device,
-    n_envs: int = 1,
+    s: OffPolicySettings, capacities: Sequence[int], observations: int, actions: int
 ) -> None:
     """Raise a UserError if the replay buffers of members do not fit into the memory that is free.
 
     Args:
-        name: of the learner.
+        s: settings that the members have in common.
         capacities: transitions of each member at most.
         observations, actions: their lengths.
-        device: where they lie.
-        n_envs: environments of a member.
     """
-    each = ReplayBuffer.bytes_each(observations, actions)
+    each, device = ReplayBuffer.bytes_each(observations, actions), s.resolved_device()
     if device.type == "cuda":
         each, free = 2 * each, torch.cuda.mem_get_info(device)[0]
     else:
         free = psutil.virtual_memory().available
     if sum(capacities) * each > free:
-        fits = int(0.9 * free / each / len(capacities)) // n_envs * n_envs
+        fits = int(0.9 * free / each / len(capacities)) // s.n_envs * s.n_envs
         agents = "an agent" if len(capacities) == 1 else f"{len(capacities)} agents side by side"
         raise UserError(
-            f"{name}'s replay buffers take {sum(capacities) * each / 1e9:,.1f} GB for {agents}, "
-            f"and {free / 1e9:,.1f} GB of memory are free: buffer_size={fits} fits"
+            f"{s.learner}'s replay buffers take {sum(capacities) * each / 1e9:,.1f} GB for "
+            f"{agents}, and {free / 1e9:,.1f} GB of memory are free: buffer_size={fits} fits"
         )

@@ -3,41 +3,53 @@ checked and in one form.
 """
 
 import inspect
-import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, fields
-from numbers import Real
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 
-from erl.errors import UserError, nearest
-from erl.learners.core.settings import OURS, Schedule, activation, parse_value, schedule
-from erl.learners.core.telemetry import Scores
+from erl.errors import UserError
+from erl.learners import Unsupported
+from erl.learners.core import sb3_settings
+from erl.learners.core.settings import (
+    Count,
+    EvaluationSettings,
+    NotNegative,
+    Positive,
+    Range,
+    Schedule,
+    Share,
+    check_device,
+    convert,
+    refuse_unknown,
+)
+from erl.learners.core.settings_file import activation
 from erl.networks.perceptrons import ACTIVATIONS
 
-NOISES = ("normal", "ornstein-uhlenbeck")
-PRECISIONS = ("fp32", "bf16")
-_ADAM = {"lr", "betas", "eps", "weight_decay"}
+_Beta = Annotated[float, Range(0, 0.999999)]
+# Settings beside Stable-Baselines3's.
+_OWN: dict[str, Any] = {"device": str, "precision": Literal["fp32", "bf16"]}
 
 
 @dataclass(frozen=True)
-class OffPolicySettings:
+class OffPolicySettings(EvaluationSettings):
     """Settings of one agent, in Stable-Baselines3's names and with its defaults.
 
     Attributes:
         learning_rate: a number, or a function of the share of the training that remains (1 to 0).
         buffer_size: transitions in the replay buffer.
         learning_starts: steps at random before anything is learned.
-        train_freq: how many of `step` or `episode` lie between two times of learning; steps count
-            once for all environments.
+        train_freq: how many steps or episodes lie between two times of learning; steps count once
+            for all environments.
         gradient_steps: updates each time; -1: as many as steps were taken since.
         n_envs: environments per agent.
-        noise_type, noise_std: of the noise on actions in [-1, 1], one of `NOISES` or None.
+        noise_type, noise_std: of the noise on actions in [-1, 1].
         pi, qf: widths of the hidden layers of actor and critics.
         activation: of the hidden layers, a key of `ACTIVATIONS`.
         n_critics: critics of an agent.
@@ -46,34 +58,18 @@ class OffPolicySettings:
         precision: `fp32`, or `bf16` for the factors of wide matrix products.
     """
 
-    learning_rate: float | Schedule = 1e-3
-    buffer_size: int = 1_000_000
-    learning_starts: int = 100
-    batch_size: int = 256
-    tau: float = 0.005
-    gamma: float = 0.99
-    train_freq: tuple[int, str] = (1, "step")
-    gradient_steps: int = 1
-    n_envs: int = 1
-    noise_type: str | None = None
-    noise_std: float = 0.0
-    pi: tuple[int, ...] = (256, 256)
-    qf: tuple[int, ...] = (256, 256)
-    activation: str = "ReLU"
-    n_critics: int = 2
-    adam_betas: tuple[float, float] = (0.9, 0.999)
-    adam_eps: float = 1e-8
-    weight_decay: float = 0.0
-    device: str = "cpu"
-    precision: str = "fp32"
-
+    spelled: ClassVar[Mapping[str, str]] = {
+        "pi": "net_arch",
+        "qf": "net_arch",
+        "activation": "activation_fn",
+        "adam_betas": "optimizer_kwargs betas",
+        "adam_eps": "optimizer_kwargs eps",
+        "weight_decay": "optimizer_kwargs weight_decay",
+    }
     algorithm: ClassVar[type[OffPolicyAlgorithm]]
     policy: ClassVar[type[BasePolicy]]
-    # Whole numbers from 1 are those that are not named here, with the least that they may be.
-    _LEAST: ClassVar[dict[str, int]] = {"learning_starts": 0, "gradient_steps": -1}
-    _SHARES: ClassVar[tuple[str, ...]] = ("tau", "gamma")
     # What the agents of a cohort agree in.
-    _SHARED: ClassVar[tuple[str, ...]] = (
+    shared: ClassVar[tuple[str, ...]] = (
         "batch_size",
         "train_freq",
         "gradient_steps",
@@ -89,190 +85,137 @@ class OffPolicySettings:
         "precision",
     )
 
-    @classmethod
-    def name(cls) -> str:
-        """Of the algorithm."""
-        return cls.algorithm.__name__
+    learning_rate: Positive | Schedule = 1e-3
+    buffer_size: Count = 1_000_000
+    learning_starts: Annotated[int, Range(0)] = 100
+    batch_size: Count = 256
+    tau: Share = 0.005
+    gamma: Share = 0.99
+    train_freq: tuple[Count, Literal["step", "episode"]] = (1, "step")
+    gradient_steps: Count | Literal[-1] = 1
+    n_envs: Count = 1
+    noise_type: Literal["normal", "ornstein-uhlenbeck"] | None = None
+    noise_std: NotNegative = 0.0
+    pi: tuple[Count, ...] = (256, 256)
+    qf: tuple[Count, ...] = (256, 256)
+    activation: str = "ReLU"
+    n_critics: Count = 2
+    adam_betas: tuple[_Beta, _Beta] = (0.9, 0.999)
+    adam_eps: Positive = 1e-8
+    weight_decay: NotNegative = 0.0
+    device: str = "cpu"
+    precision: Literal["fp32", "bf16"] = "fp32"
 
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value, default = getattr(self, field.name), field.default
-            if type(default) is int:
-                least = self._LEAST.get(field.name, 1)
-                if not _whole(value) or value < least:
-                    raise self.wrong(field.name, f"a whole number from {least}", value)
-            if type(default) is float and not callable(value):
-                most = 1.0 if field.name in self._SHARES else math.inf
-                if not _number(value) or not 0.0 <= value <= most:
-                    kind = "a number from 0 to 1" if most == 1.0 else "a number from 0"
-                    raise self.wrong(field.name, kind, value)
-        for name in ("pi", "qf"):
-            if any(not _whole(width) or width < 1 for width in getattr(self, name)):
-                raise self.wrong("net_arch", "whole numbers from 1", list(getattr(self, name)))
+    def _check(self) -> None:
         if self.activation not in ACTIVATIONS:
             raise self.unsupported(f"activation_fn={self.activation}")
-        n, unit = self.train_freq
-        if not _whole(n) or n < 1 or unit not in ("step", "episode"):
-            kind = "a whole number from 1, or that of steps or episodes as [1, episode]"
-            raise self.wrong("train_freq", kind, list(self.train_freq))
-        if unit == "episode" and self.n_envs > 1:
-            raise UserError(f"{self.name()} counts train_freq in episodes only where n_envs is 1")
-        if self.noise_type not in (None, *NOISES):
-            raise UserError(
-                f"unknown noise_type {self.noise_type!r}{nearest(str(self.noise_type), NOISES)}"
-            )
         if self.n_envs > self.buffer_size:
-            raise UserError("buffer_size is at least n_envs")
-        if self.precision not in PRECISIONS:
-            raise self.wrong("precision", " or ".join(PRECISIONS), self.precision)
-        self.resolved_device()
+            raise self._wrong("buffer_size", "at least n_envs")
+        if self.device != "auto":
+            check_device(self.learner, self.device)
 
     @classmethod
-    def wrong(cls, name: str, kind: str, value: Any) -> UserError:
-        """The error for a value of another kind."""
-        return UserError(f"{cls.name()}'s {name} is {kind}, not {value!r}")
-
-    @classmethod
-    def unsupported(cls, what: str) -> UserError:
+    def unsupported(cls, what: str) -> Unsupported:
         """The error for what Stable-Baselines3 itself has."""
-        return UserError(
-            f"the cohort engine of {cls.name()} does not know {what}: use --engine sb3"
+        return Unsupported(
+            f"the cohort engine of {cls.learner} does not know {what}: use --engine sb3"
         )
 
     def resolved_device(self) -> torch.device:
         """Where the networks learn."""
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            device = torch.device(self.device)
-        except (RuntimeError, TypeError):
-            raise self.wrong("device", "cpu, cuda or auto", self.device) from None
-        if device.type not in ("cpu", "cuda"):
-            raise self.wrong("device", "cpu, cuda or auto", self.device)
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise UserError(f"device={self.device}: PyTorch finds no GPU here; use device=cpu")
-        return device
+        return torch.device(self.device)
 
     @classmethod
-    def from_learner_config(cls, config: Mapping[str, Any]) -> Self:
+    def from_learner_config(cls, config: Mapping[str, Any], env_id: str = "") -> Self:
         """Settings from keyword arguments of Stable-Baselines3's algorithm plus `n_envs`,
-        `noise_type` and `noise_std`, as in the SB3 Zoo's files, and `device` and `precision`.
-
-        How often agents are scored on the way (`Scores.SETTINGS`) is left out. Schedules may be
-        strings ("lin_3e-4" falls to zero), `policy_kwargs` a "dict(...)" expression.
+        `noise_type`, `noise_std` and how often to evaluate, as in the SB3 Zoo's files, and `device`
+        and `precision`.
 
         Raises:
-            UserError: a key that is unknown, or a setting that only Stable-Baselines3 itself
-                offers.
+            UserError: a setting is unknown or has a value that cannot be.
+            Unsupported: a setting that only Stable-Baselines3 itself offers.
         """
-        try:
-            return cls(**cls._understood(config))
-        except (TypeError, ValueError, AttributeError) as e:
-            raise UserError(
-                f"{cls.name()} cannot understand its settings: {' '.join(str(e).split())}"
-            ) from e
-
-    @classmethod
-    def _understood(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        names = {f.name for f in fields(cls)}
         signature = inspect.signature(cls.algorithm).parameters
-        beside = {"n_envs", "noise_type", "noise_std", "device", "precision"}
-        own = {f.name for f in fields(cls)} & signature.keys() | beside
         settings: dict[str, Any] = {}
-        for key, value in config.items():
-            if key in own:
-                settings[key] = cls._value(key, parse_value(value))
-            elif key == "policy_kwargs":
-                settings |= cls._policy_settings(parse_value(value) or {})
-            elif key in Scores.SETTINGS:
-                continue
-            elif key in OURS:
-                raise UserError(f"{key} is not {cls.name()}'s to set here: this project does")
-            elif key == "normalize" or key in signature:
-                usual = {"policy": "MlpPolicy", "normalize": False}
-                default = usual[key] if key in usual else signature[key].default
-                if parse_value(value) != default:
-                    raise cls.unsupported(f"{key}={value}")
-            else:
-                known = own | {"policy_kwargs", *Scores.SETTINGS}
-                raise UserError(f"{cls.name()} has no setting {key!r}{nearest(key, known)}")
-        return settings
-
-    @classmethod
-    def _value(cls, key: str, value: Any) -> Any:
-        if key == "learning_rate":
-            return schedule(value)
-        if key == "train_freq":
-            return (value, "step") if _whole(value) else tuple(value)
-        return value
+        for key, value in sb3_settings.read(cls.learner, cls.algorithm, config, _OWN).items():
+            if key == "policy_kwargs":
+                settings |= cls._policy_settings(value or {})
+            elif key == "train_freq":
+                settings[key] = value if isinstance(value, tuple) else (value, "step")
+            elif key in names:
+                settings[key] = value
+            elif key == "normalize":
+                if value is not False:
+                    raise cls.unsupported(f"normalize={value}")
+            elif key != "policy" and value != signature[key].default:
+                raise cls.unsupported(f"{key}={value}")
+        return cls(**settings)
 
     @classmethod
     def _policy_settings(cls, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        signature = inspect.signature(cls.policy).parameters
+        known = inspect.signature(cls.policy).parameters
+        refuse_unknown(f"{cls.learner}'s policy_kwargs", kwargs, known)
         settings: dict[str, Any] = {}
         for key, value in kwargs.items():
             if key == "net_arch" and value is not None:
                 nets = value if isinstance(value, Mapping) else {"pi": value, "qf": value}
-                if nets.keys() != {"pi", "qf"}:
-                    raise cls.wrong("net_arch", "a list, or lists pi and qf", value)
-                settings |= {net: tuple(nets[net]) for net in ("pi", "qf")}
+                refuse_unknown(f"{cls.learner}'s net_arch", nets, ("pi", "qf"))
+                if len(nets) != 2:
+                    raise UserError(f"{cls.learner}'s net_arch is a list, or lists pi and qf")
+                settings |= nets
             elif key == "activation_fn":
                 settings["activation"] = activation(value).__name__
             elif key == "n_critics":
                 settings[key] = value
             elif key == "optimizer_kwargs" and value is not None:
-                settings |= cls._adam_settings(dict(value))
-            elif key not in signature:
-                raise UserError(
-                    f"{cls.name()}'s policy_kwargs have no {key!r}{nearest(key, signature)}"
-                )
-            elif value != signature[key].default:
+                settings |= cls._adam_settings(value)
+            elif value != known[key].default:
                 raise cls.unsupported(f"{key}={value} in policy_kwargs")
         return settings
 
     @classmethod
-    def _adam_settings(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
-        settings: dict[str, Any] = {}
-        # How PyTorch computes it, which is this project's affair.
-        for key in ("fused", "foreach"):
-            kwargs.pop(key, None)
-        for key, value in kwargs.items():
-            if key not in ("betas", "eps", "weight_decay"):
-                raise cls.unsupported(f"{key}={value} in optimizer_kwargs")
-            if key == "betas":
-                if len(value) != 2 or not all(_number(b) and 0 <= b < 1 for b in value):
-                    raise cls.wrong("betas", "two numbers from 0 and below 1", value)
-                value = tuple(map(float, value))
-            settings[key if key == "weight_decay" else f"adam_{key}"] = value
-        return settings
+    def _adam_settings(cls, value: Any) -> dict[str, Any]:
+        kwargs = convert(cls.learner, "optimizer_kwargs", dict[str, Any], value)
+        names = {"betas": "adam_betas", "eps": "adam_eps", "weight_decay": "weight_decay"}
+        # How PyTorch computes it is this project's affair.
+        for key in kwargs.keys() - names.keys() - {"fused", "foreach"}:
+            raise cls.unsupported(f"{key}={kwargs[key]} in optimizer_kwargs")
+        return {names[key]: value for key, value in kwargs.items() if key in names}
 
     def policy_kwargs(self) -> dict[str, Any]:
         """The `policy_kwargs` of an equal agent of Stable-Baselines3."""
         adam = {"betas": self.adam_betas, "eps": self.adam_eps, "weight_decay": self.weight_decay}
-        usual = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
-        kwargs: dict[str, Any] = {
+        return {
             "net_arch": {"pi": list(self.pi), "qf": list(self.qf)},
             "activation_fn": getattr(torch.nn, self.activation),
             "n_critics": self.n_critics,
+            "optimizer_kwargs": adam,
         }
-        return kwargs | ({} if adam == usual else {"optimizer_kwargs": adam})
 
     def arguments(self) -> dict[str, Any]:
         """Further arguments of an equal agent of Stable-Baselines3."""
         names = inspect.signature(self.algorithm).parameters.keys() & {f.name for f in fields(self)}
-        return {name: getattr(self, name) for name in names - OURS}
+        return {name: getattr(self, name) for name in names - sb3_settings.OURS}
 
     def rate(self, progress_remaining: float) -> float:
         """The learning rate when this share of the training remains."""
-        rate: float | Callable[[float], float] = self.learning_rate
+        rate = self.learning_rate
         return float(rate(progress_remaining) if callable(rate) else rate)
+
+    @property
+    def rollout(self) -> int:
+        """Steps of each environment in one iteration."""
+        n, unit = self.train_freq
+        return n if unit == "step" else 1
 
     def capacity(self, steps: int) -> int:
         """Transitions that the buffer of a lifetime of so many steps holds at most."""
-        rows = max(self.buffer_size // self.n_envs, 1)
-        # A lifetime ends the batch of steps that reaches its budget.
-        batch = self.train_freq[0] if self.train_freq[1] == "step" else 1
-        needed = -(-steps // (self.n_envs * batch)) * batch
-        return min(rows, needed) * self.n_envs
+        # A lifetime ends the rollout that reaches its budget.
+        needed = -(-steps // (self.n_envs * self.rollout)) * self.rollout
+        return min(self.buffer_size // self.n_envs, needed) * self.n_envs
 
     def cohort_key(
         self, observation_space: spaces.Space, action_space: spaces.Space
@@ -287,14 +230,12 @@ class OffPolicySettings:
             raise self.unsupported(f"the observation space {observation_space}")
         if not isinstance(action_space, spaces.Box) or not action_space.is_bounded():
             kind = type(action_space).__name__
-            raise UserError(f"{self.name()} takes continuous (Box) actions, not {kind} ones")
+            raise UserError(f"{self.learner} takes continuous (Box) actions, not {kind} ones")
         box = (action_space.shape, action_space.low.tobytes(), action_space.high.tobytes())
-        return (observation_space.shape, box, *(getattr(self, name) for name in self._SHARED))
+        return (observation_space.shape, box, *(getattr(self, name) for name in self.shared))
 
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    def lengths(
+        self, observation_space: spaces.Space, action_space: spaces.Space
+    ) -> tuple[int, int]:
+        """Of an observation and of an action."""
+        return int(np.prod(observation_space.shape or ())), int(np.prod(action_space.shape or ()))

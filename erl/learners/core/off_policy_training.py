@@ -1,32 +1,25 @@
-"""Training off-policy agents side by side: steps and updates in turns, logs, checkpoints, and the
-coming and going of agents.
-"""
+"""Off-policy algorithms as learners: many lifetimes side by side, steps and updates in turns."""
 
-import logging
-import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
-from erl.errors import Stopped, UserError
 from erl.learners import Agent, Outputs
-from erl.learners.core.checkpoints import beside, load_checkpoint, save_checkpoint, set_aside
+from erl.learners.core.checkpoints import Part
 from erl.learners.core.export import off_policy_model
 from erl.learners.core.off_policy import OffPolicy, check_memory
 from erl.learners.core.off_policy_settings import OffPolicySettings
-from erl.learners.core.telemetry import Report, Scores, note
+from erl.learners.core.run import Run
+from erl.learners.core.settings import check_budget
 from erl.learners.sb3 import SB3Agent
 from erl.worlds.specification import LifetimeSpec
-from erl.worlds.tasks import Ledger, shared_seconds
+from erl.worlds.tasks import Ledger
 from erl.worlds.world import World
 
-_log = logging.getLogger(__name__)
-_PARTS = frozenset({"learner", "buffer", "world", "observations", "since", "ledger", "scores"})
-# Ticks between two entries in the logs.
-_TELL_EVERY = 1000
+# Iterations between two entries in the logs.
+_LOG_EVERY = 1000
 
 
 class OffPolicyLearner:
@@ -43,23 +36,20 @@ class OffPolicyLearner:
     @property
     def name(self) -> str:
         """In the registry."""
-        return self.settings.name()
+        return self.settings.learner
+
+    def check_settings(self, config: Mapping[str, Any]) -> None:
+        """Raise a UserError for settings that cannot be, or that the cohort does not know."""
+        self.settings.from_learner_config(config)
 
     def check(self, spec: LifetimeSpec) -> None:
         """Raise a UserError for spaces and settings that the cohort does not know, for a budget
         within which nothing is learned, and for a replay buffer that does not fit into memory.
         """
-        Scores.of(spec, Ledger())
         self.cohort_key(spec)
         s = self.settings.from_learner_config(spec.learner.config)
-        if s.learning_starts >= spec.steps:
-            raise UserError(
-                f"{self.name} begins to learn after learning_starts, {s.learning_starts:,} steps, "
-                f"and a lifetime has {spec.steps:,}"
-            )
-        observation_space, action_space = spec.spaces()
-        lengths = observation_space.shape[0], (action_space.shape or (1,))[0]
-        check_memory(self.name, [s.capacity(spec.steps)], *lengths, s.resolved_device(), s.n_envs)
+        check_budget(self.name, spec, "learning_starts", s.learning_starts)
+        check_memory(s, [s.capacity(spec.steps)], *s.lengths(*spec.spaces()))
 
     def cohort_key(self, spec: LifetimeSpec) -> Hashable:
         """Lifetimes that agree in task, shapes and sizes; their reservoirs, rates, buffers and
@@ -75,240 +65,156 @@ class OffPolicyLearner:
     def train(
         self, cohort: Sequence[LifetimeSpec], ledgers: Sequence[Ledger], outputs: Sequence[Outputs]
     ) -> list[Agent | Exception]:
-        """Train all agents in lockstep; one that fails or has lived its steps leaves the cohort,
+        """Train all agents in lockstep; one that fails or has spent its budget leaves the cohort,
         and the others go on.
         """
-        return Training(self, cohort, ledgers, outputs).run()
+        settings = [self.settings.from_learner_config(spec.learner.config) for spec in cohort]
+        run = Run(cohort, ledgers, outputs, settings)
+        return run.train(OffPolicyTraining(run, self.cohort))
 
 
-class Training:
-    """One cohort's run.
+class OffPolicyTraining:
+    """An off-policy algorithm at work on a run.
 
-    Agents are known by their index in `cohort`; `self.members` lists those still in training, in
-    the order of rows.
+    Attributes:
+        world: environments and reservoirs of the agents that are in training.
+        learner: the agents.
+        observations: what the policies see now, float32 (n, n_envs, features).
+        since: episodes that ended, and steps that were taken, since each agent last learned.
     """
 
     def __init__(
-        self,
-        learner: OffPolicyLearner,
-        cohort: Sequence[LifetimeSpec],
-        ledgers: Sequence[Ledger],
-        outputs: Sequence[Outputs],
+        self, run: Run[OffPolicySettings], algorithm: type[OffPolicy[OffPolicySettings]]
     ) -> None:
-        self.specs, self.ledgers, self.outputs = cohort, ledgers, outputs
-        self.members = list(range(len(cohort)))
-        self.results: list[Agent | Exception] = [RuntimeError("never trained")] * len(cohort)
-        settings = [learner.settings.from_learner_config(spec.learner.config) for spec in cohort]
-        self.settings = settings[0]  # for what all have in common
-        self.world = World(cohort, ledgers, self.settings.n_envs)
-        self.learner = learner.cohort(
-            settings,
-            [spec.seeds.learner for spec in cohort],
+        self.run, self.settings = run, run.settings[0]
+        self.world = World(run.specs, run.ledgers, self.settings.n_envs)
+        self.learner = algorithm(
+            run.settings,
+            [spec.seeds.learner for spec in run.specs],
             self.world.observation_space,
-            self.world.action_space,  # type: ignore[arg-type]
-            [spec.steps for spec in cohort],
+            self.world.action_space,
+            [spec.steps for spec in run.specs],
         )
-        # Episodes that ended, and steps that were taken, since an agent last learned.
-        self.since = np.zeros((len(cohort), 2), np.int64)
-        self._reports = [Report(output, ledger) for output, ledger in zip(outputs, ledgers)]
-        self.scores = [Scores.of(spec, ledger) for spec, ledger in zip(cohort, ledgers)]
-        for ledger, scores in zip(ledgers, self.scores):
-            note(ledger, scores)
-        self.scored = any(spec.learner.config.get("eval_freq", 0) for spec in cohort)
-        self.ticks = 0
-        self.saved_at = self.started_at = time.perf_counter()
+        self.since = np.zeros((len(run.specs), 2), np.int64)
+        self.iterations = 0
 
-    def run(self) -> list[Agent | Exception]:
-        """Train until every agent has left."""
-        try:
-            self.observations = self.world.reset().astype(np.float32)
-            self._drop(dict(self.world.faults))
-            self._resume()
-            self._leave()
-            while self.members:
-                self._step()
-                self._learn()
-                self._evaluate()
-                self._leave()
-                self._save()
-        finally:
-            self.world.close()
-            for report in self._reports:
-                report.close()
-        return self.results
+    def start(self) -> None:
+        """Begin the first episodes."""
+        self.observations = self.world.reset().astype(np.float32)
+        self.run.fail(dict(self.world.faults))
 
-    # -- a tick --
-
-    def _step(self) -> None:
-        """One step of every environment."""
-        actions = self.learner.act(self.observations)
-        diverged = self.learner.diverged(actions)
-        if diverged.any():
-            self._drop({row: self._not_finite(row) for row in np.flatnonzero(diverged).tolist()})
-            actions = actions[~diverged]
-            if not self.members:
+    def iterate(self) -> None:
+        """A rollout, and gradient steps of the agents for which it is time."""
+        for _ in range(self.settings.rollout):
+            self.step()
+            if not self.run.members:
                 return
+        self.world.enter_steps()
+        self.run.drop_stopped()
+        if self.run.members:
+            self.learn()
+            self.report()
+
+    def step(self) -> None:
+        """One step of every environment; agents whose environment fails leave, and those whose
+        actions are not finite.
+        """
+        actions = self.learner.act(self.observations)
         seen, rewards, ended, cut = self.world.step(self.learner.executed(actions))
         self.learner.record(self.observations, actions, seen, rewards, ended, cut)
         self.observations[...] = seen
-        self.since += np.stack([ended.sum(1), np.full(len(ended), ended.shape[1])], 1)
-        self.ticks += 1
-        faults: dict[int, Exception] = dict(self.world.faults)
-        for row, i in enumerate(self.members):
-            if self.learner.steps[row] < self.specs[i].steps and self.ledgers[i].stopped:
-                faults.setdefault(row, Stopped())
-        self._drop(faults)
+        self.since[:, 0] += ended.sum(1)
+        self.since[:, 1] += self.settings.n_envs
+        if self.world.faults:
+            self.run.fail(dict(self.world.faults))
 
-    def _not_finite(self, row: int) -> Exception:
-        steps = self.learner.steps[row]
-        return FloatingPointError(f"the networks' weights are not finite after {steps} steps")
-
-    def _learn(self) -> None:
-        """Gradient steps of the agents for which it is time."""
+    def learn(self) -> None:
+        """Gradient steps of the agents that are ready and have begun to learn."""
         n, unit = self.settings.train_freq
-        due = []
-        for row in range(len(self.members)):
-            episodes, steps = self.since[row].tolist()
-            ready = episodes >= n if unit == "episode" else steps >= n * self.settings.n_envs
-            if ready:
-                self.since[row] = 0
-            learns = ready and self.learner.steps[row] > self.learner.settings[row].learning_starts
-            wanted = self.settings.gradient_steps
-            due.append(0 if not learns else steps if wanted < 0 else wanted)
-        if any(due):
-            self.learner.learn(due, [self._progress(row) for row in range(len(self.members))])
-
-    def _progress(self, row: int) -> float:
-        """The share of the training that remains."""
-        return max(0.0, 1.0 - float(self.learner.steps[row]) / self.specs[self.members[row]].steps)
-
-    def _evaluate(self) -> None:
-        """Scores and logs, where it is time."""
-        tell = self.ticks % _TELL_EVERY == 0
-        if tell or self.scored:
-            self.world.enter_steps()
-        if tell:
-            new = sum(ledger.steps - ledger.earlier[0] for ledger in self.ledgers)
-            fps = int(new / (time.perf_counter() - self.started_at))
-        for row, i in enumerate(self.members):
-            said: dict[str, float] = {}
-            if self.scores[i].due and (scores := self.scores[i].add({"agent": self._agent(row)})):
-                said["eval/mean_reward"] = scores["agent"]
-            if tell or said:
-                statistics = {
-                    f"train/{name}": float(value)
-                    for name, value in self.learner.statistics[row].items()
-                }
-                statistics["train/n_updates"] = float(self.learner.updates[row])
-                self._reports[i].tell(said | statistics | ({"time/fps": fps} if tell else {}))
-
-    # -- coming and going --
-
-    def _drop(self, reasons: dict[int, Exception]) -> None:
-        """Agents, by row, that failed leave the cohort."""
-        if reasons:
-            for row, reason in reasons.items():
-                self.results[self.members[row]] = reason
-            self._keep([row for row in range(len(self.members)) if row not in reasons])
-
-    def _keep(self, rows: list[int]) -> None:
-        if rows:
-            self.learner.keep(rows)
-            self.world.drop(rows)
-            self.observations, self.since = self.observations[rows], self.since[rows]
-        self.members = [self.members[row] for row in rows]
-
-    def _leave(self) -> None:
-        """Agents that have lived their steps, and have learned from them, leave the cohort."""
-        by_step = self.settings.train_freq[1] == "step"
-        done = [
-            row
-            for row, i in enumerate(self.members)
-            if self.learner.steps[row] >= self.specs[i].steps
-            and not (by_step and self.since[row, 1])
+        ready = self.since[:, 0] >= n if unit == "episode" else np.ones(len(self.since), bool)
+        wanted = self.settings.gradient_steps
+        due = [
+            (steps if wanted < 0 else wanted) if is_ready and taken > s.learning_starts else 0
+            for is_ready, (_, steps), taken, s in zip(
+                ready, self.since.tolist(), self.learner.steps, self.learner.settings
+            )
         ]
-        if done:
-            self.world.enter_steps()
-            for row in done:
-                self.results[self.members[row]] = self._result(row)
-            self._keep([row for row in range(len(self.members)) if row not in done])
+        self.since[ready] = 0
+        if any(due):
+            members = zip(self.learner.steps.tolist(), self.run.members)
+            budgets = self.run.specs
+            self.learner.learn(due, [max(0.0, 1.0 - t / budgets[i].steps) for t, i in members])
 
-    def _result(self, row: int) -> Agent | Exception:
-        if not self.learner.updates[row]:
-            return RuntimeError(f"nothing was learned within {self.learner.steps[row]} steps")
-        networks = self.learner.networks.values()
-        if not all(torch.isfinite(trained.values[row]).all() for trained in networks):
-            return self._not_finite(row)
-        return self._agent(row)
+    def report(self) -> None:
+        """Evaluations and logs, where it is time."""
+        self.iterations += 1
+        in_turn = self.iterations % _LOG_EVERY == 0
+        for row, i in enumerate(self.run.members):
+            telemetry = self.run.telemetry[i]
+            if not (in_turn or telemetry.evaluation_due):
+                continue
+            scalars: dict[str, float] = {"time/fps": int(self.run.steps_per_second)}
+            if telemetry.evaluation_due:
+                for score in telemetry.evaluate({"agent": self.agent(row)}).values():
+                    scalars["eval/mean_reward"] = score
+            for name, value in self.learner.statistics[row].items():
+                scalars[f"train/{name}"] = float(value)
+            scalars["train/n_updates"] = float(self.learner.updates[row])
+            telemetry.scalars(scalars)
 
-    def _agent(self, row: int) -> SB3Agent:
-        """The agent of a row as it is now."""
-        return SB3Agent(off_policy_model(self.learner, row, self.specs[self.members[row]].steps))
+    def agent(self, row: int) -> SB3Agent:
+        """The agent of a row as it is now.
+
+        Raises:
+            RuntimeError: it has spent its budget and learned nothing.
+            FloatingPointError: a weight is not finite.
+        """
+        steps = int(self.learner.steps[row])
+        if self.run.spent(row) and not self.learner.updates[row]:
+            raise RuntimeError(f"nothing was learned within {steps} steps")
+        if not self.learner.finite(row):
+            raise FloatingPointError(f"the networks' weights are not finite after {steps} steps")
+        budget = self.run.specs[self.run.members[row]].steps
+        return SB3Agent(off_policy_model(self.learner, row, budget))
+
+    def drop(self, keep: Sequence[int]) -> None:
+        """Go on with these rows only."""
+        self.learner.keep(keep)
+        self.world.drop(keep)
+        self.observations, self.since = self.observations[list(keep)], self.since[list(keep)]
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.world.close()
 
     # -- checkpoints --
 
-    def _save(self) -> None:
-        """Checkpoint every agent that is still in training, if it is time."""
-        if (
-            not self.members
-            or time.perf_counter() - self.saved_at < self.outputs[0].checkpoint_seconds
-        ):
-            return
-        self.world.enter_steps()
-        seconds = shared_seconds(self.ledgers, time.perf_counter() - self.started_at)
-        for row, (i, world) in enumerate(zip(self.members, self.world.get_states())):
-            path, ledger = self.outputs[i].checkpoint, self.ledgers[i]
-            if path is None:
-                continue
-            folder = beside(path)
-            try:
-                state = {
-                    "learner": self.learner.get_state(row),
-                    "buffer": self.learner.buffer.save(folder, row),
-                    "world": world,
-                    "observations": self.observations[row].copy(),
-                    "since": self.since[row].copy(),
-                    "ledger": (ledger.steps, seconds[i], list(ledger.episodes)),
-                    "scores": self.scores[i].get_state(),
-                }
-                save_checkpoint(path, self.specs[i], state)
-                # What only the state before needs goes when the new one is safe.
-                self.learner.buffer.tidy(folder, state["buffer"])
-            # a full disk costs the checkpoint, not the training; the one before is still whole
-            except OSError as e:
-                _log.warning("no checkpoint written: %s", e)
-                break
-        self.saved_at = time.perf_counter()
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        """What a checkpoint holds."""
+        rows = range(len(self.run.members))
+        return {"agents": self, "replay buffer": [self.learner.buffer.of(row) for row in rows]}
 
-    def _resume(self) -> None:
-        """Take up the agents that have a checkpoint where it was written."""
-        states = [
-            self._loaded(row, self.outputs[i].checkpoint, self.specs[i])
-            for row, i in enumerate(self.members)
+    def get_states(self) -> list[dict[str, Any]]:
+        """The state of each agent, and of its environments."""
+        return [
+            {
+                "learner": self.learner.get_state(row),
+                "world": world,
+                "observations": self.observations[row].copy(),
+                "since": self.since[row].copy(),
+            }
+            for row, world in enumerate(self.world.get_states())
         ]
-        if not any(states):
-            return
-        for row, (i, state) in enumerate(zip(self.members, states)):
+
+    def set_states(self, states: Sequence[dict[str, Any] | None]) -> None:
+        """Go on from `get_states`, for the agents that have one."""
+        for row, state in enumerate(states):
             if state is not None:
-                ledger = self.ledgers[i]
-                self.scores[i].set_state(state["scores"])
-                ledger.steps, seconds, ledger.episodes[:] = state["ledger"]
-                ledger.earlier = ledger.steps, seconds
                 self.learner.set_state(row, state["learner"])
                 self.observations[row], self.since[row] = state["observations"], state["since"]
-        anew = self.world.set_states([None if s is None else s["world"] for s in states])
-        for (row, env), seen in anew.items():
-            self.observations[row, env] = seen
+        # Some environments cannot be put back into the midst of an episode.
+        begun = self.world.set_states([None if s is None else s["world"] for s in states])
+        for (row, env), observation in begun.items():
+            self.observations[row, env] = observation
             self.learner.begin_anew(row, env)
-
-    def _loaded(self, row: int, path: str | None, spec: LifetimeSpec) -> dict[str, Any] | None:
-        """The state in a checkpoint, its replay buffer put back; None where there is none."""
-        state = load_checkpoint(path, spec, _PARTS)
-        if path is None or state is None:
-            return None
-        try:
-            self.learner.buffer.load(beside(path), state["buffer"], row)
-        except Exception as e:
-            set_aside(path, f"its replay buffer cannot be read ({type(e).__name__}: {e})")
-            return None
-        return state

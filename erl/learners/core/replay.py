@@ -315,6 +315,10 @@ class ReplayBuffer:
 
     # -- checkpoints --
 
+    def of(self, member: int) -> "MemberBuffer":
+        """A member's part, for its checkpoint."""
+        return MemberBuffer(self, member)
+
     def save(self, folder: Path, member: int = 0) -> dict[str, Any]:
         """Write what is new of a member since the last call into a folder, and give the state that
         `load` goes on from.
@@ -410,3 +414,22 @@ class ReplayBuffer:
         self._write(member, places, rows[: end - begin, :-1][held])
         self._write(member, following[apart], extra[held[where != _FOLLOWS]])
         self._point(member, places, following)
+
+
+class MemberBuffer:
+    """One member's part of a replay buffer, as checkpoints take it."""
+
+    def __init__(self, buffer: ReplayBuffer, member: int) -> None:
+        self._buffer, self._member = buffer, member
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """See `ReplayBuffer.save`."""
+        return self._buffer.save(folder, self._member)
+
+    def load(self, folder: Path, state: dict[str, Any]) -> None:
+        """See `ReplayBuffer.load`."""
+        self._buffer.load(folder, state, self._member)
+
+    def tidy(self, folder: Path, state: dict[str, Any]) -> None:
+        """See `ReplayBuffer.tidy`."""
+        self._buffer.tidy(folder, state)
