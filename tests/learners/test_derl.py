@@ -21,7 +21,9 @@ from erl.learners.core.telemetry import NUMBERS, ROWS
 from erl.learners.derl.gradient import GradientHalf
 from erl.learners.derl.learner import BlendedPolicy, DERLLearner
 from erl.learners.derl.settings import DERLSettings
-from erl.lifetimes.living import LifetimeRecord, check, live, load_model
+from erl.lifetimes.living import Cohort, check, live
+from erl.lifetimes.models import load_model
+from erl.lifetimes.record import LifetimeRecord
 from erl.networks.policies import Policies
 from erl.populations.openai_es import standardised
 from erl.worlds.evaluation import evaluate
