@@ -23,14 +23,6 @@ def _flat(trained: Trained) -> tuple[Tensor, Tensor]:
     return trained.values[0], trained.grads[0]
 
 
-_MAX_NORM = 10.0  # of a gradient
-
-
-def _flat(trained: Trained) -> tuple[Tensor, Tensor]:
-    """Parameters and gradients of a single member."""
-    return trained.values[0], trained.grads[0]
-
-
 def act(head: Tensor, z: Tensor) -> Tensor:
     """Actions (batch, actions) in [-1, 1] of a head (actions, features + 1) on representations
     (batch, features); or of n heads on n batches.
