@@ -50,11 +50,13 @@ def script_config(script: str) -> type:
 def configs() -> dict[str, type]:
     """Command -> configuration dataclass, of every command with flags."""
     from erl.experiments.single import SingleConfig
+    from erl.figures.report import FigureConfig
     from erl.lifetimes.film import FilmConfig
     from erl.studies.commands import COMMANDS
 
     known = {script: script_config(script) for script in [*FULL, *VARIANTS]}
     known |= {"-m erl": SingleConfig, "-m erl.film": FilmConfig}
+    known |= {"-m erl.figures": FigureConfig}
     return known | {f"-m erl.studies {name}": kind for name, (_, kind, _) in COMMANDS.items()}
 
 
@@ -129,6 +131,8 @@ def _lines() -> Iterator[str]:
         "",
     ]
     yield from [*table(flags(known["-m erl.film"])), ""]
+    yield from ["## python -m erl.figures", "", "See [figures](figures.md).", ""]
+    yield from [*table(flags(known["-m erl.figures"])), ""]
     yield from ["## python -m erl.studies", "", "See [storages](storages.md).", ""]
     for command, kind in known.items():
         if command.startswith("-m erl.studies "):

@@ -82,7 +82,7 @@ def test_the_page_of_flags_is_generated():
 
 
 def test_every_flag_is_on_the_page_of_flags():
-    for command in (*GENERATOR.FULL, "-m erl", "-m erl.film"):
+    for command in (*GENERATOR.FULL, "-m erl", "-m erl.film", "-m erl.figures"):
         part = section("docs/flags.md", f"## {'python ' * command.startswith('-')}{command}")
         named = re.findall(r"^\| `--(\w+)` \| (.*?) \| ", part, re.M)
         assert {name for name, _ in named} == {f.name for f in fields(CONFIGS[command])}
@@ -100,7 +100,8 @@ COMMANDS = [
     (d, c)
     for d in PLAIN
     for c in commands(d)
-    if c.startswith("python ") and c not in ("python -m erl.film", "python -m erl.studies")
+    if c.startswith("python ")
+    and c not in ("python -m erl.film", "python -m erl.figures", "python -m erl.studies")
 ]
 
 
@@ -143,7 +144,7 @@ def test_every_script_is_in_the_readme():
             f"| `python {script.replace('evolve', 'test').replace('test_res', 'test')}.py` |"
             in (text(README))
         )
-    for module in ("erl", "erl.film", "erl.studies"):
+    for module in ("erl", "erl.film", "erl.figures", "erl.studies"):
         assert f"| `python -m {module}` |" in text(README)
 
 
