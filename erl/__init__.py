@@ -1,3 +1,3 @@
 """Evolving neural structure around learning agents."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
