@@ -196,7 +196,7 @@ def test_same_seed_same_record_in_another_process():
     )
     there = json.loads(out.stdout.splitlines()[-1])
     here = json.loads(result(live(Job((lifetime,)))[0]))
-    assert there | {"seconds": 0.0} == here
+    assert there | {"seconds": 0.0, "commit": here["commit"]} == here
 
 
 def test_tensorboard_log_is_written(tmp_path):
