@@ -411,7 +411,7 @@ def test_a_study_of_a_set_needs_its_own_script(kind, tiny, inline, sink):
                 "learner_config": None,
                 "training_steps": 200,
             },
-            "SAC does not take the Discrete",
+            "SAC takes continuous .Box. actions, not Discrete",
         ),
         (
             {
@@ -428,7 +428,8 @@ def test_a_study_of_a_set_needs_its_own_script(kind, tiny, inline, sink):
         ),
         ({"del_obs": True}, "no velocities are known for"),
         ({"obs_units": 11}, "1 to 10 of 10 neurons, not 11"),
-        ({"nb_res": 0}, "--nb_res is at least 1"),
+        ({"nb_res": -1}, "--nb_res"),
+        ({"nb_res": 0}, "--nb_res 0 evolves settings of the learner and nothing else"),
         ({"obs_units": 0}, "--obs_units is at least 1"),
         ({"units": 2}, "at least 3 units"),
         ({"evolve": "units=5:9", "obs_units": 12}, "1 to 10 of 10 neurons"),
@@ -447,7 +448,7 @@ def test_bad_input_is_refused_and_nothing_written(options, said, tiny, inline, s
     assert sorted(Path().rglob("*")) == before
 
 
-@pytest.mark.parametrize("options", [{"nb_res": 0}, {"nb_seeds": 0}, {"h_test": "../x"}])
+@pytest.mark.parametrize("options", [{"nb_res": -1}, {"nb_seeds": 0}, {"h_test": "../x"}])
 @pytest.mark.parametrize("kind", [MultiComparisonConfig, GeneralizationComparisonConfig])
 def test_bad_flags_of_a_test(kind, options):
     with pytest.raises(UserError, match=next(iter(options))):

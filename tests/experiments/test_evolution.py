@@ -312,14 +312,14 @@ def undisturbed(tmp_path_factory):
         patch.chdir(tmp_path_factory.mktemp("undisturbed"))
         patch.setattr("erl.executors.local.LocalExecutor", InlineExecutor)
         Path("quick.yaml").write_text("n_steps: 32\nbatch_size: 32\nn_epochs: 1\n")
-        config = make("quick.yaml", training_steps=320)
+        config = make("quick.yaml", training_steps=1600)
         assert evolve(config, Lines()) == 0
         return found(config)
 
 
 @pytest.mark.scripts
 def test_after_a_kill_the_same_command_ends_with_the_same_trials(quick, inline, sink, undisturbed):
-    config = make(quick, training_steps=320)
+    config = make(quick, training_steps=1600)
     process = start(config)
     wait_for_lifetimes(config, 3)
     processes = family(process)
@@ -343,7 +343,7 @@ def test_after_a_kill_the_same_command_ends_with_the_same_trials(quick, inline, 
 
 @pytest.mark.scripts
 def test_ctrl_c_ends_within_seconds_and_the_same_command_goes_on(quick, inline, sink, undisturbed):
-    config = make(quick, training_steps=320, workers=2)
+    config = make(quick, training_steps=1600, workers=2)
     process = start(config)
     wait_for_lifetimes(config, 3)
     processes = family(process)

@@ -427,7 +427,7 @@ def test_what_the_cohort_does_not_know_it_says():
         spec = lifetime(0, **config)
         with pytest.raises(Unsupported, match="--engine sb3"):
             get_learner("PPO", "cohort").check(spec)
-    for name in ("SAC", "ERL-Re2"):
+    for name in ("TQC", "ERL-Re2"):
         with pytest.raises(
             UserError, match=f"{name} has no cohort engine; .*--engine auto trains {name}"
         ):

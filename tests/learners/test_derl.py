@@ -271,7 +271,7 @@ def test_same_seed_same_run(env_id):
         ({"learning_starts": 501}, "learning_starts is at most buffer_size, 500"),
         ({"device": "abacus"}, "knows no device 'abacus'"),
         ({"es_weight": 0, "rl_weight": 1, "steps": 40}, "a lifetime has 40"),
-        ({"env_id": "toy_environments:Words-v0"}, "Box"),
+        ({"env_id": "peculiar_environments:WordsObserved-v0"}, "no array of numbers"),
     ],
 )
 def test_what_cannot_be_is_refused(settings, message):
@@ -495,7 +495,7 @@ def test_the_constructor_has_the_names_and_defaults_of_the_settings():
         ((REACH,), {"sigma": 0}, "sigma is a number above 0"),
         ((REACH,), {"seed": -1}, "seed is a whole number from 0"),
         ((REACH,), {"rl_weight": 0.3}, "sum to 1"),
-        (("toy_environments:Words-v0",), {}, "Box"),
+        (("peculiar_environments:WordsObserved-v0",), {}, "no array of numbers"),
     ],
 )
 def test_what_cannot_be_made(arguments, settings, message):

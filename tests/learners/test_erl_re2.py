@@ -102,7 +102,7 @@ def weights(agent):
 def test_it_is_in_the_registry_whatever_the_case():
     assert isinstance(get_learner("erl-re2"), Re2Learner)
     with pytest.raises(UserError, match="no cohort engine"):
-        get_learner("TD3", "cohort")
+        get_learner("TQC", "cohort")
 
 
 @pytest.mark.parametrize(
