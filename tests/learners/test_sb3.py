@@ -195,13 +195,8 @@ def test_same_seed_same_record_in_another_process():
         check=True,
     )
     there = json.loads(out.stdout.splitlines()[-1])
-<<<<<<< HEAD
     here = json.loads(result(live(Cohort((lifetime,)))[0]))
-    assert there | {"seconds": 0.0} == here
-=======
-    here = json.loads(result(live(Job((lifetime,)))[0]))
     assert there | {"seconds": 0.0, "commit": here["commit"]} == here
->>>>>>> refs/heads/tests
 
 
 def test_tensorboard_log_is_written(tmp_path):

@@ -154,10 +154,7 @@ def test_another_process_proposes_the_same(name, tmp_path):
         capture_output=True,
         text=True,
         check=True,
-<<<<<<< HEAD
         cwd=tmp_path,
-=======
->>>>>>> refs/heads/tests
     )
     study = new_study(make_sampler(name, MIXED, seed=7))
     run(study, MIXED, 3, log_sphere, 8)
