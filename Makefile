@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup evolve test test-processors picture lint check docs format clean
+.PHONY: help setup evolve test test-processors picture lint check docs format notebook clean
 
 help:  ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -56,6 +56,9 @@ docs: $(READY)  ## the website of the documents and of all modules, in site/
 format: $(READY)  ## format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+notebook: $(READY)  ## open the notebooks of analysis/ in JupyterLab
+	$(BIN)/jupyter lab analysis
 
 clean:  ## remove the environment and caches (no study, log or model)
 	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from erl.cli import option
 from erl.errors import UserError
-from erl.figures import behaviour, comparison, evolution, learning
+from erl.figures import behaviour, comparison, evolution, learning, retention
 from erl.figures.style import FORMATS, caption_of, count, save, write_text
 from erl.files import check_writable
 from erl.lifetimes.film import Sink, film_agent
@@ -34,9 +34,11 @@ from erl.studies.data import (
     sampler_path,
 )
 from erl.studies.storage import DEFAULT_STORAGE
+from erl.worlds.reservoirs import ReservoirParams
 
 # Reservoirs drawn from the search space beside as many seeds of the evolved one.
 DRAWN = 20
+NOT_EVOLVED = "not evolved"
 # Steps of an episode that are shown in detail.
 SHOWN = 300
 Draw = Callable[[], Figure]
@@ -186,20 +188,31 @@ def evolution_section(data: StudyData) -> Section:
     return section
 
 
-def memory_figure(data: StudyData, about: str = "") -> Figure:
-    """Memory of the evolved reservoir, over seeds, beside ones drawn from the search space."""
-    evolved, drawn = evolved_reservoirs(data), drawn_reservoirs(data, DRAWN)
-    several = len(evolved) > 1
-    frame = pd.concat(
-        [
-            behaviour.memory(
-                {f"evolved {i + 1}" if several else "evolved": [p] for i, p in enumerate(evolved)},
-                seeds=range(DRAWN),
-            ),
-            behaviour.memory({"not evolved": drawn}),
-        ]
+def _evolved_groups(data: StudyData) -> dict[str, list[ReservoirParams]]:
+    """The evolved reservoirs as groups of one, by the names that figures show."""
+    evolved = evolved_reservoirs(data)
+    many = len(evolved) > 1
+    return {f"evolved {i + 1}" if many else "evolved": [p] for i, p in enumerate(evolved)}
+
+
+def memory_figure(data: StudyData, about: str = "", n: int = DRAWN) -> Figure:
+    """Memory of the evolved reservoir, over `n` seeds, beside `n` drawn from the search space."""
+    evolved = behaviour.memory(_evolved_groups(data), seeds=range(n))
+    drawn = behaviour.memory({NOT_EVOLVED: drawn_reservoirs(data, n)})
+    return behaviour.memory_profiles(pd.concat([evolved, drawn]), about)
+
+
+def retention_errors(
+    data: StudyData, n: int = 10, tasks: Sequence[str] | None = None, difficulty: str = "small"
+) -> pd.DataFrame:
+    """Errors on CogScale's tasks of the evolved reservoir, over `n` seeds, and of `n` drawn from
+    the search space, for `retention.profile`.
+    """
+    evolved = retention.retention(_evolved_groups(data), tasks, range(n), difficulty)
+    drawn = retention.retention(
+        {NOT_EVOLVED: drawn_reservoirs(data, n)}, tasks, difficulty=difficulty
     )
-    return behaviour.memory_profiles(frame, about)
+    return pd.concat([evolved, drawn[drawn.group == NOT_EVOLVED]], ignore_index=True)
 
 
 def agents_section(

@@ -1,0 +1,94 @@
+# %% [markdown]
+# # Behaviour
+#
+# What a trained agent does, and what its reservoir computes. One cell to change: the next one. It names
+# a saved model (without `.zip`), and the study that its reservoir came from.
+
+# %% tags=["parameters"]
+MODEL = "models/Swimmer-v4_gait_100k_steps_trial_0_test_500k_steps/RES_PPO/seed_0"
+STUDY = "Swimmer-v4_gait_100k_steps"
+STEPS = None  # of the episode; None for the whole
+SHOWN = 200  # steps that are shown in detail
+RESERVOIRS = 10  # seeds of the evolved reservoir, and as many that did not evolve
+TASKS = None  # of CogScale; None for all
+
+# %%
+# %matplotlib inline
+from pathlib import Path
+
+from IPython.display import Video
+
+from erl.figures import behaviour, report, retention
+from erl.lifetime import load_model
+from erl.lifetimes.film import film_agent
+from erl.lifetimes.trace import trace
+from erl.studies.data import read_study
+from erl.worlds.reservoirs import make_node
+
+spec, agent = load_model(MODEL)
+data = read_study(STUDY)
+spec.task, spec.context
+
+# %% [markdown]
+# ## Film
+#
+# Beside the frames: the state of every neuron (violet below zero, orange above), and the return so far.
+
+# %%
+film_agent(spec, agent, Path("film.mp4"), steps=STEPS, panel=True, width=320)
+Video("film.mp4", embed=True, html_attributes="controls loop muted")
+
+# %% [markdown]
+# ## An episode, aligned in time
+
+# %%
+episode = trace(spec, agent, steps=STEPS)
+behaviour.aligned(episode, 0, SHOWN)
+
+# %% [markdown]
+# ## Frequencies
+#
+# The gait is the dominant rhythm of the observations. A reservoir can follow it, double it, or average
+# over it; the histogram tells which of its neurons do what.
+
+# %%
+behaviour.spectra(episode)
+
+# %%
+behaviour.frequencies(episode)
+
+# %%
+behaviour.phase_plane(episode)
+
+# %% [markdown]
+# ## The reservoir as a ReservoirPy node
+#
+# `make_node` gives the agent's own reservoir. Driven by what the agent's reservoir was fed, it has the
+# states that the policy saw; as any node it joins readouts with `>>`.
+
+# %%
+nodes = [
+    make_node(params, episode.inputs.shape[1], spec.seeds.reservoir + k)
+    for k, params in enumerate(spec.context.reservoirs)
+]
+first = nodes[0].run(episode.inputs)
+abs(first - episode.states[:, : first.shape[1]]).max()
+
+# %% [markdown]
+# ## Memory
+#
+# ReservoirPy's memory capacity and effective spectral radius: the evolved hyperparameters, over seeds,
+# beside reservoirs drawn from the search space.
+
+# %%
+report.memory_figure(data, report.describe(data))
+
+# %% [markdown]
+# ## Retention
+#
+# CogScale's memory tasks with a linear readout: the evolved hyperparameters against those that evolution
+# began from.
+
+# %%
+errors = report.retention_errors(data, RESERVOIRS, TASKS)
+retention.profile(errors, report.describe(data))

@@ -1,0 +1,88 @@
+# %% [markdown]
+# # Evolution
+#
+# What an evolution tried, where, and what came of it. One cell to change: the next one.
+#
+# A study's address is its name (in `sqlite:///studies.db`), `STORAGE#STUDY`, or the path of a journal
+# of ER-MRL's. Several studies are shown side by side at the end.
+
+# %% tags=["parameters"]
+STUDIES = ["CartPole-v1_memory_100k_steps"]
+
+# %%
+# %matplotlib inline
+from erl.figures import evolution, report
+from erl.studies.data import importances, read_study, sampler_path
+
+studies = [read_study(address) for address in STUDIES]
+data = studies[0]
+about = report.describe(data)
+about
+
+# %%
+data.trials.describe()
+
+# %% [markdown]
+# ## Optimisation history
+#
+# The line is a maximum over noisy values: partly luck. What the best hyperparameters reach is seen in
+# the test, on seeds that the evolution did not use (`results.ipynb`).
+
+# %%
+evolution.optimisation_history(data.trials, about)
+
+# %% [markdown]
+# ## Where the sampler searched
+#
+# For CMA-ES the outlines are its own distribution, replayed from the study; for other samplers they
+# are mean and covariance of each generation's trials.
+
+# %%
+evolution.search_map(data.trials, data.space, sampler_path(data), about=about)
+
+# %% [markdown]
+# ## Hyperparameters and fitness
+
+# %%
+evolution.parallel_coordinates(data.trials, data.space, about)
+
+# %%
+evolution.slices(data.trials, data.space, about)
+
+# %%
+evolution.contours(data.trials, data.space, about=about)
+
+# %% [markdown]
+# fANOVA attributes shares of the variance to parameters over the whole range that was searched;
+# PED-ANOVA asks what tells the best trials from the rest. They may disagree: a parameter can ruin an
+# agent at one end of its range and not matter among the good ones.
+
+# %%
+evolution.importances(importances(data), about)
+
+# %% [markdown]
+# ## Both levels
+#
+# Above, evolution over development: a point is a trial, the mean of its lifetimes. Below, what
+# happened within the lifetimes of chosen trials: the generations of the inner evolution where the
+# learner is a population (ERL-Re2), learning curves otherwise. `chosen={"title": number}` shows others.
+
+# %%
+evolution.two_levels(data.trials, data.lifetimes, data.generations, about=about)
+
+# %% [markdown]
+# ## Memory of what evolved
+#
+# The evolved hyperparameters, drawn with 20 seeds, beside reservoirs drawn from the search space.
+
+# %%
+report.memory_figure(data, about)
+
+# %% [markdown]
+# ## Several studies
+#
+# With one study there is nothing to compare.
+
+# %%
+side_by_side = report.together(studies)
+[figure for _, _, figure in side_by_side.figures] if side_by_side else "one study only"

@@ -1,0 +1,91 @@
+# %% [markdown]
+# # Results
+#
+# What agents learn, and how they compare: of a test, of single runs (`python -m erl`), of TensorBoard
+# logs. One cell to change: the next one.
+#
+# A study's address is its name (in `sqlite:///studies.db`), `STORAGE#STUDY`, or a folder of TensorBoard
+# logs. Several tests make a generalisation matrix; several single runs are compared with one another.
+
+# %% tags=["parameters"]
+STUDIES = ["CartPole-v1_memory_100k_steps_trial_22_test_100k_steps"]
+BASELINE = None  # the learner alone
+THRESHOLDS = None  # returns, or three between beginning and end
+TABLES = "tables"  # folder for CSV, Markdown and LaTeX
+
+# %%
+# %matplotlib inline
+from IPython.display import Markdown, display
+
+from erl.figures import comparison, learning, report
+from erl.studies.data import read_study
+
+studies = [read_study(address) for address in STUDIES]
+data = studies[0]
+about = report.describe(data)
+baseline = BASELINE or report.baseline_of(data)
+lifetimes, order = data.lifetimes, [baseline]
+about
+
+# %% [markdown]
+# ## Learning curves
+
+# %%
+learning.learning_curves(lifetimes, order, about)
+
+# %% [markdown]
+# ## What was reached
+#
+# The interquartile mean leaves out the lowest and the highest quarter of the seeds. Training returns
+# include exploration; final policies act without it, in fresh episodes.
+
+# %%
+learning.interquartile_means(lifetimes, "training_return", order, about)
+
+# %%
+learning.interquartile_means(lifetimes, "final_return", order, about)
+
+# %% [markdown]
+# ## Against the baseline
+#
+# P = 0.5 is a tie. The p-values are those of Mann and Whitney's test, whose statistic is this very
+# probability, corrected by Holm's method for the whole family of comparisons.
+
+# %%
+comparison.improvement(lifetimes, baseline, "training_return", order, about)
+
+# %%
+comparison.family(lifetimes, baseline, "final_return", order).round(4)
+
+# %%
+comparison.performance_profiles(lifetimes, "final_return", order, about)
+
+# %% [markdown]
+# ## Sample efficiency
+#
+# The share of seeds that have reached a return, over steps. Seeds that never reach it keep the curve
+# below 1, and nothing has to be assumed about them.
+
+# %%
+learning.sample_efficiency(lifetimes, THRESHOLDS, order, about)
+
+# %% [markdown]
+# ## Generalisation
+#
+# Several tests, each of reservoirs that evolved in one place and were tested in another, make a matrix.
+
+# %%
+joint = report.together(studies, baseline)
+[figure for _, _, figure in joint.figures] if joint else "one study only"
+
+# %% [markdown]
+# ## The table of a paper
+
+# %%
+table = comparison.results_table(lifetimes, baseline, "final_return", order, THRESHOLDS)
+files = comparison.write_tables(table, TABLES, "results", about)
+display(Markdown(comparison.to_markdown(table)))
+print(*files, sep="\n")
+
+# %%
+print(comparison.to_latex(table, about, "tab:results"))

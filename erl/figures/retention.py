@@ -1,0 +1,224 @@
+"""What reservoirs retain: CogScale's memory tasks with a linear readout of their states.
+
+CogScale (Bendi-Ouis, De Coudenhove and Hinaut, 2026; `pip install cogscale`) has 14 tasks on
+sequences: forecasting, copying after a delay, completing patterns, adding, sorting, brackets and
+others. A reservoir is fixed, so only the readout learns a task: ridge regression from the state
+(and a constant) to the target, its regularisation chosen on the validation set. Errors are
+CogScale's own: mean squared error for numbers, share of wrong symbols otherwise.
+"""
+
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from erl.errors import UserError, nearest
+from erl.figures.style import caption, looks, new, styled
+from erl.worlds.reservoirs import ReservoirBank, ReservoirParams
+
+RIDGES = (1e-8, 1e-6, 1e-4, 1e-2, 1.0)
+# CogScale marks steps at which no answer is asked for with this target.
+MASKED = -100.0
+CONSTANT = "constant answer"
+
+
+def _cogscale() -> ModuleType:
+    try:
+        import cogscale
+    except ImportError:
+        raise UserError("CogScale's tasks need another package: pip install cogscale") from None
+    return cogscale
+
+
+def task_names() -> list[str]:
+    """CogScale's tasks.
+
+    Raises:
+        UserError: CogScale is not installed.
+    """
+    return list(_cogscale().tasks)
+
+
+def states_of(params: ReservoirParams, seed: int, sequences: np.ndarray) -> np.ndarray:
+    """States of a reservoir that is driven by sequences, from zero each: (n, T, units).
+
+    Args:
+        params: of the reservoir.
+        seed: of its weights.
+        sequences: (n, T, features).
+    """
+    n, length, features = sequences.shape
+    bank = ReservoirBank([(params,)] * n, [seed] * n, features)
+    states = np.empty((n, length, params.units))
+    for t in range(length):
+        states[:, t] = bank.step(sequences[:, t])
+    return states
+
+
+class Readout:
+    """Ridge regression from states to targets, its regularisation chosen on other data.
+
+    Args:
+        states: (n, T, units), to fit.
+        targets: (n, T, outputs); steps that are masked are left out.
+        other_states, other_targets: to choose the regularisation on.
+    """
+
+    def __init__(
+        self,
+        states: np.ndarray,
+        targets: np.ndarray,
+        other_states: np.ndarray,
+        other_targets: np.ndarray,
+    ) -> None:
+        x, y = _asked(states, targets)
+        x2, y2 = _asked(other_states, other_targets)
+        gram, moments = x.T @ x, x.T @ y
+        scale = np.trace(gram) / len(gram)
+        fits = [np.linalg.solve(gram + r * scale * np.eye(len(gram)), moments) for r in RIDGES]
+        errors = [float(np.mean((x2 @ w - y2) ** 2)) for w in fits]
+        best = int(np.argmin(errors))
+        self.ridge, self.weights = RIDGES[best], fits[best]
+
+    def __call__(self, states: np.ndarray) -> np.ndarray:
+        """Answers (n, T, outputs) for states (n, T, units)."""
+        return _with_constant(states) @ self.weights
+
+
+def _with_constant(states: np.ndarray) -> np.ndarray:
+    return np.concatenate([states, np.ones((*states.shape[:-1], 1))], axis=-1)
+
+
+def _asked(states: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """States with a constant, and targets, at the steps where an answer is asked for."""
+    asked = np.any(targets != MASKED, axis=-1)
+    return _with_constant(states)[asked], targets[asked].astype(float)
+
+
+def retention(
+    groups: Mapping[str, Sequence[ReservoirParams]],
+    tasks: Sequence[str] | None = None,
+    seeds: Sequence[int] = (0,),
+    difficulty: str = "small",
+) -> pd.DataFrame:
+    """Errors of reservoirs on CogScale's tasks.
+
+    Args:
+        groups: hyperparameters by the name of the group; each is drawn with every seed.
+        tasks: CogScale's names; by default all.
+        seeds: of the weights. All reservoirs see the same sequences.
+        difficulty: `small`, `medium` or `large`.
+
+    Returns:
+        Columns `task`, `category` (CogScale's), `group`, `member`, `seed`, `error`; the group
+        `CONSTANT` answers the mean target of the training set at every step.
+
+    Raises:
+        UserError: CogScale is not installed, or an unknown task.
+    """
+    cogscale = _cogscale()
+    known = task_names()
+    wanted = known if tasks is None else list(tasks)
+    for task in wanted:
+        if task not in known:
+            raise UserError(f"CogScale has no task {task!r}{nearest(task, known)}")
+    rows = []
+    for task in wanted:
+        data = cogscale.build_task(task, difficulty=difficulty, seed=0)
+        category = data["category"]
+        nothing = {part: np.zeros((*data[f"X_{part}"].shape[:2], 0)) for part in _PARTS}
+        rows.append((task, category, CONSTANT, 0, 0, _error(cogscale, data, nothing)))
+        for group, members in groups.items():
+            for member, params in enumerate(members):
+                for seed in seeds:
+                    states = {p: states_of(params, seed, data[f"X_{p}"]) for p in _PARTS}
+                    error = _error(cogscale, data, states)
+                    rows.append((task, category, group, member, seed, error))
+    return pd.DataFrame(rows, columns=["task", "category", "group", "member", "seed", "error"])
+
+
+_PARTS = ("train", "valid", "test")
+
+
+def _error(cogscale: ModuleType, data: Mapping[str, Any], states: Mapping[str, Any]) -> float:
+    """CogScale's error of a readout of these states on the test set."""
+    targets = {part: np.asarray(data[f"Y_{part}"], dtype=float) for part in _PARTS}
+    several = data["category"] == "multi_classification"
+    if several:  # CogScale takes answers above zero for yes
+        targets = {p: np.where(y == MASKED, y, 2 * y - 1) for p, y in targets.items()}
+    readout = Readout(states["train"], targets["train"], states["valid"], targets["valid"])
+    answers = readout(states["test"])
+    truth = np.asarray(data["Y_test"], dtype=float)
+    return float(cogscale.compute_score(Y=truth, Y_hat=answers, category=data["category"]))
+
+
+@styled
+def profile(frame: pd.DataFrame, about: str = "") -> Figure:
+    """Errors on each task, by group (`retention`): median and quartiles."""
+    if not len(frame):
+        raise UserError("there are no errors to show")
+    kinds = {
+        "mean squared error": frame[frame.category == "regression"],
+        "share of wrong answers": frame[frame.category != "regression"],
+    }
+    kinds = {name: part for name, part in kinds.items() if len(part)}
+    heights = [part.task.nunique() for part in kinds.values()]
+    figure, rows = new(
+        len(kinds),
+        1,
+        height=1.2 + 0.34 * sum(heights),
+        height_ratios=heights,
+        squeeze=False,
+    )
+    styles = looks([g for g in frame.group.unique() if g != CONSTANT])
+    for axes, (name, part) in zip(rows[:, 0], kinds.items()):
+        tasks = list(dict.fromkeys(part.task))
+        for g, (group, look) in enumerate(styles.items()):
+            offset = (g - (len(styles) - 1) / 2) * 0.6 / max(1, len(styles))
+            for i, task in enumerate(tasks):
+                errors = part[(part.task == task) & (part.group == group)].error
+                if not len(errors):
+                    continue
+                low, middle, high = np.quantile(errors, [0.25, 0.5, 0.75])
+                axes.plot([low, high], [i + offset] * 2, color=look.colour, linewidth=2.5)
+                axes.plot(
+                    middle,
+                    i + offset,
+                    look.marker,
+                    color=look.colour,
+                    markersize=5,
+                    label=group if i == 0 else None,
+                )
+        for i, task in enumerate(tasks):
+            constant = part[(part.task == task) & (part.group == CONSTANT)].error
+            if len(constant):
+                axes.plot(
+                    [constant.iloc[0]] * 2,
+                    [i - 0.4, i + 0.4],
+                    color="0.4",
+                    linestyle="--",
+                    linewidth=1,
+                    label=CONSTANT if i == 0 else None,
+                )
+        axes.set_yticks(range(len(tasks)), [t.replace("_", " ") for t in tasks])
+        axes.set_ylim(len(tasks) - 0.5, -0.5)
+        axes.set_xlabel(name)
+        if name == "mean squared error":
+            axes.set_xscale("log")
+        else:
+            axes.set_xlim(left=-0.02)
+    figure.legend(*rows[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    sizes = ", ".join(
+        f"{group} {len(part.drop_duplicates(['member', 'seed']))}"
+        for group, part in frame[frame.group != CONSTANT].groupby("group", sort=False)
+    )
+    return caption(
+        figure,
+        "Retention on CogScale's tasks: error of a linear readout of the reservoir's state (median "
+        f"and quartiles over reservoirs: {sizes}), lower is better; the dashed line answers the "
+        "mean of the training set.",
+        about,
+    )

@@ -1,0 +1,100 @@
+"""The notebooks: the same as their sources, executed on small data from real short runs."""
+
+import re
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+from conftest import ROOT
+from nbclient import NotebookClient
+
+from erl.experiments.comparison import ComparisonConfig, compare
+from erl.experiments.evolution import EvolutionConfig, evolve
+
+ANALYSIS = ROOT / "analysis"
+NAMES = ("evolution", "results", "behaviour")
+STUDY = "Pendulum-v1_main_0.8k_steps"
+
+
+def test_every_notebook_has_its_source():
+    assert {p.stem for p in ANALYSIS.glob("*.ipynb")} == set(NAMES)
+    assert {p.stem for p in ANALYSIS.glob("*.py")} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebook_and_source_have_the_same_cells(name):
+    notebook = jupytext.read(ANALYSIS / f"{name}.ipynb")
+    source = jupytext.read(ANALYSIS / f"{name}.py")
+    cells = [
+        [(c.cell_type, c.source, c.metadata.get("tags", [])) for c in book.cells]
+        for book in (notebook, source)
+    ]
+    assert cells[0] == cells[1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebooks_are_shipped_with_their_outputs(name):
+    notebook = nbformat.read(ANALYSIS / f"{name}.ipynb", as_version=4)
+    code = [c for c in notebook.cells if c.cell_type == "code"]
+    assert all(c.execution_count for c in code)
+    outputs = [o for c in code for o in c.outputs]
+    assert not [o for o in outputs if o.output_type == "error"]
+    assert sum("image/png" in o.get("data", {}) for o in outputs) >= 5
+    text = (ANALYSIS / f"{name}.ipynb").read_text(encoding="utf-8")
+    assert len(text) < 6_000_000
+    assert not re.search(r"/(home|tmp|root|work)/", re.sub(r'"image/png": "[^"]*"', "", text))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebooks_hold_no_logic(name):
+    """Cells import, call and show: whatever decides or repeats belongs where tests reach it."""
+    source = (ANALYSIS / f"{name}.py").read_text(encoding="utf-8")
+    assert not re.search(r"^\s*(def|class|while|if|try|with|for) ", source, re.M)
+
+
+def executed(name, cell, folder):
+    """The notebook, run with another cell of parameters."""
+    notebook = jupytext.read(ANALYSIS / f"{name}.py")
+    (parameters,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    parameters.source = cell
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "", "language": "python"}
+    NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(folder)}}).execute()
+    outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+    return notebook, sum("image/png" in o.get("data", {}) for o in outputs)
+
+
+def test_notebooks_run_on_a_study_and_its_test(inline, sink, tmp_path):
+    pytest.importorskip("cogscale")
+    (tmp_path / "quick.yaml").write_text("n_steps: 200\nbatch_size: 100\nn_epochs: 1\n")
+    config = EvolutionConfig(
+        env_id="Pendulum-v1",
+        training_steps=800,
+        nb_trials=6,
+        nb_seeds=1,
+        units=8,
+        popsize=4,
+        learner_config="quick.yaml",
+        workers=1,
+    )
+    assert evolve(config, sink) == 0
+    test = ComparisonConfig(study=STUDY, training_steps=800, nb_seeds=3, workers=1)
+    assert compare(test, sink) == 0
+    (name,) = set(re.findall(r"\S+_test_\S+_steps(?=:)", str(sink)))
+
+    _, drawn = executed("evolution", f"STUDIES = [{STUDY!r}]", tmp_path)
+    assert drawn == 8
+    cell = f"STUDIES, BASELINE, THRESHOLDS, TABLES = [{name!r}], None, None, 'tables'"
+    _, drawn = executed("results", cell, tmp_path)
+    assert drawn == 6
+    assert (tmp_path / "tables" / "results.tex").exists()
+    cell = (
+        f"MODEL, STUDY = 'models/{name}/RES_PPO_0.0003/seed_1', {STUDY!r}\n"
+        "STEPS, SHOWN, RESERVOIRS, TASKS = 60, 40, 2, ['simple_copy']"
+    )
+    notebook, drawn = executed("behaviour", cell, tmp_path)
+    assert drawn == 6
+    assert Path("film.mp4").stat().st_size > 1000
+    (node,) = [c for c in notebook.cells if "make_node(params" in c.source]
+    shown = node.outputs[0]["data"]["text/plain"].removeprefix("np.float64(").rstrip(")")
+    assert float(shown) < 1e-6  # the node's states are the agent's
