@@ -18,7 +18,7 @@ from pathlib import Path
 
 from IPython.display import Video
 
-from erl.figures import behaviour, report, retention
+from erl.figures import attempt, behaviour, report, retention
 from erl.lifetime import load_model
 from erl.lifetimes.film import film_agent
 from erl.lifetimes.trace import trace
@@ -52,13 +52,13 @@ behaviour.aligned(episode, 0, SHOWN)
 # over it; the histogram tells which of its neurons do what.
 
 # %%
-behaviour.spectra(episode)
+attempt(behaviour.spectra, episode)
 
 # %%
-behaviour.frequencies(episode)
+attempt(behaviour.frequencies, episode)
 
 # %%
-behaviour.phase_plane(episode)
+attempt(behaviour.phase_plane, episode)
 
 # %% [markdown]
 # ## The reservoir as a ReservoirPy node

@@ -11,8 +11,8 @@ STUDIES = ["CartPole-v1_memory_100k_steps"]
 
 # %%
 # %matplotlib inline
-from erl.figures import evolution, report
-from erl.studies.data import importances, read_study, sampler_path
+from erl.figures import attempt, evolution, report
+from erl.studies.data import read_study
 
 studies = [read_study(address) for address in STUDIES]
 data = studies[0]
@@ -29,7 +29,7 @@ data.trials.describe()
 # the test, on seeds that the evolution did not use (`results.ipynb`).
 
 # %%
-evolution.optimisation_history(data.trials, about)
+attempt(evolution.optimisation_history, data.trials, about)
 
 # %% [markdown]
 # ## Where the sampler searched
@@ -38,19 +38,19 @@ evolution.optimisation_history(data.trials, about)
 # are mean and covariance of each generation's trials.
 
 # %%
-evolution.search_map(data.trials, data.space, sampler_path(data), about=about)
+attempt(report.map_figure, data, about)
 
 # %% [markdown]
 # ## Hyperparameters and fitness
 
 # %%
-evolution.parallel_coordinates(data.trials, data.space, about)
+attempt(evolution.parallel_coordinates, data.trials, data.space, about)
 
 # %%
-evolution.slices(data.trials, data.space, about)
+attempt(evolution.slices, data.trials, data.space, about)
 
 # %%
-evolution.contours(data.trials, data.space, about=about)
+attempt(evolution.contours, data.trials, data.space, about=about)
 
 # %% [markdown]
 # fANOVA attributes shares of the variance to parameters over the whole range that was searched;
@@ -58,7 +58,7 @@ evolution.contours(data.trials, data.space, about=about)
 # agent at one end of its range and not matter among the good ones.
 
 # %%
-evolution.importances(importances(data), about)
+attempt(report.importance_figure, data, about)
 
 # %% [markdown]
 # ## Both levels
@@ -68,7 +68,7 @@ evolution.importances(importances(data), about)
 # learner is a population (ERL-Re2), learning curves otherwise. `chosen={"title": number}` shows others.
 
 # %%
-evolution.two_levels(data.trials, data.lifetimes, data.generations, about=about)
+attempt(evolution.two_levels, data.trials, data.lifetimes, data.generations, about=about)
 
 # %% [markdown]
 # ## Memory of what evolved
@@ -76,7 +76,7 @@ evolution.two_levels(data.trials, data.lifetimes, data.generations, about=about)
 # The evolved hyperparameters, drawn with 20 seeds, beside reservoirs drawn from the search space.
 
 # %%
-report.memory_figure(data, about)
+attempt(report.memory_figure, data, about)
 
 # %% [markdown]
 # ## Several studies
@@ -84,5 +84,4 @@ report.memory_figure(data, about)
 # With one study there is nothing to compare.
 
 # %%
-side_by_side = report.together(studies)
-[figure for _, _, figure in side_by_side.figures] if side_by_side else "one study only"
+report.show(report.together(studies))

@@ -17,7 +17,7 @@ TABLES = "tables"  # folder for CSV, Markdown and LaTeX
 # %matplotlib inline
 from IPython.display import Markdown, display
 
-from erl.figures import comparison, learning, report
+from erl.figures import attempt, comparison, learning, report
 from erl.studies.data import read_study
 
 studies = [read_study(address) for address in STUDIES]
@@ -25,6 +25,7 @@ data = studies[0]
 about = report.describe(data)
 baseline = BASELINE or report.baseline_of(data)
 lifetimes, order = data.lifetimes, [baseline]
+reached = learning.best_known(lifetimes)  # final policies, or training where logs know no more
 about
 
 # %% [markdown]
@@ -43,7 +44,7 @@ learning.learning_curves(lifetimes, order, about)
 learning.interquartile_means(lifetimes, "training_return", order, about)
 
 # %%
-learning.interquartile_means(lifetimes, "final_return", order, about)
+attempt(learning.interquartile_means, lifetimes, "final_return", order, about)
 
 # %% [markdown]
 # ## Against the baseline
@@ -52,13 +53,13 @@ learning.interquartile_means(lifetimes, "final_return", order, about)
 # probability, corrected by Holm's method for the whole family of comparisons.
 
 # %%
-comparison.improvement(lifetimes, baseline, "training_return", order, about)
+attempt(comparison.improvement, lifetimes, baseline, "training_return", order, about)
 
 # %%
-comparison.family(lifetimes, baseline, "final_return", order).round(4)
+attempt(comparison.family, lifetimes, baseline, reached, order)
 
 # %%
-comparison.performance_profiles(lifetimes, "final_return", order, about)
+comparison.performance_profiles(lifetimes, reached, order, about)
 
 # %% [markdown]
 # ## Sample efficiency
@@ -75,14 +76,13 @@ learning.sample_efficiency(lifetimes, THRESHOLDS, order, about)
 # Several tests, each of reservoirs that evolved in one place and were tested in another, make a matrix.
 
 # %%
-joint = report.together(studies, baseline)
-[figure for _, _, figure in joint.figures] if joint else "one study only"
+report.show(report.together(studies, baseline))
 
 # %% [markdown]
 # ## The table of a paper
 
 # %%
-table = comparison.results_table(lifetimes, baseline, "final_return", order, THRESHOLDS)
+table = comparison.results_table(lifetimes, baseline, reached, order, THRESHOLDS)
 files = comparison.write_tables(table, TABLES, "results", about)
 display(Markdown(comparison.to_markdown(table)))
 print(*files, sep="\n")

@@ -51,7 +51,7 @@ def interquartile_mean(x: ArrayLike) -> float:
         ValueError: for an empty array.
     """
     values = _values(x)
-    return math.nan if np.isnan(values).any() else float(stats.trim_mean(values, 0.25))
+    return math.nan if np.isnan(values).any() else float(_trimmed(values, 0))
 
 
 def bootstrap_interval(
@@ -323,14 +323,17 @@ def bands(
         nothing = np.full(points, np.nan)
         return centre, nothing, nothing
     rng = np.random.default_rng(seed)
-    resampled = np.stack([_trimmed(values[rng.integers(0, n, n)], 0) for _ in range(n_resamples)])
+    resampled = _trimmed(values[rng.integers(0, n, (n_resamples, n))], 1)
     low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     return centre, low, high
 
 
 def _trimmed(values: np.ndarray, axis: int) -> np.ndarray:
-    """`interquartile_mean` along an axis."""
-    return np.asarray(stats.trim_mean(values, 0.25, axis=axis))
+    """`interquartile_mean` along an axis: SciPy's `trim_mean`, without its overhead."""
+    n = values.shape[axis]
+    cut = n // 4
+    parted = np.partition(values, (cut, n - cut - 1), axis)
+    return np.take(parted, np.arange(cut, n - cut), axis).mean(axis)
 
 
 # Points of a learning curve, of at most 200, over which single episodes are averaged out.

@@ -284,6 +284,12 @@ def test_evaluate_equals_stable_baselines3(kind):
         assert len(set(returns)) > 1
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 10, 50])
+def test_the_interquartile_mean_is_scipys_trimmed_mean(n):
+    for values in np.random.default_rng(n).normal(size=(20, n)):
+        assert interquartile_mean(values) == stats.trim_mean(values, 0.25)
+
+
 # -- curves, profiles and families of tests --
 
 

@@ -5,6 +5,6 @@ What a figure shows is computed here or in `erl.statistics`, and tested on its d
 trains an agent or writes to a study. Scripts load this room only when they are asked for figures.
 """
 
-from erl.figures.style import caption_of, save
+from erl.figures.style import attempt, caption_of, save
 
-__all__ = ["caption_of", "save"]
+__all__ = ["attempt", "caption_of", "save"]

@@ -46,6 +46,14 @@ def finished(lifetimes: pd.DataFrame, column: str) -> pd.DataFrame:
     raise UserError(f"no finished lifetime of this study has {what}")
 
 
+def best_known(lifetimes: pd.DataFrame) -> str:
+    """The column that says what agents reached: of final policies where they were evaluated, of
+    training otherwise (TensorBoard logs).
+    """
+    known = "final_return" in lifetimes and lifetimes.final_return.notna().any()
+    return "final_return" if known else "training_return"
+
+
 def arms_of(frame: pd.DataFrame, order: Sequence[str] = ()) -> list[str]:
     """The arms of a frame: those of `order` first."""
     there = list(dict.fromkeys(frame.arm))

@@ -169,7 +169,7 @@ def evolution_section(data: StudyData) -> Section:
     draw(
         "search_map",
         "Map of the search",
-        lambda: evolution.search_map(trials, space, sampler_path(data), about=about),
+        lambda: map_figure(data, about),
     )
     draw(
         "parallel_coordinates",
@@ -178,7 +178,7 @@ def evolution_section(data: StudyData) -> Section:
     )
     draw("slices", "Slices", lambda: evolution.slices(trials, space, about))
     draw("contours", "Contours", lambda: evolution.contours(trials, space, about=about))
-    draw("importances", "Importances", lambda: evolution.importances(importances(data), about))
+    draw("importances", "Importances", lambda: importance_figure(data, about))
     draw(
         "two_levels",
         "Both levels of evolution",
@@ -186,6 +186,32 @@ def evolution_section(data: StudyData) -> Section:
     )
     draw("memory", "Memory of reservoirs", lambda: memory_figure(data, about))
     return section
+
+
+def map_figure(data: StudyData, about: str = "") -> Figure:
+    """Where the sampler of a study searched."""
+    evolution.completed(data.trials)  # says what is missing before a path is looked for
+    return evolution.search_map(data.trials, data.space, sampler_path(data), about=about)
+
+
+def importance_figure(data: StudyData, about: str = "") -> Figure:
+    """How much each searched parameter of a study matters."""
+    return evolution.importances(importances(data), about)
+
+
+def show(section: Section | None) -> Any:
+    """A section's figures and sentences, for notebooks."""
+    if section is None:
+        return "one study only"
+    shown = [figure for _, _, figure in section.figures]
+    missing = [f"{title}: {reason}" for title, reason in section.missing]
+    if len(shown) == 1 and not missing:
+        return shown[0]
+    from IPython.display import display
+
+    for item in [*shown, *missing]:
+        display(item)
+    return None
 
 
 def _evolved_groups(data: StudyData) -> dict[str, list[ReservoirParams]]:

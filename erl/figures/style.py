@@ -95,6 +95,16 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     return wrapped
 
 
+def attempt(draw: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What a function draws, or the sentence that says why the data do not allow it: for notebooks,
+    which go on then.
+    """
+    try:
+        return draw(*args, **kwargs)
+    except UserError as e:
+        return f"not shown: {e}"
+
+
 def new(
     rows: int = 1, columns: int = 1, height: float = 3.2, width: float = WIDTH, **options: Any
 ) -> tuple[Figure, Any]:

@@ -146,8 +146,6 @@ def film_agent(
 
     try:
         episode = trace(spec, agent, seed, steps, draw, watch)
-    except UserError:
-        raise
     except Exception as e:
         raise UserError(f"{spec.task.env_id} cannot be filmed: {_said(e)}") from e
     finally:

@@ -174,9 +174,8 @@ def test_memory_is_that_of_reservoirpys_observables():
     assert effective_radius(plain, 1, 0) == pytest.approx(np.abs(np.linalg.eigvals(weights)).max())
     figure = behaviour.memory_profiles(frame)
     left, right = figure.axes
-    assert list(left.lines[0].get_ydata()) == list(
-        np.median(np.stack(frame["profile"][:2]), axis=0)
-    )
+    middle = np.median(np.stack(frame["profile"][:2]), axis=0)
+    assert left.lines[0].get_ydata() == pytest.approx(middle)
     assert list(right.lines[0].get_xdata()) == list(frame.radius[:2])
     with pytest.raises(UserError, match="no reservoir whose memory"):
         behaviour.memory({})

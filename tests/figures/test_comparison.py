@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pandas as pd
 import pytest
+from figure_fixtures import lifetimes
 
 from erl.errors import UserError
 from erl.figures import comparison

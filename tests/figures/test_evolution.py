@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from figure_fixtures import evolved, space, trials
 
 from erl.errors import UserError
 from erl.figures import evolution

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+from figure_fixtures import runs
 
 from erl.errors import UserError
-from erl.experiments.comparison import ComparisonConfig, compare
-from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.experiments.single import SingleConfig
 from erl.experiments.single import run as run_single
 from erl.figures import report as reports
@@ -19,43 +18,23 @@ from erl.figures.report import FigureConfig, report
 from erl.figures.style import caption_of
 from erl.studies.data import read_study
 
-STUDY = "Pendulum-v1_main_0.8k_steps"
 
-
-@pytest.fixture
-def study(inline, sink, tmp_path):
-    """An evolution of six trials, and its test on three seeds: its names."""
-    (tmp_path / "quick.yaml").write_text("n_steps: 200\nbatch_size: 100\nn_epochs: 1\n")
-    config = EvolutionConfig(
-        env_id="Pendulum-v1",
-        training_steps=800,
-        nb_trials=6,
-        nb_seeds=1,
-        units=8,
-        popsize=4,
-        learner_config="quick.yaml",
-        workers=1,
+def test_a_report_of_an_evolution_and_its_test(runs, sink):
+    config = FigureConfig(
+        study=f"{runs.evolution},{runs.test}", folder="out", formats="png,svg", models=runs.models
     )
-    assert evolve(config, sink) == 0
-    test = ComparisonConfig(study=STUDY, training_steps=800, nb_seeds=3, workers=1)
-    assert compare(test, sink) == 0
-    (name,) = set(re.findall(r"\S+_test_\S+_steps(?=:)", str(sink)))
-    return STUDY, name
-
-
-def test_a_report_of_an_evolution_and_its_test(study, sink):
-    config = FigureConfig(study=",".join(study), folder="out", formats="png,svg")
     assert report(config, sink) == 0
     page = Path("out/report.html").read_text(encoding="utf-8")
     assert "://" not in re.sub(r"sqlite:///\S+|http://www.w3.org\S+", "", page)  # self-contained
-    evolution, test = (read_study(name) for name in study)
+    evolution, test = read_study(runs.evolution), read_study(runs.test)
     for word in (evolution.commit, evolution.versions["torch"], "0 to 2 of root seed 0"):
         assert word in page
     best = evolution.trials.fitness.max()
     assert f"fitness {best:,.4g} (a maximum over noisy values)" in page
     seeds = test.lifetimes.seed_environment.astype(str)
     assert all(f"environment {seed}" in page for seed in seeds)
-    drawn = {f.name for f in Path("out").rglob("*.*")}
+    files = [f for f in Path("out").rglob("*.*") if f.is_file()]
+    drawn = {f.name for f in files}
     names = {"history", "search_map", "parallel_coordinates", "slices", "contours", "importances"}
     names |= {"two_levels", "memory", "learning_curves", "sample_efficiency", "returns_final"}
     names |= {"improvement_training", "profiles_final", "episode", "spectra", "frequencies"}
@@ -63,7 +42,7 @@ def test_a_report_of_an_evolution_and_its_test(study, sink):
     assert {f"{n}.{e}" for n in names for e in ("png", "svg")} <= drawn
     assert {"results_final.tex", "results_training.md", "results_final.csv", "film.mp4"} <= drawn
     images = re.findall(r'<img alt="([^"]+)" src="data:image/png;base64,([^"]+)"', page)
-    assert len(images) == len([f for f in drawn if f.endswith(".png")])
+    assert len(images) == len([f for f in files if f.suffix == ".png"])
     assert all(base64.b64decode(data)[:4] == b"\x89PNG" for _, data in images)
     (film,) = re.findall(r'src="data:video/mp4;base64,([^"]+)"', page)
     assert base64.b64decode(film)[4:8] == b"ftyp"
@@ -72,9 +51,9 @@ def test_a_report_of_an_evolution_and_its_test(study, sink):
         report(config, sink)
 
 
-def test_the_agent_that_is_looked_at_is_the_middle_one(study):
-    data = read_study(study[1])
-    arm, seed, path = reports.model_of(data, "models")
+def test_the_agent_that_is_looked_at_is_the_middle_one(runs):
+    data = read_study(runs.test)
+    arm, seed, path = reports.model_of(data, runs.models)
     part = data.lifetimes[data.lifetimes.arm == arm].sort_values("training_return")
     assert arm == "RES_PPO_0.0003"
     assert seed == part.seed.iloc[1]
@@ -83,8 +62,8 @@ def test_the_agent_that_is_looked_at_is_the_middle_one(study):
         reports.model_of(data, "elsewhere")
 
 
-def test_without_models_the_report_says_what_is_missing(study, sink):
-    config = FigureConfig(study=study[1], folder="out", models="none", formats="png")
+def test_without_models_the_report_says_what_is_missing(runs, sink):
+    config = FigureConfig(study=runs.test, folder="out", models="none", formats="png")
     assert report(config, sink) == 0
     assert "not shown: Film and behaviour: there is no model none/" in str(sink)
     assert "Film and behaviour: there is no model" in Path("out/report.html").read_text(
@@ -123,9 +102,9 @@ def test_single_runs_side_by_side(inline, sink, tmp_path):
         reports.join(studies)
 
 
-def test_tests_make_a_generalisation_matrix(study):
-    data = read_study(study[1])
-    other = read_study(study[1])
+def test_tests_make_a_generalisation_matrix(runs):
+    data = read_study(runs.test)
+    other = read_study(runs.test)
     other.config["env_id"] = "Other-v1"
     section = reports.together([data, other])
     ((_, _, figure),) = section.figures
@@ -134,14 +113,14 @@ def test_tests_make_a_generalisation_matrix(study):
     assert "3 seeds" in caption_of(figure)
 
 
-def test_memory_and_retention_of_what_evolved(study):
+def test_memory_and_retention_of_what_evolved(runs):
     pytest.importorskip("cogscale")
-    data = read_study(study[0])
+    data = read_study(runs.evolution)
     frame = reports.retention_errors(data, 2, ["simple_copy"])
     assert sorted(frame.group) == ["constant answer", "evolved", "evolved"] + ["not evolved"] * 2
     figure = reports.memory_figure(data, n=2)
     assert len(figure.axes[1].lines[0].get_xdata()) == 2
-    tested = reports.memory_figure(read_study(study[1]), n=2)
+    tested = reports.memory_figure(read_study(runs.test), n=2)
     ours, theirs = (f.axes[1].lines[0].get_ydata() for f in (figure, tested))
     assert np.array_equal(ours, theirs)  # the same evolved reservoir
 

@@ -10,7 +10,7 @@ from erl.figures import retention
 from erl.figures.style import caption_of
 from erl.worlds.reservoirs import ReservoirParams, make_node
 
-MEMORY = ReservoirParams(units=40, sr=0.95, lr=1.0, input_connectivity=1.0)
+MEMORY = ReservoirParams(units=40, sr=0.95, lr=1.0, iss=0.2, input_connectivity=1.0)
 NONE = ReservoirParams(units=40, sr=0.0, lr=1.0, input_connectivity=1.0)
 
 

@@ -7,14 +7,11 @@ import jupytext
 import nbformat
 import pytest
 from conftest import ROOT
+from figure_fixtures import journal, runs
 from nbclient import NotebookClient
-
-from erl.experiments.comparison import ComparisonConfig, compare
-from erl.experiments.evolution import EvolutionConfig, evolve
 
 ANALYSIS = ROOT / "analysis"
 NAMES = ("evolution", "results", "behaviour")
-STUDY = "Pendulum-v1_main_0.8k_steps"
 
 
 def test_every_notebook_has_its_source():
@@ -64,32 +61,29 @@ def executed(name, cell, folder):
     return notebook, sum("image/png" in o.get("data", {}) for o in outputs)
 
 
-def test_notebooks_run_on_a_study_and_its_test(inline, sink, tmp_path):
-    pytest.importorskip("cogscale")
-    (tmp_path / "quick.yaml").write_text("n_steps: 200\nbatch_size: 100\nn_epochs: 1\n")
-    config = EvolutionConfig(
-        env_id="Pendulum-v1",
-        training_steps=800,
-        nb_trials=6,
-        nb_seeds=1,
-        units=8,
-        popsize=4,
-        learner_config="quick.yaml",
-        workers=1,
-    )
-    assert evolve(config, sink) == 0
-    test = ComparisonConfig(study=STUDY, training_steps=800, nb_seeds=3, workers=1)
-    assert compare(test, sink) == 0
-    (name,) = set(re.findall(r"\S+_test_\S+_steps(?=:)", str(sink)))
-
-    _, drawn = executed("evolution", f"STUDIES = [{STUDY!r}]", tmp_path)
+def test_the_evolution_runs(runs, tmp_path):
+    _, drawn = executed("evolution", f"STUDIES = [{runs.evolution!r}]", tmp_path)
     assert drawn == 8
-    cell = f"STUDIES, BASELINE, THRESHOLDS, TABLES = [{name!r}], None, None, 'tables'"
+
+
+def test_the_evolution_runs_on_a_journal_of_er_mrls(journal, tmp_path):
+    _, drawn = executed("evolution", f"STUDIES = [{journal(12)!r}]", tmp_path)
+    assert drawn == 7  # it stores no lifetimes: both levels cannot be shown
+
+
+@pytest.mark.parametrize(("source", "figures"), [("test", 6), ("logs", 5)])
+def test_the_results_run_on_a_test_and_on_logs(source, figures, runs, tmp_path):
+    address = getattr(runs, source)
+    cell = f"STUDIES, BASELINE, THRESHOLDS, TABLES = [{address!r}], None, None, 'tables'"
     _, drawn = executed("results", cell, tmp_path)
-    assert drawn == 6
+    assert drawn == figures  # logs know training returns only
     assert (tmp_path / "tables" / "results.tex").exists()
+
+
+def test_the_behaviour_runs(runs, tmp_path):
+    pytest.importorskip("cogscale")
     cell = (
-        f"MODEL, STUDY = 'models/{name}/RES_PPO_0.0003/seed_1', {STUDY!r}\n"
+        f"MODEL, STUDY = {runs.model!r}, {runs.evolution!r}\n"
         "STEPS, SHOWN, RESERVOIRS, TASKS = 60, 40, 2, ['simple_copy']"
     )
     notebook, drawn = executed("behaviour", cell, tmp_path)

@@ -1,0 +1,143 @@
+"""Data frames as studies give them, small and with everything in them that occurs."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+from conftest import InlineExecutor, Lines
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from erl.experiments.comparison import ComparisonConfig, compare
+from erl.experiments.evolution import EvolutionConfig, evolve
+from erl.studies.data import Axis
+
+
+@pytest.fixture
+def space():
+    return {"sr": Axis(1e-4, 1e2, log=True), "lr": Axis(1e-2, 1.0, log=True)}
+
+
+@pytest.fixture
+def trials():
+    """Twelve trials in generations of four: nine completed, one pruned, one failed, one running."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "trial": range(12),
+            "state": ["COMPLETE"] * 12,
+            "sr": 10 ** rng.uniform(-4, 2, 12),
+            "lr": 10 ** rng.uniform(-2, 0, 12),
+            "fitness": rng.normal(100, 20, 12),
+            "generation": np.repeat([0, 1, 2], 4),
+        }
+    )
+    frame.loc[3, ["state", "fitness"]] = ["FAIL", None]
+    frame.loc[6, "state"] = "PRUNED"
+    frame.loc[11, ["state", "fitness"]] = ["RUNNING", None]
+    return frame
+
+
+@pytest.fixture
+def evolved(trials):
+    """The lifetimes of those trials, two each, with curves that rise to the trial's fitness."""
+    rows = []
+    for row in trials[trials.state == "COMPLETE"].itertuples():
+        for lifetime in range(2):
+            steps = np.arange(1, 41) * 25
+            curve = tuple(zip(steps.tolist(), (row.fitness * steps / 1000 + lifetime).tolist()))
+            rows.append(
+                {"trial": row.trial, "state": "COMPLETE", "lifetime": lifetime, "curve": curve}
+            )
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def lifetimes():
+    """A test: three arms of six seeds, one lifetime failed."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for arm, height in (("PPO", 50.0), ("RES_PPO", 90.0), ("STACK_PPO", 55.0)):
+        for seed in range(6):
+            end = height + rng.normal(0, 8)
+            steps = np.arange(1, 101) * 100
+            curve = tuple(zip(steps.tolist(), (end * steps / steps[-1]).tolist()))
+            rows.append(
+                {
+                    "trial": len(rows),
+                    "state": "COMPLETE",
+                    "lifetime": 0,
+                    "arm": arm,
+                    "seed": seed,
+                    "training_return": end,
+                    "final_return": end + 1.0,
+                    "curve": curve,
+                }
+            )
+    rows[-1] |= {"state": "FAIL", "training_return": None, "final_return": None, "curve": ()}
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """A real evolution of six trials and its test on three seeds: addresses and models."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "quick.yaml").write_text("n_steps: 200\nbatch_size: 100\nn_epochs: 1\n")
+    storage = f"sqlite:///{folder}/studies.db"
+    places = {"storage": storage, "workers": 1, "runs": str(folder / "runs")}
+    config = EvolutionConfig(
+        env_id="Pendulum-v1",
+        training_steps=800,
+        nb_trials=6,
+        nb_seeds=1,
+        units=8,
+        popsize=4,
+        learner_config=str(folder / "quick.yaml"),
+        **places,
+    )
+    study, sink = "Pendulum-v1_main_0.8k_steps", Lines()
+    test = ComparisonConfig(
+        study=study,
+        training_steps=800,
+        nb_seeds=3,
+        models=str(folder / "models"),
+        logs=str(folder / "logs"),
+        **places,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("erl.experiments.evolution.LocalExecutor", InlineExecutor)
+        assert evolve(config, sink) == 0
+        assert compare(test, sink) == 0
+    (name,) = set(re.findall(r"\S+_test_\S+_steps(?=:)", str(sink)))
+    return SimpleNamespace(
+        evolution=f"{storage}#{study}",
+        test=f"{storage}#{name}",
+        models=str(folder / "models"),
+        model=str(folder / "models" / name / "RES_PPO_0.0003" / "seed_1"),
+        logs=str(folder / "logs" / name),
+    )
+
+
+@pytest.fixture
+def journal(tmp_path):
+    """Makes a journal as ER-MRL's scripts leave it: parameters and values, no configuration."""
+
+    def make(n):
+        path = tmp_path / "optuna-journal_Toy-v0_main_1k_steps.log"
+        study = optuna.create_study(
+            study_name="Toy-v0_main_1k_steps",
+            storage=JournalStorage(JournalFileBackend(str(path))),
+            direction="maximize",
+        )
+        rng = np.random.default_rng(0)
+        for _ in range(n):
+            trial = study.ask()
+            sr = trial.suggest_float("sr", 1e-4, 1e2, log=True)
+            trial.suggest_float("lr", 1e-2, 1.0, log=True)
+            study.tell(trial, -((np.log10(sr) + 1) ** 2) + 0.01 * rng.normal())
+        return str(path)
+
+    return make
