@@ -67,12 +67,9 @@ attempt(behaviour.phase_plane, episode)
 # states that the policy saw; as any node it joins readouts with `>>`.
 
 # %%
-nodes = [
-    make_node(params, episode.inputs.shape[1], spec.seeds.reservoir + k)
-    for k, params in enumerate(spec.context.reservoirs)
-]
-first = nodes[0].run(episode.inputs)
-abs(first - episode.states[:, : first.shape[1]]).max()
+node = make_node(spec.context.reservoirs[0], episode.inputs.shape[1], spec.seeds.reservoir)
+states = node.run(episode.inputs)
+abs(states - episode.states[:, : node.units]).max()
 
 # %% [markdown]
 # ## Memory

@@ -89,6 +89,6 @@ def test_the_behaviour_runs(runs, tmp_path):
     notebook, drawn = executed("behaviour", cell, tmp_path)
     assert drawn == 6
     assert Path("film.mp4").stat().st_size > 1000
-    (node,) = [c for c in notebook.cells if "make_node(params" in c.source]
+    (node,) = [c for c in notebook.cells if "make_node(spec" in c.source]
     shown = node.outputs[0]["data"]["text/plain"].removeprefix("np.float64(").rstrip(")")
     assert float(shown) < 1e-6  # the node's states are the agent's
