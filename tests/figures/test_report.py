@@ -106,7 +106,7 @@ def test_single_runs_side_by_side(inline, sink, tmp_path):
 def test_tests_make_a_generalisation_matrix(runs):
     data = read_study(runs.test)
     other = read_study(runs.test)
-    other.config = replace(other.config, env_id="Other-v1")
+    other = replace(other, config=replace(other.config, env_id="Other-v1"))
     section = reports.together([data, other])
     ((_, _, figure),) = section.figures
     labels = [t.get_text() for t in figure.axes[0].get_xticklabels()]
