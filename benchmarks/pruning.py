@@ -28,11 +28,14 @@ from scipy import stats
 
 from erl.cli import Display
 from erl.experiments.arms import arm_lifetime
-from erl.experiments.evolution import EvolutionConfig, evolve, study_name
-from erl.lifetimes.lifetime import Job, live
-from erl.search.pruning import Watch
+from erl.experiments.evolution import EvolutionConfig, evolve
+from erl.experiments.flags import study_name
+from erl.lifetimes.living import Cohort, live
+from erl.search.pruning import TrialPruner
+from erl.studies.configuration import EvolutionStudy, TestStudy
+from erl.studies.records import records
 from erl.studies.storage import open_storage, study_names
-from erl.studies.study import Study, records
+from erl.studies.study import Study
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -80,15 +83,12 @@ def outcome(config: EvolutionConfig, tests: int) -> dict[str, Any]:
     name = study_name(config.subject(), config.h_test, config.training_steps)
     study, frame = Study(config.storage, name), records(config.storage, name)
     steps, best = frame.groupby("trial").steps.sum(), study.best()
-    assert best is not None
-    assert study.config is not None
-    test = {
-        "evolution": {"published_code": False, **study.config},
-        "training_steps": config.training_steps,
-        "engine": "auto",
-    }
+    evolution = study.config
+    if best is None or not isinstance(evolution, EvolutionStudy):
+        raise SystemExit(f"{name} is no evolution with a finished trial")
+    test = TestStudy(evolution, best.params, config.training_steps, evolution.engine)
     lived = live(
-        Job(tuple(arm_lifetime("RES_PPO_0.0003", i, test, best.params) for i in range(tests)))
+        Cohort(tuple(arm_lifetime("RES_PPO_0.0003", i, test, best.params) for i in range(tests)))
     )
     return {
         "pruner": config.pruner,
@@ -187,16 +187,18 @@ def replayable(address: str) -> dict[str, Any]:
     """Of an evolution: what all its trials had reached at each point."""
     (name,) = study_names(open_storage(address))
     study, frame = Study(address, name), records(address, name)
-    assert study.config is not None
+    config = study.config
+    if not isinstance(config, EvolutionStudy):
+        raise SystemExit(f"{name} is no evolution")
     return {
         "name": name,
-        "seed": study.config["seed"],
+        "seed": config.seed,
         "tables": [rows.reports.tolist() for _, rows in frame.groupby("trial")],
         "fitness": [float(t.value) for t in study.trials("COMPLETE") if t.value is not None],
-        "popsize": study.config["popsize"],
-        "budget": study.config["training_steps"],
+        "popsize": config.popsize,
+        "budget": config.training_steps,
         "steps": int(frame.steps.iloc[0]),
-        "rollout": study.config["learner_config"].get("n_steps", 2048),
+        "rollout": config.learner_config.get("n_steps", 2048),
     }
 
 
@@ -207,21 +209,21 @@ def pruned_points(pruner: str, evolution: dict[str, Any]) -> list[int | None]:
     points: list[int | None] = []
     for number, table in enumerate(tables):
         earlier = [t for t in finished if t.number < number - number % popsize]
-        news = Watch(pruner, evolution["name"], number, earlier, lambda t: tables[t.number]).look(
-            table
-        )
+        found = TrialPruner(
+            pruner, evolution["name"], number, earlier, lambda t: tables[t.number]
+        ).compare(table)
         state = (
             optuna.trial.TrialState.COMPLETE
-            if news.pruned is None
+            if found.pruned is None
             else optuna.trial.TrialState.PRUNED
         )
-        value = evolution["fitness"][number] if news.pruned is None else news.pruned.value
+        value = evolution["fitness"][number] if found.pruned is None else found.pruned.value
         trial = optuna.trial.create_trial(
-            state=state, value=value, intermediate_values=news.values, system_attrs=news.notes
+            state=state, value=value, intermediate_values=found.values, system_attrs=found.notes
         )
         trial.number = number
         finished.append(trial)
-        points.append(None if news.pruned is None else news.pruned.point)
+        points.append(None if found.pruned is None else found.pruned.point)
     return points
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from erl.lifetimes.lifetime import Job, live
+from erl.lifetimes.living import Cohort, live
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
 
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
         ]
         size = 1 if arguments.engine == "sb3" else len(specs)
         for k in range(0, len(specs), max(1, size)):
-            for seed, record in zip(seeds[k : k + size], live(Job(tuple(specs[k : k + size])))):
+            for seed, record in zip(seeds[k : k + size], live(Cohort(tuple(specs[k : k + size])))):
                 assert record.fitness is not None, record.error
                 row = {
                     "env_id": env_id,

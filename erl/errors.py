@@ -26,3 +26,12 @@ def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
     by_fold = {k.casefold(): k for k in known}
     close = get_close_matches(name.casefold(), by_fold, n=n, cutoff=0.5)
     return f"; did you mean {', '.join(by_fold[c] for c in close)}?" if close else ""
+
+
+def describe(error: BaseException) -> str:
+    """An exception as one line; faults of environments and users speak for themselves, others name
+    their type.
+    """
+    text = " ".join(str(error).split())
+    plain = isinstance(error, EnvironmentFault | UserError)
+    return text if plain else f"{type(error).__name__}: {text}"

@@ -130,3 +130,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"{key!r} is given twice")
         found[key] = value
     return found
+
+
+def folder_name(study: str) -> str:
+    """A study's name as a folder: environments of a module or a namespace have signs in theirs that
+    paths cannot have.
+    """
+    return study.replace("/", "_").replace(":", "_")

@@ -11,8 +11,8 @@ import pytest
 import servers
 import torch
 
-from erl.executors.local import LocalExecutor, Result
-from erl.lifetimes.lifetime import Slots, live
+from erl.executors.jobs import HERE, Result, new_rows
+from erl.executors.local import LocalExecutor
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -31,10 +31,11 @@ class InlineExecutor:
     def __init__(self, workers=1, max_retries=0):
         self.workers = workers
 
-    def run(self, jobs, tick, every=0.0):
-        nothing = Slots.empty(sum(len(job.specs) for job in jobs))
+    def run(self, jobs, columns, tick, every=0.0):
+        nothing = new_rows(columns, sum(job.rows for job in jobs))
         for index, job in enumerate(jobs):
-            yield Result(index, live(job))
+            rows = new_rows(columns, job.rows)
+            yield Result(index, job.function(rows, HERE, *job.arguments))
             tick(nothing)
 
     def close(self):
@@ -54,9 +55,9 @@ class LastingExecutor(LocalExecutor):
         super().__init__(workers, max_retries)
         self._pools, self._idle = POOLS, True
 
-    def run(self, jobs, tick, every=0.5):
+    def run(self, jobs, columns, tick, every=0.5):
         self._idle = False
-        yield from super().run(jobs, tick, every)
+        yield from super().run(jobs, columns, tick, every)
         self._idle = True
 
     def close(self):
@@ -132,7 +133,7 @@ def inline(monkeypatch):
     """Evolutions and comparisons without worker processes, for tests that are about something
     else.
     """
-    monkeypatch.setattr("erl.experiments.evolution.LocalExecutor", InlineExecutor)
+    monkeypatch.setattr("erl.executors.local.LocalExecutor", InlineExecutor)
     return InlineExecutor
 
 

@@ -22,11 +22,12 @@ from conftest import InlineExecutor, Lines
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import OperationalError
 
-import erl.experiments.evolution
+import erl.executors.local
 from erl.errors import UserError
 from erl.executors.local import LocalExecutor
-from erl.experiments.evolution import EvolutionConfig, evolve, lifetimes, stored_config, study_name
-from erl.lifetimes.lifetime import check
+from erl.experiments.evolution import EvolutionConfig, evolve, lifetimes, study_config
+from erl.experiments.flags import study_name
+from erl.lifetimes.living import check
 from erl.studies.study import Study
 
 ENV = "toy_environments:Recall-v0"
@@ -84,7 +85,7 @@ class Case:
         self.faults, self.relived = 0, 0
         self._stored = {}
         check(
-            lifetimes(stored_config(self.config, Lines()), {"sr": 1.0, "lr": 1.0})[0]
+            lifetimes(study_config(self.config, Lines()), {"sr": 1.0, "lr": 1.0})[0]
         )  # what is imported now no child imports
 
     def longer(self):
@@ -143,7 +144,7 @@ class Case:
 
 def _coordinate(config, executor, before):
     os.setsid()
-    erl.experiments.evolution.LocalExecutor = executor
+    erl.executors.local.LocalExecutor = executor
     if before is not None:
         before()
     try:

@@ -14,7 +14,8 @@ import psutil
 import pytest
 from conftest import ROOT
 
-from erl.studies.study import Study, records
+from erl.studies.records import records
+from erl.studies.study import Study
 
 FOLDER = ROOT / "parallelization_tutorials"
 SCRIPTS = sorted(FOLDER.glob("*.sh"))

@@ -1,3 +1,6 @@
-"""Where lifetimes are lived: processes of this machine (`local`) and the machines of a Ray cluster
-(`ray_cluster`).
+"""Functions run elsewhere: in processes of this machine (`local`) or on the machines of a Ray
+cluster (`ray_cluster`), and the board on which they report while they run.
+
+An executor knows nothing of what it runs: no lifetime, no learner, no world. `jobs` has what all
+executors share, `machines` says which machines and cores there are.
 """

@@ -1,8 +1,4 @@
-"""Where lifetimes are lived: one interface over workers, whatever they run on.
-
-`Executor.run` takes jobs and yields their results as they finish. Local workers are joblib's loky
-processes with one thread each; `ray_executor` has those of a cluster.
-"""
+"""Jobs in processes of this machine: joblib's loky processes, with one thread each."""
 
 import os
 import shutil
@@ -13,90 +9,63 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
-from erl.errors import UserError
-from erl.lifetimes.lifetime import Job, LifetimeRecord, Slots, live
+from erl.executors.jobs import (
+    HERE,
+    Columns,
+    Job,
+    Result,
+    Rows,
+    WorkerLost,
+    first_rows,
+    new_rows,
+)
 
 _ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
 )
 
 
-class WorkerLost(RuntimeError):
-    """A worker process died: it was killed, or memory ran out."""
+class Board:
+    """A board that worker processes share: each column is a small file, mapped into memory.
 
-
-@dataclass(frozen=True)
-class Result:
-    """What became of a job: records, or the exception of a worker that died with it once too
-    often.
+    Args:
+        columns: of the board.
+        n: rows.
     """
 
-    index: int
-    records: list[LifetimeRecord] | None
-    error: Exception | None = None
-
-
-class Executor(Protocol):
-    """Workers.
-
-    Attributes:
-        workers: how many jobs are lived at a time; each uses one thread.
-    """
-
-    workers: int
-
-    def run(
-        self, jobs: Sequence[Job], tick: Callable[[Slots], Any], every: float = 0.5
-    ) -> Iterator[Result]:
-        """Live all jobs.
-
-        Args:
-            jobs: what to do; the lifetimes of a job stay together. One whose worker is lost is
-                begun again.
-            tick: called every `every` seconds, and before a result is given, with the rows of all
-                lifetimes, in order.
-            every: seconds.
-
-        Yields:
-            One result for each job, in the order in which they finish.
-        """
-
-    def close(self) -> None:
-        """End the workers at once, whatever they are doing."""
-
-
-class Board(Slots):
-    """Slots of the lifetimes of all jobs, in order, shared with worker processes through small
-    mapped files.
-    """
-
-    def __init__(self, n: int) -> None:
+    def __init__(self, columns: Columns, n: int) -> None:
+        self._columns = columns
         self.path = tempfile.mkdtemp(prefix="erl-")
-        shared = {
-            name: np.memmap(Path(self.path) / name, dtype=array.dtype, mode="w+", shape=array.shape)
-            for name, array in vars(Slots.empty(n)).items()
-        }
-        super().__init__(**shared)
-        self.reports[:] = np.nan
+        self.rows = new_rows(columns, n)
+        if n:  # files of no bytes cannot be mapped
+            for name, array in self.rows.items():
+                self.rows[name] = np.memmap(
+                    Path(self.path) / name, array.dtype, "w+", shape=array.shape
+                )
+        self.reset(0, n)
+
+    def reset(self, first: int, end: int) -> None:
+        """Set what jobs write, in these rows, to what it is before a job begins."""
+        for name, column in self._columns.items():
+            if not column.from_coordinator:
+                self.rows[name][first:end] = column.initial
 
     @staticmethod
-    def part(path: str, first: int, n: int) -> Slots:
-        """In a worker: n lifetimes from `first` on, of the board at `path`."""
-        shared = {
-            name: np.memmap(
-                Path(path) / name, array.dtype, "r+", first * array[0].nbytes, (n, *array.shape[1:])
-            )
-            for name, array in vars(Slots.empty(n)).items()
-        }
-        return Slots(**shared)
+    def part(path: str, columns: Columns, first: int, n: int) -> Rows:
+        """In a worker: n rows from `first` on, of the board at `path`."""
+        rows = new_rows(columns, n)
+        if n:
+            for name, array in rows.items():
+                offset = first * array[0].nbytes
+                rows[name] = np.memmap(Path(path) / name, array.dtype, "r+", offset, array.shape)
+        return rows
 
     def close(self) -> None:
         """Remove the files."""
@@ -109,23 +78,30 @@ def _prepare_worker(coordinator: int) -> None:
 
     torch.set_num_threads(1)
 
-    def watch() -> None:
+    def end_with_coordinator() -> None:
         while os.getppid() == coordinator:
             time.sleep(1.0)
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=end_with_coordinator, daemon=True).start()
 
 
-def _work(job: Job, board: str, first: int) -> list[LifetimeRecord]:
-    """In the worker: live a job whose lifetimes have the board's rows from `first` on."""
+def _work(
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    path: str,
+    columns: Columns,
+    first: int,
+    n: int,
+) -> Any:
+    """In the worker: run a job that has n rows of the board, from `first` on."""
     try:
-        slots = Board.part(board, first, len(job.specs))
-    # the coordinator's files cannot be seen from here: progress is lost, and what pruning would
-    # save
+        rows = Board.part(path, columns, first, n)
     except OSError:
-        return live(job)
-    return live(job, slots)
+        # The coordinator's files cannot be seen from here. What the job reports is lost, and that
+        # it shall stop.
+        rows = new_rows(columns, n)
+    return function(rows, HERE, *arguments)
 
 
 class LocalExecutor:
@@ -134,7 +110,7 @@ class LocalExecutor:
 
     Args:
         workers: how many; each uses one thread.
-        max_retries: how often a job is handed out again after the worker that had it died.
+        max_retries: how often a job is begun again after the worker that had it died.
     """
 
     def __init__(self, workers: int, max_retries: int = 2) -> None:
@@ -142,27 +118,30 @@ class LocalExecutor:
         self._pools: dict[int, ProcessPoolExecutor] = {}
 
     def run(
-        self, jobs: Sequence[Job], tick: Callable[[Slots], Any], every: float = 0.5
+        self,
+        jobs: Sequence[Job],
+        columns: Columns,
+        tick: Callable[[Rows], Any],
+        every: float = 0.5,
     ) -> Iterator[Result]:
-        """Live all jobs: see `Executor`."""
+        """Run all jobs: see `jobs.Executor`."""
         if not jobs:
             return
-        offsets = np.cumsum([0] + [len(j.specs) for j in jobs])
-        board = Board(int(offsets[-1]))
-        deaths = dict.fromkeys(range(len(jobs)), 0)
+        first = first_rows(jobs)
+        board = Board(columns, first[-1])
+        deaths = [0] * len(jobs)
         pending, idle = deque(range(len(jobs))), list(range(self.workers))
         running: dict[Future, tuple[int, int]] = {}  # -> job, worker
         try:
             while pending or running:
                 while pending and idle:
                     index, worker = pending.popleft(), idle.pop()
-                    board.steps[offsets[index] : offsets[index + 1]] = 0
-                    future = self._submit(
-                        worker, _work, jobs[index], board.path, int(offsets[index])
-                    )
-                    running[future] = index, worker
+                    job, row = jobs[index], first[index]
+                    board.reset(row, row + job.rows)
+                    work = (job.function, job.arguments, board.path, columns, row, job.rows)
+                    running[self._submit(worker, _work, *work)] = index, worker
                 done, _ = wait(running, timeout=every, return_when=FIRST_COMPLETED)
-                tick(board)
+                tick(board.rows)
                 for future in done:
                     index, worker = running.pop(future)
                     idle.append(worker)
@@ -180,10 +159,9 @@ class LocalExecutor:
                             f"the worker process died {deaths[index]} times (killed, or out of "
                             f"memory)"
                         )
-                    elif not isinstance(
-                        error, Exception
-                    ):  # sys.exit() in an environment is no reason to exit here
-                        error = WorkerLost(f"the lifetime ended its process: {error!r}")
+                    elif not isinstance(error, Exception):
+                        # sys.exit() in an environment is no reason to exit here.
+                        error = WorkerLost(f"the job ended its process: {error!r}")
                     yield Result(index, None, error)
         finally:
             board.close()
@@ -215,30 +193,3 @@ class LocalExecutor:
         """End the workers at once, whatever they are doing."""
         for worker in list(self._pools):
             self._end(worker)
-
-
-def check_cluster(cluster: str) -> None:
-    """Raise a UserError if this is no address of a cluster, by its form alone."""
-    if cluster == "ray":
-        return
-    scheme, _, rest = cluster.partition(":")
-    host, _, port = rest.removeprefix("//").rpartition(":")
-    if (
-        scheme != "ray"
-        or not host
-        or "/" in host
-        or not port.isdigit()
-        or not 0 < int(port) < 65536
-    ):
-        raise UserError(
-            f"--cluster {cluster!r} is no cluster: ray (the one that runs on this machine), "
-            f"ray:HOST:PORT "
-            "(one that this machine is part of) or ray://HOST:PORT (Ray client)"
-        )
-
-
-def default_workers() -> int:
-    """The cores that this process may use."""
-    return (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    )

@@ -1,9 +1,9 @@
-"""Lifetimes on the machines of a Ray cluster, with the interface of `executors.Executor`.
+"""Jobs on the machines of a Ray cluster.
 
 A job is a Ray task of one CPU and one thread. Machines need not share a disk: a job writes into a
-folder of its own, and what it wrote is carried to where the coordinator would have written it, with
-each checkpoint and at the end; the checkpoints that the coordinator has go along with the job. Ray
-is a library that only this module needs, and that only a cluster needs.
+folder of its own, and what it wrote is carried to where the coordinator would have written it,
+every few seconds and at the end; the files of the coordinator's machine that the job needs go along
+with it. Ray is a library that only this module needs, and that only a cluster needs.
 """
 
 import logging
@@ -15,24 +15,29 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
-import numpy as np
 import ray
 from ray._private.services import get_ray_address_from_environment
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from erl.errors import UserError
-from erl.executors.local import Result, WorkerLost
+from erl.errors import UserError, describe
+from erl.executors.jobs import (
+    Columns,
+    Job,
+    Result,
+    Rows,
+    WorkerLost,
+    first_rows,
+    new_rows,
+    under,
+)
 from erl.files import read_patiently, write_whole
-from erl.learners.core.checkpoints import checkpoint_files, remove_checkpoint
-from erl.lifetimes.lifetime import Job, LifetimeRecord, Slots, describe, live
-from erl.worlds.specification import commit, versions
 
 CONNECT_SECONDS = 10.0
 # How long nodes have to start a worker and import this project.
@@ -41,11 +46,11 @@ CHECK_SECONDS = 120.0
 EXCHANGE_SECONDS = 0.25
 FILES_SECONDS = 2.0
 
-Rows = dict[str, np.ndarray]
-Files = dict[
-    str, bytes | None
-]  # by absolute path on the coordinator's machine; None for one that is gone
+# Contents by absolute path on the coordinator's machine; None for a file that is gone.
+Files = dict[str, bytes | None]
 Stamp = tuple[int, int]
+# What jobs are computed with on a machine, in words; it must be the same on all.
+Identify = Callable[[], dict[str, str | None]]
 
 
 def connect(cluster: str) -> None:
@@ -89,57 +94,46 @@ def _knock(address: str) -> None:
 # -- on the cluster's machines --
 
 
-def _rows(n: int) -> Rows:
-    """What workers and coordinator tell one another of n lifetimes: arrays of n rows, as before the
-    lifetimes begin.
-    """
-    return vars(Slots.empty(n))
-
-
-# Those that the coordinator writes; the others are the workers'.
-_TOLD = ("stop",)
-
-
 class _Board:
-    """A Ray actor beside the coordinator that holds the rows of all lifetimes, and files until they
-    have been fetched.
+    """A Ray actor beside the coordinator that holds the rows of all jobs, and files until they have
+    been fetched.
 
     Args:
-        rows: arrays, a row for each lifetime of all jobs, in order.
-        told: names of those that the coordinator writes.
+        columns: of the board.
+        n: rows.
     """
 
-    def __init__(self, rows: Rows, told: Sequence[str]) -> None:
-        self._rows = {name: array.copy() for name, array in rows.items()}
-        self._told = set(told)
+    def __init__(self, columns: Columns, n: int) -> None:
+        self._rows = new_rows(columns, n)
+        self._from_coordinator = _from_coordinator(columns)
         self._files: dict[int, Files] = {}
         self._handed: dict[int, Files] = {}
         self._looks = 0
         # Another one, if Ray has begun this actor anew and it holds nothing.
         self._identity = os.urandom(8)
 
-    def exchange(self, first: int, n: int, said: Rows, files: Files) -> tuple[bytes, Rows]:
-        """A job whose lifetimes have n rows from `first` on says how far it is, and hears whom it
-        talks to and what it is told.
+    def exchange(self, first: int, n: int, reported: Rows, files: Files) -> tuple[bytes, Rows]:
+        """A job that has n rows from `first` on reports, and hears which board it talks to and what
+        the coordinator wrote.
         """
-        for name, part in said.items():
+        for name, part in reported.items():
             self._rows[name][first : first + n] = part
         if files:
             self._files.setdefault(first, {}).update(files)
         return self._identity, {
-            name: self._rows[name][first : first + n].copy() for name in self._told
+            name: self._rows[name][first : first + n].copy() for name in self._from_coordinator
         }
 
-    def look(self, told: Rows, arrived: int) -> tuple[int, Rows, dict[int, Files]]:
-        """The coordinator tells, sees all that was said, and fetches files, by the first row of
-        their job.
+    def look(self, written: Rows, arrived: int) -> tuple[int, Rows, dict[int, Files]]:
+        """The coordinator writes its columns, reads those of the jobs, and fetches files, by the
+        first row of their job.
 
         Args:
-            told: arrays.
+            written: the coordinator's columns.
             arrived: number of the latest look whose answer arrived; what a later one was given is
                 given again.
         """
-        for name, array in told.items():
+        for name, array in written.items():
             self._rows[name][:] = array
         if arrived == self._looks:
             self._handed = {}
@@ -147,32 +141,15 @@ class _Board:
             self._handed.setdefault(first, {}).update(files)
         self._files = {}
         self._looks = arrived + 1
-        return (
-            self._looks,
-            {name: a.copy() for name, a in self._rows.items() if name not in self._told},
-            self._handed,
-        )
+        reported = {
+            name: a.copy() for name, a in self._rows.items() if name not in self._from_coordinator
+        }
+        return self._looks, reported, self._handed
 
 
-def _moved(job: Job, folder: str) -> Job:
-    """The job as it is lived on another machine: what it writes lies under `folder`, at its path
-    there.
-    """
-
-    def move(path: str | None) -> str | None:
-        return None if path is None else _under(folder, path)
-
-    outputs = tuple(
-        replace(
-            o, tensorboard=move(o.tensorboard), checkpoint=move(o.checkpoint), status=move(o.status)
-        )
-        for o in job.outputs
-    )
-    return replace(job, outputs=outputs, models=tuple(move(m) for m in job.models))
-
-
-def _under(folder: str, path: str) -> str:
-    return os.path.join(folder, os.path.relpath(path, "/"))
+def _from_coordinator(columns: Columns) -> set[str]:
+    """Names of the columns that the coordinator writes."""
+    return {name for name, column in columns.items() if column.from_coordinator}
 
 
 class _Changes:
@@ -240,10 +217,13 @@ class _Changes:
 
 
 class _Correspondence:
-    """A job's exchanges with the board, in a thread of their own, while the job is lived."""
+    """A job's exchanges with the board, in a thread of their own, while the job runs."""
 
-    def __init__(self, board: Any, first: int, rows: Rows, changes: _Changes) -> None:
+    def __init__(
+        self, board: Any, first: int, rows: Rows, columns: Columns, changes: _Changes
+    ) -> None:
         self._board, self._first, self._rows, self._changes = board, first, rows, changes
+        self._reported = rows.keys() - _from_coordinator(columns)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep_on, daemon=True)
 
@@ -256,61 +236,64 @@ class _Correspondence:
 
     def _keep_on(self) -> None:
         looked, known = time.monotonic(), None
+        n = max((len(part) for part in self._rows.values()), default=0)
         over = False
         while not over:
             over = self._over.wait(EXCHANGE_SECONDS)
-            n = len(next(iter(self._rows.values())))
-            said = {name: part for name, part in self._rows.items() if name not in _TOLD}
+            reported = {name: self._rows[name] for name in self._reported}
             files: Files = {}
             due = time.monotonic() - looked >= FILES_SECONDS
             try:
                 if due:
                     looked = time.monotonic()
                     files = self._changes.fetch()
-                identity, told = ray.get(
-                    self._board.exchange.remote(self._first, n, said, files), timeout=60
+                identity, written = ray.get(
+                    self._board.exchange.remote(self._first, n, reported, files), timeout=60
                 )
                 if due:
                     self._changes.arrived()
                 if known not in (None, identity):  # what the one before had is lost
                     self._changes.forget()
                 known = identity
-            except (
-                Exception
-            ):  # the board's machine is gone, or a file cannot be read: the next time will tell
+            except Exception:
+                # The board's machine is gone, or a file cannot be read: it is tried again.
                 continue
-            for name, part in told.items():
+            for name, part in written.items():
                 self._rows[name][:] = part
 
 
-def _work(job: Job, board: Any, first: int, files: Files) -> tuple[list[LifetimeRecord], Files]:
-    """In a Ray task: live a job; its records, and what it wrote."""
+def _work(
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    board: Any,
+    columns: Columns,
+    first: int,
+    n: int,
+    files: Files,
+) -> tuple[Any, Files]:
+    """In a Ray task: run a job that has n rows of the board, from `first` on; its value, and the
+    files that it wrote.
+    """
     import torch
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="erl-") as folder:
-        _write({_under(folder, path): content for path, content in files.items()})
-        rows = _rows(len(job.specs))
+        _write({under(folder, path): content for path, content in files.items()})
+        rows = new_rows(columns, n)
+        changes = _Changes(folder)
+        changes.fetch()  # what was brought along is known already
+        changes.arrived()
         try:
-            moved = _moved(job, folder)
-            changes = _Changes(folder)
-            changes.fetch()  # what was brought along is known already
-            changes.arrived()
-            with _Correspondence(board, first, rows, changes):
-                records = live(moved, Slots(**rows))
+            with _Correspondence(board, first, rows, columns, changes):
+                value = function(rows, folder, *arguments)
         except SystemExit as e:  # no reason to take Ray's worker along
-            raise WorkerLost(f"the lifetime ended its process: {e!r}") from None
-        for output, record in zip(moved.outputs, records):
-            if (
-                output.checkpoint is not None and record.error is None
-            ):  # nobody needs it any more, and it may be large
-                remove_checkpoint(output.checkpoint)
-        return records, _Changes(folder).fetch()
+            raise WorkerLost(f"the job ended its process: {e!r}") from None
+        return value, _Changes(folder).fetch()
 
 
-def _identify() -> tuple[dict[str, str], str | None]:
-    """In a Ray task: what lifetimes are lived with there."""
-    return versions(), commit()
+def _identify(identify: Identify) -> dict[str, str | None]:
+    """In a Ray task: what jobs are computed with there."""
+    return identify()
 
 
 # -- the coordinator --
@@ -333,15 +316,23 @@ class RayExecutor:
     """Jobs as tasks on a Ray cluster.
 
     Args:
-        cluster: see `executors.check_cluster`.
+        cluster: see `machines.check_cluster`.
         workers: how many jobs at a time, each on one CPU; by default all CPUs of the cluster.
         max_retries: how often a job is begun again after its worker or the machine was lost.
+        identify: called here and on every node; nodes where it gives something else are refused.
+            By default all are taken.
 
     Raises:
         UserError: no such cluster, or a machine of it cannot do what this one does.
     """
 
-    def __init__(self, cluster: str, workers: int | None = None, max_retries: int = 2) -> None:
+    def __init__(
+        self,
+        cluster: str,
+        workers: int | None = None,
+        max_retries: int = 2,
+        identify: Identify = dict,
+    ) -> None:
         connect(cluster)
         self.max_retries = max_retries
         self._tasks: list[Any] = []
@@ -353,15 +344,13 @@ class RayExecutor:
                     f"for some"
                 )
             self.workers = workers or cpus
-            self._check_nodes()
+            self._check_nodes(identify)
         except BaseException:
             self.close()
             raise
 
-    def _check_nodes(self) -> None:
-        """Refuse a cluster on which lifetimes would fail, or become what they do not become
-        here.
-        """
+    def _check_nodes(self, identify: Identify) -> None:
+        """Refuse a cluster on which jobs would fail, or become what they do not become here."""
         asked: dict[Any, str] = {}
         for node in ray.nodes():
             if node["Alive"]:
@@ -369,12 +358,12 @@ class RayExecutor:
                 task = ray.remote(_identify).options(
                     num_cpus=0, max_retries=0, scheduling_strategy=there
                 )
-                asked[task.remote()] = node["NodeManagerAddress"]
-        here = _identify()
+                asked[task.remote(identify)] = node["NodeManagerAddress"]
+        mine = identify()
         deadline = time.monotonic() + CHECK_SECONDS
         for answer, address in asked.items():
             try:
-                packages, checkout = ray.get(answer, timeout=max(0.0, deadline - time.monotonic()))
+                theirs = ray.get(answer, timeout=max(0.0, deadline - time.monotonic()))
             except GetTimeoutError:
                 raise UserError(
                     f"the Ray node {address} does not answer within {CHECK_SECONDS:g} seconds"
@@ -387,12 +376,10 @@ class RayExecutor:
             except RayError:  # it is gone
                 continue
             differ = [
-                f"{k} is {packages.get(k)} there and {here[0].get(k)} here"
-                for k in sorted(packages.keys() | here[0].keys())
-                if packages.get(k) != here[0].get(k)
+                f"{name} is {theirs.get(name)} there and {mine.get(name)} here"
+                for name in sorted(theirs.keys() | mine.keys())
+                if theirs.get(name) != mine.get(name)
             ]
-            if checkout != here[1]:
-                differ.append(f"the commit is {checkout} there and {here[1]} here")
             if differ:
                 raise UserError(
                     f"on the Ray node {address} lifetimes would not be what they are here: "
@@ -400,15 +387,18 @@ class RayExecutor:
                 )
 
     def run(
-        self, jobs: Sequence[Job], tick: Callable[[Slots], Any], every: float = 0.5
+        self,
+        jobs: Sequence[Job],
+        columns: Columns,
+        tick: Callable[[Rows], Any],
+        every: float = 0.5,
     ) -> Iterator[Result]:
-        """Live all jobs: see `executors.Executor`."""
+        """Run all jobs: see `jobs.Executor`."""
         if not jobs:
             return
-        offsets = np.cumsum([0] + [len(j.specs) for j in jobs])
-        rows = _rows(int(offsets[-1]))
-        board = self._start_board(rows)
-        work = ray.remote(_work).options(num_cpus=1, max_retries=0)
+        first = first_rows(jobs)
+        rows = new_rows(columns, first[-1])
+        board = self._start_board(columns, first[-1])
         losses = [0] * len(jobs)
         pending = deque(range(len(jobs)))
         running: dict[Any, int] = {}  # task -> job
@@ -417,20 +407,16 @@ class RayExecutor:
             while pending or running:
                 while pending and len(running) < self.workers:
                     index = pending.popleft()
-                    task = work.remote(
-                        jobs[index], board, int(offsets[index]), _checkpoints(jobs[index])
-                    )
-                    running[task] = index
+                    running[_start(jobs[index], board, columns, first[index])] = index
                 self._tasks = list(running)
                 done, _ = ray.wait(self._tasks, timeout=every)
-                self._look(
-                    board, rows, {int(offsets[index]) for index in running.values()}, fetched
-                )
-                tick(Slots(**rows))
+                active = {first[index] for index in running.values()}
+                self._look(board, rows, columns, active, fetched)
+                tick(rows)
                 for task in done:
                     index = running.pop(task)
                     try:
-                        records, files = ray.get(task)
+                        value, files = ray.get(task)
                         _write(files)
                     except RayTaskError as e:
                         cause = e.cause if isinstance(e.cause, Exception) else e
@@ -448,15 +434,15 @@ class RayExecutor:
                         )
                         yield Result(index, None, error)
                     else:
-                        yield Result(index, records)
-                    fetched.unwritten.pop(int(offsets[index]), None)
+                        yield Result(index, value)
+                    fetched.unwritten.pop(first[index], None)
         finally:
             with suppress(Exception):  # Ray itself may be gone
                 ray.kill(board)
             if running:
                 self.close()
 
-    def _start_board(self, rows: Rows) -> Any:
+    def _start_board(self, columns: Columns, n: int) -> Any:
         """The board, on the machine that this process is connected through; should that be lost and
         this process live, on another.
         """
@@ -464,23 +450,25 @@ class RayExecutor:
         return (
             ray.remote(_Board)
             .options(num_cpus=0, max_restarts=-1, scheduling_strategy=here)
-            .remote(rows, _TOLD)
+            .remote(columns, n)
         )
 
-    def _look(self, board: Any, rows: Rows, jobs: set[int], fetched: _Fetched) -> None:
-        """Exchange rows with the board, and write the files of jobs that have not ended where they
-        belong, or the next time.
+    def _look(
+        self, board: Any, rows: Rows, columns: Columns, active: set[int], fetched: _Fetched
+    ) -> None:
+        """Exchange rows with the board, and write the files of active jobs, which are given by
+        their first rows, where they belong. What cannot be written is tried again.
         """
         try:
-            told = {name: rows[name] for name in _TOLD}
-            fetched.looks, said, files = ray.get(
-                board.look.remote(told, fetched.looks), timeout=5.0
+            written = {name: rows[name] for name in _from_coordinator(columns)}
+            fetched.looks, reported, files = ray.get(
+                board.look.remote(written, fetched.looks), timeout=5.0
             )
-        except RayError:  # what lifetimes become does not depend on it
+        except RayError:  # no result depends on it
             return
-        for name, array in said.items():
+        for name, array in reported.items():
             rows[name][:] = array
-        for first in jobs & files.keys():
+        for first in active & files.keys():
             fetched.unwritten.setdefault(first, {}).update(files[first])
         for first in [*fetched.unwritten]:
             with suppress(OSError):  # at the job's end it counts
@@ -496,17 +484,16 @@ class RayExecutor:
         ray.shutdown()
 
 
-def _checkpoints(job: Job) -> Files:
-    """The checkpoints that the coordinator has of a job's lifetimes."""
-    paths = [
-        p for o in job.outputs if o.checkpoint is not None for p in checkpoint_files(o.checkpoint)
-    ]
-    return {str(path): read_patiently(path) for path in paths}
+def _start(job: Job, board: Any, columns: Columns, first: int) -> Any:
+    """Begin a job, with the files that it needs, as a Ray task."""
+    files: Files = {str(path): read_patiently(path) for path in job.files()}
+    task = ray.remote(_work).options(num_cpus=1, max_retries=0)
+    return task.remote(job.function, job.arguments, board, columns, first, job.rows, files)
 
 
 def _write(files: Files) -> None:
-    """Write files, checkpoints after what they need, and then remove those that are gone: at any
-    moment there is a whole state.
+    """Write files, and then remove those that are gone. Checkpoints (`.pkl`) are written after what
+    they need: at any moment there is a whole state.
 
     What is done is taken out of `files`, so that the rest can be tried again.
     """

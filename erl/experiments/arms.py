@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from erl.search.space import LEARNER, learner_settings, make_context, search_space
+from erl.studies.configuration import EvolutionStudy, TestStudy
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
 
@@ -32,44 +33,38 @@ LSTM = "RecurrentPPO"
 RATED = ("PPO", LSTM)
 
 
-def arm_names(evolution: dict[str, Any], params: dict[str, float]) -> list[str]:
+def arm_names(evolution: EvolutionStudy, params: dict[str, float]) -> list[str]:
     """ER-MRL's agents, the learner alone first.
 
     Args:
         evolution: configuration of the study that was evolved.
         params: its best hyperparameters.
     """
-    learner = evolution["learner"]
+    learner = evolution.learner
     if learner not in RATED or "learning_rate" in learner_settings(evolution, params):
         return [learner, f"RES_{learner}"]
-    rates = RATES + (MORE_RATES if evolution["del_obs"] or evolution.get("nb_res") else ())
+    rates = RATES + (MORE_RATES if evolution.del_obs or evolution.nb_res else ())
     return [learner, *(f"RES_{learner}_{rate:.10f}".rstrip("0") for rate in rates)]
 
 
-def control_names(evolution: dict[str, Any], params: dict[str, float]) -> list[str]:
+def control_names(evolution: EvolutionStudy, params: dict[str, float]) -> list[str]:
     """Agents with other memories, or with reservoirs that lack one property of the evolved ones."""
     reservoir = arm_names(evolution, params)[1]
-    controls = [f"STACK_{evolution['learner']}", f"RANDOM_{reservoir}", f"NOREC_{reservoir}"]
-    return controls if evolution["learner"] == LSTM else [*controls, LSTM]
+    controls = [f"STACK_{evolution.learner}", f"RANDOM_{reservoir}", f"NOREC_{reservoir}"]
+    return controls if evolution.learner == LSTM else [*controls, LSTM]
 
 
-def arm_lifetime(
-    arm: str, index: int, config: dict[str, Any], params: dict[str, float]
-) -> LifetimeSpec:
+def arm_lifetime(arm: str, index: int, config: TestStudy, params: dict[str, float]) -> LifetimeSpec:
     """A test lifetime.
 
     Args:
         arm: one of `arm_names` or `control_names`.
         index: of the test seed.
-        config: of the test, the evolution's configuration under `evolution`.
+        config: of the test.
         params: evolved hyperparameters.
     """
-    evolution = config["evolution"]
-    learner, settings, engine = (
-        evolution["learner"],
-        dict(evolution["learner_config"]),
-        config["engine"],
-    )
+    evolution = config.evolution
+    learner, settings, engine = evolution.learner, dict(evolution.learner_config), config.engine
     context, frame_stack = None, 1
     if arm.startswith("STACK_"):
         frame_stack = FRAME_STACK
@@ -88,16 +83,16 @@ def arm_lifetime(
         if rate != learner:
             settings["learning_rate"] = float(rate)
         context = make_context(evolution, params)
-    published = evolution["published_code"]
+    env_id = config.env_id or evolution.env_id or ""
     return LifetimeSpec(
-        task=Task(config.get("env_id") or evolution["env_id"], evolution["del_obs"], frame_stack),
+        task=Task(env_id, evolution.del_obs, frame_stack),
         learner=LearnerSpec(learner, settings, engine),
-        steps=config["training_steps"],
+        steps=config.training_steps,
         seeds=Seeds.published(index)
-        if published
-        else Seeds.derive(evolution["seed"], "test", index),
+        if evolution.published_code
+        else Seeds.derive(evolution.seed, "test", index),
         context=context,
-        ep_eval=evolution["ep_eval"],
+        ep_eval=evolution.ep_eval,
     )
 
 
@@ -111,11 +106,11 @@ def _lstm_settings(learner: str, settings: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if k in taken and k != "policy"}
 
 
-def draw(evolution: dict[str, Any], index: int) -> dict[str, float]:
+def draw(evolution: EvolutionStudy, index: int) -> dict[str, float]:
     """Hyperparameters drawn from a study's search space, uniformly on each parameter's scale; for
     each test seed others.
     """
-    rng = np.random.default_rng(np.random.SeedSequence(evolution["seed"], spawn_key=(3, index)))
+    rng = np.random.default_rng(np.random.SeedSequence(evolution.seed, spawn_key=(3, index)))
     params: dict[str, float] = {}
     for name, r in search_space(evolution).items():
         low, high = (math.log(r.low), math.log(r.high)) if r.log else (r.low, r.high)

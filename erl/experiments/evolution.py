@@ -8,23 +8,28 @@ differ in their hyperparameters only.
 
 import math
 import os
-import re
 import shlex
-import time
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
-from erl.cli import duration, figure, option
+from erl.cli import figure, option
 from erl.errors import UserError, nearest
-from erl.executors.local import Executor, LocalExecutor, check_cluster, default_workers
-from erl.experiments.trials import run
-from erl.files import check_writable
-from erl.learners import Outputs, canonical_name
-from erl.learners.core.settings_file import load_settings
-from erl.lifetimes.lifetime import POINTS, Job, check, checkpoint_path
+from erl.experiments.campaign import Campaign, Progress, checkpoint_path
+from erl.experiments.flags import (
+    RunFlags,
+    check_count,
+    check_name,
+    check_seeds,
+    plural,
+    read_settings,
+    study_name,
+)
+from erl.experiments.trials import Member
+from erl.learners import ENGINES, Outputs, canonical_name, resolve_engine
+from erl.lifetimes.living import Cohort, check
+from erl.lifetimes.record import POINTS
 from erl.search.pruning import PRUNERS, Pruning, check_pruner
 from erl.search.samplers import (
     RESTARTS,
@@ -36,79 +41,26 @@ from erl.search.samplers import (
 )
 from erl.search.space import learner_settings, make_context, search_space
 from erl.statistics import normalised_score
+from erl.studies.configuration import EvolutionStudy
 from erl.studies.storage import DEFAULT_STORAGE, shown
-from erl.studies.study import SearchSpace, Sink, Study, Taken, distributions
+from erl.studies.study import (
+    Plan,
+    RunningTrial,
+    SearchSpace,
+    Sink,
+    Study,
+    distributions,
+    stored_config,
+)
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.task_sets import References, TaskSet, load_task_set, task_set_from_ids
 from erl.worlds.tasks import Task, check_task
 
 FITNESSES = ("training", "final_eval")
-# What may change when a study is continued: how much of it, and how it is computed, but not what it
-# is.
-VOLATILE = (
-    "nb_trials",
-    "workers",
-    "cluster",
-    "storage",
-    "max_retries",
-    "checkpoint_minutes",
-    "runs",
-    "config_version",
-    "start",
-)
-# What studies are that were made before these flags were.
-ADDED = {"pruner": "none", "restarts": "ipop", "use_pruned": True, "warm_start": None}
-CONFIG_VERSION = 1
-MAX_SEED = 10**6
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """Flags that evolutions and tests share: where they store, and how they are computed."""
-
-    storage: str = option(DEFAULT_STORAGE, "study database: any Optuna address, or a journal file")
-    workers: int | None = option(
-        None, "lifetimes or cohorts at a time, on one core each; by default all cores"
-    )
-    cluster: str | None = option(
-        None,
-        "where they run, in place of processes on this machine: ray, ray:HOST:PORT or ray://HOST:PORT",
-    )
-    max_retries: int = option(
-        2, "how often lifetimes are begun again after their worker process died"
-    )
-    checkpoint_minutes: float = option(5.0, "minutes between the checkpoints of a lifetime")
-    runs: str = option("runs", "folder of checkpoints")
-    published_code: bool = option(
-        False, "behave as ER-MRL's published code: no action in the reservoir, seeds 0, 1, 2, …"
-    )
-
-    def __post_init__(self) -> None:
-        if self.workers is not None:
-            check_count("workers", self.workers)
-        if self.cluster is not None:
-            check_cluster(self.cluster)
-        if self.max_retries < 0:
-            raise UserError(f"--max_retries is not negative: {self.max_retries}")
-        if not 0 <= self.checkpoint_minutes < math.inf:
-            raise UserError(f"--checkpoint_minutes is a number from 0: {self.checkpoint_minutes}")
-        for name in ("runs", "logs", "models"):
-            folder = getattr(self, name, None)
-            if folder is not None:
-                try:
-                    check_writable(folder)
-                except OSError as e:
-                    raise UserError(
-                        f"--{name} {folder!r} cannot be written: {e.strerror or e}"
-                    ) from e
-
-    def subject(self) -> str:
-        """What the study's name begins with."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class CommonConfig(RunConfig):
+class EvolutionFlags(RunFlags):
     """Flags that every evolution takes. Defaults are ER-MRL's."""
 
     h_test: str = option("main", "name of the experiment, part of the study's name")
@@ -147,7 +99,7 @@ class CommonConfig(RunConfig):
     learner_config: str | None = option(
         None, "YAML or JSON file of its keyword arguments (SB3 Zoo's files work)"
     )
-    engine: str = option("auto", "how lifetimes are trained", choices=("auto", "cohort", "sb3"))
+    engine: str = option("auto", "how lifetimes are trained", choices=ENGINES)
     seed: int = option(0, "root of all seeds")
     pruner: str = option(
         "none",
@@ -173,8 +125,7 @@ class CommonConfig(RunConfig):
         for name in ("popsize", "obs_units"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
-        if self.seed < 0:
-            raise UserError(f"--seed is not negative: {self.seed}")
+        check_seeds(self.seed, self.nb_seeds)
         if self.popsize is not None and self.popsize < 2:
             raise UserError(f"a generation has at least 2 trials: --popsize {self.popsize}")
         check_restarts(self.restarts)
@@ -191,20 +142,19 @@ class CommonConfig(RunConfig):
                 f"unknown fitness {self.fitness!r}{nearest(self.fitness, FITNESSES)} (known: "
                 f"{', '.join(FITNESSES)})"
             )
-
         if self.pruner not in PRUNERS:
             raise UserError(
                 f"unknown pruner {self.pruner!r}{nearest(self.pruner, PRUNERS)} (known: "
                 f"{', '.join(PRUNERS)})"
             )
 
-    def settings(self) -> dict[str, Any]:
-        """What the study stores beside the flags."""
-        return {}
+    def tasks(self) -> dict[str, Any]:
+        """What the study stores of its environments: fields of `EvolutionStudy`."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class EvolutionConfig(CommonConfig):
+class EvolutionConfig(EvolutionFlags):
     """One reservoir for one environment."""
 
     env_id: str = option("HalfCheetah-v4", "Gymnasium environment")
@@ -212,6 +162,10 @@ class EvolutionConfig(CommonConfig):
     def subject(self) -> str:
         """The environment."""
         return self.env_id
+
+    def tasks(self) -> dict[str, Any]:
+        """The environment."""
+        return {"env_id": self.env_id}
 
 
 @dataclass(frozen=True)
@@ -231,7 +185,7 @@ class MultiEvolutionConfig(EvolutionConfig):
 
 
 @dataclass(frozen=True)
-class GeneralizationConfig(CommonConfig):
+class GeneralizationConfig(EvolutionFlags):
     """Reservoirs for a set of environments."""
 
     env_type: str = option(
@@ -260,7 +214,7 @@ class GeneralizationConfig(CommonConfig):
         """Set and number of reservoirs."""
         return f"{self.task_set().name}_{self.nb_res}"
 
-    def settings(self) -> dict[str, Any]:
+    def tasks(self) -> dict[str, Any]:
         """The environments and the returns that normalise their scores, so that a test needs no
         file.
         """
@@ -269,159 +223,154 @@ class GeneralizationConfig(CommonConfig):
             check_task(Task(env_id, self.del_obs))
         references = References.of(task_set, published=self.published_code)
         references.check(task_set.env_ids)
-        returns = {
-            e: [references.random_return(e), references.target_return(e)] for e in task_set.env_ids
-        }
         return {
             "env_type": task_set.name,
-            "env_ids": list(task_set.env_ids),
-            "references": returns,
-            "sets": None,
+            "env_ids": task_set.env_ids,
+            "references": {
+                e: [references.random_return(e), references.target_return(e)]
+                for e in task_set.env_ids
+            },
         }
 
 
-def make_executor(config: RunConfig) -> Executor:
-    """The workers that a configuration asks for.
-
-    Raises:
-        UserError: there is no such cluster, or it cannot be used.
-    """
-    if config.cluster is not None:
-        try:
-            from erl.executors.ray_cluster import RayExecutor
-        except ImportError as e:
-            raise UserError(f'--cluster needs Ray ({e}): pip install "ray[client]"') from None
-        return RayExecutor(config.cluster, config.workers, config.max_retries)
-    return LocalExecutor(config.workers or default_workers(), config.max_retries)
-
-
-def check_name(name: str) -> None:
-    """Refuse a name that could lead out of the run folder."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,99}", name) or ".." in name:
-        raise UserError(
-            f"--h_test {name!r} is no name: letters, digits and _ . + = - only, at most 100"
-        )
-
-
-def check_count(name: str, value: int) -> None:
-    """Refuse zero and negative counts."""
-    if value < 1:
-        raise UserError(f"--{name} is at least 1, not {value}")
-
-
-def seed_indices(nb_seeds: int) -> list[int]:
-    """Numbers of the seeds of a command that repeats lifetimes: in a SLURM array the task's own,
-    else the first so many.
-
-    Raises:
-        UserError: the array's index is no such number.
-    """
-    task_id = os.environ.get("SLURM_ARRAY_TASK_ID")
-    if task_id is None:
-        return list(range(nb_seeds))
-    if not (re.fullmatch("[0-9]{1,7}", task_id) and int(task_id) <= MAX_SEED):
-        raise UserError(f"SLURM_ARRAY_TASK_ID is no seed index from 0 to {MAX_SEED}: {task_id!r}")
-    return [int(task_id)]
-
-
-def study_name(subject: str, h_test: str, training_steps: int) -> str:
-    """ER-MRL's: `{env_id}_{h_test}_{thousands of steps}k_steps`, with the number of reservoirs
-    behind the environment or set.
-    """
-    return f"{subject}_{h_test}_{thousands(training_steps)}_steps"
-
-
-def thousands(steps: int) -> str:
-    """`300k`; ER-MRL rounds down, which says nothing below one thousand."""
-    return f"{steps // 1000}k" if steps >= 1000 else f"{steps / 1000:g}k"
-
-
-def lifetimes(config: dict[str, Any], params: dict[str, float]) -> list[LifetimeSpec]:
+def lifetimes(config: EvolutionStudy, params: dict[str, float]) -> list[LifetimeSpec]:
     """The lifetimes of a trial: one for each environment and seed."""
+    learner = LearnerSpec(config.learner, learner_settings(config, params), config.engine)
     return [
         LifetimeSpec(
-            task=Task(env_id, config["del_obs"]),
-            learner=LearnerSpec(
-                config["learner"], learner_settings(config, params), config["engine"]
-            ),
-            steps=config["training_steps"],
+            task=Task(env_id, config.del_obs),
+            learner=learner,
+            steps=config.training_steps,
             seeds=Seeds.published(i)
-            if config["published_code"]
-            else Seeds.derive(config["seed"], "evolution", i),
+            if config.published_code
+            else Seeds.derive(config.seed, "evolution", i),
             context=make_context(config, params),
-            ep_eval=config["ep_eval"],
-            fitness=config["fitness"],
+            ep_eval=config.ep_eval,
+            fitness=config.fitness,
         )
-        for env_id in config.get("env_ids") or [config["env_id"]]
-        for i in range(config["nb_seeds"])
+        for env_id in config.environments
+        for i in range(config.nb_seeds)
     ]
 
 
-def score(config: dict[str, Any], spec: LifetimeSpec, value: float) -> float:
+def score(config: EvolutionStudy, spec: LifetimeSpec, value: float) -> float:
     """What a lifetime's return contributes to its trial's: itself, on a set of environments on the
     scale from random to target return.
     """
-    if "references" not in config:
+    if config.references is None:
         return value
-    return float(normalised_score(value, *config["references"][spec.task.env_id]))
+    return float(normalised_score(value, *config.references[spec.task.env_id]))
 
 
-def stored_config(config: CommonConfig, sink: Sink) -> dict[str, Any]:
-    """The configuration as a study stores it: names in their proper spelling, the learner's
-    settings in full.
+def study_config(flags: EvolutionFlags, sink: Sink) -> EvolutionStudy:
+    """What the flags ask for, as a study stores it: names in their proper spelling, the learner's
+    settings in full, `auto` resolved.
     """
-    stored = {f.name: getattr(config, f.name) for f in fields(config)}
-    del stored["h_test"]
-    stored |= config.settings()
-    stored["learner"] = canonical_name(config.learner)
-    envs = stored.get("env_ids") or [stored["env_id"]]
-    read = [load_settings(config.learner_config, env_id) for env_id in envs]
-    if any(file.settings != read[0].settings for file in read):
-        raise UserError(
-            f"{config.learner_config} has different settings for {', '.join(envs)}; a trial has "
-            f"one learner"
-        )
-    stored["learner_config"] = read[0].settings
-    for note in dict.fromkeys(note for file in read for note in file.notes):
-        sink.line(note)
-    if any(file.env_kwargs for file in read):
-        sink.line(f"{config.learner_config}: env_kwargs do not apply here and are left out")
-    stored["popsize"] = generation_size(
-        config.sampler, distributions(search_space(stored)), config.popsize
+    known = {f.name for f in fields(EvolutionStudy)}
+    asked: dict[str, Any] = {k: v for k, v in vars(flags).items() if k in known}
+    asked |= {"learner": canonical_name(flags.learner), "learner_config": {}, **flags.tasks()}
+    config = EvolutionStudy(**asked)
+    settings = read_settings(flags.learner_config, config.environments, sink.line)
+    source = flags.warm_start
+    if source is not None and "#" in source:
+        storage, _, name = source.rpartition("#")
+        source = f"{shown(storage)}#{name}"  # a password has no place in a study
+    space = distributions(search_space(config))
+    return replace(
+        config,
+        learner_config=settings,
+        engine=resolve_engine(config.learner, config.engine, settings, sink.line),
+        popsize=generation_size(flags.sampler, space, flags.popsize),
+        sampler=next(s for s in SAMPLERS if s.casefold() == flags.sampler.casefold()),
+        warm_start=source,
     )
-    stored["sampler"] = next(s for s in SAMPLERS if s.casefold() == config.sampler.casefold())
-    if config.warm_start is not None and "#" in config.warm_start:
-        storage, _, source = config.warm_start.rpartition("#")
-        stored["warm_start"] = f"{shown(storage)}#{source}"
-    # Where and by how many hands is no part of what a study is; a password has no place in it.
-    for key in ("storage", "workers", "cluster", "max_retries", "checkpoint_minutes", "runs"):
-        del stored[key]
-    return stored | {"config_version": CONFIG_VERSION}
 
 
-def warm(config: CommonConfig, name: str, space: SearchSpace) -> dict[str, Any] | None:
-    """What a warm start begins with: as the study stores it, so that its source is asked only
-    once.
+def continued(
+    flags: EvolutionFlags, name: str, config: EvolutionStudy, space: SearchSpace
+) -> EvolutionStudy:
+    """The configuration as it is if the study exists already: with its engine, unless the flags
+    name one, and its warm start.
     """
-    assert config.warm_start is not None
-    if config.sampler.casefold() != "cmaes":
+    if flags.warm_start is not None and config.sampler != "Cmaes":
         raise UserError(
             f"--warm_start is for --sampler Cmaes; {config.sampler} begins from nothing but its "
             f"own trials"
         )
-    with suppress(UserError):  # there is no such study yet, or else its creation says what is wrong
-        known = Study(config.storage, name).config
-        if known is not None:
-            return known.get("start")
-    storage, _, source = config.warm_start.rpartition("#")
+    stored = stored_config(flags.storage, name)
+    if isinstance(stored, EvolutionStudy):
+        engine = stored.engine if flags.engine == "auto" else config.engine
+        return replace(config, engine=engine, start=stored.start)
+    if flags.warm_start is None:
+        return config
+    storage, _, source = flags.warm_start.rpartition("#")
     if not source:
         raise UserError(
-            f"--warm_start {config.warm_start!r} names no study: STUDY, or STORAGE#STUDY"
+            f"--warm_start {flags.warm_start!r} names no study: STUDY, or STORAGE#STUDY"
         )
-    return warm_start(Study(storage or config.storage, source).optuna, space)
+    start = warm_start(Study(storage or flags.storage, source).optuna, space)
+    return replace(config, start=start)
 
 
-def evolve(config: CommonConfig, sink: Sink) -> int:
+def check_lifetimes(config: EvolutionStudy) -> None:
+    """A trial run of the constructors, at both ends of every range: complaints come before anything
+    is written.
+    """
+    ranges = search_space(config)
+    for end in ("low", "high"):
+        specs = lifetimes(config, {name: getattr(r, end) for name, r in ranges.items()})
+        check_pruner(config.pruner, len(specs))
+        for spec in specs[:: config.nb_seeds]:
+            check(spec)
+
+
+class Generations:
+    """Trials of an evolution: those that wait to be taken up, and new ones in whole generations.
+
+    Args:
+        study: of the evolution.
+        sampler: proposes parameters.
+        space: their distributions.
+        plan: from parameters to lifetimes.
+        popsize: trials of a generation.
+        nb_trials: in all.
+        max_retries: see `Study.reclaim`.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        sampler: Any,
+        space: SearchSpace,
+        plan: Plan,
+        popsize: int,
+        nb_trials: int,
+        max_retries: int,
+    ) -> None:
+        self._study, self._sampler, self._space, self._plan = study, sampler, space, plan
+        self._popsize, self._nb_trials, self._max_retries = popsize, nb_trials, max_retries
+
+    def next_trials(self) -> list[RunningTrial] | None:
+        """See `TrialSource`."""
+        study = self._study
+        reclaimed = study.reclaim(self._max_retries)
+        waiting = [t for t in reclaimed if t.number < self._nb_trials]
+        begun = len(study.trials())
+        # A generation that an earlier run left incomplete is filled up; waiting trials of a
+        # complete one come first.
+        new = -begun % self._popsize or (0 if waiting else self._popsize)
+        new = min(new, max(0, self._nb_trials - begun))
+        if not (waiting or new):
+            return None
+        resumed = [study.take_up(t, self._plan, self._sampler, self._space) for t in waiting]
+        trials = [t for t in resumed if t is not None]
+        generation = begun // self._popsize
+        return trials + study.propose(
+            new, self._sampler, self._space, self._plan, generation, self._nb_trials
+        )
+
+
+def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     """Evolve reservoirs until the study has its trials.
 
     Returns:
@@ -430,140 +379,91 @@ def evolve(config: CommonConfig, sink: Sink) -> int:
     Raises:
         UserError: bad input; nothing has been written then.
     """
-    stored = stored_config(config, sink)
-    ranges = search_space(stored)
-    space = distributions(ranges)
-    name = study_name(config.subject(), config.h_test, config.training_steps)
-    # A trial run of the constructors, at both ends of every range: complaints come before anything
-    # is written.
-    for end in ("low", "high"):
-        extreme = {n: getattr(r, end) for n, r in ranges.items()}
-        specs = lifetimes(stored, extreme)
-        check_pruner(stored["pruner"], len(specs))
-        for spec in specs[:: config.nb_seeds]:
-            check(spec)
-    if config.warm_start is not None:
-        stored["start"] = warm(config, name, space)
-    executor = make_executor(config)
-    try:
-        study = Study(config.storage, name, stored, VOLATILE, ADDED)
-    except BaseException:
-        executor.close()
-        raise
-    workers = executor.workers
-    assert study.config is not None
-    start = study.config.get("start")
+    config = study_config(flags, sink)
+    space = distributions(search_space(config))
+    name = study_name(flags.subject(), flags.h_test, flags.training_steps)
+    config = continued(flags, name, config, space)
+    check_lifetimes(config)
+    campaign = Campaign(flags, name, config, sink)
+    study = campaign.study
+    popsize = config.popsize or generation_size(config.sampler, space)
     sampler = make_sampler(
-        stored["sampler"],
+        config.sampler,
         space,
         config.seed,
-        stored["popsize"],
-        stored["restarts"],
-        stored["use_pruned"],
-        start,
+        popsize,
+        config.restarts,
+        config.use_pruned,
+        config.start,
     )
-    progress = Progress(study, config, len(stored.get("env_ids", [0])), sink)
-    sink.line(
-        f"{name} in {shown(config.storage)}: {stored['sampler']} over {', '.join(space)}, "
-        f"generations of {stored['popsize']}, "
-        + (f"{len(stored['env_ids'])} environments x " if "env_ids" in stored else "")
-        + f"{config.nb_seeds} seeds x {config.training_steps:,} steps, "
-        + f"{workers} worker{'s' * (workers > 1)}"
-    )
-    if start is not None:
-        sink.line(
-            f"warm start from {stored['warm_start']}: {', '.join(start['parameters'])} of "
-            f"{start['trials']} trials"
-        )
+    _say_what(campaign, config, space, flags.storage)
 
     def plan(params: dict[str, Any]) -> list[LifetimeSpec]:
-        return lifetimes(stored, params)
+        return lifetimes(config, params)
 
-    def job(members: Sequence[tuple[Taken, int]]) -> Job:
-        specs = tuple(taken.specs[index] for taken, index in members)
-        seconds = config.checkpoint_minutes * 60
-        return Job(
+    def make_cohort(members: Sequence[Member]) -> Cohort:
+        specs = tuple(trial.specs[index] for trial, index in members)
+        seconds = flags.checkpoint_minutes * 60
+        return Cohort(
             specs,
-            tuple(Outputs(None, checkpoint_path(config.runs, name, s), seconds) for s in specs),
+            tuple(Outputs(None, checkpoint_path(flags.runs, name, s), seconds) for s in specs),
         )
 
-    popsize = stored["popsize"]
+    progress = EvolutionProgress(study, config, flags.nb_trials, sink)
+    source = Generations(study, sampler, space, plan, popsize, flags.nb_trials, flags.max_retries)
     pruning = None if config.pruner == "none" else Pruning(config.pruner, popsize)
-    try:
-        with study:
-            while True:
-                waiting = [
-                    t for t in study.reclaim(config.max_retries) if t.number < config.nb_trials
-                ]
-                begun = len(study.trials())
-                # A generation that an earlier run left incomplete is filled up; waiting trials of a
-                # complete one come first.
-                new = -begun % popsize or (0 if waiting else popsize)
-                new = min(new, max(0, config.nb_trials - begun))
-                if not (waiting or new):
-                    if not study.in_doubt():
-                        break
-                    sink.status("waiting for a sign of who is about the trials that still run")
-                    continue
-                resumed = [study.take_up(t, plan, sampler, space) for t in waiting]
-                taken = [t for t in resumed if t is not None]
-                taken += study.propose(
-                    new, sampler, space, plan, begun // popsize, config.nb_trials
-                )
-                if not taken:  # other coordinators were faster
-                    continue
-                progress.begin(taken)
-                run(
-                    study,
-                    taken,
-                    executor,
-                    job,
-                    progress.end,
-                    progress.tick,
-                    partial(score, stored),
-                    pruning,
-                )
-    except KeyboardInterrupt:
-        sink.close()
+    if not campaign.run(source, make_cohort, progress, partial(score, config), pruning):
         sink.line(
-            f"interrupted: {study.finished()} of {config.nb_trials} trials are finished and "
-            f"stored in {shown(config.storage)}; "
+            f"interrupted: {study.finished()} of {flags.nb_trials} trials are finished and "
+            f"stored in {shown(flags.storage)}; "
             "the same command goes on from there"
         )
         _say_best(study, sink)
         return 130
-    finally:
-        executor.close()
-        sink.close()
-    elsewhere = len(
-        study.trials("RUNNING")
-    )  # asked first: what ends meanwhile is then among the finished
+    # Asked first: what ends meanwhile is then among the finished.
+    elsewhere = len(study.trials("RUNNING"))
     best = _say_best(study, sink)
     if elsewhere:
-        sink.line(f"{elsewhere} trial{'s' * (elsewhere > 1)} of this study still run elsewhere")
+        sink.line(f"{plural(elsewhere, 'trial')} of this study still run elsewhere")
     if best is None:
         if elsewhere:
             return 0
         sink.line(f"no trial succeeded: {progress.last_error or 'see the trials'}")
         return 1
-    script = (
-        "test_generalization.py"
-        if "env_ids" in stored
-        else "test_multi_res.py"
-        if "nb_res" in stored
-        else "test.py"
-    )
-    command = ["python", script, "--study", name, "--training_steps", str(config.training_steps)]
-    if "env_ids" in stored:
-        seen = {e.rpartition("-v")[0] for e in stored["env_ids"]}
-        others = [
-            e for e in load_task_set("forward_mujoco").env_ids if e.rpartition("-v")[0] not in seen
-        ]
-        command += ["--env_id", others[0] if others else "Humanoid-v4"]
-    if config.storage != DEFAULT_STORAGE:
-        command += ["--storage", shown(config.storage)]
-    sink.line(f"test them:       {shlex.join(command)}")
+    sink.line(f"test them:       {test_command(config, name, flags)}")
     return 0
+
+
+def test_command(config: EvolutionStudy, name: str, flags: EvolutionFlags) -> str:
+    """The command that tests what was evolved."""
+    script = "test.py" if config.nb_res is None else "test_multi_res.py"
+    if config.env_ids is not None:
+        script = "test_generalization.py"
+    steps = str(config.training_steps)
+    command = ["python", script, "--study", name, "--training_steps", steps]
+    if config.env_ids is not None:
+        seen = {e.rpartition("-v")[0] for e in config.env_ids}
+        known = load_task_set("forward_mujoco").env_ids
+        unseen = [e for e in known if e.rpartition("-v")[0] not in seen]
+        command += ["--env_id", unseen[0] if unseen else "Humanoid-v4"]
+    if flags.storage != DEFAULT_STORAGE:
+        command += ["--storage", shown(flags.storage)]
+    return shlex.join(command)
+
+
+def _say_what(campaign: Campaign, config: EvolutionStudy, space: SearchSpace, storage: str) -> None:
+    """Say what is evolved."""
+    environments = "" if config.env_ids is None else f"{len(config.env_ids)} environments x "
+    campaign.sink.line(
+        f"{campaign.name} in {shown(storage)}: {config.sampler} over {', '.join(space)}, "
+        f"generations of {config.popsize}, {environments}{config.nb_seeds} seeds x "
+        f"{config.training_steps:,} steps, {campaign.workers}"
+    )
+    if config.start is not None:
+        campaign.sink.line(
+            f"warm start from {config.warm_start}: {', '.join(config.start['parameters'])} of "
+            f"{config.start['trials']} trials"
+        )
 
 
 def _say_best(study: Study, sink: Sink) -> Any:
@@ -583,74 +483,59 @@ def _say_best(study: Study, sink: Sink) -> Any:
     return best
 
 
-class Progress:
+class EvolutionProgress(Progress):
     """Counts trials and steps, and says how far an evolution is."""
 
-    def __init__(self, study: Study, config: CommonConfig, nb_envs: int, sink: Sink) -> None:
-        self.study, self.config, self.sink = study, config, sink
-        self._start = time.monotonic()
-        self._steps_before, self._steps_now = 0, 0
-        self._done = study.finished()
-        self._budget = (
-            (config.nb_trials - self._done) * nb_envs * config.nb_seeds * config.training_steps
-        )
+    def __init__(self, study: Study, config: EvolutionStudy, nb_trials: int, sink: Sink) -> None:
+        done = study.finished()
+        lifetimes_of_a_trial = len(config.environments) * config.nb_seeds
+        super().__init__(sink, (nb_trials - done) * lifetimes_of_a_trial * config.training_steps)
+        self.done = done
+        self.last_error: str | None = None
+        self._nb_trials = nb_trials
         best = study.best()
-        self._best = (
-            (float(best.value), best.number)
-            if best is not None and best.value is not None
-            else None
-        )
+        self._best = None if best is None else (float(best.value or 0.0), best.number)
         self._generation: Any = 0
         self._running = 0
-        self.last_error: str | None = None
 
-    def begin(self, trials: Sequence[Taken]) -> None:
+    def begin(self, trials: Sequence[RunningTrial]) -> None:
         """A generation begins."""
-        self._steps_before += self._steps_now
-        self._steps_now = 0
-        self._running = len(trials)
-        self._generation = trials[0].attrs.get("generation", 0)
-        self.tick(0)
+        super().begin(trials)
+        if trials:
+            self._running = len(trials)
+            self._generation = trials[0].attrs.get("generation", 0)
+            self.tick(0)
 
-    def end(self, taken: Taken, value: float | None) -> None:
+    def end(self, trial: RunningTrial, value: float | None) -> None:
         """A trial has ended."""
-        self._done += 1
         self._running -= 1
-        params = "  ".join(f"{k} {v:<10.4g}" for k, v in taken.params.items())
         if value is None:
-            assert taken.error is not None
-            self.last_error = taken.error[0]
-            self.sink.line(
-                f"trial {taken.number:4d}  generation {self._generation:3d}  {params}  failed: "
-                f"{self.last_error}"
-            )
-            return
-        if taken.pruned is not None:
-            self._budget -= sum(max(0, r.spec.steps - r.steps) for r in taken.records.values())
-            self.sink.line(
-                f"trial {taken.number:4d}  generation {self._generation:3d}  {params}  "
-                f"pruned  {figure(taken.pruned.value):>10s}  at {taken.pruned.point}/{POINTS}"
-            )
-            return
-        if self._best is None or value > self._best[0]:
-            self._best = (value, taken.number)
-        notes = {r.note for r in taken.records.values() if r.note}
-        self.sink.line(
-            f"trial {taken.number:4d}  generation {self._generation:3d}  {params}  fitness "
-            f"{figure(value):>10s}  "
-            f"best {figure(self._best[0]):>10s}" + "".join(f"  ({n})" for n in sorted(notes))
+            self.last_error = trial.error[0] if trial.error is not None else None
+        elif trial.pruned is not None:
+            self.budget -= sum(max(0, r.spec.steps - r.steps) for r in trial.records.values())
+        elif self._best is None or value > self._best[0]:
+            self._best = (value, trial.number)
+        super().end(trial, value)
+
+    def trial_line(self, trial: RunningTrial, value: float | None) -> str:
+        """See `Progress`."""
+        params = "  ".join(f"{k} {v:<10.4g}" for k, v in trial.params.items())
+        head = f"trial {trial.number:4d}  generation {self._generation:3d}  {params}  "
+        if value is None:
+            return f"{head}failed: {self.last_error}"
+        if trial.pruned is not None:
+            point = f"at {trial.pruned.point}/{POINTS}"
+            return f"{head}pruned  {figure(trial.pruned.value):>10s}  {point}"
+        best = figure(self._best[0] if self._best is not None else None)
+        notes = sorted({r.note for r in trial.records.values() if r.note})
+        return f"{head}fitness {figure(value):>10s}  best {best:>10s}" + "".join(
+            f"  ({note})" for note in notes
         )
 
-    def tick(self, steps: int) -> None:
-        """Show the status line; `steps` were taken in this generation."""
-        self._steps_now = steps
-        elapsed = time.monotonic() - self._start
-        rate = (self._steps_before + steps) / elapsed if elapsed > 1 else 0.0
-        left = max(0, self._budget - self._steps_before - steps)
+    def status_line(self, steps: int, speed: float, left: str) -> str:
+        """See `Progress`."""
         best = "-" if self._best is None else f"{figure(self._best[0])} (trial {self._best[1]})"
-        remaining = duration(left / rate) if rate else "-"
-        self.sink.status(
-            f"generation {self._generation}  trials {self._done}/{self.config.nb_trials} "
-            f"({self._running} running)  "
-            f"best {best}  {rate:,.0f} steps/s  {remaining} left"
+        return (
+            f"generation {self._generation}  trials {self.done}/{self._nb_trials} "
+            f"({self._running} running)  best {best}  {speed:,.0f} steps/s  {left} left"
         )

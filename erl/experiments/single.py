@@ -3,44 +3,53 @@ like any test.
 """
 
 import json
-import os
 import re
-import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from erl.cli import duration, figure, option
+from erl.cli import option
 from erl.errors import UserError
-from erl.experiments.evolution import (
-    CONFIG_VERSION,
+from erl.experiments.campaign import (
+    Campaign,
+    GivenTrials,
+    Progress,
+    agent_cohort,
+    outcome,
+    say_where,
+    status_path,
+)
+from erl.experiments.flags import (
     MAX_SEED,
-    VOLATILE,
-    RunConfig,
+    AgentFlags,
     check_count,
     check_name,
-    make_executor,
+    check_seeds,
+    plural,
+    read_settings,
     seed_indices,
     study_name,
 )
-from erl.experiments.trials import fill
-from erl.learners import Outputs, canonical_name
-from erl.learners.core.settings_file import load_settings
-from erl.lifetimes.lifetime import Job, LifetimeRecord, check, checkpoint_path, file_name
+from erl.experiments.trials import Member
+from erl.files import folder_name
+from erl.learners import ENGINES, canonical_name, resolve_engine
+from erl.lifetimes.living import Cohort, check
+from erl.lifetimes.record import LifetimeRecord
 from erl.statistics import Arm, table
+from erl.studies.configuration import SingleStudy
 from erl.studies.storage import shown
-from erl.studies.study import Sink, Study, Taken, whole
+from erl.studies.study import RunningTrial, Sink, Study, stored_config, whole
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
 
 
 @dataclass(frozen=True)
-class SingleConfig(RunConfig):
+class SingleConfig(AgentFlags):
     """Flags of `python -m erl`."""
 
     learner: str = option(
@@ -68,21 +77,16 @@ class SingleConfig(RunConfig):
     set: str | None = option(
         None, "further settings of the learner, NAME=VALUE,…, over those of the file"
     )
-    engine: str = option("auto", "how lifetimes are trained", choices=("auto", "cohort", "sb3"))
+    engine: str = option("auto", "how lifetimes are trained", choices=ENGINES)
     del_obs: bool = option(False, "delete velocities from the observation")
     ep_eval: int = option(10, "episodes over which returns are averaged")
-    logs: str = option("logs", "folder of TensorBoard logs")
-    models: str = option("models", "folder of trained models")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name(self.h_test)
         for name in ("steps", "nb_seeds", "ep_eval"):
             check_count(name, getattr(self, name))
-        if self.seed < 0:
-            raise UserError(f"--seed is not negative: {self.seed}")
-        if self.nb_seeds > MAX_SEED:
-            raise UserError(f"--nb_seeds is at most {MAX_SEED}, not {self.nb_seeds}")
+        check_seeds(self.seed, self.nb_seeds)
 
     def subject(self) -> str:
         """Environment and learner."""
@@ -151,21 +155,38 @@ def _parts(text: str) -> list[str]:
     return [part for part in parts if part.strip()]
 
 
-def lifetime(config: dict[str, Any], index: int) -> LifetimeSpec:
+def lifetime(config: SingleStudy, index: int) -> LifetimeSpec:
     """The lifetime with the index-th seeds; config is the study's."""
-    published = config["published_code"]
     return LifetimeSpec(
-        task=Task(config["env_id"], config["del_obs"]),
-        learner=LearnerSpec(config["learner"], config["learner_config"], config["engine"]),
-        steps=config["steps"],
+        task=Task(config.env_id, config.del_obs),
+        learner=LearnerSpec(config.learner, config.learner_config, config.engine),
+        steps=config.steps,
         seeds=Seeds.published(index)
-        if published
-        else Seeds.derive(config["seed"], "single", index),
-        ep_eval=config["ep_eval"],
+        if config.published_code
+        else Seeds.derive(config.seed, "single", index),
+        ep_eval=config.ep_eval,
     )
 
 
-def run(config: SingleConfig, sink: Sink) -> int:
+def study_config(flags: SingleConfig, sink: Sink) -> SingleStudy:
+    """What the flags ask for, as a study stores it."""
+    learner = canonical_name(flags.learner)
+    settings = read_settings(flags.learner_config, [flags.env_id], sink.line)
+    settings = settings | parse_settings(flags.set)
+    return SingleStudy(
+        learner=learner,
+        env_id=flags.env_id,
+        steps=flags.steps,
+        seed=flags.seed,
+        learner_config=settings,
+        engine=resolve_engine(learner, flags.engine, settings, sink.line),
+        del_obs=flags.del_obs,
+        ep_eval=flags.ep_eval,
+        published_code=flags.published_code,
+    )
+
+
+def run(flags: SingleConfig, sink: Sink) -> int:
     """Train the learner on every seed, store the records, and say what was reached.
 
     Returns:
@@ -174,82 +195,30 @@ def run(config: SingleConfig, sink: Sink) -> int:
     Raises:
         UserError: bad input; nothing has been written then.
     """
-    indices = config.indices()
-    volatile = {*VOLATILE, "logs", "models", "nb_seeds", "seeds", "h_test", "set"}
-    stored = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in volatile}
-    stored["learner"] = canonical_name(config.learner)
-    file = load_settings(config.learner_config, config.env_id)
-    stored["learner_config"] = file.settings | parse_settings(config.set)
-    stored["config_version"] = CONFIG_VERSION
-    check(lifetime(stored, indices[0]))
-    for note in file.notes:
-        sink.line(note)
-    if file.env_kwargs:
-        sink.line(f"{config.learner_config}: env_kwargs do not apply here and are left out")
+    indices = flags.indices()
+    config = study_config(flags, sink)
+    name = study_name(flags.subject(), flags.h_test, flags.steps)
+    folder = folder_name(name)
+    stored = stored_config(flags.storage, name)
+    if isinstance(stored, SingleStudy) and flags.engine == "auto":
+        config = replace(config, engine=stored.engine)
+    check(lifetime(config, indices[0]))
+    campaign = Campaign(flags, name, config, sink)
+    study = campaign.study
 
-    name = study_name(config.subject(), config.h_test, config.steps)
-    folder = file_name(name)
-    executor = make_executor(config)
-    try:
-        study = Study(config.storage, name, stored, ("config_version",))
-    except BaseException:
-        executor.close()
-        raise
+    def plan(params: dict[str, Any]) -> list[LifetimeSpec]:
+        return [lifetime(config, params["seed"])]
 
-    def plan(proposed: dict[str, Any]) -> list[LifetimeSpec]:
-        return [lifetime(stored, proposed["seed"])]
+    def make_cohort(members: Sequence[Member]) -> Cohort:
+        specs = [trial.specs[index] for trial, index in members]
+        names = [f"seed_{trial.params['seed']}" for trial, _ in members]
+        return agent_cohort(flags, specs, folder, names, status=True)
 
-    def outputs(taken: Taken, index: int) -> Outputs:
-        checkpoint = checkpoint_path(config.runs, folder, taken.specs[index])
-        return Outputs(
-            tensorboard=os.path.abspath(f"{config.logs}/{folder}/seed_{taken.params['seed']}"),
-            checkpoint=checkpoint,
-            checkpoint_seconds=config.checkpoint_minutes * 60,
-            status=f"{checkpoint}.status.json",
-        )
-
-    def job(members: Sequence[tuple[Taken, int]]) -> Job:
-        return Job(
-            specs=tuple(taken.specs[index] for taken, index in members),
-            outputs=tuple(outputs(taken, index) for taken, index in members),
-            models=tuple(
-                os.path.abspath(f"{config.models}/{folder}/seed_{t.params['seed']}")
-                for t, _ in members
-            ),
-            evaluate=True,
-        )
-
-    def watch(taken: list[Taken]) -> tuple[Any, Any]:
-        sink.line(
-            f"{name} in {shown(config.storage)}: {len(indices)} seed{'s' * (len(indices) > 1)} x "
-            f"{config.steps:,} steps, {len(taken)} to live, {executor.workers} "
-            f"worker{'s' * (executor.workers > 1)}"
-        )
-        progress = _Progress(
-            config.steps, {t.params["seed"]: outputs(t, 0).status for t in taken}, sink
-        )
-        return progress.end, progress.tick
-
-    try:
-        with study:
-            wanted = [{"seed": seed} for seed in indices]
-            fill(
-                study,
-                wanted,
-                {"seed": whole(0, MAX_SEED)},
-                plan,
-                executor,
-                job,
-                watch,
-                config.max_retries,
-            )
-    except KeyboardInterrupt:
-        sink.close()
+    wanted = [{"seed": seed} for seed in indices]
+    source = GivenTrials(study, wanted, {"seed": whole(0, MAX_SEED)}, plan, flags.max_retries)
+    if not campaign.run(source, make_cohort, TrainingProgress(campaign, flags, len(indices))):
         sink.line("interrupted: the same command goes on from the last checkpoints")
         return 130
-    finally:
-        executor.close()
-        sink.close()
     complete = {t.params["seed"] for t in study.trials("COMPLETE")}
     failed = {t.params["seed"]: t for t in study.trials("FAIL") if t.params["seed"] not in complete}
     for seed, trial in failed.items():
@@ -260,10 +229,8 @@ def run(config: SingleConfig, sink: Sink) -> int:
             f"another process trains seed{'s' * (len(elsewhere) > 1)} "
             f"{', '.join(map(str, elsewhere))}: the same command tells later what came of it"
         )
-    report(study, stored["learner"], sink)
-    sink.line(f"curves:   study {name} in {shown(config.storage)}")
-    sink.line(f"models:   {os.path.abspath(config.models)}/{folder}")
-    sink.line(f"logs:     tensorboard --logdir {os.path.abspath(config.logs)}/{folder}")
+    report(study, config.learner, sink)
+    say_where(campaign, flags, shown(flags.storage), folder)
     return 1 if failed else 0
 
 
@@ -304,41 +271,49 @@ def _final(records: Sequence[LifetimeRecord], learner: str) -> dict[str, list[fl
     return rows
 
 
-class _Progress:
-    """Says how far the lifetimes are, and what their learners say of themselves."""
+class TrainingProgress(Progress):
+    """Says how far the lifetimes are, and what their learners say of themselves.
 
-    def __init__(self, steps: int, says: dict[int, str | None], sink: Sink) -> None:
-        self._start, self._done, self._sink = time.monotonic(), 0, sink
-        self._says, self._budget = says, steps * len(says)
-        self._first: int | None = None
+    Args:
+        campaign: theirs.
+        flags: theirs.
+        n: how many seeds were asked for.
+    """
 
-    def end(self, taken: Taken, value: float | None) -> None:
-        """A lifetime has ended."""
-        self._done += 1
-        seed = taken.params["seed"]
-        status = self._says.pop(seed, None)
-        if status is not None:
-            Path(status).unlink(missing_ok=True)
-        said = (
-            f"return {figure(value)}"
-            if value is not None
-            else f"failed: {taken.error[0] if taken.error else ''}"
+    def __init__(self, campaign: Campaign, flags: SingleConfig, n: int) -> None:
+        super().__init__(campaign.sink)
+        self._campaign, self._flags, self._n = campaign, flags, n
+        self._status: dict[int, Path] = {}  # seed -> file of its learner
+
+    def begin(self, trials: Sequence[RunningTrial]) -> None:
+        """These lifetimes begin."""
+        super().begin(trials)
+        name, steps = self._campaign.name, self._flags.steps
+        self.sink.line(
+            f"{name} in {shown(self._flags.storage)}: {plural(self._n, 'seed')} x {steps:,} "
+            f"steps, {len(trials)} to live, {self._campaign.workers}"
         )
-        self._sink.line(f"seed {seed:3d}  {said}")
+        self.budget += steps * len(trials)
+        self._status |= {
+            t.params["seed"]: Path(status_path(self._flags.runs, name, t.specs[0])) for t in trials
+        }
 
-    def tick(self, steps: int) -> None:
-        """Show the status line."""
-        # The first count may hold what checkpoints brought along.
-        if self._first is None and steps:
-            self._first, self._start = steps, time.monotonic()
-        elapsed = time.monotonic() - self._start
-        rate = (steps - (self._first or 0)) / elapsed if elapsed > 1 else 0.0
-        left = duration(max(0, self._budget - steps) / rate) if rate else "-"
-        parts = [f"{steps:,} of {self._budget:,} frames  {rate:,.0f} frames/s  {left} left"]
-        for seed, path in self._says.items():
+    def end(self, trial: RunningTrial, value: float | None) -> None:
+        """A lifetime has ended."""
+        self._status.pop(trial.params["seed"]).unlink(missing_ok=True)
+        super().end(trial, value)
+
+    def trial_line(self, trial: RunningTrial, value: float | None) -> str:
+        """See `Progress`."""
+        return f"seed {trial.params['seed']:3d}  {outcome(trial, value)}"
+
+    def status_line(self, steps: int, speed: float, left: str) -> str:
+        """See `Progress`."""
+        parts = [f"{steps:,} of {self.budget:,} frames  {speed:,.0f} frames/s  {left} left"]
+        for seed, path in self._status.items():
             try:
-                said = json.loads(Path(path or "").read_text(encoding="utf-8"))
-            except (OSError, ValueError):  # nothing said yet
+                status = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError):  # nothing was written yet
                 continue
-            parts.append(f"seed {seed}: " + ", ".join(f"{k} {v:,.1f}" for k, v in said.items()))
-        self._sink.status("  |  ".join(parts))
+            parts.append(f"seed {seed}: " + ", ".join(f"{k} {v:,.1f}" for k, v in status.items()))
+        return "  |  ".join(parts)

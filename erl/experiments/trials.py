@@ -1,5 +1,5 @@
-"""The trial loop that evolutions, tests and single runs share: jobs to an executor, records to the
-study, verdicts of a pruner back.
+"""The trial loop: cohorts of lifetimes to an executor, records to the study, and back what a pruner
+says.
 """
 
 from collections import deque
@@ -8,209 +8,231 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from erl.executors.local import Executor
+from erl.errors import describe
+from erl.executors.jobs import Executor, Result, Rows
 from erl.learners import get_learner
 from erl.learners.core.checkpoints import remove_checkpoint
-from erl.lifetimes.lifetime import Job, LifetimeRecord, Slots, describe
-from erl.search.pruning import Pruning, Watch, table
-from erl.studies.study import Plan, Score, SearchSpace, Study, Taken, key_of
+from erl.lifetimes.living import COLUMNS, Cohort
+from erl.lifetimes.record import LifetimeRecord
+from erl.search.pruning import Pruning, TrialPruner, values_at_points
+from erl.studies.study import RunningTrial, Score, Study
 from erl.worlds.specification import LifetimeSpec
 
-# From (trial, index of the lifetime) pairs that may be trained side by side.
-MakeJob = Callable[[Sequence[tuple[Taken, int]]], Job]
+# A trial, and the index of one of its lifetimes.
+Member = tuple[RunningTrial, int]
+# From members that may be trained side by side.
+MakeCohort = Callable[[Sequence[Member]], Cohort]
 
 
-def plain(spec: LifetimeSpec, value: float) -> float:
-    """A lifetime's own return."""
+class Listener(Protocol):
+    """Who is told what happens in a trial loop."""
+
+    def end(self, trial: RunningTrial, value: float | None) -> None:
+        """A trial has ended, with its fitness or the value that it was pruned at; None: it
+        failed.
+        """
+
+    def tick(self, steps: int) -> None:
+        """So many environment steps were taken so far in this loop."""
+
+
+def own_return(spec: LifetimeSpec, value: float) -> float:
+    """The score of a lifetime that is its return."""
     return value
 
 
-def run(
-    study: Study,
-    trials: Sequence[Taken],
-    executor: Executor,
-    make_job: MakeJob,
-    on_end: Callable[[Taken, float | None], Any],
-    on_tick: Callable[[int], Any],
-    score: Score = plain,
-    pruning: Pruning | None = None,
-) -> None:
-    """Live the lifetimes of these trials, and tell each trial when its last lifetime has ended.
+class Writer:
+    """Writes to a storage in a thread of its own, in order, so that workers go on while the storage
+    is away. What follows a write is done by the thread that collects.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._writes: deque[tuple[Future, Callable[[], Any] | None]] = deque()
+
+    def write(
+        self, then: Callable[[], Any] | None, function: Callable[..., Any], *args: Any
+    ) -> None:
+        """Call `function` with these arguments in the writer's thread, and later, in the thread
+        that collects, `then`.
+        """
+        self._writes.append((self._thread.submit(function, *args), then))
+
+    def collect(self, wait: bool = False) -> None:
+        """Do what follows the writes that have ended; raise what they raised.
+
+        Args:
+            wait: for those that have not.
+        """
+        while self._writes and (wait or self._writes[0][0].done()):
+            future, then = self._writes.popleft()
+            future.result()
+            if then is not None:
+                then()
+
+    def close(self) -> None:
+        """End the thread; what was not begun is not written."""
+        self._thread.shutdown(cancel_futures=True)
+
+
+class TrialLoop:
+    """Lives the lifetimes of some trials, and ends each trial when its last lifetime has ended.
+
+    The thread that calls `run` alone changes trials and this object. A `Writer` writes to the
+    storage.
 
     Args:
         study: theirs, entered.
-        trials: taken or proposed.
-        executor: where.
-        make_job: builds a job from (trial, index of the lifetime) pairs that may be trained side by
-            side.
-        on_end: called with a trial and its fitness (None: it failed), or the value that it was
-            pruned at.
-        on_tick: called from time to time with the environment steps taken so far in this call.
-        score: what a lifetime's return contributes to its trial's, their mean; by default itself.
+        trials: begun or taken up.
+        executor: where lifetimes are lived.
+        make_cohort: builds a cohort from members that may be trained side by side.
+        listener: is told what happens.
+        score: what a lifetime's return contributes to its trial's fitness, their mean.
         pruning: ends trials early; by default none.
-
-    A KeyboardInterrupt leaves finished trials told; leaving the study lets the others wait for the
-    next run. What is written is written in a thread of its own, in order, so that workers go on
-    while the storage is away.
     """
-    writer = ThreadPoolExecutor(1)
-    writes: deque[tuple[Future, Callable[[Any], Any]]] = deque()
 
-    def write(then: Callable[[Any], Any], what: Callable[..., Any], *args: Any) -> None:
-        writes.append((writer.submit(what, *args), then))
+    def __init__(
+        self,
+        study: Study,
+        trials: Sequence[RunningTrial],
+        executor: Executor,
+        make_cohort: MakeCohort,
+        listener: Listener,
+        score: Score = own_return,
+        pruning: Pruning | None = None,
+    ) -> None:
+        self._study, self._executor, self._make_cohort = study, executor, make_cohort
+        self._listener, self._score, self._pruning = listener, score, pruning
+        self._open = {t.trial_id: t for t in trials}
+        self._writer = Writer()
+        self._groups: list[list[Member]] = []
+        self._cohorts: list[Cohort] = []
+        self._rows: dict[int, dict[int, int]] = {}  # trial -> lifetime -> its row of the board
 
-    def collect(wait: bool = False) -> None:
-        while writes and (wait or writes[0][0].done()):
-            future, then = writes.popleft()
-            then(future.result())
+    def run(self) -> None:
+        """Live them all.
 
-    def look(taken: Taken, reports: Mapping[int, np.ndarray] = MappingProxyType({})) -> None:
-        """See what a watched trial has reached at points that all its lifetimes have passed, and
-        whether it is pruned.
+        A KeyboardInterrupt leaves finished trials stored; leaving the study lets the others wait
+        for the next run.
         """
-        if taken.watch is not None and taken.pruned is None:
-            news = taken.watch.look(table(taken.specs, taken.records, reports, score))
-            taken.pruned = news.pruned
-            if news.values or news.notes or news.pruned is not None:
-                write(_nothing, study.note_news, taken, news)
+        try:
+            self._begin()
+            jobs = [cohort.job() for cohort in self._cohorts]
+            for result in self._executor.run(jobs, COLUMNS, self._tick):
+                self._take(result)
+                self._writer.collect()
+            self._writer.collect(wait=True)
+        except BaseException:
+            self._executor.close()
+            self._study.storage.hurry()
+            with suppress(Exception):  # what has ended is stored all the same, if it can be
+                self._writer.collect(wait=True)
+            raise
+        finally:
+            self._writer.close()
 
-    def end_if_over(taken: Taken, over: bool = False) -> None:
-        if taken.trial_id in open_trials and (over or len(taken.records) == len(taken.specs)):
-            write(partial(on_end, open_trials.pop(taken.trial_id)), study.end, taken, score)
+    def _begin(self) -> None:
+        """Compare and end what can be ended at once, and make cohorts of the rest."""
+        trials = list(self._open.values())
+        if self._pruning is not None:
+            _set_pruners(self._study, trials, self._pruning, self._score)
+        for trial in trials:
+            self._compare(trial)
+            # Of a trial that was pruned before nothing more is lived.
+            if trial.complete or trial.pruned is not None:
+                self._end(trial)
+        self._groups = group(list(self._open.values()), self._executor.workers)
+        self._cohorts = [self._make_cohort(members) for members in self._groups]
+        members = (member for members in self._groups for member in members)
+        for row, (trial, index) in enumerate(members):
+            self._rows.setdefault(trial.trial_id, {})[index] = row
 
-    open_trials = {t.trial_id: t for t in trials}
-    try:
-        if pruning is not None:
-            _set_watches(study, trials, pruning, score)
-        for taken in trials:
-            look(taken)
-            end_if_over(
-                taken, taken.pruned is not None
-            )  # of a trial that was pruned before nothing more is lived
-        groups = _group(list(open_trials.values()), executor.workers)
-        rows: dict[int, dict[int, int]] = {}  # trial -> lifetime -> its row of the board
-        for row, (taken, index) in enumerate(member for group in groups for member in group):
-            rows.setdefault(taken.trial_id, {})[index] = row
+    def _tick(self, board: Rows) -> None:
+        """The executor shows the board."""
+        self._writer.collect()
+        for trial in self._open.values():
+            rows = self._rows[trial.trial_id]
+            self._compare(trial, {index: board["reports"][row] for index, row in rows.items()})
+            if trial.pruned is not None:
+                board["stop"][list(rows.values())] = True
+        self._listener.tick(int(board["steps"].sum()))
 
-        def tick(board: Slots) -> None:
-            collect()
-            for taken in open_trials.values():
-                mine = rows[taken.trial_id]
-                look(taken, {index: board.reports[row] for index, row in mine.items()})
-                if taken.pruned is not None:
-                    board.stop[list(mine.values())] = True
-            on_tick(int(board.steps.sum()))
+    def _take(self, result: Result) -> None:
+        """A cohort has ended."""
+        for k, (trial, index) in enumerate(self._groups[result.index]):
+            if result.error is None:
+                record = result.value[k]
+                trial.add(index, record)
+                # What failed may be mended and taken up again, and keeps its checkpoint.
+                then = (
+                    partial(_remove_checkpoint, self._cohorts[result.index], k)
+                    if record.error is None
+                    else None
+                )
+                self._writer.write(then, self._study.store_record, trial.trial_id, index, record)
+            else:
+                trial.error = trial.error or (describe(result.error), None)
+                trial.records[index] = _no_record(trial.specs[index], result.error)
+            self._compare(trial)
+            if trial.complete:
+                self._end(trial)
 
-        jobs = [make_job(group) for group in groups]
-        for result in executor.run(jobs, tick):
-            for k, (taken, index) in enumerate(groups[result.index]):
-                if result.records is not None:
-                    record = result.records[k]
-                    taken.records[index] = record
-                    # What failed may be mended and taken up again, and keeps its checkpoint.
-                    after = (
-                        partial(_forget_checkpoint, jobs[result.index], k)
-                        if record.error is None
-                        else _nothing
-                    )
-                    write(after, study.note, taken, index, record)
-                else:
-                    assert result.error is not None
-                    taken.records[index] = _no_record(taken.specs[index], result.error)
-                    taken.error = taken.error or (describe(result.error), None)
-                look(taken)
-                end_if_over(taken)
-            collect()
-        collect(wait=True)
-    except BaseException:
-        executor.close()
-        study.storage.hurry()
-        with suppress(Exception):  # what has ended is stored all the same, if it can be
-            collect(wait=True)
-        raise
-    finally:
-        writer.shutdown(cancel_futures=True)
+    def _compare(
+        self, trial: RunningTrial, reports: Mapping[int, np.ndarray] = MappingProxyType({})
+    ) -> None:
+        """Compare a trial at points that all its lifetimes have passed; it may be pruned."""
+        if trial.pruner is None or trial.pruned is not None:
+            return
+        values = values_at_points(trial.specs, trial.records, reports, self._score)
+        found = trial.pruner.compare(values)
+        trial.pruned = found.pruned
+        if found.values or found.notes or found.pruned is not None:
+            self._writer.write(None, self._study.store_comparison, trial.trial_id, found)
+
+    def _end(self, trial: RunningTrial) -> None:
+        """A trial has ended: store it, and tell the listener when it is stored."""
+        if self._open.pop(trial.trial_id, None) is None:
+            return
+        value = trial.value(self._score)
+        state = "COMPLETE"
+        if trial.pruned is not None:
+            state = "PRUNED"
+        elif value is None:
+            state = "FAIL"
+
+        def stored() -> None:
+            self._study.let_go(trial.trial_id)
+            self._listener.end(trial, value)
+
+        end = (trial.trial_id, state, value, trial.error)
+        self._writer.write(stored, self._study.store_end, *end)
 
 
-def fill(
-    study: Study,
-    wanted: Sequence[dict[str, Any]],
-    space: SearchSpace,
-    plan: Plan,
-    executor: Executor,
-    make_job: MakeJob,
-    watch: Callable[
-        [list[Taken]], tuple[Callable[[Taken, float | None], Any], Callable[[int], Any]]
-    ],
-    max_retries: int = 2,
+def _set_pruners(
+    study: Study, trials: Sequence[RunningTrial], pruning: Pruning, score: Score
 ) -> None:
-    """Live a trial for each of these parameters that has none yet, whoever else is about it, and
-    those that failed again.
-
-    Args:
-        study: of these trials, entered.
-        wanted: parameters of the trials.
-        space: their distributions.
-        plan: from parameters to lifetimes.
-        executor: see `run`, likewise `make_job`.
-        watch: called with the trials that are begun or taken up; gives `run` its `on_end` and
-            `on_tick`.
-        max_retries: see `reclaim`.
-    """
-    # What failed is tried again: whoever calls again has done something about it.
-    begun = {key_of(t.params) for t in study.trials("COMPLETE", "RUNNING", "WAITING")}
-    taken = [study.create(params, space, plan) for params in wanted if key_of(params) not in begun]
-    first = study.first()
-    for double in [t for t in taken if first[key_of(t.params)] != t.number]:
-        # Another coordinator began it too, at the same moment.
-        study.withdraw(double)
-        taken.remove(double)
-    keys, watched = {key_of(params) for params in wanted}, False
-    while True:
-        first = study.first()
-        waiting = [
-            t
-            for t in study.reclaim(max_retries)
-            if key_of(t.params) in keys and first[key_of(t.params)] == t.number
-        ]
-        taken += [t for t in (study.take_up(w, plan) for w in waiting) if t is not None]
-        if taken or not watched:
-            on_end, on_tick = watch(taken)
-            watched = True
-        if taken:
-            run(study, taken, executor, make_job, on_end, on_tick)
-            taken = []
-        elif not study.in_doubt():
-            break
-
-
-def _set_watches(study: Study, trials: Sequence[Taken], pruning: Pruning, score: Score) -> None:
     """Have trials compared with those of earlier generations: which ones of its own have ended
     depends on the workers.
     """
     finished = study.trials("COMPLETE", "PRUNED", "FAIL")
 
-    def lived(trial: Any) -> np.ndarray:
+    def values(trial: Any) -> np.ndarray:
         records = study.lifetimes(trial)
-        return table([records[i].spec for i in sorted(records)], records, {}, score)
+        return values_at_points([records[i].spec for i in sorted(records)], records, {}, score)
 
-    for taken in trials:
-        first = taken.number - taken.number % pruning.popsize  # of its generation
+    for trial in trials:
+        first = trial.number - trial.number % pruning.popsize  # of its generation
         earlier = [t for t in finished if t.number < first]
-        taken.watch = Watch(pruning.pruner, study.name, taken.number, earlier, lived)
+        trial.pruner = TrialPruner(pruning.pruner, study.name, trial.number, earlier, values)
 
 
-def _nothing(_: Any) -> None:
-    """What follows a write after which nothing is to be done."""
-
-
-def _forget_checkpoint(job: Job, k: int, _: Any = None) -> None:
+def _remove_checkpoint(cohort: Cohort, k: int) -> None:
     """A lifetime whose record is stored needs its checkpoint no more."""
-    checkpoint = job.outputs[k].checkpoint if job.outputs else None
+    checkpoint = cohort.outputs[k].checkpoint if cohort.outputs else None
     if checkpoint is not None:
         remove_checkpoint(checkpoint)
 
@@ -219,23 +241,22 @@ def _no_record(spec: LifetimeSpec, error: Exception) -> LifetimeRecord:
     return LifetimeRecord(spec, None, None, 0, 0, 0, 0.0, error=describe(error))
 
 
-def _group(trials: Sequence[Taken], workers: int) -> list[list[tuple[Taken, int]]]:
-    """Lifetimes that have not ended, as jobs: cohorts spread evenly over the workers, or each on
-    its own.
+def group(trials: Sequence[RunningTrial], workers: int) -> list[list[Member]]:
+    """Lifetimes that have not ended, in groups that are trained side by side: cohorts spread evenly
+    over the workers, or each lifetime on its own.
     """
-    groups: list[list[tuple[Taken, int]]] = []
-    cohorts: dict[Any, list[tuple[Taken, int]]] = {}
-    for taken in trials:
-        for index, spec in enumerate(taken.specs):
-            if index not in taken.records:
-                key = get_learner(spec.learner.name, spec.learner.engine).cohort_key(spec)
-                if key is None:
-                    groups.append([(taken, index)])
-                else:
-                    cohorts.setdefault(key, []).append((taken, index))
+    groups: list[list[Member]] = []
+    cohorts: dict[Any, list[Member]] = {}
+    for trial in trials:
+        for index, spec in enumerate(trial.specs):
+            if index in trial.records:
+                continue
+            key = get_learner(spec.learner.name, spec.learner.engine).cohort_key(spec)
+            if key is None:
+                groups.append([(trial, index)])
+            else:
+                cohorts.setdefault(key, []).append((trial, index))
     for members in cohorts.values():
-        n = min(workers, len(members))
-        groups += [
-            [members[i] for i in part] for part in np.array_split(np.arange(len(members)), n)
-        ]
+        parts = np.array_split(np.arange(len(members)), min(workers, len(members)))
+        groups += [[members[i] for i in part] for part in parts]
     return groups

@@ -21,10 +21,11 @@ from erl.cli import option
 from erl.errors import UserError
 from erl.figures import behaviour, comparison, evolution, learning
 from erl.figures.style import FORMATS, caption_of, count, save, write_text
-from erl.files import check_writable
+from erl.files import check_writable, folder_name
 from erl.lifetimes.film import Sink, film_agent
-from erl.lifetimes.lifetime import file_name, load_model
+from erl.lifetimes.models import load_model
 from erl.lifetimes.trace import Trace, trace
+from erl.studies.configuration import EvolutionStudy, SingleStudy, TestStudy
 from erl.studies.data import (
     StudyData,
     drawn_reservoirs,
@@ -122,23 +123,23 @@ class Section:
 
 def describe(data: StudyData) -> str:
     """What was run, with which seeds, in a sentence or two."""
-    config, outer = data.config, data.evolution
+    config, setting = data.config, data.setting
     if data.kind == "tensorboard":
         return f"TensorBoard logs in {data.name}."
-    if not config:
+    if config is None or setting is None:
         return f"Study {data.name}, which stores no configuration."
-    where = ", ".join(outer.get("env_ids") or [config.get("env_id") or outer["env_id"]])
-    hidden = " with hidden velocities" if outer.get("del_obs") else ""
-    if data.kind == "evolution":
+    where = ", ".join(data.environments)
+    hidden = " with hidden velocities" if setting.del_obs else ""
+    if isinstance(config, EvolutionStudy):
         lives = (
-            f"{count(config['nb_seeds'], 'seed')} x {config['training_steps']:,} steps a trial, "
-            f"{config['sampler']}, root seed {config['seed']}"
+            f"{count(config.nb_seeds, 'seed')} x {config.training_steps:,} steps a trial, "
+            f"{config.sampler}, root seed {config.seed}"
         )
     else:
-        steps = config.get("training_steps") or config.get("steps")
+        steps = config.steps if isinstance(config, SingleStudy) else config.training_steps
         seeds = sorted(set(data.lifetimes.seed)) if len(data.lifetimes) else []
-        lives = f"{steps:,} steps, seeds {_ranges(seeds)} of root seed {outer['seed']}"
-    return f"{where}{hidden}, {outer['learner']}, {lives}."
+        lives = f"{steps:,} steps, seeds {_ranges(seeds)} of root seed {setting.seed}"
+    return f"{where}{hidden}, {setting.learner}, {lives}."
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -150,7 +151,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 def baseline_of(data: StudyData) -> str | None:
     """The learner alone, if it is among the arms."""
-    learner = data.evolution.get("learner")
+    learner = None if data.setting is None else data.setting.learner
     arms = set(data.lifetimes.arm) if "arm" in data.lifetimes else set()
     return next((a for a in (learner, "PPO") if a in arms), None)
 
@@ -270,7 +271,7 @@ def model_of(data: StudyData, models: str | Path) -> tuple[str, int, Path]:
     if not len(part):
         raise UserError(f"no lifetime of {arm} has finished")
     seed = int(part.seed.iloc[(len(part) - 1) // 2])
-    folder = Path(models) / file_name(data.name)
+    folder = Path(models) / folder_name(data.name)
     path = folder / arm / f"seed_{seed}" if data.kind == "test" else folder / f"seed_{seed}"
     if not path.with_name(f"{path.name}.zip").is_file():
         raise UserError(f"there is no model {path}.zip")
@@ -347,12 +348,14 @@ def generalisation_tests(
     """Tests by (evolved on, tested on), for `comparison.generalisation`."""
     found = {}
     for data in tests:
-        outer = data.evolution
-        evolved = "+".join(outer.get("env_ids") or [outer["env_id"]])
-        tested = data.config.get("env_id") or outer["env_id"]
+        config = data.config
+        if not isinstance(config, TestStudy):
+            continue
+        evolved = "+".join(config.evolution.environments)
+        tested = config.env_id or config.evolution.environments[0]
         arms = list(dict.fromkeys(data.lifetimes.arm)) if len(data.lifetimes) else []
         arm = next((a for a in arms if a.startswith("RES_")), "")
-        found[evolved, tested] = (data.lifetimes, outer["learner"], arm)
+        found[evolved, tested] = (data.lifetimes, config.evolution.learner, arm)
     return found
 
 
@@ -393,7 +396,7 @@ def report(config: FigureConfig, sink: Sink) -> int:
         why = sections[0].missing[0][1] if sections[0].missing else "nothing is stored"
         raise UserError(f"{', '.join(names)}: there is nothing to show yet ({why})")
     for section in sections:
-        place = folder if len(sections) == 1 else folder / file_name(section.title)
+        place = folder if len(sections) == 1 else folder / folder_name(section.title)
         if section.data is not None and section.data.kind in ("test", "single"):
             _look_at_an_agent(section, place, config, sink)
         for name, _, figure in section.figures:
@@ -507,9 +510,9 @@ def _what_was_run(data: StudyData) -> list[str]:
         facts["best trial"] = (
             f"{best.trial}, fitness {best.fitness:,.4g} (a maximum over noisy values): {values}"
         )
-    if data.kind == "test":
+    if isinstance(data.config, TestStudy):
         facts["hyperparameters"] = ", ".join(
-            f"{n} {_plain(v)}" for n, v in data.config["params"].items()
+            f"{n} {_plain(v)}" for n, v in data.config.params.items()
         )
     if len(data.lifetimes) and "seed_reservoir" in data.lifetimes:
         roles = [c for c in data.lifetimes if c.startswith("seed_")]
@@ -525,10 +528,10 @@ def _what_was_run(data: StudyData) -> list[str]:
         for k, v in facts.items()
     )
     parts = [f"<table>{rows}</table>"]
-    if data.config:
+    if data.stored:
         settings = "".join(
             f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>"
-            for k, v in data.config.items()
+            for k, v in data.stored.items()
         )
         parts.append(
             f"<details><summary>Whole configuration</summary><table>{settings}</table></details>"

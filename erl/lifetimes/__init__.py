@@ -1,5 +1,6 @@
-"""Living: from a specification to the record of what an agent reached, and the film of a saved
-agent.
+"""Lifetimes: from a specification (`worlds.specification`) to the record of what an agent reached
+(`record`), by training and evaluating it (`living`); its saved model (`models`) and its film
+(`film`).
 
 No optimiser and no database belongs here.
 """

@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw
 from erl.cli import main, option
 from erl.errors import UserError
 from erl.files import check_writable, write_whole
-from erl.lifetimes.lifetime import load_model
+from erl.lifetimes.models import load_model
 from erl.lifetimes.trace import Trace, trace
 from erl.worlds.evaluation import Policy
 from erl.worlds.specification import LifetimeSpec

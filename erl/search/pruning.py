@@ -1,7 +1,7 @@
 """Pruning: trials that look worse than those of earlier generations are ended early, by Optuna's
 pruners.
 
-At each tenth of their lives (`lifetime.POINTS`) the mean of a trial's lifetimes is compared, as
+At each tenth of their lives (`record.POINTS`) the mean of a trial's lifetimes is compared, as
 soon as all of them have passed it. A pruner sees finished trials of earlier generations only, never
 those that run at the same time. What it says then depends on the trial's lifetimes and on those,
 not on which worker was faster: an evolution prunes the same trials at the same points however many
@@ -20,7 +20,7 @@ from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from erl.errors import UserError
-from erl.lifetimes.lifetime import POINTS, LifetimeRecord
+from erl.lifetimes.record import POINTS, LifetimeRecord
 from erl.worlds.specification import LifetimeSpec
 
 PRUNERS = ("none", "median", "hyperband", "wilcoxon")
@@ -57,8 +57,8 @@ class Pruned:
 
 
 @dataclass
-class News:
-    """What became known of a trial.
+class Comparison:
+    """What comparing a trial with earlier ones gave.
 
     Attributes:
         values: point -> mean of the lifetimes there.
@@ -86,7 +86,7 @@ def check_pruner(pruner: str, lifetimes: int) -> None:
         )
 
 
-def table(
+def values_at_points(
     specs: Sequence[LifetimeSpec],
     records: Mapping[int, LifetimeRecord],
     reports: Mapping[int, np.ndarray],
@@ -112,10 +112,10 @@ def table(
     return values
 
 
-class Watch:
+class TrialPruner:
     """Compares one running trial with finished ones, point by point.
 
-    Optuna's pruners read a study; each watched trial has one in memory, with the trials that it may
+    Optuna's pruners read a study; each running trial has one in memory, with the trials that it may
     be compared with.
 
     - `median`: prunes, from point 3 on, a trial whose best value so far lies below the median of
@@ -133,7 +133,7 @@ class Watch:
         study_name: Hyperband draws brackets from it and the trial's number.
         number: the trial's.
         earlier: finished trials that it is compared with, in order.
-        lived: a finished trial's `table`.
+        lived: a finished trial's `values_at_points`.
     """
 
     def __init__(
@@ -180,14 +180,14 @@ class Watch:
             pruner=pruner,
         )
 
-    def look(self, values: np.ndarray) -> News:
+    def compare(self, values: np.ndarray) -> Comparison:
         """Compare at the points that are new.
 
         Args:
-            values: the trial's `table`. A point counts when all lifetimes have passed it and those
-                before.
+            values: the trial's `values_at_points`. A point counts when all lifetimes have passed it
+                and those before.
         """
-        news = News()
+        found = Comparison()
         for point in range(self._passed + 1, POINTS + 1):
             column = values[:, point - 1]
             if np.isnan(column).any():
@@ -198,18 +198,18 @@ class Watch:
             ).all():  # a lifetime had no episode yet: there is nothing to compare
                 continue
             value = float(column.mean())
-            news.values[point] = value
+            found.values[point] = value
             prune = (
                 self._prune_pairs(point, column)
                 if self._pruner == "wilcoxon"
                 else self._prune(point, value)
             )
             if prune and point < POINTS:  # at its end a trial has a fitness
-                news.pruned = Pruned(point, value)
+                found.pruned = Pruned(point, value)
                 break
-        if news.values and self._pruner != "wilcoxon":
-            news.notes = self._trial.study.get_trials(deepcopy=False)[-1].system_attrs
-        return news
+        if found.values and self._pruner != "wilcoxon":
+            found.notes = self._trial.study.get_trials(deepcopy=False)[-1].system_attrs
+        return found
 
     def _prune(self, point: int, value: float) -> bool:
         self._trial.report(value, point)

@@ -3,13 +3,12 @@ that values describe.
 
 Parameters keep ER-MRL's names: `sr`, `lr`, `iss` for one reservoir, `sr_1`, `lr_1`, `iss_1`,
 `sr_2`, … for several. Further parameters of the reservoirs join under their ReservoirPy names,
-`units` or `units_1` and so on, and numeric settings of the learner as `learner.NAME`. Everything
-here reads a study's stored configuration, a plain dictionary.
+`units` or `units_1` and so on, and numeric settings of the learner as `learner.NAME`.
 """
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from erl.errors import UserError, nearest
@@ -43,6 +42,34 @@ class Range:
     def whole(self) -> bool:
         """Whether the parameter is a whole number."""
         return isinstance(self.low, int) and isinstance(self.high, int)
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """What of an evolution's configuration decides what is searched, and what proposed values
+    describe. Names are those of the flags.
+
+    Attributes:
+        nb_res: number of reservoirs, whose parameters are numbered; None for a single one, whose
+            parameters are not.
+        learner_config: the learner's settings.
+    """
+
+    nb_res: int | None = None
+    units: int = 100
+    skip_c: bool = False
+    fixed_iss: bool = True
+    evolve: str | None = None
+    obs_units: int | None = None
+    min_sr: float = 1e-4
+    max_sr: float = 1e2
+    min_lr: float = 1e-2
+    max_lr: float = 1.0
+    min_iss: float = 1e-1
+    max_iss: float = 10.0
+    reset_res: bool = True
+    published_code: bool = False
+    learner_config: dict[str, Any] = field(default_factory=dict)
 
 
 def parse_evolve(text: str | None) -> dict[str, Range]:
@@ -99,32 +126,37 @@ def _range(name: str, written: str) -> Range:
     return Range(low, high, log)
 
 
-def _suffixes(config: dict[str, Any]) -> list[str]:
+def _suffixes(config: SearchConfig) -> list[str]:
     """Of the parameters of each reservoir: none for a single one, `_1`, `_2`, … for several."""
-    n = config.get("nb_res")
-    return [""] if n is None else [f"_{i + 1}" for i in range(n)]
+    if config.nb_res is None:
+        return [""]
+    return [f"_{i + 1}" for i in range(config.nb_res)]
 
 
-def search_space(config: dict[str, Any]) -> dict[str, Range]:
+def search_space(config: SearchConfig) -> dict[str, Range]:
     """The searched parameters of a study."""
-    own = ["sr", "lr"] if config["fixed_iss"] else ["sr", "lr", "iss"]
     ranges = {
-        name: Range(float(config[f"min_{name}"]), float(config[f"max_{name}"])) for name in own
+        "sr": Range(float(config.min_sr), float(config.max_sr)),
+        "lr": Range(float(config.min_lr), float(config.max_lr)),
     }
-    more = parse_evolve(config.get("evolve"))
+    if not config.fixed_iss:
+        ranges["iss"] = Range(float(config.min_iss), float(config.max_iss))
+    more = parse_evolve(config.evolve)
     ranges |= {name: r for name, r in more.items() if not name.startswith(LEARNER)}
     space = {f"{name}{suffix}": r for suffix in _suffixes(config) for name, r in ranges.items()}
     return space | {name: r for name, r in more.items() if name.startswith(LEARNER)}
 
 
-def make_context(config: dict[str, Any], params: dict[str, float]) -> Context:
+def make_context(config: SearchConfig, params: dict[str, float]) -> Context:
     """The reservoirs that hyperparameters describe."""
     reservoirs = []
     for suffix in _suffixes(config):
-        own = {name: params[f"{name}{suffix}"] for name in _RANGES if f"{name}{suffix}" in params}
+        own: dict[str, Any] = {
+            name: params[f"{name}{suffix}"] for name in _RANGES if f"{name}{suffix}" in params
+        }
         reservoirs.append(
             ReservoirParams(
-                **{"units": config["units"]} | own,
+                **{"units": config.units} | own,
                 sr=params[f"sr{suffix}"],
                 lr=params[f"lr{suffix}"],
                 iss=params.get(f"iss{suffix}", 1.0),
@@ -132,14 +164,14 @@ def make_context(config: dict[str, Any], params: dict[str, float]) -> Context:
         )
     return Context(
         reservoirs=tuple(reservoirs),
-        skip_c=config["skip_c"],
-        reset_res=config["reset_res"],
-        feed_action=not config["published_code"],
-        obs_units=config.get("obs_units"),
+        skip_c=config.skip_c,
+        reset_res=config.reset_res,
+        feed_action=not config.published_code,
+        obs_units=config.obs_units,
     )
 
 
-def learner_settings(config: dict[str, Any], params: dict[str, float]) -> dict[str, Any]:
+def learner_settings(config: SearchConfig, params: dict[str, float]) -> dict[str, Any]:
     """The learner's settings: those of the study, and those that were proposed."""
     proposed = {k.removeprefix(LEARNER): v for k, v in params.items() if k.startswith(LEARNER)}
-    return {**config["learner_config"], **proposed}
+    return {**config.learner_config, **proposed}

@@ -22,8 +22,10 @@ from erl import cli
 from erl.cli import figure, option
 from erl.errors import UserError, nearest
 from erl.files import write_whole
+from erl.studies.configuration import from_stored
+from erl.studies.records import generations, records
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown
-from erl.studies.study import COPY, Sink, Study, generations, lifetime_records, records
+from erl.studies.study import COPY, Sink, Study, lifetime_records
 
 ROWS = ("lifetimes", "trials", "generations")
 COLUMNS = ("study", "kind", "trials", "best fitness", "last change")
@@ -103,11 +105,10 @@ def _kind(attrs: dict[str, Any], system: dict[str, Any]) -> str:
     config = attrs.get("config")
     if config is None:
         return "another program's"
-    if "evolution" in config:
-        return "test of generalisation" if "env_id" in config else "test"
-    if "env_ids" in config:
-        return "evolution, set"
-    return "evolution, several" if "nb_res" in config else "evolution"
+    try:
+        return from_stored(config).title
+    except UserError:
+        return "another version's"
 
 
 def _states(trials: Sequence[FrozenTrial]) -> str:

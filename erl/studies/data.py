@@ -24,10 +24,12 @@ from optuna.trial import FrozenTrial, create_trial
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from erl.errors import UserError
-from erl.search.samplers import CmaesSampler, make_sampler
-from erl.search.space import make_context, search_space
+from erl.search.samplers import CmaesSampler
+from erl.search.space import SearchConfig, make_context, search_space
+from erl.studies.configuration import EvolutionStudy, SingleStudy, StudyConfig, TestStudy
+from erl.studies.records import generations, records
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
-from erl.studies.study import Study, generations, records
+from erl.studies.study import Study
 from erl.worlds.reservoirs import ReservoirParams
 
 # Scalars in which a TensorBoard log may tell the return: Stable-Baselines3's, then CleanRL's.
@@ -81,7 +83,8 @@ class StudyData:
         address: of its storage, without a password.
         kind: `evolution`, `test`, `single` (`python -m erl`), `journal` (another program's study)
             or `tensorboard`.
-        config: as stored; empty where nothing is.
+        config: what the study is; None where nothing is stored.
+        stored: the same as it is stored; empty where nothing is.
         versions, commit: of its creation, where they are stored.
         space: the searched parameters, by name.
         trials: a row each: `trial`, `state`, the parameters, `fitness` (the value that a pruned one
@@ -93,19 +96,34 @@ class StudyData:
     name: str
     address: str
     kind: str
-    config: dict[str, Any]
+    config: StudyConfig | None
     versions: dict[str, str]
     commit: str | None
     space: dict[str, Axis]
     trials: pd.DataFrame
     lifetimes: pd.DataFrame
     generations: pd.DataFrame
+    stored: dict[str, Any] = field(default_factory=dict)
     _frozen: tuple[FrozenTrial, ...] = field(default=(), repr=False)
 
     @property
-    def evolution(self) -> dict[str, Any]:
+    def evolution(self) -> EvolutionStudy | None:
         """The configuration of the evolution: of this study, or of the one that it tests."""
-        return self.config.get("evolution", self.config)
+        config = self.config.evolution if isinstance(self.config, TestStudy) else self.config
+        return config if isinstance(config, EvolutionStudy) else None
+
+    @property
+    def setting(self) -> EvolutionStudy | SingleStudy | None:
+        """The configuration that names learner, environments and root seed."""
+        return self.config if isinstance(self.config, SingleStudy) else self.evolution
+
+    @property
+    def environments(self) -> tuple[str, ...]:
+        """Environments that the study was evolved for, or trained in."""
+        setting, config = self.setting, self.config
+        if isinstance(config, TestStudy) and config.env_id and config.evolution.env_ids is None:
+            return (config.env_id,)
+        return () if setting is None else setting.environments
 
 
 def read_study(address: str, storage: str = DEFAULT_STORAGE) -> StudyData:
@@ -136,8 +154,8 @@ def read_study(address: str, storage: str = DEFAULT_STORAGE) -> StudyData:
     study = Study(storage, name)
     trials = study.trials()
     lifetimes = records(storage, name)
-    config = study.config or {}
-    kind = _kind(config)
+    config = study.config
+    kind = "journal" if config is None else config.kind
     if kind == "single" and len(lifetimes):
         lifetimes = lifetimes.assign(arm=lifetimes.learner)
     return StudyData(
@@ -151,16 +169,9 @@ def read_study(address: str, storage: str = DEFAULT_STORAGE) -> StudyData:
         trials=_trial_frame(trials),
         lifetimes=lifetimes,
         generations=generations(storage, name),
+        stored=study.stored or {},
         _frozen=tuple(trials),
     )
-
-
-def _kind(config: Mapping[str, Any]) -> str:
-    if not config:
-        return "journal"
-    if "evolution" in config:
-        return "test"
-    return "evolution" if "sampler" in config else "single"
 
 
 def _space(trials: Sequence[FrozenTrial]) -> dict[str, Axis]:
@@ -244,7 +255,7 @@ def read_tensorboard(folder: str | Path) -> StudyData:
     empty = pd.DataFrame()
     trials = frame[["trial", "state", "arm", "seed", "fitness"]]
     return StudyData(
-        root.resolve().name, str(folder), "tensorboard", {}, {}, None, {}, trials, frame, empty
+        root.resolve().name, str(folder), "tensorboard", None, {}, None, {}, trials, frame, empty
     )
 
 
@@ -341,8 +352,9 @@ def sampler_path(data: StudyData) -> pd.DataFrame:
     ended = [t for t in data._frozen if t.state.name in ("COMPLETE", "PRUNED")]
     if not names or not ended:
         raise UserError(f"study {data.name!r} has no trials from which a sampler could have learnt")
-    if str(data.config.get("sampler", "")).casefold() == "cmaes":
-        return _replayed(data)
+    evolution = data.config if isinstance(data.config, EvolutionStudy) else None
+    if evolution is not None and evolution.sampler == "Cmaes":
+        return _replayed(data, evolution)
     rows = []
     frame = data.trials[data.trials.state.isin(("COMPLETE", "PRUNED"))]
     by = frame.generation if frame.generation.notna().any() else frame.trial // 10
@@ -358,22 +370,18 @@ def sampler_path(data: StudyData) -> pd.DataFrame:
 _PATH = ["generation", "source", "restart", "mean", "cov", "parameters"]
 
 
-def _replayed(data: StudyData) -> pd.DataFrame:
+def _replayed(data: StudyData, config: EvolutionStudy) -> pd.DataFrame:
     distributions: dict[str, BaseDistribution] = {}
     for trial in data._frozen:
         distributions |= trial.distributions
-    config = data.config
-    start = config.get("start")
-    sampler = make_sampler(
-        "Cmaes",
+    sampler = CmaesSampler(
         distributions,
-        config["seed"],
-        config.get("popsize"),
-        config.get("restarts", "ipop"),
-        config.get("use_pruned", True),
-        start,
+        config.seed,
+        config.popsize,
+        config.restarts,
+        config.use_pruned,
+        config.start,
     )
-    assert isinstance(sampler, CmaesSampler)
     generation = {t.number: t.user_attrs.get("generation", 0) for t in data._frozen}
     rows: dict[int, tuple[Any, ...]] = {}
     for number, run, mean, cov in sampler.path(data._frozen):
@@ -392,8 +400,8 @@ def evolved_reservoirs(data: StudyData) -> tuple[ReservoirParams, ...]:
     Raises:
         UserError: no trial has a fitness, or no reservoir was evolved.
     """
-    if data.kind == "test":
-        return _reservoirs(data, data.config["params"])
+    if isinstance(data.config, TestStudy):
+        return _reservoirs(data, data.config.params)
     done = data.trials[(data.trials.state == "COMPLETE") & data.trials.fitness.notna()]
     if not len(done):
         raise UserError(f"study {data.name!r} has no finished trial yet")
@@ -409,9 +417,9 @@ def drawn_reservoirs(data: StudyData, n: int, seed: int = 0) -> list[ReservoirPa
         UserError: the study does not say what was searched.
     """
     space = data.space
-    if data.kind == "test":
-        found = {n: Axis(r.low, r.high, r.log) for n, r in search_space(data.evolution).items()}
-        space = found
+    if isinstance(data.config, TestStudy):
+        ranges = search_space(data.config.evolution)
+        space = {n: Axis(r.low, r.high, r.log) for n, r in ranges.items()}
     rng = np.random.default_rng(seed)
     draws = [
         {
@@ -427,9 +435,8 @@ def drawn_reservoirs(data: StudyData, n: int, seed: int = 0) -> list[ReservoirPa
 
 def _reservoirs(data: StudyData, params: Mapping[str, Any]) -> tuple[ReservoirParams, ...]:
     # What ER-MRL's journals do not say are its defaults.
-    usual = {"units": 100, "skip_c": False, "reset_res": True, "published_code": False}
     numbered = sum(name.startswith("sr_") for name in params)
-    config = {**usual, **({"nb_res": numbered} if numbered else {}), **data.evolution}
+    config = data.evolution or SearchConfig(nb_res=numbered or None)
     plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in params.items()}
     try:
         return make_context(config, plain).reservoirs

@@ -1,19 +1,23 @@
-"""Who is still about: processes of this machine by their beginning, others by signs that they give,
-never by a clock of theirs.
+"""Which coordinators are alive: processes of this machine by the time at which they began, others
+by their renewals of a lease, never by a clock of theirs.
 
-A coordinator elsewhere counts its renewals up. It is gone if the count stood still for
-LEASE_SECONDS of *this* process's monotonic clock, so that no two machines' clocks are compared, and
-a clock that is set forward or back changes nothing. The price: who comes new has to watch for so
-long before it takes another machine's trial up.
+A coordinator on another machine counts its renewals up. It is gone if the count did not change for
+LEASE_SECONDS of *this* process's monotonic clock. So no two machines' clocks are compared, and a
+clock that is set forward or back changes nothing. The price: a new coordinator has to observe for
+so long before it takes up a trial of another machine.
 """
 
 import os
 import socket
+import threading
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
 import psutil
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial
 
 LEASE_SECONDS = 120.0
 
@@ -66,8 +70,8 @@ def is_here(owner: dict[str, Any]) -> bool:
     return owner.get("machine") == machine()
 
 
-# Identities of this process's own coordinators that are at work: one of a notebook may have ended,
-# and the process not.
+# Identities of the coordinators of this process that are at work. One of a notebook may have ended
+# while the process goes on.
 at_work: set[str] = set()
 
 
@@ -79,27 +83,104 @@ def lives(owner: dict[str, Any]) -> bool:
     return begun(owner["pid"]) == owner["started"] and (not here or owner.get("id") in at_work)
 
 
-class Watch:
+class Changes:
     """When values last changed, as this process saw it."""
 
     def __init__(self) -> None:
-        self._seen: dict[
-            str, tuple[Any, float, bool]
-        ] = {}  # -> value, since when, whether it ever changed
+        # -> value, since when, whether it ever changed
+        self._seen: dict[str, tuple[Any, float, bool]] = {}
 
-    def note(self, key: str, value: Any) -> None:
-        """Look at a value."""
+    def observe(self, key: str, value: Any) -> None:
+        """Take notice of a value."""
         before = self._seen.get(key)
         if before is None or before[0] != value:
             self._seen[key] = value, time.monotonic(), before is not None
 
-    def alive(self, key: str) -> bool | None:
-        """Whether the value changed within LEASE_SECONDS; None if it was not watched for so long
+    def recent(self, key: str) -> bool | None:
+        """Whether the value changed within LEASE_SECONDS; None if it was not observed for so long
         and never changed.
         """
         if key not in self._seen:
-            self.note(key, None)
+            self.observe(key, None)
         _, since, changed = self._seen[key]
         if time.monotonic() - since >= LEASE_SECONDS:
             return False
         return True if changed else None
+
+
+class Lease:
+    """This coordinator's identity, its lease, and what it knows of others.
+
+    Args:
+        storage: of the study.
+        study_id: its number there.
+
+    Attributes:
+        owner: what the trials of this coordinator say whose they are.
+    """
+
+    def __init__(self, storage: BaseStorage, study_id: int) -> None:
+        self._storage, self._study_id = storage, study_id
+        self.owner = {"id": uuid.uuid4().hex, **myself()}
+        self._changes = Changes()
+        self._renewals = 0
+        self._stop = threading.Event()
+
+    def start(self) -> None:
+        """Renew the lease from now on, in a thread."""
+        at_work.add(self.owner["id"])
+        self._renew()
+        threading.Thread(target=self._keep_renewing, daemon=True).start()
+
+    def stop(self) -> None:
+        """Renew it no more."""
+        self._stop.set()
+        at_work.discard(self.owner["id"])
+
+    def wait(self, seconds: float) -> None:
+        """Wait, and then look who is alive."""
+        self._stop.wait(seconds)
+        self.look()
+
+    def look(self) -> None:
+        """See whose leases were renewed."""
+        for key, value in self._storage.get_study_user_attrs(self._study_id).items():
+            if key.startswith("lease:"):
+                self._changes.observe(key, value)
+
+    def _renew(self) -> None:
+        self._renewals += 1
+        self._storage.set_study_user_attr(
+            self._study_id, f"lease:{self.owner['id']}", self._renewals
+        )
+        self.look()
+
+    def _keep_renewing(self) -> None:
+        while not self._stop.wait(LEASE_SECONDS / 4):
+            try:
+                self._renew()
+            except Exception:  # the database may be back before the lease ends
+                continue
+
+    def owner_lives(self, trial: FrozenTrial, held: bool) -> bool | None:
+        """Whether the coordinator of a running trial is alive; None while that is not known.
+
+        Args:
+            trial: of the study.
+            held: whether this coordinator itself has it in hand.
+        """
+        owner = trial.user_attrs.get("owner")
+        mine = owner is not None and owner.get("id") == self.owner["id"]
+        if mine and held:
+            return True
+        if owner is None or (mine and owner.get("let_go")):
+            # Another program's; or somebody took it up a moment ago and has not said so yet.
+            key = f"trial:{trial._trial_id}"
+            self._changes.observe(key, str(trial.datetime_start))
+        elif mine:  # begun twice, where the first answer was lost: nobody has it
+            return False
+        elif is_here(owner):
+            return lives(owner)
+        else:
+            key = f"lease:{owner.get('id')}"
+        return self._changes.recent(key)

@@ -1,5 +1,5 @@
-"""The study database: studies that know their configuration, leases of running trials, and
-the trial loop that both evolution and test use.
+"""The study database: studies that know their configuration, and this process's hold on trials in
+them.
 
 A trial's lifetimes hang on it as user attributes `lifetime:0`, `lifetime:1`, …, each written when
 that lifetime ends, so that a trial which is taken up again goes on where it stood. A running trial
@@ -9,17 +9,13 @@ proposes what it would have proposed without.
 """
 
 import json
-import threading
-import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
 import optuna
-import pandas as pd
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -32,27 +28,23 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from erl.errors import UserError, nearest
-from erl.lifetimes.lifetime import LifetimeRecord
-from erl.search.pruning import News, Pruned, Watch
+from erl.lifetimes.record import LifetimeRecord
+from erl.search.pruning import Comparison, Pruned, TrialPruner
 from erl.search.samplers import note_end
 from erl.search.space import Range
 from erl.studies import leases
+from erl.studies.configuration import StudyConfig, differences, from_stored, to_stored
 from erl.studies.retries import MOMENT_SECONDS, OUTAGE_SECONDS
 from erl.studies.storage import StorageError, open_storage, refused, shown, study_names
 from erl.worlds.specification import LifetimeSpec, commit, from_json, to_json, versions
 
 COPY = "copy"  # system attribute of a study that was copied: `incomplete`, then `whole`
 
-# -- a study --
-
-
 SearchSpace = dict[str, BaseDistribution]
-Plan = Callable[
-    [dict[str, Any]], list[LifetimeSpec]
-]  # from proposed parameters to the lifetimes of the trial
-Score = Callable[
-    [LifetimeSpec, float], float
-]  # what a lifetime's return contributes to its trial's, their mean
+# From proposed parameters to the lifetimes of the trial.
+Plan = Callable[[dict[str, Any]], list[LifetimeSpec]]
+# What a lifetime's return contributes to its trial's fitness, their mean.
+Score = Callable[[LifetimeSpec, float], float]
 
 
 def distributions(space: dict[str, Range]) -> SearchSpace:
@@ -89,8 +81,8 @@ class Sink(Protocol):
 
 
 @dataclass
-class Taken:
-    """A trial in this coordinator's hands.
+class RunningTrial:
+    """A trial that this coordinator has in hand.
 
     Attributes:
         number: Optuna's.
@@ -98,9 +90,9 @@ class Taken:
         attrs: user attributes.
         specs: its lifetimes.
         records: of the lifetimes that have ended, by their index.
-        error: why the trial cannot succeed any more.
+        error: why the trial cannot succeed any more: reason and traceback.
         pruned: where and at which value it was pruned.
-        watch: compares it with earlier trials; None if nobody does.
+        pruner: compares it with earlier trials; None if it is not compared.
     """
 
     number: int
@@ -111,33 +103,48 @@ class Taken:
     records: dict[int, LifetimeRecord]
     error: tuple[str, str | None] | None = None
     pruned: Pruned | None = None
-    watch: Watch | None = None
+    pruner: TrialPruner | None = None
+
+    def add(self, index: int, record: LifetimeRecord) -> None:
+        """A lifetime has ended; one that failed is why the trial fails."""
+        self.records[index] = record
+        if record.error is not None and self.error is None:
+            self.error = (f"lifetime {index}: {record.error}", record.traceback)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all lifetimes have ended."""
+        return len(self.records) == len(self.specs)
+
+    def value(self, score: Score) -> float | None:
+        """Its fitness, or the value that it was pruned at, when it has ended; None if it failed."""
+        if self.pruned is not None:
+            return self.pruned.value
+        if self.error is not None:
+            return None
+        fitness = [self.records[i].fitness for i in range(len(self.specs))]
+        return float(
+            np.mean([score(spec, f) for spec, f in zip(self.specs, fitness) if f is not None])
+        )
 
 
 class Study:
-    """An Optuna study that stores its whole configuration, and this process's lease on trials in
-    it.
+    """An Optuna study that stores its whole configuration, and this process's hold on trials in it.
 
     Args:
         storage: an address, see `open_storage`.
         name: of the study.
         config: what the study is: stored when it is created, compared when it is continued. None
             loads a study that exists.
-        volatile: keys of the configuration that may change between runs.
-        added: keys that studies may lack, and what they are then.
+
+    Attributes:
+        lease: this coordinator's.
 
     Raises:
         UserError: the study exists with another configuration, or does not exist.
     """
 
-    def __init__(
-        self,
-        storage: str,
-        name: str,
-        config: dict[str, Any] | None = None,
-        volatile: Iterable[str] = (),
-        added: Mapping[str, Any] = MappingProxyType({}),
-    ) -> None:
+    def __init__(self, storage: str, name: str, config: StudyConfig | None = None) -> None:
         self.address, self.name = storage, name
         self.storage = open_storage(storage, create=config is not None)
         self.storage.patience = MOMENT_SECONDS  # it answers; others may be in its way
@@ -164,36 +171,25 @@ class Study:
                     f"study {name!r} is an incomplete copy: copy it again, with --overwrite"
                 )
             if config is not None:
-                self._settle(config, set(volatile), added)
+                self._settle(config)
         except (SQLAlchemyError, StorageInternalError, OSError) as e:
             raise refused(storage, e) from None
-        self._owner = {"id": uuid.uuid4().hex, **leases.myself()}
-        self._hands: set[int] = set()  # ids of the trials that this coordinator is about
-        self._watch = leases.Watch()
-        self._renewals = 0
-        self._stop = threading.Event()
-        self._renewer: threading.Thread | None = None
+        self.lease = leases.Lease(self.storage, self._id)
+        self._held: set[int] = set()  # ids of the trials that this coordinator has in hand
 
-    def _settle(self, config: dict[str, Any], volatile: set[str], added: Mapping[str, Any]) -> None:
+    def _settle(self, config: StudyConfig) -> None:
         """Store the configuration of a new study; refuse to continue one that is something else."""
-        config = json.loads(json.dumps(to_json(config)))
-        stored = self.optuna.user_attrs.get("config")
-        if stored is None:
+        if self.stored is None:
             if self.optuna.get_trials(deepcopy=False):
                 raise UserError(
                     f"study {self.name!r} was not made by this project: it stores no "
                     f"configuration; choose another name"
                 )
-            self.optuna.set_user_attr("config", config)
+            self.optuna.set_user_attr("config", to_stored(config))
             self.optuna.set_user_attr("versions", versions())
             self.optuna.set_user_attr("commit", commit())
             return
-        stored = {**added, **stored}
-        differ = [
-            f"{k} is {stored.get(k)!r} there and {config.get(k)!r} here"
-            for k in sorted(config.keys() | stored.keys())
-            if k not in volatile and stored.get(k) != config.get(k)
-        ]
+        differ = differences(from_stored(self.stored), from_stored(to_stored(config)))
         if differ:
             raise UserError(
                 f"study {self.name!r} exists with another configuration: {'; '.join(differ)}; "
@@ -201,9 +197,19 @@ class Study:
             )
 
     @property
-    def config(self) -> dict[str, Any] | None:
-        """The stored configuration; None for a study that another program made."""
+    def stored(self) -> dict[str, Any] | None:
+        """The configuration as it is stored; None for a study that another program made."""
         return self.optuna.user_attrs.get("config")
+
+    @property
+    def config(self) -> StudyConfig | None:
+        """The configuration; None for a study that another program made.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        stored = self.stored
+        return None if stored is None else from_stored(stored)
 
     def trials(self, *states: str) -> list[FrozenTrial]:
         """Trials in these of Optuna's states, `WAITING`, `RUNNING`, `COMPLETE`, `PRUNED` and `FAIL`
@@ -231,20 +237,16 @@ class Study:
 
     def __enter__(self) -> "Study":
         self.storage.patience = OUTAGE_SECONDS
-        leases.at_work.add(self._owner["id"])
-        self._renew()
-        self._renewer = threading.Thread(target=self._keep_renewing, daemon=True)
-        self._renewer.start()
+        self.lease.start()
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self._stop.set()
-        leases.at_work.discard(self._owner["id"])
+        self.lease.stop()
         if error is not None:
             self.storage.hurry()
-        for trial_id in list(self._hands):
+        for trial_id in list(self._held):
             with suppress(Exception):  # the storage itself may be what failed; the lease will tell
-                self._release(trial_id, self._owner)
+                self._release(trial_id, self.lease.owner)
         if isinstance(error, SQLAlchemyError | StorageInternalError):
             error = refused(self.address, error)
         if isinstance(error, StorageError):
@@ -253,42 +255,9 @@ class Study:
                 f"there"
             )
 
-    def _renew(self) -> None:
-        """Show that this coordinator lives, and look who else does."""
-        self._renewals += 1
-        self.storage.set_study_user_attr(self._id, f"lease:{self._owner['id']}", self._renewals)
-        self._look()
-
-    def _look(self) -> None:
-        for key, value in self.storage.get_study_user_attrs(self._id).items():
-            if key.startswith("lease:"):
-                self._watch.note(key, value)
-
-    def _keep_renewing(self) -> None:
-        while not self._stop.wait(leases.LEASE_SECONDS / 4):
-            try:
-                self._renew()
-            except Exception:  # the database may be back before the lease ends
-                continue
-
     def _owner_lives(self, trial: FrozenTrial) -> bool | None:
-        """Whether somebody is about a running trial; None while that is not known."""
-        owner = trial.user_attrs.get("owner")
-        mine = owner is not None and owner.get("id") == self._owner["id"]
-        if mine and trial._trial_id in self._hands:
-            return True
-        if owner is None or (
-            mine and owner.get("let_go")
-        ):  # another program's; or somebody took it up a moment ago
-            key = f"trial:{trial._trial_id}"
-            self._watch.note(key, str(trial.datetime_start))
-        elif mine:  # begun twice, where the first answer was lost: nobody is about it
-            return False
-        elif leases.is_here(owner):
-            return leases.lives(owner)
-        else:
-            key = f"lease:{owner.get('id')}"
-        return self._watch.alive(key)
+        """Whether somebody has a running trial in hand; None while that is not known."""
+        return self.lease.owner_lives(trial, trial._trial_id in self._held)
 
     def reclaim(self, max_retries: int = 2) -> list[FrozenTrial]:
         """Let the trials of coordinators that are gone wait for somebody to take them up; all that
@@ -297,7 +266,7 @@ class Study:
         Args:
             max_retries: how often a trial may be lost so; once more, and it fails.
         """
-        self._look()
+        self.lease.look()
         for trial in self.trials("RUNNING"):
             if self._owner_lives(trial) is False:
                 owner = trial.user_attrs.get("owner")
@@ -306,7 +275,7 @@ class Study:
                 lost = (
                     owner is not None
                     and not owner.get("let_go")
-                    and owner.get("id") != self._owner["id"]
+                    and owner.get("id") != self.lease.owner["id"]
                 )
                 self._release(trial._trial_id, owner, max_retries if lost else None)
         return self.trials("WAITING")
@@ -317,8 +286,7 @@ class Study:
         """
         doubt = any(self._owner_lives(t) is None for t in self.trials("RUNNING"))
         if doubt:
-            self._stop.wait(min(1.0, leases.LEASE_SECONDS / 8))
-            self._look()
+            self.lease.wait(min(1.0, leases.LEASE_SECONDS / 8))
         return doubt
 
     def _release(
@@ -328,7 +296,7 @@ class Study:
 
         With `max_retries` it was lost, which is counted.
         """
-        self._hands.discard(trial_id)
+        self._held.discard(trial_id)
         with suppress(UpdateFinishedTrialError):  # somebody else took it up and ended it
             trial = self.storage.get_trial(trial_id)
             if trial.state != TrialState.RUNNING or trial.user_attrs.get("owner") != owner:
@@ -348,7 +316,9 @@ class Study:
                     return
             # Whoever ends between this and the next line, or between taking it up and saying so, is
             # seen to have ended.
-            self.storage.set_trial_user_attr(trial_id, "owner", {**self._owner, "let_go": True})
+            self.storage.set_trial_user_attr(
+                trial_id, "owner", {**self.lease.owner, "let_go": True}
+            )
             self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
     # -- taking and ending trials --
@@ -359,7 +329,7 @@ class Study:
         plan: Plan,
         sampler: BaseSampler | None = None,
         space: SearchSpace | None = None,
-    ) -> Taken | None:
+    ) -> RunningTrial | None:
         """Go on with a waiting trial; the lifetimes that had ended are kept. None if somebody else
         was faster.
 
@@ -371,14 +341,14 @@ class Study:
         """
         with suppress(UpdateFinishedTrialError):
             if self.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
-                self._hands.add(trial._trial_id)
-                self.storage.set_trial_user_attr(trial._trial_id, "owner", self._owner)
+                self._held.add(trial._trial_id)
+                self.storage.set_trial_user_attr(trial._trial_id, "owner", self.lease.owner)
                 if sampler is not None:
                     self._sample(trial._trial_id, sampler, space or {})
                 return self._taken(trial._trial_id, plan)
         return None
 
-    def create(self, params: dict[str, Any], space: SearchSpace, plan: Plan) -> Taken:
+    def create(self, params: dict[str, Any], space: SearchSpace, plan: Plan) -> RunningTrial:
         """Begin a trial with given parameters."""
         return self._taken(self._begin({}, params, space), plan)
 
@@ -390,7 +360,7 @@ class Study:
         plan: Plan,
         generation: int,
         limit: int,
-    ) -> list[Taken]:
+    ) -> list[RunningTrial]:
         """Begin new trials of a generation, all before any of them is known.
 
         Where several coordinators begin trials at once, some get numbers of `limit` or more: those
@@ -400,18 +370,18 @@ class Study:
         for _ in range(new):
             trial_id = self._begin({"generation": generation})
             if self.storage.get_trial(trial_id).number >= limit:
-                self._release(trial_id, self._owner)
+                self._release(trial_id, self.lease.owner)
                 break
             self._sample(trial_id, sampler, space)
             taken.append(self._taken(trial_id, plan))
         return taken
 
-    def withdraw(self, taken: Taken) -> None:
+    def withdraw(self, taken: RunningTrial) -> None:
         """Take back a trial that another coordinator began too, at the same moment: it counts for
         nothing.
         """
         self.storage.set_trial_state_values(taken.trial_id, TrialState.PRUNED)
-        self._hands.discard(taken.trial_id)
+        self._held.discard(taken.trial_id)
 
     def first(self) -> dict[str, int]:
         """The number of the one trial that counts for each set of parameters, failed ones aside."""
@@ -425,12 +395,12 @@ class Study:
         self, attrs: dict[str, Any], params: Any = None, space: SearchSpace | None = None
     ) -> int:
         """A new trial that is this coordinator's from its first moment; its id."""
-        attrs = {"owner": self._owner, **attrs}
+        attrs = {"owner": self.lease.owner, **attrs}
         template = create_trial(
             state=TrialState.RUNNING, params=params, distributions=space, user_attrs=attrs
         )
         trial_id = self.storage.create_new_trial(self._id, template_trial=template)
-        self._hands.add(trial_id)
+        self._held.add(trial_id)
         return trial_id
 
     def _sample(self, trial_id: int, sampler: BaseSampler, space: SearchSpace) -> None:
@@ -442,9 +412,9 @@ class Study:
         for name, distribution in space.items():
             _suggest(trial, name, distribution)
 
-    def _taken(self, trial_id: int, plan: Plan) -> Taken:
+    def _taken(self, trial_id: int, plan: Plan) -> RunningTrial:
         trial = self.storage.get_trial(trial_id)
-        return Taken(
+        return RunningTrial(
             number=trial.number,
             trial_id=trial_id,
             params=trial.params,
@@ -454,58 +424,60 @@ class Study:
             pruned=Pruned(**trial.user_attrs["pruned"]) if "pruned" in trial.user_attrs else None,
         )
 
-    def note(self, taken: Taken, index: int, record: LifetimeRecord) -> None:
-        """Store a lifetime's record; one that failed is why its trial fails."""
-        taken.records[index] = record
-        with suppress(UpdateFinishedTrialError):
-            self.storage.set_trial_user_attr(taken.trial_id, f"lifetime:{index}", to_json(record))
-        if record.error is not None and taken.error is None:
-            taken.error = (f"lifetime {index}: {record.error}", record.traceback)
+    # -- writing: these write to the storage and change nothing else, in whatever thread --
 
-    def end(self, taken: Taken, score: Score) -> float | None:
-        """Tell a trial whose lifetimes have all ended; its fitness or the value that it was pruned
-        at, None if it failed.
-        """
-        value = None
-        if taken.pruned is not None:
-            value = taken.pruned.value
-        elif taken.error is None:
-            fitness = [taken.records[i].fitness for i in range(len(taken.specs))]
-            value = float(
-                np.mean([score(spec, f) for spec, f in zip(taken.specs, fitness) if f is not None])
-            )
-        # This coordinator may have been taken for dead, and the trial ended by another: with the
-        # same result.
+    def store_record(self, trial_id: int, index: int, record: LifetimeRecord) -> None:
+        """Store a lifetime's record."""
         with suppress(UpdateFinishedTrialError):
-            note_end(self.optuna, taken.trial_id)
-            if taken.pruned is not None:
-                self.storage.set_trial_state_values(
-                    taken.trial_id, TrialState.PRUNED, [taken.pruned.value]
-                )
-            elif value is not None:
-                self.storage.set_trial_state_values(taken.trial_id, TrialState.COMPLETE, [value])
-            elif taken.error is not None:
-                reason, trace = taken.error
-                self.storage.set_trial_user_attr(
-                    taken.trial_id, "error", {"reason": reason, "traceback": trace}
-                )
-                self.storage.set_trial_state_values(taken.trial_id, TrialState.FAIL)
-        self._hands.discard(taken.trial_id)
-        return value
+            self.storage.set_trial_user_attr(trial_id, f"lifetime:{index}", to_json(record))
 
-    def note_news(self, taken: Taken, news: News) -> None:
-        """Store what a watched trial has reached, and that it is pruned.
+    def store_comparison(self, trial_id: int, comparison: Comparison) -> None:
+        """Store what a compared trial has reached, and that it is pruned.
 
         It comes before the records of the lifetimes that stop therefore: whoever takes the trial up
         after this process has to end it.
         """
         with suppress(UpdateFinishedTrialError):
-            for point, value in news.values.items():
-                self.storage.set_trial_intermediate_value(taken.trial_id, point, value)
-            for key, note in news.notes.items():
-                self.storage.set_trial_system_attr(taken.trial_id, key, note)
-            if news.pruned is not None:
-                self.storage.set_trial_user_attr(taken.trial_id, "pruned", to_json(news.pruned))
+            for point, value in comparison.values.items():
+                self.storage.set_trial_intermediate_value(trial_id, point, value)
+            for key, note in comparison.notes.items():
+                self.storage.set_trial_system_attr(trial_id, key, note)
+            if comparison.pruned is not None:
+                self.storage.set_trial_user_attr(trial_id, "pruned", to_json(comparison.pruned))
+
+    def store_end(self, trial_id: int, state: str, value: float | None, error: Any = None) -> None:
+        """End a trial.
+
+        Args:
+            trial_id: of the trial.
+            state: `COMPLETE`, `PRUNED` or `FAIL`.
+            value: its fitness, or the value that it was pruned at.
+            error: reason and traceback of a failure.
+        """
+        # This coordinator may have been taken for dead, and the trial ended by another: with the
+        # same result.
+        with suppress(UpdateFinishedTrialError):
+            note_end(self.optuna, trial_id)
+            if state == "FAIL":
+                reason, trace = error
+                self.storage.set_trial_user_attr(
+                    trial_id, "error", {"reason": reason, "traceback": trace}
+                )
+            values = None if value is None else [value]
+            self.storage.set_trial_state_values(trial_id, TrialState[state], values)
+
+    def let_go(self, trial_id: int) -> None:
+        """A trial has ended, and is no longer in this coordinator's hands."""
+        self._held.discard(trial_id)
+
+
+def stored_config(storage: str, name: str) -> StudyConfig | None:
+    """The configuration of a study, if there is such a study; None if there is none, or if it
+    cannot be opened (its creation says why).
+    """
+    with suppress(UserError):
+        return Study(storage, name).config
+    return None
 
 
 def key_of(params: dict[str, Any]) -> str:
@@ -532,81 +504,3 @@ def lifetime_records(trial: FrozenTrial) -> dict[int, LifetimeRecord]:
         for key, value in trial.user_attrs.items()
         if key.startswith("lifetime:")
     }
-
-
-# -- reading --
-
-
-def records(storage: str, name: str) -> pd.DataFrame:
-    """Every lifetime of a study, one row each.
-
-    Returns:
-        Columns: `trial`, `state`, `lifetime`, the trial's parameters, `fitness`, `training_return`,
-            `final_return`,
-        `episodes`, `steps`, `seconds`, `curve` (list of (steps, return)), `reports` (at tenths of
-        the budget), `inner` (dictionary, see `LifetimeRecord`, or None), `note`, `error`, `env_id`,
-        `learner`, and the seeds.
-    """
-    rows = []
-    for trial in Study(storage, name).trials():
-        for index, record in sorted(lifetime_records(trial).items()):
-            rows.append(
-                {
-                    "trial": trial.number,
-                    "state": trial.state.name,
-                    "lifetime": index,
-                    **trial.params,
-                    "fitness": record.fitness,
-                    "training_return": record.training_return,
-                    "final_return": float(np.mean(record.final_returns))
-                    if record.final_returns
-                    else None,
-                    "episodes": record.episodes,
-                    "steps": record.steps,
-                    "seconds": record.seconds,
-                    "curve": record.curve,
-                    "reports": record.reports,
-                    "inner": record.inner,
-                    "note": record.note,
-                    "error": record.error,
-                    "env_id": record.spec.task.env_id,
-                    "learner": record.spec.learner.name,
-                    **{f"seed_{k}": v for k, v in to_json(record.spec.seeds).items()},
-                }
-            )
-    return pd.DataFrame(rows)
-
-
-def generations(storage: str, name: str) -> pd.DataFrame:
-    """What the learners' own populations did: the kept generations of every lifetime of a study,
-    one row each.
-
-    Returns:
-        Columns: `trial`, `lifetime`, the trial's parameters, `env_id`, `learner`, `generation`,
-            `steps` (taken when it ended), and what the learner noted, None where it did not.
-            ERL-Re²: `whole` (1 if
-        judged by whole episodes), `fitness` and `surrogate` (lists, of every head), `champion`
-        (place of the best), `champion_return` (of the champion of the generation before, in whole
-        episodes played after it was chosen), `rl_return`, `rl_head` (place of the RL head's copy)
-        and `rl_fate` (of that copy: elites, selected, discarded). Empty for other learners.
-    """
-    frames = []
-    for trial in Study(storage, name).trials():
-        for index, record in sorted(lifetime_records(trial).items()):
-            kept = pd.DataFrame((record.inner or {}).get("kept", {}))
-            spec = record.spec
-            known = {
-                "trial": trial.number,
-                "lifetime": index,
-                **trial.params,
-                "env_id": spec.task.env_id,
-                "learner": spec.learner.name,
-            }
-            for place, (column, value) in enumerate(known.items()):
-                kept.insert(place, column, value)
-            frames.append(kept)
-    return (
-        pd.concat([f for f in frames if len(f)], ignore_index=True)
-        if any(map(len, frames))
-        else pd.DataFrame()
-    )

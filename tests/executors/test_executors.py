@@ -3,16 +3,22 @@ they choose.
 """
 
 import dataclasses
+import os
 import socket
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from erl.errors import UserError
-from erl.executors.local import LocalExecutor, check_cluster, default_workers
+from erl.executors.jobs import HERE, Column, Job
+from erl.executors.local import LocalExecutor
+from erl.executors.machines import check_cluster, default_workers
+from erl.experiments.campaign import make_executor
 from erl.experiments.comparison import ComparisonConfig
-from erl.experiments.evolution import EvolutionConfig, evolve, make_executor
+from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.studies.study import Study
 
 
@@ -131,8 +137,82 @@ def test_where_a_study_is_computed_is_no_part_of_it(quick, inline, sink, monkeyp
     )
     assert evolve(config, sink) == 0
     study = Study(config.storage, "CartPole-v1_main_0.064k_steps")
-    assert "cluster" not in study.config
+    assert "cluster" not in study.stored
     with pytest.raises(
         UserError, match="no Ray cluster answers"
     ):  # and not that the study is another one
         evolve(dataclasses.replace(config, cluster=f"ray:127.0.0.1:{free_port()}"), sink)
+
+
+# -- jobs of any kind --
+
+
+COLUMNS = {
+    "done": Column(np.int64),
+    "seen": Column(np.float64, (2,), np.nan),
+    "limit": Column(np.int64, from_coordinator=True),
+}
+
+
+def count(rows, folder, name):
+    """Counts up until the coordinator has written a limit."""
+    assert folder == HERE
+    assert np.isnan(rows["seen"]).all()
+    while rows["done"][0] < 10**9 and not (0 < rows["limit"][0] <= rows["done"][0]):
+        rows["done"] += 1
+        time.sleep(0.001)
+    rows["seen"][1] = 1.0, 2.0
+    return name, rows["limit"].tolist()
+
+
+def test_an_executor_runs_any_function_and_its_board_goes_both_ways():
+    executor, boards = LocalExecutor(2), []
+
+    def tick(board):
+        boards.append({name: array.copy() for name, array in board.items()})
+        board["limit"][:] = [5, 5, 7, 7]
+
+    jobs = [Job(count, (name,), rows=2) for name in ("a", "b")]
+    try:
+        results = {r.index: r.value for r in executor.run(jobs, COLUMNS, tick, every=0.05)}
+    finally:
+        executor.close()
+    assert results == {0: ("a", [5, 5]), 1: ("b", [7, 7])}
+    last = boards[-1]
+    assert (last["done"] >= [5, 5, 7, 7]).all()
+    assert np.isnan(last["seen"][[0, 2]]).all()
+    assert last["seen"][[1, 3]].tolist() == [[1.0, 2.0]] * 2
+
+
+def dies_once(rows, folder, path):
+    rows["done"] += 7
+    if not Path(path).exists():
+        Path(path).touch()
+        os._exit(1)
+    return rows["done"].tolist()
+
+
+def test_a_job_that_is_begun_again_finds_its_rows_as_at_first(tmp_path):
+    executor = LocalExecutor(1)
+    try:
+        [result] = executor.run([Job(dies_once, (str(tmp_path / "x"),))], COLUMNS, lambda _: None)
+    finally:
+        executor.close()
+    assert result.value == [7]
+
+
+def add(rows, folder, a, b):
+    if a < 0:
+        raise ValueError("negative")
+    return a + b
+
+
+def test_jobs_without_a_board():
+    executor = LocalExecutor(1)
+    try:
+        jobs = [Job(add, (a, 2), rows=0) for a in (1, -1)]
+        good, bad = sorted(executor.run(jobs, {}, lambda _: None), key=lambda r: r.index)
+    finally:
+        executor.close()
+    assert (good.value, good.error) == (3, None)
+    assert isinstance(bad.error, ValueError)

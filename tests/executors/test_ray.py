@@ -19,21 +19,21 @@ from ray.cluster_utils import Cluster
 from stable_baselines3 import PPO
 
 from erl.errors import UserError
-from erl.executors.local import WorkerLost
+from erl.executors.jobs import Column, WorkerLost, new_rows
 from erl.executors.ray_cluster import (
     RayExecutor,
     _Board,
     _Changes,
     _Correspondence,
     _Fetched,
-    _moved,
     _write,
 )
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.files import write_whole
 from erl.learners import Outputs
-from erl.lifetimes.lifetime import Job, live
-from erl.studies.study import Study, records
+from erl.lifetimes.living import COLUMNS, Cohort, live
+from erl.studies.records import records
+from erl.studies.study import Study
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, to_json
 from erl.worlds.tasks import Task
 
@@ -89,19 +89,22 @@ def test_records_are_those_of_local_processes_and_files_come_back(executor):
     where = [Path(f"here/{k}").absolute() for k in range(4)]
     outputs = [Outputs(str(w / "log"), str(w / "checkpoint.pkl"), 0.0) for w in where]
     models = [str(w / "model") for w in where]
-    jobs = [
-        Job(tuple(specs[a:b]), tuple(outputs[a:b]), tuple(models[a:b]))
+    cohorts = [
+        Cohort(tuple(specs[a:b]), tuple(outputs[a:b]), tuple(models[a:b]))
         for a, b in ((0, 2), (2, 3), (3, 4))
     ]
     last = []
+    jobs = [cohort.job() for cohort in cohorts]
     results = {
         r.index: r
-        for r in executor.run(jobs, lambda board: last.append(board.steps.copy()), every=0.1)
+        for r in executor.run(
+            jobs, COLUMNS, lambda board: last.append(board["steps"].copy()), every=0.1
+        )
     }
     for k in range(3):
-        expected = live(Job(jobs[k].specs))
-        assert [plain(r) for r in results[k].records] == [plain(r) for r in expected]
-    assert "the simulator exploded" in results[2].records[0].error
+        expected = live(Cohort(cohorts[k].specs))
+        assert [plain(r) for r in results[k].value] == [plain(r) for r in expected]
+    assert "the simulator exploded" in results[2].value[0].error
     assert last[-1][:3].max() >= 256
     assert all((a <= b).all() for a, b in pairwise(last))
     for k in range(3):
@@ -116,11 +119,12 @@ def from_disk(path):
 
 
 def test_a_lifetime_that_kills_its_worker_fails_alone(executor):
-    jobs = [Job((lifetime("toy_environments:Faulty-die-v0", engine="sb3"),)), Job((lifetime(),))]
-    results = {r.index: r for r in executor.run(jobs, lambda board: None)}
+    dying = lifetime("toy_environments:Faulty-die-v0", engine="sb3")
+    jobs = [Cohort((spec,)).job() for spec in (dying, lifetime())]
+    results = {r.index: r for r in executor.run(jobs, COLUMNS, lambda board: None)}
     assert isinstance(results[0].error, WorkerLost)
     assert "lost 2 times" in str(results[0].error)
-    assert results[1].records[0].steps == 64
+    assert results[1].value[0].steps == 64
 
 
 def test_an_evolution_loses_a_node_and_nothing_else(cluster, address, quick, sink, inline):
@@ -195,12 +199,12 @@ def test_a_job_goes_on_elsewhere_from_its_checkpoint(cluster, address, learner):
     """
     spec = replace(lifetime("toy_environments:Slow-v0", steps=10_000), learner=learner)
     checkpoint = Path("runs/one.pkl").absolute()
-    job = Job((spec,), (Outputs(None, str(checkpoint), 0.2),))
+    job = Cohort((spec,), (Outputs(None, str(checkpoint), 0.2),)).job()
     executor = RayExecutor(address, workers=1, max_retries=1)
     seen, lost = [], []
 
     def tick(board):
-        seen.append(int(board.steps[0]))
+        seen.append(int(board["steps"][0]))
         if checkpoint.exists() and seen[-1] >= 5000 and not lost:
             [node] = [n for n in cluster.worker_nodes if busy(n)]
             lost.append(seen[-1])
@@ -208,7 +212,7 @@ def test_a_job_goes_on_elsewhere_from_its_checkpoint(cluster, address, learner):
             cluster.add_node(**NODE)
 
     try:
-        [result] = executor.run([job], tick, every=0.1)
+        [result] = executor.run([job], COLUMNS, tick, every=0.1)
     finally:
         executor.close()
     assert result.error is None
@@ -217,21 +221,21 @@ def test_a_job_goes_on_elsewhere_from_its_checkpoint(cluster, address, learner):
     # steps a second, and is heard of four times a second; the checkpoint came within two seconds.
     after = [s for s in seen[seen.index(lost[0]) + 1 :] if s not in (0, lost[0])]
     assert after[0] > 1000, "it began anew"
-    [expected] = live(Job((replace(lifetime(steps=spec.steps), learner=learner),)))
-    assert plain(result.records[0])["curve"] == plain(expected)["curve"]
+    [expected] = live(Cohort((replace(lifetime(steps=spec.steps), learner=learner),)))
+    assert plain(result.value[0])["curve"] == plain(expected)["curve"]
 
 
 def test_ctrl_c_ends_the_tasks(cluster, executor):
-    job = Job((lifetime(steps=10**9),))
+    job = Cohort((lifetime(steps=10**9),)).job()
     ticks = []
 
     def tick(board):
-        ticks.append(int(board.steps[0]))
+        ticks.append(int(board["steps"][0]))
         if ticks[-1] > 0:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(executor.run([job], tick, every=0.1))
+        list(executor.run([job], COLUMNS, tick, every=0.1))
     assert not ray.is_initialized()
     deadline = time.monotonic() + 60
     while any(busy(node) for node in cluster.worker_nodes):
@@ -253,10 +257,14 @@ def test_workers_are_the_clusters_cpus_unless_said(address, executor):
     assert more.workers == 7
 
 
-def test_a_node_where_the_project_is_another_is_refused(address, monkeypatch):
-    monkeypatch.setattr("erl.executors.ray_cluster.versions", lambda: {"python": "3.0"})
-    with pytest.raises(UserError, match=r"python is 3\.\d+\.\d+ there and 3\.0 here"):
-        RayExecutor(address)
+def test_a_node_where_the_project_is_another_is_refused(address):
+    here = os.getpid()
+
+    def identify():
+        return {"python": "3.0" if os.getpid() == here else "3.1"}
+
+    with pytest.raises(UserError, match=r"python is 3\.1 there and 3\.0 here"):
+        RayExecutor(address, identify=identify)
     assert not ray.is_initialized()
 
 
@@ -264,14 +272,12 @@ def test_a_node_where_the_project_is_another_is_refused(address, monkeypatch):
 
 
 def test_the_board_carries_any_rows_both_ways():
-    board = _Board(
-        {
-            "steps": np.zeros(4, np.int64),
-            "reports": np.full((4, 2), np.nan),
-            "stop": np.zeros(4, bool),
-        },
-        ["stop"],
-    )
+    columns = {
+        "steps": Column(np.int64),
+        "reports": Column(np.float64, (2,), np.nan),
+        "stop": Column(np.bool_, from_coordinator=True),
+    }
+    board = _Board(columns, 4)
     said = {"steps": np.array([7, 8]), "reports": np.array([[1.0, np.nan], [2.0, 3.0]])}
     identity, told = board.exchange(1, 2, said, {"/a": b"1"})
     assert not told["stop"].any()
@@ -290,7 +296,7 @@ def test_the_board_carries_any_rows_both_ways():
     looks, _, files = board.look({}, looks)
     assert files == {3: {"/c": b"5"}}
     assert board.look({}, looks)[2] == {}
-    assert _Board({}, []).exchange(0, 0, {}, {})[0] != identity
+    assert _Board({}, 0).exchange(0, 0, {}, {})[0] != identity
 
 
 def test_files_are_fetched_when_they_changed_and_are_whole(tmp_path):
@@ -354,11 +360,11 @@ def test_what_cannot_be_written_is_not_forgotten(tmp_path, monkeypatch):
     fetched, path_of_the_large = _Fetched(), path
     with monkeypatch.context() as patch:
         patch.setattr("erl.executors.ray_cluster.write_whole", full)
-        executor._look(board, {"stop": np.zeros(1)}, {0}, fetched)
-        executor._look(board, {"stop": np.zeros(1)}, {0}, fetched)
+        executor._look(board, new_rows(COLUMNS, 1), COLUMNS, {0}, fetched)
+        executor._look(board, new_rows(COLUMNS, 1), COLUMNS, {0}, fetched)
     assert written == [other]
     assert fetched.unwritten == {0: {path: b"1"}}
-    executor._look(board, {"stop": np.zeros(1)}, {0}, fetched)
+    executor._look(board, new_rows(COLUMNS, 1), COLUMNS, {0}, fetched)
     assert not fetched.unwritten
     assert Path(path).read_bytes() == b"1"
 
@@ -378,7 +384,9 @@ def test_what_does_not_reach_the_board_is_sent_again(tmp_path, monkeypatch):
 
     board = SimpleNamespace(exchange=SimpleNamespace(remote=exchange))
     monkeypatch.setattr("ray.get", lambda answer, **_: answer)
-    with _Correspondence(board, 0, {"steps": np.zeros(1)}, _Changes(str(tmp_path))):
+    columns = {"steps": Column(np.int64)}
+    changes = _Changes(str(tmp_path))
+    with _Correspondence(board, 0, new_rows(columns, 1), columns, changes):
         deadline = time.monotonic() + 30
         while len(sent) < 8 and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -414,18 +422,16 @@ def test_there_is_a_whole_state_at_any_moment(tmp_path, monkeypatch):
         ] == left
 
 
-def test_a_job_that_moves_writes_below_its_folder():
-    job = Job(
+def test_lifetimes_on_another_machine_write_below_a_folder():
+    cohort = Cohort(
         (lifetime(),), (Outputs("/x/log", "/y/checkpoint.pkl", 9.0, "/y/status"),), ("/x/model",)
     )
-    moved = _moved(job, "/tmp/here")
-    assert moved == replace(
-        job,
+    assert cohort.below("/tmp/here") == replace(
+        cohort,
         outputs=(
             Outputs("/tmp/here/x/log", "/tmp/here/y/checkpoint.pkl", 9.0, "/tmp/here/y/status"),
         ),
         models=("/tmp/here/x/model",),
     )
-    assert _moved(Job((lifetime(),), (Outputs(),), (None,)), "/tmp/here") == Job(
-        (lifetime(),), (Outputs(),), (None,)
-    )
+    nothing = Cohort((lifetime(),), (Outputs(),), (None,))
+    assert nothing.below("/tmp/here") == nothing

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from erl.experiments.arms import arm_lifetime, arm_names, control_names, draw
-from erl.experiments.evolution import EvolutionConfig, MultiEvolutionConfig, stored_config
+from erl.experiments.evolution import EvolutionConfig, MultiEvolutionConfig, study_config
 from erl.learners.sb3 import algorithms
-from erl.lifetimes.lifetime import check
+from erl.lifetimes.living import check
 from erl.search.space import make_context, search_space
+from erl.studies.configuration import TestStudy
 from erl.worlds.context import ContextEncoder
 from erl.worlds.reservoirs import ReservoirBank
 from erl.worlds.specification import Seeds
@@ -23,11 +24,11 @@ SEVERAL = {"sr_1": 1.2, "lr_1": 0.4, "iss_1": 2.0, "sr_2": 0.3, "lr_2": 1.0, "is
 
 def of_a_study(kind=EvolutionConfig, settings=None, **options):
     """A test's configuration, of a study of this kind."""
-    evolution = stored_config(
+    evolution = study_config(
         kind(env_id="CartPole-v1", units=6, fixed_iss=False, **options), sink=None
     )
-    evolution["learner_config"] = settings or {}
-    return {"evolution": evolution, "training_steps": 123, "engine": "auto"}
+    evolution = replace(evolution, learner_config=settings or {})
+    return TestStudy(evolution, {}, training_steps=123, engine=evolution.engine)
 
 
 # -- names --
@@ -47,36 +48,34 @@ def of_a_study(kind=EvolutionConfig, settings=None, **options):
     ],
 )
 def test_er_mrls_agents(config, names):
-    assert arm_names(config["evolution"], PARAMS) == names
+    assert arm_names(config.evolution, PARAMS) == names
 
 
 def test_an_evolved_learning_rate_leaves_one_agent():
-    assert arm_names(of_a_study()["evolution"], PARAMS | {"learner.learning_rate": 0.01}) == [
+    assert arm_names(of_a_study().evolution, PARAMS | {"learner.learning_rate": 0.01}) == [
         "PPO",
         "RES_PPO",
     ]
-    assert len(arm_names(of_a_study()["evolution"], PARAMS | {"learner.gamma": 0.9})) == 3
+    assert len(arm_names(of_a_study().evolution, PARAMS | {"learner.gamma": 0.9})) == 3
 
 
 def test_controls():
-    evolution = of_a_study()["evolution"]
+    evolution = of_a_study().evolution
     expected = ["STACK_PPO", "RANDOM_RES_PPO_0.0003", "NOREC_RES_PPO_0.0003", "RecurrentPPO"]
     assert control_names(evolution, PARAMS) == expected
     assert (
-        control_names(of_a_study(settings={"learning_rate": 1.0})["evolution"], PARAMS)[1]
+        control_names(of_a_study(settings={"learning_rate": 1.0}).evolution, PARAMS)[1]
         == "RANDOM_RES_PPO"
     )
     # Where the LSTM is the learner, it is the baseline already.
-    assert "RecurrentPPO" not in control_names(
-        of_a_study(learner="RecurrentPPO")["evolution"], PARAMS
-    )
+    assert "RecurrentPPO" not in control_names(of_a_study(learner="RecurrentPPO").evolution, PARAMS)
 
 
 @pytest.mark.parametrize("learner", ["PPO", "DQN", "RecurrentPPO"])
 @pytest.mark.parametrize("settings", [None, {"learning_rate": 0.001}])
 def test_every_agent_can_be_trained(learner, settings):
     config = of_a_study(learner=learner, settings=settings)
-    arms = arm_names(config["evolution"], PARAMS) + control_names(config["evolution"], PARAMS)
+    arms = arm_names(config.evolution, PARAMS) + control_names(config.evolution, PARAMS)
     assert len(set(arms)) == len(arms)
     for arm in arms:
         check(arm_lifetime(arm, 0, config, PARAMS))
@@ -115,7 +114,7 @@ def test_each_agent_differs_in_what_its_name_says_and_in_nothing_else(kind, para
     assert (plain.steps, plain.ep_eval, plain.task.env_id) == (123, 3, "CartPole-v1")
     assert plain.seeds == Seeds.derive(5, "test", 2)
     rated = replace(plain.learner, config={**plain.learner.config, "learning_rate": 0.0003})
-    context = make_context(config["evolution"], params)
+    context = make_context(config.evolution, params)
     assert fast == replace(plain, context=context, learner=rated)
     rated = replace(rated, config={**plain.learner.config, "learning_rate": 0.0001})
     assert slow == replace(fast, learner=rated)
@@ -136,8 +135,8 @@ def test_what_the_study_set_is_tested_as_it_was_evolved():
         evolve="units=4:8,learner.gamma=0.5:0.9",
     )
     params = PARAMS | {"units": 8, "learner.gamma": 0.7}
-    arms = arm_names(config["evolution"], params)
-    for arm in arms + control_names(config["evolution"], params):
+    arms = arm_names(config.evolution, params)
+    for arm in arms + control_names(config.evolution, params):
         assert arm_lifetime(arm, 0, config, params).task.del_obs
     spec = arm_lifetime(arms[1], 0, config, params)
     assert spec.learner.config == {"gamma": 0.7, "learning_rate": 0.0003}
@@ -186,9 +185,9 @@ def test_settings_with_a_learning_rate_keep_it():
 )
 def test_draws_lie_in_the_search_space_and_follow_from_the_seed(kind, evolved):
     several = {"nb_res": 2} if kind is MultiEvolutionConfig else {}
-    evolution = of_a_study(kind, evolve="units=4:8,bias=0:1", min_sr=0.5, max_sr=2.0, **several)[
-        "evolution"
-    ]
+    evolution = of_a_study(
+        kind, evolve="units=4:8,bias=0:1", min_sr=0.5, max_sr=2.0, **several
+    ).evolution
     space = search_space(evolution)
     draws = [draw(evolution, i) for i in range(300)]
     for params in draws:
@@ -201,13 +200,13 @@ def test_draws_lie_in_the_search_space_and_follow_from_the_seed(kind, evolved):
         0.5, abs=0.1
     )  # log scale
     assert draws[7] == draw(evolution, 7)
-    assert draws[7] != draw({**evolution, "seed": 1}, 7)
+    assert draws[7] != draw(replace(evolution, seed=1), 7)
 
 
 def test_bounds_that_coincide_are_drawn():
     evolution = of_a_study(
         min_sr=0.3, max_sr=0.3, min_lr=0.7, max_lr=0.7, min_iss=1.1, max_iss=1.1
-    )["evolution"]
+    ).evolution
     assert draw(evolution, 0) == {"sr": 0.3, "lr": 0.7, "iss": 1.1}
 
 
@@ -218,11 +217,9 @@ def test_random_reservoirs_differ_from_the_evolved_ones_in_their_hyperparameters
         evolved = arm_lifetime("RES_PPO_0.0003", index, config, params)
         random = arm_lifetime("RANDOM_RES_PPO_0.0003", index, config, params)
         drawn = {
-            k: v
-            for k, v in draw(config["evolution"], index).items()
-            if not k.startswith("learner.")
+            k: v for k, v in draw(config.evolution, index).items() if not k.startswith("learner.")
         }
-        assert random.context == make_context(config["evolution"], drawn)
+        assert random.context == make_context(config.evolution, drawn)
         assert random.context != evolved.context
         assert replace(random, context=evolved.context) == evolved
     first, second = (
@@ -251,7 +248,7 @@ def test_no_recurrent_weight_is_left(kind, params):
 )
 def test_without_recurrence_and_leak_the_state_is_the_last_inputs(lr, arm, forgets):
     config = of_a_study()
-    config["evolution"]["units"] = 40
+    config = replace(config, evolution=replace(config.evolution, units=40))
     spec = arm_lifetime(f"{arm}RES_PPO_0.0003", 0, config, PARAMS | {"lr": lr})
     spaces = check_task(spec.task)
     seen = []

@@ -26,8 +26,9 @@ from erl.experiments.evolution import (
     evolve,
     lifetimes,
 )
+from erl.studies.records import records
 from erl.studies.storage import DEFAULT_STORAGE
-from erl.studies.study import Study, records
+from erl.studies.study import Study
 from erl.worlds.reservoirs import ReservoirBank
 from erl.worlds.specification import LifetimeSpec, from_json
 from erl.worlds.task_sets import measured_random_returns
@@ -257,14 +258,14 @@ def test_fitness_is_the_mean_normalised_score_over_the_set(tiny, inline, sink):
     evolve_set(tiny, sink)
     study = Study(DEFAULT_STORAGE, "Toys_2_main_0.064k_steps")
     random = measured_random_returns()["CartPole-v1"].return_mean
-    assert study.config["env_ids"] == ["toy_environments:Steady-v0", "CartPole-v1"]
-    assert study.config["references"] == {
+    assert study.stored["env_ids"] == ["toy_environments:Steady-v0", "CartPole-v1"]
+    assert study.stored["references"] == {
         "toy_environments:Steady-v0": [5.0, 20.0],
         "CartPole-v1": [random, 500.0],
     }
-    assert study.config["env_type"] == "Toys"
-    assert study.config["nb_res"] == 2
-    assert study.config["sets"] is None  # nothing of the file is needed again
+    assert study.stored["env_type"] == "Toys"
+    assert study.stored["nb_res"] == 2
+    assert "sets" not in study.stored  # nothing of the file is needed again
     for trial, lived in zip(study.trials(), stored(study.name)):
         assert [spec_of(r).task.env_id for r in lived] == ["toy_environments:Steady-v0"] * 2 + [
             "CartPole-v1"
@@ -286,7 +287,7 @@ def test_published_code_normalises_by_rewards_of_single_steps(tiny, inline, sink
         sink,
     )
     study = Study(DEFAULT_STORAGE, "CartPole-v1_2_main_0.064k_steps")
-    assert study.config["references"] == {
+    assert study.stored["references"] == {
         "CartPole-v1": [1.0, 500.0]
     }  # each step of CartPole pays 1
     for trial, lived in zip(study.trials(), stored(study.name)):

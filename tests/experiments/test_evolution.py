@@ -13,9 +13,10 @@ from conftest import InlineExecutor, Lines
 from optuna.trial import TrialState
 
 from erl.errors import UserError
-from erl.executors.local import LocalExecutor, WorkerLost
+from erl.executors.jobs import WorkerLost
+from erl.executors.local import LocalExecutor
 from erl.experiments.evolution import EvolutionConfig, evolve
-from erl.lifetimes.lifetime import Job
+from erl.lifetimes.living import COLUMNS, Cohort
 from erl.studies.study import Study
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
@@ -73,7 +74,7 @@ def test_two_workers_and_another_process_find_what_one_worker_finds(
 ):
     one, two, apart = (make(quick, nb_seeds=1, h_test=name) for name in ("one", "two", "apart"))
     assert evolve(one, sink) == 0
-    monkeypatch.setattr("erl.experiments.evolution.LocalExecutor", lasting)
+    monkeypatch.setattr("erl.executors.local.LocalExecutor", lasting)
     assert evolve(dataclasses.replace(two, workers=2), sink) == 0
     code = (
         "from erl.experiments.evolution import *\nfrom conftest import Lines\n"
@@ -223,16 +224,20 @@ def lifetime(env_id=ENV, steps=64):
     return LifetimeSpec(Task(env_id), LearnerSpec("PPO", settings, "sb3"), steps, Seeds(1, 2, 3, 4))
 
 
+def job(**options):
+    return Cohort((lifetime(**options),)).job()
+
+
 def test_a_lifetime_that_kills_its_worker_fails_alone(lasting):
     executor = lasting(2, max_retries=1)
-    jobs = [Job((lifetime("toy_environments:Faulty-die-v0"),)), *[Job((lifetime(),))] * 4]
+    jobs = [job(env_id="toy_environments:Faulty-die-v0"), *[job()] * 4]
     try:
-        results = {r.index: r for r in executor.run(jobs, lambda steps: None)}
+        results = {r.index: r for r in executor.run(jobs, COLUMNS, lambda board: None)}
     finally:
         executor.close()
     assert isinstance(results[0].error, WorkerLost)
     assert "died 2 times" in str(results[0].error)
-    assert [results[i].records[0].steps for i in range(1, 5)] == [64] * 4
+    assert [results[i].value[0].steps for i in range(1, 5)] == [64] * 4
 
 
 def test_a_killed_workers_lifetime_is_lived_again_by_another():
@@ -240,20 +245,20 @@ def test_a_killed_workers_lifetime_is_lived_again_by_another():
     ticks, killed = [], []
 
     def tick(board):
-        ticks.append(int(board.steps.sum()))
+        ticks.append(int(board["steps"].sum()))
         if not killed and ticks[-1] > 256:
             killed.extend(pid for pool in executor._pools.values() for pid in pool._processes)
             os.kill(killed[0], signal.SIGKILL)
 
     try:
-        results = list(executor.run([Job((lifetime(steps=6400),))], tick, every=0.02))
+        results = list(executor.run([job(steps=6400)], COLUMNS, tick, every=0.02))
         assert len(killed) == 1
-        assert results[0].records[0].steps == 6400
+        assert results[0].value[0].steps == 6400
         idle = next(iter(executor._pools.values()))
         for process in idle._processes.values():
             os.kill(process.pid, signal.SIGKILL)
-        again = list(executor.run([Job((lifetime(),))], lambda steps: None))
-        assert again[0].records[0].steps == 64
+        again = list(executor.run([job()], COLUMNS, lambda board: None))
+        assert again[0].value[0].steps == 64
     finally:
         executor.close()
 
@@ -305,7 +310,7 @@ def undisturbed(tmp_path_factory):
     """What the evolution finds that the next tests end in the middle."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("undisturbed"))
-        patch.setattr("erl.experiments.evolution.LocalExecutor", InlineExecutor)
+        patch.setattr("erl.executors.local.LocalExecutor", InlineExecutor)
         Path("quick.yaml").write_text("n_steps: 32\nbatch_size: 32\nn_epochs: 1\n")
         config = make("quick.yaml", training_steps=320)
         assert evolve(config, Lines()) == 0
@@ -375,11 +380,11 @@ def test_a_storage_that_fails_in_mid_run_is_one_line_and_the_same_command_goes_o
 ):
     config = make(quick)
 
-    def fail(self, taken, index, record):
+    def fail(self, trial_id, index, record):
         raise optuna.exceptions.StorageInternalError("database or disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Study, "note", fail)
+        patch.setattr(Study, "store_record", fail)
         with pytest.raises(UserError, match=r"disk is full.*the same command goes on"):
             evolve(config, sink)
     assert evolve(config, sink) == 0

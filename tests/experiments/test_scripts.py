@@ -18,8 +18,9 @@ from erl.cli import parse
 from erl.errors import UserError
 from erl.experiments.comparison import ComparisonConfig, GeneralizationComparisonConfig, compare
 from erl.experiments.evolution import EvolutionConfig, evolve
+from erl.studies.records import records
 from erl.studies.storage import DEFAULT_STORAGE
-from erl.studies.study import Study, records
+from erl.studies.study import Study
 
 pytestmark = pytest.mark.scripts
 ROOT = Path(__file__).parents[2]
@@ -141,7 +142,7 @@ def test_generalisation_with_er_mrls_flags_then_the_printed_command(quick):
     assert "2 environments x 1 seeds x 1,024 steps" in done.stdout
     [trial] = Study(DEFAULT_STORAGE, name).trials()
     swimmer, ant = (trial.user_attrs[f"lifetime:{k}"]["fitness"] for k in (1, 0))
-    (low_ant, high_ant), (low, high) = Study(DEFAULT_STORAGE, name).config["references"].values()
+    (low_ant, high_ant), (low, high) = Study(DEFAULT_STORAGE, name).stored["references"].values()
     by_hand = ((ant - low_ant) / (high_ant - low_ant) + (swimmer - low) / (high - low)) / 2
     assert trial.value == pytest.approx(by_hand)
     words = shlex.split(done.stdout.partition("test them:")[2].split("\n")[0])

@@ -3,15 +3,26 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from stable_baselines3 import PPO, TD3
 
 from erl.cli import parse
 from erl.errors import UserError
-from erl.experiments.single import SingleConfig, lifetime, parse_settings, run
-from erl.studies.study import Study, records
+from erl.experiments.campaign import status_path
+from erl.experiments.single import (
+    SingleConfig,
+    TrainingProgress,
+    lifetime,
+    parse_settings,
+    run,
+    study_config,
+)
+from erl.studies.records import records
+from erl.studies.study import RunningTrial, Study
 from erl.worlds.specification import Seeds
 
 RE2 = (
@@ -147,7 +158,7 @@ def test_every_learner(learner, kind, sink):
 def test_seeds_that_another_process_trains_are_told(sink, monkeypatch):
     assert run(config(), sink) == 0
     assert "another process" not in str(sink)
-    monkeypatch.setattr("erl.experiments.single.fill", lambda *_: None)
+    monkeypatch.setattr("erl.experiments.single.GivenTrials.next_trials", lambda _: None)
     assert run(config(seeds="0,4,5"), sink) == 0
     assert "another process trains seeds 4, 5" in str(sink)
 
@@ -164,14 +175,10 @@ def test_a_failed_lifetime_is_told_and_tried_again(sink):
     assert len(study.trials("FAIL")) == 2
 
 
-def test_published_seeds():
-    stored = {
-        k: getattr(config(), k)
-        for k in ("env_id", "del_obs", "engine", "steps", "seed", "ep_eval", "learner")
-    }
-    stored["learner_config"] = {}
-    assert lifetime(stored | {"published_code": True}, 3).seeds == Seeds.published(3)
-    assert lifetime(stored | {"published_code": False}, 3).seeds == Seeds.derive(0, "single", 3)
+def test_published_seeds(sink):
+    stored = study_config(config(), sink)
+    assert lifetime(replace(stored, published_code=True), 3).seeds == Seeds.published(3)
+    assert lifetime(stored, 3).seeds == Seeds.derive(0, "single", 3)
 
 
 def test_flags():
@@ -215,10 +222,15 @@ def test_the_command_with_workers():
 
 
 def test_status_is_shown(sink):
-    from erl.experiments.single import _Progress
-
-    Path("s.json").write_text(json.dumps({"rl": 1234.5, "updates/s": 90.0}))
-    progress = _Progress(1000, {0: "s.json", 1: "missing.json", 2: None}, sink)
+    flags = config(steps=1000)
+    study = study_config(flags, sink)
+    trials = [RunningTrial(k, k, {"seed": k}, {}, [lifetime(study, k)], {}) for k in range(3)]
+    campaign = SimpleNamespace(name="x", sink=sink, workers="1 worker")
+    progress = TrainingProgress(campaign, flags, 3)
+    progress.begin(trials)
+    path = Path(status_path("runs", "x", trials[0].specs[0]))
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"rl": 1234.5, "updates/s": 90.0}))
     progress.tick(100)
     assert "100 of 3,000 frames" in sink.statuses[0]
     assert "seed 0: rl 1,234.5, updates/s 90.0" in sink.statuses[0]

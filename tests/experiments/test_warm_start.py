@@ -41,7 +41,7 @@ def test_a_warm_start_goes_on_without_its_source(quick, inline):
     config = make(quick, warm_start="source", nb_trials=4, nb_seeds=1, h_test="warm")
     assert evolve(config, sink) == 0
     assert "warm start from source: sr, lr of 40 trials" in str(sink)
-    stored = study_of(config).config
+    stored = study_of(config).stored
     assert stored["warm_start"] == "source"
     assert min(stored["start"]["mean"]) > 0.85
     assert all(p["sr"] > 1 for p in first(config))
@@ -75,7 +75,7 @@ def test_a_source_in_another_storage(quick, inline, sink):
     for config in (here, there):
         assert evolve(config, sink) == 0
     assert first(here) != first(there)
-    assert study_of(there).config["warm_start"] == "sqlite:///elsewhere.db#source"
+    assert study_of(there).stored["warm_start"] == "sqlite:///elsewhere.db#source"
 
 
 def test_an_evolution_as_a_source(quick, inline, sink):
@@ -83,7 +83,7 @@ def test_an_evolution_as_a_source(quick, inline, sink):
     assert evolve(cold, sink) == 0
     warm = make(quick, nb_trials=4, nb_seeds=1, h_test="warm", warm_start=study_of(cold).name)
     assert evolve(warm, sink) == 0
-    assert study_of(warm).config["start"]["trials"] == 10
+    assert study_of(warm).stored["start"]["trials"] == 10
     assert first(warm) != first(cold)
 
 
@@ -135,7 +135,7 @@ def test_passwords_of_sources_are_not_stored(quick, inline, sink, monkeypatch):
     address = f"postgresql+psycopg://me:secret@host/db#{source.study_name}"
     config = make(quick, nb_trials=4, nb_seeds=1, warm_start=address)
     assert evolve(config, sink) == 0
-    stored = real(config.storage, study_of(config).name).config
+    stored = real(config.storage, study_of(config).name).stored
     assert "secret" not in json.dumps(stored)
     assert stored["warm_start"].endswith("@host/db#source")
     assert evolve(make(quick, nb_trials=8, nb_seeds=1, warm_start=address), sink) == 0

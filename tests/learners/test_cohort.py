@@ -21,7 +21,7 @@ from erl.learners import Outputs, Unsupported, get_learner
 from erl.learners.core.checkpoints import Attributes, load_checkpoint, remove_checkpoint
 from erl.learners.core.run import Run
 from erl.learners.ppo.learner import PPOTraining
-from erl.lifetimes.lifetime import Job, live
+from erl.lifetimes.living import Cohort, live
 from erl.worlds.evaluation import evaluate
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, versions
@@ -58,9 +58,9 @@ def test_a_record_does_not_depend_on_the_cohort_to_the_last_bit(env_id, context)
         )
         for i in range(5)
     ]
-    together = live(Job(tuple(specs)))
+    together = live(Cohort(tuple(specs)))
     for chosen in ([2], [4, 1]):
-        alone = live(Job(tuple(specs[i] for i in chosen)))
+        alone = live(Cohort(tuple(specs[i] for i in chosen)))
         for i, record in zip(chosen, alone):
             assert record.training_return is not None
             assert essence(record) == essence(together[i])
@@ -68,9 +68,9 @@ def test_a_record_does_not_depend_on_the_cohort_to_the_last_bit(env_id, context)
 
 def test_agents_with_smaller_budgets_leave_and_change_nothing_for_the_others():
     specs = [lifetime(0, steps=768), lifetime(1, steps=256), lifetime(2, steps=768)]
-    together = live(Job(tuple(specs)))
+    together = live(Cohort(tuple(specs)))
     assert [r.steps for r in together] == [768, 256, 768]
-    assert [essence(r) for r in live(Job((specs[0], specs[2])))] == [
+    assert [essence(r) for r in live(Cohort((specs[0], specs[2])))] == [
         essence(together[0]),
         essence(together[2]),
     ]
@@ -83,7 +83,7 @@ def test_a_faulty_environment_does_not_hurt_its_neighbours(name, error):
     specs = [lifetime(i, f"toy_environments:{name}", 1024) for i in range(6)]
     odd = [bool(s.seeds.environment % 2) for s in specs]
     assert 0 < sum(odd) < 6
-    records = live(Job(tuple(specs)))
+    records = live(Cohort(tuple(specs)))
     for record, spec, is_odd in zip(records, specs, odd):
         if is_odd:
             assert record.fitness is None
@@ -93,25 +93,25 @@ def test_a_faulty_environment_does_not_hurt_its_neighbours(name, error):
             assert 128 <= record.steps < 1024
         else:
             assert record.steps == 1024
-            assert essence(record) == essence(live(Job((spec,)))[0])
+            assert essence(record) == essence(live(Cohort((spec,)))[0])
 
 
 def test_reservoirs_that_cannot_be_drawn_fail_their_own_lifetime():
     sound, unsound = lifetime(1), lifetime(0)
     sparse = Context((dataclasses.replace(unsound.context.reservoirs[0], rc_connectivity=1e-4),))
-    good, bad = live(Job((sound, dataclasses.replace(unsound, context=sparse))))
+    good, bad = live(Cohort((sound, dataclasses.replace(unsound, context=sparse))))
     assert "20 units with rc_connectivity=0.0001" in bad.error
     assert bad.fitness is None
-    assert essence(good) == essence(live(Job((sound,)))[0])
+    assert essence(good) == essence(live(Cohort((sound,)))[0])
 
 
 def test_a_diverging_agent_leaves_and_the_others_go_on():
     specs = [lifetime(0, learning_rate=1e30), lifetime(1)]
-    bad, good = live(Job(tuple(specs)))
+    bad, good = live(Cohort(tuple(specs)))
     assert bad.fitness is None
     assert "finite" in bad.error
     assert good.steps == 512
-    assert essence(good) == essence(live(Job((specs[1],)))[0])
+    assert essence(good) == essence(live(Cohort((specs[1],)))[0])
 
 
 def test_evaluations_on_the_way_are_recorded_and_change_nothing(tmp_path):
@@ -122,14 +122,14 @@ def test_evaluations_on_the_way_are_recorded_and_change_nothing(tmp_path):
     ]
     models = tuple(str(tmp_path / f"agent{k}") for k in range(2))
     records = [
-        *live(Job(tuple(evaluated for evaluated, _ in pairs[:2]), (), models, evaluate=True)),
-        *live(Job((pairs[2][0],))),
+        *live(Cohort(tuple(evaluated for evaluated, _ in pairs[:2]), (), models, evaluate=True)),
+        *live(Cohort((pairs[2][0],))),
     ]
     steps = [[row["steps"] for row in r.inner["evaluations"]] if r.inner else [] for r in records]
     # At the end of the rollout, 128 steps, in which a multiple was reached.
     assert steps == [[], [256, 512, 640], [256, 512]]
     for record, (_, plain) in zip(records, pairs):
-        (alone,) = live(Job((plain,)))
+        (alone,) = live(Cohort((plain,)))
         assert alone.inner is None
         assert (record.curve, record.training_return, record.fitness) == (
             alone.curve,
@@ -146,13 +146,13 @@ def test_evaluations_on_the_way_are_recorded_and_change_nothing(tmp_path):
 def test_an_evaluation_that_fails_is_noted_and_changes_nothing(monkeypatch):
     specs = [lifetime(0, eval_freq=256), lifetime(1)]
     monkeypatch.setattr("erl.learners.core.telemetry.evaluate_afresh", lambda *_: 1 / 0)
-    noted, other = live(Job(tuple(specs)))
+    noted, other = live(Cohort(tuple(specs)))
     assert [row["steps"] for row in noted.inner["evaluations"] if "division" in row["error"]] == [
         256,
         512,
     ]
     assert (noted.steps, other.steps) == (512, 512)
-    assert noted.fitness == live(Job((lifetime(0),)))[0].fitness
+    assert noted.fitness == live(Cohort((lifetime(0),)))[0].fitness
 
 
 class Killed(BaseException):
@@ -175,7 +175,7 @@ def live_until(specs, folder, at, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Run, "_save", save_then_die)
         with pytest.raises(Killed):
-            live(Job(tuple(specs), outputs))
+            live(Cohort(tuple(specs), outputs))
     return outputs
 
 
@@ -192,7 +192,7 @@ def test_a_killed_cohort_goes_on_as_if_nothing_had_happened(env_id, config, tmp_
         ]
     outputs = live_until(specs, tmp_path, 3, monkeypatch)
     assert len(list(tmp_path.glob("*.pkl"))) == 3
-    expected = [essence(r) for r in live(Job(tuple(specs)))]
+    expected = [essence(r) for r in live(Cohort(tuple(specs)))]
     taken = collections.Counter()
 
     def step(self, n=1, step=Ledger.step):
@@ -202,7 +202,7 @@ def test_a_killed_cohort_goes_on_as_if_nothing_had_happened(env_id, config, tmp_
 
     monkeypatch.setattr(Ledger, "step", step)
     # Two of the three go on, in another order: a checkpoint is one agent's.
-    records = live(Job((specs[2], specs[0]), (outputs[2], outputs[0])))
+    records = live(Cohort((specs[2], specs[0]), (outputs[2], outputs[0])))
     assert [essence(r) for r in records] == [expected[2], expected[0]]
     assert [n < 1536 - 256 for n in taken.values()] == [True, True]
     assert all((r.inner is not None) == ("eval_freq" in config) for r in records)
@@ -211,7 +211,7 @@ def test_a_killed_cohort_goes_on_as_if_nothing_had_happened(env_id, config, tmp_
 def test_box2d_begins_its_episode_anew_and_goes_on(tmp_path, monkeypatch):
     specs = [lifetime(i, "LunarLander-v3", 768) for i in range(2)]
     outputs = live_until(specs, tmp_path, 2, monkeypatch)
-    records = live(Job(tuple(specs), outputs))
+    records = live(Cohort(tuple(specs), outputs))
     assert [r.steps for r in records] == [768, 768]
     assert all(r.fitness is not None for r in records)
 
@@ -219,15 +219,15 @@ def test_box2d_begins_its_episode_anew_and_goes_on(tmp_path, monkeypatch):
 def test_an_agent_that_is_taken_up_changes_nothing_for_a_fresh_one(tmp_path, monkeypatch):
     specs = [lifetime(i, "LunarLander-v3", 768) for i in range(2)]
     outputs = live_until(specs[:1], tmp_path, 2, monkeypatch)
-    _, fresh = live(Job(tuple(specs), (*outputs, Outputs())))
-    assert essence(fresh) == essence(live(Job((specs[1],)))[0])
+    _, fresh = live(Cohort(tuple(specs), (*outputs, Outputs())))
+    assert essence(fresh) == essence(live(Cohort((specs[1],)))[0])
 
 
 def test_seconds_count_what_came_before_a_checkpoint(tmp_path, monkeypatch):
     spec = lifetime(0, steps=1536)
     outputs = live_until([spec], tmp_path, 11, monkeypatch)
     _, seconds, _ = load_checkpoint(outputs[0].checkpoint, spec, PARTS)["ledger"]
-    record = live(Job((spec,), outputs))[0]
+    record = live(Cohort((spec,), outputs))[0]
     assert record.seconds > seconds > 0
 
 
@@ -273,7 +273,7 @@ def test_a_checkpoint_that_does_not_fit_is_set_aside(damage, tmp_path, monkeypat
         specs[0] = lifetime(1)
         says = "another lifetime"
     (tmp_path / "0.pkl.aside1").write_text("of an earlier time")
-    found = live(Job(tuple(specs), outputs))
+    found = live(Cohort(tuple(specs), outputs))
     assert damage != "unreadable" or len(tried) == 3
     assert caplog.text.count("begins anew") == caplog.text.count(says) == began_anew
     assert (tmp_path / "0.pkl.aside1").read_text() == "of an earlier time"
@@ -281,7 +281,7 @@ def test_a_checkpoint_that_does_not_fit_is_set_aside(damage, tmp_path, monkeypat
     assert kept == content or damage in ("truncated", "other bytes")
     monkeypatch.undo()
     for record, s in zip(found, specs):
-        assert essence(record) == essence(live(Job((s,)))[0])
+        assert essence(record) == essence(live(Cohort((s,)))[0])
     (tmp_path / ".0.abc").mkdir()  # of a process that was killed in the midst of writing
     for output in outputs:
         remove_checkpoint(output.checkpoint)
@@ -292,11 +292,11 @@ def test_a_checkpoint_that_cannot_be_written_costs_nothing_but_itself(tmp_path):
     (tmp_path / "file").write_text("in the way")
     spec = lifetime(0)
     outputs = (Outputs(checkpoint=str(tmp_path / "file" / "0.pkl"), checkpoint_seconds=0.0),)
-    assert essence(live(Job((spec,), outputs))[0]) == essence(live(Job((spec,)))[0])
+    assert essence(live(Cohort((spec,), outputs))[0]) == essence(live(Cohort((spec,)))[0])
 
 
 def _live_in_process(specs, outputs):
-    live(Job(specs, outputs))
+    live(Cohort(specs, outputs))
 
 
 def test_sigkill_at_any_moment_leaves_checkpoints_that_are_whole(tmp_path):
@@ -385,7 +385,7 @@ def test_the_zip_is_stable_baselines3s(tmp_path):
     specs = tuple(lifetime(i, "CartPole-v1", 1024) for i in range(2))
     outputs = tuple(Outputs(tensorboard=str(tmp_path / f"tb{i}")) for i in range(2))
     records = live(
-        Job(specs, outputs, tuple(str(tmp_path / f"agent{i}") for i in range(2)), evaluate=True)
+        Cohort(specs, outputs, tuple(str(tmp_path / f"agent{i}") for i in range(2)), evaluate=True)
     )
     for i, (spec, record) in enumerate(zip(specs, records)):
         env = spec.make_env()
@@ -413,7 +413,7 @@ def _seeded(spec):
 
 def test_statistics_of_normalisation_lie_beside_the_zip(tmp_path):
     spec = lifetime(0, normalize=True, n_envs=2, context=False)
-    record = live(Job((spec,), models=(str(tmp_path / "agent"),), evaluate=True))[0]
+    record = live(Cohort((spec,), models=(str(tmp_path / "agent"),), evaluate=True))[0]
     normalizer = VecNormalize.load(str(tmp_path / "agent.vecnormalize.pkl"), _seeded(spec))
     normalizer.training = normalizer.norm_reward = False
     returns, _ = evaluate_policy(

@@ -17,6 +17,7 @@ from stable_baselines3 import TD3
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from erl.errors import Stopped, UserError
+from erl.experiments.campaign import folder_name
 from erl.experiments.comparison import (
     ComparisonConfig,
     GeneralizationComparisonConfig,
@@ -38,9 +39,10 @@ from erl.learners.core.telemetry import NUMBERS, ROWS, Generations, Telemetry
 from erl.learners.erl_re2.learner import ERLRe2, Re2Learner
 from erl.learners.erl_re2.settings import Re2Settings
 from erl.learners.erl_re2.update import act
-from erl.lifetimes.lifetime import Job, LifetimeRecord, check, file_name, live
+from erl.lifetimes.living import Cohort, check, live
+from erl.lifetimes.record import LifetimeRecord
 from erl.studies.commands import ExportConfig, ShowConfig, export_study, show_study
-from erl.studies.study import generations, records
+from erl.studies.records import generations, records
 from erl.worlds.evaluation import evaluate
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, from_json, to_json
@@ -232,7 +234,7 @@ def test_episodes_that_never_end_are_left_when_the_budget_is_spent():
     _, ledger = train(s)
     assert ledger.steps == 300
     assert ledger.episodes == []
-    (record,) = live(Job((s,)))
+    (record,) = live(Cohort((s,)))
     assert record.error == "no episode was finished within 300 steps"
 
 
@@ -347,7 +349,7 @@ def test_nothing_evolves_before_the_random_steps_are_over():
     "settings", [{"RL": False, "steps": 60}, {"EA": False, "frac_frames_train": 0.0005}]
 )
 def test_a_lifetime_that_learned_nothing_fails(settings):
-    (record,) = live(Job((spec(**settings),), evaluate=True))
+    (record,) = live(Cohort((spec(**settings),), evaluate=True))
     assert record.fitness is None
     assert "nothing was learned within" in record.error
 
@@ -463,7 +465,7 @@ def test_agents_are_the_policies_and_load_in_sb3(tmp_path, use_ln):
 
 def test_record_of_a_lifetime(tmp_path):
     s = spec(steps=600)
-    (record,) = live(Job((s,), models=(str(tmp_path / "m"),), evaluate=True))
+    (record,) = live(Cohort((s,), models=(str(tmp_path / "m"),), evaluate=True))
     assert record.error is None
     assert (tmp_path / "m.zip").exists()
     assert (tmp_path / "m.rl.zip").exists()
@@ -525,7 +527,7 @@ def test_champion_and_rl_agent_are_evaluated_alike():
         context=Context((ReservoirParams(units=8, sr=1.2, lr=0.1),), reset_res=False), ep_eval=3
     )
     agent, _ = train(s)
-    (record,) = live(Job((s,), evaluate=True))
+    (record,) = live(Cohort((s,), evaluate=True))
     for policy, returns in (
         (agent, record.final_returns),
         (agent.companions["rl"], record.inner["final_returns"]["rl"]),
@@ -537,7 +539,7 @@ def test_champion_and_rl_agent_are_evaluated_alike():
             "erl.learners.core.telemetry.evaluate_afresh", lambda *_: time.sleep(0.5) or 1 / 0
         )
         (noted,) = live(
-            Job((replace(s, learner=LearnerSpec("ERL-Re2", SMALL | {"eval_freq": 100})),))
+            Cohort((replace(s, learner=LearnerSpec("ERL-Re2", SMALL | {"eval_freq": 100})),))
         )
     assert [row["error"] for row in noted.inner["evaluations"]] == [
         "ZeroDivisionError: division by zero"
@@ -797,7 +799,7 @@ def test_learning(settings, margin):
     finals = []
     for seed in range(2):
         s = replace(spec(steps=1600, seed=seed, ep_eval=10, **learned), fitness="final_eval")
-        (record,) = live(Job((s,)))
+        (record,) = live(Cohort((s,)))
         finals.append(record.fitness)
     # Seen over twelve seeds: -0.8, standard deviation 0.4, whatever the settings.
     assert np.mean(finals) > -10.0 + margin, finals
@@ -966,7 +968,7 @@ def test_all_six_scripts_take_it(evolution, comparison, flags, target, name, lif
     assert tested.final_return.notna().all()
     # The policy saved of an agent with reservoirs sees their neurons, and its RL agent stands
     # beside it.
-    saved = sorted(Path("models", file_name(folder)).rglob("*.zip"))
+    saved = sorted(Path("models", folder_name(folder)).rglob("*.zip"))
     assert [p.name.endswith(".rl.zip") for p in saved] == [True, False] * 2, saved
     sizes = {int(np.prod(TD3.load(p).observation_space.shape)) for p in saved}
     assert sizes == {

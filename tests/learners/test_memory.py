@@ -7,7 +7,7 @@ and so remembers without any recurrence.
 
 import numpy as np
 
-from erl.lifetimes.lifetime import Job, live
+from erl.lifetimes.living import Cohort, live
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
@@ -20,7 +20,7 @@ def returns(context):
     """Mean return of the last 100 episodes, each seed's; at best 1, and 0 on average without
     memory.
     """
-    job = Job(
+    job = Cohort(
         tuple(
             LifetimeSpec(
                 Task("toy_environments:Recall-v0"),

@@ -3,6 +3,7 @@ nothing else is said.
 """
 
 import inspect
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -22,13 +23,14 @@ from erl.experiments.evolution import (
     MultiEvolutionConfig,
     lifetimes,
     score,
-    stored_config,
-    study_name,
+    study_config,
 )
+from erl.experiments.flags import study_name
 from erl.learners.ppo.settings import PPOConfig
-from erl.lifetimes.lifetime import Job, live
+from erl.lifetimes.living import Cohort, live
 from erl.search.samplers import SAMPLERS
 from erl.search.space import Range, search_space
+from erl.studies.configuration import TestStudy
 from erl.worlds.reservoirs import ReservoirBank
 from erl.worlds.task_sets import References, load_task_set
 from erl.worlds.tasks import VELOCITIES, Task, make_env
@@ -44,19 +46,15 @@ def numbered(n, values=VALUES):
 @pytest.fixture
 def stored(sink):
     return {
-        "single": stored_config(EvolutionConfig(), sink),
-        "multi": stored_config(MultiEvolutionConfig(), sink),
-        "set": stored_config(GeneralizationConfig(), sink),
+        "single": study_config(EvolutionConfig(), sink),
+        "multi": study_config(MultiEvolutionConfig(), sink),
+        "set": study_config(GeneralizationConfig(), sink),
     }
 
 
 def test_the_inner_learner_is_stable_baselines3s_ppo_with_its_defaults_in_one_environment(stored):
     for config in stored.values():
-        assert (config["learner"], config["learner_config"], config["engine"]) == (
-            "PPO",
-            {},
-            "auto",
-        )
+        assert (config.learner, config.learner_config, config.engine) == ("PPO", {}, "cohort")
     ours = vars(PPOConfig())
     theirs = {k: p.default for k, p in inspect.signature(PPO.__init__).parameters.items()}
     shared = ours.keys() & theirs.keys()
@@ -83,7 +81,7 @@ def test_a_reservoir_has_100_units_and_the_policy_sees_its_state_only(stored):
 
 def test_skip_c_appends_observation_action_and_reward(sink):
     spec = lifetimes(
-        stored_config(EvolutionConfig(env_id="Pendulum-v1", skip_c=True), sink), VALUES
+        study_config(EvolutionConfig(env_id="Pendulum-v1", skip_c=True), sink), VALUES
     )[0]
     env = spec.make_env()
     env.reset(seed=0)
@@ -103,7 +101,7 @@ def test_the_searched_parameters_are_log_uniform_in_er_mrls_ranges(stored, sink)
         k: ranges[k] for k in ("sr", "lr")
     }  # input scaling is fixed to 1 here ...
     assert lifetimes(stored["single"], {"sr": 1, "lr": 1})[0].context.reservoirs[0].iss == 1.0
-    free = stored_config(EvolutionConfig(fixed_iss=False), sink)
+    free = study_config(EvolutionConfig(fixed_iss=False), sink)
     assert search_space(free) == ranges  # ... unless told otherwise
     for kind, n in (("multi", 3), ("set", 2)):
         assert search_space(stored[kind]) == {
@@ -143,10 +141,10 @@ def test_a_trial_is_three_seeds_of_300000_steps_judged_by_the_last_ten_training_
     assert len({s.seeds for s in specs}) == 3
     assert {(s.steps, s.ep_eval, s.fitness) for s in specs} == {(300_000, 10, "training")}
     assert EvolutionConfig().nb_trials == 100
-    config = stored_config(
+    config = study_config(
         EvolutionConfig(env_id="CartPole-v1", training_steps=600, nb_seeds=1, units=5), sink
     )
-    (record,) = live(Job(tuple(lifetimes(config, VALUES))))
+    (record,) = live(Cohort(tuple(lifetimes(config, VALUES))))
     assert record.episodes > 10
     assert record.episodes_averaged == 10
     assert record.fitness == record.training_return == score(config, record.spec, record.fitness)
@@ -174,9 +172,9 @@ def test_er_mrls_tests_train_three_agents_for_ten_million_steps(stored):
     base = ["PPO", "RES_PPO_0.0003", "RES_PPO_0.0001"]
     more = [*base, "RES_PPO_0.00005"]
     assert arm_names(stored["single"], VALUES) == base
-    assert arm_names(stored["single"] | {"del_obs": True}, VALUES) == more
+    assert arm_names(replace(stored["single"], del_obs=True), VALUES) == more
     assert arm_names(stored["multi"], numbered(3)) == more
-    test = {"evolution": stored["single"], "engine": "auto", "training_steps": 1000}
+    test = TestStudy(stored["single"], VALUES, training_steps=1000, engine="cohort")
     assert arm_lifetime("PPO", 0, test, VALUES).learner.config.get("learning_rate", 3e-4) == 3e-4
     assert [arm_lifetime(a, 0, test, VALUES).learner.config["learning_rate"] for a in base[1:]] == [
         3e-4,
@@ -205,7 +203,7 @@ def test_hidden_velocities_are_er_mrls():
 
 def test_a_partial_context_is_the_first_neurons_of_a_larger_reservoir(sink):
     whole, part = (
-        lifetimes(stored_config(EvolutionConfig(env_id="Pendulum-v1", obs_units=k), sink), VALUES)[
+        lifetimes(study_config(EvolutionConfig(env_id="Pendulum-v1", obs_units=k), sink), VALUES)[
             0
         ].make_env()
         for k in (None, 30)
@@ -253,7 +251,7 @@ def test_generalisation_fitness_runs_from_random_to_er_mrls_targets(stored):
     assert [s.task.env_id for s in lifetimes(config, numbered(2))] == ["Ant-v4"] * 3 + [
         "Swimmer-v4"
     ] * 3
-    for env_id, (random, target) in config["references"].items():
+    for env_id, (random, target) in config.references.items():
         spec = next(s for s in lifetimes(config, numbered(2)) if s.task.env_id == env_id)
         for value, expected in ((random, 0.0), (target, 1.0), ((random + target) / 2, 0.5)):
             assert score(config, spec, value) == pytest.approx(expected)

@@ -20,7 +20,7 @@ from erl.errors import UserError
 from erl.learners import Outputs
 from erl.learners.core.sb3_settings import policies
 from erl.learners.sb3 import _ACTIONS, SB3Learner, algorithms, whole_sequences
-from erl.lifetimes.lifetime import Job, check, live
+from erl.lifetimes.living import Cohort, check, live
 from erl.worlds.evaluation import evaluate
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, from_json, to_json
@@ -97,7 +97,7 @@ def test_every_algorithm_that_fits_trains_saves_and_loads(env_id, name, tmp_path
         lifetime = spec(name, env_id, context, fitness="final_eval", ep_eval=2)
         check(lifetime)
         path = tmp_path / ("with" if context else "without")
-        (record,) = live(Job((lifetime,), models=(str(path),)))
+        (record,) = live(Cohort((lifetime,), models=(str(path),)))
         assert record.error is None, record.traceback
         assert record.steps >= 150
         assert record.evaluation_steps > 0
@@ -173,19 +173,19 @@ def test_the_lstm_begins_anew_within_a_sequence_too():
 def test_same_seed_same_record(name):
     env_id = CONTINUOUS if name == "SAC" else DISCRETE
     lifetime = spec(name, env_id)
-    first, second = (live(Job((lifetime,)))[0] for _ in range(2))
+    first, second = (live(Cohort((lifetime,)))[0] for _ in range(2))
     assert result(first) == result(second)
     other = replace(lifetime, seeds=Seeds.derive(8, "single", 0))
-    assert result(live(Job((other,)))[0]) != result(first)
+    assert result(live(Cohort((other,)))[0]) != result(first)
 
 
 def test_same_seed_same_record_in_another_process():
     lifetime = spec("PPO")
     code = (
         "import sys, json, torch; torch.set_num_threads(1)\n"
-        "from erl.lifetimes.lifetime import Job, live; from erl.worlds.specification import "
+        "from erl.lifetimes.living import Cohort, live; from erl.worlds.specification import "
         "LifetimeSpec, from_json, to_json\n"
-        "print(json.dumps(to_json(live(Job((from_json(LifetimeSpec, "
+        "print(json.dumps(to_json(live(Cohort((from_json(LifetimeSpec, "
         "json.loads(sys.argv[1])),)))[0])))"
     )
     out = subprocess.run(
@@ -195,7 +195,7 @@ def test_same_seed_same_record_in_another_process():
         check=True,
     )
     there = json.loads(out.stdout.splitlines()[-1])
-    here = json.loads(result(live(Job((lifetime,)))[0]))
+    here = json.loads(result(live(Cohort((lifetime,)))[0]))
     assert there | {"seconds": 0.0} == here
 
 
@@ -203,7 +203,7 @@ def test_tensorboard_log_is_written(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = tmp_path / "logs"
-    live(Job((spec("PPO"),), outputs=(Outputs(tensorboard=str(folder)),)))
+    live(Cohort((spec("PPO"),), outputs=(Outputs(tensorboard=str(folder)),)))
     events = EventAccumulator(str(folder)).Reload()
     assert {"rollout/ep_rew_mean", "train/loss"} <= set(events.Tags()["scalars"])
 
@@ -220,12 +220,12 @@ def test_a_full_disk_costs_the_logs_and_not_the_training(writes, tmp_path, monke
 
     monkeypatch.setattr(TensorBoardOutputFormat, "write", full)
     lifetime = spec("PPO", context=None)
-    (record,) = live(Job((lifetime,), (Outputs(tensorboard=str(tmp_path / "log")),)))
+    (record,) = live(Cohort((lifetime,), (Outputs(tensorboard=str(tmp_path / "log")),)))
     assert len(done) == writes
     assert caplog.text.count("no more TensorBoard logs") == 1
-    assert result(record) == result(live(Job((lifetime,)))[0])
+    assert result(record) == result(live(Cohort((lifetime,)))[0])
     (tmp_path / "file").write_text("in the way")
-    (record,) = live(Job((lifetime,), (Outputs(tensorboard=str(tmp_path / "file/log")),)))
+    (record,) = live(Cohort((lifetime,), (Outputs(tensorboard=str(tmp_path / "file/log")),)))
     assert record.error is None
 
 
@@ -234,9 +234,9 @@ def test_nothing_is_left_in_the_temporary_folder(tmp_path):
     lifetime without logs.
     """
     script = (
-        "import json, sys\nfrom erl.lifetimes.lifetime import Job, live\nfrom "
+        "import json, sys\nfrom erl.lifetimes.living import Cohort, live\nfrom "
         "erl.worlds.specification import LifetimeSpec, from_json\n"
-        "(record,) = live(Job((from_json(LifetimeSpec, json.loads(sys.argv[1])),)))\nassert "
+        "(record,) = live(Cohort((from_json(LifetimeSpec, json.loads(sys.argv[1])),)))\nassert "
         "record.error is None"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
@@ -267,25 +267,25 @@ def test_lifetimes_are_lived_without_denormal_numbers(monkeypatch):
             seen.append(kept())
             return [RuntimeError() for _ in cohort]
 
-    monkeypatch.setattr("erl.lifetimes.lifetime.get_learner", lambda *_: Learner())
+    monkeypatch.setattr("erl.lifetimes.living.get_learner", lambda *_: Learner())
     assert all(kept())
     for flushed in (False, True):
         torch.set_flush_denormal(flushed)
-        live(Job((spec("A2C"),)))
+        live(Cohort((spec("A2C"),)))
         assert any(kept()) != flushed  # as before
     torch.set_flush_denormal(False)
     assert not any(seen[0] + seen[1])
 
 
 def test_several_environments_share_budget_and_ledger():
-    (record,) = live(Job((spec("PPO", config=ON_POLICY | {"n_envs": 2}, steps=256),)))
+    (record,) = live(Cohort((spec("PPO", config=ON_POLICY | {"n_envs": 2}, steps=256),)))
     assert record.steps == 256  # two rollouts of 2 x 64
     assert record.episodes == 64
 
 
 def test_normalised_observations_reach_the_policy_in_evaluation_too(tmp_path):
     lifetime = spec("PPO", config=ON_POLICY | {"normalize": True}, fitness="final_eval", ep_eval=3)
-    (record,) = live(Job((lifetime,), models=(str(tmp_path / "model"),)))
+    (record,) = live(Cohort((lifetime,), models=(str(tmp_path / "model"),)))
     assert record.error is None, record.traceback
     model = algorithms()["PPO"].load(tmp_path / "model")
     statistics = VecNormalize.load(
@@ -375,21 +375,21 @@ def test_unknown_noise():
 
 def test_the_zoos_schedules_and_noise_train():
     config = OFF_POLICY | {"noise_type": "normal", "noise_std": 0.1, "learning_rate": "lin_1e-3"}
-    (record,) = live(Job((spec("TD3", CONTINUOUS, config=config),)))
+    (record,) = live(Cohort((spec("TD3", CONTINUOUS, config=config),)))
     assert record.error is None, record.traceback
 
 
 def test_fewer_episodes_than_asked_are_noted_and_none_is_a_failure():
-    (few,) = live(Job((spec("PPO", ep_eval=100, steps=64),)))
+    (few,) = live(Cohort((spec("PPO", ep_eval=100, steps=64),)))
     assert (few.fitness is not None, few.episodes_averaged) == (True, 16)
     assert few.note == "only 16 of 100 episodes were finished within 64 steps"
-    (none,) = live(Job((spec("PPO", "toy_environments:Endless-v0", steps=64),)))
+    (none,) = live(Cohort((spec("PPO", "toy_environments:Endless-v0", steps=64),)))
     assert (none.fitness, none.error) == (None, "no episode was finished within 64 steps")
 
 
 def test_a_lifetime_that_fails_hurts_no_other():
     lifetimes = (spec("PPO"), spec("PPO", "toy_environments:Faulty-raise-v0"), spec("PPO"))
-    good, bad, also_good = live(Job(lifetimes))
+    good, bad, also_good = live(Cohort(lifetimes))
     assert good.fitness == also_good.fitness is not None
     assert bad.error == "the environment raised at step 51: RuntimeError: the simulator exploded"
     assert "in step" in bad.traceback
@@ -400,7 +400,7 @@ def test_a_lifetime_that_fails_hurts_no_other():
 def test_evaluations_on_the_way_are_recorded_and_change_nothing(name):
     env_id = CONTINUOUS if name == "SAC" else DISCRETE
     alone, evaluated = (
-        live(Job((spec(name, env_id, steps=192, config=SETTINGS[name] | more),)))[0]
+        live(Cohort((spec(name, env_id, steps=192, config=SETTINGS[name] | more),)))[0]
         for more in ({}, {"eval_freq": 50, "eval_episodes": 3})
     )
     assert alone.inner is None

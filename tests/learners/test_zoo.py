@@ -12,7 +12,7 @@ import pytest
 from erl.errors import UserError
 from erl.learners.core.settings_file import load_settings
 from erl.learners.sb3 import algorithms
-from erl.lifetimes.lifetime import Job, check, live
+from erl.lifetimes.living import Cohort, check, live
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
 
@@ -291,7 +291,7 @@ def test_the_values_train(name, which):
         )
     spec = lifetime(name, config, 100)
     check(spec)
-    (record,) = live(Job((spec,)))
+    (record,) = live(Cohort((spec,)))
     assert record.error is None, record.traceback
     assert record.fitness is not None
 

@@ -7,7 +7,8 @@ import pytest
 from erl.cli import parse
 from erl.errors import UserError
 from erl.lifetimes.film import FilmConfig, choose_renderer, diverging, film, panel_image
-from erl.lifetimes.lifetime import Job, live, load_model
+from erl.lifetimes.living import Cohort, live
+from erl.lifetimes.models import load_model
 from erl.lifetimes.trace import trace
 from erl.worlds.evaluation import evaluate
 from erl.worlds.reservoirs import Context, ReservoirParams
@@ -28,7 +29,7 @@ def trained(folder, learner, env_id="Pendulum-v1", steps=1300, **config):
     context = Context((ReservoirParams(units=8, sr=0.9, lr=0.5),))
     task, seeds = Task(env_id), Seeds.derive(1, "single", 0)
     spec = LifetimeSpec(task, LearnerSpec(learner, config), steps, seeds, context, 2, "final_eval")
-    (record,) = live(Job((spec,), models=(str(folder / "seed_0"),)))
+    (record,) = live(Cohort((spec,), models=(str(folder / "seed_0"),)))
     assert record.error is None, record.traceback
     return record
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from erl.lifetimes.lifetime import Job, live, load_model
+from erl.lifetimes.living import Cohort, live
+from erl.lifetimes.models import load_model
 from erl.lifetimes.trace import seconds_per_step, trace
 from erl.worlds.evaluation import evaluate
 from erl.worlds.reservoirs import Context, ReservoirParams, make_node
@@ -19,7 +20,7 @@ def saved(folder, env_id="Pendulum-v1", context=TWO, steps=256, **task):
     seeds = Seeds.derive(1, "single", 0)
     learner = LearnerSpec("PPO", {"n_steps": 64})
     spec = LifetimeSpec(Task(env_id, **task), learner, steps, seeds, context, 2, "final_eval")
-    (record,) = live(Job((spec,), models=(str(folder / "seed_0"),)))
+    (record,) = live(Cohort((spec,), models=(str(folder / "seed_0"),)))
     assert record.error is None, record.traceback
     return load_model(folder / "seed_0")
 

@@ -14,18 +14,20 @@ from optuna.trial import TrialState, create_trial
 from scipy.stats import wilcoxon
 
 from erl.errors import UserError
-from erl.executors.local import Result
+from erl.executors.jobs import HERE, Result, first_rows, new_rows
 from erl.experiments.evolution import (
     EvolutionConfig,
     GeneralizationConfig,
     evolve,
-    stored_config,
-    study_name,
+    study_config,
 )
+from erl.experiments.flags import study_name
 from erl.learners import Outputs, get_learner
-from erl.lifetimes.lifetime import POINTS, Job, Slots, live, points_passed
-from erl.search.pruning import P_THRESHOLD, News, Watch, check_pruner, table
-from erl.studies.study import Study, records
+from erl.lifetimes.living import COLUMNS, Cohort, live
+from erl.lifetimes.record import POINTS, points_passed
+from erl.search.pruning import P_THRESHOLD, Comparison, TrialPruner, check_pruner, values_at_points
+from erl.studies.records import records
+from erl.studies.study import Study
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, to_json
 from erl.worlds.tasks import Ledger, Task
@@ -46,19 +48,39 @@ def essence(record):
     return dataclasses.replace(record, seconds=0.0, commit=None)
 
 
-class Stopping(Slots):
-    """Tells lifetimes to stop at points of theirs."""
+def new_board(n):
+    return new_rows(COLUMNS, n)
 
-    def report(self, i, point, value):
-        super().report(i, point, value)
-        if self.stop_at.get(i) == point:
-            self.stop[i] = True
+
+class Observed(np.ndarray):
+    """A column of a board that calls `after(key, value)` when something was written."""
+
+    def __array_finalize__(self, other):
+        self.after = getattr(other, "after", None)
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, value)
+        if self.after is not None:
+            self.after(key, value)
+
+
+def observed(rows, column, after):
+    """The same rows, and `after` is called when this column is written."""
+    array = rows[column].view(Observed)
+    array.after = after
+    return rows | {column: array}
 
 
 def stopping(n, stop_at):
-    slots = Stopping.empty(n)
-    slots.stop_at = stop_at
-    return slots
+    """A board that tells lifetimes to stop when they report these points."""
+    rows = new_board(n)
+
+    def after(key, value):
+        i, place = key
+        if stop_at.get(i) == place + 1:
+            rows["stop"][i] = True
+
+    return observed(rows, "reports", after)
 
 
 # -- what a lifetime reports --
@@ -79,14 +101,14 @@ def test_reports_are_means_of_the_last_episodes_at_tenths_of_the_budget(engine, 
             ended = [total for end, total, _ in ledger.episodes if end <= k * spec.steps / 10]
             expected.append(np.mean(ended[-5:]))
         expected.append(np.mean([total for _, total, _ in ledger.episodes[-5:]]))
-        slots = Slots.empty(1)
-        (record,) = live(Job((spec,)), slots)
+        rows = new_board(1)
+        (record,) = live(Cohort((spec,)), rows)
         assert list(record.reports) == expected
         assert record.reports[-1] == record.fitness
         # Live, the last point is left to the record.
-        np.testing.assert_array_equal(slots.reports[0, :9], expected[:9])
-        assert np.isnan(slots.reports[0, 9])
-        assert slots.steps[0] >> 8 == record.steps >> 8
+        np.testing.assert_array_equal(rows["reports"][0, :9], expected[:9])
+        assert np.isnan(rows["reports"][0, 9])
+        assert rows["steps"][0] >> 8 == record.steps >> 8
 
 
 def test_what_is_reported_does_not_change_with_later_episodes():
@@ -95,15 +117,12 @@ def test_what_is_reported_does_not_change_with_later_episodes():
     """
     seen = []
 
-    class Noting(Slots):
-        def report(self, i, point, value):
-            seen.append((i, point, value))
-
     specs = [lifetime(i) for i in range(3)]
-    done = live(Job(tuple(specs)), Noting.empty(3))
+    rows = observed(new_board(3), "reports", lambda key, value: seen.append((*key, value)))
+    done = live(Cohort(tuple(specs)), rows)
     assert len(seen) == 27
-    for i, point, value in seen:
-        assert value == done[i].reports[point - 1]
+    for i, place, value in seen:
+        assert value == done[i].reports[place]
 
 
 @pytest.mark.parametrize("steps", [1, 3, 10, 64, 1000, 1001])
@@ -116,31 +135,26 @@ def test_points_passed(steps):
 
 
 def test_where_no_episode_ends_there_is_nothing_to_report():
-    slots = Slots.empty(1)
-    (record,) = live(Job((lifetime(env_id="toy_environments:Endless-v0"),)), slots)
-    assert (slots.reports[0, :9] == -np.inf).all()
+    rows = new_board(1)
+    (record,) = live(Cohort((lifetime(env_id="toy_environments:Endless-v0"),)), rows)
+    assert (rows["reports"][0, :9] == -np.inf).all()
     assert record.reports == (None,) * 10
 
 
 def test_a_lifetime_that_goes_on_from_a_checkpoint_reports_what_it_had_passed(tmp_path):
     spec = lifetime(steps=4096)
     outputs = (Outputs(checkpoint=str(tmp_path / "c.pkl"), checkpoint_seconds=0.0),)
-    whole = Slots.empty(1)
-    (expected,) = live(Job((spec,)), whole)
-    live(Job((spec,), outputs), stopping(1, {0: 4}))
+    whole = new_board(1)
+    (expected,) = live(Cohort((spec,)), whole)
+    live(Cohort((spec,), outputs), stopping(1, {0: 4}))
     assert (tmp_path / "c.pkl").exists()
     seen = []
 
-    class Noting(Slots):
-        def report(self, i, point, value):
-            seen.append(point)
-            super().report(i, point, value)
-
-    slots = Noting.empty(1)
-    (record,) = live(Job((spec,), outputs), slots)
+    rows = observed(new_board(1), "reports", lambda key, value: seen.append(key[1] + 1))
+    (record,) = live(Cohort((spec,), outputs), rows)
     assert essence(record) == essence(expected)
     assert seen == list(range(1, 10))
-    np.testing.assert_array_equal(slots.reports, whole.reports)
+    np.testing.assert_array_equal(rows["reports"], whole["reports"])
 
 
 # -- how a lifetime stops --
@@ -153,8 +167,8 @@ def test_those_that_stop_change_nothing_for_the_others_to_the_last_bit(env_id, n
         lifetime(i, env_id, config=SETTINGS | {"n_envs": n_envs, "normalize": True})
         for i in range(5)
     ]
-    alone = live(Job(tuple(specs)))
-    pruned = live(Job(tuple(specs)), stopping(5, {0: 6, 2: 3, 3: 6}))
+    alone = live(Cohort(tuple(specs)))
+    pruned = live(Cohort(tuple(specs)), stopping(5, {0: 6, 2: 3, 3: 6}))
     for i in (1, 4):
         assert essence(pruned[i]) == essence(alone[i])
     for i, point in ((0, 6), (2, 3), (3, 6)):
@@ -171,7 +185,7 @@ def test_those_that_stop_change_nothing_for_the_others_to_the_last_bit(env_id, n
 
 
 def test_all_may_stop():
-    first, second = live(Job((lifetime(0), lifetime(1))), stopping(2, {0: 2, 1: 2}))
+    first, second = live(Cohort((lifetime(0), lifetime(1))), stopping(2, {0: 2, 1: 2}))
     assert first.steps == second.steps < 2048 / 2
 
 
@@ -186,13 +200,13 @@ def test_all_may_stop():
 )
 def test_stable_baselines3_stops(name, env_id, config):
     specs = tuple(lifetime(i, env_id, name=name, engine="sb3", config=config) for i in range(2))
-    stopped, whole = live(Job(specs), stopping(2, {0: 3}))
+    stopped, whole = live(Cohort(specs), stopping(2, {0: 3}))
     assert stopped.note == f"pruned after {stopped.steps} of 2048 steps"
     assert stopped.error is None
     assert 0.3 * 2048 < stopped.steps <= 0.3 * 2048 + 256 + 1
     assert whole.note is None
     assert whole.steps >= 2048
-    (plain,) = live(Job(specs[1:]))
+    (plain,) = live(Cohort(specs[1:]))
     assert essence(whole) == essence(plain)
 
 
@@ -241,8 +255,8 @@ def test_one_trial_after_the_other_is_optunas_own_study(name, pruner, seed):
             *(() if expected else (means[-1],)),
             state=TrialState.PRUNED if expected else None,
         )
-        watch = Watch(name, "s", number, finished, lambda t: tables[t.number])
-        news = watch.look(values)
+        pruner = TrialPruner(name, "s", number, finished, lambda t: tables[t.number])
+        news = pruner.compare(values)
         assert (news.pruned and news.pruned.point) == expected
         frozen = study.trials[-1]
         assert news.values == frozen.intermediate_values
@@ -269,7 +283,7 @@ def test_the_signed_rank_test_pairs_lifetimes_at_the_same_point():
     best = max(earlier, key=lambda t: t.value)
     pruned = 0
     for number in range(12, 30):
-        news = Watch("wilcoxon", "s", number, earlier, lambda t: tables[t.number]).look(
+        news = TrialPruner("wilcoxon", "s", number, earlier, lambda t: tables[t.number]).compare(
             tables[number]
         )
         expected = None
@@ -288,29 +302,29 @@ def test_the_signed_rank_test_pairs_lifetimes_at_the_same_point():
 
 def test_points_are_told_once_in_order_and_only_when_all_lifetimes_have_passed_them():
     (values,) = curves(1)
-    watch = Watch("median", "s", 0, [], lambda t: values)
+    pruner = TrialPruner("median", "s", 0, [], lambda t: values)
     now = np.full_like(values, np.nan)
-    assert watch.look(now).values == {}
+    assert pruner.compare(now).values == {}
     now[:2] = values[:2]
     now[2, 1] = values[2, 1]  # a point cannot count before the one before it
-    assert watch.look(now).values == {}
+    assert pruner.compare(now).values == {}
     now[2, 0] = values[2, 0]
-    assert list(watch.look(now).values) == [1, 2]
-    assert watch.look(now) == News()
+    assert list(pruner.compare(now).values) == [1, 2]
+    assert pruner.compare(now) == Comparison()
     now[:, 2] = values[:, 2]
     now[1, 3] = -np.inf  # no episode: this point says nothing, and the next one counts
     now[:, 4] = values[:, 4]
     now[[0, 2], 3] = values[[0, 2], 3]
-    assert watch.look(now).values == {3: values[:, 2].mean(), 5: values[:, 4].mean()}
+    assert pruner.compare(now).values == {3: values[:, 2].mean(), 5: values[:, 4].mean()}
 
 
 def test_trials_that_are_missing_keep_their_numbers():
     """Hyperband draws brackets by number, so gaps (trials that run elsewhere) must not shift it."""
     tables = curves(20)
     earlier = completed(tables, [0, 1, 5, 7])
-    watch = Watch("hyperband", "s", 19, earlier, lambda t: tables[t.number])
-    assert watch._trial.number == 19
-    assert [t.number for t in watch._trial.study.trials if t.state == TrialState.COMPLETE] == [
+    pruner = TrialPruner("hyperband", "s", 19, earlier, lambda t: tables[t.number])
+    assert pruner._trial.number == 19
+    assert [t.number for t in pruner._trial.study.trials if t.state == TrialState.COMPLETE] == [
         0,
         1,
         5,
@@ -370,21 +384,14 @@ class TickingExecutor(InlineExecutor):
     there.
     """
 
-    def run(self, jobs, tick, every=0.0):
-        n = np.cumsum([0] + [len(job.specs) for job in jobs])
-        board = Slots.empty(int(n[-1]))
+    def run(self, jobs, columns, tick, every=0.0):
+        first = first_rows(jobs)
+        everything = new_rows(columns, first[-1])
         for index, job in enumerate(jobs):
-
-            class Ticking(Slots):
-                def step(self, i, steps):
-                    super().step(i, steps)
-                    tick(board)
-
-            part = slice(n[index], n[index + 1])
-            yield Result(
-                index, live(job, Ticking(board.steps[part], board.reports[part], board.stop[part]))
-            )
-            tick(board)
+            mine = {k: v[first[index] : first[index + 1]] for k, v in everything.items()}
+            rows = observed(mine, "steps", lambda *_: tick(everything))
+            yield Result(index, job.function(rows, HERE, *job.arguments))
+            tick(everything)
 
 
 @pytest.mark.parametrize("pruner", ["median", "hyperband", "wilcoxon"])
@@ -404,7 +411,7 @@ def test_whatever_the_workers_and_whenever_somebody_looks_the_same_trials_are_pr
             for k, c in configs.items()
         }
     for name, kind in kinds.items():
-        monkeypatch.setattr("erl.experiments.evolution.LocalExecutor", kind)
+        monkeypatch.setattr("erl.executors.local.LocalExecutor", kind)
         assert evolve(configs[name], sink) == 0
     assert found(configs["late"]) == found(configs["live"]) == found(configs["two"])
     states = [t.state.name for t in study_of(configs["late"]).trials()]
@@ -423,7 +430,7 @@ def test_whatever_the_workers_and_whenever_somebody_looks_the_same_trials_are_pr
 
 
 def test_pruned_trials_cost_fewer_steps_count_and_are_never_the_best(quick, sink, monkeypatch):
-    monkeypatch.setattr("erl.experiments.evolution.LocalExecutor", TickingExecutor)
+    monkeypatch.setattr("erl.executors.local.LocalExecutor", TickingExecutor)
     config = make(quick, training_steps=3200)
     plain = dataclasses.replace(config, pruner="none", h_test="plain")
     assert evolve(config, sink) == 0
@@ -453,10 +460,12 @@ def test_pruned_trials_cost_fewer_steps_count_and_are_never_the_best(quick, sink
     assert study.best().state == TrialState.COMPLETE
 
 
-@pytest.mark.parametrize(("pruner", "where"), [("median", "note"), ("hyperband", "end")])
+@pytest.mark.parametrize(
+    ("pruner", "where"), [("median", "store_record"), ("hyperband", "store_end")]
+)
 def test_interrupted_or_not(pruner, where, quick, sink, monkeypatch):
     """The coordinator dies over and over, its storage untouched since, as after a SIGKILL."""
-    monkeypatch.setattr("erl.experiments.evolution.LocalExecutor", TickingExecutor)
+    monkeypatch.setattr("erl.executors.local.LocalExecutor", TickingExecutor)
     whole, torn = (
         make(quick, pruner=pruner, h_test="x", storage=f"sqlite:///{s}.db")
         for s in ("whole", "torn")
@@ -492,7 +501,7 @@ def test_interrupted_or_not(pruner, where, quick, sink, monkeypatch):
 def test_a_trial_that_was_told_to_stop_by_a_coordinator_that_died_ends_pruned(
     quick, sink, monkeypatch
 ):
-    monkeypatch.setattr("erl.experiments.evolution.LocalExecutor", TickingExecutor)
+    monkeypatch.setattr("erl.executors.local.LocalExecutor", TickingExecutor)
     config = make(quick, nb_trials=4)
     evolve(config, sink)
     study = study_of(config)
@@ -506,15 +515,14 @@ def test_a_trial_that_was_told_to_stop_by_a_coordinator_that_died_ends_pruned(
             user_attrs={"pruned": {"point": 3, "value": -0.5}, "generation": 1},
         ),
     )
-    monkeypatch.setattr("conftest.live", None)  # nothing of it is lived again
-    monkeypatch.setattr("test_pruning.live", None)
+    monkeypatch.setattr("erl.lifetimes.living.live", None)  # nothing of it is lived again
     evolve(dataclasses.replace(config, nb_trials=5), sink)
     assert [t.state.name for t in study_of(config).trials()] == ["COMPLETE"] * 4 + ["PRUNED"]
     assert study_of(config).trials()[4].value == -0.5
 
 
 def test_pruning_in_pieces_is_pruning_as_a_whole(quick, sink, monkeypatch):
-    monkeypatch.setattr("erl.experiments.evolution.LocalExecutor", TickingExecutor)
+    monkeypatch.setattr("erl.executors.local.LocalExecutor", TickingExecutor)
     whole, pieces = make(quick, h_test="whole"), make(quick, h_test="pieces")
     evolve(whole, sink)
     for n in (3, 8, 10, 12):
@@ -528,7 +536,7 @@ def test_a_trial_that_fails_after_a_point_where_it_was_pruned_is_pruned_whoever_
 ):
     config = make(quick, env_id="toy_environments:Lottery-v0")
     for name, kind in (("late", InlineExecutor), ("live", TickingExecutor)):
-        monkeypatch.setattr("erl.experiments.evolution.LocalExecutor", kind)
+        monkeypatch.setattr("erl.executors.local.LocalExecutor", kind)
         evolve(dataclasses.replace(config, h_test=name), sink)
     late, now = (found(dataclasses.replace(config, h_test=name)) for name in ("late", "live"))
     assert late == now
@@ -538,15 +546,13 @@ def test_studies_from_before_pruning_are_none(quick, inline, sink):
     config = make(quick, pruner="none", nb_trials=2)
     evolve(config, sink)
     study = study_of(config)
-    stored = dict(study.config)
+    stored = dict(study.stored)
     assert stored.pop("pruner") == "none"
     study.optuna.set_user_attr("config", stored)
     assert evolve(dataclasses.replace(config, nb_trials=3), sink) == 0
     with pytest.raises(UserError, match="pruner is 'none' there and 'median' here"):
         evolve(dataclasses.replace(config, pruner="median"), sink)
-    assert (
-        stored_config(dataclasses.replace(config, pruner="median"), Lines())["pruner"] == "median"
-    )
+    assert study_config(dataclasses.replace(config, pruner="median"), Lines()).pruner == "median"
 
 
 def test_an_unknown_pruner(quick):
@@ -557,7 +563,7 @@ def test_an_unknown_pruner(quick):
 
 
 def test_sets_of_environments_are_compared_by_their_scores(quick, sink, monkeypatch):
-    monkeypatch.setattr("erl.experiments.evolution.LocalExecutor", TickingExecutor)
+    monkeypatch.setattr("erl.executors.local.LocalExecutor", TickingExecutor)
     Path("sets.toml").write_text(
         '[target_returns]\n"InvertedPendulum-v5" = 950.0\n"InvertedDoublePendulum-v5" = 8000.0\n'
         '[random_returns]\n"InvertedPendulum-v5" = 7.0\n"InvertedDoublePendulum-v5" = 60.0\n'
@@ -578,7 +584,7 @@ def test_sets_of_environments_are_compared_by_their_scores(quick, sink, monkeypa
     )
     assert evolve(config, sink) == 0
     study = study_of(config)
-    references = study.config["references"]
+    references = study.stored["references"]
     for trial in study.trials():
         lived = [trial.user_attrs[f"lifetime:{i}"] for i in range(4)]
         for point in range(1, 11):
@@ -592,17 +598,17 @@ def test_sets_of_environments_are_compared_by_their_scores(quick, sink, monkeypa
 
 def test_records_and_the_board_make_the_same_table():
     specs = [lifetime(i) for i in range(3)]
-    slots = Slots.empty(3)
-    done = dict(enumerate(live(Job(tuple(specs)), slots)))
+    rows = new_board(3)
+    done = dict(enumerate(live(Cohort(tuple(specs)), rows)))
 
     def score(spec, value):
         return 2 * value
 
-    stored = table(specs, done, {}, score)
-    board = table(specs, {}, dict(enumerate(slots.reports)), score)
+    stored = values_at_points(specs, done, {}, score)
+    board = values_at_points(specs, {}, dict(enumerate(rows["reports"])), score)
     np.testing.assert_array_equal(stored[:, :9], board[:, :9])
     assert np.isnan(board[:, 9]).all()
     assert stored[1, 4] == 2 * done[1].reports[4]
-    some = table(specs, {0: done[0]}, {2: slots.reports[2]}, score)
+    some = values_at_points(specs, {0: done[0]}, {2: rows["reports"][2]}, score)
     assert np.isnan(some[1]).all()
     assert to_json(done[0])["reports"][0] == done[0].reports[0]

@@ -144,18 +144,17 @@ def test_a_fresh_object_continues_with_the_same_proposals(name, storage):
 def test_another_process_proposes_the_same(name, tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from tests.test_samplers import *\n"
+        "from test_samplers import *\n"
         "study = new_study(make_sampler(sys.argv[2], MIXED, seed=7))\n"
         "run(study, MIXED, 3, log_sphere, 8)\n"
         "print(repr(params(study)))\n"
     )
-    root = str(Path(__file__).parents[2])
     out = subprocess.run(
-        [sys.executable, "-c", code, root, name],
+        [sys.executable, "-c", code, str(Path(__file__).parent), name],
         capture_output=True,
         text=True,
         check=True,
-        cwd=root,
+        cwd=tmp_path,
     )
     study = new_study(make_sampler(name, MIXED, seed=7))
     run(study, MIXED, 3, log_sphere, 8)

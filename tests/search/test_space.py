@@ -2,6 +2,8 @@
 describe.
 """
 
+from dataclasses import replace
+
 import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 
@@ -10,9 +12,10 @@ from erl.experiments.evolution import (
     EvolutionConfig,
     GeneralizationConfig,
     MultiEvolutionConfig,
-    stored_config,
+    study_config,
 )
 from erl.search.space import Range, learner_settings, make_context, parse_evolve, search_space
+from erl.studies.configuration import from_stored, to_stored
 from erl.studies.study import distributions
 from erl.worlds.reservoirs import Context, ReservoirParams
 
@@ -24,7 +27,7 @@ def stored(kind=EvolutionConfig, **options):
         def line(self, text):
             raise AssertionError(text)
 
-    return stored_config(kind(**options), Silent())
+    return study_config(kind(**options), Silent())
 
 
 # -- --evolve --
@@ -131,7 +134,7 @@ def test_more_parameters_join_for_each_reservoir_and_settings_once():
     assert several == search_space(stored(MultiEvolutionConfig, nb_res=2)) | gamma | {
         f"{name}_{k}": r for name, r in more.items() for k in (1, 2)
     }
-    assert stored(evolve=evolve)["popsize"] == 4 + int(
+    assert stored(evolve=evolve).popsize == 4 + int(
         3 * 1.6094379
     )  # 3 ln 5, five searched parameters
 
@@ -167,8 +170,9 @@ def test_values_of_several_reservoirs_stay_apart():
 
 
 def test_a_study_older_than_partial_context_shows_all_neurons():
-    config = stored()
-    del config["obs_units"], config["evolve"]
+    before = to_stored(stored())
+    del before["obs_units"], before["evolve"]
+    config = from_stored(before)
     assert make_context(config, {"sr": 1.0, "lr": 1.0}).obs_units is None
     assert set(search_space(config)) == {"sr", "lr"}
 
@@ -197,12 +201,12 @@ def test_a_policy_sees_no_more_neurons_than_there_are(kind, neurons):
 
 
 def test_proposed_settings_go_before_those_of_the_study():
-    config = stored() | {"learner_config": {"gamma": 0.9, "n_steps": 64}}
-    before = dict(config["learner_config"])
+    config = replace(stored(), learner_config={"gamma": 0.9, "n_steps": 64})
+    before = dict(config.learner_config)
     assert learner_settings(config, {"sr": 1.0}) == before
     assert learner_settings(config, {"sr": 1.0, "learner.gamma": 0.5, "learner.vf_coef": 0.1}) == {
         "gamma": 0.5,
         "n_steps": 64,
         "vf_coef": 0.1,
     }
-    assert config["learner_config"] == before
+    assert config.learner_config == before

@@ -16,8 +16,9 @@ from erl.cli import figure
 from erl.errors import UserError
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.studies.commands import CopyConfig, ExportConfig, copy_study, export_study, main
+from erl.studies.records import records
 from erl.studies.storage import open_storage
-from erl.studies.study import COPY, Study, records
+from erl.studies.study import COPY, Study
 
 KINDS = ["sqlite", "journal", "postgresql"]
 ENV = "toy_environments:Recall-v0"

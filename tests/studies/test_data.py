@@ -17,7 +17,8 @@ from erl.experiments.single import run as run_single
 from erl.search.samplers import make_sampler
 from erl.studies import data as studies
 from erl.studies.data import Axis, importances, read_study, read_tensorboard, sampler_path
-from erl.studies.study import Study, generations, records
+from erl.studies.records import generations, records
+from erl.studies.study import Study
 
 ENV = "toy_environments:Recall-v0"
 NAME = f"{ENV}_main_0.064k_steps"
@@ -60,7 +61,7 @@ def test_an_evolution_and_its_test_are_read_as_they_are_stored(config, quick, si
         read_study("sqlite:///studies.db")
     (name,) = [n for n in str(sink).split() if "_test_" in n and n.endswith("steps:")]
     tested = read_study(name.rstrip(":"))
-    assert (tested.kind, tested.evolution["units"]) == ("test", 5)
+    assert (tested.kind, tested.evolution.units) == ("test", 5)
     assert list(tested.lifetimes.arm) == ["PPO"]
 
 

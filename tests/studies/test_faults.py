@@ -149,7 +149,7 @@ def test_workers_go_on_while_the_database_is_away(postgresql, database, sink, mo
     postgresql.create(database)
     wire = servers.Wire(postgresql.port)
     case = faults.Case(postgresql.address(database, wire.port), nb_trials=4)
-    monkeypatch.setattr("erl.experiments.evolution.LocalExecutor", Reporting)
+    monkeypatch.setattr("erl.executors.local.LocalExecutor", Reporting)
     Reporting.results = []
     Reporting.after = {1: wire.cut, 7: wire.mend}
     assert evolve(case.config, sink) == 0
@@ -163,9 +163,9 @@ class Reporting(LocalExecutor):
     came.
     """
 
-    def run(self, jobs, tick, every=0.5):
+    def run(self, jobs, columns, tick, every=0.5):
         away = False
-        for k, result in enumerate(super().run(jobs, tick, every)):
+        for k, result in enumerate(super().run(jobs, columns, tick, every)):
             self.results.append(away)
             yield result
             if k in self.after:

@@ -24,9 +24,10 @@ from sqlalchemy.exc import PendingRollbackError, ProgrammingError
 
 from erl.errors import UserError
 from erl.experiments.evolution import EvolutionConfig, evolve
+from erl.studies.records import records
 from erl.studies.retries import is_away
 from erl.studies.storage import CONNECTING, open_storage, shown
-from erl.studies.study import Study, records
+from erl.studies.study import Study
 
 ENV = "toy_environments:Recall-v0"
 NAME = f"{ENV}_main_0.064k_steps"
@@ -73,7 +74,7 @@ def test_an_evolution_is_the_same_in_every_storage(storage, quick, inline, sink)
     frames = [records(c.storage, NAME).drop(columns="seconds") for c in (usual, here)]
     assert frames[1][frames[0].columns].equals(frames[0])  # the proxy gives parameters in any order
     assert "s3cret" not in str(sink)
-    assert {**Study(here.storage, NAME).config, "nb_trials": 3} == Study(usual.storage, NAME).config
+    assert {**Study(here.storage, NAME).stored, "nb_trials": 3} == Study(usual.storage, NAME).stored
     with pytest.raises(UserError, match="no study 'x' in"):
         Study(here.storage, "x")
 

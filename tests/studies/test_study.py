@@ -15,12 +15,12 @@ from sqlalchemy.exc import OperationalError
 from erl.errors import UserError
 from erl.experiments.comparison import ComparisonConfig, compare
 from erl.experiments.evolution import EvolutionConfig, evolve, lifetimes
-from erl.experiments.trials import plain
-from erl.lifetimes.lifetime import Job, live
+from erl.lifetimes.living import Cohort, live
 from erl.search.space import Range
 from erl.studies import leases
+from erl.studies.records import records
 from erl.studies.storage import DEFAULT_STORAGE
-from erl.studies.study import Study, distributions, records
+from erl.studies.study import Study, distributions
 
 ENV = "toy_environments:Recall-v0"
 NAME = f"{ENV}_main_0.064k_steps"
@@ -53,11 +53,11 @@ def test_a_study_stores_what_it_is_and_is_continued(address, config, sink):
     config = change(config, storage=address)
     assert evolve(config, sink) == 0
     study = Study(address, NAME)
-    assert study.config["env_id"] == ENV
-    assert study.config["sampler"] == "Random"
-    assert study.config["seed"] == 0
-    assert study.config["learner_config"] == {"n_steps": 32, "batch_size": 32, "n_epochs": 1}
-    assert not {"storage", "workers"} & study.config.keys()
+    assert study.stored["env_id"] == ENV
+    assert study.stored["sampler"] == "Random"
+    assert study.stored["seed"] == 0
+    assert study.stored["learner_config"] == {"n_steps": 32, "batch_size": 32, "n_epochs": 1}
+    assert not {"storage", "workers"} & study.stored.keys()
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
     )
@@ -145,7 +145,7 @@ def begin(study, config_of_study, who):
     space = distributions({"sr": Range(1e-4, 1e2), "lr": Range(1e-2, 1.0)})
     taken = study.create({"sr": 0.5, "lr": 0.5}, space, plan)
     study.storage.set_trial_user_attr(taken.trial_id, "owner", who)
-    study.note(taken, 0, live(Job((taken.specs[0],)))[0])
+    study.store_record(taken.trial_id, 0, live(Cohort((taken.specs[0],)))[0])
     return taken, plan
 
 
@@ -157,7 +157,9 @@ def test_a_dead_owners_trial_is_taken_up_and_its_finished_lifetimes_are_kept(
     left, _ = begin(study, study.config, owner(pid=dead_process()))
     kept = study.optuna.trials[1].user_attrs["lifetime:0"]
     lived = []
-    monkeypatch.setattr("conftest.live", lambda job: lived.append(job) or live(job))
+    monkeypatch.setattr(
+        "erl.lifetimes.living.live", lambda job, rows: lived.append(job) or live(job)
+    )
     assert evolve(change(config, nb_trials=2), sink) == 0
     again = Study(DEFAULT_STORAGE, NAME).trials()
     assert [t.state for t in again] == [TrialState.COMPLETE] * 2
@@ -279,8 +281,8 @@ def test_an_end_in_the_midst_of_letting_go_or_taking_up_is_seen_at_once(
     study = Study(DEFAULT_STORAGE, NAME)
     _, plan = begin(study, study.config, owner(pid=dead_process()))
     with monkeypatch.context() as patch:
-        ended = dict(study._owner, pid=dead_process())
-        patch.setattr(study, "_owner", ended)
+        ended = dict(study.lease.owner, pid=dead_process())
+        patch.setattr(study.lease, "owner", ended)
         stage = {"letting go": "set_trial_state_values", "taking up": "set_trial_user_attr"}[when]
         if when == "taking up":
             [waiting] = study.reclaim()
@@ -296,7 +298,7 @@ def test_a_trial_that_was_given_back_is_not_lost(config, sink):
     evolve(change(config, nb_trials=1), sink)
     study = Study(DEFAULT_STORAGE, NAME)
     with study:
-        begin(study, study.config, study._owner)
+        begin(study, study.config, study.lease.owner)
     [waiting] = Study(DEFAULT_STORAGE, NAME).reclaim()
     assert waiting.user_attrs["owner"]["let_go"]
     assert "lost" not in waiting.user_attrs
@@ -364,8 +366,8 @@ def test_a_coordinator_that_was_taken_for_dead_does_not_fall_over_a_trial_that_a
     study, other = Study(DEFAULT_STORAGE, NAME), Study(DEFAULT_STORAGE, NAME)
     taken, _ = begin(study, study.config, owner())
     other.storage.set_trial_state_values(taken.trial_id, TrialState.COMPLETE, [1.0])
-    study.note(taken, 1, taken.records[0])
-    assert study.end(taken, plain) is not None
+    study.store_record(taken.trial_id, 1, study.lifetimes(study.trials()[1])[0])
+    study.store_end(taken.trial_id, "COMPLETE", 2.0)
     study._release(taken.trial_id, owner())
     assert Study(DEFAULT_STORAGE, NAME).trials()[1].value == 1.0
 
@@ -406,7 +408,7 @@ def test_er_mrls_own_journal_opens(iss, explicit, sink, inline):
     frame = records(config.storage, f"{name}_trial_{best.number}_test_0.001k_steps")
     assert list(frame.env_id) == ["Pendulum-v1"]
     test = Study(config.storage, f"{name}_trial_{best.number}_test_0.001k_steps")
-    assert test.config["params"] == best.params
+    assert test.stored["params"] == best.params
 
 
 def test_studies_that_evolved_something_else_are_refused(sink):

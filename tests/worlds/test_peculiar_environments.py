@@ -11,7 +11,7 @@ from peculiar_environments import EXPECTED, PECULIAR
 
 from erl.errors import UserError
 from erl.learners.sb3 import algorithms
-from erl.lifetimes.lifetime import Job, check, live
+from erl.lifetimes.living import Cohort, check, live
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Ledger, Task, check_task
@@ -95,7 +95,7 @@ def test_every_learner_serves_it_or_refuses_its_actions(name):
             assert "\n" not in str(refusal.value)
             continue
         check(spec)
-        (record,) = live(Job((spec,)))
+        (record,) = live(Cohort((spec,)))
         if fails is None:
             assert record.error is None, (learner, record.traceback)
             assert record.final_returns == (5.0,), learner

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 
 from erl.errors import UserError
-from erl.lifetimes.lifetime import LifetimeRecord
+from erl.lifetimes.record import LifetimeRecord
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, from_json, to_json
 from erl.worlds.tasks import Task

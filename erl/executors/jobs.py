@@ -1,0 +1,135 @@
+"""What all executors share: jobs, their results, and the board on which running jobs report.
+
+The board is a set of named arrays. Each job has some rows of its own in all of them. Most columns
+are written by the job and read by the coordinator (how far the job is); some are written by the
+coordinator and read by the job (that it shall stop). A board that arrives late, or never, changes
+no result.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+# The folder below which a job on this machine finds and writes its files: every path is itself.
+HERE = "/"
+
+# Arrays by the name of their column; a board's, or the part of one job.
+Rows = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One array of a board.
+
+    Attributes:
+        dtype: of its entries.
+        shape: of one row; `()` for a number.
+        initial: what entries are before a job begins.
+        from_coordinator: whether the coordinator writes it and jobs read it; by default jobs write
+            it and the coordinator reads it.
+    """
+
+    dtype: type
+    shape: tuple[int, ...] = ()
+    initial: float = 0
+    from_coordinator: bool = False
+
+
+Columns = Mapping[str, Column]
+
+
+def new_rows(columns: Columns, n: int) -> Rows:
+    """Arrays of n rows, as before the jobs begin."""
+    return {
+        name: np.full((n, *column.shape), column.initial, column.dtype)
+        for name, column in columns.items()
+    }
+
+
+@dataclass(frozen=True)
+class Job:
+    """A unit of work for one worker.
+
+    Attributes:
+        function: called in the worker as `function(rows, folder, *arguments)`. `rows` are the job's
+            part of the board. `folder` is where the job's files lie: a file that belongs to
+            `/a/b` on the coordinator's machine is read and written at `under(folder, "/a/b")`,
+            and comes back if that is another machine. On this machine `folder` is `HERE`, and
+            `/a/b` is itself.
+        arguments: what can be pickled.
+        rows: how many rows of the board the job has.
+        files: asked, each time that the job begins on another machine, which files of the
+            coordinator's machine it needs there.
+    """
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...] = ()
+    rows: int = 1
+    files: Callable[[], Iterable[Path]] = tuple
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a job: its function's value, or an exception.
+
+    Attributes:
+        index: of the job.
+        value: what the function returned.
+        error: what it raised, or `WorkerLost`; None if it returned.
+    """
+
+    index: int
+    value: Any
+    error: Exception | None = None
+
+
+class WorkerLost(RuntimeError):
+    """A worker process died: it was killed, or memory ran out."""
+
+
+class Executor(Protocol):
+    """Workers.
+
+    Attributes:
+        workers: how many jobs run at a time; each uses one thread.
+    """
+
+    workers: int
+
+    def run(
+        self,
+        jobs: Sequence[Job],
+        columns: Columns,
+        tick: Callable[[Rows], Any],
+        every: float = 0.5,
+    ) -> Iterator[Result]:
+        """Run all jobs.
+
+        Args:
+            jobs: what to do. A job whose worker is lost is begun again.
+            columns: of the board.
+            tick: called every `every` seconds, and before a result is given, with the whole board:
+                the rows of all jobs, in order.
+            every: seconds.
+
+        Yields:
+            One result for each job, in the order in which they finish.
+        """
+
+    def close(self) -> None:
+        """End the workers at once, whatever they are doing."""
+
+
+def first_rows(jobs: Sequence[Job]) -> list[int]:
+    """The first row of each job on the board, and the number of rows in all."""
+    return [0, *np.cumsum([job.rows for job in jobs]).tolist()]
+
+
+def under(folder: str, path: str) -> str:
+    """Where an absolute path of the coordinator's machine lies for a job whose files lie below
+    `folder`.
+    """
+    return folder.rstrip("/") + path

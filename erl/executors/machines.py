@@ -1,0 +1,26 @@
+"""Which machines and cores there are."""
+
+import os
+
+from erl.errors import UserError
+
+
+def check_cluster(cluster: str) -> None:
+    """Raise a UserError if this is no address of a cluster, by its form alone."""
+    if cluster == "ray":
+        return
+    scheme, _, rest = cluster.partition(":")
+    host, _, port = rest.removeprefix("//").rpartition(":")
+    is_port = port.isdigit() and 0 < int(port) < 65536
+    if scheme != "ray" or not host or "/" in host or not is_port:
+        raise UserError(
+            f"--cluster {cluster!r} is no cluster: ray (the one that runs on this machine), "
+            f"ray:HOST:PORT (one that this machine is part of) or ray://HOST:PORT (Ray client)"
+        )
+
+
+def default_workers() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

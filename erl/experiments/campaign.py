@@ -1,0 +1,302 @@
+"""A campaign: trials of one study, lived by one executor.
+
+Evolving, comparing and training one learner are campaigns that differ in their trials: a
+`TrialSource` says which are next, and a `Progress` what is said of them.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from erl.cli import duration, figure
+from erl.errors import UserError
+from erl.executors.jobs import Executor
+from erl.executors.machines import default_workers
+from erl.experiments.flags import AgentFlags, RunFlags, plural
+from erl.experiments.trials import MakeCohort, TrialLoop, own_return
+from erl.files import folder_name
+from erl.learners import Outputs
+from erl.lifetimes.living import Cohort
+from erl.search.pruning import Pruning
+from erl.studies.configuration import StudyConfig
+from erl.studies.study import (
+    Plan,
+    RunningTrial,
+    Score,
+    SearchSpace,
+    Sink,
+    Study,
+    key_of,
+)
+from erl.worlds.specification import LifetimeSpec, commit, to_json, versions
+
+
+def make_executor(flags: RunFlags) -> Executor:
+    """The workers that the flags ask for.
+
+    Raises:
+        UserError: there is no such cluster, or it cannot be used.
+    """
+    if flags.cluster is not None:
+        try:
+            from erl.executors.ray_cluster import RayExecutor
+        except ImportError as e:
+            raise UserError(f'--cluster needs Ray ({e}): pip install "ray[client]"') from None
+        return RayExecutor(flags.cluster, flags.workers, flags.max_retries, identify)
+    from erl.executors.local import LocalExecutor
+
+    return LocalExecutor(flags.workers or default_workers(), flags.max_retries)
+
+
+def identify() -> dict[str, str | None]:
+    """What lifetimes are lived with on a machine: it must be the same on all of a cluster."""
+    return {**versions(), "the commit": commit()}
+
+
+class TrialSource(Protocol):
+    """Which trials of a study are to be lived."""
+
+    def next_trials(self) -> list[RunningTrial] | None:
+        """Trials to live now, begun or taken up; none if other coordinators were faster and there
+        may be others. None if there is nothing left to do.
+        """
+
+
+class Progress:
+    """Says how far a campaign is: a line for each trial that has ended, and a status line.
+
+    Args:
+        sink: where the lines go.
+        budget: environment steps that are to be taken in all.
+    """
+
+    def __init__(self, sink: Sink, budget: int = 0) -> None:
+        self.sink, self.budget = sink, budget
+        self.done = 0
+        self._start = time.monotonic()
+        self._first: int | None = None
+        self._before, self._now = 0, 0
+
+    def begin(self, trials: Sequence[RunningTrial]) -> None:
+        """These trials begin."""
+        self._before += self._now
+        self._now = 0
+
+    def end(self, trial: RunningTrial, value: float | None) -> None:
+        """A trial has ended, with this value, or failed."""
+        self.done += 1
+        self.sink.line(self.trial_line(trial, value))
+
+    def tick(self, steps: int) -> None:
+        """So many steps were taken by the trials that began last."""
+        self._now = steps
+        taken = self._before + steps
+        # The first count may hold what checkpoints brought along.
+        if self._first is None and steps:
+            self._first, self._start = taken, time.monotonic()
+        elapsed = time.monotonic() - self._start
+        speed = (taken - (self._first or 0)) / elapsed if elapsed > 1 else 0.0
+        left = duration(max(0, self.budget - taken) / speed) if speed else "-"
+        self.sink.status(self.status_line(taken, speed, left))
+
+    def trial_line(self, trial: RunningTrial, value: float | None) -> str:
+        """What is said of a trial that has ended."""
+        raise NotImplementedError
+
+    def status_line(self, steps: int, speed: float, left: str) -> str:
+        """What is said meanwhile: steps taken, steps per second, time that is left."""
+        raise NotImplementedError
+
+
+def outcome(trial: RunningTrial, value: float | None) -> str:
+    """What a trial of one lifetime reached, or why it failed."""
+    if value is not None:
+        return f"return {figure(value)}"
+    return f"failed: {trial.error[0] if trial.error else ''}"
+
+
+class Campaign:
+    """A study and the executor that lives its trials.
+
+    Args:
+        flags: where and how.
+        name: of the study.
+        config: of the study.
+        sink: where lines go.
+
+    Raises:
+        UserError: the storage or the cluster cannot be used, or the study is something else.
+    """
+
+    def __init__(self, flags: RunFlags, name: str, config: StudyConfig, sink: Sink) -> None:
+        self.name, self.sink = name, sink
+        self.executor = make_executor(flags)
+        try:
+            self.study = Study(flags.storage, name, config)
+        except BaseException:
+            self.executor.close()
+            raise
+
+    @property
+    def workers(self) -> str:
+        """How many, in words."""
+        return plural(self.executor.workers, "worker")
+
+    def run(
+        self,
+        source: TrialSource,
+        make_cohort: MakeCohort,
+        progress: Progress,
+        score: Score = own_return,
+        pruning: Pruning | None = None,
+    ) -> bool:
+        """Live trials until there is nothing left to do.
+
+        Args:
+            source: which trials.
+            make_cohort: from (trial, index of the lifetime) pairs that may be trained side by side.
+            progress: is told what happens.
+            score: what a lifetime's return contributes to its trial's fitness.
+            pruning: ends trials early; by default none.
+
+        Returns:
+            False if it was interrupted. What has ended is stored; the other trials wait for the
+            next run.
+        """
+        try:
+            with self.study:
+                first = True
+                while True:
+                    trials = source.next_trials()
+                    if trials or first:
+                        progress.begin(trials or [])
+                        first = False
+                    if trials:
+                        TrialLoop(
+                            self.study,
+                            trials,
+                            self.executor,
+                            make_cohort,
+                            progress,
+                            score,
+                            pruning,
+                        ).run()
+                    elif trials is None:
+                        if not self.study.in_doubt():
+                            break
+                        self.sink.status(
+                            "waiting to see whether the coordinators of running trials are alive"
+                        )
+        except KeyboardInterrupt:
+            return False
+        finally:
+            self.executor.close()
+            self.sink.close()
+        return True
+
+
+class GivenTrials:
+    """A trial for each of some parameters: those that have none yet, whoever lives it, and those
+    whose last one failed.
+
+    Args:
+        study: of these trials.
+        wanted: parameters of the trials.
+        space: their distributions.
+        plan: from parameters to lifetimes.
+        max_retries: see `Study.reclaim`.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        wanted: Sequence[dict[str, Any]],
+        space: SearchSpace,
+        plan: Plan,
+        max_retries: int,
+    ) -> None:
+        self._study, self._wanted, self._space = study, wanted, space
+        self._plan, self._max_retries = plan, max_retries
+        self._begun = False
+
+    def next_trials(self) -> list[RunningTrial] | None:
+        """See `TrialSource`."""
+        trials = [] if self._begun else self._begin()
+        self._begun = True
+        keys, first = {key_of(params) for params in self._wanted}, self._study.first()
+        for waiting in self._study.reclaim(self._max_retries):
+            key = key_of(waiting.params)
+            if key in keys and first[key] == waiting.number:
+                trial = self._study.take_up(waiting, self._plan)
+                trials += [] if trial is None else [trial]
+        return trials or None
+
+    def _begin(self) -> list[RunningTrial]:
+        """Begin what is missing. What failed is tried again: whoever calls again has done something
+        about it.
+        """
+        study = self._study
+        begun = {key_of(t.params) for t in study.trials("COMPLETE", "RUNNING", "WAITING")}
+        missing = [params for params in self._wanted if key_of(params) not in begun]
+        trials = [study.create(params, self._space, self._plan) for params in missing]
+        first = study.first()
+        for double in [t for t in trials if first[key_of(t.params)] != t.number]:
+            # Another coordinator began it too, at the same moment.
+            study.withdraw(double)
+            trials.remove(double)
+        return trials
+
+
+# -- files --
+
+
+def agent_cohort(
+    flags: AgentFlags,
+    specs: Sequence[LifetimeSpec],
+    folder: str,
+    names: Sequence[str],
+    status: bool = False,
+) -> Cohort:
+    """Lifetimes whose agents are kept, with their logs, models and checkpoints.
+
+    Args:
+        flags: name the folders of logs, models and checkpoints.
+        specs: the lifetimes.
+        folder: the study's, below those.
+        names: of each lifetime's log and model.
+        status: whether learners say on the way how far they are; see `status_path`.
+    """
+    outputs = tuple(
+        Outputs(
+            tensorboard=os.path.abspath(f"{flags.logs}/{folder}/{name}"),
+            checkpoint=checkpoint_path(flags.runs, folder, spec),
+            checkpoint_seconds=flags.checkpoint_minutes * 60,
+            status=status_path(flags.runs, folder, spec) if status else None,
+        )
+        for spec, name in zip(specs, names)
+    )
+    models = tuple(os.path.abspath(f"{flags.models}/{folder}/{name}") for name in names)
+    return Cohort(tuple(specs), outputs, models, evaluate=True)
+
+
+def status_path(runs: str, study: str, spec: LifetimeSpec) -> str:
+    """Where a learner says how far it is."""
+    return f"{checkpoint_path(runs, study, spec)}.status.json"
+
+
+def say_where(campaign: Campaign, flags: AgentFlags, storage: str, folder: str) -> None:
+    """Say where curves, models and logs are; the storage is given as it may be shown."""
+    campaign.sink.line(f"curves:   study {campaign.name} in {storage}")
+    campaign.sink.line(f"models:   {os.path.abspath(flags.models)}/{folder}")
+    campaign.sink.line(f"logs:     tensorboard --logdir {os.path.abspath(flags.logs)}/{folder}")
+
+
+def checkpoint_path(folder: str, study: str, spec: LifetimeSpec) -> str:
+    """Where a lifetime's checkpoint lies: named after what the lifetime is, so that whoever takes
+    it up again finds it.
+    """
+    digest = hashlib.sha256(json.dumps(to_json(spec), sort_keys=True).encode()).hexdigest()[:20]
+    return os.path.abspath(f"{folder}/{folder_name(study)}/checkpoints/{digest}.pkl")

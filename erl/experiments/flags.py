@@ -1,0 +1,156 @@
+"""Flags that all scripts share, and what their values mean."""
+
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from erl.cli import option
+from erl.errors import UserError
+from erl.executors.machines import check_cluster
+from erl.files import check_writable
+from erl.studies.storage import DEFAULT_STORAGE
+
+MAX_SEED = 10**6
+
+
+@dataclass(frozen=True)
+class RunFlags:
+    """Flags that every script takes: where its study is stored, and how it is computed."""
+
+    storage: str = option(DEFAULT_STORAGE, "study database: any Optuna address, or a journal file")
+    workers: int | None = option(
+        None, "lifetimes or cohorts at a time, on one core each; by default all cores"
+    )
+    cluster: str | None = option(
+        None,
+        "where they run, in place of processes on this machine: ray, ray:HOST:PORT or "
+        "ray://HOST:PORT",
+    )
+    max_retries: int = option(
+        2, "how often lifetimes are begun again after their worker process died"
+    )
+    checkpoint_minutes: float = option(5.0, "minutes between the checkpoints of a lifetime")
+    runs: str = option("runs", "folder of checkpoints")
+    published_code: bool = option(
+        False, "behave as ER-MRL's published code: no action in the reservoir, seeds 0, 1, 2, …"
+    )
+
+    def __post_init__(self) -> None:
+        if self.workers is not None:
+            check_count("workers", self.workers)
+        if self.cluster is not None:
+            check_cluster(self.cluster)
+        if self.max_retries < 0:
+            raise UserError(f"--max_retries is not negative: {self.max_retries}")
+        if not 0 <= self.checkpoint_minutes < math.inf:
+            raise UserError(f"--checkpoint_minutes is a number from 0: {self.checkpoint_minutes}")
+        check_folder("runs", self.runs)
+
+    def subject(self) -> str:
+        """What the study's name begins with."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class AgentFlags(RunFlags):
+    """Flags of scripts whose trained agents are kept."""
+
+    logs: str = option("logs", "folder of TensorBoard logs")
+    models: str = option("models", "folder of trained models")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_folder("logs", self.logs)
+        check_folder("models", self.models)
+
+
+def check_folder(name: str, folder: str) -> None:
+    """Refuse a folder that cannot be written."""
+    try:
+        check_writable(folder)
+    except OSError as e:
+        raise UserError(f"--{name} {folder!r} cannot be written: {e.strerror or e}") from e
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that could lead out of the run folder."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,99}", name) or ".." in name:
+        raise UserError(
+            f"--h_test {name!r} is no name: letters, digits and _ . + = - only, at most 100"
+        )
+
+
+def check_count(name: str, value: int) -> None:
+    """Refuse zero and negative counts."""
+    if value < 1:
+        raise UserError(f"--{name} is at least 1, not {value}")
+
+
+def check_seeds(seed: int | None, nb_seeds: int) -> None:
+    """Refuse a negative root seed, and more seeds than have numbers."""
+    if seed is not None and seed < 0:
+        raise UserError(f"--seed is not negative: {seed}")
+    if nb_seeds > MAX_SEED:
+        raise UserError(f"--nb_seeds is at most {MAX_SEED}, not {nb_seeds}")
+
+
+def seed_indices(nb_seeds: int) -> list[int]:
+    """Numbers of the seeds of a command that repeats lifetimes: in a SLURM array the task's own,
+    else the first so many.
+
+    Raises:
+        UserError: the array's index is no such number.
+    """
+    task_id = os.environ.get("SLURM_ARRAY_TASK_ID")
+    if task_id is None:
+        return list(range(nb_seeds))
+    if not (re.fullmatch("[0-9]{1,7}", task_id) and int(task_id) <= MAX_SEED):
+        raise UserError(f"SLURM_ARRAY_TASK_ID is no seed index from 0 to {MAX_SEED}: {task_id!r}")
+    return [int(task_id)]
+
+
+def study_name(subject: str, h_test: str, training_steps: int) -> str:
+    """ER-MRL's: `{env_id}_{h_test}_{thousands of steps}k_steps`, with the number of reservoirs
+    behind the environment or set.
+    """
+    return f"{subject}_{h_test}_{thousands(training_steps)}_steps"
+
+
+def thousands(steps: int) -> str:
+    """`300k`; ER-MRL rounds down, which says nothing below one thousand."""
+    return f"{steps // 1000}k" if steps >= 1000 else f"{steps / 1000:g}k"
+
+
+def plural(n: int, word: str) -> str:
+    """`1 worker`, `2 workers`."""
+    return f"{n} {word}{'s' * (n > 1)}"
+
+
+def read_settings(
+    path: str | None, env_ids: Sequence[str], note: Callable[[str], None]
+) -> dict[str, Any]:
+    """The learner's settings from `--learner_config`.
+
+    Args:
+        path: of the file; None for no settings.
+        env_ids: the environments that they are for.
+        note: is given a line for each thing that a user should know.
+
+    Raises:
+        UserError: the file cannot be read, or has different settings for these environments.
+    """
+    from erl.learners.core.settings_file import load_settings
+
+    files = [load_settings(path, env_id) for env_id in env_ids]
+    if any(file.settings != files[0].settings for file in files):
+        raise UserError(
+            f"{path} has different settings for {', '.join(env_ids)}; a trial has one learner"
+        )
+    for line in dict.fromkeys(line for file in files for line in file.notes):
+        note(line)
+    if any(file.env_kwargs for file in files):
+        note(f"{path}: env_kwargs do not apply here and are left out")
+    return files[0].settings

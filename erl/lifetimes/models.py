@@ -1,0 +1,50 @@
+"""Saved models: a trained agent as a zip, and beside it the specification of its lifetime."""
+
+import json
+from pathlib import Path
+
+from erl.errors import UserError
+from erl.files import write_whole
+from erl.learners import Agent, load_agent
+from erl.worlds.specification import LifetimeSpec, from_json, to_json
+
+
+def save_model(path: Path, spec: LifetimeSpec, agent: Agent) -> None:
+    """Write an agent and the specification of its lifetime.
+
+    Args:
+        path: without ending: `{path}.zip` and `{path}.json` are written.
+        spec: of the lifetime.
+        agent: as it was trained.
+    """
+    agent.save(path.parent, path.name)
+    text = json.dumps(to_json(spec), indent=1)
+    write_whole(
+        path.parent / f"{path.name}.json",
+        lambda part: Path(part).write_text(text, encoding="utf-8"),
+    )
+
+
+def load_model(path: str | Path) -> tuple[LifetimeSpec, Agent]:
+    """A saved agent, and the specification of its lifetime, which makes its environment:
+    `spec.make_env()`.
+
+    Args:
+        path: of the model, with or without `.zip`; the specification lies beside it.
+
+    Raises:
+        UserError: there is no such model, or it cannot be read.
+    """
+    stem = str(path).removesuffix(".zip")
+    # Agents that were saved beside another have its specification: seed_0.rl.zip, seed_0.json.
+    beside = [Path(f"{s}.json") for s in (stem, stem.rpartition(".")[0])]
+    described = next((p for p in beside if p.is_file()), None)
+    if described is None or not Path(f"{stem}.zip").is_file():
+        raise UserError(f"no model {stem}.zip with its specification {beside[0].name} beside it")
+    try:
+        spec = from_json(LifetimeSpec, json.loads(described.read_text(encoding="utf-8")))
+        return spec, load_agent(spec, Path(stem))
+    except UserError:
+        raise
+    except Exception as e:
+        raise UserError(f"the model {stem}.zip cannot be read: {' '.join(str(e).split())}") from e

@@ -1,0 +1,217 @@
+"""What a study is: its configuration, as it is stored with it.
+
+There are three kinds of studies: evolutions, tests of what was evolved, and the training of one
+learner. A stored configuration says of which kind it is. Those that versions before 0.2.0 stored
+do not, and are read all the same.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, ClassVar
+
+from erl.errors import UserError, nearest
+from erl.search.space import SearchConfig
+from erl.worlds.specification import from_json, to_json
+
+CONFIG_VERSION = 1
+# Keys that earlier versions stored and nobody reads.
+_OBSOLETE = {"h_test", "sets"}
+# What `engine: auto` meant in version 0.1.0, which stored it: ERL-Re2 has one implementation only,
+# and all others were Stable-Baselines3's.
+_AUTO_BEFORE = {"PPO": "cohort", "ERL-Re2": "auto"}
+
+
+@dataclass(frozen=True)
+class EvolutionStudy(SearchConfig):
+    """An evolution. A default is what a study is that was made before the field was.
+
+    Attributes:
+        env_id: its environment; None for a set of environments.
+        env_type: name of the set.
+        env_ids: environments of the set.
+        references: of each environment of the set, random and target return, as they were when the
+            study began.
+        learner: its name in the registry.
+        engine: which implementation trains it.
+        popsize: trials of a generation.
+        warm_start: the study that CMA-ES began from, as it was named.
+        start: what CMA-ES began with.
+    """
+
+    kind: ClassVar[str] = "evolution"
+    # What may change when a study is continued.
+    may_change: ClassVar[frozenset[str]] = frozenset({"nb_trials", "start", "config_version"})
+
+    env_id: str | None = None
+    env_type: str | None = None
+    env_ids: tuple[str, ...] | None = None
+    references: dict[str, Any] | None = None
+    del_obs: bool = False
+    learner: str = "PPO"
+    engine: str = "auto"
+    training_steps: int = 300_000
+    nb_trials: int = 100
+    nb_seeds: int = 3
+    ep_eval: int = 10
+    fitness: str = "training"
+    seed: int = 0
+    sampler: str = "Cmaes"
+    popsize: int | None = None
+    restarts: str = "ipop"
+    use_pruned: bool = True
+    pruner: str = "none"
+    warm_start: str | None = None
+    start: dict[str, Any] | None = None
+    config_version: int = CONFIG_VERSION
+
+    @property
+    def environments(self) -> tuple[str, ...]:
+        """All environments that selection sees."""
+        if self.env_ids is not None:
+            return self.env_ids
+        return () if self.env_id is None else (self.env_id,)
+
+    @property
+    def title(self) -> str:
+        """What a list of studies calls it."""
+        if self.env_ids is not None:
+            return "evolution, set"
+        return "evolution" if self.nb_res is None else "evolution, several"
+
+    def settled(self) -> "EvolutionStudy":
+        """With the engine that an earlier version's `auto` stood for."""
+        return replace(self, engine=_settled_engine(self.learner, self.engine))
+
+
+@dataclass(frozen=True)
+class TestStudy:
+    """A test of what was evolved.
+
+    Attributes:
+        evolution: configuration of the study that was evolved.
+        params: its best hyperparameters.
+        training_steps: environment steps of one lifetime.
+        engine: which implementation trains the learner.
+        env_id: of a test of generalisation, an environment that the evolution did not see.
+    """
+
+    __test__: ClassVar[bool] = False  # for pytest: this is no test of the project
+    kind: ClassVar[str] = "test"
+    may_change: ClassVar[frozenset[str]] = frozenset()
+
+    evolution: EvolutionStudy
+    params: dict[str, float]
+    training_steps: int
+    engine: str
+    env_id: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What a list of studies calls it."""
+        return "test" if self.env_id is None else "test of generalisation"
+
+    def settled(self) -> "TestStudy":
+        """With the engines that an earlier version's `auto` stood for."""
+        engine = _settled_engine(self.evolution.learner, self.engine)
+        return replace(self, evolution=self.evolution.settled(), engine=engine)
+
+
+@dataclass(frozen=True)
+class SingleStudy:
+    """The training of one learner on one task.
+
+    Attributes:
+        steps: environment steps of one lifetime.
+        engine: which implementation trains the learner.
+    """
+
+    kind: ClassVar[str] = "single"
+    may_change: ClassVar[frozenset[str]] = frozenset({"config_version"})
+    title: ClassVar[str] = "single run"
+
+    learner: str
+    env_id: str
+    steps: int
+    seed: int = 0
+    learner_config: dict[str, Any] = field(default_factory=dict)
+    engine: str = "auto"
+    del_obs: bool = False
+    ep_eval: int = 10
+    published_code: bool = False
+    config_version: int = CONFIG_VERSION
+
+    @property
+    def environments(self) -> tuple[str, ...]:
+        """Its environment."""
+        return (self.env_id,)
+
+    def settled(self) -> "SingleStudy":
+        """With the engine that an earlier version's `auto` stood for."""
+        return replace(self, engine=_settled_engine(self.learner, self.engine))
+
+
+StudyConfig = EvolutionStudy | TestStudy | SingleStudy
+_KINDS: dict[str, type[StudyConfig]] = {
+    kind.kind: kind for kind in (EvolutionStudy, TestStudy, SingleStudy)
+}
+
+
+def _settled_engine(learner: str, engine: str) -> str:
+    return _AUTO_BEFORE.get(learner, "sb3") if engine == "auto" else engine
+
+
+def to_stored(config: StudyConfig) -> dict[str, Any]:
+    """A configuration as it is stored: plain JSON."""
+    return json.loads(json.dumps({"kind": config.kind, **to_json(config)}))
+
+
+def from_stored(stored: Any) -> StudyConfig:
+    """The configuration that was stored, by this version or an earlier one.
+
+    Raises:
+        UserError: a later version stored it, or another program.
+    """
+    if not isinstance(stored, Mapping):
+        raise UserError("the stored configuration cannot be read: it is no object")
+    kind = stored.get("kind") or _kind_before(stored)
+    if kind not in _KINDS:
+        raise UserError(
+            f"this version does not know studies of the kind {kind!r}{nearest(kind, _KINDS)}"
+        )
+    known = _without_obsolete(stored)
+    if "evolution" in known:
+        known["evolution"] = _without_obsolete(known["evolution"])
+    try:
+        return from_json(_KINDS[kind], known).settled()
+    except TypeError as e:
+        raise UserError(f"the stored configuration cannot be read: {e}") from None
+
+
+def _without_obsolete(stored: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in stored.items() if k != "kind" and k not in _OBSOLETE}
+
+
+def _kind_before(stored: Mapping[str, Any]) -> str:
+    """The kind of a study that was stored before configurations said it: each has keys of its
+    own.
+    """
+    if "evolution" in stored:
+        return TestStudy.kind
+    return SingleStudy.kind if "steps" in stored else EvolutionStudy.kind
+
+
+def differences(there: StudyConfig, here: StudyConfig) -> list[str]:
+    """In which ways a stored configuration is not the one at hand, but for what may change."""
+    if there.kind != here.kind:
+        return [f"kind is {there.kind!r} there and {here.kind!r} here"]
+    return sorted(_differences(there, here))
+
+
+def _differences(there: Any, here: Any, prefix: str = "") -> Iterator[str]:
+    for name in (f.name for f in fields(here) if f.name not in here.may_change):
+        a, b = getattr(there, name), getattr(here, name)
+        if is_dataclass(b):
+            yield from _differences(a, b, f"{prefix}{name}.")
+        elif to_json(a) != to_json(b):
+            yield f"{prefix}{name} is {to_json(a)!r} there and {to_json(b)!r} here"

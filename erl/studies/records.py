@@ -1,0 +1,94 @@
+"""Studies as data frames: a row for each lifetime, or for each generation of an evolution inside a
+lifetime.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from erl.studies.study import Study, lifetime_records
+from erl.worlds.specification import to_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def records(storage: str, name: str) -> pd.DataFrame:
+    """Every lifetime of a study, one row each.
+
+    Returns:
+        Columns: `trial`, `state`, `lifetime`, the trial's parameters, `fitness`, `training_return`,
+            `final_return`,
+        `episodes`, `steps`, `seconds`, `curve` (list of (steps, return)), `reports` (at tenths of
+        the budget), `inner` (dictionary, see `LifetimeRecord`, or None), `note`, `error`, `env_id`,
+        `learner`, and the seeds.
+    """
+    import pandas as pd
+
+    rows = []
+    for trial in Study(storage, name).trials():
+        for index, record in sorted(lifetime_records(trial).items()):
+            rows.append(
+                {
+                    "trial": trial.number,
+                    "state": trial.state.name,
+                    "lifetime": index,
+                    **trial.params,
+                    "fitness": record.fitness,
+                    "training_return": record.training_return,
+                    "final_return": float(np.mean(record.final_returns))
+                    if record.final_returns
+                    else None,
+                    "episodes": record.episodes,
+                    "steps": record.steps,
+                    "seconds": record.seconds,
+                    "curve": record.curve,
+                    "reports": record.reports,
+                    "inner": record.inner,
+                    "note": record.note,
+                    "error": record.error,
+                    "env_id": record.spec.task.env_id,
+                    "learner": record.spec.learner.name,
+                    **{f"seed_{k}": v for k, v in to_json(record.spec.seeds).items()},
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def generations(storage: str, name: str) -> pd.DataFrame:
+    """What the learners' own populations did: the kept generations of every lifetime of a study,
+    one row each.
+
+    Returns:
+        Columns: `trial`, `lifetime`, the trial's parameters, `env_id`, `learner`, `generation`,
+            `steps` (taken when it ended), and what the learner noted, None where it did not.
+            ERL-Re²: `whole` (1 if
+        judged by whole episodes), `fitness` and `surrogate` (lists, of every head), `champion`
+        (place of the best), `champion_return` (of the champion of the generation before, in whole
+        episodes played after it was chosen), `rl_return`, `rl_head` (place of the RL head's copy)
+        and `rl_fate` (of that copy: elites, selected, discarded). Empty for other learners.
+    """
+    import pandas as pd
+
+    frames = []
+    for trial in Study(storage, name).trials():
+        for index, record in sorted(lifetime_records(trial).items()):
+            kept = pd.DataFrame((record.inner or {}).get("kept", {}))
+            spec = record.spec
+            known = {
+                "trial": trial.number,
+                "lifetime": index,
+                **trial.params,
+                "env_id": spec.task.env_id,
+                "learner": spec.learner.name,
+            }
+            for place, (column, value) in enumerate(known.items()):
+                kept.insert(place, column, value)
+            frames.append(kept)
+    return (
+        pd.concat([f for f in frames if len(f)], ignore_index=True)
+        if any(map(len, frames))
+        else pd.DataFrame()
+    )

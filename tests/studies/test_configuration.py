@@ -1,0 +1,218 @@
+"""Configurations of studies: what is stored, what earlier versions stored, and what may change."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from conftest import Lines
+
+from erl.errors import UserError
+from erl.experiments.comparison import (
+    ComparisonConfig,
+    GeneralizationComparisonConfig,
+    compare,
+)
+from erl.experiments.evolution import EvolutionConfig, evolve, study_config
+from erl.experiments.single import SingleConfig, run
+from erl.studies.configuration import (
+    EvolutionStudy,
+    SingleStudy,
+    TestStudy,
+    differences,
+    from_stored,
+    to_stored,
+)
+from erl.studies.study import Study
+
+# As version 0.1.0 stored them.
+EVOLUTION = {
+    **{"published_code": False, "training_steps": 64, "nb_trials": 2, "sampler": "Random"},
+    **{"del_obs": False, "nb_seeds": 1, "ep_eval": 10, "units": 5, "skip_c": False},
+    **{"fixed_iss": True, "evolve": None, "obs_units": None, "min_sr": 0.0001, "max_sr": 100.0},
+    **{"min_lr": 0.01, "max_lr": 1.0, "min_iss": 0.1, "max_iss": 10.0, "reset_res": True},
+    **{"fitness": "training", "learner": "PPO", "engine": "auto", "seed": 0, "pruner": "none"},
+    **{"popsize": 4, "restarts": "ipop", "use_pruned": True, "warm_start": None},
+    **{"learner_config": {"n_steps": 32, "batch_size": 32, "n_epochs": 1}},
+    **{"env_id": "CartPole-v1", "config_version": 1},
+}
+SEVERAL = {**EVOLUTION, "nb_res": 2, "fixed_iss": False}
+SET = {
+    **{k: v for k, v in SEVERAL.items() if k != "env_id"},
+    **{"env_type": "CartPole-v1+Pendulum-v1", "env_ids": ["CartPole-v1", "Pendulum-v1"]},
+    **{"references": {"CartPole-v1": [21.78, 500.0], "Pendulum-v1": [-1184.76, 0.0]}, "sets": None},
+}
+TEST = {"evolution": EVOLUTION, "params": {"sr": 1.0}, "training_steps": 64, "engine": "auto"}
+# That of an ER-MRL journal had the flags' defaults in it, and the name of the experiment.
+JOURNALS_TEST = {**TEST, "evolution": {**EVOLUTION, "h_test": "main"}, "env_id": "Pendulum-v1"}
+TRAINING = {
+    **{"published_code": False, "learner": "ERL-Re2", "env_id": "Pendulum-v1", "steps": 1000},
+    **{"seed": 0, "learner_config": {"pr": 8}, "engine": "auto", "del_obs": False, "ep_eval": 10},
+    **{"config_version": 1},
+}
+
+
+@pytest.mark.parametrize(
+    ("stored", "kind", "title"),
+    [
+        (EVOLUTION, EvolutionStudy, "evolution"),
+        (SEVERAL, EvolutionStudy, "evolution, several"),
+        (SET, EvolutionStudy, "evolution, set"),
+        (TEST, TestStudy, "test"),
+        (JOURNALS_TEST, TestStudy, "test of generalisation"),
+        (TRAINING, SingleStudy, "single run"),
+    ],
+)
+def test_what_earlier_versions_stored_is_read(stored, kind, title):
+    config = from_stored(stored)
+    assert type(config) is kind
+    assert config.title == title
+    again = to_stored(config)
+    assert again["kind"] == kind.kind
+    assert from_stored(json.loads(json.dumps(again))) == config
+    assert differences(config, from_stored(again)) == []
+    kept = {k: v for k, v in stored.items() if k not in ("sets", "engine", "evolution")}
+    assert {k: again[k] for k in kept} == kept
+
+
+@pytest.mark.parametrize(
+    ("learner", "engine"),
+    [("PPO", "cohort"), ("TD3", "sb3"), ("RecurrentPPO", "sb3"), ("ERL-Re2", "auto")],
+)
+def test_auto_keeps_the_choice_that_0_1_0_made(learner, engine):
+    evolution = {**EVOLUTION, "learner": learner}
+    assert from_stored(evolution).engine == engine
+    assert from_stored({**evolution, "engine": "sb3"}).engine == "sb3"
+    test = from_stored({**TEST, "evolution": evolution})
+    assert (test.engine, test.evolution.engine) == (engine, engine)
+    assert from_stored({**TRAINING, "learner": learner}).engine == engine
+
+
+@pytest.mark.parametrize("missing", sorted(EVOLUTION.keys() - {"training_steps", "env_id"}))
+def test_a_study_that_is_older_than_a_flag_is_read(missing):
+    from_stored({k: v for k, v in EVOLUTION.items() if k != missing})
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        ({**EVOLUTION, "telepathy": True}, "stored by another version .* 'telepathy'"),
+        ({**EVOLUTION, "kind": "evolutoin"}, "'evolutoin'; did you mean evolution"),
+        ({"steps": 3}, "cannot be read"),
+        ("words", "cannot be read"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(stored, message):
+    with pytest.raises(UserError, match=message):
+        from_stored(stored)
+
+
+def test_differences_name_what_is_there_and_here():
+    there, here = from_stored(EVOLUTION), from_stored({**EVOLUTION, "units": 6, "nb_trials": 9})
+    assert differences(there, here) == ["units is 5 there and 6 here"]
+    test, other = from_stored(TEST), from_stored({**TEST, "evolution": {**EVOLUTION, "seed": 3}})
+    assert differences(test, other) == ["evolution.seed is 0 there and 3 here"]
+    assert differences(there, test) == ["kind is 'evolution' there and 'test' here"]
+
+
+def of_0_1_0(study, **more):
+    """Store a configuration as version 0.1.0 would have: without a kind, and with `auto`."""
+    stored = {k: v for k, v in study.stored.items() if k not in ("kind", "start")}
+    stored |= {"engine": "auto", **more}
+    study.optuna.set_user_attr("config", stored)
+
+
+@pytest.mark.usefixtures("inline")
+def test_studies_of_0_1_0_go_on(quick, sink):
+    """An evolution, its test, and a single run: none is another configuration."""
+    flags = EvolutionConfig(
+        env_id="CartPole-v1",
+        training_steps=64,
+        nb_trials=2,
+        nb_seeds=1,
+        units=5,
+        sampler="Random",
+        learner_config=quick,
+        workers=1,
+    )
+    assert evolve(flags, sink) == 0
+    name = "CartPole-v1_main_0.064k_steps"
+    study = Study(flags.storage, name)
+    assert study.stored["engine"] == "cohort"
+    of_0_1_0(study)
+    assert evolve(replace(flags, nb_trials=3), sink) == 0
+    assert len(Study(flags.storage, name).trials("COMPLETE")) == 3
+    with pytest.raises(UserError, match="engine is 'cohort' there and 'sb3' here"):
+        evolve(replace(flags, engine="sb3"), sink)
+
+    best = Study(flags.storage, name).best().number
+    test = ComparisonConfig(
+        study=name, training_steps=64, nb_seeds=1, workers=1, arms="PPO,RES_PPO_0.0003"
+    )
+    assert compare(test, sink) == 0
+    study = Study(flags.storage, f"{name}_trial_{best}_test_0.064k_steps")
+    evolution = {k: v for k, v in study.stored["evolution"].items() if k != "start"}
+    of_0_1_0(study, evolution={**evolution, "engine": "auto"})
+    assert compare(replace(test, nb_seeds=2), sink) == 0
+    assert len(Study(flags.storage, study.name).trials("COMPLETE")) == 4
+
+    single = SingleConfig(
+        learner="DQN", env_id="CartPole-v1", steps=200, set="learning_starts=50", workers=1
+    )
+    assert run(single, sink) == 0
+    study = Study(flags.storage, "CartPole-v1_DQN_single_0.2k_steps")
+    assert study.stored["engine"] == "sb3"
+    of_0_1_0(study)
+    assert run(replace(single, nb_seeds=2), sink) == 0
+    assert len(Study(flags.storage, study.name).trials("COMPLETE")) == 2
+
+
+@pytest.mark.usefixtures("inline")
+def test_auto_goes_on_with_the_engine_that_a_study_has(quick, sink):
+    """Whatever `auto` means by then: the first run chose Stable-Baselines3."""
+    flags = EvolutionConfig(
+        env_id="CartPole-v1",
+        training_steps=64,
+        nb_trials=1,
+        nb_seeds=1,
+        units=5,
+        learner_config=quick,
+        engine="sb3",
+        workers=1,
+    )
+    assert evolve(flags, sink) == 0
+    assert evolve(replace(flags, nb_trials=2, engine="auto"), sink) == 0
+    trials = Study(flags.storage, "CartPole-v1_main_0.064k_steps").trials()
+    engines = [t.user_attrs["lifetime:0"]["spec"]["learner"]["engine"] for t in trials]
+    assert engines == ["sb3", "sb3"]
+
+
+def test_auto_is_resolved_when_a_study_is_created():
+    assert study_config(EvolutionConfig(env_id="CartPole-v1"), Lines()).engine == "cohort"
+    assert study_config(EvolutionConfig(env_id="CartPole-v1", learner="dqn"), Lines()).engine == (
+        "sb3"
+    )
+
+
+def test_a_test_is_not_evolved_further(sink, quick, inline):
+    flags = EvolutionConfig(
+        env_id="CartPole-v1",
+        training_steps=64,
+        nb_trials=1,
+        nb_seeds=1,
+        units=5,
+        workers=1,
+        learner_config=quick,
+    )
+    assert evolve(flags, sink) == 0
+    name = "CartPole-v1_main_0.064k_steps"
+    test = ComparisonConfig(study=name, training_steps=64, nb_seeds=1, workers=1, arms="PPO")
+    assert compare(test, sink) == 0
+    with pytest.raises(UserError, match="is a test itself; name the study that was evolved"):
+        compare(replace(test, study=f"{name}_trial_0_test_0.064k_steps"), sink)
+    single = SingleConfig(learner="PPO", env_id="CartPole-v1", steps=64, learner_config=quick)
+    assert run(single, sink) == 0
+    other = GeneralizationComparisonConfig(
+        study="CartPole-v1_PPO_single_0.064k_steps", env_id="Pendulum-v1"
+    )
+    with pytest.raises(UserError, match="is a single run itself; name the study that was evolved"):
+        compare(other, sink)
