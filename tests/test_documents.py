@@ -26,6 +26,7 @@ from documents import (
 
 from erl.experiments.arms import arm_names, control_names
 from erl.search.space import parse_evolve
+from erl.studies.configuration import EvolutionStudy
 from erl.worlds.task_sets import TASK_SETS, load_task_sets, measured_random_returns
 
 README = "README.md"
@@ -179,7 +180,7 @@ def test_learners_are_the_ones_that_there_are(document):
 
 
 def test_every_agent_is_named():
-    evolution = {"learner": "PPO", "learner_config": {}, "del_obs": True}
+    evolution = EvolutionStudy(learner="PPO", del_obs=True)
     arms = [*arm_names(evolution, {}), *arm_names(evolution, {"learner.learning_rate": 1.0})]
     arms += [re.sub(r"0\.\d+$", "…", name) for name in control_names(evolution, {})]
     for arm in arms:
@@ -204,7 +205,7 @@ def test_the_set_that_is_declared_can_be_evolved_for():
     Path(re.search(r"# (\S+)", example).group(1)).write_text(example, encoding="utf-8")
     [command] = [c for c in commands("docs/generalisation.md") if "--sets" in c]
     returns = measured_random_returns()
-    assert parsed(command).settings()["references"] == {
+    assert parsed(command).tasks()["references"] == {
         "InvertedPendulum-v5": [returns["InvertedPendulum-v5"].return_mean, 950.0],
         "InvertedDoublePendulum-v5": [60.0, 8000.0],
     }
