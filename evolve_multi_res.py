@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from erl.cli import main
-from erl.experiments.evolution import MultiEvolutionConfig, evolve
+from erl.experiments.flags import MultiEvolutionConfig
 
 
 @dataclass(frozen=True)
@@ -12,4 +12,4 @@ class Config(MultiEvolutionConfig):
 
 
 if __name__ == "__main__":
-    main(evolve, Config, __doc__)
+    main("erl.experiments.evolution:evolve", Config, __doc__)

@@ -5,7 +5,7 @@
 from dataclasses import dataclass
 
 from erl.cli import main
-from erl.experiments.comparison import ComparisonConfig, compare
+from erl.experiments.flags import ComparisonConfig
 
 
 @dataclass(frozen=True)
@@ -14,4 +14,4 @@ class Config(ComparisonConfig):
 
 
 if __name__ == "__main__":
-    main(compare, Config, __doc__)
+    main("erl.experiments.comparison:compare", Config, __doc__)

@@ -5,7 +5,7 @@ see (ER-MRL).
 from dataclasses import dataclass
 
 from erl.cli import main
-from erl.experiments.comparison import GeneralizationComparisonConfig, compare
+from erl.experiments.flags import GeneralizationComparisonConfig
 
 
 @dataclass(frozen=True)
@@ -14,4 +14,4 @@ class Config(GeneralizationComparisonConfig):
 
 
 if __name__ == "__main__":
-    main(compare, Config, __doc__)
+    main("erl.experiments.comparison:compare", Config, __doc__)

@@ -3,8 +3,8 @@
 import sys
 
 from erl.cli import main
-from erl.experiments.single import SingleConfig, run
+from erl.experiments.flags import SingleConfig
 
 if __name__ == "__main__":
     sys.argv[0] = "python -m erl"
-    main(run, SingleConfig, __doc__)
+    main("erl.experiments.single:run", SingleConfig, __doc__)

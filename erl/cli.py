@@ -11,6 +11,7 @@ import sys
 import time
 import typing
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from types import UnionType
 from typing import Any
 
@@ -108,13 +109,16 @@ def _boolean(word: str) -> bool:
 
 
 def main(
-    run: Callable[..., int | None],
+    run: Callable[..., int | None] | str,
     kind: type,
     description: str,
     argv: Sequence[str] | None = None,
     program: str | None = None,
 ) -> typing.NoReturn:
     """A script: read flags into `kind`, call `run` with it and a progress display, exit.
+
+    `run` may be given as `module:function`. It is imported when the flags have been read, so that
+    `--help` and flags that are refused do not wait for libraries.
 
     Exit codes: 0 done, 1 something failed for good, 2 bad input (one line on stderr), 130 Ctrl-C.
     """
@@ -127,8 +131,9 @@ def main(
             stream.reconfigure(errors="replace")
     try:
         configuration = parse(kind, argv, program, description)
+        function = _imported(run) if isinstance(run, str) else run
         with Interruptible() as interruptible:
-            code = run(configuration, Display(interruptible))
+            code = function(configuration, Display(interruptible))
     except UserError as e:
         print(f"{program}: error: {without_passwords(' '.join(str(e).split()))}", file=sys.stderr)
         sys.exit(2)
@@ -138,6 +143,12 @@ def main(
     except BrokenPipeError:
         os._exit(1)
     sys.exit(code or 0)
+
+
+def _imported(name: str) -> Callable[..., int | None]:
+    """The function that `module:function` names."""
+    module, _, function = name.partition(":")
+    return getattr(import_module(module), function)
 
 
 def without_passwords(text: str) -> str:

@@ -4,11 +4,11 @@ selection never saw.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from erl.cli import figure, option
+from erl.cli import figure
 from erl.errors import UserError
 from erl.experiments.arms import arm_lifetime, arm_names, control_names
 from erl.experiments.campaign import (
@@ -21,10 +21,10 @@ from erl.experiments.campaign import (
 )
 from erl.experiments.flags import (
     MAX_SEED,
-    AgentFlags,
-    check_count,
-    check_name,
-    check_seeds,
+    ComparisonConfig,
+    ComparisonFlags,
+    GeneralizationComparisonConfig,
+    MultiComparisonConfig,
     plural,
     seed_indices,
     study_name,
@@ -32,7 +32,7 @@ from erl.experiments.flags import (
 )
 from erl.experiments.trials import Member
 from erl.files import folder_name
-from erl.learners import ENGINES, resolve_engine
+from erl.learners import resolve_engine
 from erl.lifetimes.living import Cohort, check
 from erl.search.space import make_context
 from erl.statistics import Arm, table
@@ -43,106 +43,12 @@ from erl.studies.study import RunningTrial, Sink, Study, choice, stored_config, 
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.task_sets import TASK_SETS, load_task_set, load_task_sets
 
-
-@dataclass(frozen=True)
-class ComparisonFlags(AgentFlags):
-    """Flags that every test takes."""
-
-    h_test: str = option("main", "name of the experiment that was evolved")
-    study: str | None = option(
-        None, "name of the study, in place of the flags that make up its name"
-    )
-    HP_training_steps: int = option(300_000, "environment steps of one lifetime in the evolution")
-    training_steps: int = option(
-        10_000_000,
-        "environment steps of one test lifetime",
-        "--training_timesteps",
-        "--training-timesteps",
-    )
-    nb_seeds: int = option(5, "test lifetimes of each agent; a SLURM array index picks one instead")
-    controls: bool = option(
-        False,
-        "also LSTM, frame stacking, reservoirs not evolved, and reservoirs without recurrence",
-    )
-    arms: str | None = option(
-        None, "agents to compare, comma-separated; by default all of ER-MRL's"
-    )
-    engine: str | None = option(
-        None,
-        "how lifetimes are trained; by default as in the evolution",
-        choices=ENGINES,
-    )
-    units: int = option(100, "neurons, where the study does not say (ER-MRL's journals)")
-    del_obs: bool = option(False, "velocities deleted, where the study does not say")
-    skip_c: bool = option(False, "skip connection, where the study does not say")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_name(self.h_test)
-        for name in ("HP_training_steps", "training_steps", "nb_seeds", "units"):
-            check_count(name, getattr(self, name))
-        check_seeds(None, self.nb_seeds)
-
-    @property
-    def reservoirs(self) -> int | None:
-        """The number of reservoirs that the command names; None for a script of a single one."""
-        return None
-
-
-@dataclass(frozen=True)
-class ComparisonConfig(ComparisonFlags):
-    """A test in the environment of the evolution, with one reservoir."""
-
-    env_id: str = option("HalfCheetah-v4", "environment of the study, unless --study names it")
-
-    def subject(self) -> str:
-        """The environment."""
-        return self.env_id
-
-
-@dataclass(frozen=True)
-class MultiComparisonConfig(ComparisonConfig):
-    """A test in the environment of the evolution, with several reservoirs."""
-
-    nb_res: int = option(3, "reservoirs of the study, unless --study names it")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_count("nb_res", self.nb_res)
-
-    def subject(self) -> str:
-        """Environment and number of reservoirs."""
-        return f"{self.env_id}_{self.nb_res}"
-
-    @property
-    def reservoirs(self) -> int:
-        """See `ComparisonFlags`."""
-        return self.nb_res
-
-
-@dataclass(frozen=True)
-class GeneralizationComparisonConfig(ComparisonFlags):
-    """A test in an environment that the evolution did not see."""
-
-    HP_env_type: str = option(
-        "Ant_Swimmer", "set of environments of the study, unless --study names it"
-    )
-    nb_res: int = option(2, "reservoirs of the study, unless --study names it")
-    env_id: str = option("HalfCheetah-v4", "environment of the test")
-    allow_seen: bool = option(False, "test even in an environment that the evolution saw")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_count("nb_res", self.nb_res)
-
-    def subject(self) -> str:
-        """Set and number of reservoirs."""
-        return f"{self.HP_env_type}_{self.nb_res}"
-
-    @property
-    def reservoirs(self) -> int:
-        """See `ComparisonFlags`."""
-        return self.nb_res
+__all__ = [
+    "ComparisonConfig",
+    "GeneralizationComparisonConfig",
+    "MultiComparisonConfig",
+    "compare",
+]
 
 
 def load_best(

@@ -6,39 +6,32 @@ that a study is the same whatever machine it runs on. All trials share their see
 differ in their hyperparameters only.
 """
 
-import math
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
-from erl.cli import figure, option
-from erl.errors import UserError, nearest
+from erl.cli import figure
+from erl.errors import UserError
 from erl.experiments.campaign import Campaign, Progress, checkpoint_path
 from erl.experiments.flags import (
-    RunFlags,
-    check_count,
-    check_name,
-    check_seeds,
+    EvolutionConfig,
+    EvolutionFlags,
+    GeneralizationConfig,
+    MultiEvolutionConfig,
     plural,
     read_settings,
     study_name,
 )
 from erl.experiments.trials import Member
-from erl.learners import ENGINES, Outputs, canonical_name, resolve_engine
+from erl.learners import Outputs, canonical_name, resolve_engine
 from erl.lifetimes.living import Cohort, check
 from erl.lifetimes.record import POINTS
-from erl.search.pruning import PRUNERS, Pruning, check_pruner
-from erl.search.samplers import (
-    RESTARTS,
-    SAMPLERS,
-    check_restarts,
-    generation_size,
-    make_sampler,
-    warm_start,
-)
+from erl.search.choices import SAMPLERS
+from erl.search.pruning import Pruning, check_pruner
+from erl.search.samplers import generation_size, make_sampler, warm_start
 from erl.search.space import learner_settings, make_context, search_space
 from erl.statistics import normalised_score
 from erl.studies.configuration import EvolutionStudy
@@ -53,184 +46,10 @@ from erl.studies.study import (
     stored_config,
 )
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
-from erl.worlds.task_sets import References, TaskSet, load_task_set, task_set_from_ids
-from erl.worlds.tasks import Task, check_task
+from erl.worlds.task_sets import load_task_set
+from erl.worlds.tasks import Task
 
-FITNESSES = ("training", "final_eval")
-
-
-@dataclass(frozen=True)
-class EvolutionFlags(RunFlags):
-    """Flags that every evolution takes. Defaults are ER-MRL's."""
-
-    h_test: str = option("main", "name of the experiment, part of the study's name")
-    training_steps: int = option(
-        300_000, "environment steps of one lifetime", "--training_timesteps", "--training-timesteps"
-    )
-    nb_trials: int = option(
-        100, "trials in all; running the command again goes on up to this number"
-    )
-    sampler: str = option("Cmaes", "optimiser of the hyperparameters", choices=SAMPLERS)
-    del_obs: bool = option(False, "delete velocities from the observation")
-    nb_seeds: int = option(3, "lifetimes of one trial, each with a reservoir of its own")
-    ep_eval: int = option(10, "episodes over which a fitness is averaged")
-    units: int = option(100, "neurons of one reservoir")
-    skip_c: bool = option(False, "the policy also sees observation, action and reward")
-    fixed_iss: bool = option(True, "input scaling is 1 and not searched")
-    evolve: str | None = option(
-        None,
-        "what else is searched: units, rc_connectivity, input_connectivity, bias, "
-        "learner.SETTING=low:high[:log]",
-    )
-    obs_units: int | None = option(None, "neurons that the policy sees; by default all")
-    min_sr: float = option(1e-4, "lowest spectral radius")
-    max_sr: float = option(1e2, "highest spectral radius")
-    min_lr: float = option(1e-2, "lowest leak rate")
-    max_lr: float = option(1.0, "highest leak rate")
-    min_iss: float = option(1e-1, "lowest input scaling")
-    max_iss: float = option(10.0, "highest input scaling")
-    reset_res: bool = option(True, "reservoir states go to zero at the start of an episode")
-    fitness: str = option(
-        "training",
-        "mean return of the last training episodes, or of fresh episodes of the final policy",
-        choices=FITNESSES,
-    )
-    learner: str = option("PPO", "algorithm of Stable-Baselines3 or sb3-contrib")
-    learner_config: str | None = option(
-        None, "YAML or JSON file of its keyword arguments (SB3 Zoo's files work)"
-    )
-    engine: str = option("auto", "how lifetimes are trained", choices=ENGINES)
-    seed: int = option(0, "root of all seeds")
-    pruner: str = option(
-        "none",
-        "Optuna's pruner that ends trials early by what they reached so far",
-        choices=PRUNERS,
-    )
-    popsize: int | None = option(
-        None, "trials of one generation; by default 4 + 3 ln(number of searched parameters)"
-    )
-    restarts: str = option(
-        "ipop", "how CMA-ES begins anew where it has converged", choices=RESTARTS
-    )
-    use_pruned: bool = option(True, "CMA-ES ranks pruned trials, below all completed ones")
-    warm_start: str | None = option(
-        None, "study whose trials CMA-ES begins from: STUDY, or STORAGE#STUDY"
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_name(self.h_test)
-        for name in ("training_steps", "nb_trials", "nb_seeds", "ep_eval", "units"):
-            check_count(name, getattr(self, name))
-        for name in ("popsize", "obs_units"):
-            if getattr(self, name) is not None:
-                check_count(name, getattr(self, name))
-        check_seeds(self.seed, self.nb_seeds)
-        if self.popsize is not None and self.popsize < 2:
-            raise UserError(f"a generation has at least 2 trials: --popsize {self.popsize}")
-        check_restarts(self.restarts)
-        for what in ("sr", "lr", "iss"):
-            low, high = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
-            if not (math.isfinite(low) and math.isfinite(high) and low > 0):
-                raise UserError(f"--min_{what} and --max_{what} are above 0: {low} and {high}")
-            if low > high:
-                raise UserError(f"--min_{what} {low} lies above --max_{what} {high}")
-        if self.max_lr > 1:
-            raise UserError(f"a leak rate is at most 1: --max_lr {self.max_lr}")
-        if self.fitness not in FITNESSES:
-            raise UserError(
-                f"unknown fitness {self.fitness!r}{nearest(self.fitness, FITNESSES)} (known: "
-                f"{', '.join(FITNESSES)})"
-            )
-        if self.pruner not in PRUNERS:
-            raise UserError(
-                f"unknown pruner {self.pruner!r}{nearest(self.pruner, PRUNERS)} (known: "
-                f"{', '.join(PRUNERS)})"
-            )
-
-    def tasks(self) -> dict[str, Any]:
-        """What the study stores of its environments: fields of `EvolutionStudy`."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class EvolutionConfig(EvolutionFlags):
-    """One reservoir for one environment."""
-
-    env_id: str = option("HalfCheetah-v4", "Gymnasium environment")
-
-    def subject(self) -> str:
-        """The environment."""
-        return self.env_id
-
-    def tasks(self) -> dict[str, Any]:
-        """The environment."""
-        return {"env_id": self.env_id}
-
-
-@dataclass(frozen=True)
-class MultiEvolutionConfig(EvolutionConfig):
-    """Several reservoirs for one environment."""
-
-    nb_res: int = option(3, "reservoirs, side by side")
-    fixed_iss: bool = option(False, "input scaling is 1 and not searched")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_count("nb_res", self.nb_res)
-
-    def subject(self) -> str:
-        """Environment and number of reservoirs."""
-        return f"{self.env_id}_{self.nb_res}"
-
-
-@dataclass(frozen=True)
-class GeneralizationConfig(EvolutionFlags):
-    """Reservoirs for a set of environments."""
-
-    env_type: str = option(
-        "Ant_Swimmer", "set of environments: ER-MRL's, or one that --sets declares"
-    )
-    env_ids: str | None = option(None, "environments in place of a set, comma-separated")
-    sets: str | None = option(
-        None, "TOML or YAML file that declares sets, target and random returns"
-    )
-    nb_res: int = option(2, "reservoirs, side by side")
-    fixed_iss: bool = option(False, "input scaling is 1 and not searched")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_count("nb_res", self.nb_res)
-
-    def task_set(self) -> TaskSet:
-        """The environments that are evolved for."""
-        return (
-            task_set_from_ids(self.env_ids, self.sets)
-            if self.env_ids
-            else load_task_set(self.env_type, self.sets)
-        )
-
-    def subject(self) -> str:
-        """Set and number of reservoirs."""
-        return f"{self.task_set().name}_{self.nb_res}"
-
-    def tasks(self) -> dict[str, Any]:
-        """The environments and the returns that normalise their scores, so that a test needs no
-        file.
-        """
-        task_set = self.task_set()
-        for env_id in task_set.env_ids:
-            check_task(Task(env_id, self.del_obs))
-        references = References.of(task_set, published=self.published_code)
-        references.check(task_set.env_ids)
-        return {
-            "env_type": task_set.name,
-            "env_ids": task_set.env_ids,
-            "references": {
-                e: [references.random_return(e), references.target_return(e)]
-                for e in task_set.env_ids
-            },
-        }
+__all__ = ["EvolutionConfig", "GeneralizationConfig", "MultiEvolutionConfig", "evolve"]
 
 
 def lifetimes(config: EvolutionStudy, params: dict[str, float]) -> list[LifetimeSpec]:
@@ -276,13 +95,14 @@ def study_config(flags: EvolutionFlags, sink: Sink) -> EvolutionStudy:
         storage, _, name = source.rpartition("#")
         source = f"{shown(storage)}#{name}"  # a password has no place in a study
     space = distributions(search_space(config))
+    popsize = generation_size(flags.sampler, space, flags.popsize)
     return replace(
         config,
         learner_config=settings,
-        engine=resolve_engine(config.learner, config.engine, settings, sink.line),
-        popsize=generation_size(flags.sampler, space, flags.popsize),
+        popsize=popsize,
         sampler=next(s for s in SAMPLERS if s.casefold() == flags.sampler.casefold()),
         warm_start=source,
+        engine=resolve_engine(config.learner, config.engine, settings, sink.line),
     )
 
 

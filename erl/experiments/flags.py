@@ -1,17 +1,26 @@
-"""Flags that all scripts share, and what their values mean."""
+"""Flags of all scripts, and what their values mean.
+
+Nothing here needs a library that takes long to load: `--help`, and flags that cannot be, are
+answered at once.
+"""
 
 import math
 import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from erl.cli import option
 from erl.errors import UserError
 from erl.executors.machines import check_cluster
 from erl.files import check_writable
-from erl.studies.storage import DEFAULT_STORAGE
+from erl.learners import ENGINES, canonical_name
+from erl.search.choices import FITNESSES, PRUNERS, RESTARTS, SAMPLERS, check_choice
+from erl.studies import DEFAULT_STORAGE
+
+if TYPE_CHECKING:
+    from erl.worlds.task_sets import TaskSet
 
 MAX_SEED = 10**6
 
@@ -65,6 +74,358 @@ class AgentFlags(RunFlags):
         super().__post_init__()
         check_folder("logs", self.logs)
         check_folder("models", self.models)
+
+
+# -- evolutions --
+
+
+@dataclass(frozen=True)
+class EvolutionFlags(RunFlags):
+    """Flags that every evolution takes. Defaults are ER-MRL's."""
+
+    h_test: str = option("main", "name of the experiment, part of the study's name")
+    training_steps: int = option(
+        300_000, "environment steps of one lifetime", "--training_timesteps", "--training-timesteps"
+    )
+    nb_trials: int = option(
+        100, "trials in all; running the command again goes on up to this number"
+    )
+    sampler: str = option("Cmaes", "optimiser of the hyperparameters", choices=SAMPLERS)
+    del_obs: bool = option(False, "delete velocities from the observation")
+    nb_seeds: int = option(3, "lifetimes of one trial, each with a reservoir of its own")
+    ep_eval: int = option(10, "episodes over which a fitness is averaged")
+    units: int = option(100, "neurons of one reservoir")
+    skip_c: bool = option(False, "the policy also sees observation, action and reward")
+    fixed_iss: bool = option(True, "input scaling is 1 and not searched")
+    evolve: str | None = option(
+        None,
+        "what else is searched: units, rc_connectivity, input_connectivity, bias, "
+        "learner.SETTING=low:high[:log]",
+    )
+    obs_units: int | None = option(None, "neurons that the policy sees; by default all")
+    min_sr: float = option(1e-4, "lowest spectral radius")
+    max_sr: float = option(1e2, "highest spectral radius")
+    min_lr: float = option(1e-2, "lowest leak rate")
+    max_lr: float = option(1.0, "highest leak rate")
+    min_iss: float = option(1e-1, "lowest input scaling")
+    max_iss: float = option(10.0, "highest input scaling")
+    reset_res: bool = option(True, "reservoir states go to zero at the start of an episode")
+    fitness: str = option(
+        "training",
+        "mean return of the last training episodes, or of fresh episodes of the final policy",
+        choices=FITNESSES,
+    )
+    learner: str = option("PPO", "algorithm of Stable-Baselines3 or sb3-contrib")
+    learner_config: str | None = option(
+        None, "YAML or JSON file of its keyword arguments (SB3 Zoo's files work)"
+    )
+    engine: str = option("auto", "how lifetimes are trained", choices=ENGINES)
+    seed: int = option(0, "root of all seeds")
+    pruner: str = option(
+        "none",
+        "Optuna's pruner that ends trials early by what they reached so far",
+        choices=PRUNERS,
+    )
+    popsize: int | None = option(
+        None, "trials of one generation; by default 4 + 3 ln(number of searched parameters)"
+    )
+    restarts: str = option(
+        "ipop", "how CMA-ES begins anew where it has converged", choices=RESTARTS
+    )
+    use_pruned: bool = option(True, "CMA-ES ranks pruned trials, below all completed ones")
+    warm_start: str | None = option(
+        None, "study whose trials CMA-ES begins from: STUDY, or STORAGE#STUDY"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_name(self.h_test)
+        for name in ("training_steps", "nb_trials", "nb_seeds", "ep_eval", "units"):
+            check_count(name, getattr(self, name))
+        for name in ("popsize", "obs_units"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        check_seeds(self.seed, self.nb_seeds)
+        if self.popsize is not None and self.popsize < 2:
+            raise UserError(f"a generation has at least 2 trials: --popsize {self.popsize}")
+        check_choice("restarts", self.restarts, RESTARTS)
+        check_choice("fitness", self.fitness, FITNESSES)
+        check_choice("pruner", self.pruner, PRUNERS)
+        for what in ("sr", "lr", "iss"):
+            low, high = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
+            if not (math.isfinite(low) and math.isfinite(high) and low > 0):
+                raise UserError(f"--min_{what} and --max_{what} are above 0: {low} and {high}")
+            if low > high:
+                raise UserError(f"--min_{what} {low} lies above --max_{what} {high}")
+        if self.max_lr > 1:
+            raise UserError(f"a leak rate is at most 1: --max_lr {self.max_lr}")
+
+    def tasks(self) -> dict[str, Any]:
+        """What the study stores of its environments: fields of `EvolutionStudy`.
+
+        Raises:
+            UserError: an environment cannot be used.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class EvolutionConfig(EvolutionFlags):
+    """One reservoir for one environment."""
+
+    env_id: str = option("HalfCheetah-v4", "Gymnasium environment")
+
+    def subject(self) -> str:
+        """The environment."""
+        return self.env_id
+
+    def tasks(self) -> dict[str, Any]:
+        """The environment."""
+        from erl.worlds.tasks import Task, check_task
+
+        check_task(Task(self.env_id, self.del_obs))
+        return {"env_id": self.env_id}
+
+
+@dataclass(frozen=True)
+class MultiEvolutionConfig(EvolutionConfig):
+    """Several reservoirs for one environment."""
+
+    nb_res: int = option(3, "reservoirs, side by side")
+    fixed_iss: bool = option(False, "input scaling is 1 and not searched")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("nb_res", self.nb_res)
+
+    def subject(self) -> str:
+        """Environment and number of reservoirs."""
+        return f"{self.env_id}_{self.nb_res}"
+
+
+@dataclass(frozen=True)
+class GeneralizationConfig(EvolutionFlags):
+    """Reservoirs for a set of environments."""
+
+    env_type: str = option(
+        "Ant_Swimmer", "set of environments: ER-MRL's, or one that --sets declares"
+    )
+    env_ids: str | None = option(None, "environments in place of a set, comma-separated")
+    sets: str | None = option(
+        None, "TOML or YAML file that declares sets, target and random returns"
+    )
+    nb_res: int = option(2, "reservoirs, side by side")
+    fixed_iss: bool = option(False, "input scaling is 1 and not searched")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("nb_res", self.nb_res)
+
+    def task_set(self) -> "TaskSet":
+        """The environments that are evolved for."""
+        from erl.worlds.task_sets import load_task_set, task_set_from_ids
+
+        return (
+            task_set_from_ids(self.env_ids, self.sets)
+            if self.env_ids
+            else load_task_set(self.env_type, self.sets)
+        )
+
+    def subject(self) -> str:
+        """Set and number of reservoirs."""
+        return f"{self.task_set().name}_{self.nb_res}"
+
+    def tasks(self) -> dict[str, Any]:
+        """The environments and the returns that normalise their scores, so that a test needs no
+        file.
+        """
+        from erl.worlds.task_sets import References
+        from erl.worlds.tasks import Task, check_task
+
+        task_set = self.task_set()
+        for env_id in task_set.env_ids:
+            check_task(Task(env_id, self.del_obs))
+        references = References.of(task_set, published=self.published_code)
+        references.check(task_set.env_ids)
+        return {
+            "env_type": task_set.name,
+            "env_ids": task_set.env_ids,
+            "references": {
+                e: [references.random_return(e), references.target_return(e)]
+                for e in task_set.env_ids
+            },
+        }
+
+
+# -- tests --
+
+
+@dataclass(frozen=True)
+class ComparisonFlags(AgentFlags):
+    """Flags that every test takes."""
+
+    h_test: str = option("main", "name of the experiment that was evolved")
+    study: str | None = option(
+        None, "name of the study, in place of the flags that make up its name"
+    )
+    HP_training_steps: int = option(300_000, "environment steps of one lifetime in the evolution")
+    training_steps: int = option(
+        10_000_000,
+        "environment steps of one test lifetime",
+        "--training_timesteps",
+        "--training-timesteps",
+    )
+    nb_seeds: int = option(5, "test lifetimes of each agent; a SLURM array index picks one instead")
+    controls: bool = option(
+        False,
+        "also LSTM, frame stacking, reservoirs not evolved, and reservoirs without recurrence",
+    )
+    arms: str | None = option(
+        None, "agents to compare, comma-separated; by default all of ER-MRL's"
+    )
+    engine: str | None = option(
+        None,
+        "how lifetimes are trained; by default as in the evolution",
+        choices=ENGINES,
+    )
+    units: int = option(100, "neurons, where the study does not say (ER-MRL's journals)")
+    del_obs: bool = option(False, "velocities deleted, where the study does not say")
+    skip_c: bool = option(False, "skip connection, where the study does not say")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_name(self.h_test)
+        for name in ("HP_training_steps", "training_steps", "nb_seeds", "units"):
+            check_count(name, getattr(self, name))
+        check_seeds(None, self.nb_seeds)
+
+    @property
+    def reservoirs(self) -> int | None:
+        """The number of reservoirs that the command names; None for a script of a single one."""
+        return None
+
+
+@dataclass(frozen=True)
+class ComparisonConfig(ComparisonFlags):
+    """A test in the environment of the evolution, with one reservoir."""
+
+    env_id: str = option("HalfCheetah-v4", "environment of the study, unless --study names it")
+
+    def subject(self) -> str:
+        """The environment."""
+        return self.env_id
+
+
+@dataclass(frozen=True)
+class MultiComparisonConfig(ComparisonConfig):
+    """A test in the environment of the evolution, with several reservoirs."""
+
+    nb_res: int = option(3, "reservoirs of the study, unless --study names it")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("nb_res", self.nb_res)
+
+    def subject(self) -> str:
+        """Environment and number of reservoirs."""
+        return f"{self.env_id}_{self.nb_res}"
+
+    @property
+    def reservoirs(self) -> int:
+        """See `ComparisonFlags`."""
+        return self.nb_res
+
+
+@dataclass(frozen=True)
+class GeneralizationComparisonConfig(ComparisonFlags):
+    """A test in an environment that the evolution did not see."""
+
+    HP_env_type: str = option(
+        "Ant_Swimmer", "set of environments of the study, unless --study names it"
+    )
+    nb_res: int = option(2, "reservoirs of the study, unless --study names it")
+    env_id: str = option("HalfCheetah-v4", "environment of the test")
+    allow_seen: bool = option(False, "test even in an environment that the evolution saw")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("nb_res", self.nb_res)
+
+    def subject(self) -> str:
+        """Set and number of reservoirs."""
+        return f"{self.HP_env_type}_{self.nb_res}"
+
+    @property
+    def reservoirs(self) -> int:
+        """See `ComparisonFlags`."""
+        return self.nb_res
+
+
+# -- single runs --
+
+
+@dataclass(frozen=True)
+class SingleConfig(AgentFlags):
+    """Flags of `python -m erl`."""
+
+    learner: str = option(
+        "ERL-Re2", "algorithm: ERL-Re2, PPO, or any other of Stable-Baselines3 or sb3-contrib"
+    )
+    env_id: str = option("HalfCheetah-v4", "Gymnasium environment")
+    steps: int = option(
+        1_000_000,
+        "environment steps of one lifetime",
+        "--training_steps",
+        "--training_timesteps",
+        "--training-timesteps",
+    )
+    h_test: str = option("single", "name of the experiment, part of the study's name")
+    nb_seeds: int = option(
+        1, "lifetimes, each with seeds of its own; a SLURM array index picks one instead"
+    )
+    seeds: str | None = option(
+        None, "numbers of the seeds, comma-separated, instead of the first --nb_seeds"
+    )
+    seed: int = option(0, "root of all seeds")
+    learner_config: str | None = option(
+        None, "YAML or JSON file of the learner's settings (SB3 Zoo's files work)"
+    )
+    set: str | None = option(
+        None, "further settings of the learner, NAME=VALUE,…, over those of the file"
+    )
+    engine: str = option("auto", "how lifetimes are trained", choices=ENGINES)
+    del_obs: bool = option(False, "delete velocities from the observation")
+    ep_eval: int = option(10, "episodes over which returns are averaged")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_name(self.h_test)
+        for name in ("steps", "nb_seeds", "ep_eval"):
+            check_count(name, getattr(self, name))
+        check_seeds(self.seed, self.nb_seeds)
+
+    def subject(self) -> str:
+        """Environment and learner."""
+        return f"{self.env_id}_{canonical_name(self.learner)}"
+
+    def indices(self) -> list[int]:
+        """Numbers of the seeds.
+
+        Raises:
+            UserError: some are no numbers from 0, or a SLURM array's index is none.
+        """
+        if self.seeds is None:
+            return seed_indices(self.nb_seeds)
+        words = [word.strip() for word in self.seeds.split(",")]
+        if not all(re.fullmatch("[0-9]{1,7}", word) and int(word) <= MAX_SEED for word in words):
+            raise UserError(
+                f"--seeds are whole numbers from 0 to {MAX_SEED}, comma-separated, not "
+                f"{self.seeds!r}"
+            )
+        return list(dict.fromkeys(int(word) for word in words))
+
+
+# -- values --
 
 
 def check_folder(name: str, folder: str) -> None:

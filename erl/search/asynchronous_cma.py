@@ -24,8 +24,6 @@ from dataclasses import dataclass
 import numpy as np
 from cmaes import CMA, get_warm_start_mgd
 
-RESTARTS = ("ipop", "bipop", "none")
-
 SIGMA = (
     1 / 6
 )  # m ± 3 sigma is the unit cube: the optimum should lie in there (Hansen, 2016, app. A)

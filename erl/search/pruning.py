@@ -23,7 +23,6 @@ from erl.errors import UserError
 from erl.lifetimes.record import POINTS, LifetimeRecord
 from erl.worlds.specification import LifetimeSpec
 
-PRUNERS = ("none", "median", "hyperband", "wilcoxon")
 P_THRESHOLD = 0.1  # Optuna's for the signed-rank test
 # What a trial has reached at the first points says little of its end: benchmarks/pruning.py
 # measures it.
@@ -35,7 +34,7 @@ class Pruning:
     """How an evolution prunes.
 
     Attributes:
-        pruner: one of `PRUNERS`.
+        pruner: one of `choices.PRUNERS`.
         popsize: trials of a generation; trials number k * popsize to (k + 1) * popsize - 1 are one.
     """
 
@@ -129,7 +128,7 @@ class TrialPruner:
       values of different points would be neither comparable nor independent.
 
     Args:
-        pruner: one of `PRUNERS`, not `none`.
+        pruner: one of `choices.PRUNERS`, not `none`.
         study_name: Hyperband draws brackets from it and the trial's number.
         number: the trial's.
         earlier: finished trials that it is compared with, in order.

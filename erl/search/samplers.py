@@ -21,7 +21,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from erl.errors import UserError, nearest
 from erl.search.asynchronous_cma import (
-    RESTARTS,
     SIGMA,
     AsynchronousCMA,
     Result,
@@ -29,8 +28,7 @@ from erl.search.asynchronous_cma import (
     draw_seed,
     promising,
 )
-
-SAMPLERS = ("Random", "Tpe", "Cmaes")
+from erl.search.choices import RESTARTS, SAMPLERS, check_choice
 
 # cmaes divides by the learning rate of its rank-mu update, which is zero with a single parent.
 MIN_POPSIZE = 4
@@ -192,7 +190,7 @@ class CmaesSampler(BaseSampler):
         start: dict[str, Any] | None = None,
         cache: bool = True,
     ) -> None:
-        check_restarts(restarts)
+        check_choice("restarts", restarts, RESTARTS)
         self._space = _numerical(search_space)
         self._popsize = generation_size("Cmaes", search_space, popsize)
         self._restarts, self._use_pruned, self._start = restarts, use_pruned, start
@@ -427,18 +425,6 @@ def warm_start(study: Study, search_space: dict[str, BaseDistribution]) -> dict[
         "sigma": source.sigma,
         "cov": cov.tolist(),
     }
-
-
-def check_restarts(name: str) -> None:
-    """Refuse an unknown way to restart.
-
-    Raises:
-        UserError: it is none of `RESTARTS`.
-    """
-    if name not in RESTARTS:
-        raise UserError(
-            f"unknown restarts {name!r}{nearest(name, RESTARTS)} (known: {', '.join(RESTARTS)})"
-        )
 
 
 def _canonical(name: str) -> str:

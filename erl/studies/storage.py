@@ -24,9 +24,8 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from erl.errors import UserError
+from erl.studies import DEFAULT_STORAGE
 from erl.studies.retries import SteadyStorage, cause
-
-DEFAULT_STORAGE = "sqlite:///studies.db"
 
 # How soon a connection that was cut without a word is noticed, in seconds; an address may say
 # otherwise (`?connect_timeout=3`).

@@ -17,26 +17,30 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import reservoirpy
-from reservoirpy.mat_gen import bernoulli, normal
-from reservoirpy.nodes import Reservoir, Ridge
-from reservoirpy.observables import effective_spectral_radius, memory_capacity
 from scipy import sparse
-from scipy.sparse.csgraph import connected_components
-from scipy.sparse.linalg import ArpackError
 
 from erl.errors import UserError
 
-# ReservoirPy makes an empty folder of this name in the temporary directory for every process, and
-# leaves it there.
-_LITTER = getattr(reservoirpy, "_TEMPDIR", "")
-if "reservoirpy-temp-" in _LITTER:
-    with suppress(OSError):
-        os.rmdir(_LITTER)
+if TYPE_CHECKING:
+    from reservoirpy.nodes import Reservoir
+
+
+@cache
+def _reservoirpy() -> Any:
+    """ReservoirPy, loaded when a reservoir is first drawn: that takes most of a second."""
+    import reservoirpy
+
+    # It makes an empty folder of this name in the temporary directory for every process, and leaves
+    # it there.
+    litter = getattr(reservoirpy, "_TEMPDIR", "")
+    if "reservoirpy-temp-" in litter:
+        with suppress(OSError):
+            os.rmdir(litter)
+    return reservoirpy
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ class UnsoundReservoir(ValueError):
     """Recurrent weights with a spectral radius cannot be drawn from these hyperparameters."""
 
 
-def make_node(params: ReservoirParams, input_dim: int, seed: int) -> Reservoir:
+def make_node(params: ReservoirParams, input_dim: int, seed: int) -> "Reservoir":
     """ReservoirPy's own node for these hyperparameters, initialised: the source of weights, and the
     tests' oracle.
 
@@ -148,22 +152,27 @@ def make_node(params: ReservoirParams, input_dim: int, seed: int) -> Reservoir:
     )
 
 
-def _draw(params: ReservoirParams, input_dim: int, source: Any) -> Reservoir | None:
+def _draw(params: ReservoirParams, input_dim: int, source: Any) -> "Reservoir | None":
     """One draw; None if its recurrent weights are unsound."""
+    from scipy.sparse.linalg import ArpackError
+
+    library = _reservoirpy()
     # ReservoirPy rounds the number of neurons down, and 0.29 * 100 is 28.999…
     with_bias = min(1.0, (round(params.bias_connectivity * params.units) + 0.5) / params.units)
 
     def bias(*shape: int, connectivity: float, **kwargs: Any) -> np.ndarray:
-        return bernoulli(*shape, input_scaling=params.bias, connectivity=with_bias, **kwargs)
+        return library.mat_gen.bernoulli(
+            *shape, input_scaling=params.bias, connectivity=with_bias, **kwargs
+        )
 
-    node = Reservoir(
+    node = library.nodes.Reservoir(
         units=params.units,
         sr=params.sr,
         lr=params.lr,
         input_scaling=params.iss,
         rc_connectivity=params.rc_connectivity,
         input_connectivity=params.input_connectivity,
-        W=normal if params.sr else lambda *shape, **_: sparse.csr_array(shape),
+        W=library.mat_gen.normal if params.sr else lambda *shape, **_: sparse.csr_array(shape),
         bias=bias if params.bias else 0.0,
         seed=source,
     )
@@ -184,6 +193,8 @@ def is_sound(weights: Any, sr: float) -> bool:
         weights: (units, units), dense or sparse.
         sr: the spectral radius.
     """
+    from scipy.sparse.csgraph import connected_components
+
     if sr == 0:
         return True
     matrix = sparse.csr_array(weights)
@@ -376,9 +387,12 @@ def memory_profile(
         0 where the readout is constant.
     """
     series = np.random.default_rng(seed).uniform(-0.8, 0.8, (steps, 1))
-    model = make_node(params, 1, seed) >> Ridge(ridge=ridge)
+    library = _reservoirpy()
+    model = make_node(params, 1, seed) >> library.nodes.Ridge(ridge=ridge)
     with np.errstate(invalid="ignore", divide="ignore"):
-        profile = memory_capacity(model, k_max=lags, as_list=True, series=series)
+        profile = library.observables.memory_capacity(
+            model, k_max=lags, as_list=True, series=series
+        )
     return np.nan_to_num(np.asarray(profile, dtype=float))
 
 
@@ -389,4 +403,4 @@ def effective_radius(params: ReservoirParams, input_dim: int, seed: int) -> floa
     """
     node = make_node(params, input_dim, seed)
     weights = node.W.toarray() if sparse.issparse(node.W) else np.asarray(node.W)
-    return float(effective_spectral_radius(weights, lr=params.lr))
+    return float(_reservoirpy().observables.effective_spectral_radius(weights, lr=params.lr))

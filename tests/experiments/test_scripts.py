@@ -44,11 +44,13 @@ def call(name, flags, **environment):
     )
 
 
-@pytest.mark.parametrize(
-    "name",
-    [f"{kind}{n}.py" for kind in ("evolve", "test") for n in ("_multi_res", "_generalization")]
-    + ["evolve_res.py", "test.py"],
-)
+SCRIPTS = [
+    *(f"{kind}{n}.py" for kind in ("evolve", "test") for n in ("_multi_res", "_generalization")),
+    *("evolve_res.py", "test.py"),
+]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_help(name):
     done = call(name, "--help")
     assert (done.returncode, done.stderr) == (0, "")
@@ -303,3 +305,45 @@ def test_published_code_tests_on_the_seeds_of_the_evolution(evolved, sink):
         DEFAULT_STORAGE, f"{study.name}_trial_{study.best().number}_test_0.064k_steps_published"
     )
     assert sorted(frame.seed_reservoir) == [0, 1]
+
+
+# -- quick answers --
+
+LOADED = """
+import runpy, sys
+sys.argv[:] = sys.argv[1:]
+try:
+    if sys.argv[0] == "-m":
+        del sys.argv[0]
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as e:
+    print(e.code, *{name.partition(".")[0] for name in sys.modules})
+"""
+SLOW = {"torch", "stable_baselines3", "sb3_contrib", "tensorboard", "reservoirpy", "pandas"}
+LIBRARIES = SLOW | {"gymnasium", "mujoco", "optuna", "sqlalchemy", "grpc", "scipy", "numpy"}
+
+
+def loaded(*words):
+    """Exit code of a command, and the libraries that it has loaded."""
+    script = [str(ROOT / words[0]), *words[1:]] if words[0].endswith(".py") else words
+    done = subprocess.run([sys.executable, "-c", LOADED, *script], capture_output=True, text=True)
+    code, *names = done.stdout.splitlines()[-1].split()
+    return int(code), LIBRARIES & set(names)
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, "-m erl"])
+def test_help_and_unknown_flags_need_no_library(name):
+    assert loaded(*name.split(), "--help") == (0, set())
+    if name == "evolve_res.py":
+        assert loaded(name, "--nb_trails", "3") == (2, set())
+
+
+@pytest.mark.parametrize(
+    "flags", [["--env_id", "HalfCheeta-v4"], ["--sampler", "Cmes"], ["--learner", "PPPO"]]
+)
+def test_what_is_misspelt_is_refused_without_the_libraries_of_learning(flags):
+    code, names = loaded("evolve_res.py", *flags)
+    assert code == 2
+    assert not names & SLOW
