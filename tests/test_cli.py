@@ -8,6 +8,8 @@ import pytest
 
 from erl.cli import Display, Interruptible, duration, figure, main, option, parse
 from erl.errors import UserError
+from erl.experiments.comparison import compare
+from erl.experiments.evolution import evolve
 
 ROOT = Path(__file__).parent.parent
 
@@ -198,7 +200,7 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(
     module = evolve_res if name == "evolve_res" else test_res
     words = (QUICK if name == "evolve_res" else []) + flags.split()
     with pytest.raises(SystemExit) as e:
-        main(module.evolve if name == "evolve_res" else module.compare, module.Config, "", words)
+        main(evolve if name == "evolve_res" else compare, module.Config, "", words)
     out, err = capfd.readouterr()
     assert e.value.code == 2
     assert out == ""
