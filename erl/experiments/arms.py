@@ -10,6 +10,14 @@ that tell what made the difference.
 | `RecurrentPPO` | sb3-contrib's LSTM: memory that is trained |
 | `RANDOM_RES_PPO…` | reservoirs that were not evolved, drawn from the search space |
 | `NOREC_RES_PPO…` | the evolved reservoirs with W = 0 (a leak below 1 still remembers) |
+
+Where no reservoir was evolved, but settings of the learner alone:
+
+| agent | what it is |
+|---|---|
+| `PPO` | the learner with the study's settings |
+| `EVOLVED_PPO` | with the evolved settings |
+| `RANDOM_PPO` | with settings drawn from the search space |
 """
 
 import inspect
@@ -41,6 +49,8 @@ def arm_names(evolution: EvolutionStudy, params: dict[str, float]) -> list[str]:
         params: its best hyperparameters.
     """
     learner = evolution.learner
+    if evolution.nb_res == 0:
+        return [learner, f"EVOLVED_{learner}"]
     if learner not in RATED or "learning_rate" in learner_settings(evolution, params):
         return [learner, f"RES_{learner}"]
     rates = RATES + (MORE_RATES if evolution.del_obs or evolution.nb_res else ())
@@ -49,6 +59,8 @@ def arm_names(evolution: EvolutionStudy, params: dict[str, float]) -> list[str]:
 
 def control_names(evolution: EvolutionStudy, params: dict[str, float]) -> list[str]:
     """Agents with other memories, or with reservoirs that lack one property of the evolved ones."""
+    if evolution.nb_res == 0:
+        return [f"RANDOM_{evolution.learner}"]
     reservoir = arm_names(evolution, params)[1]
     controls = [f"STACK_{evolution.learner}", f"RANDOM_{reservoir}", f"NOREC_{reservoir}"]
     return controls if evolution.learner == LSTM else [*controls, LSTM]
@@ -71,7 +83,9 @@ def arm_lifetime(arm: str, index: int, config: TestStudy, params: dict[str, floa
     elif arm == LSTM != learner:
         learner, settings, engine = LSTM, _lstm_settings(learner, settings), "sb3"
     elif arm != learner:
-        if arm.startswith("RANDOM_"):
+        if evolution.nb_res == 0 and arm.startswith("RANDOM_"):
+            params = draw(evolution, index)
+        elif arm.startswith("RANDOM_"):
             # The learner's own settings stay as evolved: reservoirs are what this agent lacks.
             params = params | {
                 k: v for k, v in draw(evolution, index).items() if not k.startswith(LEARNER)

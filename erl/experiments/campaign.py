@@ -7,6 +7,7 @@ Evolving, comparing and training one learner are campaigns that differ in their 
 import hashlib
 import json
 import os
+import shlex
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -126,16 +127,24 @@ class Campaign:
         name: of the study.
         config: of the study.
         sink: where lines go.
+        storage: of the study; by default that of the flags.
 
     Raises:
         UserError: the storage or the cluster cannot be used, or the study is something else.
     """
 
-    def __init__(self, flags: RunFlags, name: str, config: StudyConfig, sink: Sink) -> None:
+    def __init__(
+        self,
+        flags: RunFlags,
+        name: str,
+        config: StudyConfig,
+        sink: Sink,
+        storage: str | None = None,
+    ) -> None:
         self.name, self.sink = name, sink
         self.executor = make_executor(flags)
         try:
-            self.study = Study(flags.storage, name, config)
+            self.study = Study(storage or flags.storage, name, config)
         except BaseException:
             self.executor.close()
             raise
@@ -290,8 +299,9 @@ def status_path(runs: str, study: str, spec: LifetimeSpec) -> str:
 def say_where(campaign: Campaign, flags: AgentFlags, storage: str, folder: str) -> None:
     """Say where curves, models and logs are; the storage is given as it may be shown."""
     campaign.sink.line(f"curves:   study {campaign.name} in {storage}")
+    logs = shlex.join(["tensorboard", "--logdir", f"{os.path.abspath(flags.logs)}/{folder}"])
     campaign.sink.line(f"models:   {os.path.abspath(flags.models)}/{folder}")
-    campaign.sink.line(f"logs:     tensorboard --logdir {os.path.abspath(flags.logs)}/{folder}")
+    campaign.sink.line(f"logs:     {logs}")
 
 
 def checkpoint_path(folder: str, study: str, spec: LifetimeSpec) -> str:

@@ -34,7 +34,7 @@ from erl.experiments.trials import Member
 from erl.files import folder_name
 from erl.learners import resolve_engine
 from erl.lifetimes.living import Cohort, check
-from erl.search.space import make_context
+from erl.search.space import is_searched, make_context
 from erl.statistics import Arm, table
 from erl.studies.configuration import EvolutionStudy, TestStudy
 from erl.studies.records import records
@@ -61,18 +61,16 @@ def load_best(
         UserError: no such study, or none of its trials succeeded.
     """
     name = flags.study or study_name(flags.subject(), flags.h_test, flags.HP_training_steps)
-    journal = f"optuna-journal_{name}.log"
-    address = flags.storage
-    if address == DEFAULT_STORAGE and not Path("studies.db").exists() and Path(journal).exists():
-        address = journal
-        sink.line(f"reading ER-MRL's journal {journal}")
+    address = _address(flags, name, sink)
     study = Study(address, _same_but_reservoirs(address, name, flags))
     name = study.name
+    study.check_maximised()
     best = study.best()
     if best is None:
         raise UserError(f"study {name!r} has no finished trial yet")
-    params = dict(best.params)
+    params = _numbers(name, best.params)
     evolution = study.config
+    guessed = evolution is None
     if evolution is None:
         sink.line(
             f"{name} stores no configuration (ER-MRL's own study): the flags of this command and "
@@ -88,14 +86,42 @@ def load_best(
     except KeyError:
         raise UserError(
             f"study {name!r} did not evolve a reservoir: its parameters are "
-            f"{', '.join(params) or 'none'}"
+            f"{', '.join(best.params) or 'none'}"
         ) from None
-    _say_reservoirs(flags, name, evolution, sink)
+    _say_reservoirs(flags, name, evolution, guessed, sink)
     sink.line(
         f"{name}: best of {len(study.trials())} trials is {best.number}, fitness "
         f"{figure(best.value)}, " + ", ".join(f"{k} {v:.6g}" for k, v in params.items())
     )
     return name, evolution, best.number, params
+
+
+def _address(flags: ComparisonFlags, name: str, sink: Sink) -> str:
+    """The storage of the evolved study: ER-MRL's journal of this name, where the default storage
+    has no such study.
+    """
+    journal = f"optuna-journal_{name}.log"
+    if flags.storage != DEFAULT_STORAGE or not Path(journal).exists():
+        return flags.storage
+    if Path("studies.db").exists() and name in study_names(open_storage(DEFAULT_STORAGE)):
+        return flags.storage
+    sink.line(f"reading ER-MRL's journal {journal}")
+    return journal
+
+
+def _numbers(name: str, params: dict[str, Any]) -> dict[str, float]:
+    """Hyperparameters of a trial that are numbers, of whatever distribution.
+
+    Raises:
+        UserError: one that describes a reservoir or a setting is none.
+    """
+    numbers = {}
+    for key, value in params.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            numbers[key] = value
+        elif is_searched(key):
+            raise UserError(f"study {name!r} has {key} = {value!r}, which is no number")
+    return numbers
 
 
 def _guess_config(flags: ComparisonFlags, name: str, params: dict[str, float]) -> EvolutionStudy:
@@ -122,14 +148,16 @@ def _guess_config(flags: ComparisonFlags, name: str, params: dict[str, float]) -
 
 
 def _say_reservoirs(
-    flags: ComparisonFlags, name: str, evolution: EvolutionStudy, sink: Sink
+    flags: ComparisonFlags, name: str, evolution: EvolutionStudy, guessed: bool, sink: Sink
 ) -> None:
     """Say that the study has another number of reservoirs than the command."""
-    has, asked = evolution.nb_res or 1, flags.reservoirs or 1
+    has = 1 if evolution.nb_res is None else evolution.nb_res
+    asked = 1 if flags.reservoirs is None else flags.reservoirs
     if has != asked:
         # Beside --study the number may be no more than the flag's default.
         instead = f", and not {asked}" if flags.study is None else ""
-        sink.line(f"{name} has {plural(has, 'reservoir')}, as its own configuration says{instead}")
+        source = "its parameters say" if guessed else "its own configuration says"
+        sink.line(f"{name} has {plural(has, 'reservoir')}, as {source}{instead}")
 
 
 def _same_but_reservoirs(address: str, name: str, flags: ComparisonFlags) -> str:
@@ -193,7 +221,7 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     for arm in chosen:
         check(arm_lifetime(arm, 0, config, params))
     seeds = seed_indices(flags.nb_seeds)
-    campaign = Campaign(flags, test_name, config, sink)
+    campaign = Campaign(flags, test_name, config, sink, flags.results)
     study = campaign.study
     space = {"arm": choice(arms), "seed": whole(0, MAX_SEED)}
     folder = folder_name(test_name)
@@ -228,7 +256,7 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
             f"are not in the tables"
         )
     report(study, arms, evolution.ep_eval, sink)
-    say_where(campaign, flags, shown(flags.storage), folder)
+    say_where(campaign, flags, shown(flags.results), folder)
     return 1 if failed else 0
 
 
@@ -238,7 +266,7 @@ def _engine(flags: ComparisonFlags, evolution: EvolutionStudy, test_name: str, s
     """
     if flags.engine is None:
         return evolution.engine
-    stored = stored_config(flags.storage, test_name)
+    stored = stored_config(flags.results, test_name)
     if flags.engine == "auto" and isinstance(stored, TestStudy):
         return stored.engine
     settings = evolution.learner_config

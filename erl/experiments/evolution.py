@@ -21,6 +21,7 @@ from erl.experiments.flags import (
     EvolutionFlags,
     GeneralizationConfig,
     MultiEvolutionConfig,
+    number,
     plural,
     read_settings,
     study_name,
@@ -87,7 +88,8 @@ def study_config(flags: EvolutionFlags, sink: Sink) -> EvolutionStudy:
     """
     known = {f.name for f in fields(EvolutionStudy)}
     asked: dict[str, Any] = {k: v for k, v in vars(flags).items() if k in known}
-    asked |= {"learner": canonical_name(flags.learner), "learner_config": {}, **flags.tasks()}
+    asked |= {"learner": canonical_name(flags.learner), "learner_config": {}}
+    asked |= {"nb_res": flags.reservoirs(), **flags.tasks()}
     config = EvolutionStudy(**asked)
     settings = read_settings(flags.learner_config, config.environments, sink.line)
     source = flags.warm_start
@@ -169,13 +171,23 @@ class Generations:
     ) -> None:
         self._study, self._sampler, self._space, self._plan = study, sampler, space, plan
         self._popsize, self._nb_trials, self._max_retries = popsize, nb_trials, max_retries
+        self._first = True
 
     def next_trials(self) -> list[RunningTrial] | None:
         """See `TrialSource`."""
         study = self._study
+        if self._first:
+            self._first = False
+            failed = study.failed_alone()[: self._nb_trials]
+            if failed:
+                plan, sampler, space = self._plan, self._sampler, self._space
+                return [study.retry(trial, plan, sampler, space) for trial in failed]
+        # Failed trials in whose place there is another one do not count.
+        again = len(study.tried_again())
+        limit = self._nb_trials + again
         reclaimed = study.reclaim(self._max_retries)
-        waiting = [t for t in reclaimed if t.number < self._nb_trials]
-        begun = len(study.trials())
+        waiting = [t for t in reclaimed if t.number < limit]
+        begun = len(study.trials()) - again
         # A generation that an earlier run left incomplete is filled up; waiting trials of a
         # complete one come first.
         new = -begun % self._popsize or (0 if waiting else self._popsize)
@@ -186,7 +198,7 @@ class Generations:
         trials = [t for t in resumed if t is not None]
         generation = begun // self._popsize
         return trials + study.propose(
-            new, self._sampler, self._space, self._plan, generation, self._nb_trials
+            new, self._sampler, self._space, self._plan, generation, limit
         )
 
 
@@ -289,7 +301,7 @@ def _say_what(campaign: Campaign, config: EvolutionStudy, space: SearchSpace, st
 def _say_best(study: Study, sink: Sink) -> Any:
     best = study.best()
     if best is not None:
-        params = ", ".join(f"{k} {v:.6g}" for k, v in best.params.items())
+        params = ", ".join(f"{k} {number(v)}" for k, v in best.params.items())
         sink.line(
             f"best trial:      {best.number} of {len(study.trials())}, fitness {figure(best.value)}"
         )
@@ -339,7 +351,7 @@ class EvolutionProgress(Progress):
 
     def trial_line(self, trial: RunningTrial, value: float | None) -> str:
         """See `Progress`."""
-        params = "  ".join(f"{k} {v:<10.4g}" for k, v in trial.params.items())
+        params = "  ".join(f"{k} {number(v, 4):<10s}" for k, v in trial.params.items())
         head = f"trial {trial.number:4d}  generation {self._generation:3d}  {params}  "
         if value is None:
             return f"{head}failed: {self.last_error}"

@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from erl.cli import option
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from erl.worlds.task_sets import TaskSet
 
 MAX_SEED = 10**6
+# Flags that say how reservoirs are, and nothing where there are none.
+RESERVOIR_FLAGS = frozenset(
+    {"units", "skip_c", "fixed_iss", "obs_units", "reset_res"}
+    | {f"{bound}_{name}" for bound in ("min", "max") for name in ("sr", "lr", "iss")}
+)
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,7 @@ class EvolutionFlags(RunFlags):
         check_seeds(self.seed, self.nb_seeds)
         if self.popsize is not None and self.popsize < 2:
             raise UserError(f"a generation has at least 2 trials: --popsize {self.popsize}")
+        self._check_reservoirs()
         check_choice("restarts", self.restarts, RESTARTS)
         check_choice("fitness", self.fitness, FITNESSES)
         check_choice("pruner", self.pruner, PRUNERS)
@@ -159,6 +165,27 @@ class EvolutionFlags(RunFlags):
                 raise UserError(f"--min_{what} {low} lies above --max_{what} {high}")
         if self.max_lr > 1:
             raise UserError(f"a leak rate is at most 1: --max_lr {self.max_lr}")
+
+    def reservoirs(self) -> int | None:
+        """Number of reservoirs as `SearchConfig.nb_res` has it: None for a single one."""
+        raise NotImplementedError
+
+    def _check_reservoirs(self) -> None:
+        """Refuse a negative number of reservoirs, and flags of reservoirs where there are none."""
+        number = self.reservoirs()
+        check_number("nb_res", number or 0)
+        if number != 0:
+            return
+        searched = [item.partition("=")[0].strip() for item in (self.evolve or "").split(",")]
+        others = [name for name in searched if name and not name.startswith("learner.")]
+        if others or not any(searched):
+            raise UserError(
+                "--nb_res 0 evolves settings of the learner and nothing else: "
+                "--evolve learner.SETTING=low:high" + (f", not {others[0]}" if others else "")
+            )
+        for field in fields(self):
+            if field.name in RESERVOIR_FLAGS and getattr(self, field.name) != field.default:
+                raise UserError(f"--{field.name} is for reservoirs, and --nb_res 0 has none")
 
     def tasks(self) -> dict[str, Any]:
         """What the study stores of its environments: fields of `EvolutionStudy`.
@@ -174,33 +201,49 @@ class EvolutionConfig(EvolutionFlags):
     """One reservoir for one environment."""
 
     env_id: str = option("HalfCheetah-v4", "Gymnasium environment")
-
-    def subject(self) -> str:
-        """The environment."""
-        return self.env_id
-
-    def tasks(self) -> dict[str, Any]:
-        """The environment."""
-        from erl.worlds.tasks import Task, check_task
-
-        check_task(Task(self.env_id, self.del_obs))
-        return {"env_id": self.env_id}
-
-
-@dataclass(frozen=True)
-class MultiEvolutionConfig(EvolutionConfig):
-    """Several reservoirs for one environment."""
-
-    nb_res: int = option(3, "reservoirs, side by side")
-    fixed_iss: bool = option(False, "input scaling is 1 and not searched")
+    nb_res: int = option(1, "0 evolves the learner's settings alone, without a reservoir")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("nb_res", self.nb_res)
+        if self.nb_res not in (0, 1):
+            raise UserError(
+                f"--nb_res is 1 or 0 here, not {self.nb_res}: evolve_multi_res.py evolves several"
+            )
+
+    def subject(self) -> str:
+        """The environment."""
+        return self.env_id if self.nb_res else f"{self.env_id}_0"
+
+    def reservoirs(self) -> int | None:
+        """See `EvolutionFlags`."""
+        return None if self.nb_res else 0
+
+    def tasks(self) -> dict[str, Any]:
+        """The environment."""
+        return _task(self.env_id, self.del_obs)
+
+
+@dataclass(frozen=True)
+class MultiEvolutionConfig(EvolutionFlags):
+    """Several reservoirs for one environment."""
+
+    env_id: str = option("HalfCheetah-v4", "Gymnasium environment")
+    nb_res: int = option(
+        3, "reservoirs, side by side; 0 evolves the learner's settings alone, without any"
+    )
+    fixed_iss: bool = option(False, "input scaling is 1 and not searched")
 
     def subject(self) -> str:
         """Environment and number of reservoirs."""
         return f"{self.env_id}_{self.nb_res}"
+
+    def reservoirs(self) -> int | None:
+        """See `EvolutionFlags`."""
+        return self.nb_res
+
+    def tasks(self) -> dict[str, Any]:
+        """The environment."""
+        return _task(self.env_id, self.del_obs)
 
 
 @dataclass(frozen=True)
@@ -214,12 +257,14 @@ class GeneralizationConfig(EvolutionFlags):
     sets: str | None = option(
         None, "TOML or YAML file that declares sets, target and random returns"
     )
-    nb_res: int = option(2, "reservoirs, side by side")
+    nb_res: int = option(
+        2, "reservoirs, side by side; 0 evolves the learner's settings alone, without any"
+    )
     fixed_iss: bool = option(False, "input scaling is 1 and not searched")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_count("nb_res", self.nb_res)
+    def reservoirs(self) -> int | None:
+        """See `EvolutionFlags`."""
+        return self.nb_res
 
     def task_set(self) -> "TaskSet":
         """The environments that are evolved for."""
@@ -288,6 +333,9 @@ class ComparisonFlags(AgentFlags):
         "how lifetimes are trained; by default as in the evolution",
         choices=ENGINES,
     )
+    results_storage: str | None = option(
+        None, "study database of the test; by default that of the evolution, --storage"
+    )
     units: int = option(100, "neurons, where the study does not say (ER-MRL's journals)")
     del_obs: bool = option(False, "velocities deleted, where the study does not say")
     skip_c: bool = option(False, "skip connection, where the study does not say")
@@ -298,6 +346,11 @@ class ComparisonFlags(AgentFlags):
         for name in ("HP_training_steps", "training_steps", "nb_seeds", "units"):
             check_count(name, getattr(self, name))
         check_seeds(None, self.nb_seeds)
+
+    @property
+    def results(self) -> str:
+        """The study database of the test."""
+        return self.storage if self.results_storage is None else self.results_storage
 
     @property
     def reservoirs(self) -> int | None:
@@ -324,7 +377,7 @@ class MultiComparisonConfig(ComparisonConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("nb_res", self.nb_res)
+        check_number("nb_res", self.nb_res)
 
     def subject(self) -> str:
         """Environment and number of reservoirs."""
@@ -349,7 +402,7 @@ class GeneralizationComparisonConfig(ComparisonFlags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("nb_res", self.nb_res)
+        check_number("nb_res", self.nb_res)
 
     def subject(self) -> str:
         """Set and number of reservoirs."""
@@ -428,6 +481,14 @@ class SingleConfig(AgentFlags):
 # -- values --
 
 
+def _task(env_id: str, del_obs: bool) -> dict[str, Any]:
+    """A single environment, checked, as `EvolutionStudy` stores it."""
+    from erl.worlds.tasks import Task, check_task
+
+    check_task(Task(env_id, del_obs))
+    return {"env_id": env_id}
+
+
 def check_folder(name: str, folder: str) -> None:
     """Refuse a folder that cannot be written."""
     try:
@@ -448,6 +509,12 @@ def check_count(name: str, value: int) -> None:
     """Refuse zero and negative counts."""
     if value < 1:
         raise UserError(f"--{name} is at least 1, not {value}")
+
+
+def check_number(name: str, value: int) -> None:
+    """Refuse negative numbers."""
+    if value < 0:
+        raise UserError(f"--{name} is not negative: {value}")
 
 
 def check_seeds(seed: int | None, nb_seeds: int) -> None:
@@ -487,7 +554,12 @@ def thousands(steps: int) -> str:
 
 def plural(n: int, word: str) -> str:
     """`1 worker`, `2 workers`."""
-    return f"{n} {word}{'s' * (n > 1)}"
+    return f"{n} {word}{'s' * (n != 1)}"
+
+
+def number(value: Any, digits: int = 6) -> str:
+    """A hyperparameter in a line; of other programs' studies they need not be numbers."""
+    return f"{value:.{digits}g}" if isinstance(value, int | float) else str(value)
 
 
 def read_settings(

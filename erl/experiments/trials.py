@@ -224,9 +224,12 @@ def _set_pruners(
         records = study.lifetimes(trial)
         return values_at_points([records[i].spec for i in sorted(records)], records, {}, score)
 
+    def generation(number: int, attrs: Mapping[str, Any]) -> int:
+        return attrs.get("generation", number // pruning.popsize)
+
     for trial in trials:
-        first = trial.number - trial.number % pruning.popsize  # of its generation
-        earlier = [t for t in finished if t.number < first]
+        mine = generation(trial.number, trial.attrs)
+        earlier = [t for t in finished if generation(t.number, t.user_attrs) < mine]
         trial.pruner = TrialPruner(pruning.pruner, study.name, trial.number, earlier, values)
 
 

@@ -337,7 +337,8 @@ class CmaesSampler(BaseSampler):
             or not _within(trial, self._space)
         ):
             return None
-        assert self._transform is not None
+        if self._transform is None:
+            return None
         x = self._transform.transform({name: trial.params[name] for name in self._space})
         step = trial.last_step if pruned else None
         value = (
@@ -445,11 +446,19 @@ def _numerical(search_space: dict[str, BaseDistribution]) -> dict[str, BaseDistr
 
 
 def _within(trial: FrozenTrial, space: dict[str, BaseDistribution]) -> bool:
-    params = trial.params
+    """Whether a trial has all these parameters, and numbers in their ranges."""
     return all(
-        name in params and d._contains(d.to_internal_repr(params[name]))
+        name in trial.params and _is_number(trial.params[name]) and _contains(d, trial.params[name])
         for name, d in space.items()
     )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _contains(distribution: BaseDistribution, value: float) -> bool:
+    return distribution._contains(distribution.to_internal_repr(value))
 
 
 def _place(trial: FrozenTrial) -> tuple[int, int]:

@@ -51,7 +51,7 @@ class SearchConfig:
 
     Attributes:
         nb_res: number of reservoirs, whose parameters are numbered; None for a single one, whose
-            parameters are not.
+            parameters are not; 0 for an evolution of the learner's settings alone.
         learner_config: the learner's settings.
     """
 
@@ -126,6 +126,12 @@ def _range(name: str, written: str) -> Range:
     return Range(low, high, log)
 
 
+def is_searched(name: str) -> bool:
+    """Whether a parameter of this name describes a reservoir or a setting of the learner."""
+    own = re.sub(r"_[0-9]+$", "", name)
+    return name.startswith(LEARNER) or own in ("sr", "lr", "iss", *_RANGES)
+
+
 def _suffixes(config: SearchConfig) -> list[str]:
     """Of the parameters of each reservoir: none for a single one, `_1`, `_2`, … for several."""
     if config.nb_res is None:
@@ -147,8 +153,10 @@ def search_space(config: SearchConfig) -> dict[str, Range]:
     return space | {name: r for name, r in more.items() if name.startswith(LEARNER)}
 
 
-def make_context(config: SearchConfig, params: dict[str, float]) -> Context:
-    """The reservoirs that hyperparameters describe."""
+def make_context(config: SearchConfig, params: dict[str, float]) -> Context | None:
+    """The reservoirs that hyperparameters describe; None where none are evolved."""
+    if config.nb_res == 0:
+        return None
     reservoirs = []
     for suffix in _suffixes(config):
         own: dict[str, Any] = {

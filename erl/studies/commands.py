@@ -266,13 +266,13 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
     source = open_storage(config.storage)
     name = _name(source, config)
     target_name = config.to_name or name
-    assert config.to is not None
-    if (config.to, target_name) == (config.storage, name):
+    to = config.to or ""
+    if (to, target_name) == (config.storage, name):
         raise UserError(f"{name!r} cannot be copied onto itself; --to_name names the copy")
     original = next(s for s in source.get_all_studies() if s.study_name == name)
     if original.system_attrs.get(COPY) == "incomplete":
         raise UserError(f"study {name!r} is an incomplete copy itself")
-    target = open_storage(config.to, create=True)
+    target = open_storage(to, create=True)
     there = {s.study_name: s for s in target.get_all_studies()}
     if target_name in there:
         if not config.overwrite:
@@ -282,7 +282,7 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
                 else "a study"
             )
             raise UserError(
-                f"{shown(config.to)} has {mark} {target_name!r}; --overwrite replaces it, "
+                f"{shown(to)} has {mark} {target_name!r}; --overwrite replaces it, "
                 f"--to_name names the copy"
             )
         target.delete_study(there[target_name]._study_id)
@@ -290,7 +290,7 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
         study_id = target.create_new_study(original.directions, target_name)
     except DuplicatedStudyError:
         raise UserError(
-            f"somebody else makes the study {target_name!r} in {shown(config.to)} just now"
+            f"somebody else makes the study {target_name!r} in {shown(to)} just now"
         ) from None
     try:
         target.set_study_system_attr(study_id, COPY, "incomplete")
@@ -305,7 +305,7 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
                 target.set_study_system_attr(study_id, key, value)
         for key, value in original.user_attrs.items():
             target.set_study_user_attr(study_id, key, value)
-        _compare(original, trials, open_storage(config.to), target_name)
+        _compare(original, trials, open_storage(to), target_name)
         target.set_study_system_attr(study_id, COPY, "whole")
     except BaseException:
         with suppress(Exception):  # the mark stays where the storage is gone
@@ -313,9 +313,7 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
         raise
     finally:
         sink.close()
-    sink.line(
-        f"{target_name} in {shown(config.to)}: {len(trials)} trials copied ({_states(trials)})"
-    )
+    sink.line(f"{target_name} in {shown(to)}: {len(trials)} trials copied ({_states(trials)})")
     return 0
 
 

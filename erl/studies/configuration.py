@@ -77,6 +77,8 @@ class EvolutionStudy(SearchConfig):
         """What a list of studies calls it."""
         if self.env_ids is not None:
             return "evolution, set"
+        if self.nb_res == 0:
+            return "evolution, settings"
         return "evolution" if self.nb_res is None else "evolution, several"
 
     def settled(self) -> "EvolutionStudy":

@@ -439,6 +439,9 @@ def _reservoirs(data: StudyData, params: Mapping[str, Any]) -> tuple[ReservoirPa
     config = data.evolution or SearchConfig(nb_res=numbered or None)
     plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in params.items()}
     try:
-        return make_context(config, plain).reservoirs
+        context = make_context(config, plain)
     except KeyError:
-        raise UserError(f"study {data.name!r} did not evolve a reservoir") from None
+        context = None
+    if context is None:
+        raise UserError(f"study {data.name!r} did not evolve a reservoir")
+    return context.reservoirs

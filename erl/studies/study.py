@@ -171,11 +171,25 @@ class Study:
                     f"study {name!r} is an incomplete copy: copy it again, with --overwrite"
                 )
             if config is not None:
+                self.check_maximised()
                 self._settle(config)
         except (SQLAlchemyError, StorageInternalError, OSError) as e:
             raise refused(storage, e) from None
         self.lease = leases.Lease(self.storage, self._id)
         self._held: set[int] = set()  # ids of the trials that this coordinator has in hand
+
+    def check_maximised(self) -> None:
+        """Refuse a study that is minimised: its best trial would be the worst.
+
+        Raises:
+            UserError: it is.
+        """
+        if self.optuna.direction.name != "MAXIMIZE":
+            raise UserError(
+                f"study {self.name!r} is minimised, which is Optuna's default for a study that was "
+                f"made by hand; returns are maximised here: make it with direction='maximize', or "
+                f"choose another name"
+            )
 
     def _settle(self, config: StudyConfig) -> None:
         """Store the configuration of a new study; refuse to continue one that is something else."""
@@ -220,8 +234,26 @@ class Study:
         )
 
     def finished(self) -> int:
-        """How many trials have ended: with a fitness, pruned, or with a failure."""
-        return len(self.trials("COMPLETE", "PRUNED", "FAIL"))
+        """How many trials have ended: with a fitness, pruned, or with a failure. Failed ones that
+        are tried again do not count.
+        """
+        again = self.tried_again() | {t.number for t in self.failed_alone()}
+        return sum(t.number not in again for t in self.trials("COMPLETE", "PRUNED", "FAIL"))
+
+    def failed_alone(self) -> list[FrozenTrial]:
+        """Failed trials that are to be tried again: those of a study in which every trial failed,
+        since whoever calls again has done something about it.
+        """
+        trials = self.trials()
+        if any(t.state != TrialState.FAIL for t in trials):
+            return []
+        again = self.tried_again()
+        return [t for t in trials if t.number not in again]
+
+    def tried_again(self) -> set[int]:
+        """Numbers of failed trials in whose place there is another one."""
+        attrs = (t.user_attrs for t in self.trials())
+        return {a["retry_of"] for a in attrs if "retry_of" in a}
 
     def best(self) -> FrozenTrial | None:
         """The trial with the highest fitness, none that was pruned; None without any."""
@@ -345,12 +377,25 @@ class Study:
                 self.storage.set_trial_user_attr(trial._trial_id, "owner", self.lease.owner)
                 if sampler is not None:
                     self._sample(trial._trial_id, sampler, space or {})
-                return self._taken(trial._trial_id, plan)
+                return self._in_hand(trial._trial_id, plan)
         return None
 
     def create(self, params: dict[str, Any], space: SearchSpace, plan: Plan) -> RunningTrial:
         """Begin a trial with given parameters."""
-        return self._taken(self._begin({}, params, space), plan)
+        return self._in_hand(self._begin({}, params, space), plan)
+
+    def retry(
+        self, failed: FrozenTrial, plan: Plan, sampler: BaseSampler, space: SearchSpace
+    ) -> RunningTrial:
+        """Begin a trial in place of a failed one, with its parameters; lifetimes that had succeeded
+        are kept.
+        """
+        kept = {f"lifetime:{i}": r for i, r in lifetime_records(failed).items() if r.error is None}
+        attrs = {k: failed.user_attrs[k] for k in kept}
+        attrs |= {"generation": failed.user_attrs.get("generation", 0), "retry_of": failed.number}
+        trial_id = self._begin(attrs, failed.params, failed.distributions)
+        self._sample(trial_id, sampler, space)
+        return self._in_hand(trial_id, plan)
 
     def propose(
         self,
@@ -366,22 +411,22 @@ class Study:
         Where several coordinators begin trials at once, some get numbers of `limit` or more: those
         wait, and count for nothing until the study is made longer.
         """
-        taken = []
+        trials = []
         for _ in range(new):
             trial_id = self._begin({"generation": generation})
             if self.storage.get_trial(trial_id).number >= limit:
                 self._release(trial_id, self.lease.owner)
                 break
             self._sample(trial_id, sampler, space)
-            taken.append(self._taken(trial_id, plan))
-        return taken
+            trials.append(self._in_hand(trial_id, plan))
+        return trials
 
-    def withdraw(self, taken: RunningTrial) -> None:
+    def withdraw(self, trial: RunningTrial) -> None:
         """Take back a trial that another coordinator began too, at the same moment: it counts for
         nothing.
         """
-        self.storage.set_trial_state_values(taken.trial_id, TrialState.PRUNED)
-        self._held.discard(taken.trial_id)
+        self.storage.set_trial_state_values(trial.trial_id, TrialState.PRUNED)
+        self._held.discard(trial.trial_id)
 
     def first(self) -> dict[str, int]:
         """The number of the one trial that counts for each set of parameters, failed ones aside."""
@@ -412,7 +457,7 @@ class Study:
         for name, distribution in space.items():
             _suggest(trial, name, distribution)
 
-    def _taken(self, trial_id: int, plan: Plan) -> RunningTrial:
+    def _in_hand(self, trial_id: int, plan: Plan) -> RunningTrial:
         trial = self.storage.get_trial(trial_id)
         return RunningTrial(
             number=trial.number,

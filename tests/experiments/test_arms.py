@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import Lines
 
 from erl.experiments.arms import arm_lifetime, arm_names, control_names, draw
 from erl.experiments.evolution import EvolutionConfig, MultiEvolutionConfig, study_config
@@ -25,7 +26,7 @@ SEVERAL = {"sr_1": 1.2, "lr_1": 0.4, "iss_1": 2.0, "sr_2": 0.3, "lr_2": 1.0, "is
 def of_a_study(kind=EvolutionConfig, settings=None, **options):
     """A test's configuration, of a study of this kind."""
     evolution = study_config(
-        kind(env_id="CartPole-v1", units=6, fixed_iss=False, **options), sink=None
+        kind(env_id="CartPole-v1", units=6, fixed_iss=False, **options), Lines()
     )
     evolution = replace(evolution, learner_config=settings or {})
     return TestStudy(evolution, {}, training_steps=123, engine=evolution.engine)

@@ -95,7 +95,7 @@ def test_a_study_that_is_older_than_a_flag_is_read(missing):
 @pytest.mark.parametrize(
     ("stored", "message"),
     [
-        ({**EVOLUTION, "telepathy": True}, "stored by another version .* 'telepathy'"),
+        ({**EVOLUTION, "telepathy": True}, r"stored by another version .*'telepathy'"),
         ({**EVOLUTION, "kind": "evolutoin"}, "'evolutoin'; did you mean evolution"),
         ({"steps": 3}, "cannot be read"),
         ("words", "cannot be read"),
