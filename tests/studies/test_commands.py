@@ -145,7 +145,7 @@ def test_list_and_show(evolved, capsys):
         text,
     )
     assert re.search(r"failed trials:\n +2  the simulator exploded", text)
-    assert "taken up again: trial 2, 1 x" in text
+    assert "continued: trial 2, 1 x" in text
     assert "s3cret" not in text
 
 
