@@ -414,7 +414,7 @@ def test_er_mrls_own_journal_opens(iss, explicit, sink, inline):
 
 def test_studies_that_evolved_something_else_are_refused(sink):
     storage = DEFAULT_STORAGE
-    optuna.create_study(study_name="other", storage=storage).enqueue_trial({})
+    optuna.create_study(study_name="other", storage=storage, direction="maximize").enqueue_trial({})
     study = optuna.create_study(study_name="things", storage=storage, direction="maximize")
     study.optimize(lambda t: t.suggest_float("x", 0, 1), n_trials=1)
     optuna.create_study(study_name="two", storage=storage, directions=["maximize", "minimize"])
