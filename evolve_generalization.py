@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from erl.cli import main
-from erl.experiments.flags import GeneralizationConfig
+from erl.experiments.evolution_flags import GeneralizationConfig
 
 
 @dataclass(frozen=True)

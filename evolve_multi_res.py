@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from erl.cli import main
-from erl.experiments.flags import MultiEvolutionConfig
+from erl.experiments.evolution_flags import MultiEvolutionConfig
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from erl.cli import main
-from erl.experiments.flags import EvolutionConfig
+from erl.experiments.evolution_flags import EvolutionConfig
 
 
 @dataclass(frozen=True)

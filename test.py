@@ -5,7 +5,7 @@
 from dataclasses import dataclass
 
 from erl.cli import main
-from erl.experiments.flags import ComparisonConfig
+from erl.experiments.comparison_flags import ComparisonConfig
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ see (ER-MRL).
 from dataclasses import dataclass
 
 from erl.cli import main
-from erl.experiments.flags import GeneralizationComparisonConfig
+from erl.experiments.comparison_flags import GeneralizationComparisonConfig
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import sys
 
 from erl.cli import main
-from erl.experiments.flags import SingleConfig
+from erl.experiments.single_flags import SingleConfig
 
 if __name__ == "__main__":
     sys.argv[0] = "python -m erl"

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import UnionType
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.live import Live
@@ -189,6 +189,19 @@ class Interruptible:
                 )  # the cursor, which the status line hides
             os._exit(128 + number)
         raise KeyboardInterrupt
+
+
+class Sink(Protocol):
+    """Where lines and the status go: `Display` is one."""
+
+    def line(self, text: str) -> None:
+        """Print a line that stays."""
+
+    def status(self, text: str) -> None:
+        """Show how far things are."""
+
+    def close(self) -> None:
+        """Take the status away."""
 
 
 class Display:

@@ -130,5 +130,5 @@ def draw(evolution: EvolutionStudy, index: int) -> dict[str, float]:
         low, high = (math.log(r.low), math.log(r.high)) if r.log else (r.low, r.high)
         value = rng.uniform(low, high)
         value = min(max(math.exp(value) if r.log else value, r.low), r.high)
-        params[name] = round(value) if r.whole else value
+        params[name] = round(value) if r.integer else value
     return params

@@ -1,7 +1,7 @@
 """A campaign: trials of one study, lived by one executor.
 
-Evolving, comparing and training one learner are campaigns that differ in their trials: a
-`TrialSource` says which are next, and a `Progress` what is said of them.
+Evolving, comparing and training one learner are campaigns with different trials. A `TrialSource`
+says which trials are next, and a `Progress` prints what happens to them.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from erl.cli import duration, figure
+from erl.cli import Sink, duration, figure
 from erl.errors import UserError
 from erl.executors.jobs import Executor
 from erl.executors.machines import default_workers
@@ -23,15 +23,9 @@ from erl.learners import Outputs
 from erl.lifetimes.living import Cohort
 from erl.search.pruning import Pruning
 from erl.studies.configuration import StudyConfig
-from erl.studies.study import (
-    Plan,
-    RunningTrial,
-    Score,
-    SearchSpace,
-    Sink,
-    Study,
-    key_of,
-)
+from erl.studies.distributions import SearchSpace
+from erl.studies.study import Study
+from erl.studies.trials import Plan, RunningTrial, Score, key_of
 from erl.worlds.specification import LifetimeSpec, commit, to_json, versions
 
 
@@ -61,13 +55,13 @@ class TrialSource(Protocol):
     """Which trials of a study are to be lived."""
 
     def next_trials(self) -> list[RunningTrial] | None:
-        """Trials to live now, begun or taken up; none if other coordinators were faster and there
-        may be others. None if there is nothing left to do.
+        """Trials to live now, begun or continued. An empty list if other coordinators were faster
+        and there may be more; None if there is nothing left to do.
         """
 
 
 class Progress:
-    """Says how far a campaign is: a line for each trial that has ended, and a status line.
+    """Prints how far a campaign is: a line for each trial that has ended, and a status line.
 
     Args:
         sink: where the lines go.
@@ -95,7 +89,7 @@ class Progress:
         """So many steps were taken by the trials that began last."""
         self._now = steps
         taken = self._before + steps
-        # The first count may hold what checkpoints brought along.
+        # The first count may include steps from before a checkpoint.
         if self._first is None and steps:
             self._first, self._start = taken, time.monotonic()
         elapsed = time.monotonic() - self._start
@@ -104,11 +98,11 @@ class Progress:
         self.sink.status(self.status_line(taken, speed, left))
 
     def trial_line(self, trial: RunningTrial, value: float | None) -> str:
-        """What is said of a trial that has ended."""
+        """The line of a trial that has ended."""
         raise NotImplementedError
 
     def status_line(self, steps: int, speed: float, left: str) -> str:
-        """What is said meanwhile: steps taken, steps per second, time that is left."""
+        """The status line, from steps taken, steps per second, and the time that is left."""
         raise NotImplementedError
 
 
@@ -208,8 +202,8 @@ class Campaign:
 
 
 class GivenTrials:
-    """A trial for each of some parameters: those that have none yet, whoever lives it, and those
-    whose last one failed.
+    """A trial for each of some parameters: for those that have no trial yet, of any coordinator,
+    and for those whose last trial failed.
 
     Args:
         study: of these trials.
@@ -244,8 +238,8 @@ class GivenTrials:
         return trials or None
 
     def _begin(self) -> list[RunningTrial]:
-        """Begin what is missing. What failed is tried again: whoever calls again has done something
-        about it.
+        """Begin what is missing. What failed is tried again, since the user has probably repaired
+        what was wrong.
         """
         study = self._study
         begun = {key_of(t.params) for t in study.trials("COMPLETE", "RUNNING", "WAITING")}
@@ -276,7 +270,7 @@ def agent_cohort(
         specs: the lifetimes.
         folder: the study's, below those.
         names: of each lifetime's log and model.
-        status: whether learners say on the way how far they are; see `status_path`.
+        status: whether learners write how far they are; see `status_path`.
     """
     outputs = tuple(
         Outputs(
@@ -292,7 +286,7 @@ def agent_cohort(
 
 
 def status_path(runs: str, study: str, spec: LifetimeSpec) -> str:
-    """Where a learner says how far it is."""
+    """The file in which a learner writes how far it is."""
     return f"{checkpoint_path(runs, study, spec)}.status.json"
 
 
@@ -305,8 +299,8 @@ def say_where(campaign: Campaign, flags: AgentFlags, storage: str, folder: str) 
 
 
 def checkpoint_path(folder: str, study: str, spec: LifetimeSpec) -> str:
-    """Where a lifetime's checkpoint lies: named after what the lifetime is, so that whoever takes
-    it up again finds it.
+    """Where a lifetime's checkpoint lies: named after what the lifetime is, so that it is found
+    when the lifetime is continued.
     """
     digest = hashlib.sha256(json.dumps(to_json(spec), sort_keys=True).encode()).hexdigest()[:20]
     return os.path.abspath(f"{folder}/{folder_name(study)}/checkpoints/{digest}.pkl")

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from erl.cli import figure
+from erl.cli import Sink, figure
 from erl.errors import UserError
 from erl.experiments.arms import arm_lifetime, arm_names, control_names
 from erl.experiments.campaign import (
@@ -19,17 +19,13 @@ from erl.experiments.campaign import (
     outcome,
     say_where,
 )
-from erl.experiments.flags import (
-    MAX_SEED,
+from erl.experiments.comparison_flags import (
     ComparisonConfig,
     ComparisonFlags,
     GeneralizationComparisonConfig,
     MultiComparisonConfig,
-    plural,
-    seed_indices,
-    study_name,
-    thousands,
 )
+from erl.experiments.flags import MAX_SEED, plural, seed_indices, study_name, thousands
 from erl.experiments.trials import Member
 from erl.files import folder_name
 from erl.learners import resolve_engine
@@ -37,9 +33,11 @@ from erl.lifetimes.living import Cohort, check
 from erl.search.space import is_searched, make_context
 from erl.statistics import Arm, table
 from erl.studies.configuration import EvolutionStudy, TestStudy
+from erl.studies.distributions import categorical, integer
 from erl.studies.records import records
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
-from erl.studies.study import RunningTrial, Sink, Study, choice, stored_config, whole
+from erl.studies.study import Study, stored_config
+from erl.studies.trials import RunningTrial
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.task_sets import TASK_SETS, load_task_set, load_task_sets
 
@@ -223,7 +221,7 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     seeds = seed_indices(flags.nb_seeds)
     campaign = Campaign(flags, test_name, config, sink, flags.results)
     study = campaign.study
-    space = {"arm": choice(arms), "seed": whole(0, MAX_SEED)}
+    space = {"arm": categorical(arms), "seed": integer(0, MAX_SEED)}
     folder = folder_name(test_name)
 
     def plan(proposed: dict[str, Any]) -> list[LifetimeSpec]:

@@ -13,19 +13,16 @@ from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
-from erl.cli import figure
+from erl.cli import Sink, figure
 from erl.errors import UserError
 from erl.experiments.campaign import Campaign, Progress, checkpoint_path
-from erl.experiments.flags import (
+from erl.experiments.evolution_flags import (
     EvolutionConfig,
     EvolutionFlags,
     GeneralizationConfig,
     MultiEvolutionConfig,
-    number,
-    plural,
-    read_settings,
-    study_name,
 )
+from erl.experiments.flags import number, plural, read_settings, study_name
 from erl.experiments.trials import Member
 from erl.learners import Outputs, canonical_name, resolve_engine
 from erl.lifetimes.living import Cohort, check
@@ -36,16 +33,10 @@ from erl.search.samplers import generation_size, make_sampler, warm_start
 from erl.search.space import learner_settings, make_context, search_space
 from erl.statistics import normalised_score
 from erl.studies.configuration import EvolutionStudy
+from erl.studies.distributions import SearchSpace, distributions
 from erl.studies.storage import DEFAULT_STORAGE, shown
-from erl.studies.study import (
-    Plan,
-    RunningTrial,
-    SearchSpace,
-    Sink,
-    Study,
-    distributions,
-    stored_config,
-)
+from erl.studies.study import Study, stored_config
+from erl.studies.trials import Plan, RunningTrial
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.task_sets import load_task_set
 from erl.worlds.tasks import Task

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from erl.cli import Sink
 from erl.errors import UserError
 from erl.experiments.campaign import (
     Campaign,
@@ -22,7 +23,8 @@ from erl.experiments.campaign import (
     say_where,
     status_path,
 )
-from erl.experiments.flags import MAX_SEED, SingleConfig, plural, read_settings, study_name
+from erl.experiments.flags import MAX_SEED, plural, read_settings, study_name
+from erl.experiments.single_flags import SingleConfig
 from erl.experiments.trials import Member
 from erl.files import folder_name
 from erl.learners import canonical_name, resolve_engine
@@ -30,8 +32,10 @@ from erl.lifetimes.living import Cohort, check
 from erl.lifetimes.record import LifetimeRecord
 from erl.statistics import Arm, table
 from erl.studies.configuration import SingleStudy
+from erl.studies.distributions import integer
 from erl.studies.storage import shown
-from erl.studies.study import RunningTrial, Sink, Study, stored_config, whole
+from erl.studies.study import Study, stored_config
+from erl.studies.trials import RunningTrial
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
 
@@ -142,7 +146,7 @@ def run(flags: SingleConfig, sink: Sink) -> int:
         return agent_cohort(flags, specs, folder, names, status=True)
 
     wanted = [{"seed": seed} for seed in indices]
-    source = GivenTrials(study, wanted, {"seed": whole(0, MAX_SEED)}, plan, flags.max_retries)
+    source = GivenTrials(study, wanted, {"seed": integer(0, MAX_SEED)}, plan, flags.max_retries)
     if not campaign.run(source, make_cohort, TrainingProgress(campaign, flags, len(indices))):
         sink.line("interrupted: the same command goes on from the last checkpoints")
         return 130

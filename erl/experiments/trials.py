@@ -19,7 +19,8 @@ from erl.learners.core.checkpoints import remove_checkpoint
 from erl.lifetimes.living import COLUMNS, Cohort
 from erl.lifetimes.record import LifetimeRecord
 from erl.search.pruning import Pruning, TrialPruner, values_at_points
-from erl.studies.study import RunningTrial, Score, Study
+from erl.studies.study import Study
+from erl.studies.trials import RunningTrial, Score
 from erl.worlds.specification import LifetimeSpec
 
 # A trial, and the index of one of its lifetimes.
@@ -29,7 +30,7 @@ MakeCohort = Callable[[Sequence[Member]], Cohort]
 
 
 class Listener(Protocol):
-    """Who is told what happens in a trial loop."""
+    """Told what happens in a trial loop."""
 
     def end(self, trial: RunningTrial, value: float | None) -> None:
         """A trial has ended, with its fitness or the value that it was pruned at; None: it
@@ -128,7 +129,7 @@ class TrialLoop:
             self._writer.collect(wait=True)
         except BaseException:
             self._executor.close()
-            self._study.storage.hurry()
+            self._study.storage.stop_retrying()
             with suppress(Exception):  # what has ended is stored all the same, if it can be
                 self._writer.collect(wait=True)
             raise
@@ -152,7 +153,7 @@ class TrialLoop:
             self._rows.setdefault(trial.trial_id, {})[index] = row
 
     def _tick(self, board: Rows) -> None:
-        """The executor shows the board."""
+        """The executor calls this with the board from time to time."""
         self._writer.collect()
         for trial in self._open.values():
             rows = self._rows[trial.trial_id]
@@ -167,7 +168,7 @@ class TrialLoop:
             if result.error is None:
                 record = result.value[k]
                 trial.add(index, record)
-                # What failed may be mended and taken up again, and keeps its checkpoint.
+                # A lifetime that failed may be repaired and continued: it keeps its checkpoint.
                 then = (
                     partial(_remove_checkpoint, self._cohorts[result.index], k)
                     if record.error is None

@@ -87,7 +87,7 @@ def live(cohort: Cohort, rows: Rows | None = None) -> list[LifetimeRecord]:
 
     Args:
         cohort: the lifetimes.
-        rows: their part of a board with `COLUMNS`; by default they report to nobody.
+        rows: their part of a board with `COLUMNS`; by default they do not report.
 
     Returns:
         A record for each. A lifetime that fails says so in its record and hurts no other.
@@ -120,7 +120,7 @@ def _live_as_job(rows: Rows, folder: str, cohort: Cohort) -> list[LifetimeRecord
     moved = cohort.below(folder)
     records = live(moved, rows)
     for output, record in zip(moved.outputs, records):
-        # Files below the folder are sent back. Nobody needs this one any more, and it may be large.
+        # Files below the folder are sent back. This one is not needed any more, and may be large.
         if output.checkpoint is not None and record.error is None:
             remove_checkpoint(output.checkpoint)
     return records

@@ -39,7 +39,7 @@ class Range:
     log: bool = True
 
     @property
-    def whole(self) -> bool:
+    def integer(self) -> bool:
         """Whether the parameter is a whole number."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 

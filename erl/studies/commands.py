@@ -1,4 +1,4 @@
-"""What is done with studies that there are: list, show, export, copy.
+"""Manage existing studies: list, show, export, copy.
 
 `python -m erl.studies list --storage ADDRESS`.
 """
@@ -19,13 +19,14 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from erl import cli
-from erl.cli import figure, option
+from erl.cli import Sink, figure, option
 from erl.errors import UserError, nearest
 from erl.files import write_whole
 from erl.studies.configuration import from_stored
 from erl.studies.records import generations, records
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown
-from erl.studies.study import COPY, Sink, Study, lifetime_records
+from erl.studies.study import COPY, Study
+from erl.studies.trials import lifetime_records
 
 ROWS = ("lifetimes", "trials", "generations")
 COLUMNS = ("study", "kind", "trials", "best fitness", "last change")
@@ -199,7 +200,7 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
     lost = {t.number: t.user_attrs["lost"] for t in trials if t.user_attrs.get("lost")}
     if lost:
         sink.line(
-            "lost with their process and taken up again: "
+            "lost with their process and continued: "
             + ", ".join(f"trial {k}, {n} x" for k, n in lost.items())
         )
     return 0
@@ -290,7 +291,7 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
         study_id = target.create_new_study(original.directions, target_name)
     except DuplicatedStudyError:
         raise UserError(
-            f"somebody else makes the study {target_name!r} in {shown(to)} just now"
+            f"another process is creating the study {target_name!r} in {shown(to)}"
         ) from None
     try:
         target.set_study_system_attr(study_id, COPY, "incomplete")

@@ -138,7 +138,7 @@ class Lease:
         at_work.discard(self.owner["id"])
 
     def wait(self, seconds: float) -> None:
-        """Wait, and then look who is alive."""
+        """Wait, and then see which leases were renewed."""
         self._stop.wait(seconds)
         self.look()
 
@@ -167,17 +167,18 @@ class Lease:
 
         Args:
             trial: of the study.
-            held: whether this coordinator itself has it in hand.
+            held: whether this coordinator itself holds it.
         """
         owner = trial.user_attrs.get("owner")
         mine = owner is not None and owner.get("id") == self.owner["id"]
         if mine and held:
             return True
         if owner is None or (mine and owner.get("let_go")):
-            # Another program's; or somebody took it up a moment ago and has not said so yet.
+            # Another program's trial; or a coordinator took it up a moment ago and has not written
+            # its name yet.
             key = f"trial:{trial._trial_id}"
             self._changes.observe(key, str(trial.datetime_start))
-        elif mine:  # begun twice, where the first answer was lost: nobody has it
+        elif mine:  # begun twice, since the first answer was lost: nobody holds it
             return False
         elif is_here(owner):
             return lives(owner)

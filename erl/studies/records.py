@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from erl.studies.study import Study, lifetime_records
+from erl.studies.study import Study
+from erl.studies.trials import lifetime_records
 from erl.worlds.specification import to_json
 
 if TYPE_CHECKING:

@@ -1,10 +1,10 @@
-"""Storages that outlast outages: what fails because a database is away for a while is tried again,
-in this one place.
+"""Storages whose operations are tried again while a database is away. This is the only place where
+that is done.
 
 Repeating an operation whose answer was lost is harmless. Attributes, parameters and states are set
-to the same again; a trial that has ended meanwhile refuses, and whoever ends trials expects that; a
-trial that was begun twice belongs to a coordinator which does not know of it, and that lets it wait
-for somebody to take it up (`Study.reclaim`).
+to the same values again. A trial that has ended meanwhile refuses, and the code that ends trials
+expects that. A trial that was begun twice belongs to a coordinator which does not know of it; that
+coordinator sets it to waiting (`Study.reclaim`).
 """
 
 import logging
@@ -53,21 +53,20 @@ def is_away(error: BaseException) -> bool:
         return error.code() in _AWAY
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
-    # Optuna goes on with a session whose connection was lost in its midst: a pending rollback is
-    # what that says.
+    # Optuna continues a session whose connection was lost; then there is a pending rollback.
     lost = OperationalError | InterfaceError | PendingRollbackError | PoolTimeout
     return isinstance(error, lost | OSError | StorageInternalError)
 
 
-def _steady(name: str) -> Any:
-    def operation(self: "SteadyStorage", *args: Any, **named: Any) -> Any:
-        return self._persist(getattr(self.backend, name), *args, **named)
+def _retried(name: str) -> Any:
+    def operation(self: "RetryingStorage", *args: Any, **named: Any) -> Any:
+        return self._retry(getattr(self.backend, name), *args, **named)
 
     operation.__name__ = name
     return operation
 
 
-class SteadyStorage(BaseStorage):
+class RetryingStorage(BaseStorage):
     """Any of Optuna's storages, whose operations are tried again, with growing pauses, while it is
     away.
 
@@ -76,22 +75,22 @@ class SteadyStorage(BaseStorage):
         explain: from the error that remains to the one that is raised.
 
     Attributes:
-        patience: seconds for which an operation is tried again; 0, as at first, lets every error
+        retry_seconds: for how long an operation is tried again; 0, as at first, lets every error
             through at once.
     """
 
     def __init__(self, backend: BaseStorage, explain: Callable[[Exception], Exception]) -> None:
         self.backend, self._explain = backend, explain
-        self.patience = 0.0
-        self._hurried = threading.Event()
-        self._said = False
+        self.retry_seconds = 0.0
+        self._stopped = threading.Event()
+        self._warned = False
 
-    def hurry(self) -> None:
-        """From now on nothing is tried again, in no thread."""
-        self.patience = 0.0
-        self._hurried.set()
+    def stop_retrying(self) -> None:
+        """From now on no operation is tried again, in any thread."""
+        self.retry_seconds = 0.0
+        self._stopped.set()
 
-    def _persist(self, operation: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    def _retry(self, operation: Callable[..., Any], *args: Any, **named: Any) -> Any:
         begun, pause, tries = time.monotonic(), 0.1, 0
         while True:
             try:
@@ -99,43 +98,43 @@ class SteadyStorage(BaseStorage):
             except Exception as e:
                 if not is_away(e):
                     raise
-                if time.monotonic() - begun >= self.patience:
+                if time.monotonic() - begun >= self.retry_seconds:
                     raise self._explain(e) from e
-                if not self._said:
-                    self._said = True
+                if not self._warned:
+                    self._warned = True
                     text = " ".join(str(getattr(cause(e), "orig", None) or cause(e)).split())
                     _log.warning(
                         "the storage fails and is tried again for %.0f s: %.300s",
-                        self.patience,
+                        self.retry_seconds,
                         text,
                     )
-                self._hurried.wait(pause * random.uniform(0.5, 1.0))
+                self._stopped.wait(pause * random.uniform(0.5, 1.0))
                 pause, tries = min(2 * pause, LONGEST_PAUSE), tries + 1
                 continue
-            if tries and self._said:
-                self._said = False
+            if tries and self._warned:
+                self._warned = False
                 _log.warning("the storage answers again, after %.0f s", time.monotonic() - begun)
             return result
 
-    create_new_study = _steady("create_new_study")
-    delete_study = _steady("delete_study")
-    set_study_user_attr = _steady("set_study_user_attr")
-    set_study_system_attr = _steady("set_study_system_attr")
-    get_study_id_from_name = _steady("get_study_id_from_name")
-    get_study_name_from_id = _steady("get_study_name_from_id")
-    get_study_directions = _steady("get_study_directions")
-    get_study_user_attrs = _steady("get_study_user_attrs")
-    get_study_system_attrs = _steady("get_study_system_attrs")
-    get_all_studies = _steady("get_all_studies")
-    create_new_trial = _steady("create_new_trial")
-    set_trial_param = _steady("set_trial_param")
-    get_trial_id_from_study_id_trial_number = _steady("get_trial_id_from_study_id_trial_number")
-    set_trial_state_values = _steady("set_trial_state_values")
-    set_trial_intermediate_value = _steady("set_trial_intermediate_value")
-    set_trial_user_attr = _steady("set_trial_user_attr")
-    set_trial_system_attr = _steady("set_trial_system_attr")
-    get_trial = _steady("get_trial")
-    get_all_trials = _steady("get_all_trials")
+    create_new_study = _retried("create_new_study")
+    delete_study = _retried("delete_study")
+    set_study_user_attr = _retried("set_study_user_attr")
+    set_study_system_attr = _retried("set_study_system_attr")
+    get_study_id_from_name = _retried("get_study_id_from_name")
+    get_study_name_from_id = _retried("get_study_name_from_id")
+    get_study_directions = _retried("get_study_directions")
+    get_study_user_attrs = _retried("get_study_user_attrs")
+    get_study_system_attrs = _retried("get_study_system_attrs")
+    get_all_studies = _retried("get_all_studies")
+    create_new_trial = _retried("create_new_trial")
+    set_trial_param = _retried("set_trial_param")
+    get_trial_id_from_study_id_trial_number = _retried("get_trial_id_from_study_id_trial_number")
+    set_trial_state_values = _retried("set_trial_state_values")
+    set_trial_intermediate_value = _retried("set_trial_intermediate_value")
+    set_trial_user_attr = _retried("set_trial_user_attr")
+    set_trial_system_attr = _retried("set_trial_system_attr")
+    get_trial = _retried("get_trial")
+    get_all_trials = _retried("get_all_trials")
 
     def remove_session(self) -> None:
         """Close this thread's connection."""

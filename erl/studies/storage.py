@@ -25,7 +25,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, S
 
 from erl.errors import UserError
 from erl.studies import DEFAULT_STORAGE
-from erl.studies.retries import SteadyStorage, cause
+from erl.studies.retries import RetryingStorage, cause
 
 # How soon a connection that was cut without a word is noticed, in seconds; an address may say
 # otherwise (`?connect_timeout=3`).
@@ -109,8 +109,7 @@ def _tables(path: Path, mode: str) -> set[str]:
         finally:
             connection.close()
     except sqlite3.OperationalError as e:
-        # A writer was killed in the midst of it: whoever comes next has to take back what it had
-        # begun.
+        # A writer was killed while it wrote: the next process has to undo what it had begun.
         if mode == "ro" and getattr(e, "sqlite_errorname", "").startswith("SQLITE_READONLY"):
             return _tables(path, "rw")
         raise
@@ -141,7 +140,7 @@ def _check_sqlite(storage: str, create: bool) -> None:
         tables = _tables(path, "ro")
     except sqlite3.Error as e:
         raise UserError(f"{path} is not a study database: {e}") from e
-    # Whoever was killed while it made the tables left some of them; the next one makes the others.
+    # A process that was killed while it made the tables left some of them; the next makes the rest.
     begun = tables <= {*BaseModel.metadata.tables, "alembic_version"}
     whole = {"studies", "trials", "version_info"} <= tables
     if begun and not whole and not create:
@@ -198,7 +197,8 @@ class _Lock(JournalFileSymlinkLock):
         return True
 
     def release(self) -> None:
-        # Who held it for so long that others took it for dead has written all the same.
+        # Others may have removed the lock because it was held for so long; what was written is
+        # there all the same.
         with suppress(RuntimeError):
             super().release()
 
@@ -260,7 +260,7 @@ def _open_proxy(storage: str) -> BaseStorage:
     return proxy
 
 
-def open_storage(storage: str, create: bool = False) -> SteadyStorage:
+def open_storage(storage: str, create: bool = False) -> RetryingStorage:
     """Open a study database.
 
     Args:
@@ -277,9 +277,9 @@ def open_storage(storage: str, create: bool = False) -> SteadyStorage:
         if storage.startswith("journal:") or storage.endswith(".log"):
             path = Path(storage.removeprefix("journal:"))
             _check_journal(path, create)
-            return SteadyStorage(_open_journal(path), explain)
+            return RetryingStorage(_open_journal(path), explain)
         if storage.startswith("grpc://"):
-            return SteadyStorage(_open_proxy(storage), explain)
+            return RetryingStorage(_open_proxy(storage), explain)
         if "://" not in storage:
             raise UserError(f"{storage!r} is no storage address; sqlite:///{storage} would be one")
         url = _url(storage)
@@ -288,7 +288,7 @@ def open_storage(storage: str, create: bool = False) -> SteadyStorage:
                 f"{shown(storage)} is no storage address: "
                 f"DATABASE://USER:PASSWORD@HOST:PORT/NAME, with special characters as %XX"
             )
-        return SteadyStorage(get_storage(_open_database(storage, url, create)), explain)
+        return RetryingStorage(get_storage(_open_database(storage, url, create)), explain)
     except UserError:
         raise
     except Exception as e:  # whatever a driver or a file's contents object to

@@ -1,27 +1,16 @@
-"""The study database: studies that know their configuration, and this process's hold on trials in
-them.
+"""The study database: studies that know their configuration, and trials that this process holds.
 
-A trial's lifetimes hang on it as user attributes `lifetime:0`, `lifetime:1`, …, each written when
-that lifetime ends, so that a trial which is taken up again goes on where it stood. A running trial
-belongs to a coordinator that holds a lease; a trial whose coordinator is gone waits for another
-one, under its own number: samplers draw by number and order, so an evolution that was interrupted
-proposes what it would have proposed without.
+The records of a trial's lifetimes are its user attributes `lifetime:0`, `lifetime:1`, …. Each is
+written when that lifetime ends, so a trial that is continued lives only the lifetimes that are
+missing. A running trial belongs to a coordinator with a lease. When the coordinator is gone, the
+trial waits for another one and keeps its number. Samplers draw by number and order, so an
+interrupted evolution proposes what it would have proposed without the interruption.
 """
 
-import json
-from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -29,107 +18,21 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from erl.errors import UserError, nearest
 from erl.lifetimes.record import LifetimeRecord
-from erl.search.pruning import Comparison, Pruned, TrialPruner
+from erl.search.pruning import Comparison, Pruned
 from erl.search.samplers import note_end
-from erl.search.space import Range
 from erl.studies import leases
 from erl.studies.configuration import StudyConfig, differences, from_stored, to_stored
+from erl.studies.distributions import SearchSpace, suggest
 from erl.studies.retries import MOMENT_SECONDS, OUTAGE_SECONDS
 from erl.studies.storage import StorageError, open_storage, refused, shown, study_names
-from erl.worlds.specification import LifetimeSpec, commit, from_json, to_json, versions
+from erl.studies.trials import Plan, RunningTrial, key_of, lifetime_records
+from erl.worlds.specification import commit, to_json, versions
 
 COPY = "copy"  # system attribute of a study that was copied: `incomplete`, then `whole`
 
-SearchSpace = dict[str, BaseDistribution]
-# From proposed parameters to the lifetimes of the trial.
-Plan = Callable[[dict[str, Any]], list[LifetimeSpec]]
-# What a lifetime's return contributes to its trial's fitness, their mean.
-Score = Callable[[LifetimeSpec, float], float]
-
-
-def distributions(space: dict[str, Range]) -> SearchSpace:
-    """A search space as Optuna understands it."""
-    return {
-        name: IntDistribution(int(r.low), int(r.high), log=r.log)
-        if r.whole
-        else FloatDistribution(float(r.low), float(r.high), log=r.log)
-        for name, r in space.items()
-    }
-
-
-def choice(values: Sequence[Any]) -> BaseDistribution:
-    """A parameter that is one of these values."""
-    return CategoricalDistribution(tuple(values))
-
-
-def whole(low: int, high: int) -> BaseDistribution:
-    """A parameter that is a whole number."""
-    return IntDistribution(low, high)
-
-
-class Sink(Protocol):
-    """Where lines and the status go: `cli.Display` is one."""
-
-    def line(self, text: str) -> None:
-        """Print a line that stays."""
-
-    def status(self, text: str) -> None:
-        """Show how far things are."""
-
-    def close(self) -> None:
-        """Take the status away."""
-
-
-@dataclass
-class RunningTrial:
-    """A trial that this coordinator has in hand.
-
-    Attributes:
-        number: Optuna's.
-        params: proposed hyperparameters.
-        attrs: user attributes.
-        specs: its lifetimes.
-        records: of the lifetimes that have ended, by their index.
-        error: why the trial cannot succeed any more: reason and traceback.
-        pruned: where and at which value it was pruned.
-        pruner: compares it with earlier trials; None if it is not compared.
-    """
-
-    number: int
-    trial_id: int
-    params: dict[str, Any]
-    attrs: dict[str, Any]
-    specs: list[LifetimeSpec]
-    records: dict[int, LifetimeRecord]
-    error: tuple[str, str | None] | None = None
-    pruned: Pruned | None = None
-    pruner: TrialPruner | None = None
-
-    def add(self, index: int, record: LifetimeRecord) -> None:
-        """A lifetime has ended; one that failed is why the trial fails."""
-        self.records[index] = record
-        if record.error is not None and self.error is None:
-            self.error = (f"lifetime {index}: {record.error}", record.traceback)
-
-    @property
-    def complete(self) -> bool:
-        """Whether all lifetimes have ended."""
-        return len(self.records) == len(self.specs)
-
-    def value(self, score: Score) -> float | None:
-        """Its fitness, or the value that it was pruned at, when it has ended; None if it failed."""
-        if self.pruned is not None:
-            return self.pruned.value
-        if self.error is not None:
-            return None
-        fitness = [self.records[i].fitness for i in range(len(self.specs))]
-        return float(
-            np.mean([score(spec, f) for spec, f in zip(self.specs, fitness) if f is not None])
-        )
-
 
 class Study:
-    """An Optuna study that stores its whole configuration, and this process's hold on trials in it.
+    """An Optuna study that stores its whole configuration, and trials that this process holds.
 
     Args:
         storage: an address, see `open_storage`.
@@ -147,7 +50,7 @@ class Study:
     def __init__(self, storage: str, name: str, config: StudyConfig | None = None) -> None:
         self.address, self.name = storage, name
         self.storage = open_storage(storage, create=config is not None)
-        self.storage.patience = MOMENT_SECONDS  # it answers; others may be in its way
+        self.storage.retry_seconds = MOMENT_SECONDS  # it answers; other processes may lock it
         try:
             names = study_names(self.storage)
             if config is None and name not in names:
@@ -176,7 +79,7 @@ class Study:
         except (SQLAlchemyError, StorageInternalError, OSError) as e:
             raise refused(storage, e) from None
         self.lease = leases.Lease(self.storage, self._id)
-        self._held: set[int] = set()  # ids of the trials that this coordinator has in hand
+        self._held: set[int] = set()  # ids of the trials that this coordinator holds
 
     def check_maximised(self) -> None:
         """Refuse a study that is minimised: its best trial would be the worst.
@@ -192,7 +95,7 @@ class Study:
             )
 
     def _settle(self, config: StudyConfig) -> None:
-        """Store the configuration of a new study; refuse to continue one that is something else."""
+        """Store the configuration of a new study; refuse a study with another configuration."""
         if self.stored is None:
             if self.optuna.get_trials(deepcopy=False):
                 raise UserError(
@@ -234,15 +137,15 @@ class Study:
         )
 
     def finished(self) -> int:
-        """How many trials have ended: with a fitness, pruned, or with a failure. Failed ones that
+        """How many trials have ended: with a fitness, pruned, or with a failure. Failed trials that
         are tried again do not count.
         """
         again = self.tried_again() | {t.number for t in self.failed_alone()}
         return sum(t.number not in again for t in self.trials("COMPLETE", "PRUNED", "FAIL"))
 
     def failed_alone(self) -> list[FrozenTrial]:
-        """Failed trials that are to be tried again: those of a study in which every trial failed,
-        since whoever calls again has done something about it.
+        """Failed trials that are tried again when the command is run again: those of a study in
+        which every trial failed. The user has probably repaired what was wrong.
         """
         trials = self.trials()
         if any(t.state != TrialState.FAIL for t in trials):
@@ -251,7 +154,7 @@ class Study:
         return [t for t in trials if t.number not in again]
 
     def tried_again(self) -> set[int]:
-        """Numbers of failed trials in whose place there is another one."""
+        """Numbers of failed trials that another trial replaces."""
         attrs = (t.user_attrs for t in self.trials())
         return {a["retry_of"] for a in attrs if "retry_of" in a}
 
@@ -268,16 +171,16 @@ class Study:
     # -- leases --
 
     def __enter__(self) -> "Study":
-        self.storage.patience = OUTAGE_SECONDS
+        self.storage.retry_seconds = OUTAGE_SECONDS
         self.lease.start()
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self.lease.stop()
         if error is not None:
-            self.storage.hurry()
+            self.storage.stop_retrying()
         for trial_id in list(self._held):
-            with suppress(Exception):  # the storage itself may be what failed; the lease will tell
+            with suppress(Exception):  # if the storage is what failed, the lease ends by itself
                 self._release(trial_id, self.lease.owner)
         if isinstance(error, SQLAlchemyError | StorageInternalError):
             error = refused(self.address, error)
@@ -288,22 +191,24 @@ class Study:
             )
 
     def _owner_lives(self, trial: FrozenTrial) -> bool | None:
-        """Whether somebody has a running trial in hand; None while that is not known."""
+        """Whether the coordinator of a running trial is alive; None while that is not known."""
         return self.lease.owner_lives(trial, trial._trial_id in self._held)
 
     def reclaim(self, max_retries: int = 2) -> list[FrozenTrial]:
-        """Let the trials of coordinators that are gone wait for somebody to take them up; all that
-        wait.
+        """Set the trials of coordinators that are gone to waiting.
 
         Args:
-            max_retries: how often a trial may be lost so; once more, and it fails.
+            max_retries: how often a trial may be lost with its coordinator before it fails.
+
+        Returns:
+            All trials that wait.
         """
         self.lease.look()
         for trial in self.trials("RUNNING"):
             if self._owner_lives(trial) is False:
                 owner = trial.user_attrs.get("owner")
-                # One that nobody was about yet was not lost: an answer was, or whoever took it
-                # ended at once.
+                # A trial without a coordinator was not lost: the storage's answer was, or the
+                # coordinator ended while it took the trial up.
                 lost = (
                     owner is not None
                     and not owner.get("let_go")
@@ -313,8 +218,8 @@ class Study:
         return self.trials("WAITING")
 
     def in_doubt(self) -> bool:
-        """Wait a moment for signs of those who are about running trials; False if it is known of
-        all whether they live.
+        """Whether there are running trials of which it is not known yet if their coordinators are
+        alive. If so, this waits a moment first.
         """
         doubt = any(self._owner_lives(t) is None for t in self.trials("RUNNING"))
         if doubt:
@@ -324,12 +229,12 @@ class Study:
     def _release(
         self, trial_id: int, owner: dict[str, Any] | None, max_retries: int | None = None
     ) -> None:
-        """Let a trial wait, unless it is no longer this owner's.
+        """Set a trial to waiting, unless it belongs to another owner by now.
 
-        With `max_retries` it was lost, which is counted.
+        With `max_retries` it was lost with its coordinator, which is counted.
         """
         self._held.discard(trial_id)
-        with suppress(UpdateFinishedTrialError):  # somebody else took it up and ended it
+        with suppress(UpdateFinishedTrialError):  # another coordinator took it up and ended it
             trial = self.storage.get_trial(trial_id)
             if trial.state != TrialState.RUNNING or trial.user_attrs.get("owner") != owner:
                 return
@@ -338,7 +243,7 @@ class Study:
                 self.storage.set_trial_user_attr(trial_id, "lost", lost)
                 if lost > max_retries:
                     reason = (
-                        f"lost {lost} times: the process that was about it ended "
+                        f"lost {lost} times: the process that ran it ended "
                         "(killed, out of memory, or its machine went down)"
                     )
                     self.storage.set_trial_user_attr(
@@ -346,8 +251,7 @@ class Study:
                     )
                     self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
                     return
-            # Whoever ends between this and the next line, or between taking it up and saying so, is
-            # seen to have ended.
+            # If this process ends between these two lines, others see that its owner has ended.
             self.storage.set_trial_user_attr(
                 trial_id, "owner", {**self.lease.owner, "let_go": True}
             )
@@ -362,13 +266,13 @@ class Study:
         sampler: BaseSampler | None = None,
         space: SearchSpace | None = None,
     ) -> RunningTrial | None:
-        """Go on with a waiting trial; the lifetimes that had ended are kept. None if somebody else
-        was faster.
+        """Continue a waiting trial; the lifetimes that had ended are kept. None if another
+        coordinator was faster.
 
         Args:
             trial: one of those that `reclaim` gives.
             plan: from its parameters to its lifetimes.
-            sampler: proposes parameters that it was not given before whoever began it ended.
+            sampler: proposes parameters that the trial does not have yet.
             space: all its parameters.
         """
         with suppress(UpdateFinishedTrialError):
@@ -387,8 +291,8 @@ class Study:
     def retry(
         self, failed: FrozenTrial, plan: Plan, sampler: BaseSampler, space: SearchSpace
     ) -> RunningTrial:
-        """Begin a trial in place of a failed one, with its parameters; lifetimes that had succeeded
-        are kept.
+        """Begin a trial that replaces a failed one: with its parameters, and the records of its
+        lifetimes that had succeeded.
         """
         kept = {f"lifetime:{i}": r for i, r in lifetime_records(failed).items() if r.error is None}
         attrs = {k: failed.user_attrs[k] for k in kept}
@@ -406,10 +310,10 @@ class Study:
         generation: int,
         limit: int,
     ) -> list[RunningTrial]:
-        """Begin new trials of a generation, all before any of them is known.
+        """Begin new trials of a generation, before the result of any of them is known.
 
-        Where several coordinators begin trials at once, some get numbers of `limit` or more: those
-        wait, and count for nothing until the study is made longer.
+        If several coordinators begin trials at once, some get numbers of `limit` or more. Those
+        wait, and do not count until the study is made longer.
         """
         trials = []
         for _ in range(new):
@@ -422,8 +326,8 @@ class Study:
         return trials
 
     def withdraw(self, trial: RunningTrial) -> None:
-        """Take back a trial that another coordinator began too, at the same moment: it counts for
-        nothing.
+        """Withdraw a trial because another coordinator began the same one at the same moment. It
+        does not count.
         """
         self.storage.set_trial_state_values(trial.trial_id, TrialState.PRUNED)
         self._held.discard(trial.trial_id)
@@ -455,7 +359,7 @@ class Study:
         study = optuna.load_study(study_name=self.name, storage=self.storage, sampler=sampler)
         trial = optuna.Trial(study, trial_id)
         for name, distribution in space.items():
-            _suggest(trial, name, distribution)
+            suggest(trial, name, distribution)
 
     def _in_hand(self, trial_id: int, plan: Plan) -> RunningTrial:
         trial = self.storage.get_trial(trial_id)
@@ -479,8 +383,8 @@ class Study:
     def store_comparison(self, trial_id: int, comparison: Comparison) -> None:
         """Store what a compared trial has reached, and that it is pruned.
 
-        It comes before the records of the lifetimes that stop therefore: whoever takes the trial up
-        after this process has to end it.
+        It is written before the records of the lifetimes that it stops, so that a coordinator which
+        continues the trial knows that it is pruned.
         """
         with suppress(UpdateFinishedTrialError):
             for point, value in comparison.values.items():
@@ -499,8 +403,7 @@ class Study:
             value: its fitness, or the value that it was pruned at.
             error: reason and traceback of a failure.
         """
-        # This coordinator may have been taken for dead, and the trial ended by another: with the
-        # same result.
+        # Another coordinator may have taken the trial over and ended it, with the same result.
         with suppress(UpdateFinishedTrialError):
             note_end(self.optuna, trial_id)
             if state == "FAIL":
@@ -512,7 +415,7 @@ class Study:
             self.storage.set_trial_state_values(trial_id, TrialState[state], values)
 
     def let_go(self, trial_id: int) -> None:
-        """A trial has ended, and is no longer in this coordinator's hands."""
+        """A trial has ended; this coordinator holds it no longer."""
         self._held.discard(trial_id)
 
 
@@ -523,29 +426,3 @@ def stored_config(storage: str, name: str) -> StudyConfig | None:
     with suppress(UserError):
         return Study(storage, name).config
     return None
-
-
-def key_of(params: dict[str, Any]) -> str:
-    """Parameters as the key of a dictionary."""
-    return json.dumps(params, sort_keys=True)
-
-
-def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:
-    match distribution:
-        case FloatDistribution(low=low, high=high, log=log, step=step):
-            return trial.suggest_float(name, low, high, log=log, step=step)
-        case IntDistribution(low=low, high=high, log=log, step=step):
-            return trial.suggest_int(name, low, high, log=log, step=step)
-        case CategoricalDistribution(choices=choices):
-            return trial.suggest_categorical(name, choices)
-        case _:
-            raise ValueError(f"no parameter is proposed from a {type(distribution).__name__}")
-
-
-def lifetime_records(trial: FrozenTrial) -> dict[int, LifetimeRecord]:
-    """The records that a trial holds, by the index of the lifetime."""
-    return {
-        int(key.partition(":")[2]): from_json(LifetimeRecord, value)
-        for key, value in trial.user_attrs.items()
-        if key.startswith("lifetime:")
-    }

@@ -22,7 +22,8 @@ from erl.experiments.single import (
     study_config,
 )
 from erl.studies.records import records
-from erl.studies.study import RunningTrial, Study
+from erl.studies.study import Study
+from erl.studies.trials import RunningTrial
 from erl.worlds.specification import Seeds
 
 RE2 = (

@@ -16,7 +16,7 @@ from erl.experiments.evolution import (
 )
 from erl.search.space import Range, learner_settings, make_context, parse_evolve, search_space
 from erl.studies.configuration import from_stored, to_stored
-from erl.studies.study import distributions
+from erl.studies.distributions import distributions
 from erl.worlds.reservoirs import Context, ReservoirParams
 
 
@@ -65,7 +65,7 @@ def test_names_alone_have_ranges_of_their_own():
 def test_ranges(text, expected, whole):
     [found] = parse_evolve(text).values()
     assert found == expected
-    assert found.whole is whole
+    assert found.integer is whole
     [distribution] = distributions({"x": found}).values()
     assert isinstance(distribution, IntDistribution if whole else FloatDistribution)
     assert (distribution.low, distribution.high, distribution.log) == (

@@ -18,9 +18,10 @@ from erl.experiments.evolution import EvolutionConfig, evolve, lifetimes
 from erl.lifetimes.living import Cohort, live
 from erl.search.space import Range
 from erl.studies import leases
+from erl.studies.distributions import distributions
 from erl.studies.records import records
 from erl.studies.storage import DEFAULT_STORAGE
-from erl.studies.study import Study, distributions
+from erl.studies.study import Study
 
 ENV = "toy_environments:Recall-v0"
 NAME = f"{ENV}_main_0.064k_steps"
@@ -269,7 +270,7 @@ def test_a_trial_that_is_lost_too_often_fails_and_says_so(config, sink):
             ]  # the lifetime that had ended is kept
     assert trial.state == TrialState.FAIL
     assert trial.user_attrs["error"]["reason"].startswith(
-        "lost 3 times: the process that was about it ended"
+        "lost 3 times: the process that ran it ended"
     )
 
 
@@ -413,7 +414,7 @@ def test_er_mrls_own_journal_opens(iss, explicit, sink, inline):
 
 def test_studies_that_evolved_something_else_are_refused(sink):
     storage = DEFAULT_STORAGE
-    optuna.create_study(study_name="other", storage=storage).enqueue_trial({})
+    optuna.create_study(study_name="other", storage=storage, direction="maximize").enqueue_trial({})
     study = optuna.create_study(study_name="things", storage=storage, direction="maximize")
     study.optimize(lambda t: t.suggest_float("x", 0, 1), n_trials=1)
     optuna.create_study(study_name="two", storage=storage, directions=["maximize", "minimize"])

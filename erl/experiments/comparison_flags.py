@@ -1,0 +1,116 @@
+"""Flags of tests. Nothing here needs a library that takes long to load."""
+
+from dataclasses import dataclass
+
+from erl.cli import option
+from erl.experiments.flags import AgentFlags, check_count, check_name, check_number, check_seeds
+from erl.learners import ENGINES
+
+
+@dataclass(frozen=True)
+class ComparisonFlags(AgentFlags):
+    """Flags that every test takes."""
+
+    h_test: str = option("main", "name of the experiment that was evolved")
+    study: str | None = option(
+        None, "name of the study, in place of the flags that make up its name"
+    )
+    HP_training_steps: int = option(300_000, "environment steps of one lifetime in the evolution")
+    training_steps: int = option(
+        10_000_000,
+        "environment steps of one test lifetime",
+        "--training_timesteps",
+        "--training-timesteps",
+    )
+    nb_seeds: int = option(5, "test lifetimes of each agent; a SLURM array index picks one instead")
+    controls: bool = option(
+        False,
+        "also LSTM, frame stacking, reservoirs not evolved, and reservoirs without recurrence",
+    )
+    arms: str | None = option(
+        None, "agents to compare, comma-separated; by default all of ER-MRL's"
+    )
+    engine: str | None = option(
+        None,
+        "how lifetimes are trained; by default as in the evolution",
+        choices=ENGINES,
+    )
+    results_storage: str | None = option(
+        None, "study database of the test; by default that of the evolution, --storage"
+    )
+    units: int = option(100, "neurons, where the study does not say (ER-MRL's journals)")
+    del_obs: bool = option(False, "velocities deleted, where the study does not say")
+    skip_c: bool = option(False, "skip connection, where the study does not say")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_name(self.h_test)
+        for name in ("HP_training_steps", "training_steps", "nb_seeds", "units"):
+            check_count(name, getattr(self, name))
+        check_seeds(None, self.nb_seeds)
+
+    @property
+    def results(self) -> str:
+        """The study database of the test."""
+        return self.storage if self.results_storage is None else self.results_storage
+
+    @property
+    def reservoirs(self) -> int | None:
+        """The number of reservoirs that the command names; None for a script of a single one."""
+        return None
+
+
+@dataclass(frozen=True)
+class ComparisonConfig(ComparisonFlags):
+    """A test in the environment of the evolution, with one reservoir."""
+
+    env_id: str = option("HalfCheetah-v4", "environment of the study, unless --study names it")
+
+    def subject(self) -> str:
+        """The environment."""
+        return self.env_id
+
+
+@dataclass(frozen=True)
+class MultiComparisonConfig(ComparisonConfig):
+    """A test in the environment of the evolution, with several reservoirs."""
+
+    nb_res: int = option(3, "reservoirs of the study, unless --study names it")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("nb_res", self.nb_res)
+
+    def subject(self) -> str:
+        """Environment and number of reservoirs."""
+        return f"{self.env_id}_{self.nb_res}"
+
+    @property
+    def reservoirs(self) -> int:
+        """See `ComparisonFlags`."""
+        return self.nb_res
+
+
+@dataclass(frozen=True)
+class GeneralizationComparisonConfig(ComparisonFlags):
+    """A test in an environment that the evolution did not see."""
+
+    HP_env_type: str = option(
+        "Ant_Swimmer", "set of environments of the study, unless --study names it"
+    )
+    nb_res: int = option(2, "reservoirs of the study, unless --study names it")
+    env_id: str = option("HalfCheetah-v4", "environment of the test")
+    allow_seen: bool = option(False, "test even in an environment that the evolution saw")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("nb_res", self.nb_res)
+
+    def subject(self) -> str:
+        """Set and number of reservoirs."""
+        return f"{self.HP_env_type}_{self.nb_res}"
+
+    @property
+    def reservoirs(self) -> int:
+        """See `ComparisonFlags`."""
+        return self.nb_res

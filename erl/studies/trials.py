@@ -1,0 +1,80 @@
+"""Running trials, and the records of lifetimes that trials hold."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from optuna.trial import FrozenTrial
+
+from erl.lifetimes.record import LifetimeRecord
+from erl.search.pruning import Pruned, TrialPruner
+from erl.worlds.specification import LifetimeSpec, from_json
+
+# From proposed parameters to the lifetimes of the trial.
+Plan = Callable[[dict[str, Any]], list[LifetimeSpec]]
+# What a lifetime's return contributes to its trial's fitness, their mean.
+Score = Callable[[LifetimeSpec, float], float]
+
+
+@dataclass
+class RunningTrial:
+    """A trial that this coordinator holds.
+
+    Attributes:
+        number: Optuna's.
+        params: proposed hyperparameters.
+        attrs: user attributes.
+        specs: its lifetimes.
+        records: of the lifetimes that have ended, by their index.
+        error: why the trial cannot succeed any more: reason and traceback.
+        pruned: where and at which value it was pruned.
+        pruner: compares it with earlier trials; None if it is not compared.
+    """
+
+    number: int
+    trial_id: int
+    params: dict[str, Any]
+    attrs: dict[str, Any]
+    specs: list[LifetimeSpec]
+    records: dict[int, LifetimeRecord]
+    error: tuple[str, str | None] | None = None
+    pruned: Pruned | None = None
+    pruner: TrialPruner | None = None
+
+    def add(self, index: int, record: LifetimeRecord) -> None:
+        """A lifetime has ended; one that failed is why the trial fails."""
+        self.records[index] = record
+        if record.error is not None and self.error is None:
+            self.error = (f"lifetime {index}: {record.error}", record.traceback)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all lifetimes have ended."""
+        return len(self.records) == len(self.specs)
+
+    def value(self, score: Score) -> float | None:
+        """Its fitness, or the value that it was pruned at, when it has ended; None if it failed."""
+        if self.pruned is not None:
+            return self.pruned.value
+        if self.error is not None:
+            return None
+        fitness = [self.records[i].fitness for i in range(len(self.specs))]
+        return float(
+            np.mean([score(spec, f) for spec, f in zip(self.specs, fitness) if f is not None])
+        )
+
+
+def key_of(params: dict[str, Any]) -> str:
+    """Parameters as the key of a dictionary."""
+    return json.dumps(params, sort_keys=True)
+
+
+def lifetime_records(trial: FrozenTrial) -> dict[int, LifetimeRecord]:
+    """The records that a trial holds, by the index of the lifetime."""
+    return {
+        int(key.partition(":")[2]): from_json(LifetimeRecord, value)
+        for key, value in trial.user_attrs.items()
+        if key.startswith("lifetime:")
+    }
