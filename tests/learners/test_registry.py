@@ -43,7 +43,7 @@ def test_a_learner_has_the_engines_that_it_says(name):
     for engine, there in (
         ("auto", True),
         ("sb3", name in SB3_ALGORITHMS),
-        ("cohort", name == "PPO"),
+        ("cohort", name in ("PPO", "TD3", "DDPG", "SAC")),
     ):
         if there:
             assert get_learner(name.lower(), engine).name == name
@@ -75,7 +75,8 @@ def test_what_a_new_study_stores():
         ("PPO", {}, "cohort"),
         ("ppo", {"gamma": 0.9}, "cohort"),
         ("PPO", {"gamma": 5}, "cohort"),  # which its check refuses
-        ("SAC", {}, "sb3"),
+        ("SAC", {}, "cohort"),
+        ("A2C", {}, "sb3"),
         ("ERL-Re2", {}, "auto"),
     ):
         assert resolve_engine(name, "auto", config, notes.append) == engine
