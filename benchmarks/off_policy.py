@@ -74,7 +74,8 @@ def measure_sb3(arguments: argparse.Namespace) -> float:
 def measure_cohort(arguments: argparse.Namespace, n: int) -> float:
     """Steps per second of all agents of a cohort together."""
     from erl.learners import Outputs, get_learner
-    from erl.learners.core.off_policy_training import Training
+    from erl.learners.core.off_policy_training import OffPolicyTraining
+    from erl.learners.core.run import Run
     from erl.worlds.tasks import Ledger
 
     cohort = [
@@ -82,17 +83,16 @@ def measure_cohort(arguments: argparse.Namespace, n: int) -> float:
         for i in range(n)
     ]
     learner = get_learner(arguments.algorithm, "cohort")
-    training = Training(learner, cohort, [Ledger() for _ in cohort], [Outputs()] * n)
-    training.observations = training.world.reset().astype("float32")
+    settings = [learner.settings.from_learner_config(each.learner.config) for each in cohort]
+    run = Run(cohort, [Ledger() for _ in cohort], [Outputs()] * n, settings)
+    training = OffPolicyTraining(run, learner.cohort)
+    training.start()
     for _ in range(STARTS + 30):
-        training._step()
-        training._learn()
+        training.iterate()
     start, ticks = time.perf_counter(), 0
-    while (seconds := time.perf_counter() - start) < arguments.seconds:
-        for _ in range(2):
-            training._step()
-            training._learn()
-            ticks += 1
+    while (seconds := time.perf_counter() - start) < arguments.seconds or ticks % 2:
+        training.iterate()
+        ticks += 1
     return n * ticks / seconds
 
 

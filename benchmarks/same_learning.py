@@ -5,6 +5,12 @@ tests of their difference.
     python benchmarks/same_learning.py run --engine cohort --seeds 24 --out cohort.jsonl
     python benchmarks/same_learning.py compare sb3.jsonl cohort.jsonl
 
+    python benchmarks/same_learning.py run --learner TD3 --settings small --engine sb3 --seeds 10 \
+        --env_ids Pendulum-v1,Hopper-v4 --steps 30000 --out td3_sb3.jsonl
+
+PPO has its defaults; `--settings small` are networks and minibatches of 64, with which off-policy
+learners reach something in 30,000 steps.
+
 A run can be interrupted and continued: finished lifetimes are kept. The engines use seeds that do
 not overlap.
 """
@@ -22,6 +28,13 @@ from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
 
 ENVIRONMENTS = ("CartPole-v1", "Pendulum-v1", "Hopper-v4")
+SMALL = {"batch_size": 64, "learning_starts": 1000, "policy_kwargs": {"net_arch": [64, 64]}}
+NOISE = {"noise_type": "normal", "noise_std": 0.1}
+# Name -> learner -> settings.
+SETTINGS: dict[str, dict[str, dict]] = {
+    "default": {},
+    "small": {"TD3": {**SMALL, **NOISE}, "DDPG": {**SMALL, **NOISE}, "SAC": SMALL},
+}
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -35,7 +48,11 @@ def run(arguments: argparse.Namespace) -> None:
         specs = [
             LifetimeSpec(
                 Task(env_id),
-                LearnerSpec("PPO", {}, arguments.engine),
+                LearnerSpec(
+                    arguments.learner,
+                    SETTINGS[arguments.settings].get(arguments.learner, {}),
+                    arguments.engine,
+                ),
                 arguments.steps,
                 Seeds.derive(0, "single", s),
             )
@@ -43,7 +60,8 @@ def run(arguments: argparse.Namespace) -> None:
         ]
         size = 1 if arguments.engine == "sb3" else len(specs)
         for k in range(0, len(specs), max(1, size)):
-            for seed, record in zip(seeds[k : k + size], live(Cohort(tuple(specs[k : k + size])))):
+            records = live(Cohort(tuple(specs[k : k + size]), evaluate=True))
+            for seed, record in zip(seeds[k : k + size], records):
                 assert record.fitness is not None, record.error
                 row = {
                     "env_id": env_id,
@@ -51,6 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
                     "seed": seed,
                     "last 10 episodes": record.fitness,
                     "whole training": float(np.mean([r for _, r in record.curve])),
+                    "10 fresh episodes": float(np.mean(record.final_returns)),
                     "seconds": record.seconds,
                     "commit": record.commit,
                 }
@@ -69,7 +88,7 @@ def compare(arguments: argparse.Namespace) -> None:
     )
     rng = np.random.default_rng(0)
     for env_id in dict.fromkeys(r["env_id"] for r in rows):
-        for measure in ("last 10 episodes", "whole training"):
+        for measure in ("last 10 episodes", "whole training", "10 fresh episodes"):
             cohort, sb3 = (
                 np.array(
                     [r[measure] for r in rows if r["env_id"] == env_id and r["engine"] == engine]
@@ -98,6 +117,8 @@ if __name__ == "__main__":
     commands = parser.add_subparsers(required=True)
     part = commands.add_parser("run")
     part.add_argument("--engine", choices=("cohort", "sb3"), required=True)
+    part.add_argument("--learner", default="PPO")
+    part.add_argument("--settings", choices=tuple(SETTINGS), default="default")
     part.add_argument("--env_ids", default=",".join(ENVIRONMENTS))
     part.add_argument("--steps", type=int, default=100_000)
     part.add_argument("--seeds", type=int, default=12)

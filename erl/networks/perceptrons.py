@@ -416,6 +416,7 @@ class Trained:
 
     Attributes:
         values, grads, target: (n, size).
+        alike: whether all members have the same rate at all times, which a GPU is told once.
     """
 
     def __init__(
@@ -441,6 +442,7 @@ class Trained:
         }
         # A GPU reads rates from its own memory, so that a recorded graph follows schedules.
         self._rates = torch.zeros(n, device=device) if torch.device(device).type == "cuda" else None
+        self.alike = True
         self._bind()
         self.set_rates([rate] * n)
 
@@ -465,13 +467,21 @@ class Trained:
         members = range(begin, len(self.rates) if end is None else end)
         unclipped = self._max_norm is None
         norms = self.grads.new_empty(0) if unclipped else self._clip(members, self._max_norm)
-        for rate in dict.fromkeys(self.rates[i] for i in members):
-            alike = [i for i in members if self.rates[i] == rate]
-            values, grads, first, second, steps = map(list, zip(*(self._rows[i] for i in alike)))
-            torch._foreach_add_(steps, 1.0)
-            lr = rate if self._rates is None else self._rates[alike[0]]
+        self._steps[begin : members.stop] += 1.0
+        for group in self._groups(members):
+            values, grads, first, second, steps = map(list, zip(*(self._rows[i] for i in group)))
+            lr = self.rates[group[0]] if self._rates is None else self._rates[group[0]]
             torch._fused_adam_(values, grads, first, second, [], steps, lr=lr, **self._adam)
         return norms
+
+    def _groups(self, members: range) -> list[list[int]]:
+        """Members that have the same rate, in one call of Adam each."""
+        if self.alike:
+            return [list(members)]
+        if self._rates is not None:
+            return [[i] for i in members]
+        rates = dict.fromkeys(self.rates[i] for i in members)
+        return [[i for i in members if self.rates[i] == rate] for rate in rates]
 
     def _clip(self, members: range, max_norm: Any) -> Tensor:
         norms = []

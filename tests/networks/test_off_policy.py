@@ -260,6 +260,7 @@ def test_adam_with_clipping_is_torchs():
     """A row each: one has its own rate, one begins afresh, one stays where it is."""
     mine = Trained(4, 50, rate=0.01, max_norm=1.0, betas=(0.8, 0.99), eps=1e-6, weight_decay=0.1)
     mine.values.copy_(torch.randn(4, 50))
+    mine.alike = False
     mine.set_rates([0.01, 0.02, 0.01, 0.01])
     before = mine.values.clone()
 

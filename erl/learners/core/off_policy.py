@@ -114,7 +114,7 @@ class OffPolicy(Generic[S]):
         s, n = self.settings[0], len(self.settings)
         self.observation_space, self.action_space = observation_space, action_space
         self.observations, self.actions = s.lengths(observation_space, action_space)
-        self.device = s.resolved_device()
+        self.device, self._budgets = s.resolved_device(), list(steps)
         capacities = [each.capacity(budget) for each, budget in zip(settings, steps)]
         check_memory(s, capacities, self.observations, self.actions)
         self.buffer = ReplayBuffer(
@@ -138,7 +138,6 @@ class OffPolicy(Generic[S]):
         self._rngs = [[np.random.default_rng(child) for child in each] for each in spawned]
         self.steps, self.updates = np.zeros(n, np.int64), np.zeros(n, np.int64)
         self._exploration = np.zeros((n, s.n_envs, self.actions))
-        self.statistics: list[dict[str, Tensor]] = [{} for _ in range(n)]
 
     # -- what an algorithm gives --
 
@@ -177,6 +176,9 @@ class OffPolicy(Generic[S]):
     def _bind(self) -> None:
         """Make what looks into the members' rows; called when they changed."""
         self._blocks: dict[tuple[int, int], Block[S]] = {}
+        budgets = zip(self.settings, self._budgets)
+        self._same_rates = len({(s.learning_rate, budget) for s, budget in budgets}) == 1
+        self._said: dict[tuple[int, int, Hashable], dict[str, Tensor]] = {}
         self._captured = Captured(self._update_block, str(self.device))
         widths = sum(self.actor_shape.hidden) + 2 * len(self.settings[0].qf) * sum(
             self.critic_shape.hidden
@@ -310,19 +312,29 @@ class OffPolicy(Generic[S]):
             ]
             for begin, end in _runs(courses, self._per_block):
                 self._sample(begin, end)
-                said = self._captured(
-                    (begin, end, courses[begin]),
-                    torch.from_numpy(self._sampled[begin:end]).to(self.device),
-                    torch.from_numpy(self._noise[begin:end]).to(self.device),
+                key = begin, end, courses[begin]
+                places, noise = self._sampled[begin:end], self._noise[begin:end]
+                self._said[key] = self._captured(
+                    key,
+                    torch.from_numpy(places).to(self.device),
+                    torch.from_numpy(noise).to(self.device),
                 )
-                for i in range(begin, end):
-                    self.statistics[i] |= {name: v[i - begin] for name, v in said.items()}
                 self.updates[begin:end] += 1
+
+    def statistics(self, i: int) -> dict[str, float]:
+        """What member i's latest updates, of each course, say of themselves."""
+        return {
+            name: float(values[i - begin])
+            for (begin, end, _), said in self._said.items()
+            if begin <= i < end
+            for name, values in said.items()
+        }
 
     def set_rates(self, progress_remaining: Sequence[float]) -> None:
         """Follow schedules of learning rates."""
         rates = [s.rate(p) for s, p in zip(self.settings, progress_remaining)]
         for trained in self.networks.values():
+            trained.alike = self._same_rates
             if rates != trained.rates:
                 trained.set_rates(rates)
 
@@ -406,7 +418,7 @@ class OffPolicy(Generic[S]):
         self.buffer.keep(kept)
         self.settings = [self.settings[i] for i in kept]
         self._rngs = [self._rngs[i] for i in kept]
-        self.statistics = [self.statistics[i] for i in kept]
+        self._budgets = [self._budgets[i] for i in kept]
         self.steps, self.updates = self.steps[kept], self.updates[kept]
         self._exploration = self._exploration[kept]
         self._bind()

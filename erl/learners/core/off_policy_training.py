@@ -157,8 +157,8 @@ class OffPolicyTraining:
             if telemetry.evaluation_due:
                 for score in telemetry.evaluate({"agent": self.agent(row)}).values():
                     scalars["eval/mean_reward"] = score
-            for name, value in self.learner.statistics[row].items():
-                scalars[f"train/{name}"] = float(value)
+            for name, value in self.learner.statistics(row).items():
+                scalars[f"train/{name}"] = value
             scalars["train/n_updates"] = float(self.learner.updates[row])
             telemetry.scalars(scalars)
 

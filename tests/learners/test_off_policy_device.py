@@ -1,0 +1,93 @@
+"""TD3 and SAC where networks and buffers lie on another device: the same as on the CPU, to
+rounding. Without a GPU the same path is taken on the CPU.
+"""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from erl.learners import Outputs, get_learner
+from erl.learners.core.replay import ReplayBuffer
+from erl.learners.erl_re2.settings import Re2Settings
+from erl.learners.erl_re2.update import Draws, TwoScale, new_heads
+from erl.networks.captured import Captured
+from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
+from erl.worlds.tasks import Ledger, Task
+
+DEVICE = os.environ.get("ERL_TEST_DEVICE", "cuda" if torch.cuda.is_available() else "cpu")
+DEVICES = dict.fromkeys(("cpu", DEVICE))
+
+
+def trained(name, device, **config):
+    """Agents of three lifetimes side by side, with different rates, and their episodes."""
+    quick = {
+        "batch_size": 32,
+        "learning_starts": 60,
+        "buffer_size": 90,
+        "device": device,
+        "policy_kwargs": {"net_arch": [32, 32]},
+    }
+    specs = [
+        LifetimeSpec(
+            Task("toy_environments:Reach-v0"),
+            LearnerSpec(name, {**quick, "learning_rate": rate, **config}, "cohort"),
+            160,
+            Seeds.derive(0, "single", i),
+        )
+        for i, rate in enumerate([1e-3, 1e-3, "lin_2e-3"])
+    ]
+    ledgers = [Ledger() for _ in specs]
+    agents = get_learner(name, "cohort").train(specs, ledgers, [Outputs()] * 3)
+    return agents, [ledger.episodes for ledger in ledgers]
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("TD3", {"noise_type": "normal", "noise_std": 0.1}), ("SAC", {}), ("DDPG", {"n_envs": 2})],
+)
+def test_a_device_gives_what_the_cpu_gives(name, config):
+    # As many calls as a GPU needs before it records: most of the updates are replayed.
+    assert Captured._WARM < 10
+    expected, episodes = trained(name, "cpu", **config)
+    agents, found = trained(name, DEVICE, **config)
+    for mine, theirs in zip(found, episodes):
+        assert [n for _, _, n in mine] == [n for _, _, n in theirs]
+        np.testing.assert_allclose([r for _, r, _ in mine], [r for _, r, _ in theirs], rtol=1e-2)
+    for mine, theirs in zip(agents, expected):
+        weights = theirs.model.policy.state_dict()
+        for key, value in mine.model.policy.state_dict().items():
+            torch.testing.assert_close(value, weights[key], rtol=1e-2, atol=1e-3)
+
+
+def test_erl_re2_updates_are_those_of_the_cpu():
+    settings = {device: Re2Settings.from_learner_config({"device": device}) for device in DEVICES}
+    networks, buffers, updates = {}, {}, {}
+    rng = np.random.default_rng(0)
+    columns = (rng.normal(size=(300, 5)), rng.uniform(-1, 1, (300, 2)), rng.normal(size=(300, 5)))
+    for device, s in settings.items():
+        networks[device] = TwoScale(s, 5, 2, torch.Generator().manual_seed(0))
+        buffers[device] = ReplayBuffer(300, 5, 2, device)
+        buffers[device].add(*columns, np.arange(300) % 7.0, np.zeros(300))
+
+        def update(improve, places, noise, heads, device=device):
+            draws = Draws(noise, heads[0], heads[1:])
+            return networks[device].update(buffers[device].batch(places), draws, improve)
+
+        updates[device] = Captured(update, device)
+    generator = torch.Generator().manual_seed(1)
+    for k in range(12):
+        places = torch.randint(300, (128,), generator=generator)
+        noise = torch.randn(128, 2, generator=generator)
+        heads = new_heads(2, 2, 300, generator)
+        for device, run in updates.items():
+            run(k % 2 == 0, *(t.to(device) for t in (places, noise, heads)))
+    for mine, theirs in zip(networks[DEVICE].networks, networks["cpu"].networks):
+        torch.testing.assert_close(mine.values.cpu(), theirs.values, rtol=1e-2, atol=1e-3)
+
+
+def test_auto_takes_what_there_is():
+    learner = get_learner("TD3", "cohort")
+    device = learner.settings.from_learner_config({"device": "auto"}).resolved_device()
+    assert device.type == ("cuda" if torch.cuda.is_available() else "cpu")
