@@ -5,8 +5,8 @@
 # a saved model (without `.zip`), and the study that its reservoir came from.
 
 # %% tags=["parameters"]
-MODEL = "models/Swimmer-v4_gait_100k_steps_trial_0_test_500k_steps/RES_PPO/seed_0"
-STUDY = "Swimmer-v4_gait_100k_steps"
+MODEL = "models/CartPole-v1_memory_100k_steps_trial_22_test_100k_steps/RES_PPO_0.0003/seed_6"
+STUDY = "CartPole-v1_memory_100k_steps"
 STEPS = None  # of the episode; None for the whole
 SHOWN = 200  # steps that are shown in detail
 RESERVOIRS = 10  # seeds of the evolved reservoir, and as many that did not evolve

@@ -24,6 +24,8 @@ from erl.worlds.reservoirs import ReservoirParams, effective_radius, memory_prof
 LINES = 8
 # Steps that an episode has at least for a spectrum.
 SHORTEST = 16
+# What repeats less often in an episode, or holds a smaller share of the motion, is no gait.
+CYCLES, RHYTHM = 3, 0.1
 
 
 def _with_reservoir(episode: Trace) -> None:
@@ -109,11 +111,23 @@ def aligned(episode: Trace, first: int = 0, last: int | None = None, about: str 
         _image(rows[1], times, states[:, by_phase(states)], "PuOr", Normalize(-largest, largest))
         rows[1].set_ylabel("neuron (sorted)")
         figure.colorbar(rows[1].images[0], ax=rows[1], label="state", pad=0.01)
-    _rows(rows[-2], times, episode.actions[part], "action")
+    chosen = _chosen(episode.actions[part])
+    if chosen is None:
+        _rows(rows[-2], times, episode.actions[part], "action")
+    else:
+        rows[-2].plot(times, chosen, ".", color=COLOURS[0], markersize=3)
+        rows[-2].set_yticks(range(episode.actions.shape[1]))
+        rows[-2].set_ylabel("action chosen")
     rows[-1].plot(times, episode.rewards[part], color=COLOURS[0], linewidth=1.0)
     rows[-1].set_ylabel("reward")
     rows[-1].set_xlabel(f"time ({episode.time_unit})")
     return caption(figure, _about(episode), about)
+
+
+def _chosen(actions: np.ndarray) -> np.ndarray | None:
+    """The numbers of discrete actions (T,), which a trace holds one-hot; None for others."""
+    one_hot = actions.shape[1] > 1 and np.all((actions == 0) | (actions == 1))
+    return actions.argmax(1) if one_hot and np.all(actions.sum(1) == 1) else None
 
 
 def by_phase(states: np.ndarray) -> np.ndarray:
@@ -210,8 +224,10 @@ def gait(episode: Trace) -> Gait:
     """The gait: dominant rhythm of the first principal component of the standardised observations,
     and its phase by the analytic signal (Hilbert transform) of that band.
 
+    It repeats at least `CYCLES` times, and holds at least a share of `RHYTHM` of the variance.
+
     Raises:
-        UserError: an episode that is too short, or in which nothing moves.
+        UserError: an episode that is too short, in which nothing moves, or without a rhythm.
     """
     observed = episode.observations
     spread = observed.std(0)
@@ -225,14 +241,18 @@ def gait(episode: Trace) -> Gait:
         )
     # A drift, such as a growing position, is no rhythm.
     motion = signal.detrend(principal_components(moving)[0][:, 0])
-    (frequency,) = dominant_frequencies(motion[:, None], step)
-    if not math.isfinite(frequency):
-        raise UserError("no gait: no observation changes in this episode")
+    found, amplitudes = spectrum(motion[:, None], step)
+    repeated = found >= CYCLES / (len(motion) * step)
+    frequency = _peak(found[repeated], amplitudes[repeated, 0])
     transformed = np.fft.fft(motion)
     band = np.fft.fftfreq(len(motion), step)
     inside = (band >= frequency / math.sqrt(2)) & (band <= frequency * math.sqrt(2))
     analytic = np.fft.ifft(np.where(inside, 2 * transformed, 0))
     share = float(np.var(analytic.real) / max(float(np.var(motion)), np.finfo(float).tiny))
+    if not share >= RHYTHM:
+        raise UserError(
+            f"no gait: no rhythm holds a {1 / RHYTHM:.0f}th of the motion of this episode"
+        )
     return Gait(frequency, np.angle(analytic), min(share, 1.0))
 
 

@@ -567,6 +567,7 @@ def two_levels(
     )
     top.xaxis.set_major_locator(MaxNLocator(integer=True))
     top.set_ylabel("fitness")
+    top.margins(y=0.12)
     top.legend(loc="lower right", ncols=3)
     below: Any = None
     for i, (name, number) in enumerate(picks.items()):

@@ -283,7 +283,7 @@ def _run_name(path: Path, root: str) -> tuple[str, int | None]:
 # -- what Optuna computes --
 
 
-def importances(data: StudyData, repeats: int = 10) -> pd.DataFrame:
+def importances(data: StudyData, repeats: int = 5) -> pd.DataFrame:
     """How much each searched parameter matters for the fitness, by two of Optuna's evaluators.
 
     `fANOVA` (Hutter et al., 2014) is the share of the variance that a random forest attributes to

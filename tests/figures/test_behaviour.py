@@ -1,5 +1,7 @@
 """Figures of behaviour against signals whose answer is known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -82,6 +84,23 @@ def test_where_there_is_no_gait():
     still.observations[:] = 1.0
     with pytest.raises(UserError, match="no observation changes"):
         behaviour.gait(still)
+
+
+def test_a_drift_is_no_gait():
+    drift = walk()
+    rng = np.random.default_rng(0)
+    slow = np.sin(np.pi * np.arange(401) / 401)[:, None]
+    drift.observations[:] = 5 * slow + 0.01 * rng.normal(size=(401, 3))
+    with pytest.raises(UserError, match="no rhythm holds a 10th of the motion"):
+        behaviour.gait(drift)
+
+
+def test_discrete_actions_are_shown_by_their_number():
+    episode = walk()
+    numbers = np.random.default_rng(0).integers(0, 3, len(episode))
+    discrete = dataclasses.replace(episode, actions=np.eye(3)[numbers])
+    axes = behaviour.aligned(discrete).axes[2]
+    assert list(axes.lines[0].get_ydata()) == list(numbers)
 
 
 def test_principal_components_are_those_of_the_covariance():
