@@ -48,7 +48,7 @@ SMALL = {
     "test": "--nb_seeds 1 --workers 1",
     "single": "--nb_seeds 1 --workers 1",
 }
-STEPS = {"ERL-Re2": 800}
+STEPS = {"ERL-Re2": 800, "DERL": 3000}
 SETTINGS = {
     "PPO": {"n_steps": 60, "batch_size": 60, "n_epochs": 1},
     "SAC": {"learning_starts": 100, "batch_size": 8, "train_freq": 50},
@@ -61,6 +61,13 @@ SETTINGS = {
         "frac_frames_train": 0.05,
         "time_steps": 5,
         "eval_freq": 0,
+    },
+    "DERL": {
+        "population_size": 2,
+        "num_episodes_per_iter": 1,
+        "learning_starts": 100,
+        "updates_per_step": 0.05,
+        "batch_size": 8,
     },
 }
 
