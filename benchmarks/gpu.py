@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SECONDS = 290
+SECONDS = 285
 
 
 def parts(device: str) -> list[tuple[str, list[str]]]:

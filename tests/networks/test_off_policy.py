@@ -13,6 +13,7 @@ from erl.networks.perceptrons import (
     Perceptrons,
     Shape,
     Trained,
+    narrow_product,
     product,
     rounds_to_bfloat16,
     shortening,
@@ -237,6 +238,88 @@ def test_bfloat16_differs_by_its_rounding(processor, norm):
     rounds = rounds_to_bfloat16()
     assert (difference > 0) == rounds
     assert torch.equal(grads, rounded_grads) != rounds
+
+
+@pytest.mark.parametrize("way", ["tensors", "fp32"])
+def test_bfloat16_tensors_of_members(way, monkeypatch):
+    """Wide factors are converted where the processor multiplies them fast, and only there."""
+    monkeypatch.setattr("erl.networks.perceptrons.bfloat16_way", lambda device: way)
+    shape = Shape(40, (128, 128), 1, "ReLU", norm=False, aligned=True)
+    exact, values, grads = stacked(shape, 2)
+    rounded_grads = torch.zeros_like(grads.zero_())
+    rounded = Perceptrons(shape, 2, values, rounded_grads, low=True)
+    x = torch.randn(2, 128, 40)
+    outputs = [network.forward(x) for network in (exact, rounded)]
+    differ = not torch.equal(outputs[0].output, outputs[1].output)
+    assert differ == (way == "tensors" or rounds_to_bfloat16())
+    torch.testing.assert_close(outputs[1].output, outputs[0].output, rtol=0.05, atol=0.05)
+    for network, trace in zip((exact, rounded), outputs):
+        network.backward(trace, torch.ones_like(trace.output))
+    assert F.cosine_similarity(grads, rounded_grads, 1).min() > 0.999
+    with_bias = narrow_product(
+        x.repeat(1, 1, 3), torch.randn(2, 120, 128), True, torch.ones(2, 1, 128)
+    )
+    assert with_bias.dtype == torch.float32
+
+
+MEMBERS = {
+    "critic": Shape(5, (48, 32), 1, "ReLU", norm=False, aligned=True),
+    "actor": Shape(5, (40,), 6, "Tanh", norm=False, aligned=True),
+    "wide output": Shape(5, (20,), 40, "LeakyReLU", norm=False, aligned=True),
+    "one hidden unit": Shape(3, (1,), 2, "ReLU", norm=False, aligned=True),
+    "normalised": Shape(5, (48, 32), 1, "ReLU", aligned=True),
+}
+
+
+def stacked(shape, n):
+    """Perceptrons of n members, a row each."""
+    values, grads = torch.zeros(n, shape.size()), torch.full((n, shape.size()), float("nan"))
+    made = Perceptrons(shape, n, values, grads)
+    for k, (layers, _) in enumerate(made.cut(values)):
+        for layer in layers:
+            generator = torch.Generator().manual_seed(k)
+            bound = layer.weight.shape[0] ** -0.5
+            for block in (layer.weight, layer.bias):
+                block.copy_(torch.empty(block.shape).uniform_(-bound, bound, generator=generator))
+            if layer.gain is not None:
+                layer.gain.fill_(0.9)
+    return made, values, grads
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("name", MEMBERS)
+def test_gradients_of_members_are_autograds(name, n):
+    """Each member sees a batch of its own."""
+    shape = MEMBERS[name]
+    made, values, grads = stacked(shape, n)
+    x = torch.randn(n, 33, shape.inputs)
+    trace = made.forward(x)
+    d = torch.randn(trace.output.shape)
+    by_input = made.backward(trace, d.clone(), inputs=slice(1, None))
+
+    flat = values.double().requires_grad_()
+    xs = x.double().requires_grad_()
+    activate = getattr(
+        F, {"ReLU": "relu", "Tanh": "tanh", "LeakyReLU": "leaky_relu"}[shape.activation]
+    )
+    outputs = []
+    for k, (layers, _) in enumerate(made.cut(flat)):
+        h = xs[k]
+        for i, layer in enumerate(layers):
+            h = h @ layer.weight + layer.bias
+            if layer.gain is not None:
+                normalised = (h - h.mean(-1, keepdim=True)) / (h.std(-1, keepdim=True) + 1e-6)
+                h = layer.gain * normalised + layer.shift
+            h = activate(h) if i < len(shape.hidden) else h
+        outputs.append(h)
+    outputs = torch.stack(outputs)
+    torch.testing.assert_close(trace.output.double(), outputs, rtol=1e-4, atol=1e-5)
+    outputs.backward(d.double())
+    torch.testing.assert_close(by_input.double(), xs.grad[..., 1:], rtol=1e-3, atol=1e-4)
+    for mine, theirs in zip(made.cut(grads), made.cut(flat.grad)):
+        for layer, wanted in zip(mine[0], theirs[0]):
+            torch.testing.assert_close(layer.weight.double(), wanted.weight, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(layer.bias.double(), wanted.bias, rtol=1e-3, atol=1e-4)
 
 
 def test_initialisation_is_torchs():

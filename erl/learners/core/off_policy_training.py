@@ -1,5 +1,6 @@
 """Off-policy algorithms as learners: many lifetimes side by side, steps and updates in turns."""
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -14,9 +15,12 @@ from erl.learners.core.off_policy_settings import OffPolicySettings
 from erl.learners.core.run import Run
 from erl.learners.core.settings import check_budget
 from erl.learners.sb3 import SB3Agent
+from erl.networks.perceptrons import bfloat16_way
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.tasks import Ledger
 from erl.worlds.world import World
+
+_log = logging.getLogger(__name__)
 
 # Iterations between two entries in the logs.
 _LOG_EVERY = 1000
@@ -99,7 +103,13 @@ class OffPolicyTraining:
         self.iterations = 0
 
     def start(self) -> None:
-        """Begin the first episodes."""
+        """Begin the first episodes, and warn of a setting that has no effect."""
+        s, device = self.settings, self.learner.device.type
+        if s.precision == "bf16" and bfloat16_way(device) == "fp32":
+            _log.warning(
+                "precision=bf16 changes nothing on this processor: PyTorch multiplies in single "
+                "precision here"
+            )
         self.observations = self.world.reset().astype(np.float32)
         self.run.fail(dict(self.world.faults))
 
