@@ -108,7 +108,7 @@ def aligned(episode: Trace, first: int = 0, last: int | None = None, about: str 
         states = episode.states[part]
         # Neurons with like activity lie together: sorted by the phase of their first components.
         largest = float(np.abs(states).max()) or 1.0
-        _image(rows[1], times, states[:, by_phase(states)], "PuOr", Normalize(-largest, largest))
+        _image(rows[1], times, states[:, by_phase(states)], "PuOr_r", Normalize(-largest, largest))
         rows[1].set_ylabel("neuron (sorted)")
         figure.colorbar(rows[1].images[0], ax=rows[1], label="state", pad=0.01)
     chosen = _chosen(episode.actions[part])
@@ -284,11 +284,14 @@ def spectra(episode: Trace, about: str = "") -> Figure:
             axes.fill_between(frequencies, low, high, color=COLOURS[5], alpha=0.5, linewidth=0)
             axes.plot(frequencies, middle, color=COLOURS[0])
         axes.set_ylabel(name)
-        axes.set_ylim(bottom=0)
+        highest = float(amplitudes.max())
+        if highest > 0:
+            axes.set_yscale("log")
+            axes.set_ylim(highest * 1e-4, highest * 2)
     rows[-1].set_xlabel(f"frequency ({unit})")
     return caption(
         figure,
-        "Amplitude spectra (Hann window, mean removed).",
+        "Amplitude spectra (Hann window, mean removed), over four decades below the highest peak.",
         f"More than {LINES} columns: median, and the range that holds 90 % of them."
         if max(v.shape[1] for v in parts.values()) > LINES
         else "",

@@ -30,7 +30,7 @@ RETURNS = {
 
 
 def finished(lifetimes: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Finished lifetimes that have a value in this column, one for each arm and seed.
+    """Finished lifetimes that have a value in this column, one for each arm and seed, by seed.
 
     Raises:
         UserError: there are none.
@@ -41,7 +41,7 @@ def finished(lifetimes: pd.DataFrame, column: str) -> pd.DataFrame:
         has = frame[column].map(len) > 0 if column == "curve" else frame[column].notna()
         frame = frame[has].drop_duplicates(["arm", "seed"])
         if len(frame):
-            return frame.sort_values(["arm", "seed"], kind="stable")
+            return frame.sort_values("seed", kind="stable")
     what = "a learning curve" if column == "curve" else f"a {column.replace('_', ' ')}"
     raise UserError(f"no finished lifetime of this study has {what}")
 
