@@ -76,7 +76,12 @@ SETTINGS = {
 def folder(tmp_path):
     """A folder with the project in it, and stand-ins for programs."""
     for name in (*PROJECT, *(p.name for p in ROOT.glob("*.py"))):
-        (tmp_path / name).symlink_to(ROOT / name)
+        if name != "erl":
+            (tmp_path / name).symlink_to(ROOT / name)
+    # A folder of its own, since the stand-in for git writes into it.
+    (tmp_path / "erl").mkdir()
+    for path in (ROOT / "erl").iterdir():
+        (tmp_path / "erl" / path.name).symlink_to(path)
     programs = tmp_path / "programs"
     programs.mkdir()
     bash = shutil.which("bash")

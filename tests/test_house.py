@@ -15,7 +15,7 @@ FILES = {
 }
 SCRIPTS = {p.stem: p for p in ROOT.glob("*.py") if p.name not in ("conftest.py", "setup.py")}
 
-ROOMS = {p.name for p in (ROOT / "erl").iterdir() if p.is_dir() and p.name != "__pycache__"}
+ROOMS = {p.name for p in (ROOT / "erl").iterdir() if (p / "__init__.py").exists()}
 # The rooms, the lowest first, and what each may import. A module at the top of `erl` is a room of
 # its own; `erl.cli` knows errors alone.
 LEAVES = {"errors", "files", "statistics"}
