@@ -131,16 +131,20 @@ def picture(modules: list[Module]) -> str:
         if room in path:  # a circle, which the last line names
             return 0
         if room not in depth:
-            depth[room] = 1 + max((below(r, (*path, room)) for r in graph[room]), default=-1)
+            depth[room] = 1 + max(
+                (below(r, (*path, room)) for r in sorted(graph[room])), default=-1
+            )
         return depth[room]
 
-    order = sorted(rooms, key=lambda r: (-below(r, ()), r))
+    order = sorted(sorted(rooms), key=lambda r: (-below(r, ()), r))
     width = max(map(len, order))
     rows = []
     for room in order:
         row = ", ".join(r for r in order if graph[room][r])
         rows.append(f"{depth[room]:2d}  {room:{width}s}  {'-> ' + row if row else ''}".rstrip())
-    circles = [f"{a} -> {b}" for a in order for b in graph[a] if order.index(b) < order.index(a)]
+    circles = [
+        f"{a} -> {b}" for a in order for b in sorted(graph[a]) if order.index(b) < order.index(a)
+    ]
     rows.append(f"imports in circles: {', '.join(circles) or 'none'}")
     return "\n".join(rows)
 
