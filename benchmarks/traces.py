@@ -45,6 +45,7 @@ OF_PRUNED = frozenset({"spec"})
 # Keys that only the newer version writes, and keys that have another name in it (new: old).
 ADDED = frozenset({"kind"})
 RENAMED: dict[str, str] = {}
+# A key without a value (null) is as good as none: studies of every kind store the same keys now.
 # `auto` may be stored as what it stands for.
 ENGINES = {"PPO": "cohort", "ERL-Re2": "cohort"}
 OTHER_ENGINE = "sb3"
@@ -84,6 +85,8 @@ EVOLVE = f"{TEST} --ep_eval 2 --units 12"
 PPO = "--learner_config ppo.yaml"
 RE2 = "--learner ERL-Re2 --learner_config re2.yaml"
 PENDULUM = "--env_id Pendulum-v1"
+# Learners that have had an engine of this project since, which `auto` means.
+SB3 = f"--engine sb3 --learner_config td3.yaml {PENDULUM}"
 # Commands that are also killed.
 HALF_CHEETAH = (
     f"evolve_res.py {EVOLVE} {PPO} --env_id HalfCheetah-v4 --sampler Cmaes --training_steps 2048 "
@@ -155,8 +158,8 @@ TRACES = (
     Trace(
         "off_policy",
         (
-            f"{SINGLE} --learner TD3 --learner_config td3.yaml {PENDULUM} --steps 400 --nb_seeds 2",
-            f"{SINGLE} --learner SAC --learner_config td3.yaml {PENDULUM} --steps 400 --nb_seeds 2",
+            f"{SINGLE} --learner TD3 {SB3} --steps 400 --nb_seeds 2",
+            f"{SINGLE} --learner SAC {SB3} --steps 400 --nb_seeds 2",
             f"{SINGLE} --learner DQN --learner_config td3.yaml --env_id CartPole-v1 --steps 600 "
             "--nb_seeds 2",
             f"{SINGLE} --learner RecurrentPPO {PPO} --env_id CartPole-v1 --steps 384 --nb_seeds 2",
@@ -436,7 +439,7 @@ def _comparable(part: dict[str, Any]) -> dict[str, Any]:
     kept = {
         RENAMED.get(k, k): v
         for k, v in part.items()
-        if k not in IGNORED and not k.startswith(IGNORED_PREFIXES)
+        if v is not None and k not in IGNORED and not k.startswith(IGNORED_PREFIXES)
     }
     if kept.get("state") == "PRUNED" and "user_attrs" in kept:
         attributes = kept["user_attrs"]
