@@ -538,14 +538,16 @@ def test_champion_and_rl_agent_are_evaluated_alike():
         patch.setattr(
             "erl.learners.core.telemetry.evaluate_afresh", lambda *_: time.sleep(0.5) or 1 / 0
         )
+        begun = time.perf_counter()
         (noted,) = live(
             Cohort((replace(s, learner=LearnerSpec("ERL-Re2", SMALL | {"eval_freq": 100})),))
         )
+        elapsed = time.perf_counter() - begun
     assert [row["error"] for row in noted.inner["evaluations"]] == [
         "ZeroDivisionError: division by zero"
     ] * 4
     assert noted.fitness == record.fitness
-    assert noted.seconds < 2.0
+    assert noted.seconds < elapsed - 4 * 0.5 + 0.01  # whatever the machine's speed
     # The same policy under two names reaches the same.
     telemetry = Telemetry(s, Ledger(), Outputs(), EvaluationSettings(eval_episodes=3))
     scores = telemetry.evaluate({"one": agent, "two": agent})
