@@ -37,7 +37,7 @@ from erl.studies.distributions import categorical, integer
 from erl.studies.records import records
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
 from erl.studies.study import Study, stored_config
-from erl.studies.trials import RunningTrial
+from erl.studies.trials import RunningTrial, why_failed
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.task_sets import TASK_SETS, load_task_set, load_task_sets
 
@@ -245,8 +245,8 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     complete = {_key(t) for t in study.trials("COMPLETE")}
     failed = {_key(t): t for t in study.trials("FAIL") if _key(t) not in complete}.values()
     for trial in failed:
-        reason = trial.user_attrs.get("error", {}).get("reason")
-        sink.line(f"failed: {trial.params['arm']} seed {trial.params['seed']}: {reason}")
+        arm, seed = trial.params["arm"], trial.params["seed"]
+        sink.line(f"failed: {arm} seed {seed}: {why_failed(trial)}")
     elsewhere = len(study.trials("RUNNING"))
     if elsewhere:
         sink.line(

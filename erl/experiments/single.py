@@ -35,7 +35,7 @@ from erl.studies.configuration import SingleStudy
 from erl.studies.distributions import integer
 from erl.studies.storage import shown
 from erl.studies.study import Study, stored_config
-from erl.studies.trials import RunningTrial
+from erl.studies.trials import RunningTrial, why_failed
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
 
@@ -153,7 +153,7 @@ def run(flags: SingleConfig, sink: Sink) -> int:
     complete = {t.params["seed"] for t in study.trials("COMPLETE")}
     failed = {t.params["seed"]: t for t in study.trials("FAIL") if t.params["seed"] not in complete}
     for seed, trial in failed.items():
-        sink.line(f"failed: seed {seed}: {trial.user_attrs.get('error', {}).get('reason')}")
+        sink.line(f"failed: seed {seed}: {why_failed(trial)}")
     elsewhere = [seed for seed in indices if seed not in complete | failed.keys()]
     if elsewhere:
         sink.line(

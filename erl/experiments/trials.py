@@ -185,11 +185,13 @@ class TrialLoop:
     def _compare(
         self, trial: RunningTrial, reports: Mapping[int, np.ndarray] = MappingProxyType({})
     ) -> None:
-        """Compare a trial at points that all its lifetimes have passed; it may be pruned."""
-        if trial.pruner is None or trial.pruned is not None:
+        """Report what a trial has reached at points that all its lifetimes have passed, and compare
+        it: it may be pruned.
+        """
+        if trial.pruned is not None:
             return
         values = values_at_points(trial.specs, trial.records, reports, self._score)
-        found = trial.pruner.compare(values)
+        found = trial.reporter.compare(values)
         trial.pruned = found.pruned
         if found.values or found.notes or found.pruned is not None:
             self._writer.write(None, self._study.store_comparison, trial.trial_id, found)
@@ -231,7 +233,7 @@ def _set_pruners(
     for trial in trials:
         mine = generation(trial.number, trial.attrs)
         earlier = [t for t in finished if generation(t.number, t.user_attrs) < mine]
-        trial.pruner = TrialPruner(pruning.pruner, study.name, trial.number, earlier, values)
+        trial.reporter = TrialPruner(pruning.pruner, study.name, trial.number, earlier, values)
 
 
 def _remove_checkpoint(cohort: Cohort, k: int) -> None:

@@ -26,7 +26,7 @@ from erl.studies.configuration import from_stored
 from erl.studies.records import generations, records
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown
 from erl.studies.study import COPY, Study
-from erl.studies.trials import lifetime_records
+from erl.studies.trials import lifetime_records, why_failed
 
 ROWS = ("lifetimes", "trials", "generations")
 COLUMNS = ("study", "kind", "trials", "best fitness", "last change")
@@ -195,8 +195,7 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
     if failed:
         sink.line("failed trials:")
         for trial in failed:
-            reason = (trial.user_attrs.get("error") or {}).get("reason", "no reason stored")
-            sink.line(f"  {trial.number:5d}  {reason}")
+            sink.line(f"  {trial.number:5d}  {why_failed(trial) or 'no reason stored'}")
     lost = {t.number: t.user_attrs["lost"] for t in trials if t.user_attrs.get("lost")}
     if lost:
         sink.line(
@@ -219,7 +218,7 @@ def trial_rows(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
             "begun": t.datetime_start,
             "ended": t.datetime_complete,
             "generation": t.user_attrs.get("generation"),
-            "error": (t.user_attrs.get("error") or {}).get("reason"),
+            "error": why_failed(t),
         }
         for t in trials
     )

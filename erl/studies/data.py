@@ -30,6 +30,7 @@ from erl.studies.configuration import EvolutionStudy, SingleStudy, StudyConfig, 
 from erl.studies.records import generations, records
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
 from erl.studies.study import Study
+from erl.studies.trials import why_failed
 from erl.worlds.reservoirs import ReservoirParams
 
 # Scalars in which a TensorBoard log may tell the return: Stable-Baselines3's, then CleanRL's.
@@ -200,7 +201,7 @@ def _trial_frame(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
             "begun": t.datetime_start,
             "ended": t.datetime_complete,
             "pruned_at": (t.user_attrs.get("pruned") or {}).get("point"),
-            "error": (t.user_attrs.get("error") or {}).get("reason"),
+            "error": why_failed(t),
         }
         for t in trials
     ]

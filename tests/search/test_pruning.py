@@ -490,8 +490,8 @@ def test_interrupted_or_not(pruner, where, quick, sink, monkeypatch):
             except SystemError:
                 deaths += 1
             for trial in study_of(torn).trials("RUNNING"):
-                gone = {**trial.user_attrs["owner"], "id": "gone", "started": 1.0}
-                study_of(torn).storage.set_trial_user_attr(trial._trial_id, "owner", gone)
+                gone = {**trial.system_attrs["owner"], "id": "gone", "started": 1.0}
+                study_of(torn).storage.set_trial_system_attr(trial._trial_id, "owner", gone)
                 study_of(torn).storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
     assert deaths >= 2
     assert found(torn) == found(whole)
@@ -586,7 +586,7 @@ def test_sets_of_environments_are_compared_by_their_scores(quick, sink, monkeypa
     study = study_of(config)
     references = study.stored["references"]
     for trial in study.trials():
-        lived = [trial.user_attrs[f"lifetime:{i}"] for i in range(4)]
+        lived = [trial.system_attrs[f"lifetime:{i}"] for i in range(4)]
         for point in range(1, 11):
             scores = []
             for record in lived:

@@ -51,7 +51,7 @@ def evolved(request, storage, quick, inline, sink):
     )
     study = Study(storage, NAME)
     failed = study.storage.create_new_trial(study._id)
-    study.storage.set_trial_user_attr(
+    study.storage.set_trial_system_attr(
         failed, "error", {"reason": "the simulator exploded", "traceback": None}
     )
     study.storage.set_trial_user_attr(failed, "lost", 1)
