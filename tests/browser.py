@@ -90,7 +90,7 @@ class Browser:
         """By how many pixels the page, or a part of it that cannot be scrolled, is too wide."""
         return self.run(
             "Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)"
-            " - window.innerWidth"
+            " - document.documentElement.clientWidth"
         )
 
     def screenshot(self, path: Path, whole: bool = False) -> None:

@@ -25,6 +25,7 @@ from erl.experiments.comparison_flags import (
     GeneralizationComparisonConfig,
     MultiComparisonConfig,
 )
+from erl.experiments.films import film_agents, film_commands, model_name
 from erl.experiments.flags import MAX_SEED, plural, seed_indices, study_name, thousands
 from erl.experiments.trials import Member
 from erl.files import folder_name
@@ -229,13 +230,17 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
 
     def make_cohort(members: Sequence[Member]) -> Cohort:
         specs = [trial.specs[index] for trial, index in members]
-        names = [f"{t.params['arm']}/seed_{t.params['seed']}" for t, _ in members]
+        names = [model_name(t.params) for t, _ in members]
         return agent_cohort(flags, specs, folder, names)
 
     wanted = [{"arm": arm, "seed": seed} for arm in chosen for seed in seeds]
     source = GivenTrials(study, wanted, space, plan, flags.max_retries)
     progress = ComparisonProgress(campaign, chosen, len(seeds), flags.training_steps)
-    if not campaign.run(source, make_cohort, progress):
+
+    def commands(name: str, trial: RunningTrial | None) -> list[str]:
+        return film_commands(flags, folder, trial)
+
+    if not campaign.run(source, make_cohort, progress, commands=commands):
         done = len(study.trials("COMPLETE"))
         sink.line(
             f"interrupted: {done} lifetimes are finished and stored; the same command goes on "
@@ -255,6 +260,8 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
         )
     report(study, arms, evolution.ep_eval, sink)
     say_where(campaign, flags, shown(flags.results), folder)
+    if flags.video:
+        film_agents(study, flags, folder, sink)
     return 1 if failed else 0
 
 

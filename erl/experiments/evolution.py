@@ -16,6 +16,7 @@ from typing import Any
 from erl.cli import Sink, figure
 from erl.errors import UserError
 from erl.experiments.campaign import Campaign, Progress, checkpoint_path
+from erl.experiments.display import EvolutionLog
 from erl.experiments.evolution_flags import (
     EvolutionConfig,
     EvolutionFlags,
@@ -24,6 +25,7 @@ from erl.experiments.evolution_flags import (
 )
 from erl.experiments.flags import number, plural, read_settings, study_name
 from erl.experiments.trials import Member
+from erl.files import folder_name
 from erl.learners import Outputs, canonical_name, resolve_engine
 from erl.lifetimes.living import Cohort, check
 from erl.lifetimes.record import POINTS
@@ -204,7 +206,9 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     """
     config = study_config(flags, sink)
     space = distributions(search_space(config))
-    name = study_name(flags.subject(), flags.h_test, flags.training_steps)
+    name = flags.study or study_name(flags.subject(), flags.h_test, flags.training_steps)
+    if flags.study is not None:
+        Study(flags.storage, name)  # it exists
     config = continued(flags, name, config, space)
     check_lifetimes(config)
     campaign = Campaign(flags, name, config, sink)
@@ -235,7 +239,13 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     progress = EvolutionProgress(study, config, flags.nb_trials, sink)
     source = Generations(study, sampler, space, plan, popsize, flags.nb_trials, flags.max_retries)
     pruning = None if config.pruner == "none" else Pruning(config.pruner, popsize)
-    if not campaign.run(source, make_cohort, progress, partial(score, config), pruning):
+
+    def commands(name: str, trial: RunningTrial | None) -> list[str]:
+        return [test_command(config, name, flags)] if trial is None else []
+
+    log = EvolutionLog(study, f"{flags.logs}/{folder_name(name)}/evolution")
+    scored = partial(score, config)
+    if not campaign.run(source, make_cohort, progress, scored, pruning, commands, log):
         sink.line(
             f"interrupted: {study.finished()} of {flags.nb_trials} trials are finished and "
             f"stored in {shown(flags.storage)}; "
@@ -253,7 +263,7 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
             return 0
         sink.line(f"no trial succeeded: {progress.last_error or 'see the trials'}")
         return 1
-    sink.line(f"test them:       {test_command(config, name, flags)}")
+    sink.line(f"test them:       {test_command(config, study.name_now(), flags)}")
     return 0
 
 

@@ -41,6 +41,10 @@ class RunFlags:
     )
     checkpoint_minutes: float = option(5.0, "minutes between the checkpoints of a lifetime")
     runs: str = option("runs", "folder of checkpoints")
+    logs: str = option("logs", "folder of TensorBoard logs")
+    artifacts: bool = option(
+        True, "attach curve and model of each trial to it, in a folder beside the database"
+    )
     published_code: bool = option(
         False, "behave as ER-MRL's published code: no action in the reservoir, seeds 0, 1, 2, …"
     )
@@ -55,6 +59,7 @@ class RunFlags:
         if not 0 <= self.checkpoint_minutes < math.inf:
             raise UserError(f"--checkpoint_minutes is a number from 0: {self.checkpoint_minutes}")
         check_folder("runs", self.runs)
+        check_folder("logs", self.logs)
 
     def subject(self) -> str:
         """What the study's name begins with."""
@@ -65,12 +70,13 @@ class RunFlags:
 class AgentFlags(RunFlags):
     """Flags of scripts whose trained agents are kept."""
 
-    logs: str = option("logs", "folder of TensorBoard logs")
     models: str = option("models", "folder of trained models")
+    video: bool = option(
+        False, "at the end, film the agent of each kind whose training return is the middle one"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_folder("logs", self.logs)
         check_folder("models", self.models)
 
 

@@ -23,6 +23,7 @@ from erl.experiments.campaign import (
     say_where,
     status_path,
 )
+from erl.experiments.films import film_agents, film_commands, model_name
 from erl.experiments.flags import MAX_SEED, plural, read_settings, study_name
 from erl.experiments.single_flags import SingleConfig
 from erl.experiments.trials import Member
@@ -128,7 +129,9 @@ def run(flags: SingleConfig, sink: Sink) -> int:
     """
     indices = flags.indices()
     config = study_config(flags, sink)
-    name = study_name(flags.subject(), flags.h_test, flags.steps)
+    name = flags.study or study_name(flags.subject(), flags.h_test, flags.steps)
+    if flags.study is not None:
+        Study(flags.storage, name)  # it exists
     folder = folder_name(name)
     stored = stored_config(flags.storage, name)
     if isinstance(stored, SingleStudy) and flags.engine == "auto":
@@ -142,12 +145,17 @@ def run(flags: SingleConfig, sink: Sink) -> int:
 
     def make_cohort(members: Sequence[Member]) -> Cohort:
         specs = [trial.specs[index] for trial, index in members]
-        names = [f"seed_{trial.params['seed']}" for trial, _ in members]
+        names = [model_name(trial.params) for trial, _ in members]
         return agent_cohort(flags, specs, folder, names, status=True)
 
     wanted = [{"seed": seed} for seed in indices]
     source = GivenTrials(study, wanted, {"seed": integer(0, MAX_SEED)}, plan, flags.max_retries)
-    if not campaign.run(source, make_cohort, TrainingProgress(campaign, flags, len(indices))):
+
+    def commands(name: str, trial: RunningTrial | None) -> list[str]:
+        return film_commands(flags, folder, trial)
+
+    progress = TrainingProgress(campaign, flags, len(indices))
+    if not campaign.run(source, make_cohort, progress, commands=commands):
         sink.line("interrupted: the same command goes on from the last checkpoints")
         return 130
     complete = {t.params["seed"] for t in study.trials("COMPLETE")}
@@ -162,6 +170,8 @@ def run(flags: SingleConfig, sink: Sink) -> int:
         )
     report(study, config.learner, sink)
     say_where(campaign, flags, shown(flags.storage), folder)
+    if flags.video:
+        film_agents(study, flags, folder, sink)
     return 1 if failed else 0
 
 

@@ -32,6 +32,9 @@ class SingleConfig(AgentFlags):
         "--training-timesteps",
     )
     h_test: str = option("single", "name of the experiment, part of the study's name")
+    study: str | None = option(
+        None, "name of a study to go on with, in place of the flags that make up its name"
+    )
     nb_seeds: int = option(
         1, "lifetimes, each with seeds of its own; a SLURM array index picks one instead"
     )

@@ -487,6 +487,7 @@ img, video { max-width: 100%; height: auto } figure { margin: 1.5rem 0 }
 table { border-collapse: collapse; font-size: .85rem; display: block; overflow-x: auto }
 th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd; text-align: left;
   overflow-wrap: anywhere }
+th { overflow-wrap: normal }
 td + td, th + th { font-variant-numeric: tabular-nums }
 details { margin: 1rem 0 } summary { cursor: pointer }
 """

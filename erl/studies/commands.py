@@ -1,12 +1,13 @@
-"""Manage existing studies: list, show, export, copy.
+"""Manage existing studies: list, show, export, copy, see in a dashboard.
 
 `python -m erl.studies list --storage ADDRESS`.
 """
 
 import json
+import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,7 +23,11 @@ from erl import cli
 from erl.cli import Sink, figure, option
 from erl.errors import UserError, nearest
 from erl.files import write_whole
+from erl.studies.artefacts import copy_files, listed, of_trial
 from erl.studies.configuration import from_stored
+from erl.studies.dashboard import DashboardConfig, dashboard
+from erl.studies.following import UID
+from erl.studies.leases import PLACE
 from erl.studies.records import generations, records
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown
 from erl.studies.study import COPY, Study
@@ -297,14 +302,15 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
         trials = sorted(
             source.get_all_trials(original._study_id, deepcopy=False), key=lambda t: t.number
         )
+        ids = {}
         for done, trial in enumerate(trials):
             sink.status(f"copying {name}: {done} of {len(trials)} trials")
-            target.create_new_trial(study_id, template_trial=trial)
-        for key, value in original.system_attrs.items():
-            if key != COPY:
-                target.set_study_system_attr(study_id, key, value)
-        for key, value in original.user_attrs.items():
+            ids[trial._trial_id] = target.create_new_trial(study_id, template_trial=trial)
+        for key, value in _system_attrs(original, ids).items():
+            target.set_study_system_attr(study_id, key, value)
+        for key, value in _user_attrs(original).items():
             target.set_study_user_attr(study_id, key, value)
+        missing = _copy_files(config.storage, to, original, trials)
         _compare(original, trials, open_storage(to), target_name)
         target.set_study_system_attr(study_id, COPY, "whole")
     except BaseException:
@@ -313,16 +319,56 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
         raise
     finally:
         sink.close()
+    if missing:
+        sink.line(f"{len(missing)} of its files are missing: they are not beside {config.storage}")
     sink.line(f"{target_name} in {shown(to)}: {len(trials)} trials copied ({_states(trials)})")
     return 0
+
+
+def _user_attrs(study: Any) -> dict[str, Any]:
+    """What a copy takes along: no leases, and not what the original is known by."""
+    attrs = study.user_attrs
+    return {k: v for k, v in attrs.items() if k != UID and not k.startswith(PLACE)}
+
+
+def _system_attrs(study: Any, ids: Mapping[int, int]) -> dict[str, Any]:
+    """What a copy takes along: no leases. Notes and files of trials are named by their ids, which
+    are others in the copy.
+    """
+    attrs = {}
+    for key, value in study.system_attrs.items():
+        if key == COPY or key.startswith(PLACE):
+            continue
+        of_trial = re.match(r"(dashboard:(?:artifacts:)?)(\d+)(:.*)", key)
+        if of_trial is not None:
+            trial_id = ids.get(int(of_trial[2]))
+            if trial_id is None:
+                continue
+            key = f"{of_trial[1]}{trial_id}{of_trial[3]}"
+        attrs[key] = value
+    return attrs
+
+
+def _copy_files(source: str, target: str, study: Any, trials: Sequence[FrozenTrial]) -> list[str]:
+    """Copy the files of a study and its trials; those that are missing."""
+    files = listed(study.system_attrs)
+    for trial in trials:
+        files += listed(trial.system_attrs)
+        files += listed(study.system_attrs, of_trial(trial._trial_id))
+    try:
+        return copy_files(source, target, [f.id for f in files])
+    except OSError as e:
+        raise UserError(f"the files of the study cannot be copied: {e.strerror or e}") from e
 
 
 def _compare(original: Any, trials: Sequence[FrozenTrial], target: BaseStorage, name: str) -> None:
     """Raise a UserError unless a copy, read anew, has all that the original has."""
     copy = next(s for s in target.get_all_studies() if s.study_name == name)
-    same = copy.directions == original.directions and copy.user_attrs == original.user_attrs
-    same &= {**copy.system_attrs, COPY: None} == {**original.system_attrs, COPY: None}
     copies = target.get_all_trials(copy._study_id, deepcopy=False)
+    ids = {t._trial_id: c._trial_id for t, c in zip(trials, copies)}
+    same = copy.directions == original.directions and copy.user_attrs == _user_attrs(original)
+    there = {k: v for k, v in copy.system_attrs.items() if k != COPY}
+    same &= there == _system_attrs(original, ids)
     if not same or len(copies) != len(trials):
         raise UserError(f"the copy {name!r} differs from the original, and is removed")
     for before, after in zip(trials, copies):
@@ -369,8 +415,13 @@ COMMANDS: dict[str, tuple[Callable[..., int], type, str]] = {
         CopyConfig,
         "A study copied to another storage, with everything that it holds.",
     ),
+    "dashboard": (
+        dashboard,
+        DashboardConfig,
+        "Optuna's dashboard on a storage, with the files of its trials.",
+    ),
 }
-USAGE = "python -m erl.studies {list,show,export,copy} [flags]; each has --help"
+USAGE = "python -m erl.studies {list,show,export,copy,dashboard} [flags]; each has --help"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -379,7 +430,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if words[:1] in (["-h"], ["--help"]):
         print(USAGE)
         for name, (_, _, text) in COMMANDS.items():
-            print(f"  {name:8s}{text}")
+            print(f"  {name:10s}{text}")
         sys.exit(0)
     if not words or words[0] not in COMMANDS:
         said = (

@@ -7,7 +7,7 @@ is computed here and handed out as data frames.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from erl.errors import UserError
 from erl.search.samplers import CmaesSampler
 from erl.search.space import SearchConfig, make_context, search_space
 from erl.studies.configuration import EvolutionStudy, SingleStudy, StudyConfig, TestStudy
-from erl.studies.records import generations, records
+from erl.studies.records import decoded, generation_rows, lifetime_rows
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
 from erl.studies.study import Study
 from erl.studies.trials import why_failed
@@ -152,24 +152,28 @@ def read_study(address: str, storage: str = DEFAULT_STORAGE) -> StudyData:
             has = f"it has {', '.join(sorted(names)[:12])}" if names else "it has no study yet"
             raise UserError(f"which study of {shown(storage)}? STORAGE#STUDY names one; {has}")
         name = names[0]
-    study = Study(storage, name)
-    trials = study.trials()
-    lifetimes = records(storage, name)
-    config = study.config
-    kind = "journal" if config is None else config.kind
-    if kind == "single" and len(lifetimes):
+    data = read_trials(Study(storage, name))
+    lived = decoded(data._frozen)
+    lifetimes = lifetime_rows(lived)
+    if data.kind == "single" and len(lifetimes):
         lifetimes = lifetimes.assign(arm=lifetimes.learner)
+    return replace(data, lifetimes=lifetimes, generations=generation_rows(lived))
+
+
+def read_trials(study: Study) -> StudyData:
+    """A study with its trials, and without what their lifetimes recorded."""
+    trials, config = study.trials(), study.config
     return StudyData(
-        name=name,
-        address=shown(storage),
-        kind=kind,
+        name=study.name,
+        address=shown(study.address),
+        kind="journal" if config is None else config.kind,
         config=config,
         versions=study.optuna.user_attrs.get("versions") or {},
         commit=study.optuna.user_attrs.get("commit"),
         space=_space(trials),
         trials=_trial_frame(trials),
-        lifetimes=lifetimes,
-        generations=generations(storage, name),
+        lifetimes=pd.DataFrame(),
+        generations=pd.DataFrame(),
         stored=study.stored or {},
         _frozen=tuple(trials),
     )

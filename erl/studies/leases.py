@@ -192,7 +192,7 @@ class Lease:
             free = [k for k, lease in leases.items() if lease is None or self._is_spent(lease)]
             unused = next(k for i in itertools.count() if (k := f"{PLACE}{i}") not in leases)
             self._place = free[0] if free else unused
-        lease = {"owner": self.owner, "renewals": self._renewals}
+        lease: Any = {"owner": self.owner, "renewals": self._renewals}
         self._storage.set_study_system_attr(self._study_id, self._place, lease)
         for place, other in leases.items():
             if place != self._place and other is not None and self._is_spent(other):

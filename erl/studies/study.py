@@ -9,8 +9,9 @@ interrupted evolution proposes what it would have proposed without the interrupt
 
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -25,9 +26,11 @@ from erl.lifetimes.record import LifetimeRecord
 from erl.search.pruning import Comparison, Pruned
 from erl.search.samplers import note_end
 from erl.studies import leases
+from erl.studies.artefacts import attach
 from erl.studies.configuration import StudyConfig, differences, from_stored, to_stored
 from erl.studies.distributions import SearchSpace, suggest
 from erl.studies.following import UID, FollowingStorage
+from erl.studies.notes import study_note, trial_note, write_note
 from erl.studies.retries import MOMENT_SECONDS, OUTAGE_SECONDS
 from erl.studies.storage import StorageError, open_storage, refused, shown, study_names
 from erl.studies.trials import (
@@ -457,6 +460,31 @@ class Study:
                 )
             values = None if value is None else [value]
             self.storage.set_trial_state_values(trial_id, TrialState[state], values)
+
+    def note_trial(
+        self, trial: RunningTrial, state: str, value: float | None, commands: Sequence[str] = ()
+    ) -> None:
+        """Write what came of a trial as its note; see `notes.trial_note`."""
+        text = trial_note(trial, state, value, commands)
+        write_note(self.storage, self._id, text, self.storage.id_now(trial.trial_id))
+
+    def note(self, commands: Sequence[str] = ()) -> None:
+        """Write what the study is, and what came of it so far, as its note.
+
+        Args:
+            commands: what to run next.
+        """
+        config = self.config
+        if config is not None:
+            text = study_note(config, self.trials(), self.optuna.user_attrs.get("commit"), commands)
+            write_note(self.storage, self._id, text)
+
+    def attach(
+        self, path: str | Path, name: str | None = None, trial_id: int | None = None
+    ) -> None:
+        """Add a file to the study or to a trial of it; see `artefacts.attach`."""
+        trial = None if trial_id is None else self.storage.id_now(trial_id)
+        attach(self.address, self.storage, self._id, path, name, trial)
 
     def let_go(self, trial_id: int) -> None:
         """A trial has ended; this coordinator holds it no longer."""

@@ -119,7 +119,8 @@ def test_failed_trials_keep_reason_and_traceback_and_the_study_goes_on(config, s
             "at step 51: RuntimeError: the simulator exploded"
         )
         assert (
-            'raise RuntimeError("the simulator exploded")' in trial.system_attrs["error"]["traceback"]
+            'raise RuntimeError("the simulator exploded")'
+            in trial.system_attrs["error"]["traceback"]
         )
     assert "no trial succeeded: lifetime 0: the environment raised" in str(sink)
 
