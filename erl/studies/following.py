@@ -66,13 +66,15 @@ class FollowingStorage(RetryingStorage):
         self._moved: dict[int, int] = {}  # from ids of before the last move to those of now
         self._then: Callable[[], None] | None = None
 
-    def follow(self, study_id: int, name: str, uid: str, then: Callable[[], None]) -> None:
+    def follow(
+        self, study_id: int, name: str, uid: str | None, then: Callable[[], None] | None = None
+    ) -> None:
         """Go on with this study from now on, wherever it goes.
 
         Args:
             study_id: its number now.
             name: its name now. `get_study_id_from_name` goes on to know it by this name.
-            uid: its attribute `UID`.
+            uid: its attribute `UID`; None for a study that has none, and cannot be followed.
             then: called when it was found under another number.
         """
         self._first = self._now = study_id
@@ -80,8 +82,11 @@ class FollowingStorage(RetryingStorage):
 
     def name_now(self) -> str | None:
         """What the study is called by now; None if it is gone."""
-        found = [s for s in self.get_all_studies() if s._study_id == self._now]
-        return found[0].study_name if found else None
+        for _ in range(2):
+            names = {s._study_id: s.study_name for s in self.get_all_studies()}
+            if self._now in names or not self._look():
+                break
+        return names.get(self._now)
 
     def id_now(self, trial_id: int) -> int:
         """The id of a trial by now."""
@@ -133,7 +138,7 @@ class FollowingStorage(RetryingStorage):
         """Whether the study was renamed: it is gone, and another one has its attribute."""
         with self._lock:
             studies = self.get_all_studies()
-            if any(s._study_id == self._now for s in studies):
+            if self._uid is None or any(s._study_id == self._now for s in studies):
                 return False
             heirs = [s._study_id for s in studies if s.user_attrs.get(UID) == self._uid]
             if not heirs:
@@ -141,6 +146,6 @@ class FollowingStorage(RetryingStorage):
             self._now = max(heirs)
             self._moved = {}
             self.moves += 1
-            assert self._then is not None
-            self._then()
+            if self._then is not None:
+                self._then()
             return True

@@ -95,6 +95,7 @@ class Study:
                 self._settle(config)
         except (SQLAlchemyError, StorageInternalError, OSError) as e:
             raise refused(storage, e) from None
+        self.storage.follow(self._id, name, self.optuna.user_attrs.get(UID))
         self.lease = leases.Lease(self.storage, self._id)
         self._held: set[int] = set()  # ids of the trials that this coordinator holds
         self._records: dict[int, dict[int, LifetimeRecord]] = {}  # of open trials, as stored

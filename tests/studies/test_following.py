@@ -1,7 +1,3 @@
-import json
-import threading
-from wsgiref.util import setup_testing_defaults
-
 import optuna
 import pytest
 from optuna.exceptions import UpdateFinishedTrialError
@@ -32,8 +28,8 @@ def copied(address, name, new):
 
 
 def config(quick, **more):
-    settings = dict(training_steps=64, nb_trials=6, nb_seeds=2, units=5, popsize=3)
-    settings |= dict(sampler="Cmaes", learner_config=quick, engine="sb3", workers=1)
+    settings = {"training_steps": 64, "nb_trials": 8, "nb_seeds": 2, "units": 5, "popsize": 4}
+    settings |= {"sampler": "Cmaes", "learner_config": quick, "engine": "sb3", "workers": 1}
     return EvolutionConfig(env_id=ENV, **(settings | more))
 
 
@@ -42,14 +38,14 @@ def found(address, name):
 
 
 class Renaming:
-    """A sink in whose hands the study is renamed when its third trial has ended."""
+    """A sink in whose hands the study is renamed when its sixth trial has ended."""
 
     def __init__(self, rename):
         self.lines, self.rename = [], rename
 
     def line(self, text):
         self.lines.append(text)
-        if text.startswith("trial    2"):
+        if text.startswith("trial    5"):
             self.rename()
 
     def status(self, text):
@@ -73,13 +69,11 @@ def test_a_command_whose_study_is_renamed_goes_on_and_so_does_the_next(
     assert "python test.py --study 'another name'" in renaming.lines[-1]
     study = Study(address, "another name")
     assert study.optuna.metric_names == ["fitness"]
-    assert "--study 'another name'" in read_note(
-        study.storage.get_study_system_attrs(study._id)
-    )
+    assert "--study 'another name'" in read_note(study.storage.get_study_system_attrs(study._id))
 
-    longer = config(quick, storage=address, nb_trials=8, study="another name")
+    longer = config(quick, storage=address, nb_trials=9, study="another name")
     assert evolve(longer, sink) == 0
-    assert len(found(address, "another name")) == 8
+    assert len(found(address, "another name")) == 9
 
 
 def begun(study):
@@ -111,9 +105,7 @@ def test_a_storage_follows_ids_that_changed_and_forgets_what_is_gone(quick, inli
     assert Study(DEFAULT_STORAGE, "newer").trials()[3].state == TrialState.WAITING
 
 
-def test_a_trial_that_was_begun_while_the_study_was_copied_is_as_good_as_taken(
-    quick, inline, sink
-):
+def test_a_trial_that_was_begun_while_the_study_was_copied_is_as_good_as_taken(quick, inline, sink):
     evolve(config(quick, nb_trials=3), sink)
     study = Study(DEFAULT_STORAGE, NAME)
     with study:
