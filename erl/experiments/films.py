@@ -7,6 +7,7 @@ from erl.cli import Sink
 from erl.errors import UserError
 from erl.experiments.flags import AgentFlags
 from erl.lifetimes.models import load_model
+from erl.studies.records import middle_lifetimes, records
 from erl.studies.study import Study
 from erl.studies.trials import RunningTrial
 
@@ -40,22 +41,16 @@ def film_agents(study: Study, flags: AgentFlags, folder: str, sink: Sink) -> Non
     """
     from erl.lifetimes.film import film_agent
 
-    arms: dict[str, list[tuple[float, int, int, dict[str, object]]]] = {}
-    for trial in study.trials("COMPLETE"):
-        record = study.lifetimes(trial)[0]
-        if record.training_return is not None:
-            entry = (record.training_return, trial.number, trial._trial_id, trial.params)
-            arms.setdefault(str(trial.params.get("arm", "")), []).append(entry)
-    for entries in arms.values():
-        # Equal returns are told apart by the number of the trial.
-        _, number, trial_id, params = sorted(entries, key=lambda e: e[:2])[(len(entries) - 1) // 2]
-        name = model_name(params)
+    trials = {t.number: t for t in study.trials("COMPLETE")}
+    for number in middle_lifetimes(records(study.address, study.name_now())).trial:
+        trial = trials[number]
+        name = model_name(trial.params)
         path = Path(flags.models) / folder / f"{name}.mp4"
         try:
-            spec, agent = load_model(path.with_suffix(""))
+            spec, agent = load_model(path.with_name(path.stem))
             episode = film_agent(spec, agent, path, panel=True, width=WIDTH, sink=sink)
             sink.line(f"film:     {path}, return {float(episode.rewards.sum()):,.1f}")
             if flags.artifacts:
-                study.attach(path, trial_id=trial_id)
+                study.attach(path, trial_id=trial._trial_id)
         except (UserError, OSError) as e:
             sink.line(f"no film of trial {number}, {name}: {e}")

@@ -106,6 +106,7 @@ class StudyData:
     generations: pd.DataFrame
     stored: dict[str, Any] = field(default_factory=dict)
     _frozen: tuple[FrozenTrial, ...] = field(default=(), repr=False)
+    _storage: str | None = field(default=None, repr=False)  # its address, as it was given
 
     @property
     def evolution(self) -> EvolutionStudy | None:
@@ -176,7 +177,28 @@ def read_trials(study: Study) -> StudyData:
         generations=pd.DataFrame(),
         stored=study.stored or {},
         _frozen=tuple(trials),
+        _storage=study.address,
     )
+
+
+def attach(data: StudyData, path: Path, trial: int | None = None) -> None:
+    """Add a file to a study, or to a trial of it, for the dashboard. One of its name is replaced.
+
+    Args:
+        data: of the study.
+        path: of the file.
+        trial: number of the trial; None for the study itself.
+
+    Raises:
+        UserError: the study is no study of a storage, or the file cannot be stored.
+    """
+    if data._storage is None:
+        raise UserError(f"{data.name} is no study of a storage: nothing can be attached to it")
+    ids = {t.number: t._trial_id for t in data._frozen}
+    try:
+        Study(data._storage, data.name).attach(path, trial_id=None if trial is None else ids[trial])
+    except OSError as e:
+        raise UserError(f"{path} cannot be stored: {e.strerror or e}") from e
 
 
 def _space(trials: Sequence[FrozenTrial]) -> dict[str, Axis]:

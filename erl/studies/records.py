@@ -113,3 +113,26 @@ def generation_rows(lived: Lived) -> pd.DataFrame:
         if any(map(len, frames))
         else pd.DataFrame()
     )
+
+
+def middle_lifetimes(lifetimes: pd.DataFrame) -> pd.DataFrame:
+    """Of each arm the finished lifetime with the middle training return: neither the best nor a
+    chosen one. Equal returns are told apart by the number of the trial.
+
+    Args:
+        lifetimes: of a test or of single runs (`records`).
+
+    Returns:
+        A row for each arm, in the order of the arms; the column `arm` is empty where there is none.
+    """
+    frame = lifetimes if "arm" in lifetimes else lifetimes.assign(arm="")
+    if not len(frame):
+        return frame
+    done = frame[(frame.state == "COMPLETE") & frame.training_return.notna()]
+    ordered = done.sort_values(["training_return", "trial"], kind="stable")
+    places = [
+        part.index[(len(part) - 1) // 2]
+        for arm in dict.fromkeys(frame.arm)
+        if len(part := ordered[ordered.arm == arm])
+    ]
+    return frame.loc[places]

@@ -77,7 +77,7 @@ def attribute(trial: FrozenTrial, key: str) -> Any:
     """One of a trial's own attributes: `owner`, `error`, `lifetime:0`; None if it has none.
 
     They are system attributes, which dashboards do not show: a page of lines of 4,000 characters
-    cannot be read. Versions before 0.3.0 stored them as user attributes.
+    cannot be read. Version 0.2.0 and earlier stored them as user attributes.
     """
     return trial.system_attrs.get(key, trial.user_attrs.get(key))
 
