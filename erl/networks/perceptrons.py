@@ -44,7 +44,8 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tenso
     ),
 }  # named as in torch.nn, at its default settings
 # PyTorch's setting of how factors are rounded, the one that it follows, and what is wanted.
-_CPU: tuple[Any, Any, str] = (torch.backends.mkldnn.matmul, torch.backends.mkldnn, "bf16")  # type: ignore[attr-defined]
+_onednn: Any = torch.backends.mkldnn
+_CPU: tuple[Any, Any, str] = (_onednn.matmul, _onednn, "bf16")
 _GPU: tuple[Any, Any, str] = (torch.backends.cuda.matmul, torch.backends.cudnn, "tf32")
 
 

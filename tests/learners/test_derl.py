@@ -194,9 +194,9 @@ def test_what_is_stored(training, env_id, population_replay):
         own_steps = sum(length for _, _, length in t.ledger.episodes)
         own_steps += sum(row["fitness"]) * population_replay  # a step is paid 1
         assert t.buffer.added[0] == own_steps
-    goes_on = t.buffer.batch(torch.arange(len(t.buffer))).goes_on
+    not_done = t.buffer.batch(torch.arange(len(t.buffer))).not_done
     ends = (own + population * population_replay) * (env_id == CARTPOLE)
-    assert int((goes_on == 0).sum()) == ends
+    assert int((not_done == 0).sum()) == ends
 
 
 @both
