@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # Flags that say how reservoirs are, and nothing where there are none.
 RESERVOIR_FLAGS = frozenset(
-    {"units", "skip_c", "fixed_iss", "obs_units", "reset_res"}
+    {"units", "skip_c", "fixed_iss", "obs_units", "reset_res", "bias", "bias_connectivity"}
     | {f"{bound}_{name}" for bound in ("min", "max") for name in ("sr", "lr", "iss")}
 )
 
@@ -41,7 +41,13 @@ class EvolutionFlags(RunFlags):
     evolve: str | None = option(
         None,
         "what else is searched: units, rc_connectivity, input_connectivity, bias, "
-        "learner.SETTING=low:high[:log]",
+        "bias_connectivity, learner.SETTING=low:high[:log]",
+    )
+    bias: float | None = option(
+        None, "scale of the neurons' bias; by default 0, with --published_code 1"
+    )
+    bias_connectivity: float | None = option(
+        None, "share of neurons that have a bias; by default 1, with --published_code 0.1"
     )
     obs_units: int | None = option(None, "neurons that the policy sees; by default all")
     min_sr: float = option(1e-4, "lowest spectral radius")
@@ -101,6 +107,11 @@ class EvolutionFlags(RunFlags):
                 raise UserError(f"--min_{what} {low} lies above --max_{what} {high}")
         if self.max_lr > 1:
             raise UserError(f"a leak rate is at most 1: --max_lr {self.max_lr}")
+        if self.bias is not None and not 0 <= self.bias < math.inf:
+            raise UserError(f"--bias is a number from 0: {self.bias}")
+        share = self.bias_connectivity
+        if share is not None and not 0 < share <= 1:
+            raise UserError(f"--bias_connectivity lies above 0 and at most at 1, not at {share}")
 
     def reservoirs(self) -> int | None:
         """Number of reservoirs as `SearchConfig.nb_res` has it: None for a single one."""
