@@ -38,6 +38,7 @@ from erl.studies.records import records
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
 from erl.studies.study import Study, stored_config
 from erl.studies.trials import RunningTrial
+from erl.worlds.arguments import Arguments, parse_arguments
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.task_sets import TASK_SETS, load_task_set, load_task_sets
 
@@ -79,6 +80,14 @@ def load_best(
         raise UserError(f"{name!r} is a {evolution.title} itself; name the study that was evolved")
     if flags.published_code:
         evolution = replace(evolution, published_code=True)
+    if not isinstance(flags, GeneralizationComparisonConfig) and flags.env_kwargs is not None:
+        given = parse_arguments(flags.env_kwargs)
+        if not guessed and given != evolution.env_kwargs:
+            raise UserError(
+                f"{name} was evolved with env_kwargs {Arguments(evolution.env_kwargs)}, and its "
+                f"test uses the same, not {given}: test_generalization.py tests others"
+            )
+        evolution = replace(evolution, env_kwargs=dict(given))
     try:
         make_context(evolution, params)
     except KeyError:
@@ -203,7 +212,9 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     name, evolution, number, params = load_best(flags, sink)
     where = ""
     env_id = None
+    env_kwargs: dict[str, Any] = {}
     if isinstance(flags, GeneralizationComparisonConfig):
+        env_kwargs = dict(parse_arguments(flags.env_kwargs or ""))
         _check_unseen(flags.env_id, evolution, flags.allow_seen)
         env_id, where = flags.env_id, f"_on_{flags.env_id}"
     elif evolution.env_ids is not None:
@@ -219,7 +230,7 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
         same = {name: getattr(stored.evolution, name) for name in NO_BIAS}
         evolution = replace(evolution, **same)
     engine = _engine(flags, evolution, stored, sink)
-    config = TestStudy(evolution, params, flags.training_steps, engine, env_id)
+    config = TestStudy(evolution, params, flags.training_steps, engine, env_id, env_kwargs)
     arms = arm_names(evolution, params) + control_names(evolution, params)
     chosen = _chosen(flags, evolution, params)
     for arm in chosen:

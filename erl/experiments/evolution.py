@@ -56,7 +56,7 @@ def lifetimes(config: EvolutionStudy, params: dict[str, float]) -> list[Lifetime
     learner = LearnerSpec(config.learner, learner_settings(config, params), config.engine)
     return [
         LifetimeSpec(
-            task=Task(env_id, config.del_obs),
+            task=Task(env_id, config.del_obs, kwargs=config.env_kwargs),
             learner=learner,
             steps=config.training_steps,
             seeds=Seeds.published(i)
@@ -87,9 +87,16 @@ def study_config(flags: EvolutionFlags, sink: Sink) -> EvolutionStudy:
     known = {f.name for f in fields(EvolutionStudy)}
     asked: dict[str, Any] = {k: v for k, v in vars(flags).items() if k in known}
     asked |= {"learner": canonical_name(flags.learner), "learner_config": {}}
-    asked |= {"nb_res": flags.reservoirs(), **bias(flags), **flags.tasks()}
+    settings, env_kwargs = read_settings(
+        flags.learner_config, flags.env_kwargs, flags.environments(), sink.line
+    )
+    asked |= {"nb_res": flags.reservoirs(), **bias(flags), **flags.tasks(env_kwargs)}
     config = EvolutionStudy(**asked)
-    settings = read_settings(flags.learner_config, config.environments, sink.line)
+    if env_kwargs and config.references is not None:
+        sink.line(
+            "scores use the random and target returns of environments without env_kwargs, unless "
+            "--sets declares others"
+        )
     source = flags.warm_start
     if source is not None and "#" in source:
         storage, _, name = source.rpartition("#")
