@@ -58,7 +58,7 @@ def test_an_evolution_and_its_test_use_what_is_stored(quick, sink):
         compare(replace(test, env_kwargs="{}"), sink)
     # The study goes on with the same arguments only.
     assert evolve(replace(flags, nb_trials=3), sink) == 0
-    with pytest.raises(UserError, match="env_kwargs is .* there and {} here"):
+    with pytest.raises(UserError, match=r"env_kwargs is .* there and {} here"):
         evolve(replace(flags, env_kwargs=None), sink)
 
 

@@ -173,7 +173,7 @@ def test_numbers_in_yaml(text, value):
     "text", ["!!bool x", "!!int ''", "!!float ''", "!!timestamp x", "&a [*a]", "{a: &b {c: *b}}"]
 )
 def test_values_that_are_none_are_a_value_error(text):
-    with pytest.raises(ValueError, match="not what its tag says|holds itself"):
+    with pytest.raises(ValueError, match=r"not what its tag says|holds itself"):
         parse_yaml(f"x: {text}")
     assert parse_yaml("a: &x [1]\nb: [*x, *x]") == {"a": [1], "b": [[1], [1]]}
 
