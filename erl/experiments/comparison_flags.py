@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 
 from erl.cli import option
-from erl.experiments.flags import AgentFlags, check_count, check_name, check_number, check_seeds
+from erl.experiments.flags import (
+    AgentFlags,
+    check_count,
+    check_name,
+    check_number,
+    check_seeds,
+    env_kwargs_option,
+)
 from erl.learners import ENGINES
 
 
@@ -41,6 +48,7 @@ class ComparisonFlags(AgentFlags):
     units: int = option(100, "neurons, where the study does not say (ER-MRL's journals)")
     del_obs: bool = option(False, "velocities deleted, where the study does not say")
     skip_c: bool = option(False, "skip connection, where the study does not say")
+    env_kwargs: str | None = env_kwargs_option(", where the study does not say")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,6 +108,7 @@ class GeneralizationComparisonConfig(ComparisonFlags):
     )
     nb_res: int = option(2, "reservoirs of the study, unless --study names it")
     env_id: str = option("HalfCheetah-v4", "environment of the test")
+    env_kwargs: str | None = env_kwargs_option()
     allow_seen: bool = option(False, "test even in an environment that the evolution saw")
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from erl.experiments.flags import (
     check_count,
     check_name,
     check_seeds,
+    env_kwargs_option,
     seed_indices,
 )
 from erl.learners import ENGINES, canonical_name
@@ -47,6 +48,7 @@ class SingleConfig(AgentFlags):
     )
     engine: str = option("auto", "how lifetimes are trained", choices=ENGINES)
     del_obs: bool = option(False, "delete velocities from the observation")
+    env_kwargs: str | None = env_kwargs_option()
     ep_eval: int = option(10, "episodes over which returns are averaged")
 
     def __post_init__(self) -> None:

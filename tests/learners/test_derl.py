@@ -611,9 +611,10 @@ def test_a_yaml_file(tmp_path):
     path.write_text("population_size: 6\n")
     with pytest.raises(UserError, match="env_name"):
         DERL.from_config(path)
-    path.write_text("[")
-    with pytest.raises(UserError, match="cannot read"):
-        DERL.from_config(path)
+    for text in ("[", f"env_name: {REACH}\nhidden: [8]\nhidden: [9]\n"):
+        path.write_text(text)
+        with pytest.raises(UserError, match="cannot read"):
+            DERL.from_config(path)
 
 
 @both
