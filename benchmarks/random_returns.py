@@ -1,11 +1,11 @@
 """What uniformly random actions earn: the returns that a normalised score counts from.
 
-Writes `erl/data/random_returns.json`, which `erl.worlds.task_sets` reads. Environments that are not
-measured keep their entries:
+Writes `erl/worlds/random_returns.json`, which `erl.worlds.task_sets` reads. Environments that are
+not measured keep their entries. The first command measures every MuJoCo v4 and v5 task, and those
+with known velocities:
 
-    python benchmarks/random_returns.py                                   # every MuJoCo v4 and v5
-    task, and those with known velocities python benchmarks/random_returns.py --env_ids
-    Ant-v4,Swimmer-v4 --episodes 1000
+    python benchmarks/random_returns.py
+    python benchmarks/random_returns.py --env_ids Ant-v4,Swimmer-v4 --episodes 1000
 
 An episode is reset and its actions are drawn with seeds that depend on `--seed`, the environment
 and the episode's number alone, so that a figure does not depend on what else is measured, nor on

@@ -118,9 +118,9 @@ def _range(name: str, written: str) -> Range:
         low, high = float(low), float(high)
     log = match.group(3) == ":log"
     if not (math.isfinite(low) and math.isfinite(high)) or low > high:
-        raise UserError(f"--evolve {name}={written}: the lower bound lies above the upper one")
+        raise UserError(f"--evolve {name}={written}: the lower bound is greater than the upper one")
     if log and low <= 0:
-        raise UserError(f"--evolve {name}={written}: a logarithmic range is above 0")
+        raise UserError(f"--evolve {name}={written}: a logarithmic range must be above 0")
     limits = {
         "units": (3, math.inf),
         "rc_connectivity": (0, 1),
@@ -130,9 +130,9 @@ def _range(name: str, written: str) -> Range:
     }
     lowest, highest = limits.get(name, (-math.inf, math.inf))
     if low < lowest or high > highest or (name.endswith("connectivity") and low <= 0):
-        raise UserError(f"--evolve {name}={written}: {name} lies between {lowest} and {highest}")
+        raise UserError(f"--evolve {name}={written}: {name} must be between {lowest} and {highest}")
     if name == "units" and not (isinstance(low, int) and isinstance(high, int)):
-        raise UserError(f"--evolve {name}={written}: units are whole numbers")
+        raise UserError(f"--evolve {name}={written}: units must be whole numbers")
     return Range(low, high, log)
 
 

@@ -68,8 +68,8 @@ class Actions:
                 self.agent_space = space if flat else spaces.MultiBinary(self.size)
             case _:
                 raise UserError(
-                    f"{name} takes {space} for its actions; agents here choose from Box, Discrete, "
-                    f"MultiDiscrete and MultiBinary spaces"
+                    f"{name} has actions {space}, but agents here need Box, Discrete, "
+                    f"MultiDiscrete or MultiBinary actions"
                 )
         if not isinstance(space, spaces.Box):
             self.low, self.high = np.zeros(self.size), np.ones(self.size)
@@ -93,22 +93,23 @@ class Actions:
             return
         if not np.issubdtype(space.dtype, np.floating):
             raise UserError(
-                f"{name} takes a Box of whole numbers ({space.dtype}) for its actions, and agents "
-                f"choose real numbers in a Box: whole numbers are a Discrete or MultiDiscrete space"
+                f"{name} has a Box of whole numbers ({space.dtype}) for its actions, but agents "
+                f"choose real numbers in a Box: use a Discrete or MultiDiscrete space for whole "
+                f"numbers"
             )
         if not space.is_bounded():
             raise UserError(
-                f"{name} takes actions without bounds ({space}), and agents choose between bounds: "
-                f"its action_space has to declare some"
+                f"{name} has actions without bounds ({space}), but agents choose between bounds: "
+                f"its action_space must declare them"
             )
         with np.errstate(over="ignore"):
             if not np.isfinite(space.high - space.low).all():
                 raise UserError(
-                    f"{name} takes actions between bounds ({space}) that are further apart than "
-                    f"{space.dtype} can tell: they are as good as none"
+                    f"{name} has bounds of actions ({space}) whose difference is too large for "
+                    f"{space.dtype}: declare smaller ones"
                 )
         if 0 in space.shape:
-            raise UserError(f"{name} takes actions of shape {space.shape}, which hold no number")
+            raise UserError(f"{name} has actions of shape {space.shape}, which hold no number")
 
     def batch(self, actions: Any) -> np.ndarray:
         """Actions of agents as a new array (k, *shape of `agent_space`) in the dtype of the space.

@@ -117,7 +117,7 @@ def test_it_is_in_the_registry_whatever_the_case():
             {"learner": LearnerSpec("ERL-Re2", {}, "sb3"), "steps": 20000},
             "no algorithm of Stable-Baselines3",
         ),
-        ({"steps": 60}, "begins to learn after init_steps, 60 steps, and a lifetime has 60"),
+        ({"steps": 60}, "starts to learn after init_steps = 60 steps, but a lifetime has only 60"),
         (
             {"steps": 61, "learner": LearnerSpec("ERL-Re2", SMALL | {"learning_starts": 61})},
             "after learning_starts, 61 steps",

@@ -88,7 +88,7 @@ def test_ranges(text, expected, whole):
         ("units=a:b", "a range is low:high"),
         ("units=3:5:cubic", "a range is low:high"),
         ("units=3:5:log:log", "a range is low:high"),
-        ("units=9:5", "lies above"),
+        ("units=9:5", "is greater than"),
         ("units=2:5", "between 3 and"),
         ("units=5.0:9", "whole numbers"),
         ("units=5:9.5", "whole numbers"),

@@ -1,6 +1,4 @@
-"""Episodes of several policies side by side: how learners that judge whole policies step their
-environments.
-"""
+"""Episodes of several policies side by side, for learners that evaluate whole policies."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
