@@ -69,6 +69,11 @@ OWN = {
     "DERL": Implementation(
         "erl.learners.derl.learner", "DERLLearner", {"Box": "TD3", "Discrete": "PPO"}
     ),
+    "CEM-RL": Implementation("erl.learners.cem_rl", "CEMRLLearner", "TD3"),
+    "P-CEM-RL": Implementation("erl.learners.cem_rl", "PCEMRLLearner", "TD3"),
+    "ACEM-RL": Implementation("erl.learners.aes_rl", "ACEMRLLearner", "TD3"),
+    "(1+1)-ES": Implementation("erl.learners.aes_rl", "OnePlusOneESLearner", "TD3"),
+    "AES-RL": Implementation("erl.learners.aes_rl", "AESRLLearner", "TD3"),
 }
 # Where an engine `auto` was stored, it stands for the choice of version 0.1.0: these learners'
 # cohorts, and Stable-Baselines3 for its other algorithms.

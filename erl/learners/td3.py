@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from stable_baselines3 import DDPG, TD3
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
@@ -21,6 +20,7 @@ from erl.learners.core.off_policy_settings import OffPolicySettings
 from erl.learners.core.off_policy_training import OffPolicyLearner
 from erl.learners.core.replay import Batch
 from erl.learners.core.settings import Count, NotNegative
+from erl.learners.core.td3_update import actor_step, critic_step
 from erl.networks.perceptrons import Shape
 
 
@@ -81,42 +81,12 @@ class CohortTD3(OffPolicy[TD3Settings]):
         self, block: Block[TD3Settings], batch: Batch, noise: Tensor, course: Any
     ) -> dict[str, Tensor]:
         """Algorithm 1, lines 7 to 15."""
-        statistics = {"critic_loss": self.update_critic(block, batch, noise[:, 0])}
+        statistics = {"critic_loss": critic_step(block, batch, noise[:, 0], self.critic)}
         if course:
-            statistics["actor_loss"] = self.update_actor(block, batch)
+            networks, members = (block.actor, block.first_critic), (block.begin, block.end)
+            statistics["actor_loss"] = actor_step(*networks, batch, self.actor, *members)
             self.soft_update(block)
         return statistics
-
-    def update_critic(self, block: Block[TD3Settings], batch: Batch, noise: Tensor) -> Tensor:
-        """Descend the squared error of every critic; the critics' losses, summed, (n,)."""
-        clip = block.column("target_noise_clip")
-        noise = (noise * block.column("target_policy_noise")).clamp_(-clip, clip)
-        next_actions = block.actor_target.forward(batch.next_observations, keep=False).output
-        next_actions = (next_actions.tanh() + noise).clamp_(-1.0, 1.0)
-        next_pairs = block.for_critics(batch.next_pairs(next_actions))
-        next_q_values = block.by_member(block.critic_target.forward(next_pairs, keep=False).output)
-        target_q_values = batch.targets(next_q_values.amin(1), block.column("gamma"))
-
-        q_values = block.critic.forward(block.for_critics(batch.pairs))
-        error = block.by_member(q_values.output) - target_q_values.unsqueeze(1)
-        batch_size = error.shape[2]
-        block.critic.backward(q_values, (error * (2.0 / batch_size)).view_as(q_values.output))
-        self.critic.step(block.begin, block.end)
-        return error.square_().sum((1, 2, 3)).div_(batch_size)
-
-    def update_actor(self, block: Block[TD3Settings], batch: Batch) -> Tensor:
-        """Ascend each member's first critic; the negative mean values (n,)."""
-        outputs = block.actor.forward(batch.observations)
-        actions = outputs.output.tanh()
-        q_values = block.first_critic.forward(batch.pairs_with(actions))
-        batch_size = actions.shape[1]
-        d = torch.full_like(q_values.output, -1.0 / batch_size)
-        d = block.first_critic.backward(
-            q_values, d, weights=False, inputs=slice(self.observations, None)
-        )
-        block.actor.backward(outputs, d * (1.0 - actions.square()))
-        self.actor.step(block.begin, block.end)
-        return q_values.output.sum((1, 2)).div_(-batch_size)
 
     def soft_update(self, block: Block[TD3Settings]) -> None:
         """Targets follow."""
