@@ -32,7 +32,7 @@ from erl.learners.core.bench import Play, TrainActor
 from erl.learners.core.evolved_settings import EvolvedSettings
 from erl.learners.core.evolved_td3 import EvolvedLearner, EvolvedTD3, Individual
 from erl.learners.core.run import Run
-from erl.learners.core.settings import Count, NotNegative, Positive, Range, Share
+from erl.learners.core.settings import Count, NotNegative, Range, Share
 from erl.populations import Distribution
 from erl.populations.aes import AES
 from erl.populations.cem import ACEM
@@ -151,7 +151,7 @@ class OnePlusOneESSettings(AsynchronousSettings):
     learner: ClassVar[str] = "(1+1)-ES"
 
     success_rate: Share = 0.2
-    success_decay: Annotated[Positive, Range(above=0, high=1)] = 0.99
+    success_decay: Annotated[float, Range(above=0, high=1)] = 0.99
     var_floor: NotNegative = 1e-5
 
 

@@ -159,19 +159,25 @@ class Generations(EvolvedTD3[PCEMRLSettings]):
             self.running -= 1
             if not self.take(ended):
                 return None
-        while True:
-            if not self.running and not (self.stages and self.stages[0]):
-                self.stages = self.stages[1:]
-                if not self.stages:
-                    if self.generation:
-                        self.tell()
-                    self.begin_generation()
-            if not self.stages[0]:
-                return None  # until the others of this stage have ended
+            if not self.running and not self.stages[0]:
+                self.end_stage()
+                return None  # all workers are asked in turn
+        if not self.stages:
+            self.begin_generation()
+        while self.stages[0]:
             job = self.job(worker, self.stages[0].pop(0))
             if job is not None:
                 self.running += 1
                 return job
+            if not self.running and not self.stages[0]:  # there was nothing to do in it
+                self.end_stage()
+        return None  # until the others of this stage have ended
+
+    def end_stage(self) -> None:
+        """Go on to the next stage; after the last one the distribution is told."""
+        self.stages = self.stages[1:]
+        if not self.stages:
+            self.tell()
 
     def job(self, worker: int, task: Task) -> Job | None:
         """A task as a job; None where there is nothing to do."""

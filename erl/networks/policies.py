@@ -25,9 +25,7 @@ class Policies:
         activation: of the hidden layers, a key of `ACTIVATIONS`.
     """
 
-    def __init__(
-        self, sizes: Sequence[int], rows: np.ndarray, activation: str = "ReLU"
-    ) -> None:
+    def __init__(self, sizes: Sequence[int], rows: np.ndarray, activation: str = "ReLU") -> None:
         self._activate = ACTIVATIONS[activation]
         self._sizes, self._rows = tuple(sizes), np.ascontiguousarray(rows, dtype=np.float32)
         if self._rows.ndim != 2 or self._rows.shape[1] != n_parameters(sizes):

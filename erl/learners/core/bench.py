@@ -5,7 +5,7 @@ A job holds all that it depends on, but for the replay buffer: whoever does it, 
 now or again, does the same. Jobs of several workers can be computed side by side.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import is_not
 from typing import Any
@@ -26,8 +26,9 @@ from erl.networks.policies import Policies
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.tasks import Ledger
 
-# Actors whose updates are computed together on a CPU: see benchmarks/aes_rl.md.
-_SIDE_BY_SIDE = 1
+# Actors that are updated together on a CPU at most: they share the overhead of an operation, and
+# more of them no longer fit into the cache.
+_SIDE_BY_SIDE = 8
 # Updates between two looks whether the lifetime shall end.
 _HEED_EVERY = 64
 
@@ -128,6 +129,7 @@ class Bench:
     ) -> None:
         self.settings, self.n = settings, n
         s, device = settings, settings.device
+        self._low = s.precision == "bf16"
         self.stage = OpenStage(spec, ledger, n)
         observation_space, action_space = spec.spaces()
         o, a = observation_space.shape[0], int(np.prod(action_space.shape or (1,)))
@@ -144,21 +146,20 @@ class Bench:
             t.view(s.n_critics, -1)
             for t in (self.critics.values, self.critics.grads, self.critics.target)
         )
-        target_actor = Perceptrons(actor, 1, self.target_actor)
-        self._block = Block(
+        target_actor = Perceptrons(actor, 1, self.target_actor, low=self._low)
+        self._block = Block[Any](
             0,
             1,
             [s],
             target_actor,
             target_actor,
-            Perceptrons(critic, s.n_critics, critics, grads),
-            Perceptrons(critic, s.n_critics, targets),
-            Perceptrons(critic, 1, critics[:1]),
+            Perceptrons(critic, s.n_critics, critics, grads, self._low),
+            Perceptrons(critic, s.n_critics, targets, low=self._low),
+            Perceptrons(critic, 1, critics[:1], low=self._low),
         )
         self._update = Captured(self._update_now, device)
         self._policies: tuple[Sequence[Play], Policies] | None = None
-        on_gpu = torch.device(device).type == "cuda"
-        self._side_by_side = n if on_gpu else _SIDE_BY_SIDE
+        self._side_by_side = n if torch.device(device).type == "cuda" else min(n, _SIDE_BY_SIDE)
         self.activities: Mapping[str, Timed | Open] = {
             "play": Open(self.play),
             "train_actor": Timed(self.train_actors, s.actor_update_cost),
@@ -272,7 +273,7 @@ class Bench:
             training.loss = float(said["critic_loss"])
 
     @torch.inference_mode()
-    def _update_now(self, key: Hashable, places: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
+    def _update_now(self, key: Any, places: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
         """One update of the critics, where there is noise, or else of the actors on the rows that
         are the key.
         """
@@ -281,7 +282,7 @@ class Bench:
             loss = critic_step(self._block, batch, noise, self.critics)
             self.critics.follow([self.settings.tau])
             return {"critic_loss": loss}
-        begin, end = key  # type: ignore[misc]
+        begin, end = key
         networks = self._side(begin, end)
         return {"actor_loss": actor_step(*networks, batch, self.actors, begin, end)}
 
@@ -291,8 +292,8 @@ class Bench:
             n, rows = end - begin, slice(begin, end)
             actor, critic = self.shapes
             self._views[begin, end] = (
-                Perceptrons(actor, n, self.actors.values[rows], self.actors.grads[rows]),
-                Perceptrons(critic, n, self.first_critics[rows]),
+                Perceptrons(actor, n, self.actors.values[rows], self.actors.grads[rows], self._low),
+                Perceptrons(critic, n, self.first_critics[rows], low=self._low),
             )
         return self._views[begin, end]
 

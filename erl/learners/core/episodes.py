@@ -187,10 +187,12 @@ class _Running:
 
     Attributes:
         seed: with which it began.
+        reservoirs: their state (units,) before it began, which some keep; None without reservoirs.
         observations, actions, rewards: of each step so far; one observation more.
     """
 
     seed: int
+    reservoirs: np.ndarray | None
     observations: list[np.ndarray]
     actions: list[np.ndarray]
     rewards: list[float]
@@ -211,9 +213,11 @@ class OpenStage(Stage):
 
     def begin(self, slot: int, seed: int) -> None:
         """Begin an episode; one that was running in the slot is left."""
+        states = self.world.reservoir_state
+        before = None if states is None else states[slot].copy()
         seen = self.world.begin(slot, seed=seed)
         self._raise_faults()
-        self._running[slot] = _Running(seed, [seen.astype(np.float32)], [], [])
+        self._running[slot] = _Running(seed, before, [seen.astype(np.float32)], [], [])
 
     def seen(self, slots: np.ndarray) -> np.ndarray:
         """What the policies of these slots see, float32 (k, features)."""
@@ -280,18 +284,23 @@ class OpenStage(Stage):
         """Go on from `get_state`: running episodes are played again up to where they were. Where an
         environment does otherwise this time, the episode begins anew.
         """
+        super().set_state(state)
         self._running = {}
         for slot, saved in state["running"].items():
-            seen = self.world.begin(slot, seed=saved.seed)
+            states = self.world.reservoir_state
+            if states is not None:
+                states[slot] = saved.reservoirs
+            self.begin(slot, saved.seed)
+            seen = self._running[slot].observations[0]
             for action in saved.actions:
-                seen, *_ = self._advance(action[None], np.array([slot]))
-                seen = seen[0]
-            self._raise_faults()
-            if np.array_equal(seen.astype(np.float32), saved.observations[-1]):
+                rows, *_ = self._advance(action[None], np.array([slot]))
+                seen = rows[0].astype(np.float32)
+            if np.array_equal(seen, saved.observations[-1]):
                 self._running[slot] = copy.deepcopy(saved)
             else:
+                if states is not None:
+                    states[slot] = saved.reservoirs
                 self.begin(slot, saved.seed)
-        super().set_state(state)
 
 
 def _by_policy(steps: Sequence[np.ndarray], who: Sequence[np.ndarray], n: int) -> list[np.ndarray]:

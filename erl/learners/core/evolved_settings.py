@@ -1,4 +1,4 @@
-"""Settings that learners with an evolution of TD3 actors share, and their defaults by environment."""
+"""Settings that evolutions of TD3 actors share, and their defaults by environment."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -41,6 +41,8 @@ class EvolvedSettings(EvaluationSettings):
         device: PyTorch's name of where the networks learn.
         threads: cores for the networks' mathematics of each worker; another number, other
             roundings.
+        precision: `fp32`, or `bf16` for the factors of wide matrix products, on processors that
+            have it.
     """
 
     defaults: ClassVar[Path] = Path(__file__).with_name("evolved_td3.toml")
@@ -67,6 +69,7 @@ class EvolvedSettings(EvaluationSettings):
     ray_address: str = "ray"
     device: str = "cpu"
     threads: Count = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
 
     def _check(self) -> None:
         if not self.hidden:

@@ -111,10 +111,12 @@ class EvolvedTD3(Generic[S]):
             self.critic_updates += ended.data.done
         if ended is not None and isinstance(ended.data, TrainActor):
             self.actor_updates += ended.data.done
-        if self.run.spent():
-            return None
-        critic_worker = worker >= self.settings.players
-        return self.next_critic_job(worker) if critic_worker else self.next_actor_job(worker, ended)
+        spent = self.run.spent()
+        if worker >= self.settings.players:
+            return None if spent else self.next_critic_job(worker)
+        # What has ended is taken even then.
+        job = None if spent and ended is None else self.next_actor_job(worker, ended)
+        return None if spent else job
 
     @property
     def learns(self) -> bool:

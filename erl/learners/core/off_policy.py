@@ -13,7 +13,7 @@ import copy
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 import psutil
@@ -477,9 +477,22 @@ def _set_moment(
     state[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
-def check_memory(
-    s: OffPolicySettings, capacities: Sequence[int], observations: int, actions: int
-) -> None:
+class Buffered(Protocol):
+    """Settings of a learner with a replay buffer, as far as `check_memory` needs them."""
+
+    @property
+    def learner(self) -> str:
+        """Its name."""
+
+    @property
+    def n_envs(self) -> int:
+        """Environments of a member."""
+
+    def resolved_device(self) -> torch.device:
+        """Where the buffer lies."""
+
+
+def check_memory(s: Buffered, capacities: Sequence[int], observations: int, actions: int) -> None:
     """Raise a UserError if the replay buffers of members do not fit into the memory that is free.
 
     Args:
