@@ -82,7 +82,7 @@ def study_config(flags: EvolutionFlags, sink: Sink) -> EvolutionStudy:
     asked |= {"learner": canonical_name(flags.learner), "learner_config": {}}
     asked |= {"nb_res": flags.reservoirs(), **flags.tasks()}
     config = EvolutionStudy(**asked)
-    settings = read_settings(flags.learner_config, config.environments, sink.line)
+    settings = read_settings(flags.learner_config, config.environments, sink.line, config.learner)
     source = flags.warm_start
     if source is not None and "#" in source:
         storage, _, name = source.rpartition("#")

@@ -15,6 +15,7 @@ from erl.cli import option
 from erl.errors import UserError
 from erl.executors.machines import check_cluster
 from erl.files import check_writable
+from erl.learners import AES_RL_FILES, setting_names
 from erl.studies import DEFAULT_STORAGE
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def number(value: Any, digits: int = 6) -> str:
 
 
 def read_settings(
-    path: str | None, env_ids: Sequence[str], note: Callable[[str], None]
+    path: str | None, env_ids: Sequence[str], note: Callable[[str], None], learner: str
 ) -> dict[str, Any]:
     """The learner's settings from `--learner_config`.
 
@@ -159,9 +160,11 @@ def read_settings(
         path: of the file; None for no settings.
         env_ids: the environments that they are for.
         note: is given a line for each thing that a user should know.
+        learner: whom they are for.
 
     Raises:
-        UserError: the file cannot be read, or has different settings for these environments.
+        UserError: the file cannot be read, has different settings for these environments, or is of
+            AES-RL's published code and for another learner.
     """
     from erl.learners.core.settings_file import load_settings
 
@@ -174,4 +177,11 @@ def read_settings(
         note(line)
     if any(file.env_kwargs for file in files):
         note(f"{path}: env_kwargs do not apply here and are left out")
-    return files[0].settings
+    settings = files[0].settings
+    if "algorithm" in settings and learner in AES_RL_FILES:
+        from erl.learners.core.aes_rl_files import adopt
+
+        settings, notes = adopt(learner, settings, setting_names(learner))
+        for line in notes:
+            note(f"{path}: {line}")
+    return settings

@@ -58,7 +58,7 @@ class AsynchronousSettings(EvolvedSettings):
         critic_job: updates after which the critic worker hands the critics in.
     """
 
-    published: ClassVar[dict[str, Any]] = {"charge_mean": False}
+    published: ClassVar[dict[str, Any]] = {"gamma": 0.99, "charge_mean": False}
 
     rl_ratio: Share = 0.5
     rl_k: NotNegative = 50.0

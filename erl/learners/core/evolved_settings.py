@@ -47,7 +47,7 @@ class EvolvedSettings(EvaluationSettings):
 
     defaults: ClassVar[Path] = Path(__file__).with_name("evolved_td3.toml")
     # What `--published_code` asks for.
-    published: ClassVar[dict[str, Any]] = {}
+    published: ClassVar[dict[str, Any]] = {"gamma": 0.99}
     n_critics: ClassVar[int] = 2
     n_envs: ClassVar[int] = 1
 
@@ -75,6 +75,8 @@ class EvolvedSettings(EvaluationSettings):
         if not self.hidden:
             raise self._wrong("hidden", "a list of at least one width")
         check_device(self.learner, self.device)
+        if self.actor_executor != "lockstep":
+            raise self._wrong("actor_executor", "lockstep")
 
     @property
     def players(self) -> int:

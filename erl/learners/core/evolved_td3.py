@@ -295,6 +295,11 @@ class EvolvedLearner:
         """In the registry."""
         return self.settings.learner
 
+    @property
+    def published(self) -> dict[str, Any]:
+        """Settings in which the published code differs."""
+        return self.settings.published
+
     def check_settings(self, config: Mapping[str, Any]) -> None:
         """Raise a UserError for settings that cannot be."""
         self.settings.from_learner_config(config)

@@ -128,8 +128,11 @@ class OffPolicy(Generic[S]):
         for i, seed in enumerate(seeds):
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)
-                policy = s.policy(
-                    observation_space, action_space, lambda _: 0.0, **s.policy_kwargs()
+                policy = s.policy_class()(
+                    observation_space,
+                    action_space,
+                    lambda _: 0.0,
+                    **s.policy_kwargs(),
                 )
             self.load_policy(i, policy)
         for trained in self.networks.values():
