@@ -30,7 +30,8 @@ def td3(monkeypatch):
 
 
 def test_names():
-    assert learner_names() == [*SB3_ALGORITHMS, "ERL-Re2", "DERL"]
+    evolved = ["CEM-RL", "P-CEM-RL", "ACEM-RL", "(1+1)-ES", "AES-RL"]
+    assert learner_names() == [*SB3_ALGORITHMS, "ERL-Re2", "DERL", *evolved]
     assert [canonical_name(n) for n in ("erl-re2", "recurrentppo", "who")] == [
         "ERL-Re2",
         "RecurrentPPO",
