@@ -2,6 +2,8 @@
 
 Jobs, results and shared items travel as files in shared memory (a folder of /dev/shm), each written
 once; sockets carry their names alone. What workers count lies in a mapped array.
+
+To import what a bench needs takes seconds. So one process does that, and workers are forks of it.
 """
 
 import os
@@ -15,6 +17,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -29,7 +33,7 @@ _ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
 )
 _MEMORY = Path("/dev/shm")
-_SERVE = "from erl.executors.worker_processes import _serve; _serve()"
+_FORK = "from erl.executors.worker_processes import _fork_workers; _fork_workers()"
 
 
 def _folder() -> Path:
@@ -60,7 +64,7 @@ class ProcessHost:
         make: makes the bench of each, there.
 
     Attributes:
-        processes: of the workers that have begun, by number.
+        pids: of the workers that have begun, by number.
     """
 
     def __init__(self, n: int, make: MakeBench) -> None:
@@ -69,9 +73,10 @@ class ProcessHost:
         (self.folder / "items").mkdir()
         # Of each worker: what it has counted, and how many items it has read.
         self._cells = np.memmap(self.folder / "cells", np.int64, "w+", shape=(2, n))
-        self.processes: dict[int, subprocess.Popen] = {}
+        self.pids: dict[int, int] = {}
         self._connections: dict[int, Connection] = {}
         self._shared = self._removed = self._jobs = 0
+        self._forker: tuple[subprocess.Popen, socket.socket] | None = None
 
     @property
     def counted(self) -> int:
@@ -88,26 +93,43 @@ class ProcessHost:
         self._end(worker)
         self._cells[1, worker] = self._shared  # all earlier ones are in the backlog
         mine, theirs = socket.socketpair()
-        environment = {
-            **os.environ,
-            **_ONE_THREAD,
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        }
-        # Workers inherit what is blocked: Ctrl-C is the lifetime's business.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            self.processes[worker] = subprocess.Popen(
-                [sys.executable, "-c", _SERVE, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                env=environment,
-            )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            socket.send_fds(self._fork_from(), [b"fork"], [theirs.fileno()])
+        except OSError:  # it was killed, and its forks with it
+            self._end_forker()
+            socket.send_fds(self._fork_from(), [b"fork"], [theirs.fileno()])
         theirs.close()
         connection = self._connections[worker] = Connection(mine.detach())
-        begin = (worker, self._n, os.getpid(), self._make, list(backlog))
-        self._send(worker, "begin", begin)
-        assert connection is not None
+        self._send(worker, "begin", (worker, self._n, self._make, list(backlog)))
+        try:
+            self.pids[worker] = connection.recv()
+        except (EOFError, OSError):
+            self.pids[worker] = 0  # it died at once; `wait` will say so
+
+    def _fork_from(self) -> socket.socket:
+        """The socket of the process that workers are forks of."""
+        if self._forker is None:
+            mine, theirs = socket.socketpair()
+            module = getattr(self._make, "func", self._make).__module__
+            environment = {
+                **os.environ,
+                **_ONE_THREAD,
+                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            }
+            # Workers inherit what is blocked: Ctrl-C is the lifetime's business.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                arguments = (theirs.fileno(), os.getpid(), self.folder, module)
+                process = subprocess.Popen(
+                    [sys.executable, "-c", _FORK, *map(str, arguments)],
+                    pass_fds=[theirs.fileno()],
+                    env=environment,
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            theirs.close()
+            self._forker = process, mine
+        return self._forker[1]
 
     def submit(self, worker: int, job: Job) -> None:
         """Give a worker a job."""
@@ -125,7 +147,7 @@ class ProcessHost:
         """Give all workers an item, and remove those that all have read."""
         _write(self.folder / "items" / str(self._shared), item)
         self._shared += 1
-        begun = list(self.processes)
+        begun = list(self.pids)
         read = int(self._cells[1, begun].min()) if begun else self._shared
         for number in range(self._removed, read):
             (self.folder / "items" / str(number)).unlink(missing_ok=True)
@@ -147,40 +169,78 @@ class ProcessHost:
         return sorted(results, key=lambda result: result[0])
 
     def _end(self, worker: int) -> None:
-        process = self.processes.pop(worker, None)
-        if process is not None:
-            process.kill()
-            process.wait()
+        pid = self.pids.pop(worker, 0)
+        # Its end of the socket is closed when it is dead, and no other process has its number.
         connection = self._connections.pop(worker, None)
         if connection is not None:
+            if pid and not connection.poll():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             connection.close()
+
+    def _end_forker(self) -> None:
+        if self._forker is not None:
+            process, connection = self._forker
+            connection.close()
+            process.kill()
+            process.wait()
+            self._forker = None
 
     def close(self) -> None:
         """End the workers at once, and remove what lies in shared memory."""
-        for worker in list(self.processes):
+        for worker in list(self.pids):
             self._end(worker)
+        self._end_forker()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+# -- in the process that workers are forks of --
+
+
+def _fork_workers() -> None:
+    """Import what benches need, and become a worker for each socket that comes, in a fork; until
+    the parent is gone.
+    """
+    number, parent, folder, module = sys.argv[1:]
+    import_module(module)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for forks
+    with socket.socket(fileno=int(number)) as connection:
+        connection.settimeout(1.0)
+        while os.getppid() == int(parent):
+            try:
+                message, handles, *_ = socket.recv_fds(connection, 16, 1)
+            except TimeoutError:
+                continue
+            if not message:
+                break
+            if os.fork() == 0:
+                connection.close()
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                _serve(handles[0], Path(folder))
+                os._exit(0)
+            os.close(handles[0])
+    shutil.rmtree(folder, ignore_errors=True)  # a parent that was killed did not
+    os._exit(0)
 
 
 # -- in a worker --
 
 
-def _end_with(parent: int, folder: Path) -> None:
-    """End this process when its parent is gone, with what lies in shared memory."""
-    while os.getppid() == parent:
+def _end_with(forker: int) -> None:
+    """End this process when the one that it is a fork of is gone, which ends with the parent."""
+    while os.getppid() == forker:
         time.sleep(1.0)
-    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 
-def _serve() -> None:
+def _serve(handle: int, folder: Path) -> None:
     """Do jobs until the parent has no more."""
-    connection = Connection(int(sys.argv[1]))
+    connection = Connection(handle)
     path = Path(connection.recv())
-    folder = path.parent
-    worker, n, parent, make, backlog = _read(path)
+    worker, n, make, backlog = _read(path)
     path.unlink()
-    threading.Thread(target=_end_with, args=(parent, folder), daemon=True).start()
+    connection.send(os.getpid())
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     cells = np.memmap(folder / "cells", np.int64, "r+", shape=(2, n))
 
     def count(units: int) -> int:

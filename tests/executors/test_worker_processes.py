@@ -132,10 +132,13 @@ from erl.executors.worker_processes import ProcessHost
 host = ProcessHost(1, CountingBench)
 jobs = [Job("sum", Sum("a"), 1), Job("sum", Sum("b", seconds=60), 1)]
 ended = []
-workers = ConcurrentWorkers(1, host, lambda w, job: ended.append(job) or (jobs.pop(0) if jobs else None))
+def next_job(worker, job):
+    ended.append(job)
+    return jobs.pop(0) if jobs else None
+workers = ConcurrentWorkers(1, host, next_job)
 while len(ended) < 2:
     workers.advance()
-print(host.folder, host.processes[0].pid, flush=True)
+print(host.folder, host.pids[0], flush=True)
 workers.advance()
 import time; time.sleep(60)
 """

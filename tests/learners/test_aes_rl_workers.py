@@ -44,10 +44,10 @@ def test_individuals_are_asked_again_when_workers_die(work):
     w.tell = lambda verdict: (told.append(verdict.individual), tell(verdict))
     host = w.workers._host
     until(w, 8)
-    os.kill(host.processes[0].pid, signal.SIGKILL)
+    os.kill(host.pids[0], signal.SIGKILL)
     until(w, 14)
-    assert 2 in host.processes  # the critics'
-    os.kill(host.processes[2].pid, signal.SIGKILL)
+    assert 2 in host.pids  # the critics'
+    os.kill(host.pids[2], signal.SIGKILL)
     updates = w.critic_updates
     while w.critic_updates < updates + 60:
         w.iterate()
