@@ -6,7 +6,7 @@ now or again, does the same. Jobs of several workers can be computed side by sid
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import is_not
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from erl.executors.concurrent_workers import Count
 from erl.executors.lockstep import Job, Open, Timed
 from erl.learners.core.episodes import Episode, OpenStage
 from erl.learners.core.evolved_settings import EvolvedSettings
@@ -58,6 +59,19 @@ class Play:
     begun: bool = False
     rng: np.random.Generator | None = None
 
+    def shipped(self) -> "Play":
+        """What a worker elsewhere needs of it."""
+        return replace(self, about=None)
+
+    @property
+    def result(self) -> Episode | None:
+        """As it comes back from there."""
+        return self.episode
+
+    @result.setter
+    def result(self, episode: Episode) -> None:
+        self.episode = episode
+
 
 @dataclass
 class TrainActor:
@@ -80,6 +94,19 @@ class TrainActor:
     about: Any = None
     done: int = 0
     rng: np.random.Generator | None = None
+
+    def shipped(self) -> "TrainActor":
+        """What a worker elsewhere needs of it."""
+        return replace(self, about=None)
+
+    @property
+    def result(self) -> tuple[np.ndarray, int]:
+        """As it comes back from there."""
+        return self.genes, self.done
+
+    @result.setter
+    def result(self, result: tuple[np.ndarray, int]) -> None:
+        self.genes, self.done = result
 
 
 @dataclass
@@ -104,6 +131,45 @@ class TrainCritics:
     loss: float = float("nan")
     done: int = 0
     rngs: list[np.random.Generator] | None = None
+
+    def shipped(self) -> "TrainCritics":
+        """What a worker elsewhere needs of it."""
+        return replace(self, about=None)
+
+    @property
+    def result(self) -> tuple[list[Tensor], float, int]:
+        """As it comes back from there."""
+        return self.critics, self.loss, self.done
+
+    @result.setter
+    def result(self, result: tuple[list[Tensor], float, int]) -> None:
+        self.critics, self.loss, self.done = result
+
+
+class Elsewhere(Ledger):
+    """The ledger of a worker elsewhere: it counts together with the others, and its steps are those
+    of all.
+
+    Args:
+        count: enters steps, and tells those of all workers.
+    """
+
+    def __init__(self, count: Count) -> None:
+        super().__init__()
+        self._count = count
+
+    def step(self, n: int = 1) -> None:
+        """Count n steps."""
+        self.steps = self._count(n)
+
+
+def make_bench(
+    spec: LifetimeSpec, settings: EvolvedSettings, capacity: int, count: Count
+) -> "Bench":
+    """A bench for one worker elsewhere; arithmetic there is as it is in lifetimes."""
+    torch.set_num_threads(settings.threads)
+    torch.set_flush_denormal(True)
+    return Bench(spec, settings, Elsewhere(count), 1, capacity)
 
 
 class Bench:
@@ -166,9 +232,12 @@ class Bench:
             "train_critics": Timed(self.train_critics, s.critic_update_cost),
         }
 
-    def receive(self, episode: Episode) -> None:
-        """Store an episode in the replay buffer."""
-        self.buffer.add(*episode.transitions())
+    def receive(self, item: Episode | dict[str, Any]) -> None:
+        """Store an episode in the replay buffer, or all that another one holds."""
+        if isinstance(item, Episode):
+            self.buffer.add(*item.transitions())
+        else:
+            self.buffer.take(item)
 
     # -- playing --
 

@@ -75,8 +75,6 @@ class EvolvedSettings(EvaluationSettings):
         if not self.hidden:
             raise self._wrong("hidden", "a list of at least one width")
         check_device(self.learner, self.device)
-        if self.actor_executor != "lockstep":
-            raise self._wrong("actor_executor", "lockstep")
 
     @property
     def players(self) -> int:

@@ -8,6 +8,7 @@ buffer; the distribution is told the returns. Which worker does what, and when, 
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -15,9 +16,18 @@ import torch
 from gymnasium import spaces
 
 from erl.errors import UserError
-from erl.executors.lockstep import Job, LockstepWorkers
+from erl.executors.inner_workers import inner_workers
+from erl.executors.lockstep import Job
 from erl.learners import Agent, Outputs, one_by_one
-from erl.learners.core.bench import Bench, Play, TrainActor, TrainCritics, copy_layers, n_genes
+from erl.learners.core.bench import (
+    Bench,
+    Play,
+    TrainActor,
+    TrainCritics,
+    copy_layers,
+    make_bench,
+    n_genes,
+)
 from erl.learners.core.checkpoints import Attributes, Part
 from erl.learners.core.evolved_settings import EvolvedSettings
 from erl.learners.core.export import td3_model
@@ -79,7 +89,9 @@ class EvolvedTD3(Generic[S]):
         self.telemetry = run.telemetry[0]
         s = self.settings = run.settings[0]
         self.observation_space, self.action_space = self.spec.spaces()
-        self.bench = Bench(self.spec, s, self.ledger, s.players, s.capacity(self.spec.steps))
+        capacity = s.capacity(self.spec.steps)
+        here = s.players if s.actor_executor == "lockstep" else 1
+        self.bench = Bench(self.spec, s, self.ledger, here, capacity)
         generator = torch.Generator().manual_seed(self.spec.seeds.learner)
         mean, self.critics = first_networks(self.bench, generator)
         self.distribution = self.make_distribution(mean, self._rng(_DISTRIBUTION))
@@ -87,7 +99,15 @@ class EvolvedTD3(Generic[S]):
         self.individuals = self.told = self.generations = 0
         self.stored_steps = self.mean_steps = self.mean_episodes = 0
         self.critic_jobs = self.critic_updates = self.actor_updates = 0
-        self.workers = LockstepWorkers(s.workers, self.bench.activities, self._next_job)
+        self.workers = inner_workers(
+            s.actor_executor,
+            s.workers,
+            self._next_job,
+            self.bench,
+            partial(make_bench, self.spec, s, capacity),
+            self._backlog,
+            s.ray_address,
+        )
 
     # -- what an algorithm gives --
 
@@ -105,7 +125,17 @@ class EvolvedTD3(Generic[S]):
 
     # -- jobs --
 
+    def _backlog(self) -> list[Any]:
+        """What workers elsewhere begin with."""
+        return [self.bench.buffer.contents()] if len(self.bench.buffer) else []
+
+    def _count(self) -> None:
+        """Enter the steps that workers elsewhere have taken."""
+        if self.workers.counted is not None:
+            self.ledger.step(self.workers.counted - self.ledger.steps)
+
     def _next_job(self, worker: int, ended: Job | None) -> Job | None:
+        self._count()
         if ended is not None and isinstance(ended.data, TrainCritics):
             self.critics = ended.data.critics
             self.critic_updates += ended.data.done
@@ -169,6 +199,7 @@ class EvolvedTD3(Generic[S]):
         if episode.cut:
             return False
         self.bench.receive(episode)
+        self.workers.share(episode)
         self.stored_steps += len(episode.rewards)
         individual.fitness = episode.total
         return True
@@ -187,9 +218,11 @@ class EvolvedTD3(Generic[S]):
         """Nothing is to be done before the first job."""
 
     def iterate(self) -> None:
-        """Go on to the next end of a job."""
+        """Go on to the next end of a job, or for a moment."""
+        self.run.raise_if_stopped()
         if not self.workers.advance():
             raise RuntimeError("all workers wait")
+        self._count()
         if not np.isfinite(self.distribution.mean).all():
             raise FloatingPointError(
                 f"the mean's weights are not finite after {self.ledger.steps} steps"
@@ -275,7 +308,8 @@ class EvolvedTD3(Generic[S]):
         """There is one lifetime, which nothing outlives."""
 
     def close(self) -> None:
-        """Close the environments."""
+        """End the workers, and close the environments."""
+        self.workers.close()
         self.bench.close()
 
 
