@@ -179,14 +179,14 @@ def test_the_story_of_a_generation():
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("CEM-RL", {"actor_workers": 2}, "CEM-RL's actor_workers is 1, not 2"),
-        ("CEM-RL", {"critic_workers": 1}, "CEM-RL's critic_workers is 0, not 1"),
-        ("CEM-RL", {"rl_population": 5}, "rl_population is at most population_size, 4"),
-        ("CEM-RL", {"population_size": 1}, "population_size is a whole number from 2"),
+        ("CEM-RL", {"actor_workers": 2}, "CEM-RL's actor_workers must be 1, not 2"),
+        ("CEM-RL", {"critic_workers": 1}, "CEM-RL's critic_workers must be 0, not 1"),
+        ("CEM-RL", {"rl_population": 5}, "rl_population must be at most population_size, 4"),
+        ("CEM-RL", {"population_size": 1}, "population_size must be a whole number from 2"),
         ("P-CEM-RL", {"batched": True}, "P-CEM-RL has no setting 'batched'"),
-        ("P-CEM-RL", {"critic_workers": 2}, "critic_workers is 0 or 1, not 2"),
-        ("P-CEM-RL", {"hidden": []}, "hidden is a list of at least one width"),
-        ("P-CEM-RL", {"learning_starts": 600}, "begins to learn after learning_starts, 600"),
+        ("P-CEM-RL", {"critic_workers": 2}, "critic_workers must be 0 or 1, not 2"),
+        ("P-CEM-RL", {"hidden": []}, "hidden must be a list of at least one width"),
+        ("P-CEM-RL", {"learning_starts": 600}, "starts to learn after learning_starts = 600"),
     ],
 )
 def test_what_cannot_be_is_refused(name, settings, message):
