@@ -234,7 +234,12 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     arms = arm_names(evolution, params) + control_names(evolution, params)
     chosen = _chosen(flags, evolution, params)
     for arm in chosen:
-        check(arm_lifetime(arm, 0, config, params))
+        try:
+            check(arm_lifetime(arm, 0, config, params))
+        except UserError as e:
+            raise UserError(
+                f"the agent {arm} cannot be trained, and --arms chooses others: {e}"
+            ) from e
     seeds = seed_indices(flags.nb_seeds)
     campaign = Campaign(flags, test_name, config, sink, flags.results)
     study = campaign.study

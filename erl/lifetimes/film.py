@@ -36,6 +36,8 @@ FORMATS = (".mp4", ".gif", ".webp")
 RENDERERS = ("egl", "osmesa")
 # Steps of the past that the panel beside the frames shows.
 HISTORY = 150
+# Height and width in pixels that a frame has at least beside a panel.
+PANEL = (64, 64)
 
 
 class Sink(Protocol):
@@ -258,6 +260,9 @@ def _frame(episode: Trace, i: int, panel: bool) -> Image.Image:
     """The i-th image of a film, with even sides, as MP4 has them."""
     frame = np.asarray(Image.open(io.BytesIO(episode.frames[i])))
     if panel:
+        # Frames of a few pixels are enlarged, so that the panel has room for its words.
+        times = max(1, *(-(-least // side) for least, side in zip(PANEL, frame.shape)))
+        frame = frame.repeat(times, axis=0).repeat(times, axis=1)
         frame = np.concatenate([frame, panel_image(episode, i, *frame.shape[:2])], axis=1)
     even = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
     return Image.fromarray(even)

@@ -10,6 +10,7 @@ from gymnasium import spaces
 from peculiar_environments import EXPECTED, PECULIAR
 
 from erl.errors import UserError
+from erl.learners import OWN
 from erl.learners.sb3 import algorithms
 from erl.lifetimes.living import Cohort, check, live
 from erl.worlds.reservoirs import Context, ReservoirParams
@@ -25,7 +26,7 @@ CHOICES = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 FORCES = (spaces.Box,)
 # Learner, engine -> settings, and the actions that it knows.
 LEARNERS = {
-    ("PPO", "cohort"): (ON_POLICY, VALUES + FORCES),
+    ("PPO", "cohort"): (ON_POLICY, CHOICES + FORCES),
     ("PPO", "sb3"): (ON_POLICY, CHOICES + FORCES),
     ("A2C", "sb3"): (SMALL, CHOICES + FORCES),
     ("TRPO", "sb3"): ({"n_steps": 16, "batch_size": 8, **SMALL}, CHOICES + FORCES),
@@ -38,6 +39,9 @@ LEARNERS = {
     ("DQN", "sb3"): ({**OFF_POLICY, **SMALL}, VALUES),
     ("QRDQN", "sb3"): ({**OFF_POLICY, **SMALL}, VALUES),
     ("SAC", "sb3"): ({**OFF_POLICY, **SMALL}, FORCES),
+    ("SAC", "cohort"): ({**OFF_POLICY, **SMALL}, FORCES),
+    ("TD3", "cohort"): ({**OFF_POLICY, **SMALL}, FORCES),
+    ("DDPG", "cohort"): ({**OFF_POLICY, **SMALL}, FORCES),
     ("TD3", "sb3"): ({**OFF_POLICY, **SMALL}, FORCES),
     ("DDPG", "sb3"): ({**OFF_POLICY, **SMALL}, FORCES),
     ("TQC", "sb3"): ({**OFF_POLICY, **SMALL}, FORCES),
@@ -53,6 +57,17 @@ LEARNERS = {
             "frac_frames_train": 0.1,
         },
         FORCES,
+    ),
+    ("DERL", "auto"): (
+        {
+            "population_size": 2,
+            "num_episodes_per_iter": 1,
+            "learning_starts": 4,
+            "batch_size": 4,
+            "buffer_size": 200,
+            "hidden": [8],
+        },
+        VALUES + FORCES,
     ),
 }
 RESERVOIR = Context((ReservoirParams(units=5, sr=0.9, lr=0.5, rc_connectivity=0.5),), skip_c=True)
@@ -72,7 +87,9 @@ def lifetime(name, learner="PPO", engine="cohort", context=None, steps=32, **tas
 
 
 def test_all_learners_are_run():
-    assert {name for name, _ in LEARNERS} == {*algorithms(), "ERL-Re2"}
+    assert {name for name, engine in LEARNERS if engine == "sb3"} == {*algorithms()}
+    own = {name: "cohort" if learner.cohort else "auto" for name, learner in OWN.items()}
+    assert {*LEARNERS} >= {*own.items()}
 
 
 @pytest.mark.parametrize("name", [n for n, e in EXPECTED.items() if e.refused])
