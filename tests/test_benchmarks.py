@@ -2,12 +2,14 @@
 
 import copy
 import importlib.util
+import re
 import sys
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from documents import parsed
 from stable_baselines3 import PPO
 
 
@@ -21,7 +23,7 @@ def load(name):
     return module
 
 
-sizes, traces, bias = load("sizes"), load("traces"), load("bias")
+sizes, traces, bias, evidence = map(load, ("sizes", "traces", "bias", "evidence"))
 
 
 # -- sizes --
@@ -151,3 +153,20 @@ def test_lifetimes_with_and_without_a_bias_are_paired_by_root_and_test_seed():
     with_bias, without = bias.paired(rows, "A", "training_return")
     assert with_bias.tolist() == [10.0, 20.0, 3.0, 4.0]
     assert without.tolist() == [8.0, 9.0, 1.0, 2.0]
+
+
+# -- evidence --
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_the_experiments_are_commands_of_the_scripts(small):
+    every = evidence.experiments()
+    assert len({e.name for e in every}) == len(every)
+    for experiment in every:
+        for command in experiment.commands(small):
+            parsed(f"python {command}")
+
+
+def test_the_page_of_results_names_every_part():
+    named = set(re.findall("`([a-z ]+)`", (ROOT / "docs/results.md").read_text()))
+    assert {e.part for e in evidence.experiments()} == named - {"make evidence"}

@@ -1,5 +1,5 @@
 """The agents that a test compares: the learner alone, with the evolved reservoir, and the controls
-that tell what made the difference.
+that show what made the difference.
 
 | agent | what it is |
 |---|---|

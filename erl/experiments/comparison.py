@@ -72,12 +72,12 @@ def load_best(
     guessed = evolution is None
     if evolution is None:
         sink.line(
-            f"{name} stores no configuration (ER-MRL's own study): the flags of this command and "
-            f"ER-MRL's defaults stand in for it"
+            f"{name} stores no configuration (it is a study of ER-MRL): the flags of this command "
+            f"and the defaults of ER-MRL are used"
         )
         evolution = _guess_config(flags, name, params)
     elif not isinstance(evolution, EvolutionStudy):
-        raise UserError(f"{name!r} is a {evolution.title} itself; name the study that was evolved")
+        raise UserError(f"{name!r} is a {evolution.title}; name the study of the evolution")
     if flags.published_code:
         evolution = replace(evolution, published_code=True)
     if not isinstance(flags, GeneralizationComparisonConfig) and flags.env_kwargs is not None:
@@ -127,7 +127,7 @@ def _numbers(name: str, params: dict[str, Any]) -> dict[str, float]:
         if isinstance(value, int | float) and not isinstance(value, bool):
             numbers[key] = value
         elif is_searched(key):
-            raise UserError(f"study {name!r} has {key} = {value!r}, which is no number")
+            raise UserError(f"study {name!r} has {key} = {value!r}, which is not a number")
     return numbers
 
 
@@ -190,8 +190,8 @@ def _check_unseen(env_id: str, evolution: EvolutionStudy, allow_seen: bool) -> N
     seen = evolution.environments
     if not allow_seen and _unversioned(env_id) in map(_unversioned, seen):
         raise UserError(
-            f"the evolution saw {env_id} (it used {', '.join(seen)}): no test of generalisation; "
-            f"--allow_seen insists"
+            f"the evolution used {env_id} (as {', '.join(seen)}), so this is no test of "
+            f"generalisation; --allow_seen allows it"
         )
 
 
@@ -260,8 +260,8 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     if not campaign.run(source, make_cohort, progress):
         done = len(study.trials("COMPLETE"))
         sink.line(
-            f"interrupted: {done} lifetimes are finished and stored; the same command goes on "
-            f"from there"
+            f"interrupted: {done} lifetimes are finished and stored; run the same command "
+            f"again to continue"
         )
         return 130
     complete = {_key(t) for t in study.trials("COMPLETE")}
@@ -272,8 +272,8 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     elsewhere = len(study.trials("RUNNING"))
     if elsewhere:
         sink.line(
-            f"{plural(elsewhere, 'lifetime')} of this test still run elsewhere, and "
-            f"are not in the tables"
+            f"{plural(elsewhere, 'lifetime')} of this test {'is' if elsewhere == 1 else 'are'} "
+            f"running in other processes and not in the tables"
         )
     report(study, arms, evolution.ep_eval, sink)
     say_where(campaign, flags, shown(flags.results), folder)
@@ -363,7 +363,7 @@ class ComparisonProgress(Progress):
         self.budget += len(trials) * self._steps
         self.sink.line(
             f"{self._campaign.name}: {', '.join(self._arms)} x {self._nb_seeds} seeds x "
-            f"{self._steps:,} steps, {len(trials)} lifetimes to live, {self._campaign.workers}"
+            f"{self._steps:,} steps, {len(trials)} lifetimes to train, {self._campaign.workers}"
         )
 
     def trial_line(self, trial: RunningTrial, value: float | None) -> str:

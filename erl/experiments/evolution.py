@@ -1,4 +1,4 @@
-"""Evolution over development: an outer optimiser proposes reservoirs, lifetimes tell how well
+"""Evolution over development: an outer optimiser proposes reservoirs, lifetimes show how well
 agents learn with them.
 
 Trials are proposed in whole generations, whose size does not depend on the number of workers, so
@@ -88,7 +88,11 @@ def study_config(flags: EvolutionFlags, sink: Sink) -> EvolutionStudy:
     asked: dict[str, Any] = {k: v for k, v in vars(flags).items() if k in known}
     asked |= {"learner": canonical_name(flags.learner), "learner_config": {}}
     settings, env_kwargs = read_settings(
-        flags.learner_config, flags.env_kwargs, flags.environments(), sink.line
+        flags.learner_config,
+        flags.env_kwargs,
+        flags.environments(),
+        sink.line,
+        asked["learner"],
     )
     asked |= {"nb_res": flags.reservoirs(), **bias(flags), **flags.tasks(env_kwargs)}
     config = EvolutionStudy(**asked)
@@ -125,7 +129,7 @@ def bias(flags: EvolutionFlags) -> dict[str, float]:
     searched = parse_evolve(flags.evolve)
     for name, value in given.items():
         if name in searched and value is not None:
-            raise UserError(f"--{name} {value} is one value, and --evolve {name} searches others")
+            raise UserError(f"--{name} {value} is one value, but --evolve {name} searches it")
     share = given["bias_connectivity"] is not None or "bias_connectivity" in searched
     if share and "bias" not in searched and found["bias"] == 0:
         raise UserError("a bias_connectivity needs a bias: --bias SCALE, or --evolve bias")
@@ -139,10 +143,7 @@ def continued(
     the flags name one, and its warm start.
     """
     if flags.warm_start is not None and config.sampler != "Cmaes":
-        raise UserError(
-            f"--warm_start is for --sampler Cmaes; {config.sampler} begins from nothing but its "
-            f"own trials"
-        )
+        raise UserError(f"--warm_start works only with --sampler Cmaes, not with {config.sampler}")
     stored = stored_config(flags.storage, name)
     if isinstance(stored, EvolutionStudy):
         engine = stored.engine if flags.engine == "auto" else config.engine
@@ -154,7 +155,7 @@ def continued(
     storage, _, source = flags.warm_start.rpartition("#")
     if not source:
         raise UserError(
-            f"--warm_start {flags.warm_start!r} names no study: STUDY, or STORAGE#STUDY"
+            f"--warm_start {flags.warm_start!r} names no study: write STUDY or STORAGE#STUDY"
         )
     start = warm_start(Study(storage or flags.storage, source).optuna, space)
     return replace(config, start=start)
@@ -274,7 +275,7 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
         sink.line(
             f"interrupted: {study.finished()} of {flags.nb_trials} trials are finished and "
             f"stored in {shown(flags.storage)}; "
-            "the same command goes on from there"
+            "run the same command again to continue"
         )
         _say_best(study, sink)
         return 130
@@ -282,11 +283,17 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     elsewhere = len(study.trials("RUNNING"))
     best = _say_best(study, sink)
     if elsewhere:
-        sink.line(f"{plural(elsewhere, 'trial')} of this study still run elsewhere")
+        sink.line(
+            f"{plural(elsewhere, 'trial')} of this study {'is' if elsewhere == 1 else 'are'} "
+            f"running in other processes"
+        )
     if best is None:
         if elsewhere:
             return 0
-        sink.line(f"no trial succeeded: {progress.last_error or 'see the trials'}")
+        sink.line(
+            f"no trial succeeded: "
+            f"{progress.last_error or 'python -m erl.studies show lists the reasons'}"
+        )
         return 1
     sink.line(f"test them:       {test_command(config, name, flags)}")
     return 0

@@ -22,7 +22,16 @@ if TYPE_CHECKING:
 
 # Flags that say how reservoirs are, and nothing where there are none.
 RESERVOIR_FLAGS = frozenset(
-    {"units", "skip_c", "fixed_iss", "obs_units", "reset_res", "bias", "bias_connectivity"}
+    {
+        "units",
+        "skip_c",
+        "fixed_iss",
+        "feed_action",
+        "obs_units",
+        "reset_res",
+        "bias",
+        "bias_connectivity",
+    }
     | {f"{bound}_{name}" for bound in ("min", "max") for name in ("sr", "lr", "iss")}
 )
 
@@ -36,19 +45,28 @@ class EvolutionFlags(RunFlags):
         300_000, "environment steps of one lifetime", "--training_timesteps", "--training-timesteps"
     )
     nb_trials: int = option(
-        100, "trials in all; running the command again goes on up to this number"
+        100, "trials of the study in all; a larger number continues a finished study"
     )
     sampler: str = option("Cmaes", "optimiser of the hyperparameters", choices=SAMPLERS)
-    del_obs: bool = option(False, "delete velocities from the observation")
+    del_obs: bool = option(
+        False,
+        "delete velocities from the observation (CartPole, Pendulum, MountainCar, LunarLander and "
+        "their continuous variants)",
+    )
     env_kwargs: str | None = env_kwargs_option("; a set's environments are given the same")
-    nb_seeds: int = option(3, "lifetimes of one trial, each with a reservoir of its own")
+    nb_seeds: int = option(3, "lifetimes of one trial; each draws its own reservoir")
     ep_eval: int = option(10, "episodes over which a fitness is averaged")
     units: int = option(100, "neurons of one reservoir")
-    skip_c: bool = option(False, "the policy also sees observation, action and reward")
-    fixed_iss: bool = option(True, "input scaling is 1 and not searched")
+    skip_c: bool = option(
+        False, "the policy also sees the observation, the last action and the last reward"
+    )
+    feed_action: bool = option(
+        True, "the last action reaches the reservoir; never with --published_code"
+    )
+    fixed_iss: bool = option(True, "the input scaling is 1; False searches it too")
     evolve: str | None = option(
         None,
-        "what else is searched: units, rc_connectivity, input_connectivity, bias, "
+        "search more: units, rc_connectivity, input_connectivity, bias, "
         "bias_connectivity, learner.SETTING=low:high[:log]",
     )
     bias: float | None = option(
@@ -57,39 +75,52 @@ class EvolutionFlags(RunFlags):
     bias_connectivity: float | None = option(
         None, "share of neurons that have a bias; by default 1, with --published_code 0.1"
     )
-    obs_units: int | None = option(None, "neurons that the policy sees; by default all")
+    obs_units: int | None = option(
+        None, "number of neurons that the policy sees, the first ones; by default all"
+    )
     min_sr: float = option(1e-4, "lowest spectral radius")
     max_sr: float = option(1e2, "highest spectral radius")
     min_lr: float = option(1e-2, "lowest leak rate")
     max_lr: float = option(1.0, "highest leak rate")
     min_iss: float = option(1e-1, "lowest input scaling")
     max_iss: float = option(10.0, "highest input scaling")
-    reset_res: bool = option(True, "reservoir states go to zero at the start of an episode")
+    reset_res: bool = option(True, "the state of a reservoir is zero at the start of each episode")
     fitness: str = option(
         "training",
-        "mean return of the last training episodes, or of fresh episodes of the final policy",
+        "fitness: mean return of the last training episodes, or of fresh episodes of the final "
+        "policy",
         choices=FITNESSES,
     )
-    learner: str = option("PPO", "algorithm of Stable-Baselines3 or sb3-contrib")
-    learner_config: str | None = option(
-        None, "YAML or JSON file of its keyword arguments (SB3 Zoo's files work)"
+    learner: str = option(
+        "PPO",
+        "algorithm: PPO, one of this project, or any other of Stable-Baselines3 and sb3-contrib",
     )
-    engine: str = option("auto", "how lifetimes are trained", choices=ENGINES)
+    learner_config: str | None = option(
+        None, "YAML or JSON file with its settings (files of the SB3 Zoo work)"
+    )
+    engine: str = option(
+        "auto",
+        "code that trains: cohort (agents side by side), sb3 (one at a time), auto (cohort where "
+        "there is one)",
+        choices=ENGINES,
+    )
     seed: int = option(0, "root of all seeds")
     pruner: str = option(
         "none",
-        "Optuna's pruner that ends trials early by what they reached so far",
+        "end bad trials early with this pruner of Optuna",
         choices=PRUNERS,
     )
     popsize: int | None = option(
         None, "trials of one generation; by default 4 + 3 ln(number of searched parameters)"
     )
     restarts: str = option(
-        "ipop", "how CMA-ES begins anew where it has converged", choices=RESTARTS
+        "ipop", "how CMA-ES starts again when it has converged", choices=RESTARTS
     )
-    use_pruned: bool = option(True, "CMA-ES ranks pruned trials, below all completed ones")
+    use_pruned: bool = option(
+        True, "CMA-ES ranks pruned trials below all completed ones; False ignores them"
+    )
     warm_start: str | None = option(
-        None, "study whose trials CMA-ES begins from: STUDY, or STORAGE#STUDY"
+        None, "study from whose best trials CMA-ES starts: STUDY, or STORAGE#STUDY"
     )
 
     def __post_init__(self) -> None:
@@ -102,7 +133,7 @@ class EvolutionFlags(RunFlags):
                 check_count(name, getattr(self, name))
         check_seeds(self.seed, self.nb_seeds)
         if self.popsize is not None and self.popsize < 2:
-            raise UserError(f"a generation has at least 2 trials: --popsize {self.popsize}")
+            raise UserError(f"--popsize must be at least 2, not {self.popsize}")
         self._check_reservoirs()
         check_choice("restarts", self.restarts, RESTARTS)
         check_choice("fitness", self.fitness, FITNESSES)
@@ -110,16 +141,18 @@ class EvolutionFlags(RunFlags):
         for what in ("sr", "lr", "iss"):
             low, high = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
             if not (math.isfinite(low) and math.isfinite(high) and low > 0):
-                raise UserError(f"--min_{what} and --max_{what} are above 0: {low} and {high}")
+                raise UserError(
+                    f"--min_{what} and --max_{what} must be above 0, not {low} and {high}"
+                )
             if low > high:
-                raise UserError(f"--min_{what} {low} lies above --max_{what} {high}")
+                raise UserError(f"--min_{what} {low} is greater than --max_{what} {high}")
         if self.max_lr > 1:
-            raise UserError(f"a leak rate is at most 1: --max_lr {self.max_lr}")
+            raise UserError(f"--max_lr must be at most 1, not {self.max_lr}")
         if self.bias is not None and not 0 <= self.bias < math.inf:
-            raise UserError(f"--bias is a number from 0: {self.bias}")
+            raise UserError(f"--bias must be a number from 0, not {self.bias}")
         share = self.bias_connectivity
         if share is not None and not 0 < share <= 1:
-            raise UserError(f"--bias_connectivity lies above 0 and at most at 1, not at {share}")
+            raise UserError(f"--bias_connectivity must be above 0 and at most 1, not {share}")
 
     def reservoirs(self) -> int | None:
         """Number of reservoirs as `SearchConfig.nb_res` has it: None for a single one."""
@@ -169,7 +202,8 @@ class EvolutionConfig(EvolutionFlags):
         super().__post_init__()
         if self.nb_res not in (0, 1):
             raise UserError(
-                f"--nb_res is 1 or 0 here, not {self.nb_res}: evolve_multi_res.py evolves several"
+                f"--nb_res must be 1 or 0 here, not {self.nb_res}: evolve_multi_res.py evolves "
+                f"several"
             )
 
     def subject(self) -> str:
@@ -197,7 +231,7 @@ class MultiEvolutionConfig(EvolutionFlags):
     nb_res: int = option(
         3, "reservoirs, side by side; 0 evolves the learner's settings alone, without any"
     )
-    fixed_iss: bool = option(False, "input scaling is 1 and not searched")
+    fixed_iss: bool = option(False, "the input scaling is 1; False searches it too")
 
     def subject(self) -> str:
         """Environment and number of reservoirs."""
@@ -223,14 +257,14 @@ class GeneralizationConfig(EvolutionFlags):
     env_type: str = option(
         "Ant_Swimmer", "set of environments: ER-MRL's, or one that --sets declares"
     )
-    env_ids: str | None = option(None, "environments in place of a set, comma-separated")
+    env_ids: str | None = option(None, "environments instead of a set, comma-separated")
     sets: str | None = option(
         None, "TOML or YAML file that declares sets, target and random returns"
     )
     nb_res: int = option(
         2, "reservoirs, side by side; 0 evolves the learner's settings alone, without any"
     )
-    fixed_iss: bool = option(False, "input scaling is 1 and not searched")
+    fixed_iss: bool = option(False, "the input scaling is 1; False searches it too")
 
     def reservoirs(self) -> int | None:
         """See `EvolutionFlags`."""

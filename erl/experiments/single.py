@@ -25,7 +25,7 @@ from erl.experiments.flags import MAX_SEED, plural, read_settings, study_name
 from erl.experiments.single_flags import SingleConfig
 from erl.experiments.trials import Member
 from erl.files import folder_name, parse_yaml
-from erl.learners import canonical_name, resolve_engine
+from erl.learners import canonical_name, published_settings, resolve_engine
 from erl.lifetimes.living import Cohort, check
 from erl.lifetimes.record import LifetimeRecord
 from erl.statistics import Arm, table
@@ -49,14 +49,14 @@ def parse_settings(text: str | None) -> dict[str, Any]:
     for part in _parts(text or ""):
         name, equals, value = (word.strip() for word in part.partition("="))
         if not equals or not name.isidentifier():
-            raise UserError(f"--set takes NAME=VALUE,NAME=VALUE, and cannot understand {part!r}")
+            raise UserError(f"--set takes NAME=VALUE,NAME=VALUE, and does not understand {part!r}")
         if name in settings:
             raise UserError(f"--set gives {name} twice")
         try:
             settings[name] = parse_yaml(value)
             json.dumps(settings)  # what cannot be stored, such as a date, is no setting
         except (TypeError, ValueError) as e:
-            raise UserError(f"--set cannot understand the value of {part!r}: {e}") from e
+            raise UserError(f"--set does not understand the value of {part!r}: {e}") from e
     return settings
 
 
@@ -94,9 +94,13 @@ def study_config(flags: SingleConfig, sink: Sink) -> SingleStudy:
     """What the flags ask for, as a study stores it."""
     learner = canonical_name(flags.learner)
     settings, env_kwargs = read_settings(
-        flags.learner_config, flags.env_kwargs, [flags.env_id], sink.line
+        flags.learner_config, flags.env_kwargs, [flags.env_id], sink.line, learner
     )
-    settings = settings | parse_settings(flags.set)
+    settings = settings | further_settings(flags)
+    if flags.published_code:
+        settings = published_settings(learner) | settings
+    if flags.redis_password is not None:
+        sink.line("--redis_password does not apply here and is left out")
     return SingleStudy(
         learner=learner,
         env_id=flags.env_id,
@@ -109,6 +113,18 @@ def study_config(flags: SingleConfig, sink: Sink) -> SingleStudy:
         ep_eval=flags.ep_eval,
         published_code=flags.published_code,
     )
+
+
+def further_settings(flags: SingleConfig) -> dict[str, Any]:
+    """Settings from `--set` and from flags of their own.
+
+    Raises:
+        UserError: one is given by both.
+    """
+    by_set, by_flag = parse_settings(flags.set), flags.settings()
+    for name in by_flag.keys() & by_set.keys():
+        raise UserError(f"{name} is given by --set and by --{name}")
+    return by_set | by_flag
 
 
 def run(flags: SingleConfig, sink: Sink) -> int:
@@ -142,7 +158,7 @@ def run(flags: SingleConfig, sink: Sink) -> int:
     wanted = [{"seed": seed} for seed in indices]
     source = GivenTrials(study, wanted, {"seed": integer(0, MAX_SEED)}, plan, flags.max_retries)
     if not campaign.run(source, make_cohort, TrainingProgress(campaign, flags, len(indices))):
-        sink.line("interrupted: the same command goes on from the last checkpoints")
+        sink.line("interrupted: run the same command again to continue from the last checkpoints")
         return 130
     complete = {t.params["seed"] for t in study.trials("COMPLETE")}
     failed = {t.params["seed"]: t for t in study.trials("FAIL") if t.params["seed"] not in complete}
@@ -152,7 +168,7 @@ def run(flags: SingleConfig, sink: Sink) -> int:
     if elsewhere:
         sink.line(
             f"another process trains seed{'s' * (len(elsewhere) > 1)} "
-            f"{', '.join(map(str, elsewhere))}: the same command tells later what came of it"
+            f"{', '.join(map(str, elsewhere))}: run the same command later to see the results"
         )
     report(study, config.learner, sink)
     say_where(campaign, flags, shown(flags.storage), folder)
@@ -216,7 +232,7 @@ class TrainingProgress(Progress):
         name, steps = self._campaign.name, self._flags.steps
         self.sink.line(
             f"{name} in {shown(self._flags.storage)}: {plural(self._n, 'seed')} x {steps:,} "
-            f"steps, {len(trials)} to live, {self._campaign.workers}"
+            f"steps, {len(trials)} to train, {self._campaign.workers}"
         )
         self.budget += steps * len(trials)
         self._status |= {

@@ -65,6 +65,7 @@ class SearchConfig:
     nb_res: int | None = None
     units: int = 100
     skip_c: bool = False
+    feed_action: bool = True
     fixed_iss: bool = True
     evolve: str | None = None
     obs_units: int | None = None
@@ -118,9 +119,9 @@ def _range(name: str, written: str) -> Range:
         low, high = float(low), float(high)
     log = match.group(3) == ":log"
     if not (math.isfinite(low) and math.isfinite(high)) or low > high:
-        raise UserError(f"--evolve {name}={written}: the lower bound lies above the upper one")
+        raise UserError(f"--evolve {name}={written}: the lower bound is greater than the upper one")
     if log and low <= 0:
-        raise UserError(f"--evolve {name}={written}: a logarithmic range is above 0")
+        raise UserError(f"--evolve {name}={written}: a logarithmic range must be above 0")
     limits = {
         "units": (3, math.inf),
         "rc_connectivity": (0, 1),
@@ -130,9 +131,9 @@ def _range(name: str, written: str) -> Range:
     }
     lowest, highest = limits.get(name, (-math.inf, math.inf))
     if low < lowest or high > highest or (name.endswith("connectivity") and low <= 0):
-        raise UserError(f"--evolve {name}={written}: {name} lies between {lowest} and {highest}")
+        raise UserError(f"--evolve {name}={written}: {name} must be between {lowest} and {highest}")
     if name == "units" and not (isinstance(low, int) and isinstance(high, int)):
-        raise UserError(f"--evolve {name}={written}: units are whole numbers")
+        raise UserError(f"--evolve {name}={written}: units must be whole numbers")
     return Range(low, high, log)
 
 
@@ -187,7 +188,7 @@ def make_context(config: SearchConfig, params: dict[str, float]) -> Context | No
         reservoirs=tuple(reservoirs),
         skip_c=config.skip_c,
         reset_res=config.reset_res,
-        feed_action=not config.published_code,
+        feed_action=config.feed_action and not config.published_code,
         obs_units=config.obs_units,
     )
 

@@ -181,7 +181,7 @@ def from_stored(stored: Any) -> StudyConfig:
         UserError: a later version stored it, or another program.
     """
     if not isinstance(stored, Mapping):
-        raise UserError("the stored configuration cannot be read: it is no object")
+        raise UserError("the stored configuration cannot be read: it is not an object")
     kind = stored.get("kind") or _kind_before(stored)
     if kind not in _KINDS:
         raise UserError(

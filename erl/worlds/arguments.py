@@ -27,7 +27,7 @@ class Arguments(Mapping[str, Any]):
         values = dict(values or {})
         for name, value in values.items():
             if not isinstance(name, str) or not name.isidentifier():
-                raise UserError(f"{name!r} is no name of an argument of an environment")
+                raise UserError(f"{name!r} is not a name of an argument of an environment")
             _refuse(name, value)
         # Text cannot be changed by an environment that changes what it is given.
         self._text = json.dumps(values, sort_keys=True)

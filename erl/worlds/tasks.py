@@ -106,7 +106,7 @@ def find(env_id: str) -> Any:
             if s.name == name.rpartition("/")[2]
         )[1]
         raise UserError(
-            f"environment {env_id!r} is gone from Gymnasium {gym.__version__}; use {newest}"
+            f"Gymnasium {gym.__version__} no longer has environment {env_id!r}; use {newest}"
         ) from e
     except gym.error.Error as e:
         name = env_id.rpartition("-v")[0]
@@ -130,7 +130,8 @@ def _hidden(task: Task) -> np.ndarray | None:
         return None
     if task.env_id not in VELOCITIES:
         raise UserError(
-            f"no velocities are known for {task.env_id!r}: --del_obs takes {', '.join(VELOCITIES)}"
+            f"--del_obs does not know the velocities of {task.env_id!r}; it knows "
+            f"{', '.join(VELOCITIES)}"
         )
     return np.array(VELOCITIES[task.env_id])
 

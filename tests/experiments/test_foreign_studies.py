@@ -88,7 +88,7 @@ def test_parameters_that_are_one_of_several_values(sink):
     assert compare(test, sink) == 0
     assert "sr 1, lr 0.5" in str(sink)
     foreign([({"sr": ("much", "little"), "lr": 0.5}, 1.0)], name="words")
-    with pytest.raises(UserError, match="study 'words' has sr = 'much', which is no number"):
+    with pytest.raises(UserError, match="study 'words' has sr = 'much', which is not a number"):
         compare(dataclasses.replace(test, study="words"), sink)
 
 
@@ -173,7 +173,7 @@ def test_results_go_elsewhere_and_the_evolved_studys_file_stays_as_it_was(quick,
     assert len(records("sqlite:///results.db", name)) == 1
     assert f"curves:   study {name} in sqlite:///results.db" in str(sink)
     assert compare(test, sink) == 0
-    assert "0 lifetimes to live" in str(sink)
+    assert "0 lifetimes to train" in str(sink)
     assert (Path(journal).read_bytes(), Path(journal).stat().st_mtime_ns) == before
     # By default the journal is found, and the results lie in the usual storage; then too, when that
     # exists.

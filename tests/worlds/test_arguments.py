@@ -28,8 +28,8 @@ def test_arguments_compare_hash_pickle_and_do_not_change():
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"a b": 1}, "no name of an argument"),
-        ({1: 2}, "1 is no name of an argument"),
+        ({"a b": 1}, "not a name of an argument"),
+        ({1: 2}, "1 is not a name of an argument"),
         ({"a": float("nan")}, "a is not finite"),
         ({"a": [{"b": float("inf")}]}, "a is not finite"),
         ({"a": {1: 2}}, "has the name 1"),

@@ -86,7 +86,7 @@ class DERL:
             **settings,
         }
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise UserError(f"DERL's seed is a whole number from 0, not {seed!r}")
+            raise UserError(f"DERL's seed must be a whole number from 0, not {seed!r}")
         seeds = Seeds.derive(seed, "single", 0)
         spec = LifetimeSpec(Task(env_name), LearnerSpec("DERL", config), _FOREVER, seeds)
         DERLLearner().check(spec)
