@@ -129,7 +129,7 @@ def bias(flags: EvolutionFlags) -> dict[str, float]:
     searched = parse_evolve(flags.evolve)
     for name, value in given.items():
         if name in searched and value is not None:
-            raise UserError(f"--{name} {value} is one value, and --evolve {name} searches others")
+            raise UserError(f"--{name} {value} is one value, but --evolve {name} searches it")
     share = given["bias_connectivity"] is not None or "bias_connectivity" in searched
     if share and "bias" not in searched and found["bias"] == 0:
         raise UserError("a bias_connectivity needs a bias: --bias SCALE, or --evolve bias")

@@ -149,10 +149,10 @@ class EvolutionFlags(RunFlags):
         if self.max_lr > 1:
             raise UserError(f"--max_lr must be at most 1, not {self.max_lr}")
         if self.bias is not None and not 0 <= self.bias < math.inf:
-            raise UserError(f"--bias is a number from 0: {self.bias}")
+            raise UserError(f"--bias must be a number from 0, not {self.bias}")
         share = self.bias_connectivity
         if share is not None and not 0 < share <= 1:
-            raise UserError(f"--bias_connectivity lies above 0 and at most at 1, not at {share}")
+            raise UserError(f"--bias_connectivity must be above 0 and at most 1, not {share}")
 
     def reservoirs(self) -> int | None:
         """Number of reservoirs as `SearchConfig.nb_res` has it: None for a single one."""

@@ -35,6 +35,7 @@ from erl.studies.data import (
     sampler_path,
 )
 from erl.studies.storage import DEFAULT_STORAGE
+from erl.worlds.arguments import Arguments
 from erl.worlds.reservoirs import ReservoirParams
 
 # Reservoirs drawn from the search space beside as many seeds of the evolved one.
@@ -132,6 +133,9 @@ def describe(data: StudyData) -> str:
         return f"Study {data.name}, which stores no configuration."
     where = ", ".join(data.environments)
     hidden = " with hidden velocities" if setting.del_obs else ""
+    own = isinstance(config, TestStudy) and config.env_id is not None
+    arguments = Arguments(config.env_kwargs if own else setting.env_kwargs)
+    hidden += f" with arguments {arguments}" if arguments else ""
     if isinstance(config, EvolutionStudy):
         lives = (
             f"{count(config.nb_seeds, 'seed')} x {config.training_steps:,} steps a trial, "

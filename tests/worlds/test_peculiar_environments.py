@@ -21,6 +21,16 @@ from erl.worlds.world import World
 OFF_POLICY = {"learning_starts": 4, "batch_size": 4, "buffer_size": 100}
 SMALL = {"policy_kwargs": {"net_arch": [8]}}
 ON_POLICY = {"n_steps": 16, "batch_size": 8, "n_epochs": 1, **SMALL}
+EVOLVED = {
+    "hidden": [8],
+    "batch_size": 4,
+    "buffer_size": 200,
+    "learning_starts": 8,
+    "actor_update_cost": 0.25,
+    "critic_update_cost": 0.5,
+}
+CEM = {"population_size": 4, "rl_population": 2}
+MEAN = {"mean_evaluations": 1, "critic_job": 5, "actor_workers": 2}
 VALUES = (spaces.Discrete,)
 CHOICES = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 FORCES = (spaces.Box,)
@@ -69,6 +79,14 @@ LEARNERS = {
         },
         VALUES + FORCES,
     ),
+    ("CEM-RL", "auto"): ({**EVOLVED, **CEM}, FORCES),
+    ("P-CEM-RL", "auto"): ({**EVOLVED, **CEM, "actor_workers": 2}, FORCES),
+    ("ACEM-RL", "auto"): (
+        {**EVOLVED, "population_size": 4, "critic_job": 5, "actor_workers": 2},
+        FORCES,
+    ),
+    ("(1+1)-ES", "auto"): ({**EVOLVED, **MEAN}, FORCES),
+    ("AES-RL", "auto"): ({**EVOLVED, **MEAN, "mean_update_param": 3.0}, FORCES),
 }
 RESERVOIR = Context((ReservoirParams(units=5, sr=0.9, lr=0.5, rc_connectivity=0.5),), skip_c=True)
 
