@@ -12,11 +12,12 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from erl.errors import UserError
-from erl.executors.concurrent_workers import MakeBench, work
+from erl.executors.concurrent_workers import Bench, MakeBench, work
 from erl.executors.jobs import WorkerLost
 from erl.executors.lockstep import Job
 from erl.executors.ray_cluster import connect
 
+_remote: Any = ray.remote  # whose types know no groups of methods
 # Between two exchanges of counts and items.
 EXCHANGE_SECONDS = 0.25
 
@@ -33,7 +34,8 @@ class _Worker:
     def __init__(self, make: MakeBench, backlog: Sequence[Any], others: int) -> None:
         self._own, self._others = 0, others
         self._items: list[Any] = list(backlog)
-        self._make, self._bench = make, None
+        self._make = make
+        self._bench: Bench | None = None
 
     def _count(self, units: int) -> int:
         self._own += units
@@ -105,10 +107,9 @@ class RayHost:
         self._counted_before += self._counts.pop(worker, 0)
         self._exchanging = {task: w for task, w in self._exchanging.items() if w != worker}
         # A replacement finds a place even where the machine is gone whose CPU was counted on.
-        kind = ray.remote(concurrency_groups={"exchange": 1}, num_cpus=0 if replaced else 1)(
-            _Worker
-        )
-        self.actors[worker] = kind.remote(self._make, list(backlog), self.counted)
+        options = {"num_cpus": 0 if replaced else 1, "concurrency_groups": {"exchange": 1}}
+        actor = _remote(**options)(_Worker)
+        self.actors[worker] = actor.remote(self._make, list(backlog), self.counted)
         self._unsent[worker], self._counts[worker] = [], 0
 
     def submit(self, worker: int, job: Job) -> None:
