@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from erl.cli import Sink, figure
+from erl.cli import Sink, command, figure
 from erl.errors import UserError
 from erl.experiments.arms import arm_lifetime, arm_names, control_names
 from erl.experiments.campaign import (
@@ -207,7 +207,7 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     elif evolution.env_ids is not None:
         raise UserError(
             f"{name!r} was evolved on {', '.join(evolution.env_ids)}: test it with "
-            f"test_generalization.py"
+            f"{command('test-generalization')}"
         )
     # An evolution that went on and found better has a test of its own.
     test_name = f"{name}_trial_{number}{where}_test_{thousands(flags.training_steps)}_steps"

@@ -1,14 +1,9 @@
-"""Manage existing studies: list, show, export, copy.
-
-`python -m erl.studies list --storage ADDRESS`.
-"""
+"""Manage existing studies: list, show, export, copy."""
 
 import json
-import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,69 +13,17 @@ from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
-from erl import cli
-from erl.cli import Sink, figure, option
+from erl.cli import Sink, figure
 from erl.errors import UserError, nearest
 from erl.files import write_whole
 from erl.studies.configuration import from_stored
+from erl.studies.flags import CopyConfig, ExportConfig, ListConfig, ShowConfig
 from erl.studies.records import generations, records
-from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown
+from erl.studies.storage import open_storage, shown
 from erl.studies.study import COPY, Study
 from erl.studies.trials import lifetime_records
 
-ROWS = ("lifetimes", "trials", "generations")
 COLUMNS = ("study", "kind", "trials", "best fitness", "last change")
-
-
-@dataclass(frozen=True)
-class ListConfig:
-    """Flags of `list`."""
-
-    storage: str = option(DEFAULT_STORAGE, "study database: any Optuna address, or a journal file")
-
-
-@dataclass(frozen=True)
-class ShowConfig(ListConfig):
-    """Flags of `show`."""
-
-    study: str | None = option(None, "name of the study; needed if the storage has several")
-    best: int = option(5, "how many of the best trials are shown")
-
-    def __post_init__(self) -> None:
-        if self.best < 0:
-            raise UserError(f"--best must be at least 0, not {self.best}")
-
-
-@dataclass(frozen=True)
-class ExportConfig(ListConfig):
-    """Flags of `export`."""
-
-    study: str | None = option(None, "name of the study; needed if the storage has several")
-    file: str | None = option(None, "CSV file to write")
-    rows: str = option("lifetimes", "what each row is", choices=ROWS)
-    overwrite: bool = option(False, "replace the file if it exists")
-
-    def __post_init__(self) -> None:
-        if not self.file:
-            raise UserError("--file is missing: where to write the CSV")
-        if self.rows not in ROWS:
-            raise UserError(
-                f"unknown --rows {self.rows!r}{nearest(self.rows, ROWS)} (known: {', '.join(ROWS)})"
-            )
-
-
-@dataclass(frozen=True)
-class CopyConfig(ListConfig):
-    """Flags of `copy`."""
-
-    study: str | None = option(None, "name of the study; needed if the storage has several")
-    to: str | None = option(None, "storage to copy to; a file is created if it does not exist")
-    to_name: str | None = option(None, "name of the copy; by default the study's")
-    overwrite: bool = option(False, "replace a study of that name")
-
-    def __post_init__(self) -> None:
-        if not self.to:
-            raise UserError("--to is missing: the storage to copy to")
 
 
 def _name(storage: BaseStorage, config: Any) -> str:
@@ -362,36 +305,3 @@ def _apart(one: datetime | None, other: datetime | None) -> bool:
     return (
         one != other if one is None or other is None else abs((one - other).total_seconds()) > 1.0
     )
-
-
-COMMANDS: dict[str, tuple[Callable[..., int], type, str]] = {
-    "list": (list_studies, ListConfig, "The studies of a storage."),
-    "show": (show_study, ShowConfig, "What a study is, its best trials, and why others failed."),
-    "export": (export_study, ExportConfig, "A study as a CSV file: whole or not at all."),
-    "copy": (
-        copy_study,
-        CopyConfig,
-        "A study copied to another storage, with everything that it holds.",
-    ),
-}
-USAGE = "python -m erl.studies {list,show,export,copy} [flags]; each has --help"
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line: a command, then its flags."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] in (["-h"], ["--help"]):
-        print(USAGE)
-        for name, (_, _, text) in COMMANDS.items():
-            print(f"  {name:8s}{text}")
-        sys.exit(0)
-    if not words or words[0] not in COMMANDS:
-        said = (
-            f"unknown command {words[0]!r}{nearest(words[0], COMMANDS)}"
-            if words
-            else "a command is missing"
-        )
-        print(f"erl.studies: error: {cli.without_passwords(said)} ({USAGE})", file=sys.stderr)
-        sys.exit(2)
-    run, kind, text = COMMANDS[words[0]]
-    cli.main(run, kind, text, words[1:], program=f"erl.studies {words[0]}")

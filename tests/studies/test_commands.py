@@ -12,9 +12,11 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 
 from erl.cli import figure
+from erl.commands import studies as main
 from erl.errors import UserError
 from erl.experiments.evolution import EvolutionConfig, evolve
-from erl.studies.commands import CopyConfig, ExportConfig, copy_study, export_study, main
+from erl.studies.commands import copy_study, export_study
+from erl.studies.flags import CopyConfig, ExportConfig
 from erl.studies.records import records
 from erl.studies.storage import open_storage
 from erl.studies.study import COPY, Study
@@ -221,7 +223,7 @@ def test_bad_input_is_one_line_and_changes_nothing(words, message, capsys):
     before = {p: p.read_bytes() for p in Path().iterdir()}
     code, lines, err = call(capsys, *words.split())
     assert (code, lines) == (2, [])
-    assert err.startswith("erl.studies")
+    assert err.startswith("python -m erl.studies")
     assert message in err
     assert err.count("\n") == 1
     assert "s3cret" not in err
