@@ -189,11 +189,13 @@ def studies(
 ) -> typing.NoReturn:
     """`erl studies`: a command on studies, then its flags."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
+    if not words:
+        cli.fail(program, f"a command is missing (known: {', '.join(STUDIES)})")
+    if words[0] in ("-h", "--help"):
         lines = [f"usage: {program} COMMAND [flags]", "", STUDIES_TEXT, ""]
         lines += _table({name: command.text for name, command in STUDIES.items()})
         print("\n".join([*lines, "", f"{program} COMMAND --help lists the flags of a command."]))
-        sys.exit(0 if words else 2)
+        sys.exit(0)
     if words[0] not in STUDIES:
         said = f"unknown command {words[0]!r}{nearest(words[0], STUDIES, 1)}"
         cli.fail(program, f"{said} (known: {', '.join(STUDIES)})")

@@ -33,6 +33,8 @@ from erl.worlds.specification import LifetimeSpec
 MAX_FPS = 30
 # How MuJoCo draws without a screen, the faster one first.
 RENDERERS = ("egl", "osmesa")
+# Agents of a folder that an error lists.
+SHOWN_AGENTS = 12
 # Steps of the past that the panel beside the frames shows.
 HISTORY = 150
 
@@ -59,6 +61,7 @@ def film(config: FilmConfig, sink: Sink) -> int:
             seen.
     """
     model = str(config.model).removesuffix(".zip").removesuffix(".json")
+    check_model(model)
     spec, agent = load_model(model)
     path = Path(config.file or f"{model}.mp4")
     check_file(path, config.overwrite)
@@ -73,6 +76,20 @@ def film(config: FilmConfig, sink: Sink) -> int:
     )
     sink.line(f"{path}: {len(episode):,} steps, {said}")
     return 0
+
+
+def check_model(model: str) -> None:
+    """Raise a UserError for a folder, with the agents in it."""
+    folder = Path(model)
+    if not folder.is_dir() or Path(f"{model}.zip").is_file():
+        return
+    found = sorted(str(path.with_suffix("")) for path in folder.rglob("*.zip"))
+    if not found:
+        raise UserError(f"{model} is a folder without saved agents")
+    more = f" and {len(found) - SHOWN_AGENTS} more" if len(found) > SHOWN_AGENTS else ""
+    raise UserError(
+        f"{model} is a folder; --model takes one of {', '.join(found[:SHOWN_AGENTS])}{more}"
+    )
 
 
 def film_agent(

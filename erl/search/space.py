@@ -23,6 +23,12 @@ _RANGES = {
     "bias": "0.01:1.0:log",
 }
 LEARNER = "learner."
+# What is searched anyway, within bounds that flags of their own give.
+_SEARCHED = {
+    "sr": "spectral radius: --min_sr and --max_sr",
+    "lr": "leak rate: --min_lr and --max_lr",
+    "iss": "input scaling: --fixed_iss False, --min_iss and --max_iss",
+}
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,8 @@ def parse_evolve(text: str | None) -> dict[str, Range]:
     found: dict[str, Range] = {}
     for item in filter(None, (part.strip() for part in (text or "").split(","))):
         name, _, written = item.partition("=")
+        if name in _SEARCHED:
+            raise UserError(f"--evolve {name}: other flags set the range of the {_SEARCHED[name]}")
         if not name.startswith(LEARNER) and name not in _RANGES:
             raise UserError(
                 f"--evolve does not know {name!r}{nearest(name, _RANGES)} (known: "

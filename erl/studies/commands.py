@@ -16,14 +16,17 @@ from optuna.trial import FrozenTrial
 from erl.cli import Sink, figure
 from erl.errors import UserError, nearest
 from erl.files import write_whole
-from erl.studies.configuration import from_stored
-from erl.studies.flags import CopyConfig, ExportConfig, ListConfig, ShowConfig
+from erl.statistics import interquartile_mean
+from erl.studies.configuration import SingleStudy, TestStudy, from_stored
+from erl.studies.flags import DOCUMENTS, CopyConfig, ExportConfig, ListConfig, ShowConfig
 from erl.studies.records import generations, records
 from erl.studies.storage import open_storage, shown
 from erl.studies.study import COPY, Study
+from erl.studies.tables import agent_tables, to_frame, to_latex, to_markdown, to_text_frame
+from erl.studies.tables import lines as table_lines
 from erl.studies.trials import lifetime_records
 
-COLUMNS = ("study", "kind", "trials", "best fitness", "last change")
+COLUMNS = ("study", "kind", "trials", "result", "last change")
 
 
 def _name(storage: BaseStorage, config: Any) -> str:
@@ -73,6 +76,24 @@ def _ranked(trials: Sequence[FrozenTrial], directions: Sequence[Any]) -> list[Fr
     return sorted(done, key=lambda t: (sign * t.value, t.number))  # type: ignore[operator]
 
 
+def _has_agents(attrs: dict[str, Any]) -> bool:
+    """Whether a study is a test or a single training, which have tables and no fitness."""
+    try:
+        return isinstance(from_stored(attrs["config"]), TestStudy | SingleStudy)
+    except (KeyError, UserError):
+        return False
+
+
+def _agents(study: Study) -> str:
+    """What the first agent of a test reached, and the best one: `PPO 51.2, RES_PPO_0.0003 271`."""
+    tables = agent_tables(study)
+    if not tables:
+        return "-"
+    first, *others = [(arm.name, interquartile_mean(arm.scores)) for arm in tables[0].arms]
+    shown = [first, *([max(others, key=lambda pair: pair[1])] if others else [])]
+    return "IQM " + ", ".join(f"{name} {value:,.4g}" for name, value in shown)
+
+
 def _last_change(trials: Sequence[FrozenTrial]) -> str:
     times = [m for t in trials for m in (t.datetime_start, t.datetime_complete) if m is not None]
     return f"{max(times):%Y-%m-%d %H:%M}" if times else "-"
@@ -85,7 +106,9 @@ def list_studies(config: ListConfig, sink: Sink) -> int:
     for study in storage.get_all_studies():
         trials = storage.get_all_trials(study._study_id, deepcopy=False)
         ranked = _ranked(trials, study.directions)
-        best = figure(ranked[0].value) if ranked else "-"
+        best = f"best fitness {figure(ranked[0].value)}" if ranked else "-"
+        if ranked and _has_agents(study.user_attrs):
+            best = _agents(Study(config.storage, study.study_name))
         rows.append(
             (
                 study.study_name,
@@ -120,7 +143,10 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
         for key, value in stored.items():
             sink.line(f"  {key}: {json.dumps(value)}")
     ranked = _ranked(trials, study.directions)[: config.best]
-    if ranked:
+    if _has_agents(study.user_attrs):
+        for line in table_lines(agent_tables(Study(config.storage, name))):
+            sink.line(line)
+    elif ranked:
         sink.line("best trials:")
         for trial in ranked:
             params = "  ".join(
@@ -170,8 +196,8 @@ def trial_rows(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
 
 
 def export_study(config: ExportConfig, sink: Sink) -> int:
-    """Write a study as a CSV file, whole or not at all; curves are lists in JSON."""
-    path = Path(config.file or "")
+    """Write a study as a table, whole or not at all; curves are lists in JSON."""
+    path, document = Path(config.file or ""), None
     if path.exists() and not (config.overwrite and path.is_file()):
         raise UserError(
             f"{path} exists"
@@ -188,6 +214,15 @@ def export_study(config: ExportConfig, sink: Sink) -> int:
             raise UserError(
                 f"study {name!r} has no inner generations: its learner is not a population"
             )
+    elif config.rows == "arms":
+        tables = agent_tables(Study(config.storage, name))
+        if not tables:
+            raise UserError(f"study {name!r} has no agents to compare: it is no test, or is empty")
+        if path.suffix in DOCUMENTS:
+            frame = to_text_frame(tables)
+            document = to_markdown(frame) if path.suffix == ".md" else to_latex(frame, name)
+        else:
+            frame = to_frame(tables)
     else:
         frame = records(config.storage, name)
         if not len(frame):
@@ -197,7 +232,10 @@ def export_study(config: ExportConfig, sink: Sink) -> int:
                 lambda value: None if value is None else json.dumps(value)
             )
     try:
-        write_whole(path, lambda part: frame.to_csv(part, index=False))
+        if document is None:
+            write_whole(path, lambda part: frame.to_csv(part, index=False))
+        else:
+            write_whole(path, lambda part: Path(part).write_text(document, encoding="utf-8"))
     except OSError as e:
         raise UserError(f"cannot write {path}: {e.strerror or e}") from e
     sink.line(f"{path}: {len(frame)} {config.rows} of {name}")

@@ -6,7 +6,10 @@ from erl.cli import option
 from erl.errors import UserError, nearest
 from erl.studies import DEFAULT_STORAGE
 
-ROWS = ("lifetimes", "trials", "generations")
+ROWS = ("lifetimes", "trials", "generations", "arms")
+# Endings of exported files.
+CSV = (".csv", ".csv.gz")
+DOCUMENTS = (".md", ".tex")
 
 
 @dataclass(frozen=True)
@@ -33,16 +36,22 @@ class ExportConfig(ListConfig):
     """Flags of `export`."""
 
     study: str | None = option(None, "name of the study; needed if the storage has several")
-    file: str | None = option(None, "CSV file to write")
-    rows: str = option("lifetimes", "what each row is", choices=ROWS)
+    file: str | None = option(None, "file to write: .csv, and of arms also .md and .tex")
+    rows: str = option("lifetimes", "what each row is; arms: the agents of a test", choices=ROWS)
     overwrite: bool = option(False, "replace the file if it exists")
 
     def __post_init__(self) -> None:
         if not self.file:
-            raise UserError("--file is missing: where to write the CSV")
+            raise UserError("--file is missing: name the file to write")
         if self.rows not in ROWS:
             raise UserError(
                 f"unknown --rows {self.rows!r}{nearest(self.rows, ROWS)} (known: {', '.join(ROWS)})"
+            )
+        known = CSV + DOCUMENTS * (self.rows == "arms")
+        if not self.file.casefold().endswith(known):
+            raise UserError(
+                f"--file {self.file}: --rows {self.rows} needs a name that ends in "
+                f"{', '.join(known)}"
             )
 
 

@@ -435,6 +435,7 @@ def test_a_study_of_a_set_needs_its_own_script(kind, tiny, inline, sink):
         ({"units": 2}, "at least 3 units"),
         ({"evolve": "units=5:9", "obs_units": 12}, "1 to 10 of 10 neurons"),
         ({"evolve": "learner.gama=0:1"}, "PPO has no setting 'gama'"),
+        ({"evolve": "learner.lr=0:1"}, "no setting 'lr'; did you mean learning_rate.$"),
         ({"learner_config": "two.yaml"}, "different settings for"),
     ],
 )

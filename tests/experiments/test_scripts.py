@@ -61,7 +61,7 @@ SCRIPTS = [
 def test_help(name):
     done = call(name, "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "--training_timesteps" in done.stdout
+    assert "--training_steps N" in done.stdout
     assert not list(Path().iterdir())
 
 

@@ -166,8 +166,8 @@ def test_a_single_study_needs_no_name_and_an_empty_storage_says_so(evolved, caps
     [
         ("", "a command is missing"),
         ("lst", "unknown command 'lst'; did you mean list?"),
-        ("list --storge x", "unrecognized arguments: --storge x"),
-        ("list --storage sqlite:///missing.db", "there is no study database missing.db"),
+        ("list --storge x", "unknown flag --storge; did you mean --storage?"),
+        ("list --storage sqlite:///missing.db", f"there is no study database {Path.cwd().anchor}"),
         (
             "show --storage sqlite:///two.db",
             "--study is missing; sqlite:///two.db has one, two",
@@ -237,7 +237,7 @@ def test_as_a_user_starts_it():
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == code, done
         assert bool(done.stderr) == (code == 2)
-    assert "there is no study database studies.db" in done.stderr
+    assert f"there is no study database {Path('studies.db').absolute()}: run" in done.stderr
 
 
 # -- export --
