@@ -173,8 +173,9 @@ def run(config: Config, display: Display) -> int:
             continue
         save(output, {env_id: found})
         display.line(
-            f"{env_id:28}{found.return_mean:12.2f}{found.return_standard_error:10.2f}{found.reward_mean:11.4f}"
-            f"{found.length_mean:9.1f}   {duration(time.monotonic() - start)}"
+            f"{env_id:28}{found.return_mean:12.2f}{found.return_standard_error:10.2f}"
+            f"{found.reward_mean:11.4f}{found.length_mean:9.1f}   "
+            f"{duration(time.monotonic() - start)}"
         )
     return 1 if failed else 0
 

@@ -240,7 +240,7 @@ _METAVARS = {int: "N", float: "X", str: "TEXT"}
 def read_flags(path: str, kind: type) -> dict[str, Any]:
     """Values of flags from a YAML or TOML file: field -> value.
 
-    A list stands for values with commas between them, a table for NAME=VALUE pairs.
+    A list stands for values with commas between them, a table for its JSON.
 
     Args:
         path: of the file.
@@ -296,9 +296,5 @@ def _as_word(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(map(_as_word, value))
     if isinstance(value, dict):
-        return ",".join(f"{k}={_in_pair(v)}" for k, v in value.items())
+        return json.dumps(value, default=str)
     return str(value)
-
-
-def _in_pair(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -30,13 +30,14 @@ from erl.experiments.trials import Member
 from erl.files import folder_name
 from erl.learners import resolve_engine
 from erl.lifetimes.living import Cohort, check
-from erl.search.space import is_searched, make_context
+from erl.search.space import ER_MRL_BIAS, NO_BIAS, is_searched, make_context
 from erl.studies.configuration import EvolutionStudy, TestStudy
 from erl.studies.distributions import categorical, integer
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
 from erl.studies.study import Study, stored_config
 from erl.studies.tables import agent_tables, lines
 from erl.studies.trials import RunningTrial
+from erl.worlds.arguments import Arguments, parse_arguments
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.task_sets import TASK_SETS, load_task_set, load_task_sets
 
@@ -78,6 +79,14 @@ def load_best(
         raise UserError(f"{name!r} is a {evolution.title}; name the study of the evolution")
     if flags.published_code:
         evolution = replace(evolution, published_code=True)
+    if not isinstance(flags, GeneralizationComparisonConfig) and flags.env_kwargs is not None:
+        given = parse_arguments(flags.env_kwargs)
+        if not guessed and given != evolution.env_kwargs:
+            raise UserError(
+                f"{name} was evolved with env_kwargs {Arguments(evolution.env_kwargs)}, and its "
+                f"test uses the same, not {given}: {command('test-generalization')} tests others"
+            )
+        evolution = replace(evolution, env_kwargs=dict(given))
     try:
         make_context(evolution, params)
     except KeyError:
@@ -136,6 +145,8 @@ def _guess_config(flags: ComparisonFlags, name: str, params: dict[str, float]) -
         skip_c=flags.skip_c,
         fixed_iss=not any(k.startswith("iss") for k in params),
         nb_res=len(several) or None,
+        bias=ER_MRL_BIAS["bias"],
+        bias_connectivity=ER_MRL_BIAS["bias_connectivity"],
     ).settled()
     if isinstance(flags, GeneralizationComparisonConfig) and not named:
         sets = load_task_sets(TASK_SETS).sets
@@ -200,7 +211,9 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     name, evolution, number, params = load_best(flags, sink)
     where = ""
     env_id = None
+    env_kwargs: dict[str, Any] = {}
     if isinstance(flags, GeneralizationComparisonConfig):
+        env_kwargs = dict(parse_arguments(flags.env_kwargs or ""))
         _check_unseen(flags.env_id, evolution, flags.allow_seen)
         env_id, where = flags.env_id, f"_on_{flags.env_id}"
     elif evolution.env_ids is not None:
@@ -211,8 +224,12 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     # An evolution that went on and found better has a test of its own.
     test_name = f"{name}_trial_{number}{where}_test_{thousands(flags.training_steps)}_steps"
     test_name += "_published" * flags.published_code
-    engine = _engine(flags, evolution, test_name, sink)
-    config = TestStudy(evolution, params, flags.training_steps, engine, env_id)
+    stored = stored_config(flags.results, test_name)
+    if isinstance(stored, TestStudy):  # journals were once taken for reservoirs without a bias
+        same = {name: getattr(stored.evolution, name) for name in NO_BIAS}
+        evolution = replace(evolution, **same)
+    engine = _engine(flags, evolution, stored, sink)
+    config = TestStudy(evolution, params, flags.training_steps, engine, env_id, env_kwargs)
     arms = arm_names(evolution, params) + control_names(evolution, params)
     chosen = _chosen(flags, evolution, params)
     for arm in chosen:
@@ -257,13 +274,12 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     return 1 if failed else 0
 
 
-def _engine(flags: ComparisonFlags, evolution: EvolutionStudy, test_name: str, sink: Sink) -> str:
+def _engine(flags: ComparisonFlags, evolution: EvolutionStudy, stored: Any, sink: Sink) -> str:
     """The engine of a test: the evolution's, unless the flags say otherwise; `auto` is that of the
-    test if it exists already.
+    test if it is stored already.
     """
     if flags.engine is None:
         return evolution.engine
-    stored = stored_config(flags.results, test_name)
     if flags.engine == "auto" and isinstance(stored, TestStudy):
         return stored.engine
     settings = evolution.learner_config

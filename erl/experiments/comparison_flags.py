@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 
 from erl.cli import option
-from erl.experiments.flags import AgentFlags, check_count, check_name, check_number, check_seeds
+from erl.experiments.flags import (
+    AgentFlags,
+    check_count,
+    check_name,
+    check_number,
+    check_seeds,
+    env_kwargs_option,
+)
 from erl.learners import ENGINES
 
 
@@ -46,6 +53,7 @@ class ComparisonFlags(AgentFlags):
     units: int = option(100, "neurons, if the study does not store it (journals of ER-MRL)")
     del_obs: bool = option(False, "velocities deleted, if the study does not store it")
     skip_c: bool = option(False, "skip connection, if the study does not store it")
+    env_kwargs: str | None = env_kwargs_option(", where the study does not say")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,6 +114,7 @@ class GeneralizationComparisonConfig(ComparisonFlags):
     nb_res: int = option(2, "reservoirs of the study, unless --study names it")
     env_id: str = option("HalfCheetah-v4", "environment of the test")
     allow_seen: bool = option(False, "allow an environment that the evolution saw")
+    env_kwargs: str | None = env_kwargs_option()
 
     def __post_init__(self) -> None:
         super().__post_init__()

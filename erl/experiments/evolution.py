@@ -29,7 +29,14 @@ from erl.lifetimes.record import POINTS
 from erl.search.choices import SAMPLERS
 from erl.search.pruning import Pruning, check_pruner
 from erl.search.samplers import generation_size, make_sampler, warm_start
-from erl.search.space import learner_settings, make_context, search_space
+from erl.search.space import (
+    ER_MRL_BIAS,
+    NO_BIAS,
+    learner_settings,
+    make_context,
+    parse_evolve,
+    search_space,
+)
 from erl.statistics import normalised_score
 from erl.studies.configuration import EvolutionStudy
 from erl.studies.distributions import SearchSpace, distributions
@@ -48,7 +55,7 @@ def lifetimes(config: EvolutionStudy, params: dict[str, float]) -> list[Lifetime
     learner = LearnerSpec(config.learner, learner_settings(config, params), config.engine)
     return [
         LifetimeSpec(
-            task=Task(env_id, config.del_obs),
+            task=Task(env_id, config.del_obs, kwargs=config.env_kwargs),
             learner=learner,
             steps=config.training_steps,
             seeds=Seeds.published(i)
@@ -79,9 +86,16 @@ def study_config(flags: EvolutionFlags, sink: Sink) -> EvolutionStudy:
     known = {f.name for f in fields(EvolutionStudy)}
     asked: dict[str, Any] = {k: v for k, v in vars(flags).items() if k in known}
     asked |= {"learner": canonical_name(flags.learner), "learner_config": {}}
-    asked |= {"nb_res": flags.reservoirs(), **flags.tasks()}
+    settings, env_kwargs = read_settings(
+        flags.learner_config, flags.env_kwargs, flags.environments(), sink.line
+    )
+    asked |= {"nb_res": flags.reservoirs(), **bias(flags), **flags.tasks(env_kwargs)}
     config = EvolutionStudy(**asked)
-    settings = read_settings(flags.learner_config, config.environments, sink.line)
+    if env_kwargs and config.references is not None:
+        sink.line(
+            "scores use the random and target returns of environments without env_kwargs, unless "
+            "--sets declares others"
+        )
     source = flags.warm_start
     if source is not None and "#" in source:
         storage, _, name = source.rpartition("#")
@@ -98,18 +112,39 @@ def study_config(flags: EvolutionFlags, sink: Sink) -> EvolutionStudy:
     )
 
 
+def bias(flags: EvolutionFlags) -> dict[str, float]:
+    """The bias of all reservoirs, where it is not searched: fields of `EvolutionStudy`.
+
+    Raises:
+        UserError: a bias that is given and searched, or only the share of neurons that have one.
+    """
+    default = ER_MRL_BIAS if flags.published_code else NO_BIAS
+    given = {name: getattr(flags, name) for name in default}
+    found = {name: default[name] if value is None else value for name, value in given.items()}
+    searched = parse_evolve(flags.evolve)
+    for name, value in given.items():
+        if name in searched and value is not None:
+            raise UserError(f"--{name} {value} is one value, and --evolve {name} searches others")
+    share = given["bias_connectivity"] is not None or "bias_connectivity" in searched
+    if share and "bias" not in searched and found["bias"] == 0:
+        raise UserError("a bias_connectivity needs a bias: --bias SCALE, or --evolve bias")
+    return found
+
+
 def continued(
     flags: EvolutionFlags, name: str, config: EvolutionStudy, space: SearchSpace
 ) -> EvolutionStudy:
-    """The configuration as it is if the study exists already: with its engine, unless the flags
-    name one, and its warm start.
+    """The configuration as it is if the study exists already: with its engine and its bias, unless
+    the flags name one, and its warm start.
     """
     if flags.warm_start is not None and config.sampler != "Cmaes":
         raise UserError(f"--warm_start works only with --sampler Cmaes, not with {config.sampler}")
     stored = stored_config(flags.storage, name)
     if isinstance(stored, EvolutionStudy):
         engine = stored.engine if flags.engine == "auto" else config.engine
-        return replace(config, engine=engine, start=stored.start)
+        # What was made when another bias was the default keeps it.
+        same = {name: getattr(stored, name) for name in NO_BIAS if getattr(flags, name) is None}
+        return replace(config, engine=engine, start=stored.start, **same)
     if flags.warm_start is None:
         return config
     storage, _, source = flags.warm_start.rpartition("#")

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from erl.cli import command, option
 from erl.errors import UserError
-from erl.experiments.flags import RunFlags, check_count, check_name, check_number, check_seeds
+from erl.experiments.flags import (
+    RunFlags,
+    check_count,
+    check_name,
+    check_number,
+    check_seeds,
+    env_kwargs_option,
+)
 from erl.learners import ENGINES
 from erl.search.choices import FITNESSES, PRUNERS, RESTARTS, SAMPLERS, check_choice
 
@@ -15,7 +22,7 @@ if TYPE_CHECKING:
 
 # Flags that say how reservoirs are, and nothing where there are none.
 RESERVOIR_FLAGS = frozenset(
-    {"units", "skip_c", "fixed_iss", "obs_units", "reset_res"}
+    {"units", "skip_c", "fixed_iss", "obs_units", "reset_res", "bias", "bias_connectivity"}
     | {f"{bound}_{name}" for bound in ("min", "max") for name in ("sr", "lr", "iss")}
 )
 
@@ -37,6 +44,7 @@ class EvolutionFlags(RunFlags):
         "delete velocities from the observation (CartPole, Pendulum, MountainCar, LunarLander and "
         "their continuous variants)",
     )
+    env_kwargs: str | None = env_kwargs_option("; a set's environments are given the same")
     nb_seeds: int = option(3, "lifetimes of one trial; each draws its own reservoir")
     ep_eval: int = option(10, "episodes over which a fitness is averaged")
     units: int = option(100, "neurons of one reservoir")
@@ -47,7 +55,13 @@ class EvolutionFlags(RunFlags):
     evolve: str | None = option(
         None,
         "search more: units, rc_connectivity, input_connectivity, bias, "
-        "learner.SETTING=low:high[:log]",
+        "bias_connectivity, learner.SETTING=low:high[:log]",
+    )
+    bias: float | None = option(
+        None, "scale of the neurons' bias; by default 0, with --published_code 1"
+    )
+    bias_connectivity: float | None = option(
+        None, "share of neurons that have a bias; by default 1, with --published_code 0.1"
     )
     obs_units: int | None = option(
         None, "number of neurons that the policy sees, the first ones; by default all"
@@ -121,6 +135,11 @@ class EvolutionFlags(RunFlags):
                 raise UserError(f"--min_{what} {low} is greater than --max_{what} {high}")
         if self.max_lr > 1:
             raise UserError(f"--max_lr must be at most 1, not {self.max_lr}")
+        if self.bias is not None and not 0 <= self.bias < math.inf:
+            raise UserError(f"--bias is a number from 0: {self.bias}")
+        share = self.bias_connectivity
+        if share is not None and not 0 < share <= 1:
+            raise UserError(f"--bias_connectivity lies above 0 and at most at 1, not at {share}")
 
     def reservoirs(self) -> int | None:
         """Number of reservoirs as `SearchConfig.nb_res` has it: None for a single one."""
@@ -143,8 +162,15 @@ class EvolutionFlags(RunFlags):
             if field.name in RESERVOIR_FLAGS and getattr(self, field.name) != field.default:
                 raise UserError(f"--{field.name} is for reservoirs, and --nb_res 0 has none")
 
-    def tasks(self) -> dict[str, Any]:
+    def environments(self) -> tuple[str, ...]:
+        """The names of all environments."""
+        raise NotImplementedError
+
+    def tasks(self, env_kwargs: dict[str, Any]) -> dict[str, Any]:
         """What the study stores of its environments: fields of `EvolutionStudy`.
+
+        Args:
+            env_kwargs: arguments of the environments.
 
         Raises:
             UserError: an environment cannot be used.
@@ -175,9 +201,13 @@ class EvolutionConfig(EvolutionFlags):
         """See `EvolutionFlags`."""
         return None if self.nb_res else 0
 
-    def tasks(self) -> dict[str, Any]:
+    def environments(self) -> tuple[str, ...]:
+        """See `EvolutionFlags`."""
+        return (self.env_id,)
+
+    def tasks(self, env_kwargs: dict[str, Any]) -> dict[str, Any]:
         """The environment."""
-        return _task(self.env_id, self.del_obs)
+        return _task(self.env_id, self.del_obs, env_kwargs)
 
 
 @dataclass(frozen=True)
@@ -198,9 +228,13 @@ class MultiEvolutionConfig(EvolutionFlags):
         """See `EvolutionFlags`."""
         return self.nb_res
 
-    def tasks(self) -> dict[str, Any]:
+    def environments(self) -> tuple[str, ...]:
+        """See `EvolutionFlags`."""
+        return (self.env_id,)
+
+    def tasks(self, env_kwargs: dict[str, Any]) -> dict[str, Any]:
         """The environment."""
-        return _task(self.env_id, self.del_obs)
+        return _task(self.env_id, self.del_obs, env_kwargs)
 
 
 @dataclass(frozen=True)
@@ -237,7 +271,11 @@ class GeneralizationConfig(EvolutionFlags):
         """Set and number of reservoirs."""
         return f"{self.task_set().name}_{self.nb_res}"
 
-    def tasks(self) -> dict[str, Any]:
+    def environments(self) -> tuple[str, ...]:
+        """See `EvolutionFlags`."""
+        return self.task_set().env_ids
+
+    def tasks(self, env_kwargs: dict[str, Any]) -> dict[str, Any]:
         """The environments and the returns that normalise their scores, so that a test needs no
         file.
         """
@@ -246,12 +284,13 @@ class GeneralizationConfig(EvolutionFlags):
 
         task_set = self.task_set()
         for env_id in task_set.env_ids:
-            check_task(Task(env_id, self.del_obs))
+            check_task(Task(env_id, self.del_obs, kwargs=env_kwargs))
         references = References.of(task_set, published=self.published_code)
         references.check(task_set.env_ids)
         return {
             "env_type": task_set.name,
             "env_ids": task_set.env_ids,
+            "env_kwargs": env_kwargs,
             "references": {
                 e: [references.random_return(e), references.target_return(e)]
                 for e in task_set.env_ids
@@ -259,9 +298,9 @@ class GeneralizationConfig(EvolutionFlags):
         }
 
 
-def _task(env_id: str, del_obs: bool) -> dict[str, Any]:
+def _task(env_id: str, del_obs: bool, env_kwargs: dict[str, Any]) -> dict[str, Any]:
     """A single environment, checked, as `EvolutionStudy` stores it."""
     from erl.worlds.tasks import Task, check_task
 
-    check_task(Task(env_id, del_obs))
-    return {"env_id": env_id}
+    check_task(Task(env_id, del_obs, kwargs=env_kwargs))
+    return {"env_id": env_id, "env_kwargs": env_kwargs}

@@ -87,6 +87,15 @@ class RunFlags:
         raise NotImplementedError
 
 
+def env_kwargs_option(where: str = "") -> Any:
+    """The flag `--env_kwargs` of scripts that make environments."""
+    return option(
+        None,
+        "arguments of the environment in YAML or JSON, such as '{gravity: 5}', or a .yaml or .json "
+        f"file of them{where}",
+    )
+
+
 @dataclass(frozen=True)
 class AgentFlags(RunFlags):
     """Flags of scripts whose trained agents are kept."""
@@ -179,20 +188,30 @@ def number(value: Any, digits: int = 6) -> str:
 
 
 def read_settings(
-    path: str | None, env_ids: Sequence[str], note: Callable[[str], None]
-) -> dict[str, Any]:
-    """The learner's settings from `--learner_config`.
+    path: str | None,
+    env_kwargs: str | None,
+    env_ids: Sequence[str],
+    note: Callable[[str], None],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The learner's settings from `--learner_config`, and the environments' arguments from
+    `--env_kwargs` or else from that file.
 
     Args:
         path: of the file; None for no settings.
+        env_kwargs: the flag; None where it is not given.
         env_ids: the environments that they are for.
         note: is given a line for each thing that a user should know.
 
     Raises:
-        UserError: the file cannot be read, or has different settings for these environments.
+        UserError: there is no such environment, something cannot be read, or the file has different
+            settings or arguments for these environments.
     """
     from erl.learners.core.settings_file import load_settings
+    from erl.worlds.arguments import Arguments, parse_arguments
+    from erl.worlds.tasks import find
 
+    for env_id in env_ids:  # one that is misspelt has no section either
+        find(env_id)
     files = [load_settings(path, env_id) for env_id in env_ids]
     if any(file.settings != files[0].settings for file in files):
         raise UserError(
@@ -201,6 +220,16 @@ def read_settings(
         )
     for line in dict.fromkeys(line for file in files for line in file.notes):
         note(line)
-    if any(file.env_kwargs for file in files):
-        note(f"{path}: these settings do not apply here and are ignored: env_kwargs")
-    return files[0].settings
+    arguments = [Arguments(file.env_kwargs) for file in files]
+    if env_kwargs is not None:
+        if any(arguments):
+            note(f"{path}: --env_kwargs goes before its env_kwargs")
+        return files[0].settings, dict(parse_arguments(env_kwargs))
+    if any(each != arguments[0] for each in arguments):
+        raise UserError(
+            f"{path} has different env_kwargs for {', '.join(env_ids)}; --env_kwargs gives all of "
+            f"them the same"
+        )
+    if arguments[0]:
+        note(f"{path}: environments are made with its env_kwargs {arguments[0]}")
+    return files[0].settings, dict(arguments[0])

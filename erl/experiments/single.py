@@ -4,12 +4,9 @@ like any test.
 
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from erl.cli import Sink
 from erl.errors import UserError
@@ -25,7 +22,7 @@ from erl.experiments.campaign import (
 from erl.experiments.flags import MAX_SEED, plural, read_settings, study_name
 from erl.experiments.single_flags import SingleConfig
 from erl.experiments.trials import Member
-from erl.files import folder_name
+from erl.files import folder_name, parse_yaml
 from erl.learners import canonical_name, resolve_engine
 from erl.lifetimes.living import Cohort, check
 from erl.studies.configuration import SingleStudy
@@ -40,12 +37,20 @@ from erl.worlds.tasks import Task
 
 def parse_settings(text: str | None) -> dict[str, Any]:
     """Settings as `--set` spells them: `NAME=VALUE,NAME=VALUE`, values as in YAML; commas in
-    brackets and quotes belong to a value.
+    brackets and quotes belong to a value. A mapping in YAML or JSON, `{NAME: VALUE}`, means the
+    same.
 
     Raises:
         UserError: something has no name or two values, or a value cannot be read.
     """
     settings: dict[str, Any] = {}
+    if (text or "").lstrip().startswith("{"):
+        try:
+            settings = parse_yaml(text or "")
+            json.dumps(settings)
+        except (TypeError, ValueError) as e:
+            raise UserError(f"--set does not understand {text!r}: {e}") from e
+        return settings
     for part in _parts(text or ""):
         name, equals, value = (word.strip() for word in part.partition("="))
         if not equals or not name.isidentifier():
@@ -53,17 +58,10 @@ def parse_settings(text: str | None) -> dict[str, Any]:
         if name in settings:
             raise UserError(f"--set gives {name} twice")
         try:
-            parsed = yaml.safe_load(value)
-            json.dumps(parsed)  # what cannot be stored (dates, aliases of themselves) is no setting
-        except (yaml.YAMLError, TypeError, ValueError, AttributeError, RecursionError) as e:
-            said = getattr(e, "problem", None) or e
-            raise UserError(
-                f"--set does not understand the value of {part!r}: {' '.join(str(said).split())}"
-            ) from e
-        if isinstance(parsed, str) and not value.startswith(("'", '"')):
-            with suppress(ValueError):  # YAML takes 1e-3 for a word
-                parsed = float(parsed)
-        settings[name] = parsed
+            settings[name] = parse_yaml(value)
+            json.dumps(settings)  # what cannot be stored, such as a date, is no setting
+        except (TypeError, ValueError) as e:
+            raise UserError(f"--set does not understand the value of {part!r}: {e}") from e
     return settings
 
 
@@ -87,7 +85,7 @@ def _parts(text: str) -> list[str]:
 def lifetime(config: SingleStudy, index: int) -> LifetimeSpec:
     """The lifetime with the index-th seeds; config is the study's."""
     return LifetimeSpec(
-        task=Task(config.env_id, config.del_obs),
+        task=Task(config.env_id, config.del_obs, kwargs=config.env_kwargs),
         learner=LearnerSpec(config.learner, config.learner_config, config.engine),
         steps=config.steps,
         seeds=Seeds.published(index)
@@ -100,11 +98,14 @@ def lifetime(config: SingleStudy, index: int) -> LifetimeSpec:
 def study_config(flags: SingleConfig, sink: Sink) -> SingleStudy:
     """What the flags ask for, as a study stores it."""
     learner = canonical_name(flags.learner)
-    settings = read_settings(flags.learner_config, [flags.env_id], sink.line)
+    settings, env_kwargs = read_settings(
+        flags.learner_config, flags.env_kwargs, [flags.env_id], sink.line
+    )
     settings = settings | parse_settings(flags.set)
     return SingleStudy(
         learner=learner,
         env_id=flags.env_id,
+        env_kwargs=env_kwargs,
         steps=flags.steps,
         seed=flags.seed,
         learner_config=settings,

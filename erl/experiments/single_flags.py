@@ -11,6 +11,7 @@ from erl.experiments.flags import (
     check_count,
     check_name,
     check_seeds,
+    env_kwargs_option,
     seed_indices,
 )
 from erl.learners import ENGINES, canonical_name
@@ -54,6 +55,7 @@ class SingleConfig(AgentFlags):
         "delete velocities from the observation (CartPole, Pendulum, MountainCar, LunarLander and "
         "their continuous variants)",
     )
+    env_kwargs: str | None = env_kwargs_option()
     ep_eval: int = option(10, "episodes over which returns are averaged")
 
     def __post_init__(self) -> None:

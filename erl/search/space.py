@@ -21,7 +21,12 @@ _RANGES = {
     "rc_connectivity": "0.01:1.0:log",
     "input_connectivity": "0.01:1.0:log",
     "bias": "0.01:1.0:log",
+    "bias_connectivity": "0.01:1.0:log",
 }
+NO_BIAS = {"bias": 0.0, "bias_connectivity": 1.0}
+# ReservoirPy's up to version 0.3, which ER-MRL's paper and code used: a tenth of the neurons have a
+# bias of +1 or -1.
+ER_MRL_BIAS = {"bias": 1.0, "bias_connectivity": 0.1}
 LEARNER = "learner."
 # What is searched anyway, within bounds that flags of their own give.
 _SEARCHED = {
@@ -58,6 +63,8 @@ class SearchConfig:
     Attributes:
         nb_res: number of reservoirs, whose parameters are numbered; None for a single one, whose
             parameters are not; 0 for an evolution of the learner's settings alone.
+        bias, bias_connectivity: of every reservoir, where they are not searched. Their defaults
+            are those of studies that were made before there were such flags.
         learner_config: the learner's settings.
     """
 
@@ -75,6 +82,8 @@ class SearchConfig:
     max_iss: float = 10.0
     reset_res: bool = True
     published_code: bool = False
+    bias: float = 0.0
+    bias_connectivity: float = 1.0
     learner_config: dict[str, Any] = field(default_factory=dict)
 
 
@@ -125,6 +134,7 @@ def _range(name: str, written: str) -> Range:
         "rc_connectivity": (0, 1),
         "input_connectivity": (0, 1),
         "bias": (0, math.inf),
+        "bias_connectivity": (0, 1),
     }
     lowest, highest = limits.get(name, (-math.inf, math.inf))
     if low < lowest or high > highest or (name.endswith("connectivity") and low <= 0):
@@ -168,11 +178,14 @@ def make_context(config: SearchConfig, params: dict[str, float]) -> Context | No
     reservoirs = []
     for suffix in _suffixes(config):
         own: dict[str, Any] = {
-            name: params[f"{name}{suffix}"] for name in _RANGES if f"{name}{suffix}" in params
+            "units": config.units,
+            "bias": config.bias,
+            "bias_connectivity": config.bias_connectivity,
         }
+        own |= {name: params[f"{name}{suffix}"] for name in _RANGES if f"{name}{suffix}" in params}
         reservoirs.append(
             ReservoirParams(
-                **{"units": config.units} | own,
+                **own,
                 sr=params[f"sr{suffix}"],
                 lr=params[f"lr{suffix}"],
                 iss=params.get(f"iss{suffix}", 1.0),

@@ -12,15 +12,14 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from erl.errors import UserError, nearest
+from erl.files import parse_yaml
 from erl.statistics import normalised_score
 
 TASK_SETS = Path(__file__).parent / "task_sets.toml"
@@ -207,22 +206,6 @@ def _shipped() -> Declarations:
 # -- files --
 
 
-class _YamlLoader(yaml.SafeLoader):
-    """Refuses a name that comes twice, of which YAML would keep the last without a word, as TOML
-    does.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        pairs = node.value if isinstance(node, yaml.MappingNode) else []
-        names = [key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode)]
-        twice = next((n for n in names if names.count(n) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{twice!r} comes twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
 def _parse(path: Path) -> Any:
     kind = path.suffix.casefold()
     if kind not in (".toml", ".yaml", ".yml"):
@@ -234,9 +217,8 @@ def _parse(path: Path) -> Any:
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"cannot read the sets of environments: {path}: {e}") from e
     try:
-        # _YamlLoader is a SafeLoader: nothing that the file says is executed.
-        return tomllib.loads(text) if kind == ".toml" else yaml.load(text, _YamlLoader)
-    except (tomllib.TOMLDecodeError, yaml.YAMLError, ValueError, RecursionError) as e:
+        return tomllib.loads(text) if kind == ".toml" else parse_yaml(text)
+    except (ValueError, RecursionError) as e:  # TOMLDecodeError is a ValueError
         raise UserError(f"{path} is not valid: {' '.join(str(e).split())}") from e
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "Ledger",
     "Task",
     "check_task",
+    "find",
     "make_bare_env",
     "make_env",
     "shared_seconds",
@@ -82,9 +83,11 @@ class Task:
             object.__setattr__(self, "kwargs", Arguments(self.kwargs))
 
 
-def _spec(env_id: str) -> Any:
-    """Gymnasium's specification of `env_id`; a UserError with the nearest names if there is
-    none.
+def find(env_id: str) -> Any:
+    """Gymnasium's specification of `env_id`.
+
+    Raises:
+        UserError: there is none; with the nearest names.
     """
     try:
         with warnings.catch_warnings():
@@ -150,11 +153,11 @@ def _hidden(task: Task) -> np.ndarray | None:
 
 
 def _make(task: Task, **more: Any) -> gym.Env:
-    _spec(task.env_id)
+    find(task.env_id)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return gym.make(task.env_id, disable_env_checker=True, **task.kwargs, **more)
+            return gym.make(task.env_id, disable_env_checker=True, **{**task.kwargs, **more})
         except RAISED as e:  # its constructor may raise anything
             given = f" with {task.kwargs}" if task.kwargs else ""
             raise UserError(

@@ -498,6 +498,9 @@ def test_a_journal_of_several_reservoirs_opens(tiny, inline, sink):
     assert own == [(*(best.params[f"{p}_{k}"] for p in ("sr", "lr", "iss")), 5) for k in (1, 2)]
     drawn = spec_of(random).context.reservoirs
     assert len({r.iss for r in drawn}) == 2  # its search space held input scalings too
+    # ReservoirPy gave all of them a bias then.
+    reservoirs = [*spec_of(evolved).context.reservoirs, *drawn]
+    assert {(r.bias, r.bias_connectivity) for r in reservoirs} == {(1.0, 0.1)}
 
 
 @pytest.mark.parametrize("env_type", ["Ant_Swimmer", "Ant_4_tr_envs"])

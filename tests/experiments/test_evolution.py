@@ -141,6 +141,19 @@ def test_published_code_uses_its_seeds(quick, inline, sink):
     records = [study_of(config).trials()[0].user_attrs[f"lifetime:{i}"] for i in range(3)]
     assert [set(r["spec"]["seeds"].values()) for r in records] == [{0}, {1}, {2}]
     assert not any(r["spec"]["context"]["feed_action"] for r in records)
+    reservoirs = [r["spec"]["context"]["reservoirs"][0] for r in records]
+    assert {(r["bias"], r["bias_connectivity"]) for r in reservoirs} == {(1.0, 0.1)}
+
+
+def test_a_study_keeps_the_bias_that_it_had(quick, inline, sink):
+    flags = make(quick, published_code=True, nb_trials=1, nb_seeds=1)
+    evolve(dataclasses.replace(flags, bias=0.0), sink)
+    assert evolve(dataclasses.replace(flags, nb_trials=2), sink) == 0
+    for trial in study_of(flags).trials():
+        [reservoir] = trial.user_attrs["lifetime:0"]["spec"]["context"]["reservoirs"]
+        assert reservoir["bias"] == 0.0
+    with pytest.raises(UserError, match=r"bias is 0\.0 there and 1\.0 here"):
+        evolve(dataclasses.replace(flags, bias=1.0), sink)
 
 
 def test_the_reservoir_persists_if_told_so(quick, inline, sink):

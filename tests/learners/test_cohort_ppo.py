@@ -497,10 +497,13 @@ def test_state_dict_goes_on_where_it_was_taken(action_space: spaces.Space) -> No
 
 
 def test_construction_leaves_global_generators_alone() -> None:
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    def states() -> tuple:
+        return random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+
+    before, torchs = states(), torch.get_rng_state()
     to_sb3(make(2, BOX), 0)
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), torchs)
+    assert states() == before
 
 
 # Acting

@@ -194,9 +194,9 @@ def test_what_is_stored(training, env_id, population_replay):
         own_steps = sum(length for _, _, length in t.ledger.episodes)
         own_steps += sum(row["fitness"]) * population_replay  # a step is paid 1
         assert t.buffer.added[0] == own_steps
-    goes_on = t.buffer.batch(torch.arange(len(t.buffer))).goes_on
+    not_done = t.buffer.batch(torch.arange(len(t.buffer))).not_done
     ends = (own + population * population_replay) * (env_id == CARTPOLE)
-    assert int((goes_on == 0).sum()) == ends
+    assert int((not_done == 0).sum()) == ends
 
 
 @both
@@ -611,9 +611,10 @@ def test_a_yaml_file(tmp_path):
     path.write_text("population_size: 6\n")
     with pytest.raises(UserError, match="env_name"):
         DERL.from_config(path)
-    path.write_text("[")
-    with pytest.raises(UserError, match="cannot read"):
-        DERL.from_config(path)
+    for text in ("[", f"env_name: {REACH}\nhidden: [8]\nhidden: [9]\n"):
+        path.write_text(text)
+        with pytest.raises(UserError, match="cannot read"):
+            DERL.from_config(path)
 
 
 @both

@@ -281,7 +281,7 @@ def test_time_limits_are_not_terminal():
     for env_id, terminal, length in (("Reach", 0, 20), ("Steady", 1, 10)):
         t = training(spec(f"toy_environments:{env_id}-v0", steps=120, theta=1.0))
         train_through(t)
-        ends = 1.0 - t.buffer.batch(torch.arange(len(t.buffer))).goes_on[:, 0]
+        ends = 1.0 - t.buffer.batch(torch.arange(len(t.buffer))).not_done[:, 0]
         assert ends.sum() == terminal * len(t.buffer) / length
 
 

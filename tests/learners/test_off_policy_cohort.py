@@ -298,7 +298,7 @@ def test_rows_of_the_buffer_are_what_was_lived(monkeypatch):
     rows = torch.cat([batch.pairs, batch.rewards, batch.next_observations], 1)
     wanted = np.array([[*row[:-1], *row[-1]] for row in seen], np.float32)
     assert sorted(map(tuple, rows.numpy())) == sorted(map(tuple, wanted))
-    assert batch.goes_on.all()  # only time limits end an episode there
+    assert batch.not_done.all()  # only time limits end an episode there
 
 
 @pytest.mark.parametrize(

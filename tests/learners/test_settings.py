@@ -171,6 +171,15 @@ def test_numbers_in_yaml(text, value):
     assert parse_json('{"x": 5e-3}') == {"x": 0.005}
 
 
+@pytest.mark.parametrize(
+    "text", ["!!bool x", "!!int ''", "!!float ''", "!!timestamp x", "&a [*a]", "{a: &b {c: *b}}"]
+)
+def test_values_that_are_none_are_a_value_error(text):
+    with pytest.raises(ValueError, match=r"not what its tag says|holds itself"):
+        parse_yaml(f"x: {text}")
+    assert parse_yaml("a: &x [1]\nb: [*x, *x]") == {"a": [1], "b": [[1], [1]]}
+
+
 def test_files_that_cannot_be_read():
     for path in ("missing.yaml", "."):
         with pytest.raises(UserError, match="cannot read"):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from erl.errors import UserError, nearest
-from erl.files import parse_json, parse_yaml
+from erl.files import parse_data
 
 # Keys of the SB3 Zoo's files that configure its own training script. They do not apply here and are
 # left out, with a note, instead of being refused.
@@ -92,7 +92,7 @@ def _read(path: str) -> dict[Any, Any]:
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"cannot read the learner's settings: {e}") from e
     try:
-        data = parse_json(text) if path.endswith(".json") else parse_yaml(text)
+        data = parse_data(text, path)
     except ValueError as e:
         raise UserError(f"{path} is not valid: {' '.join(str(e).split())}") from e
     if not isinstance(data, dict | None):
