@@ -28,8 +28,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("seed", "ep_eval", "arms", "controls", "allow_seen", "published_code"),
     ),
     "reservoirs": (
-        *("nb_res", "units", "obs_units", "skip_c", "reset_res", "fixed_iss"),
-        *("bias", "bias_connectivity"),
+        *("nb_res", "units", "obs_units", "skip_c", "feed_action", "reset_res"),
+        *("fixed_iss", "bias", "bias_connectivity"),
     ),
     "search": (
         *("nb_trials", "sampler", "popsize", "fitness", "evolve", "min_sr", "max_sr", "min_lr"),
@@ -37,6 +37,11 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("finalists", "finals_seeds"),
     ),
     "learner": ("learner", "learner_config", "set", "engine"),
+    "CEM-RL and AES-RL": (
+        *("actor_workers", "critic_workers", "parallel_critic", "mean_update"),
+        *("mean_update_param", "var_update", "fixed_var_n", "rl_ratio", "mean_evaluations"),
+        *("actor_executor", "ray_address", "ray_port", "redis_password"),
+    ),
     "where it runs": ("workers", "cluster", "max_retries", "checkpoint_minutes", "dry_run"),
     "storage": ("storage", "results_storage", "runs", "logs", "models", "track"),
 }
