@@ -5,13 +5,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup evolve test test-processors picture lint check docs format dashboard notebook clean
+.PHONY: help setup evolve test test-processors evidence picture lint check docs format dashboard notebook clean
 
 help:  ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 $(READY): requirements.txt pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing; name another 3.11 or newer: make PYTHON=python3" >&2; exit 2; }
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing; name another 3.11 or newer: make setup PYTHON=python3" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# torch on its own first: asked for by another package it may come with gigabytes of CUDA libraries.
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements.txt)"
@@ -39,6 +39,10 @@ test-processors: $(READY)  ## numeric tests with the arithmetic of other process
 	if ! grep -q avx512f /proc/cpuinfo; then echo "no AVX-512 here: not run with it"; \
 	else $(AVX512) $(BIN)/python -m pytest -n 2 --dist loadgroup -q $(NUMERIC); fi
 
+evidence: $(READY)  ## a small version of every experiment of docs/results.md: under an hour on 2 cores
+	$(BIN)/python benchmarks/evidence.py run --folder evidence-small --small --workers 2
+	$(BIN)/python benchmarks/evidence.py table --small evidence-small
+
 picture: $(READY)  ## which room imports which, and the sizes of modules and functions
 	$(BIN)/python benchmarks/sizes.py
 
@@ -58,7 +62,7 @@ format: $(READY)  ## format and mend what can be mended
 	$(BIN)/ruff check --fix .
 
 dashboard: $(READY)  ## see the studies of studies.db in a browser; STORAGE=... for another database
-	$(BIN)/python -m erl.studies dashboard $(if $(STORAGE),--storage $(STORAGE))
+	$(BIN)/python -m erl dashboard $(if $(STORAGE),--storage $(STORAGE))
 
 notebook: $(READY)  ## open the notebooks of analysis/ in JupyterLab
 	$(BIN)/jupyter lab analysis

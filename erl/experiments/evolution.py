@@ -1,4 +1,4 @@
-"""Evolution over development: an outer optimiser proposes reservoirs, lifetimes tell how well
+"""Evolution over development: an outer optimiser proposes reservoirs, lifetimes show how well
 agents learn with them.
 
 Trials are proposed in whole generations, whose size does not depend on the number of workers, so
@@ -7,13 +7,12 @@ differ in their hyperparameters only.
 """
 
 import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
-from erl.cli import Sink, figure
+from erl.cli import Sink, command, figure
 from erl.errors import UserError
 from erl.experiments.campaign import Campaign, Progress, checkpoint_path
 from erl.experiments.display import EvolutionLog
@@ -32,7 +31,14 @@ from erl.lifetimes.record import POINTS
 from erl.search.choices import SAMPLERS
 from erl.search.pruning import Pruning, check_pruner
 from erl.search.samplers import generation_size, make_sampler, warm_start
-from erl.search.space import learner_settings, make_context, search_space
+from erl.search.space import (
+    ER_MRL_BIAS,
+    NO_BIAS,
+    learner_settings,
+    make_context,
+    parse_evolve,
+    search_space,
+)
 from erl.statistics import normalised_score
 from erl.studies.configuration import EvolutionStudy
 from erl.studies.distributions import SearchSpace, distributions
@@ -51,7 +57,7 @@ def lifetimes(config: EvolutionStudy, params: dict[str, float]) -> list[Lifetime
     learner = LearnerSpec(config.learner, learner_settings(config, params), config.engine)
     return [
         LifetimeSpec(
-            task=Task(env_id, config.del_obs),
+            task=Task(env_id, config.del_obs, kwargs=config.env_kwargs),
             learner=learner,
             steps=config.training_steps,
             seeds=Seeds.published(i)
@@ -82,9 +88,20 @@ def study_config(flags: EvolutionFlags, sink: Sink) -> EvolutionStudy:
     known = {f.name for f in fields(EvolutionStudy)}
     asked: dict[str, Any] = {k: v for k, v in vars(flags).items() if k in known}
     asked |= {"learner": canonical_name(flags.learner), "learner_config": {}}
-    asked |= {"nb_res": flags.reservoirs(), **flags.tasks()}
+    settings, env_kwargs = read_settings(
+        flags.learner_config,
+        flags.env_kwargs,
+        flags.environments(),
+        sink.line,
+        asked["learner"],
+    )
+    asked |= {"nb_res": flags.reservoirs(), **bias(flags), **flags.tasks(env_kwargs)}
     config = EvolutionStudy(**asked)
-    settings = read_settings(flags.learner_config, config.environments, sink.line)
+    if env_kwargs and config.references is not None:
+        sink.line(
+            "scores use the random and target returns of environments without env_kwargs, unless "
+            "--sets declares others"
+        )
     source = flags.warm_start
     if source is not None and "#" in source:
         storage, _, name = source.rpartition("#")
@@ -101,27 +118,45 @@ def study_config(flags: EvolutionFlags, sink: Sink) -> EvolutionStudy:
     )
 
 
+def bias(flags: EvolutionFlags) -> dict[str, float]:
+    """The bias of all reservoirs, where it is not searched: fields of `EvolutionStudy`.
+
+    Raises:
+        UserError: a bias that is given and searched, or only the share of neurons that have one.
+    """
+    default = ER_MRL_BIAS if flags.published_code else NO_BIAS
+    given = {name: getattr(flags, name) for name in default}
+    found = {name: default[name] if value is None else value for name, value in given.items()}
+    searched = parse_evolve(flags.evolve)
+    for name, value in given.items():
+        if name in searched and value is not None:
+            raise UserError(f"--{name} {value} is one value, but --evolve {name} searches it")
+    share = given["bias_connectivity"] is not None or "bias_connectivity" in searched
+    if share and "bias" not in searched and found["bias"] == 0:
+        raise UserError("a bias_connectivity needs a bias: --bias SCALE, or --evolve bias")
+    return found
+
+
 def continued(
     flags: EvolutionFlags, name: str, config: EvolutionStudy, space: SearchSpace
 ) -> EvolutionStudy:
-    """The configuration as it is if the study exists already: with its engine, unless the flags
-    name one, and its warm start.
+    """The configuration as it is if the study exists already: with its engine and its bias, unless
+    the flags name one, and its warm start.
     """
     if flags.warm_start is not None and config.sampler != "Cmaes":
-        raise UserError(
-            f"--warm_start is for --sampler Cmaes; {config.sampler} begins from nothing but its "
-            f"own trials"
-        )
+        raise UserError(f"--warm_start works only with --sampler Cmaes, not with {config.sampler}")
     stored = stored_config(flags.storage, name)
     if isinstance(stored, EvolutionStudy):
         engine = stored.engine if flags.engine == "auto" else config.engine
-        return replace(config, engine=engine, start=stored.start)
+        # What was made when another bias was the default keeps it.
+        same = {name: getattr(stored, name) for name in NO_BIAS if getattr(flags, name) is None}
+        return replace(config, engine=engine, start=stored.start, **same)
     if flags.warm_start is None:
         return config
     storage, _, source = flags.warm_start.rpartition("#")
     if not source:
         raise UserError(
-            f"--warm_start {flags.warm_start!r} names no study: STUDY, or STORAGE#STUDY"
+            f"--warm_start {flags.warm_start!r} names no study: write STUDY or STORAGE#STUDY"
         )
     start = warm_start(Study(storage or flags.storage, source).optuna, space)
     return replace(config, start=start)
@@ -249,7 +284,7 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
         sink.line(
             f"interrupted: {study.finished()} of {flags.nb_trials} trials are finished and "
             f"stored in {shown(flags.storage)}; "
-            "the same command goes on from there"
+            "run the same command again to continue"
         )
         _say_best(study, sink)
         return 130
@@ -257,11 +292,15 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     elsewhere = len(study.trials("RUNNING"))
     best = _say_best(study, sink)
     if elsewhere:
-        sink.line(f"{plural(elsewhere, 'trial')} of this study still run elsewhere")
+        sink.line(
+            f"{plural(elsewhere, 'trial')} of this study {'is' if elsewhere == 1 else 'are'} "
+            f"running in other processes"
+        )
     if best is None:
         if elsewhere:
             return 0
-        sink.line(f"no trial succeeded: {progress.last_error or 'see the trials'}")
+        reasons = f"{command('studies', 'show', '--study', name)} lists the reasons"
+        sink.line(f"no trial succeeded: {progress.last_error or reasons}")
         return 1
     sink.line(f"test them:       {test_command(config, study.name_now(), flags)}")
     return 0
@@ -269,19 +308,18 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
 
 def test_command(config: EvolutionStudy, name: str, flags: EvolutionFlags) -> str:
     """The command that tests what was evolved."""
-    script = "test.py" if config.nb_res is None else "test_multi_res.py"
+    kind = "test" if config.nb_res is None else "test-multi"
     if config.env_ids is not None:
-        script = "test_generalization.py"
-    steps = str(config.training_steps)
-    command = ["python", script, "--study", name, "--training_steps", steps]
+        kind = "test-generalization"
+    words = ["--study", name, "--training_steps", str(config.training_steps)]
     if config.env_ids is not None:
         seen = {e.rpartition("-v")[0] for e in config.env_ids}
         known = load_task_set("forward_mujoco").env_ids
         unseen = [e for e in known if e.rpartition("-v")[0] not in seen]
-        command += ["--env_id", unseen[0] if unseen else "Humanoid-v4"]
+        words += ["--env_id", unseen[0] if unseen else "Humanoid-v4"]
     if flags.storage != DEFAULT_STORAGE:
-        command += ["--storage", shown(flags.storage)]
-    return shlex.join(command)
+        words += ["--storage", shown(flags.storage)]
+    return command(kind, *words)
 
 
 def _say_what(campaign: Campaign, config: EvolutionStudy, space: SearchSpace, storage: str) -> None:

@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from erl.errors import UserError
+from erl.figures.flags import FORMATS
 from erl.files import write_whole
 
 WIDTH = 6.5  # inches: the text of a page
-FORMATS = ("png", "pdf", "svg")
 SEQUENTIAL = "cividis"
 CYCLIC = "twilight"
 CAPTION_SIZE = 7.0
@@ -63,6 +63,7 @@ NAMES = {
     "rc_connectivity": "recurrent connectivity",
     "input_connectivity": "input connectivity",
     "bias": "bias scale",
+    "bias_connectivity": "share of neurons with a bias",
 }
 
 P = ParamSpec("P")

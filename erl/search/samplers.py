@@ -9,7 +9,7 @@ two workers that were given the same seed do not propose the same parameters.
 import math
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from optuna import Study
@@ -70,10 +70,7 @@ def make_sampler(
     if name == "Cmaes":
         return CmaesSampler(search_space, seed, popsize, restarts, use_pruned, start)
     if start is not None:
-        raise UserError(
-            f"{name} has no distribution that could begin from another study: a warm start is "
-            f"for Cmaes"
-        )
+        raise UserError(f"{name} cannot start from another study; only Cmaes can")
     return SeededSampler(RandomSampler if name == "Random" else TPESampler, seed)
 
 
@@ -93,7 +90,7 @@ def generation_size(
     if popsize is None:
         return 4 + math.floor(3 * math.log(max(1, len(_numerical(search_space)))))
     if popsize < smallest:
-        raise UserError(f"a population of {name} has at least {smallest} members, not {popsize}")
+        raise UserError(f"--popsize must be at least {smallest} with {name}, not {popsize}")
     return popsize
 
 
@@ -145,6 +142,19 @@ class SeededSampler(BaseSampler):
     ) -> None:
         """As Optuna's sampler does."""
         self._sampler(trial).after_trial(study, trial, state, values)
+
+
+class Used(NamedTuple):
+    """Trials that CMA-ES has used.
+
+    Attributes:
+        ranked: those that were ranked for a population.
+        told: those of them that were in one. With many workers a population is the best of those
+            ranked.
+    """
+
+    ranked: int
+    told: int
 
 
 class CmaesSampler(BaseSampler):
@@ -253,11 +263,11 @@ class CmaesSampler(BaseSampler):
         """Note a result's place in the order of results, where Optuna ends the trial."""
         note_end(study, trial._trial_id)
 
-    def used(self, study: Study) -> int:
-        """How many trials of a study have taken part in the ranking of a population."""
+    def used(self, study: Study) -> Used:
+        """How many trials of a study CMA-ES has used."""
         with self._lock:
             self._replay(study)
-            return self._cma.ranked if self._space else 0
+            return Used(self._cma.ranked, self._cma.told) if self._space else Used(0, 0)
 
     def path(
         self, trials: Sequence[FrozenTrial], maximize: bool = True
@@ -401,7 +411,7 @@ def warm_start(study: Study, search_space: dict[str, BaseDistribution]) -> dict[
     usable = [t for t in complete if _within(t, shared)]
     if len(usable) < MIN_SOURCE:
         raise UserError(
-            f"a warm start takes at least {MIN_SOURCE} finished trials within the searched "
+            f"--warm_start needs at least {MIN_SOURCE} finished trials within the searched "
             f"ranges; study {study.study_name!r} has {len(usable)}"
         )
     transform = _SearchSpaceTransform(shared, transform_0_1=True)
@@ -432,7 +442,7 @@ def _canonical(name: str) -> str:
     by_fold = {known.casefold(): known for known in SAMPLERS}
     if name.casefold() not in by_fold:
         raise UserError(
-            f"no sampler is called {name!r} (known: {', '.join(SAMPLERS)}){nearest(name, SAMPLERS)}"
+            f"unknown sampler {name!r} (known: {', '.join(SAMPLERS)}){nearest(name, SAMPLERS)}"
         )
     return by_fold[name.casefold()]
 

@@ -1,11 +1,10 @@
 """Optuna's dashboard on a study database, with the files of its trials.
 
-`python -m erl.studies dashboard`, or `make dashboard`. The package `optuna-dashboard` is an extra.
+`erl dashboard`, or `make dashboard`. The package `optuna-dashboard` is an extra.
 """
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import Any
@@ -16,24 +15,12 @@ from optuna.storages._rdb.models import StudyModel
 from sqlalchemy import update
 from sqlalchemy.exc import IntegrityError
 
-from erl.cli import Sink, option
+from erl.cli import Sink
 from erl.errors import UserError
 from erl.studies.artefacts import folder_of, store_of
+from erl.studies.flags import DashboardConfig
 from erl.studies.retries import RetryingStorage
-from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown
-
-
-@dataclass(frozen=True)
-class DashboardConfig:
-    """Flags of `dashboard`."""
-
-    storage: str = option(DEFAULT_STORAGE, "study database: any Optuna address, or a journal file")
-    host: str = option("127.0.0.1", "address that it listens at; 0.0.0.0 for other machines too")
-    port: int = option(8080, "port that it listens at; 0 for any that is free")
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.port < 1 << 16:
-            raise UserError(f"--port is a number from 0 to 65535, not {self.port}")
+from erl.studies.storage import open_storage, shown
 
 
 class _Server(ThreadingMixIn, WSGIServer):

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
@@ -32,6 +33,7 @@ __all__ = [
     "Ledger",
     "Task",
     "check_task",
+    "find",
     "make_bare_env",
     "make_env",
     "shared_seconds",
@@ -81,9 +83,11 @@ class Task:
             object.__setattr__(self, "kwargs", Arguments(self.kwargs))
 
 
-def _spec(env_id: str) -> Any:
-    """Gymnasium's specification of `env_id`; a UserError with the nearest names if there is
-    none.
+def find(env_id: str) -> Any:
+    """Gymnasium's specification of `env_id`.
+
+    Raises:
+        UserError: there is none; with the nearest names.
     """
     try:
         with warnings.catch_warnings():
@@ -103,15 +107,30 @@ def _spec(env_id: str) -> Any:
             if s.name == name.rpartition("/")[2]
         )[1]
         raise UserError(
-            f"environment {env_id!r} is gone from Gymnasium {gym.__version__}; use {newest}"
+            f"Gymnasium {gym.__version__} no longer has environment {env_id!r}; use {newest}"
         ) from e
     except gym.error.Error as e:
         name = env_id.rpartition("-v")[0]
         versions = [i for i, s in gym.registry.items() if name and i.rpartition("-v")[0] == name]
-        hint = f"; it has {', '.join(versions)}" if versions else nearest(env_id, gym.registry)
+        hint = f"; it has {', '.join(versions)}" if versions else _similar(env_id)
         raise UserError(f"unknown environment {env_id!r}{hint}") from e
     except Exception as e:  # the module in front of the name runs when it is imported
         raise UserError(f"environment {env_id!r} cannot be found: {type(e).__name__}: {e}") from e
+
+
+def _similar(env_id: str) -> str:
+    """Environments with almost this name, as the end of a message, or what to do where a package is
+    missing.
+    """
+    namespace, _, _ = env_id.rpartition("/")
+    if namespace and not any(spec.namespace == namespace for spec in gym.registry.values()):
+        return (
+            f": no package that is loaded has environments {namespace}/…; install the package, and "
+            f"name its module too, MODULE:{env_id}"
+        )
+    alike = [i for i, s in gym.registry.items() if (s.namespace or "") == namespace]
+    close = get_close_matches(env_id.casefold(), [i.casefold() for i in alike], 3, cutoff=0.7)
+    return nearest(close[0], alike) if close else "; MODULE:NAME names one of a module of yours"
 
 
 def _see_working_folder() -> None:
@@ -127,17 +146,18 @@ def _hidden(task: Task) -> np.ndarray | None:
         return None
     if task.env_id not in VELOCITIES:
         raise UserError(
-            f"no velocities are known for {task.env_id!r}: --del_obs takes {', '.join(VELOCITIES)}"
+            f"--del_obs does not know the velocities of {task.env_id!r}; it knows "
+            f"{', '.join(VELOCITIES)}"
         )
     return np.array(VELOCITIES[task.env_id])
 
 
 def _make(task: Task, **more: Any) -> gym.Env:
-    _spec(task.env_id)
+    find(task.env_id)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return gym.make(task.env_id, disable_env_checker=True, **task.kwargs, **more)
+            return gym.make(task.env_id, disable_env_checker=True, **{**task.kwargs, **more})
         except RAISED as e:  # its constructor may raise anything
             given = f" with {task.kwargs}" if task.kwargs else ""
             raise UserError(

@@ -41,7 +41,8 @@ from erl.learners.erl_re2.settings import Re2Settings
 from erl.learners.erl_re2.update import act
 from erl.lifetimes.living import Cohort, check, live
 from erl.lifetimes.record import LifetimeRecord
-from erl.studies.commands import ExportConfig, ShowConfig, export_study, show_study
+from erl.studies.commands import export_study, show_study
+from erl.studies.flags import ExportConfig, ShowConfig
 from erl.studies.records import generations, records
 from erl.worlds.evaluation import evaluate
 from erl.worlds.reservoirs import Context, ReservoirParams
@@ -117,7 +118,7 @@ def test_it_is_in_the_registry_whatever_the_case():
             {"learner": LearnerSpec("ERL-Re2", {}, "sb3"), "steps": 20000},
             "no algorithm of Stable-Baselines3",
         ),
-        ({"steps": 60}, "begins to learn after init_steps, 60 steps, and a lifetime has 60"),
+        ({"steps": 60}, "starts to learn after init_steps = 60 steps, but a lifetime has only 60"),
         (
             {"steps": 61, "learner": LearnerSpec("ERL-Re2", SMALL | {"learning_starts": 61})},
             "after learning_starts, 61 steps",
@@ -280,7 +281,7 @@ def test_time_limits_are_not_terminal():
     for env_id, terminal, length in (("Reach", 0, 20), ("Steady", 1, 10)):
         t = training(spec(f"toy_environments:{env_id}-v0", steps=120, theta=1.0))
         train_through(t)
-        ends = 1.0 - t.buffer.batch(torch.arange(len(t.buffer))).goes_on[:, 0]
+        ends = 1.0 - t.buffer.batch(torch.arange(len(t.buffer))).not_done[:, 0]
         assert ends.sum() == terminal * len(t.buffer) / length
 
 

@@ -12,9 +12,11 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 
 from erl.cli import figure
+from erl.commands import studies as main
 from erl.errors import UserError
 from erl.experiments.evolution import EvolutionConfig, evolve
-from erl.studies.commands import CopyConfig, ExportConfig, copy_study, export_study, main
+from erl.studies.commands import copy_study, export_study
+from erl.studies.flags import CopyConfig, ExportConfig
 from erl.studies.records import records
 from erl.studies.storage import open_storage
 from erl.studies.study import COPY, Study
@@ -148,7 +150,7 @@ def test_list_and_show(evolved, capsys):
         text,
     )
     assert re.search(r"failed trials:\n +2  the simulator exploded", text)
-    assert "continued: trial 2, 1 x" in text
+    assert "continued: trial 2 (1 time)" in text
     assert "s3cret" not in text
 
 
@@ -168,17 +170,17 @@ def test_a_single_study_needs_no_name_and_an_empty_storage_says_so(evolved, caps
     [
         ("", "a command is missing"),
         ("lst", "unknown command 'lst'; did you mean list?"),
-        ("list --storge x", "unrecognized arguments: --storge x"),
-        ("list --storage sqlite:///missing.db", "there is no study database missing.db"),
+        ("list --storge x", "unknown flag --storge; did you mean --storage?"),
+        ("list --storage sqlite:///missing.db", f"there is no study database {Path.cwd().anchor}"),
         (
             "show --storage sqlite:///two.db",
-            "--study is missing: which one of sqlite:///two.db; it has one, two",
+            "--study is missing; sqlite:///two.db has one, two",
         ),
         (
             "show --storage sqlite:///two.db --study tow",
             "no study 'tow' in sqlite:///two.db; did you mean two?",
         ),
-        ("show --storage sqlite:///two.db --study two --best -1", "--best is not negative"),
+        ("show --storage sqlite:///two.db --study two --best -1", "--best must be at least 0"),
         ("export --storage sqlite:///two.db --study two", "--file is missing"),
         (
             "export --storage sqlite:///two.db --study two --file x.csv --rows trial",
@@ -198,7 +200,7 @@ def test_a_single_study_needs_no_name_and_an_empty_storage_says_so(evolved, caps
         ),
         (
             "export --storage sqlite:///two.db --study two --file . --rows trials --overwrite",
-            "is no file",
+            "is not a file",
         ),
         ("copy --storage sqlite:///two.db --study two", "--to is missing"),
         (
@@ -225,7 +227,7 @@ def test_bad_input_is_one_line_and_changes_nothing(words, message, capsys):
     before = {p: p.read_bytes() for p in Path().iterdir()}
     code, lines, err = call(capsys, *words.split())
     assert (code, lines) == (2, [])
-    assert err.startswith("erl.studies")
+    assert err.startswith("python -m erl.studies")
     assert message in err
     assert err.count("\n") == 1
     assert "s3cret" not in err
@@ -239,7 +241,7 @@ def test_as_a_user_starts_it():
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == code, done
         assert bool(done.stderr) == (code == 2)
-    assert "there is no study database studies.db" in done.stderr
+    assert f"there is no study database {Path('studies.db').absolute()}: run" in done.stderr
 
 
 # -- export --
@@ -263,7 +265,7 @@ def test_export(evolved, capsys):
         capsys, "export", "--storage", evolved, "--file", "g.csv", "--rows", "generations"
     )
     assert (code, errors.count("\n")) == (2, 1)
-    assert "generations of its own" in errors
+    assert "has no inner generations" in errors
     assert not Path("g.csv").exists()
     assert (
         call(capsys, "export", "--storage", evolved, "--file", "t.csv", "--rows", "trials")[0] == 0

@@ -16,7 +16,8 @@ from erl.experiments.comparison import ComparisonConfig, compare
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.lifetimes.film import available_renderer
 from erl.studies.artefacts import folder_of
-from erl.studies.dashboard import DashboardConfig, make_dashboard
+from erl.studies.dashboard import make_dashboard
+from erl.studies.flags import DashboardConfig
 from erl.studies.storage import DEFAULT_STORAGE, open_storage
 from erl.studies.study import Study
 
@@ -313,7 +314,7 @@ def test_what_cannot_be_served_is_said(monkeypatch):
     with pytest.raises(UserError, match="--port takes another"):
         make_dashboard(DashboardConfig(port=first.server_port))
     first.server_close()
-    with pytest.raises(UserError, match="0 to 65535"):
+    with pytest.raises(UserError, match="from 0 to 65535"):
         DashboardConfig(port=1 << 16)
     monkeypatch.setitem(__import__("sys").modules, "optuna_dashboard", None)
     with pytest.raises(UserError, match=r"erl\[dashboard\]"):
