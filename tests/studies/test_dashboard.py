@@ -113,7 +113,7 @@ def test_pages_show_study_best_trial_curve_and_film_and_none_is_wider_than_the_w
 
         browser.open(f"{page}/{study._id}/trials?numbers=4", "Trial 4", "Fail")
         assert browser.overflow() <= 0
-        browser.open(f"{page}/{study._id}/note", "2 seeds x 256 steps", f"test.py --study {NAME}")
+        browser.open(f"{page}/{study._id}/note", "2 seeds x 256 steps", f"--study {NAME}")
         assert browser.overflow() <= 0
 
         if available_renderer() is not None:
@@ -144,7 +144,7 @@ def test_notes_are_what_the_dashboard_reads_and_a_users_words_stay(quick, inline
         "4 complete",
         f"trial {best.number}",
         "2,048 steps in",
-        f"`python test.py --study {NAME} --training_steps 256`",
+        f"--study {NAME} --training_steps 256`",
     ):
         assert words in note
     assert loaded.user_attrs["commit"] in note
