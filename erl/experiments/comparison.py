@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from erl.cli import Sink, figure
+import numpy as np
+
+from erl.cli import Sink
 from erl.errors import UserError
 from erl.experiments.arms import arm_lifetime, arm_names, control_names
 from erl.experiments.campaign import (
@@ -34,6 +36,7 @@ from erl.search.space import is_searched, make_context
 from erl.statistics import Arm, table
 from erl.studies.configuration import EvolutionStudy, TestStudy
 from erl.studies.distributions import categorical, integer
+from erl.studies.finals import Finalist, chosen, with_interval
 from erl.studies.records import records
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
 from erl.studies.study import Study, stored_config
@@ -49,11 +52,8 @@ __all__ = [
 ]
 
 
-def load_best(
-    flags: ComparisonFlags, sink: Sink
-) -> tuple[str, EvolutionStudy, int, dict[str, float]]:
-    """The evolved study's name, its configuration, and number and hyperparameters of its best
-    trial.
+def load_best(flags: ComparisonFlags, sink: Sink) -> tuple[str, EvolutionStudy, Finalist]:
+    """The evolved study's name, its configuration, and what it hands over: see `chosen`.
 
     Raises:
         UserError: no such study, or none of its trials succeeded.
@@ -63,10 +63,11 @@ def load_best(
     study = Study(address, _same_but_reservoirs(address, name, flags))
     name = study.name
     study.check_maximised()
-    best = study.best()
-    if best is None:
+    choice = chosen(study)
+    if choice is None:
         raise UserError(f"study {name!r} has no finished trial yet")
-    params = _numbers(name, best.params)
+    winner = choice.winner
+    params = _numbers(name, winner.params)
     evolution = study.config
     guessed = evolution is None
     if evolution is None:
@@ -84,14 +85,14 @@ def load_best(
     except KeyError:
         raise UserError(
             f"study {name!r} did not evolve a reservoir: its parameters are "
-            f"{', '.join(best.params) or 'none'}"
+            f"{', '.join(winner.params) or 'none'}"
         ) from None
     _say_reservoirs(flags, name, evolution, guessed, sink)
-    sink.line(
-        f"{name}: best of {len(study.trials())} trials is {best.number}, fitness "
-        f"{figure(best.value)}, " + ", ".join(f"{k} {v:.6g}" for k, v in params.items())
-    )
-    return name, evolution, best.number, params
+    trials = len(study.trials())
+    values = ", ".join(f"{k} {v:.6g}" for k, v in params.items())
+    of = f"winner of {len(choice.finalists)} finalists" if choice.finalists else "best"
+    sink.line(f"{name}: {of} of {trials} trials is {winner.title}, {winner.reached}, {values}")
+    return name, evolution, replace(winner, params=params)
 
 
 def _address(flags: ComparisonFlags, name: str, sink: Sink) -> str:
@@ -198,7 +199,8 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     Raises:
         UserError: bad input; nothing has been written then.
     """
-    name, evolution, number, params = load_best(flags, sink)
+    name, evolution, winner = load_best(flags, sink)
+    params = winner.params
     where = ""
     env_id = None
     if isinstance(flags, GeneralizationComparisonConfig):
@@ -210,7 +212,7 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
             f"test_generalization.py"
         )
     # An evolution that went on and found better has a test of its own.
-    test_name = f"{name}_trial_{number}{where}_test_{thousands(flags.training_steps)}_steps"
+    test_name = f"{name}_{winner.slug}{where}_test_{thousands(flags.training_steps)}_steps"
     test_name += "_published" * flags.published_code
     engine = _engine(flags, evolution, test_name, sink)
     config = TestStudy(evolution, params, flags.training_steps, engine, env_id)
@@ -254,6 +256,8 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
             f"are not in the tables"
         )
     report(study, arms, evolution.ep_eval, sink)
+    if env_id is None:
+        _say_winner(study, arms[1], winner, evolution, flags.training_steps, sink)
     say_where(campaign, flags, shown(flags.results), folder)
     return 1 if failed else 0
 
@@ -316,6 +320,37 @@ def report(study: Study, arms: Sequence[str], ep_eval: int, sink: Sink) -> None:
         sink.line(f"{title}, {int(frame.steps.max()):,} steps")
         sink.line(table(rows))
     sink.line("")
+
+
+def _say_winner(
+    study: Study, arm: str, winner: Finalist, evolution: EvolutionStudy, steps: int, sink: Sink
+) -> None:
+    """Say what the evolved agent reached: when proposed, lived again, and on the seeds of the test.
+
+    Args:
+        study: of the test.
+        arm: the agent with the settings that it was evolved with.
+        winner: what the evolution handed over.
+        evolution: its configuration.
+        steps: of a lifetime of the test.
+        sink: where the line goes.
+    """
+    records = {
+        t.params["seed"]: study.lifetimes(t)[0]
+        for t in study.trials("COMPLETE")
+        if t.params["arm"] == arm
+    }
+    if evolution.fitness == "training":
+        scores = [r.training_return for _, r in sorted(records.items())]
+    else:
+        scores = [float(np.mean(r.final_returns)) for _, r in sorted(records.items())]
+    known = [s for s in scores if s is not None]
+    if known:
+        longer = "" if steps == evolution.training_steps else f", after {steps:,} steps"
+        sink.line(
+            f"{arm}, {winner.title}: {winner.reached}; {with_interval(known)} on test seeds "
+            f"({plural(len(known), 'seed')}{longer})"
+        )
 
 
 class ComparisonProgress(Progress):

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from erl.cli import option
 from erl.errors import UserError
-from erl.experiments.flags import RunFlags, check_count, check_name, check_number, check_seeds
+from erl.experiments.flags import (
+    MAX_SEED,
+    RunFlags,
+    check_count,
+    check_name,
+    check_number,
+    check_seeds,
+)
 from erl.learners import ENGINES
 from erl.search.choices import FITNESSES, PRUNERS, RESTARTS, SAMPLERS, check_choice
 
@@ -35,6 +42,12 @@ class EvolutionFlags(RunFlags):
     del_obs: bool = option(False, "delete velocities from the observation")
     nb_seeds: int = option(3, "lifetimes of one trial, each with a reservoir of its own")
     ep_eval: int = option(10, "episodes over which a fitness is averaged")
+    finalists: int = option(
+        5,
+        "best trials that are lived again, with the mean of the search, to choose the winner; 0 "
+        "takes the highest fitness",
+    )
+    finalist_seeds: int = option(5, "fresh seeds on which each finalist is lived")
     units: int = option(100, "neurons of one reservoir")
     skip_c: bool = option(False, "the policy also sees observation, action and reward")
     fixed_iss: bool = option(True, "input scaling is 1 and not searched")
@@ -81,12 +94,22 @@ class EvolutionFlags(RunFlags):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name(self.h_test)
-        for name in ("training_steps", "nb_trials", "nb_seeds", "ep_eval", "units"):
+        for name in (
+            "training_steps",
+            "nb_trials",
+            "nb_seeds",
+            "ep_eval",
+            "units",
+            "finalist_seeds",
+        ):
             check_count(name, getattr(self, name))
         for name in ("popsize", "obs_units"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
+        check_number("finalists", self.finalists)
         check_seeds(self.seed, self.nb_seeds)
+        if self.finalist_seeds > MAX_SEED:
+            raise UserError(f"--finalist_seeds is at most {MAX_SEED}, not {self.finalist_seeds}")
         if self.popsize is not None and self.popsize < 2:
             raise UserError(f"a generation has at least 2 trials: --popsize {self.popsize}")
         self._check_reservoirs()
