@@ -25,7 +25,7 @@ from erl.files import check_writable, folder_name
 from erl.lifetimes.film import Sink, film_agent
 from erl.lifetimes.models import load_model
 from erl.lifetimes.trace import Trace, trace
-from erl.studies.configuration import EvolutionStudy, SingleStudy, TestStudy
+from erl.studies.configuration import EvolutionStudy, FinalsStudy, SingleStudy, TestStudy
 from erl.studies.data import (
     StudyData,
     drawn_reservoirs,
@@ -137,6 +137,9 @@ def describe(data: StudyData) -> str:
             f"{count(config.nb_seeds, 'seed')} x {config.training_steps:,} steps a trial, "
             f"{config.sampler}, root seed {config.seed}"
         )
+    elif isinstance(config, FinalsStudy):
+        steps = config.evolution.training_steps
+        lives = f"finals, {steps:,} steps a lifetime, root seed {setting.seed}"
     else:
         steps = config.steps if isinstance(config, SingleStudy) else config.training_steps
         seeds = sorted(set(data.lifetimes.seed)) if len(data.lifetimes) else []

@@ -91,51 +91,60 @@ class Expected:
 def expect(proposed: Sequence[Sequence[float]], again: Sequence[Sequence[float]]) -> Expected:
     """What finalists are expected to reach on new seeds, from all of their lifetimes.
 
-    1. Finalists were chosen for their first lifetimes. On average over them, those lie above the
-       later ones by the luck that made them finalists. This fall is taken from all first lifetimes.
-    2. The mean of a finalist is then taken over its first and its later lifetimes.
-    3. The means are shrunk towards their common mean: the empirical Bayes estimate for normal
+    1. A score is the finalist's value, plus what its seed does to all finalists, plus noise: a
+       two-way layout, solved by least squares. Finalists were chosen for their first scores, which
+       lie above the later ones by the luck that made them finalists. The effects of the first seeds
+       take that in. The level comes from the later seeds alone.
+    2. The values are shrunk towards their common mean: the empirical Bayes estimate for normal
        values (Efron and Morris, 1975, JASA 70, 311-319; the positive part of James and Stein, 1961)
        with the moment estimate of the spread for unequal numbers of lifetimes (Morris, 1983, JASA
-       78, 47-55). The noise of one lifetime is the variance within finalists, of both sets of
-       seeds. So the winner's value is no maximum over noisy means.
+       78, 47-55). The noise is what the layout leaves over. So the winner's value is no maximum
+       over noisy means.
+    3. The interval has the shrunk noise of the finalist, and that of the level, which has Student's
+       distribution over the later seeds.
 
     Args:
-        proposed: of each finalist, the scores with which it was proposed; empty for one that was
-            not a trial.
-        again: of each, the scores of later lifetimes, on seeds that did not choose it; at least
-            one. Finalists with the same number of lifetimes had the same seeds.
+        proposed: of each finalist, the scores with which it was proposed, seed by seed; empty for
+            one that was not a trial.
+        again: of each, the scores on seeds that did not choose it, from the first on; at least one.
+            Finalists share their seeds. One may have fewer of them.
     """
-    later = np.array([np.mean(x) for x in again])
-    falls = [float(np.mean(p)) - value for p, value in zip(proposed, later) if len(p)]
-    fall = float(np.mean(falls)) if falls else 0.0
-    counts = np.array([len(p) + len(a) for p, a in zip(proposed, again)])
-    sums = np.array([np.sum(a) + np.sum(p) - fall * len(p) for p, a in zip(proposed, again)])
-    means = sums / counts
-    groups = [np.asarray(x, dtype=float) for x in (*proposed, *again) if len(x) > 1]
-    freedom = sum(len(x) - 1 for x in groups)
-    noise = sum(float(((x - x.mean()) ** 2).sum()) for x in groups) / max(1, freedom)
-    if not noise > 0:  # nothing tells it, or there is none
-        ends = means if freedom else np.full(len(means), np.nan)
-        return Expected(means, ends, ends)
+    n, counts = len(again), np.array([len(p) + len(a) for p, a in zip(proposed, again)])
+    seeds = max(map(len, again))
+    rows, scores = _layout(proposed, again, seeds)
+    effects, _, rank, _ = np.linalg.lstsq(rows, scores, rcond=None)
+    means = effects[:n] + effects[n : n + seeds].mean()
+    freedom = len(scores) - int(rank)
+    noise = float(((scores - rows @ effects) ** 2).sum()) / max(1, freedom)
     variances = noise / counts
-    spread = LEAST_SPREAD * variances.mean()
-    if len(means) > 1:
-        spread = max(float(means.var(ddof=1) - variances.mean()), spread)
-    kept = spread / (spread + variances) if len(means) > 1 else np.ones(1)
-    weights = 1 / (spread + variances)
-    centre = float((weights * means).sum() / weights.sum())
-    # What a seed does to all finalists does not average out over them, only over the seeds.
-    of_centre = max(1 / weights.sum(), _seeds_variance(again))
+    spread = float(means.var(ddof=1) - variances.mean()) if n > 1 else math.inf
+    spread = max(spread, LEAST_SPREAD * float(variances.mean()))
+    # Without noise, and with one finalist, all of a difference is kept.
+    kept = np.ones(n) if not noise > 0 or n == 1 else spread / (spread + variances)
+    weights = kept / kept.sum()  # proportional to 1 / (spread + variances)
+    centre = float((weights * means).sum())
     values = centre + kept * (means - centre)
-    errors = np.sqrt(kept * variances + (1 - kept) ** 2 * of_centre)
-    half = stats.t.ppf(0.975, freedom) * errors
+    if seeds < 2:
+        return Expected(values, np.full(n, np.nan), np.full(n, np.nan))
+    by_seed = [np.mean([a[k] for a in again if len(a) > k]) for k in range(seeds)]
+    errors = np.sqrt(kept * variances + np.var(by_seed, ddof=1) / seeds)
+    half = stats.t.ppf(0.975, seeds - 1) * errors
     return Expected(values, values - half, values + half)
 
 
-def _seeds_variance(again: Sequence[Sequence[float]]) -> float:
-    """Variance of the mean over finalists and seeds, from its spread over seeds."""
-    n = len(again[0])
-    if n < 2 or any(len(x) != n for x in again):
-        return 0.0
-    return float(np.mean(np.asarray(again, dtype=float), axis=0).var(ddof=1)) / n
+def _layout(
+    proposed: Sequence[Sequence[float]], again: Sequence[Sequence[float]], seeds: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The two-way layout: a row for each score, with ones in the columns of its finalist and of its
+    seed, (scores, finalists + later seeds + first seeds); and the scores.
+    """
+    n, first = len(again), max((len(p) for p in proposed), default=0)
+    rows, scores = [], []
+    for offset, groups in ((n, again), (n + seeds, proposed)):
+        for finalist, group in enumerate(groups):
+            for seed, score in enumerate(group):
+                row = np.zeros(n + seeds + first)
+                row[[finalist, offset + seed]] = 1.0
+                rows.append(row)
+                scores.append(score)
+    return np.array(rows), np.array(scores, dtype=float)

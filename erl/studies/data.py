@@ -26,7 +26,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from erl.errors import UserError
 from erl.search.samplers import CmaesSampler
 from erl.search.space import SearchConfig, make_context, search_space
-from erl.studies.configuration import EvolutionStudy, SingleStudy, StudyConfig, TestStudy
+from erl.studies.configuration import (
+    EvolutionStudy,
+    FinalsStudy,
+    SingleStudy,
+    StudyConfig,
+    TestStudy,
+)
 from erl.studies.records import generations, records
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
 from erl.studies.study import Study
@@ -108,8 +114,10 @@ class StudyData:
 
     @property
     def evolution(self) -> EvolutionStudy | None:
-        """The configuration of the evolution: of this study, or of the one that it tests."""
-        config = self.config.evolution if isinstance(self.config, TestStudy) else self.config
+        """The configuration of the evolution: of this study, or of the one that it belongs to."""
+        config = self.config
+        if isinstance(config, FinalsStudy | TestStudy):
+            return config.evolution
         return config if isinstance(config, EvolutionStudy) else None
 
     @property
