@@ -39,9 +39,9 @@ from erl.lifetimes.living import Cohort, live
 from erl.search.asynchronous_cma import AsynchronousCMA, Result
 from erl.search.noise import expect
 from erl.studies.configuration import EvolutionStudy
-from erl.studies.finals import chosen, finals_name, proposed_by
 from erl.studies.study import Study
 from erl.studies.trials import lifetime_records
+from erl.studies.winner import chosen, finals_name, proposed_by
 from erl.worlds.specification import to_json
 
 # -- simulation --

@@ -36,11 +36,11 @@ from erl.search.space import is_searched, make_context
 from erl.statistics import Arm, table
 from erl.studies.configuration import EvolutionStudy, TestStudy
 from erl.studies.distributions import categorical, integer
-from erl.studies.finals import Finalist, chosen, with_interval
 from erl.studies.records import records
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
 from erl.studies.study import Study, stored_config
 from erl.studies.trials import RunningTrial
+from erl.studies.winner import Finalist, chosen, with_interval
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.task_sets import TASK_SETS, load_task_set, load_task_sets
 
@@ -348,8 +348,8 @@ def _say_winner(
     if known:
         longer = "" if steps == evolution.training_steps else f", after {steps:,} steps"
         sink.line(
-            f"{arm}, {winner.title}: {winner.reached}; {with_interval(known)} on test seeds "
-            f"({plural(len(known), 'seed')}{longer})"
+            f"evolved:  {winner.title} as {arm}, {winner.reached}; {with_interval(known)} on test "
+            f"seeds ({plural(len(known), 'seed')}{longer})"
         )
 
 

@@ -33,10 +33,10 @@ from erl.search.samplers import generation_size, make_sampler, warm_start
 from erl.search.space import learner_settings, make_context, search_space
 from erl.studies.configuration import EvolutionStudy
 from erl.studies.distributions import SearchSpace, distributions
-from erl.studies.finals import Choice, chosen, store_choice
 from erl.studies.storage import DEFAULT_STORAGE, shown
 from erl.studies.study import Study, stored_config
 from erl.studies.trials import Plan, RunningTrial
+from erl.studies.winner import Choice, chosen, store_choice
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Phase, Seeds
 from erl.worlds.task_sets import load_task_set
 from erl.worlds.tasks import Task

@@ -18,9 +18,9 @@ from erl.experiments.flags import MAX_SEED, plural
 from erl.search.samplers import CmaesSampler
 from erl.studies.configuration import EvolutionStudy, FinalsStudy
 from erl.studies.distributions import SearchSpace, integer
-from erl.studies.finals import Finalist, choose, finals_name, proposed_by, store_choice
 from erl.studies.study import Study
 from erl.studies.trials import RunningTrial, key_of, lifetime_records
+from erl.studies.winner import Finalist, choose, finals_name, proposed_by, store_choice
 from erl.worlds.specification import LifetimeSpec
 
 # From hyperparameters and the index of a seed to the lifetimes on all environments.

@@ -7,8 +7,8 @@ import numpy as np
 
 from erl.search.noise import luck_share, seeds_for_half
 from erl.studies.configuration import EvolutionStudy
-from erl.studies.finals import score_table
 from erl.studies.study import Study
+from erl.studies.winner import score_table
 
 # The latest trials say where the search is now, and fewer than some say nothing.
 LATEST, LEAST = 30, 10

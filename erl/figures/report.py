@@ -552,6 +552,10 @@ def _what_was_run(data: StudyData) -> list[str]:
         facts["best trial"] = (
             f"{best.trial}, fitness {best.fitness:,.4g} (a maximum over noisy values): {values}"
         )
+    if data.choice is not None and data.choice.finalists:
+        winner = data.choice.winner
+        values = ", ".join(f"{n} {_plain(v)}" for n, v in winner.params.items())
+        facts["winner"] = f"{winner.title}, {winner.reached}: {values}"
     if isinstance(data.config, TestStudy):
         facts["hyperparameters"] = ", ".join(
             f"{n} {_plain(v)}" for n, v in data.config.params.items()

@@ -100,7 +100,8 @@ def expect(proposed: Sequence[Sequence[float]], again: Sequence[Sequence[float]]
        with the moment estimate of the spread for unequal numbers of lifetimes (Morris, 1983, JASA
        78, 47-55). The noise is what the layout leaves over. So the winner's value is no maximum
        over noisy means.
-    3. The interval has the shrunk noise of the finalist, and that of the level, which has Student's
+    3. The interval has the shrunk noise of the finalist, that of the shrinkage itself (Morris, 1983,
+       sec. 1.5: the spread is an estimate too), and that of the level, which has Student's
        distribution over the later seeds.
 
     Args:
@@ -127,8 +128,12 @@ def expect(proposed: Sequence[Sequence[float]], again: Sequence[Sequence[float]]
     if seeds < 2:
         return Expected(values, np.full(n, np.nan), np.full(n, np.nan))
     by_seed = [np.mean([a[k] for a in again if len(a) > k]) for k in range(seeds)]
-    errors = np.sqrt(kept * variances + np.var(by_seed, ddof=1) / seeds)
-    half = stats.t.ppf(0.975, seeds - 1) * errors
+    of_shrinkage = 2 / (n - 3) * ((1 - kept) * (means - centre)) ** 2 if n > 3 else 0.0
+    of_level = np.var(by_seed, ddof=1) / seeds
+    half = np.sqrt(
+        stats.norm.ppf(0.975) ** 2 * (kept * variances + of_shrinkage)
+        + stats.t.ppf(0.975, seeds - 1) ** 2 * of_level
+    )
     return Expected(values, values - half, values + half)
 
 

@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from erl.studies.records import generations, records
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown
 from erl.studies.study import COPY, Study
 from erl.studies.trials import lifetime_records
+from erl.studies.winner import Choice, finals_name, stored_choice, without_finals
 
 ROWS = ("lifetimes", "trials", "generations")
 COLUMNS = ("study", "kind", "trials", "best fitness", "last change")
@@ -88,8 +89,8 @@ class CopyConfig(ListConfig):
 def _name(storage: BaseStorage, config: Any) -> str:
     """The study that is meant."""
     names = [s.study_name for s in storage.get_all_studies()]
-    if config.study is None and len(names) == 1:
-        return names[0]
+    if config.study is None and len(without_finals(names)) == 1:
+        return without_finals(names)[0]
     if config.study is None:
         has = f"; it has {', '.join(sorted(names)[:12])}" if names else ", and has no study yet"
         raise UserError(f"--study is missing: which one of {shown(config.storage)}{has}")
@@ -191,6 +192,9 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
                     f"evolution inside trial {ranked[0].number}, lifetime {index}: "
                     f"{record.inner['generations']} generations; {totals}"
                 )
+    choice = stored_choice(study.user_attrs)
+    if choice is not None:
+        _show_choice(choice, trials, sink)
     failed = [t for t in trials if t.state.name == "FAIL"]
     if failed:
         sink.line("failed trials:")
@@ -204,6 +208,16 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
             + ", ".join(f"trial {k}, {n} x" for k, n in lost.items())
         )
     return 0
+
+
+def _show_choice(choice: Choice, trials: Sequence[FrozenTrial], sink: Sink) -> None:
+    """Whom the finals of an evolution chose, and among whom."""
+    ended = sum(t.state.is_finished() for t in trials)
+    sink.line(f"winner of the finals, after {choice.ended} of {ended} trials:")
+    sink.line(f"  {choice.winner.title}, {choice.winner.reached}")
+    sink.line("finalists:")
+    for finalist in choice.finalists:
+        sink.line(f"  {finalist.title}, {finalist.reached}")
 
 
 def trial_rows(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
@@ -315,6 +329,9 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
     finally:
         sink.close()
     sink.line(f"{target_name} in {shown(to)}: {len(trials)} trials copied ({_states(trials)})")
+    if any(s.study_name == finals_name(name) for s in source.get_all_studies()):
+        part, whole = finals_name(name), finals_name(target_name)
+        return copy_study(replace(config, study=part, to_name=whole), sink)
     return 0
 
 

@@ -7,7 +7,7 @@ lifetimes of a finalist on a seed: parameters `trial` (number of the evolution's
 (of the search's distribution: how many trials had ended when it had this mean), and `seed`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -138,15 +138,21 @@ def chosen(study: Study) -> Choice | None:
     """What stands for an evolution wherever its best trial is asked for: the winner of the finals,
     or the trial with the highest fitness if there were none. None if no trial succeeded.
     """
-    stored = study.optuna.user_attrs.get(WINNER)
+    stored = stored_choice(study.optuna.user_attrs)
     if stored is not None:
-        return from_json(Choice, stored)
+        return stored
     best = study.best()
     if best is None:
         return None
     config = study.config
     score = config.score if isinstance(config, EvolutionStudy) else None
     return Choice(proposed_by(best, score), (), len(study.trials("COMPLETE", "PRUNED", "FAIL")))
+
+
+def stored_choice(attrs: Mapping[str, Any]) -> Choice | None:
+    """Whom the finals of an evolution chose, from its study's user attributes; None without."""
+    stored = attrs.get(WINNER)
+    return None if stored is None else from_json(Choice, stored)
 
 
 def proposed_by(trial: FrozenTrial, score: Score | None) -> Finalist:
