@@ -100,9 +100,9 @@ def expect(proposed: Sequence[Sequence[float]], again: Sequence[Sequence[float]]
        with the moment estimate of the spread for unequal numbers of lifetimes (Morris, 1983, JASA
        78, 47-55). The noise is what the layout leaves over. So the winner's value is no maximum
        over noisy means.
-    3. The interval has the shrunk noise of the finalist, that of the shrinkage itself (Morris, 1983,
-       sec. 1.5: the spread is an estimate too), and that of the level, which has Student's
-       distribution over the later seeds.
+    3. The interval has the shrunk noise of the finalist, that of the shrinkage itself (Morris,
+       1983: the spread is an estimate too), and that of the level, which has Student's distribution
+       over the later seeds.
 
     Args:
         proposed: of each finalist, the scores with which it was proposed, seed by seed; empty for
