@@ -11,7 +11,7 @@ help:  ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 $(READY): requirements.txt pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing; name another 3.11 or newer: make PYTHON=python3" >&2; exit 2; }
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing; name another 3.11 or newer: make setup PYTHON=python3" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# torch on its own first: asked for by another package it may come with gigabytes of CUDA libraries.
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements.txt)"

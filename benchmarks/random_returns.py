@@ -1,11 +1,11 @@
 """What uniformly random actions earn: the returns that a normalised score counts from.
 
-Writes `erl/data/random_returns.json`, which `erl.worlds.task_sets` reads. Environments that are not
-measured keep their entries:
+Writes `erl/worlds/random_returns.json`, which `erl.worlds.task_sets` reads. Environments that are
+not measured keep their entries. The first command measures every MuJoCo v4 and v5 task, and those
+with known velocities:
 
-    python benchmarks/random_returns.py                                   # every MuJoCo v4 and v5
-    task, and those with known velocities python benchmarks/random_returns.py --env_ids
-    Ant-v4,Swimmer-v4 --episodes 1000
+    python benchmarks/random_returns.py
+    python benchmarks/random_returns.py --env_ids Ant-v4,Swimmer-v4 --episodes 1000
 
 An episode is reset and its actions are drawn with seeds that depend on `--seed`, the environment
 and the episode's number alone, so that a figure does not depend on what else is measured, nor on
@@ -173,8 +173,9 @@ def run(config: Config, display: Display) -> int:
             continue
         save(output, {env_id: found})
         display.line(
-            f"{env_id:28}{found.return_mean:12.2f}{found.return_standard_error:10.2f}{found.reward_mean:11.4f}"
-            f"{found.length_mean:9.1f}   {duration(time.monotonic() - start)}"
+            f"{env_id:28}{found.return_mean:12.2f}{found.return_standard_error:10.2f}"
+            f"{found.reward_mean:11.4f}{found.length_mean:9.1f}   "
+            f"{duration(time.monotonic() - start)}"
         )
     return 1 if failed else 0
 

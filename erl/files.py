@@ -52,6 +52,15 @@ def write_whole(path: Path, write: Callable[[str], Any]) -> None:
         part.replace(path)
 
 
+def parse_data(text: str, name: str | Path) -> Any:
+    """What the text of a file holds: JSON if the file's name says so, else YAML.
+
+    Raises:
+        ValueError: see `parse_yaml` and `parse_json`.
+    """
+    return parse_json(text) if Path(name).suffix.casefold() == ".json" else parse_yaml(text)
+
+
 def parse_yaml(text: str) -> Any:
     """What a YAML text holds. Unlike PyYAML alone, it takes `5e-3` and `1e6` for numbers, as YAML
     1.2 does, and refuses a key that is given twice.
@@ -66,13 +75,15 @@ def parse_yaml(text: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        _refuse_repeated_keys(node)
+        _check_node(node, set(), set())
         return loader.construct_document(node)
-    except (yaml.YAMLError, RecursionError, AttributeError, ValueError) as e:
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
         reason = getattr(e, "problem", None) or str(e) or type(e).__name__
         mark = getattr(e, "problem_mark", None)
         where = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
         raise ValueError(" ".join(reason.split()) + where) from e
+    except (LookupError, AttributeError, TypeError) as e:  # of PyYAML's own conversions
+        raise ValueError("a value is not what its tag says") from e
 
 
 @cache
@@ -89,29 +100,36 @@ def _yaml_loader() -> Any:
     return Loader
 
 
-def _refuse_repeated_keys(root: Any) -> None:
-    """Raise a ValueError where a mapping below this YAML node names a key twice. A key that `<<`
-    brings and that is then given again is meant to be replaced.
+def _check_node(node: Any, above: set[int], checked: set[int]) -> None:
+    """Raise a ValueError where a mapping at or below this YAML node names a key twice, or something
+    holds itself. A key that `<<` brings and that is then given again is meant to be replaced.
+
+    Args:
+        node: of PyYAML's.
+        above: identities of the nodes that hold it.
+        checked: identities of nodes that were checked, to which this and those below it are added.
     """
     import yaml
 
-    waiting, met = [root], set()
-    while waiting:
-        node = waiting.pop()
-        if id(node) in met:
-            continue
-        met.add(id(node))
-        if isinstance(node, yaml.MappingNode):
-            keys = set()
-            for key, value in node.value:
-                if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge"):
-                    if (key.tag, key.value) in keys:
-                        line = key.start_mark.line + 1
-                        raise ValueError(f"{key.value!r} is given twice (line {line})")
-                    keys.add((key.tag, key.value))
-                waiting += [key, value]
-        elif isinstance(node, yaml.SequenceNode):
-            waiting += node.value
+    if id(node) in above:
+        raise ValueError(f"a value holds itself (line {node.start_mark.line + 1})")
+    if id(node) in checked:
+        return
+    below: list[Any] = []
+    if isinstance(node, yaml.MappingNode):
+        keys = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge"):
+                if (key.tag, key.value) in keys:
+                    line = key.start_mark.line + 1
+                    raise ValueError(f"{key.value!r} is given twice (line {line})")
+                keys.add((key.tag, key.value))
+            below += [key, value]
+    elif isinstance(node, yaml.SequenceNode):
+        below = node.value
+    for each in below:
+        _check_node(each, above | {id(node)}, checked)
+    checked.add(id(node))
 
 
 def parse_json(text: str) -> Any:

@@ -35,7 +35,7 @@ def normalised_score(r: Any, r_random: float, r_target: float) -> Any:
     span = r_target - r_random
     if span == 0 or not math.isfinite(span):
         raise ValueError(
-            f"no scale lies between a random return of {r_random} and a target of {r_target}"
+            f"the target return {r_target} must differ from the random return {r_random}"
         )
     return (r - r_random) / span
 

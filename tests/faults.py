@@ -152,7 +152,7 @@ def _coordinate(config, executor, before):
         code = evolve(config, Lines())
     except UserError as e:
         print(e, file=sys.stderr)
-        code = 3 if "the same command goes on" in str(e) else 2
+        code = 3 if "run the same command again" in str(e) else 2
     raise SystemExit(code)
 
 

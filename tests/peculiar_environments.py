@@ -137,18 +137,18 @@ PECULIAR = {
     "Infinite": {"observation_space": box(2, low=-np.inf, high=np.inf)},
     "Picture": {
         "observation_space": box(8, 8, 3, dtype=np.uint8, low=0, high=255),
-        "refused": "observes images",
+        "refused": "has images",
     },
     "PictureInADict": {
         "observation_space": spaces.Dict({"eye": box(8, 8, 3, dtype=np.uint8, low=0, high=255)}),
-        "refused": "observes images",
+        "refused": "has images",
     },
     "SequenceObservation": {
         "observation_space": spaces.Sequence(MOVES),
-        "refused": "observes Sequence",
+        "refused": "has Sequence observations",
     },
-    "TextObservation": {"observation_space": spaces.Text(3), "refused": "observes Text"},
-    "NoNumbers": {"observation_space": box(0), "refused": "holds no number"},
+    "TextObservation": {"observation_space": spaces.Text(3), "refused": "has Text observations"},
+    "NoNumbers": {"observation_space": box(0), "refused": "hold no number"},
     "OtherShape": {
         "observe": lambda drawn: drawn[:1],
         "refused": r"returned an observation of shape \(1,\), and declares \(2,\)",
@@ -218,10 +218,10 @@ PECULIAR = {
     },
     "AsGoodAsUnbounded": {
         "action_space": box(1, low=-LARGEST, high=LARGEST),
-        "refused": "further apart than float32 can tell",
+        "refused": "too large for float32",
     },
-    "TextAction": {"action_space": spaces.Text(3), "refused": "takes Text"},
-    "DictAction": {"action_space": spaces.Dict({"a": MOVES}), "refused": "takes Dict"},
+    "TextAction": {"action_space": spaces.Text(3), "refused": "has actions Text"},
+    "DictAction": {"action_space": spaces.Dict({"a": MOVES}), "refused": "has actions Dict"},
     # reset, step, reward, close
     "OldReset": {"kind": OldReset, "refused": "Gym before version 0.26.*asks for reset"},
     "ResetWithoutInfo": {

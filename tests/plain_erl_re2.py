@@ -122,17 +122,17 @@ class Plain:
             noise = (draws.noise * self.settings.smoothing).clamp(-0.5, 0.5)
             a2 = (act(self.head_target, self.z_target(s2)) + noise).clamp(-1, 1)
             q2 = torch.stack([c(torch.cat([s2, a2], 1)) for c in self.critics_target]).amin(0)
-            y = batch.rewards + g * batch.goes_on * q2
-            if draws.valued is not None:
-                x2 = self.inputs(s2, act(draws.valued, self.z(s2)), self.z(s2))
-                v2 = torch.stack([v(x2, draws.valued) for v in self.pevfa_target]).amin(0)
-                y_policy = batch.rewards + g * batch.goes_on * v2
+            y = batch.rewards + g * batch.not_done * q2
+            if draws.value_head is not None:
+                x2 = self.inputs(s2, act(draws.value_head, self.z(s2)), self.z(s2))
+                v2 = torch.stack([v(x2, draws.value_head) for v in self.pevfa_target]).amin(0)
+                y_policy = batch.rewards + g * batch.not_done * v2
         x = torch.cat([batch.observations, batch.actions], 1)
         critic_loss = sum(F.mse_loss(c(x), y) for c in self.critics)
-        if draws.valued is None:
+        if draws.value_head is None:
             return None, critic_loss
         x = self.inputs(batch.observations, batch.actions, self.z(batch.observations).detach())
-        return sum(F.mse_loss(v(x, draws.valued), y_policy) for v in self.pevfa), critic_loss
+        return sum(F.mse_loss(v(x, draws.value_head), y_policy) for v in self.pevfa), critic_loss
 
     def policy_losses(self, batch, draws):
         """Of the RL head, and of the representation."""
@@ -140,7 +140,7 @@ class Plain:
         z = self.z(s)
         rl = -self.critics[0](torch.cat([s, act(self.head, z)], 1)).mean()
         population = 0.0
-        for head in draws.improved if draws.improved is not None else ():
+        for head in draws.representation_heads if draws.representation_heads is not None else ():
             population = population - self.pevfa[0](self.inputs(s, act(head, z), z), head).mean()
         return rl, settings.actor_alpha * rl + settings.EA_actor_alpha * population
 

@@ -206,7 +206,7 @@ def test_the_set_that_is_declared_can_be_evolved_for():
     Path(re.search(r"# (\S+)", example).group(1)).write_text(example, encoding="utf-8")
     [command] = [c for c in commands("docs/generalisation.md") if "--sets" in c]
     returns = measured_random_returns()
-    assert parsed(command).tasks()["references"] == {
+    assert parsed(command).tasks({})["references"] == {
         "InvertedPendulum-v5": [returns["InvertedPendulum-v5"].return_mean, 950.0],
         "InvertedDoublePendulum-v5": [60.0, 8000.0],
     }

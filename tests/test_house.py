@@ -130,6 +130,8 @@ def test_libraries_have_one_door():
     assert importers("reservoirpy") == {"erl.worlds.reservoirs"}
     assert {room(module) for module in importers("optuna")} == {"search", "studies"}
     assert importers("rich") == {"erl.cli"}
+    # Numbers are read, and what is given twice is refused, in one way.
+    assert importers("yaml") == {"erl.files"}
     assert importers("joblib") == {"erl.executors.local"}
     assert {room(module) for module in importers("matplotlib")} <= {"figures"}
     assert importers("ray") == {"erl.executors.ray_cluster"}

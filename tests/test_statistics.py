@@ -101,7 +101,7 @@ def test_improvement_interval_agrees_with_scipy():
 def test_normalised_score():
     np.testing.assert_allclose(normalised_score(np.array([-10.0, 20.0, 50.0]), -10, 20), [0, 1, 2])
     assert normalised_score(-100.0, -200, -150) == 2.0
-    with pytest.raises(ValueError, match="no scale"):
+    with pytest.raises(ValueError, match="must differ from the random return"):
         normalised_score(1.0, 5.0, 5.0)
 
 

@@ -121,7 +121,7 @@ def test_a_task_that_is_told_to_end_gives_its_trials_back(number, requeued, chec
     running.send_signal(number)
     output = running.communicate(timeout=100)[0]
     assert running.returncode == 130, output
-    assert "the same command goes on from there" in output
+    assert "run the same command again to continue" in output
     assert {t.state.name for t in Study(STORAGE, name).trials()} == {"WAITING"}
     assert Path("scontrol.said").exists() == requeued
     if requeued:

@@ -14,8 +14,8 @@ def check_cluster(cluster: str) -> None:
     is_port = port.isdigit() and 0 < int(port) < 65536
     if scheme != "ray" or not host or "/" in host or not is_port:
         raise UserError(
-            f"--cluster {cluster!r} is no cluster: ray (the one that runs on this machine), "
-            f"ray:HOST:PORT (one that this machine is part of) or ray://HOST:PORT (Ray client)"
+            f"--cluster must be ray (a cluster on this machine), ray:HOST:PORT (one that this "
+            f"machine belongs to) or ray://HOST:PORT (Ray's client), not {cluster!r}"
         )
 
 

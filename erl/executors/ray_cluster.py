@@ -340,8 +340,8 @@ class RayExecutor:
             cpus = int(ray.cluster_resources().get("CPU", 0))
             if not cpus and workers is None:
                 raise UserError(
-                    f"the cluster {cluster} has no CPU; --workers says how many jobs shall wait "
-                    f"for some"
+                    f"the cluster {cluster} has no CPU; use --workers to set how many jobs wait "
+                    f"for CPUs"
                 )
             self.workers = workers or cpus
             self._check_nodes(identify)
@@ -370,8 +370,8 @@ class RayExecutor:
                 ) from None
             except RayTaskError as e:
                 raise UserError(
-                    f"the Ray node {address} cannot run this project, which is to be installed "
-                    f"there as it is here: {describe(e.cause)}"
+                    f"the Ray node {address} cannot run this project; install the same version "
+                    f"there: {describe(e.cause)}"
                 ) from None
             except RayError:  # it is gone
                 continue
@@ -382,8 +382,7 @@ class RayExecutor:
             ]
             if differ:
                 raise UserError(
-                    f"on the Ray node {address} lifetimes would not be what they are here: "
-                    f"{'; '.join(differ)}"
+                    f"the Ray node {address} differs from this machine: {'; '.join(differ)}"
                 )
 
     def run(

@@ -1,5 +1,5 @@
 """The agents that a test compares: the learner alone, with the evolved reservoir, and the controls
-that tell what made the difference.
+that show what made the difference.
 
 | agent | what it is |
 |---|---|
@@ -97,9 +97,11 @@ def arm_lifetime(arm: str, index: int, config: TestStudy, params: dict[str, floa
         if rate != learner:
             settings["learning_rate"] = float(rate)
         context = make_context(evolution, params)
-    env_id = config.env_id or evolution.env_id or ""
+    env_id, kwargs = evolution.env_id or "", evolution.env_kwargs
+    if config.env_id is not None:
+        env_id, kwargs = config.env_id, config.env_kwargs
     return LifetimeSpec(
-        task=Task(env_id, evolution.del_obs, frame_stack),
+        task=Task(env_id, evolution.del_obs, frame_stack, kwargs),
         learner=LearnerSpec(learner, settings, engine),
         steps=config.training_steps,
         seeds=Seeds.published(index)

@@ -32,7 +32,7 @@ from erl.experiments.trials import Member
 from erl.files import folder_name
 from erl.learners import resolve_engine
 from erl.lifetimes.living import Cohort, check
-from erl.search.space import is_searched, make_context
+from erl.search.space import ER_MRL_BIAS, NO_BIAS, is_searched, make_context
 from erl.statistics import Arm, table
 from erl.studies.configuration import EvolutionStudy, TestStudy
 from erl.studies.distributions import categorical, integer
@@ -41,6 +41,7 @@ from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_name
 from erl.studies.study import Study, stored_config
 from erl.studies.trials import RunningTrial
 from erl.studies.winner import Finalist, chosen, with_interval
+from erl.worlds.arguments import Arguments, parse_arguments
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.task_sets import TASK_SETS, load_task_set, load_task_sets
 
@@ -72,14 +73,22 @@ def load_best(flags: ComparisonFlags, sink: Sink) -> tuple[str, EvolutionStudy, 
     guessed = evolution is None
     if evolution is None:
         sink.line(
-            f"{name} stores no configuration (ER-MRL's own study): the flags of this command and "
-            f"ER-MRL's defaults stand in for it"
+            f"{name} stores no configuration (it is a study of ER-MRL): the flags of this command "
+            f"and the defaults of ER-MRL are used"
         )
         evolution = _guess_config(flags, name, params)
     elif not isinstance(evolution, EvolutionStudy):
-        raise UserError(f"{name!r} is a {evolution.title} itself; name the study that was evolved")
+        raise UserError(f"{name!r} is a {evolution.title}; name the study of the evolution")
     if flags.published_code:
         evolution = replace(evolution, published_code=True)
+    if not isinstance(flags, GeneralizationComparisonConfig) and flags.env_kwargs is not None:
+        given = parse_arguments(flags.env_kwargs)
+        if not guessed and given != evolution.env_kwargs:
+            raise UserError(
+                f"{name} was evolved with env_kwargs {Arguments(evolution.env_kwargs)}, and its "
+                f"test uses the same, not {given}: test_generalization.py tests others"
+            )
+        evolution = replace(evolution, env_kwargs=dict(given))
     try:
         make_context(evolution, params)
     except KeyError:
@@ -119,7 +128,7 @@ def _numbers(name: str, params: dict[str, Any]) -> dict[str, float]:
         if isinstance(value, int | float) and not isinstance(value, bool):
             numbers[key] = value
         elif is_searched(key):
-            raise UserError(f"study {name!r} has {key} = {value!r}, which is no number")
+            raise UserError(f"study {name!r} has {key} = {value!r}, which is not a number")
     return numbers
 
 
@@ -138,6 +147,8 @@ def _guess_config(flags: ComparisonFlags, name: str, params: dict[str, float]) -
         skip_c=flags.skip_c,
         fixed_iss=not any(k.startswith("iss") for k in params),
         nb_res=len(several) or None,
+        bias=ER_MRL_BIAS["bias"],
+        bias_connectivity=ER_MRL_BIAS["bias_connectivity"],
     ).settled()
     if isinstance(flags, GeneralizationComparisonConfig) and not named:
         sets = load_task_sets(TASK_SETS).sets
@@ -180,8 +191,8 @@ def _check_unseen(env_id: str, evolution: EvolutionStudy, allow_seen: bool) -> N
     seen = evolution.environments
     if not allow_seen and _unversioned(env_id) in map(_unversioned, seen):
         raise UserError(
-            f"the evolution saw {env_id} (it used {', '.join(seen)}): no test of generalisation; "
-            f"--allow_seen insists"
+            f"the evolution used {env_id} (as {', '.join(seen)}), so this is no test of "
+            f"generalisation; --allow_seen allows it"
         )
 
 
@@ -203,7 +214,9 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     params = winner.params
     where = ""
     env_id = None
+    env_kwargs: dict[str, Any] = {}
     if isinstance(flags, GeneralizationComparisonConfig):
+        env_kwargs = dict(parse_arguments(flags.env_kwargs or ""))
         _check_unseen(flags.env_id, evolution, flags.allow_seen)
         env_id, where = flags.env_id, f"_on_{flags.env_id}"
     elif evolution.env_ids is not None:
@@ -214,8 +227,12 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     # An evolution that went on and found better has a test of its own.
     test_name = f"{name}_{winner.slug}{where}_test_{thousands(flags.training_steps)}_steps"
     test_name += "_published" * flags.published_code
-    engine = _engine(flags, evolution, test_name, sink)
-    config = TestStudy(evolution, params, flags.training_steps, engine, env_id)
+    stored = stored_config(flags.results, test_name)
+    if isinstance(stored, TestStudy):  # journals were once taken for reservoirs without a bias
+        same = {name: getattr(stored.evolution, name) for name in NO_BIAS}
+        evolution = replace(evolution, **same)
+    engine = _engine(flags, evolution, stored, sink)
+    config = TestStudy(evolution, params, flags.training_steps, engine, env_id, env_kwargs)
     arms = arm_names(evolution, params) + control_names(evolution, params)
     chosen = _chosen(flags, evolution, params)
     for arm in chosen:
@@ -240,8 +257,8 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     if not campaign.run(source, make_cohort, progress):
         done = len(study.trials("COMPLETE"))
         sink.line(
-            f"interrupted: {done} lifetimes are finished and stored; the same command goes on "
-            f"from there"
+            f"interrupted: {done} lifetimes are finished and stored; run the same command "
+            f"again to continue"
         )
         return 130
     complete = {_key(t) for t in study.trials("COMPLETE")}
@@ -252,8 +269,8 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     elsewhere = len(study.trials("RUNNING"))
     if elsewhere:
         sink.line(
-            f"{plural(elsewhere, 'lifetime')} of this test still run elsewhere, and "
-            f"are not in the tables"
+            f"{plural(elsewhere, 'lifetime')} of this test {'is' if elsewhere == 1 else 'are'} "
+            f"running in other processes and not in the tables"
         )
     report(study, arms, evolution.ep_eval, sink)
     if env_id is None:
@@ -262,13 +279,12 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     return 1 if failed else 0
 
 
-def _engine(flags: ComparisonFlags, evolution: EvolutionStudy, test_name: str, sink: Sink) -> str:
+def _engine(flags: ComparisonFlags, evolution: EvolutionStudy, stored: Any, sink: Sink) -> str:
     """The engine of a test: the evolution's, unless the flags say otherwise; `auto` is that of the
-    test if it exists already.
+    test if it is stored already.
     """
     if flags.engine is None:
         return evolution.engine
-    stored = stored_config(flags.results, test_name)
     if flags.engine == "auto" and isinstance(stored, TestStudy):
         return stored.engine
     settings = evolution.learner_config
@@ -377,7 +393,7 @@ class ComparisonProgress(Progress):
         self.budget += len(trials) * self._steps
         self.sink.line(
             f"{self._campaign.name}: {', '.join(self._arms)} x {self._nb_seeds} seeds x "
-            f"{self._steps:,} steps, {len(trials)} lifetimes to live, {self._campaign.workers}"
+            f"{self._steps:,} steps, {len(trials)} lifetimes to train, {self._campaign.workers}"
         )
 
     def trial_line(self, trial: RunningTrial, value: float | None) -> str:

@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 
 from erl.cli import option
-from erl.experiments.flags import AgentFlags, check_count, check_name, check_number, check_seeds
+from erl.experiments.flags import (
+    AgentFlags,
+    check_count,
+    check_name,
+    check_number,
+    check_seeds,
+    env_kwargs_option,
+)
 from erl.learners import ENGINES
 
 
@@ -13,7 +20,7 @@ class ComparisonFlags(AgentFlags):
 
     h_test: str = option("main", "name of the experiment that was evolved")
     study: str | None = option(
-        None, "name of the study, in place of the flags that make up its name"
+        None, "whole name of the study, instead of the flags from which its name is made"
     )
     HP_training_steps: int = option(300_000, "environment steps of one lifetime in the evolution")
     training_steps: int = option(
@@ -22,25 +29,31 @@ class ComparisonFlags(AgentFlags):
         "--training_timesteps",
         "--training-timesteps",
     )
-    nb_seeds: int = option(5, "test lifetimes of each agent; a SLURM array index picks one instead")
+    nb_seeds: int = option(
+        5,
+        "test lifetimes of each agent, each with its own seeds; in a SLURM array the index is the "
+        "seed",
+    )
     controls: bool = option(
         False,
-        "also LSTM, frame stacking, reservoirs not evolved, and reservoirs without recurrence",
+        "also test an LSTM, frame stacking, reservoirs that were not evolved, and reservoirs "
+        "without recurrence",
     )
     arms: str | None = option(
         None, "agents to compare, comma-separated; by default all of ER-MRL's"
     )
     engine: str | None = option(
         None,
-        "how lifetimes are trained; by default as in the evolution",
+        "code that trains; by default as in the evolution",
         choices=ENGINES,
     )
     results_storage: str | None = option(
         None, "study database of the test; by default that of the evolution, --storage"
     )
-    units: int = option(100, "neurons, where the study does not say (ER-MRL's journals)")
-    del_obs: bool = option(False, "velocities deleted, where the study does not say")
-    skip_c: bool = option(False, "skip connection, where the study does not say")
+    units: int = option(100, "neurons, if the study does not store it (journals of ER-MRL)")
+    del_obs: bool = option(False, "velocities deleted, if the study does not store it")
+    skip_c: bool = option(False, "skip connection, if the study does not store it")
+    env_kwargs: str | None = env_kwargs_option(", where the study does not say")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,7 +113,8 @@ class GeneralizationComparisonConfig(ComparisonFlags):
     )
     nb_res: int = option(2, "reservoirs of the study, unless --study names it")
     env_id: str = option("HalfCheetah-v4", "environment of the test")
-    allow_seen: bool = option(False, "test even in an environment that the evolution saw")
+    allow_seen: bool = option(False, "allow an environment that the evolution saw")
+    env_kwargs: str | None = env_kwargs_option()
 
     def __post_init__(self) -> None:
         super().__post_init__()

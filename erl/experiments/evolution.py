@@ -1,4 +1,4 @@
-"""Evolution over development: an outer optimiser proposes reservoirs, lifetimes tell how well
+"""Evolution over development: an outer optimiser proposes reservoirs, lifetimes show how well
 agents learn with them.
 
 Trials are proposed in whole generations, whose size does not depend on the number of workers, so
@@ -30,7 +30,14 @@ from erl.lifetimes.record import POINTS
 from erl.search.choices import SAMPLERS
 from erl.search.pruning import Pruning, check_pruner
 from erl.search.samplers import generation_size, make_sampler, warm_start
-from erl.search.space import learner_settings, make_context, search_space
+from erl.search.space import (
+    ER_MRL_BIAS,
+    NO_BIAS,
+    learner_settings,
+    make_context,
+    parse_evolve,
+    search_space,
+)
 from erl.studies.configuration import EvolutionStudy
 from erl.studies.distributions import SearchSpace, distributions
 from erl.studies.storage import DEFAULT_STORAGE, shown
@@ -62,7 +69,7 @@ def lifetimes(
     indices = tuple(range(config.nb_seeds) if seeds is None else seeds)
     return [
         LifetimeSpec(
-            task=Task(env_id, config.del_obs),
+            task=Task(env_id, config.del_obs, kwargs=config.env_kwargs),
             learner=learner,
             steps=config.training_steps,
             seeds=Seeds.published(i)
@@ -84,9 +91,16 @@ def study_config(flags: EvolutionFlags, sink: Sink) -> EvolutionStudy:
     known = {f.name for f in fields(EvolutionStudy)}
     asked: dict[str, Any] = {k: v for k, v in vars(flags).items() if k in known}
     asked |= {"learner": canonical_name(flags.learner), "learner_config": {}}
-    asked |= {"nb_res": flags.reservoirs(), **flags.tasks()}
+    settings, env_kwargs = read_settings(
+        flags.learner_config, flags.env_kwargs, flags.environments(), sink.line
+    )
+    asked |= {"nb_res": flags.reservoirs(), **bias(flags), **flags.tasks(env_kwargs)}
     config = EvolutionStudy(**asked)
-    settings = read_settings(flags.learner_config, config.environments, sink.line)
+    if env_kwargs and config.references is not None:
+        sink.line(
+            "scores use the random and target returns of environments without env_kwargs, unless "
+            "--sets declares others"
+        )
     source = flags.warm_start
     if source is not None and "#" in source:
         storage, _, name = source.rpartition("#")
@@ -103,27 +117,45 @@ def study_config(flags: EvolutionFlags, sink: Sink) -> EvolutionStudy:
     )
 
 
+def bias(flags: EvolutionFlags) -> dict[str, float]:
+    """The bias of all reservoirs, where it is not searched: fields of `EvolutionStudy`.
+
+    Raises:
+        UserError: a bias that is given and searched, or only the share of neurons that have one.
+    """
+    default = ER_MRL_BIAS if flags.published_code else NO_BIAS
+    given = {name: getattr(flags, name) for name in default}
+    found = {name: default[name] if value is None else value for name, value in given.items()}
+    searched = parse_evolve(flags.evolve)
+    for name, value in given.items():
+        if name in searched and value is not None:
+            raise UserError(f"--{name} {value} is one value, and --evolve {name} searches others")
+    share = given["bias_connectivity"] is not None or "bias_connectivity" in searched
+    if share and "bias" not in searched and found["bias"] == 0:
+        raise UserError("a bias_connectivity needs a bias: --bias SCALE, or --evolve bias")
+    return found
+
+
 def continued(
     flags: EvolutionFlags, name: str, config: EvolutionStudy, space: SearchSpace
 ) -> EvolutionStudy:
-    """The configuration as it is if the study exists already: with its engine, unless the flags
-    name one, and its warm start.
+    """The configuration as it is if the study exists already: with its engine and its bias, unless
+    the flags name one, and its warm start.
     """
     if flags.warm_start is not None and config.sampler != "Cmaes":
-        raise UserError(
-            f"--warm_start is for --sampler Cmaes; {config.sampler} begins from nothing but its "
-            f"own trials"
-        )
+        raise UserError(f"--warm_start works only with --sampler Cmaes, not with {config.sampler}")
     stored = stored_config(flags.storage, name)
     if isinstance(stored, EvolutionStudy):
         engine = stored.engine if flags.engine == "auto" else config.engine
-        return replace(config, engine=engine, start=stored.start)
+        # What was made when another bias was the default keeps it.
+        same = {name: getattr(stored, name) for name in NO_BIAS if getattr(flags, name) is None}
+        return replace(config, engine=engine, start=stored.start, **same)
     if flags.warm_start is None:
         return config
     storage, _, source = flags.warm_start.rpartition("#")
     if not source:
         raise UserError(
-            f"--warm_start {flags.warm_start!r} names no study: STUDY, or STORAGE#STUDY"
+            f"--warm_start {flags.warm_start!r} names no study: write STUDY or STORAGE#STUDY"
         )
     start = warm_start(Study(storage or flags.storage, source).optuna, space)
     return replace(config, start=start)
@@ -244,7 +276,7 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
         sink.line(
             f"interrupted: {study.finished()} of {flags.nb_trials} trials are finished and "
             f"stored in {shown(flags.storage)}; "
-            "the same command goes on from there"
+            "run the same command again to continue"
         )
         _say_best(study, sink)
         return 130
@@ -258,11 +290,17 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     progress.say_luck()
     choice = _say_best(study, sink)
     if elsewhere:
-        sink.line(f"{plural(elsewhere, 'trial')} of this study still run elsewhere")
+        sink.line(
+            f"{plural(elsewhere, 'trial')} of this study {'is' if elsewhere == 1 else 'are'} "
+            f"running in other processes"
+        )
     if choice is None:
         if elsewhere:
             return 0
-        sink.line(f"no trial succeeded: {progress.last_error or 'see the trials'}")
+        sink.line(
+            f"no trial succeeded: "
+            f"{progress.last_error or 'python -m erl.studies show lists the reasons'}"
+        )
         return 1
     sink.line(f"test them:       {test_command(config, name, flags)}")
     return 0

@@ -13,6 +13,7 @@ from erl.experiments.flags import (
     check_name,
     check_number,
     check_seeds,
+    env_kwargs_option,
 )
 from erl.learners import ENGINES
 from erl.search.choices import FITNESSES, PRUNERS, RESTARTS, SAMPLERS, check_choice
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 # Flags that say how reservoirs are, and nothing where there are none.
 RESERVOIR_FLAGS = frozenset(
-    {"units", "skip_c", "fixed_iss", "obs_units", "reset_res"}
+    {"units", "skip_c", "fixed_iss", "obs_units", "reset_res", "bias", "bias_connectivity"}
     | {f"{bound}_{name}" for bound in ("min", "max") for name in ("sr", "lr", "iss")}
 )
 
@@ -36,11 +37,16 @@ class EvolutionFlags(RunFlags):
         300_000, "environment steps of one lifetime", "--training_timesteps", "--training-timesteps"
     )
     nb_trials: int = option(
-        100, "trials in all; running the command again goes on up to this number"
+        100, "trials of the study in all; a larger number continues a finished study"
     )
     sampler: str = option("Cmaes", "optimiser of the hyperparameters", choices=SAMPLERS)
-    del_obs: bool = option(False, "delete velocities from the observation")
-    nb_seeds: int = option(3, "lifetimes of one trial, each with a reservoir of its own")
+    del_obs: bool = option(
+        False,
+        "delete velocities from the observation (CartPole, Pendulum, MountainCar, LunarLander and "
+        "their continuous variants)",
+    )
+    env_kwargs: str | None = env_kwargs_option("; a set's environments are given the same")
+    nb_seeds: int = option(3, "lifetimes of one trial; each draws its own reservoir")
     ep_eval: int = option(10, "episodes over which a fitness is averaged")
     finalists: int = option(
         5,
@@ -49,46 +55,67 @@ class EvolutionFlags(RunFlags):
     )
     finalist_seeds: int = option(5, "fresh seeds on which each finalist is lived")
     units: int = option(100, "neurons of one reservoir")
-    skip_c: bool = option(False, "the policy also sees observation, action and reward")
-    fixed_iss: bool = option(True, "input scaling is 1 and not searched")
+    skip_c: bool = option(
+        False, "the policy also sees the observation, the last action and the last reward"
+    )
+    fixed_iss: bool = option(True, "the input scaling is 1; False searches it too")
     evolve: str | None = option(
         None,
-        "what else is searched: units, rc_connectivity, input_connectivity, bias, "
-        "learner.SETTING=low:high[:log]",
+        "search more: units, rc_connectivity, input_connectivity, bias, "
+        "bias_connectivity, learner.SETTING=low:high[:log]",
     )
-    obs_units: int | None = option(None, "neurons that the policy sees; by default all")
+    bias: float | None = option(
+        None, "scale of the neurons' bias; by default 0, with --published_code 1"
+    )
+    bias_connectivity: float | None = option(
+        None, "share of neurons that have a bias; by default 1, with --published_code 0.1"
+    )
+    obs_units: int | None = option(
+        None, "number of neurons that the policy sees, the first ones; by default all"
+    )
     min_sr: float = option(1e-4, "lowest spectral radius")
     max_sr: float = option(1e2, "highest spectral radius")
     min_lr: float = option(1e-2, "lowest leak rate")
     max_lr: float = option(1.0, "highest leak rate")
     min_iss: float = option(1e-1, "lowest input scaling")
     max_iss: float = option(10.0, "highest input scaling")
-    reset_res: bool = option(True, "reservoir states go to zero at the start of an episode")
+    reset_res: bool = option(True, "the state of a reservoir is zero at the start of each episode")
     fitness: str = option(
         "training",
-        "mean return of the last training episodes, or of fresh episodes of the final policy",
+        "fitness: mean return of the last training episodes, or of fresh episodes of the final "
+        "policy",
         choices=FITNESSES,
     )
-    learner: str = option("PPO", "algorithm of Stable-Baselines3 or sb3-contrib")
-    learner_config: str | None = option(
-        None, "YAML or JSON file of its keyword arguments (SB3 Zoo's files work)"
+    learner: str = option(
+        "PPO",
+        "algorithm: PPO, one of this project, or any other of Stable-Baselines3 and sb3-contrib",
     )
-    engine: str = option("auto", "how lifetimes are trained", choices=ENGINES)
+    learner_config: str | None = option(
+        None, "YAML or JSON file with its settings (files of the SB3 Zoo work)"
+    )
+    engine: str = option(
+        "auto",
+        "code that trains: cohort (agents side by side), sb3 (one at a time), auto (cohort where "
+        "there is one)",
+        choices=ENGINES,
+    )
     seed: int = option(0, "root of all seeds")
     pruner: str = option(
         "none",
-        "Optuna's pruner that ends trials early by what they reached so far",
+        "end bad trials early with this pruner of Optuna",
         choices=PRUNERS,
     )
     popsize: int | None = option(
         None, "trials of one generation; by default 4 + 3 ln(number of searched parameters)"
     )
     restarts: str = option(
-        "ipop", "how CMA-ES begins anew where it has converged", choices=RESTARTS
+        "ipop", "how CMA-ES starts again when it has converged", choices=RESTARTS
     )
-    use_pruned: bool = option(True, "CMA-ES ranks pruned trials, below all completed ones")
+    use_pruned: bool = option(
+        True, "CMA-ES ranks pruned trials below all completed ones; False ignores them"
+    )
     warm_start: str | None = option(
-        None, "study whose trials CMA-ES begins from: STUDY, or STORAGE#STUDY"
+        None, "study from whose best trials CMA-ES starts: STUDY, or STORAGE#STUDY"
     )
 
     def __post_init__(self) -> None:
@@ -111,7 +138,7 @@ class EvolutionFlags(RunFlags):
         if self.finalist_seeds > MAX_SEED:
             raise UserError(f"--finalist_seeds is at most {MAX_SEED}, not {self.finalist_seeds}")
         if self.popsize is not None and self.popsize < 2:
-            raise UserError(f"a generation has at least 2 trials: --popsize {self.popsize}")
+            raise UserError(f"--popsize must be at least 2, not {self.popsize}")
         self._check_reservoirs()
         check_choice("restarts", self.restarts, RESTARTS)
         check_choice("fitness", self.fitness, FITNESSES)
@@ -119,11 +146,18 @@ class EvolutionFlags(RunFlags):
         for what in ("sr", "lr", "iss"):
             low, high = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
             if not (math.isfinite(low) and math.isfinite(high) and low > 0):
-                raise UserError(f"--min_{what} and --max_{what} are above 0: {low} and {high}")
+                raise UserError(
+                    f"--min_{what} and --max_{what} must be above 0, not {low} and {high}"
+                )
             if low > high:
-                raise UserError(f"--min_{what} {low} lies above --max_{what} {high}")
+                raise UserError(f"--min_{what} {low} is greater than --max_{what} {high}")
         if self.max_lr > 1:
-            raise UserError(f"a leak rate is at most 1: --max_lr {self.max_lr}")
+            raise UserError(f"--max_lr must be at most 1, not {self.max_lr}")
+        if self.bias is not None and not 0 <= self.bias < math.inf:
+            raise UserError(f"--bias is a number from 0: {self.bias}")
+        share = self.bias_connectivity
+        if share is not None and not 0 < share <= 1:
+            raise UserError(f"--bias_connectivity lies above 0 and at most at 1, not at {share}")
 
     def reservoirs(self) -> int | None:
         """Number of reservoirs as `SearchConfig.nb_res` has it: None for a single one."""
@@ -146,8 +180,15 @@ class EvolutionFlags(RunFlags):
             if field.name in RESERVOIR_FLAGS and getattr(self, field.name) != field.default:
                 raise UserError(f"--{field.name} is for reservoirs, and --nb_res 0 has none")
 
-    def tasks(self) -> dict[str, Any]:
+    def environments(self) -> tuple[str, ...]:
+        """The names of all environments."""
+        raise NotImplementedError
+
+    def tasks(self, env_kwargs: dict[str, Any]) -> dict[str, Any]:
         """What the study stores of its environments: fields of `EvolutionStudy`.
+
+        Args:
+            env_kwargs: arguments of the environments.
 
         Raises:
             UserError: an environment cannot be used.
@@ -166,7 +207,8 @@ class EvolutionConfig(EvolutionFlags):
         super().__post_init__()
         if self.nb_res not in (0, 1):
             raise UserError(
-                f"--nb_res is 1 or 0 here, not {self.nb_res}: evolve_multi_res.py evolves several"
+                f"--nb_res must be 1 or 0 here, not {self.nb_res}: evolve_multi_res.py evolves "
+                f"several"
             )
 
     def subject(self) -> str:
@@ -177,9 +219,13 @@ class EvolutionConfig(EvolutionFlags):
         """See `EvolutionFlags`."""
         return None if self.nb_res else 0
 
-    def tasks(self) -> dict[str, Any]:
+    def environments(self) -> tuple[str, ...]:
+        """See `EvolutionFlags`."""
+        return (self.env_id,)
+
+    def tasks(self, env_kwargs: dict[str, Any]) -> dict[str, Any]:
         """The environment."""
-        return _task(self.env_id, self.del_obs)
+        return _task(self.env_id, self.del_obs, env_kwargs)
 
 
 @dataclass(frozen=True)
@@ -190,7 +236,7 @@ class MultiEvolutionConfig(EvolutionFlags):
     nb_res: int = option(
         3, "reservoirs, side by side; 0 evolves the learner's settings alone, without any"
     )
-    fixed_iss: bool = option(False, "input scaling is 1 and not searched")
+    fixed_iss: bool = option(False, "the input scaling is 1; False searches it too")
 
     def subject(self) -> str:
         """Environment and number of reservoirs."""
@@ -200,9 +246,13 @@ class MultiEvolutionConfig(EvolutionFlags):
         """See `EvolutionFlags`."""
         return self.nb_res
 
-    def tasks(self) -> dict[str, Any]:
+    def environments(self) -> tuple[str, ...]:
+        """See `EvolutionFlags`."""
+        return (self.env_id,)
+
+    def tasks(self, env_kwargs: dict[str, Any]) -> dict[str, Any]:
         """The environment."""
-        return _task(self.env_id, self.del_obs)
+        return _task(self.env_id, self.del_obs, env_kwargs)
 
 
 @dataclass(frozen=True)
@@ -212,14 +262,14 @@ class GeneralizationConfig(EvolutionFlags):
     env_type: str = option(
         "Ant_Swimmer", "set of environments: ER-MRL's, or one that --sets declares"
     )
-    env_ids: str | None = option(None, "environments in place of a set, comma-separated")
+    env_ids: str | None = option(None, "environments instead of a set, comma-separated")
     sets: str | None = option(
         None, "TOML or YAML file that declares sets, target and random returns"
     )
     nb_res: int = option(
         2, "reservoirs, side by side; 0 evolves the learner's settings alone, without any"
     )
-    fixed_iss: bool = option(False, "input scaling is 1 and not searched")
+    fixed_iss: bool = option(False, "the input scaling is 1; False searches it too")
 
     def reservoirs(self) -> int | None:
         """See `EvolutionFlags`."""
@@ -239,7 +289,11 @@ class GeneralizationConfig(EvolutionFlags):
         """Set and number of reservoirs."""
         return f"{self.task_set().name}_{self.nb_res}"
 
-    def tasks(self) -> dict[str, Any]:
+    def environments(self) -> tuple[str, ...]:
+        """See `EvolutionFlags`."""
+        return self.task_set().env_ids
+
+    def tasks(self, env_kwargs: dict[str, Any]) -> dict[str, Any]:
         """The environments and the returns that normalise their scores, so that a test needs no
         file.
         """
@@ -248,12 +302,13 @@ class GeneralizationConfig(EvolutionFlags):
 
         task_set = self.task_set()
         for env_id in task_set.env_ids:
-            check_task(Task(env_id, self.del_obs))
+            check_task(Task(env_id, self.del_obs, kwargs=env_kwargs))
         references = References.of(task_set, published=self.published_code)
         references.check(task_set.env_ids)
         return {
             "env_type": task_set.name,
             "env_ids": task_set.env_ids,
+            "env_kwargs": env_kwargs,
             "references": {
                 e: [references.random_return(e), references.target_return(e)]
                 for e in task_set.env_ids
@@ -261,9 +316,9 @@ class GeneralizationConfig(EvolutionFlags):
         }
 
 
-def _task(env_id: str, del_obs: bool) -> dict[str, Any]:
+def _task(env_id: str, del_obs: bool, env_kwargs: dict[str, Any]) -> dict[str, Any]:
     """A single environment, checked, as `EvolutionStudy` stores it."""
     from erl.worlds.tasks import Task, check_task
 
-    check_task(Task(env_id, del_obs))
-    return {"env_id": env_id}
+    check_task(Task(env_id, del_obs, kwargs=env_kwargs))
+    return {"env_id": env_id, "env_kwargs": env_kwargs}

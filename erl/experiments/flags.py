@@ -9,16 +9,13 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from erl.cli import option
 from erl.errors import UserError
 from erl.executors.machines import check_cluster
 from erl.files import check_writable
 from erl.studies import DEFAULT_STORAGE
-
-if TYPE_CHECKING:
-    pass
 
 MAX_SEED = 10**6
 
@@ -29,20 +26,23 @@ class RunFlags:
 
     storage: str = option(DEFAULT_STORAGE, "study database: any Optuna address, or a journal file")
     workers: int | None = option(
-        None, "lifetimes or cohorts at a time, on one core each; by default all cores"
+        None, "processes that train at the same time, one core each; by default all cores"
     )
     cluster: str | None = option(
         None,
-        "where they run, in place of processes on this machine: ray, ray:HOST:PORT or "
-        "ray://HOST:PORT",
+        "train on a Ray cluster instead of this machine: ray, ray:HOST:PORT or ray://HOST:PORT",
     )
     max_retries: int = option(
-        2, "how often lifetimes are begun again after their worker process died"
+        2,
+        "how often lifetimes start again after their worker process died, and trials after their "
+        "coordinator died",
     )
-    checkpoint_minutes: float = option(5.0, "minutes between the checkpoints of a lifetime")
+    checkpoint_minutes: float = option(
+        5.0, "minutes between checkpoints of running lifetimes, for learners that write them"
+    )
     runs: str = option("runs", "folder of checkpoints")
     published_code: bool = option(
-        False, "behave as ER-MRL's published code: no action in the reservoir, seeds 0, 1, 2, …"
+        False, "behave like ER-MRL's published code: no action in the reservoir, seeds 0, 1, 2, …"
     )
 
     def __post_init__(self) -> None:
@@ -51,14 +51,26 @@ class RunFlags:
         if self.cluster is not None:
             check_cluster(self.cluster)
         if self.max_retries < 0:
-            raise UserError(f"--max_retries is not negative: {self.max_retries}")
+            raise UserError(f"--max_retries must be at least 0, not {self.max_retries}")
         if not 0 <= self.checkpoint_minutes < math.inf:
-            raise UserError(f"--checkpoint_minutes is a number from 0: {self.checkpoint_minutes}")
+            raise UserError(
+                f"--checkpoint_minutes must be a number of at least 0, not "
+                f"{self.checkpoint_minutes}"
+            )
         check_folder("runs", self.runs)
 
     def subject(self) -> str:
         """What the study's name begins with."""
         raise NotImplementedError
+
+
+def env_kwargs_option(where: str = "") -> Any:
+    """The flag `--env_kwargs` of scripts that make environments."""
+    return option(
+        None,
+        "arguments of the environment in YAML or JSON, such as '{gravity: 5}', or a .yaml or .json "
+        f"file of them{where}",
+    )
 
 
 @dataclass(frozen=True)
@@ -89,28 +101,28 @@ def check_name(name: str) -> None:
     """Refuse a name that could lead out of the run folder."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,99}", name) or ".." in name:
         raise UserError(
-            f"--h_test {name!r} is no name: letters, digits and _ . + = - only, at most 100"
+            f"--h_test {name!r} is not a valid name: use at most 100 letters, digits and _ . + = -"
         )
 
 
 def check_count(name: str, value: int) -> None:
     """Refuse zero and negative counts."""
     if value < 1:
-        raise UserError(f"--{name} is at least 1, not {value}")
+        raise UserError(f"--{name} must be at least 1, not {value}")
 
 
 def check_number(name: str, value: int) -> None:
     """Refuse negative numbers."""
     if value < 0:
-        raise UserError(f"--{name} is not negative: {value}")
+        raise UserError(f"--{name} must be at least 0, not {value}")
 
 
 def check_seeds(seed: int | None, nb_seeds: int) -> None:
     """Refuse a negative root seed, and more seeds than have numbers."""
     if seed is not None and seed < 0:
-        raise UserError(f"--seed is not negative: {seed}")
+        raise UserError(f"--seed must be at least 0, not {seed}")
     if nb_seeds > MAX_SEED:
-        raise UserError(f"--nb_seeds is at most {MAX_SEED}, not {nb_seeds}")
+        raise UserError(f"--nb_seeds must be at most {MAX_SEED}, not {nb_seeds}")
 
 
 def seed_indices(nb_seeds: int) -> list[int]:
@@ -124,7 +136,9 @@ def seed_indices(nb_seeds: int) -> list[int]:
     if task_id is None:
         return list(range(nb_seeds))
     if not (re.fullmatch("[0-9]{1,7}", task_id) and int(task_id) <= MAX_SEED):
-        raise UserError(f"SLURM_ARRAY_TASK_ID is no seed index from 0 to {MAX_SEED}: {task_id!r}")
+        raise UserError(
+            f"SLURM_ARRAY_TASK_ID must be a seed number from 0 to {MAX_SEED}, not {task_id!r}"
+        )
     return [int(task_id)]
 
 
@@ -151,27 +165,48 @@ def number(value: Any, digits: int = 6) -> str:
 
 
 def read_settings(
-    path: str | None, env_ids: Sequence[str], note: Callable[[str], None]
-) -> dict[str, Any]:
-    """The learner's settings from `--learner_config`.
+    path: str | None,
+    env_kwargs: str | None,
+    env_ids: Sequence[str],
+    note: Callable[[str], None],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The learner's settings from `--learner_config`, and the environments' arguments from
+    `--env_kwargs` or else from that file.
 
     Args:
         path: of the file; None for no settings.
+        env_kwargs: the flag; None where it is not given.
         env_ids: the environments that they are for.
         note: is given a line for each thing that a user should know.
 
     Raises:
-        UserError: the file cannot be read, or has different settings for these environments.
+        UserError: there is no such environment, something cannot be read, or the file has different
+            settings or arguments for these environments.
     """
     from erl.learners.core.settings_file import load_settings
+    from erl.worlds.arguments import Arguments, parse_arguments
+    from erl.worlds.tasks import find
 
+    for env_id in env_ids:  # one that is misspelt has no section either
+        find(env_id)
     files = [load_settings(path, env_id) for env_id in env_ids]
     if any(file.settings != files[0].settings for file in files):
         raise UserError(
-            f"{path} has different settings for {', '.join(env_ids)}; a trial has one learner"
+            f"{path} has different settings for {' and '.join(env_ids)}, but a trial has one "
+            f"learner"
         )
     for line in dict.fromkeys(line for file in files for line in file.notes):
         note(line)
-    if any(file.env_kwargs for file in files):
-        note(f"{path}: env_kwargs do not apply here and are left out")
-    return files[0].settings
+    arguments = [Arguments(file.env_kwargs) for file in files]
+    if env_kwargs is not None:
+        if any(arguments):
+            note(f"{path}: --env_kwargs goes before its env_kwargs")
+        return files[0].settings, dict(parse_arguments(env_kwargs))
+    if any(each != arguments[0] for each in arguments):
+        raise UserError(
+            f"{path} has different env_kwargs for {', '.join(env_ids)}; --env_kwargs gives all of "
+            f"them the same"
+        )
+    if arguments[0]:
+        note(f"{path}: environments are made with its env_kwargs {arguments[0]}")
+    return files[0].settings, dict(arguments[0])

@@ -4,13 +4,11 @@ like any test.
 
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from erl.cli import Sink
 from erl.errors import UserError
@@ -26,7 +24,7 @@ from erl.experiments.campaign import (
 from erl.experiments.flags import MAX_SEED, plural, read_settings, study_name
 from erl.experiments.single_flags import SingleConfig
 from erl.experiments.trials import Member
-from erl.files import folder_name
+from erl.files import folder_name, parse_yaml
 from erl.learners import canonical_name, resolve_engine
 from erl.lifetimes.living import Cohort, check
 from erl.lifetimes.record import LifetimeRecord
@@ -51,21 +49,14 @@ def parse_settings(text: str | None) -> dict[str, Any]:
     for part in _parts(text or ""):
         name, equals, value = (word.strip() for word in part.partition("="))
         if not equals or not name.isidentifier():
-            raise UserError(f"--set takes NAME=VALUE,NAME=VALUE, and cannot understand {part!r}")
+            raise UserError(f"--set takes NAME=VALUE,NAME=VALUE, and does not understand {part!r}")
         if name in settings:
             raise UserError(f"--set gives {name} twice")
         try:
-            parsed = yaml.safe_load(value)
-            json.dumps(parsed)  # what cannot be stored (dates, aliases of themselves) is no setting
-        except (yaml.YAMLError, TypeError, ValueError, AttributeError, RecursionError) as e:
-            said = getattr(e, "problem", None) or e
-            raise UserError(
-                f"--set cannot understand the value of {part!r}: {' '.join(str(said).split())}"
-            ) from e
-        if isinstance(parsed, str) and not value.startswith(("'", '"')):
-            with suppress(ValueError):  # YAML takes 1e-3 for a word
-                parsed = float(parsed)
-        settings[name] = parsed
+            settings[name] = parse_yaml(value)
+            json.dumps(settings)  # what cannot be stored, such as a date, is no setting
+        except (TypeError, ValueError) as e:
+            raise UserError(f"--set does not understand the value of {part!r}: {e}") from e
     return settings
 
 
@@ -89,7 +80,7 @@ def _parts(text: str) -> list[str]:
 def lifetime(config: SingleStudy, index: int) -> LifetimeSpec:
     """The lifetime with the index-th seeds; config is the study's."""
     return LifetimeSpec(
-        task=Task(config.env_id, config.del_obs),
+        task=Task(config.env_id, config.del_obs, kwargs=config.env_kwargs),
         learner=LearnerSpec(config.learner, config.learner_config, config.engine),
         steps=config.steps,
         seeds=Seeds.published(index)
@@ -102,11 +93,14 @@ def lifetime(config: SingleStudy, index: int) -> LifetimeSpec:
 def study_config(flags: SingleConfig, sink: Sink) -> SingleStudy:
     """What the flags ask for, as a study stores it."""
     learner = canonical_name(flags.learner)
-    settings = read_settings(flags.learner_config, [flags.env_id], sink.line)
+    settings, env_kwargs = read_settings(
+        flags.learner_config, flags.env_kwargs, [flags.env_id], sink.line
+    )
     settings = settings | parse_settings(flags.set)
     return SingleStudy(
         learner=learner,
         env_id=flags.env_id,
+        env_kwargs=env_kwargs,
         steps=flags.steps,
         seed=flags.seed,
         learner_config=settings,
@@ -148,7 +142,7 @@ def run(flags: SingleConfig, sink: Sink) -> int:
     wanted = [{"seed": seed} for seed in indices]
     source = GivenTrials(study, wanted, {"seed": integer(0, MAX_SEED)}, plan, flags.max_retries)
     if not campaign.run(source, make_cohort, TrainingProgress(campaign, flags, len(indices))):
-        sink.line("interrupted: the same command goes on from the last checkpoints")
+        sink.line("interrupted: run the same command again to continue from the last checkpoints")
         return 130
     complete = {t.params["seed"] for t in study.trials("COMPLETE")}
     failed = {t.params["seed"]: t for t in study.trials("FAIL") if t.params["seed"] not in complete}
@@ -158,7 +152,7 @@ def run(flags: SingleConfig, sink: Sink) -> int:
     if elsewhere:
         sink.line(
             f"another process trains seed{'s' * (len(elsewhere) > 1)} "
-            f"{', '.join(map(str, elsewhere))}: the same command tells later what came of it"
+            f"{', '.join(map(str, elsewhere))}: run the same command later to see the results"
         )
     report(study, config.learner, sink)
     say_where(campaign, flags, shown(flags.storage), folder)
@@ -222,7 +216,7 @@ class TrainingProgress(Progress):
         name, steps = self._campaign.name, self._flags.steps
         self.sink.line(
             f"{name} in {shown(self._flags.storage)}: {plural(self._n, 'seed')} x {steps:,} "
-            f"steps, {len(trials)} to live, {self._campaign.workers}"
+            f"steps, {len(trials)} to train, {self._campaign.workers}"
         )
         self.budget += steps * len(trials)
         self._status |= {

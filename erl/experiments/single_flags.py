@@ -11,6 +11,7 @@ from erl.experiments.flags import (
     check_count,
     check_name,
     check_seeds,
+    env_kwargs_option,
     seed_indices,
 )
 from erl.learners import ENGINES, canonical_name
@@ -33,20 +34,28 @@ class SingleConfig(AgentFlags):
     )
     h_test: str = option("single", "name of the experiment, part of the study's name")
     nb_seeds: int = option(
-        1, "lifetimes, each with seeds of its own; a SLURM array index picks one instead"
+        1, "lifetimes, each with its own seeds; in a SLURM array the index is the seed"
     )
     seeds: str | None = option(
         None, "numbers of the seeds, comma-separated, instead of the first --nb_seeds"
     )
     seed: int = option(0, "root of all seeds")
     learner_config: str | None = option(
-        None, "YAML or JSON file of the learner's settings (SB3 Zoo's files work)"
+        None, "YAML or JSON file with its settings (files of the SB3 Zoo work)"
     )
-    set: str | None = option(
-        None, "further settings of the learner, NAME=VALUE,…, over those of the file"
+    set: str | None = option(None, "settings of the learner, NAME=VALUE,…; they override the file")
+    engine: str = option(
+        "auto",
+        "code that trains: cohort (agents side by side), sb3 (one at a time), auto (cohort where "
+        "there is one)",
+        choices=ENGINES,
     )
-    engine: str = option("auto", "how lifetimes are trained", choices=ENGINES)
-    del_obs: bool = option(False, "delete velocities from the observation")
+    del_obs: bool = option(
+        False,
+        "delete velocities from the observation (CartPole, Pendulum, MountainCar, LunarLander and "
+        "their continuous variants)",
+    )
+    env_kwargs: str | None = env_kwargs_option()
     ep_eval: int = option(10, "episodes over which returns are averaged")
 
     def __post_init__(self) -> None:
@@ -71,7 +80,7 @@ class SingleConfig(AgentFlags):
         words = [word.strip() for word in self.seeds.split(",")]
         if not all(re.fullmatch("[0-9]{1,7}", word) and int(word) <= MAX_SEED for word in words):
             raise UserError(
-                f"--seeds are whole numbers from 0 to {MAX_SEED}, comma-separated, not "
+                f"--seeds must be whole numbers from 0 to {MAX_SEED}, comma-separated, not "
                 f"{self.seeds!r}"
             )
         return list(dict.fromkeys(int(word) for word in words))

@@ -63,6 +63,7 @@ NAMES = {
     "rc_connectivity": "recurrent connectivity",
     "input_connectivity": "input connectivity",
     "bias": "bias scale",
+    "bias_connectivity": "share of neurons with a bias",
 }
 
 P = ParamSpec("P")

@@ -199,11 +199,9 @@ def get_learner(name: str, engine: str = "auto") -> "Learner":
     own = OWN.get(name)
     if engine == "cohort" and not (own and own.cohort):
         cohorts = ", ".join(n for n, implementation in OWN.items() if implementation.cohort)
-        raise UserError(
-            f"{name} has no cohort engine; these have one: {cohorts}; --engine auto trains {name}"
-        )
+        raise UserError(f"--engine cohort exists for {cohorts} only; use --engine auto for {name}")
     if engine == "sb3" and name not in SB3_ALGORITHMS:
-        raise UserError(f"{name} is no algorithm of Stable-Baselines3; --engine auto trains it")
+        raise UserError(f"{name} is not an algorithm of Stable-Baselines3; use --engine auto")
     alone = name not in SB3_ALGORITHMS
     if own and (engine == "cohort" or alone or (engine == "auto" and name in _AUTO_COHORTS)):
         return own.load()

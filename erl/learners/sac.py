@@ -8,6 +8,7 @@ learned.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -90,8 +91,8 @@ class CohortSAC(OffPolicy[SACSettings]):
     def shapes(self) -> tuple[Shape, Shape]:
         """Of an actor, which puts out means and logarithms of standard deviations, and a critic."""
         s, o, a = self.settings[0], self.observations, self.actions
-        plain = {"activation": s.activation, "norm": False, "aligned": True}
-        return Shape(o, s.pi, 2 * a, **plain), Shape(o + a, s.qf, 1, **plain)  # type: ignore[arg-type]
+        plain = partial(Shape, activation=s.activation, norm=False, aligned=True)
+        return plain(o, s.pi, 2 * a), plain(o + a, s.qf, 1)
 
     def policy_actions(self, outputs: Tensor, draw: Callable[[], Tensor]) -> Tensor:
         """Actions in [-1, 1]."""

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,8 @@ def whole_sequences(
     n_seq = states[0].shape[1]
     starts = episode_starts.reshape(n_seq, -1)
     if starts.shape[1] == 1 or starts[:, 1:].any():
-        return RecurrentActorCriticPolicy._process_sequence(features, states, episode_starts, lstm)  # type: ignore[return-value]
+        one_by_one: Callable[..., Any] = RecurrentActorCriticPolicy._process_sequence
+        return one_by_one(features, states, episode_starts, lstm)
     keep = (1.0 - starts[:, 0]).view(1, n_seq, 1)
     sequences = features.reshape(n_seq, -1, lstm.input_size).swapaxes(0, 1)
     outputs, states = lstm(sequences, (keep * states[0], keep * states[1]))
@@ -268,7 +269,7 @@ class SB3Learner:
         if isinstance(model.policy, RecurrentActorCriticPolicy):
             # On the object, so that saved models name sb3-contrib's class and load without this
             # project.
-            model.policy._process_sequence = whole_sequences  # type: ignore[method-assign, assignment]
+            vars(model.policy)["_process_sequence"] = whole_sequences
         return model
 
     @staticmethod

@@ -1,6 +1,6 @@
-"""Lifetimes: from a specification (`worlds.specification`) to the record of what an agent reached
-(`record`), by training and evaluating it (`living`); its saved model (`models`) and its film
-(`film`).
+"""Running a lifetime: from its specification (`worlds.specification`) to the record of what an
+agent reached (`record`), by training and evaluating it (`living`); its saved model (`models`)
+and its film (`film`).
 
 No optimiser and no database belongs here.
 """

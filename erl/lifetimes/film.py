@@ -59,7 +59,7 @@ class FilmConfig:
     file: str | None = option(
         None, "film to write, .mp4, .gif or .webp; by default the model's name, .mp4"
     )
-    steps: int | None = option(None, "environment steps at most; by default the whole episode")
+    steps: int | None = option(None, "most environment steps; the film ends when the episode ends")
     episode_seed: int = option(0, "seed of the episode")
     panel: bool = option(False, "reservoir activity and return so far beside the frames")
     width: int | None = option(None, "width of the frames in pixels; by default as drawn")
@@ -69,11 +69,11 @@ class FilmConfig:
         if not self.model:
             raise UserError("--model is missing: which saved model to film")
         if self.steps is not None and self.steps < 1:
-            raise UserError(f"--steps is at least 1, not {self.steps}")
+            raise UserError(f"--steps must be at least 1, not {self.steps}")
         if self.width is not None and self.width < 16:
-            raise UserError(f"--width is at least 16 pixels, not {self.width}")
+            raise UserError(f"--width must be at least 16 pixels, not {self.width}")
         if self.episode_seed < 0:
-            raise UserError(f"--episode_seed is not negative: {self.episode_seed}")
+            raise UserError(f"--episode_seed must be at least 0, not {self.episode_seed}")
 
 
 def film(config: FilmConfig, sink: Sink) -> int:
@@ -95,7 +95,7 @@ def film(config: FilmConfig, sink: Sink) -> int:
     said = (
         f"return {total:,.1f}"
         if episode.ended
-        else f"the episode goes on; reward so far {total:,.1f}"
+        else f"the episode has not ended; sum of rewards so far {total:,.1f}"
     )
     sink.line(f"{path}: {len(episode):,} steps, {said}")
     return 0
@@ -159,12 +159,13 @@ def film_agent(
 def check_file(path: Path, overwrite: bool) -> None:
     """Raise a UserError if a film cannot be written there; leaves nothing behind."""
     if path.suffix.lower() not in FORMATS:
-        raise UserError(f"{path} ends in none of {', '.join(FORMATS)}")
+        raise UserError(f"{path} must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
     if path.suffix.lower() == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
         raise UserError(f"{path.suffix} needs another package: pip install imageio-ffmpeg")
     if path.is_dir() or (path.exists() and not overwrite):
         raise UserError(
-            f"{path} exists" + (" and is no file" if path.is_dir() else "; --overwrite replaces it")
+            f"{path} exists"
+            + (" and is not a file" if path.is_dir() else "; --overwrite replaces it")
         )
     try:
         check_writable(str(path.parent))
@@ -232,7 +233,7 @@ def _image(env: gym.Env) -> np.ndarray:
     except Exception as e:
         raise UserError(f"the environment cannot be drawn here: {_said(e)}") from e
     if not isinstance(image, np.ndarray):
-        raise UserError("the environment draws no images")
+        raise UserError("the environment cannot draw images")
     return image
 
 

@@ -1,4 +1,4 @@
-"""Living: from specifications to the records of what the agents reached."""
+"""Running lifetimes: from specifications to the records of what the agents reached."""
 
 import os
 import sys

@@ -379,13 +379,13 @@ def advantages(
     Returns:
         float32 array (n, n_steps).
     """
-    goes_on = 1.0 - ends.astype(np.float32)
+    not_done = 1.0 - ends.astype(np.float32)
     deltas = np.concatenate([values[:, 1:], last_values[:, None]], axis=1)
-    deltas *= goes_on
+    deltas *= not_done
     deltas *= gamma[:, None].astype(np.float32)
     deltas += rewards
     deltas -= values
-    decays = goes_on * (gamma * gae_lambda)[:, None].astype(np.float32)
+    decays = not_done * (gamma * gae_lambda)[:, None].astype(np.float32)
     estimates = np.empty_like(deltas)
     # Steps cannot be vectorised; for a handful of agents plain numbers are faster than short
     # arrays.

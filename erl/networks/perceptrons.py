@@ -44,7 +44,8 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tenso
     ),
 }  # named as in torch.nn, at its default settings
 # PyTorch's setting of how factors are rounded, the one that it follows, and what is wanted.
-_CPU: tuple[Any, Any, str] = (torch.backends.mkldnn.matmul, torch.backends.mkldnn, "bf16")  # type: ignore[attr-defined]
+_onednn: Any = torch.backends.mkldnn
+_CPU: tuple[Any, Any, str] = (_onednn.matmul, _onednn, "bf16")
 _GPU: tuple[Any, Any, str] = (torch.backends.cuda.matmul, torch.backends.cudnn, "tf32")
 
 
@@ -501,7 +502,7 @@ class Trained:
         members = range(begin, len(self.rates) if end is None else end)
         unclipped = self._max_norm is None
         norms = self.grads.new_empty(0) if unclipped else self._clip(members, self._max_norm)
-        self._steps[begin : members.stop] += 1.0
+        self._steps[begin : members.stop].add_(1.0)
         for group in self._groups(members):
             values, grads, first, second, steps = map(list, zip(*(self._rows[i] for i in group)))
             lr = self.rates[group[0]] if self._rates is None else self._rates[group[0]]
@@ -527,7 +528,7 @@ class Trained:
             if norm.is_cuda or norm.item() > max_norm:
                 grad *= shortening(norm, max_norm)
             norms.append(norm)
-        return torch.stack(norms)
+        return torch.stack(norms) if len(norms) > 1 else norms[0].unsqueeze(0)
 
     def start_target(self) -> None:
         """Make the targets equal to the parameters."""

@@ -1,4 +1,4 @@
-"""Evolution's half of the hybrid learners: what they try next, given how good the last ones were.
+"""A genetic population: selection, crossover and mutation of linear heads (ERL-Re²).
 
 Knows no network, no task and no step.
 """
@@ -71,7 +71,7 @@ class GeneticPopulation:
         prob_reset_and_sup: float = 0.05,
     ) -> None:
         if len(heads) < 3:
-            raise UserError(f"a genetic population has at least 3 individuals, not {len(heads)}")
+            raise UserError(f"a genetic population needs at least 3 individuals, not {len(heads)}")
         if not 1 <= n_elites <= len(heads):
             raise UserError(
                 f"a genetic population of {len(heads)} keeps 1 to {len(heads)} elites, not "

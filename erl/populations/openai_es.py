@@ -86,7 +86,7 @@ class OpenAIES:
         """
         solutions, fitness = told(solutions, fitness, self._mean)
         if len(solutions) < 2:
-            raise ValueError("a step takes at least 2 solutions: one has nothing to compare with")
+            raise ValueError("a step needs at least 2 solutions to compare")
         gradient = self.gradient(solutions, self._shape(fitness))
         self._mean = frozen(self._mean + self._learning_rate * gradient)  # alg. 1
 

@@ -125,7 +125,7 @@ def check_number(
         or not (above < value and least <= value <= most)
     ):
         what = " and ".join(bounds) or "finite"
-        raise UserError(f"{owner}'s {name} is a number, {what}, not {value!r}")
+        raise UserError(f"{owner}'s {name} must be a number, {what}, not {value!r}")
 
 
 def check_whole(owner: str, name: str, value: Any, least: int, most: int | None = None) -> None:

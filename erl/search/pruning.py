@@ -79,9 +79,8 @@ def check_pruner(pruner: str, lifetimes: int) -> None:
     """
     if pruner == "wilcoxon" and 2.0**-lifetimes >= P_THRESHOLD:
         raise UserError(
-            f"--pruner wilcoxon compares seed by seed and prunes nothing with {lifetimes} "
-            f"lifetime{'s' * (lifetimes > 1)} "
-            "a trial; it takes at least 4: --nb_seeds 4"
+            f"--pruner wilcoxon compares seed by seed and needs at least 4 lifetimes "
+            f"per trial, not {lifetimes}: use --nb_seeds 4"
         )
 
 

@@ -70,10 +70,7 @@ def make_sampler(
     if name == "Cmaes":
         return CmaesSampler(search_space, seed, popsize, restarts, use_pruned, start)
     if start is not None:
-        raise UserError(
-            f"{name} has no distribution that could begin from another study: a warm start is "
-            f"for Cmaes"
-        )
+        raise UserError(f"{name} cannot start from another study; only Cmaes can")
     return SeededSampler(RandomSampler if name == "Random" else TPESampler, seed)
 
 
@@ -93,7 +90,7 @@ def generation_size(
     if popsize is None:
         return 4 + math.floor(3 * math.log(max(1, len(_numerical(search_space)))))
     if popsize < smallest:
-        raise UserError(f"a population of {name} has at least {smallest} members, not {popsize}")
+        raise UserError(f"--popsize must be at least {smallest} with {name}, not {popsize}")
     return popsize
 
 
@@ -437,7 +434,7 @@ def warm_start(study: Study, search_space: dict[str, BaseDistribution]) -> dict[
     usable = [t for t in complete if _within(t, shared)]
     if len(usable) < MIN_SOURCE:
         raise UserError(
-            f"a warm start takes at least {MIN_SOURCE} finished trials within the searched "
+            f"--warm_start needs at least {MIN_SOURCE} finished trials within the searched "
             f"ranges; study {study.study_name!r} has {len(usable)}"
         )
     transform = _SearchSpaceTransform(shared, transform_0_1=True)
@@ -468,7 +465,7 @@ def _canonical(name: str) -> str:
     by_fold = {known.casefold(): known for known in SAMPLERS}
     if name.casefold() not in by_fold:
         raise UserError(
-            f"no sampler is called {name!r} (known: {', '.join(SAMPLERS)}){nearest(name, SAMPLERS)}"
+            f"unknown sampler {name!r} (known: {', '.join(SAMPLERS)}){nearest(name, SAMPLERS)}"
         )
     return by_fold[name.casefold()]
 

@@ -21,7 +21,12 @@ _RANGES = {
     "rc_connectivity": "0.01:1.0:log",
     "input_connectivity": "0.01:1.0:log",
     "bias": "0.01:1.0:log",
+    "bias_connectivity": "0.01:1.0:log",
 }
+NO_BIAS = {"bias": 0.0, "bias_connectivity": 1.0}
+# ReservoirPy's up to version 0.3, which ER-MRL's paper and code used: a tenth of the neurons have a
+# bias of +1 or -1.
+ER_MRL_BIAS = {"bias": 1.0, "bias_connectivity": 0.1}
 LEARNER = "learner."
 
 
@@ -52,6 +57,8 @@ class SearchConfig:
     Attributes:
         nb_res: number of reservoirs, whose parameters are numbered; None for a single one, whose
             parameters are not; 0 for an evolution of the learner's settings alone.
+        bias, bias_connectivity: of every reservoir, where they are not searched. Their defaults
+            are those of studies that were made before there were such flags.
         learner_config: the learner's settings.
     """
 
@@ -69,6 +76,8 @@ class SearchConfig:
     max_iss: float = 10.0
     reset_res: bool = True
     published_code: bool = False
+    bias: float = 0.0
+    bias_connectivity: float = 1.0
     learner_config: dict[str, Any] = field(default_factory=dict)
 
 
@@ -109,20 +118,21 @@ def _range(name: str, written: str) -> Range:
         low, high = float(low), float(high)
     log = match.group(3) == ":log"
     if not (math.isfinite(low) and math.isfinite(high)) or low > high:
-        raise UserError(f"--evolve {name}={written}: the lower bound lies above the upper one")
+        raise UserError(f"--evolve {name}={written}: the lower bound is greater than the upper one")
     if log and low <= 0:
-        raise UserError(f"--evolve {name}={written}: a logarithmic range is above 0")
+        raise UserError(f"--evolve {name}={written}: a logarithmic range must be above 0")
     limits = {
         "units": (3, math.inf),
         "rc_connectivity": (0, 1),
         "input_connectivity": (0, 1),
         "bias": (0, math.inf),
+        "bias_connectivity": (0, 1),
     }
     lowest, highest = limits.get(name, (-math.inf, math.inf))
     if low < lowest or high > highest or (name.endswith("connectivity") and low <= 0):
-        raise UserError(f"--evolve {name}={written}: {name} lies between {lowest} and {highest}")
+        raise UserError(f"--evolve {name}={written}: {name} must be between {lowest} and {highest}")
     if name == "units" and not (isinstance(low, int) and isinstance(high, int)):
-        raise UserError(f"--evolve {name}={written}: units are whole numbers")
+        raise UserError(f"--evolve {name}={written}: units must be whole numbers")
     return Range(low, high, log)
 
 
@@ -160,11 +170,14 @@ def make_context(config: SearchConfig, params: dict[str, float]) -> Context | No
     reservoirs = []
     for suffix in _suffixes(config):
         own: dict[str, Any] = {
-            name: params[f"{name}{suffix}"] for name in _RANGES if f"{name}{suffix}" in params
+            "units": config.units,
+            "bias": config.bias,
+            "bias_connectivity": config.bias_connectivity,
         }
+        own |= {name: params[f"{name}{suffix}"] for name in _RANGES if f"{name}{suffix}" in params}
         reservoirs.append(
             ReservoirParams(
-                **{"units": config.units} | own,
+                **own,
                 sr=params[f"sr{suffix}"],
                 lr=params[f"lr{suffix}"],
                 iss=params.get(f"iss{suffix}", 1.0),

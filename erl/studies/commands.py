@@ -44,21 +44,21 @@ class ListConfig:
 class ShowConfig(ListConfig):
     """Flags of `show`."""
 
-    study: str | None = option(None, "name of the study; may be left out where there is one only")
+    study: str | None = option(None, "name of the study; needed if the storage has several")
     best: int = option(5, "how many of the best trials are shown")
 
     def __post_init__(self) -> None:
         if self.best < 0:
-            raise UserError(f"--best is not negative: {self.best}")
+            raise UserError(f"--best must be at least 0, not {self.best}")
 
 
 @dataclass(frozen=True)
 class ExportConfig(ListConfig):
     """Flags of `export`."""
 
-    study: str | None = option(None, "name of the study; may be left out where there is one only")
+    study: str | None = option(None, "name of the study; needed if the storage has several")
     file: str | None = option(None, "CSV file to write")
-    rows: str = option("lifetimes", "what has a row", choices=ROWS)
+    rows: str = option("lifetimes", "what each row is", choices=ROWS)
     overwrite: bool = option(False, "replace the file if it exists")
 
     def __post_init__(self) -> None:
@@ -74,10 +74,8 @@ class ExportConfig(ListConfig):
 class CopyConfig(ListConfig):
     """Flags of `copy`."""
 
-    study: str | None = option(None, "name of the study; may be left out where there is one only")
-    to: str | None = option(
-        None, "storage that it is copied to; made if it is a file that does not exist"
-    )
+    study: str | None = option(None, "name of the study; needed if the storage has several")
+    to: str | None = option(None, "storage to copy to; a file is created if it does not exist")
     to_name: str | None = option(None, "name of the copy; by default the study's")
     overwrite: bool = option(False, "replace a study of that name")
 
@@ -92,8 +90,11 @@ def _name(storage: BaseStorage, config: Any) -> str:
     if config.study is None and len(without_finals(names)) == 1:
         return without_finals(names)[0]
     if config.study is None:
-        has = f"; it has {', '.join(sorted(names)[:12])}" if names else ", and has no study yet"
-        raise UserError(f"--study is missing: which one of {shown(config.storage)}{has}")
+        if not names:
+            raise UserError(f"{shown(config.storage)} has no study yet")
+        raise UserError(
+            f"--study is missing; {shown(config.storage)} has {', '.join(sorted(names)[:12])}"
+        )
     if config.study not in names:
         raise UserError(
             f"no study {config.study!r} in {shown(config.storage)}{nearest(config.study, names)}"
@@ -170,7 +171,7 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
     sink.line(f"{name} in {shown(config.storage)}: {_kind(study.user_attrs, study.system_attrs)}")
     sink.line(f"trials: {_states(trials)}; last change {_last_change(trials)}")
     if study.user_attrs.get("commit"):
-        sink.line(f"begun with commit {study.user_attrs['commit']}")
+        sink.line(f"created with commit {study.user_attrs['commit']}")
     stored = study.user_attrs.get("config")
     if stored:
         sink.line("configuration:")
@@ -204,8 +205,8 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
     lost = {t.number: t.user_attrs["lost"] for t in trials if t.user_attrs.get("lost")}
     if lost:
         sink.line(
-            "lost with their process and continued: "
-            + ", ".join(f"trial {k}, {n} x" for k, n in lost.items())
+            "lost when their process died, and continued: "
+            + ", ".join(f"trial {k} ({n} time{'s' * (n != 1)})" for k, n in lost.items())
         )
     return 0
 
@@ -245,7 +246,7 @@ def export_study(config: ExportConfig, sink: Sink) -> int:
     if path.exists() and not (config.overwrite and path.is_file()):
         raise UserError(
             f"{path} exists"
-            + ("; --overwrite replaces it" if path.is_file() else " and is no file")
+            + ("; --overwrite replaces it" if path.is_file() else " and is not a file")
         )
     if not path.absolute().parent.is_dir():
         raise UserError(f"cannot write {path}: its folder does not exist")
@@ -255,7 +256,9 @@ def export_study(config: ExportConfig, sink: Sink) -> int:
     elif config.rows == "generations":
         frame = generations(config.storage, name)
         if not len(frame):
-            raise UserError(f"no learner of study {name!r} had generations of its own")
+            raise UserError(
+                f"study {name!r} has no inner generations: its learner is not a population"
+            )
     else:
         frame = records(config.storage, name)
         if not len(frame):
@@ -342,7 +345,7 @@ def _compare(original: Any, trials: Sequence[FrozenTrial], target: BaseStorage, 
     same &= {**copy.system_attrs, COPY: None} == {**original.system_attrs, COPY: None}
     copies = target.get_all_trials(copy._study_id, deepcopy=False)
     if not same or len(copies) != len(trials):
-        raise UserError(f"the copy {name!r} differs from the original, and is removed")
+        raise UserError(f"the copy {name!r} differed from the original and was removed")
     for before, after in zip(trials, copies):
         times = (
             (before.datetime_start, after.datetime_start),
@@ -350,8 +353,8 @@ def _compare(original: Any, trials: Sequence[FrozenTrial], target: BaseStorage, 
         )
         if _content(before) != _content(after) or any(_apart(*pair) for pair in times):
             raise UserError(
-                f"trial {before.number} of the copy {name!r} differs from the original; the copy "
-                f"is removed"
+                f"trial {before.number} of the copy {name!r} differed from the original; the copy "
+                f"was removed"
             )
 
 

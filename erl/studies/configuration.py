@@ -31,6 +31,7 @@ class EvolutionStudy(SearchConfig):
         env_id: its environment; None for a set of environments.
         env_type: name of the set.
         env_ids: environments of the set.
+        env_kwargs: arguments of the environment, or of each of the set.
         references: of each environment of the set, random and target return, as they were when the
             study began.
         learner: its name in the registry.
@@ -47,6 +48,7 @@ class EvolutionStudy(SearchConfig):
     env_id: str | None = None
     env_type: str | None = None
     env_ids: tuple[str, ...] | None = None
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
     references: dict[str, Any] | None = None
     del_obs: bool = False
     learner: str = "PPO"
@@ -129,6 +131,7 @@ class TestStudy:
         training_steps: environment steps of one lifetime.
         engine: which implementation trains the learner.
         env_id: of a test of generalisation, an environment that the evolution did not see.
+        env_kwargs: arguments of that environment; the evolution's are in its configuration.
     """
 
     __test__: ClassVar[bool] = False  # for pytest: this is no test of the project
@@ -140,6 +143,7 @@ class TestStudy:
     training_steps: int
     engine: str
     env_id: str | None = None
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -159,6 +163,7 @@ class SingleStudy:
     Attributes:
         steps: environment steps of one lifetime.
         engine: which implementation trains the learner.
+        env_kwargs: arguments of the environment.
     """
 
     kind: ClassVar[str] = "single"
@@ -172,6 +177,7 @@ class SingleStudy:
     learner_config: dict[str, Any] = field(default_factory=dict)
     engine: str = "auto"
     del_obs: bool = False
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
     ep_eval: int = 10
     published_code: bool = False
     config_version: int = CONFIG_VERSION
@@ -208,7 +214,7 @@ def from_stored(stored: Any) -> StudyConfig:
         UserError: a later version stored it, or another program.
     """
     if not isinstance(stored, Mapping):
-        raise UserError("the stored configuration cannot be read: it is no object")
+        raise UserError("the stored configuration cannot be read: it is not an object")
     kind = stored.get("kind") or _kind_before(stored)
     if kind not in _KINDS:
         raise UserError(

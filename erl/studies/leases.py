@@ -1,5 +1,5 @@
-"""Which coordinators are alive: processes of this machine by the time at which they began, others
-by their renewals of a lease, never by a clock of theirs.
+"""Which coordinators are alive: on this machine by their process, elsewhere by a counter that they
+increase. No clocks are compared.
 
 A coordinator on another machine counts its renewals up. It is gone if the count did not change for
 LEASE_SECONDS of *this* process's monotonic clock. So no two machines' clocks are compared, and a

@@ -1,5 +1,5 @@
-"""Storages whose operations are tried again while a database is away. This is the only place where
-that is done.
+"""Storages that try again while a database does not answer. This is the only place where that is
+done.
 
 Repeating an operation whose answer was lost is harmless. Attributes, parameters and states are set
 to the same values again. A trial that has ended meanwhile refuses, and the code that ends trials

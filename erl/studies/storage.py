@@ -122,7 +122,7 @@ def _check_sqlite(storage: str, create: bool) -> None:
     name = make_url(storage).database
     if not name or name == ":memory:":
         raise UserError(
-            f"{shown(storage)} lives in memory only; name a file, as in {DEFAULT_STORAGE}"
+            f"{shown(storage)} is kept in memory only; name a file, for example {DEFAULT_STORAGE}"
         )
     path = Path(name)
     if not path.exists():
@@ -230,8 +230,8 @@ def _open_journal(path: Path) -> JournalStorage:
                     json.loads(line)
                 except ValueError:
                     raise UserError(
-                        f"line {number} of the journal {path} is damaged; the lines before it, "
-                        f"in a file of their own, are a journal"
+                        f"line {number} of the journal {path} is damaged; to save the rest, "
+                        f"copy the lines before it to a new file"
                     ) from None
         raise
 
@@ -281,12 +281,12 @@ def open_storage(storage: str, create: bool = False) -> RetryingStorage:
         if storage.startswith("grpc://"):
             return RetryingStorage(_open_proxy(storage), explain)
         if "://" not in storage:
-            raise UserError(f"{storage!r} is no storage address; sqlite:///{storage} would be one")
+            raise UserError(f"{storage!r} is not a storage address; use sqlite:///{storage}")
         url = _url(storage)
         if url is None:
             raise UserError(
-                f"{shown(storage)} is no storage address: "
-                f"DATABASE://USER:PASSWORD@HOST:PORT/NAME, with special characters as %XX"
+                f"{shown(storage)} is not a storage address: "
+                f"write DATABASE://USER:PASSWORD@HOST:PORT/NAME, with special characters as %XX"
             )
         return RetryingStorage(get_storage(_open_database(storage, url, create)), explain)
     except UserError:

@@ -1,4 +1,4 @@
-"""The study database: studies that know their configuration, and trials that this process holds.
+"""The study database: studies that store their configuration, and trials that this process holds.
 
 The records of a trial's lifetimes are its user attributes `lifetime:0`, `lifetime:1`, …. Each is
 written when that lifetime ends, so a trial that is continued lives only the lifetimes that are
@@ -110,7 +110,7 @@ class Study:
         if differ:
             raise UserError(
                 f"study {self.name!r} exists with another configuration: {'; '.join(differ)}; "
-                f"use its flags or another name"
+                f"use its flags, or another name with --h_test"
             )
 
     @property
@@ -186,8 +186,7 @@ class Study:
             error = refused(self.address, error)
         if isinstance(error, StorageError):
             raise UserError(
-                f"{error}; what had finished before is stored, and the same command goes on from "
-                f"there"
+                f"{error}; finished lifetimes are stored; run the same command again to there"
             )
 
     def _owner_lives(self, trial: FrozenTrial) -> bool | None:

@@ -1,4 +1,4 @@
-"""What an agent lives in, and what a lifetime is before it is lived.
+"""What an agent lives in, and what a lifetime is before it runs.
 
 Tasks and their spaces, sets of tasks with reference returns, reservoirs and the context they give,
 environments stepped in lockstep, the ledger that counts every step, specifications and seeds, and

@@ -12,6 +12,8 @@ from gymnasium import spaces
 
 from erl.errors import UserError
 
+_NO_ROWS = np.zeros(0, dtype=int)
+
 
 class Actions:
     """The actions of one environment, in three forms.
@@ -53,6 +55,7 @@ class Actions:
             case spaces.Discrete():
                 self.agent_space = space if space.start == 0 else spaces.Discrete(int(space.n))
                 self.size = int(space.n)
+                self._offsets = np.zeros(1, dtype=np.int64)
             case spaces.MultiDiscrete():
                 values = space.nvec.ravel().astype(np.int64)
                 flat = space.nvec.ndim == 1 and not space.start.any()
@@ -65,11 +68,15 @@ class Actions:
                 self.agent_space = space if flat else spaces.MultiBinary(self.size)
             case _:
                 raise UserError(
-                    f"{name} takes {space} for its actions; agents here choose from Box, Discrete, "
-                    f"MultiDiscrete and MultiBinary spaces"
+                    f"{name} has actions {space}, but agents here need Box, Discrete, "
+                    f"MultiDiscrete or MultiBinary actions"
                 )
         if not isinstance(space, spaces.Box):
             self.low, self.high = np.zeros(self.size), np.ones(self.size)
+        self._shape, self._dtype = self.agent_space.shape or (), self.agent_space.dtype
+        self._one_hot = isinstance(space, spaces.Discrete | spaces.MultiDiscrete)
+        self._as_is = self.agent_space is space and not isinstance(space, spaces.Discrete)
+        self._rows = np.arange(0)
 
     @property
     def first(self) -> Any:
@@ -86,22 +93,23 @@ class Actions:
             return
         if not np.issubdtype(space.dtype, np.floating):
             raise UserError(
-                f"{name} takes a Box of whole numbers ({space.dtype}) for its actions, and agents "
-                f"choose real numbers in a Box: whole numbers are a Discrete or MultiDiscrete space"
+                f"{name} has a Box of whole numbers ({space.dtype}) for its actions, but agents "
+                f"choose real numbers in a Box: use a Discrete or MultiDiscrete space for whole "
+                f"numbers"
             )
         if not space.is_bounded():
             raise UserError(
-                f"{name} takes actions without bounds ({space}), and agents choose between bounds: "
-                f"its action_space has to declare some"
+                f"{name} has actions without bounds ({space}), but agents choose between bounds: "
+                f"its action_space must declare them"
             )
         with np.errstate(over="ignore"):
             if not np.isfinite(space.high - space.low).all():
                 raise UserError(
-                    f"{name} takes actions between bounds ({space}) that are further apart than "
-                    f"{space.dtype} can tell: they are as good as none"
+                    f"{name} has bounds of actions ({space}) whose difference is too large for "
+                    f"{space.dtype}: declare smaller ones"
                 )
         if 0 in space.shape:
-            raise UserError(f"{name} takes actions of shape {space.shape}, which hold no number")
+            raise UserError(f"{name} has actions of shape {space.shape}, which hold no number")
 
     def batch(self, actions: Any) -> np.ndarray:
         """Actions of agents as a new array (k, *shape of `agent_space`) in the dtype of the space.
@@ -109,8 +117,8 @@ class Actions:
         Args:
             actions: (k, …), an action a row.
         """
-        array = np.array(actions, dtype=self.agent_space.dtype)
-        return array.reshape(len(array), *(self.agent_space.shape or ()))
+        array = np.array(actions, dtype=self._dtype)
+        return array.reshape(len(array), *self._shape)
 
     def not_finite(self, actions: np.ndarray) -> np.ndarray:
         """The rows of `batch`'s result with numbers that are not finite, int array; empty where all
@@ -119,7 +127,7 @@ class Actions:
         # The sum of squares is the cheapest look; one that merely overflowed is cleared by the
         # closer look.
         if not self.continuous or isfinite(np.vdot(actions, actions)):
-            return np.zeros(0, dtype=int)
+            return _NO_ROWS
         return np.flatnonzero(~np.isfinite(actions.reshape(len(actions), -1)).all(axis=1))
 
     def decode(self, actions: np.ndarray) -> Any:
@@ -131,6 +139,8 @@ class Actions:
         Returns:
             A sequence of k actions. A Discrete action is a Python int, as most environments expect.
         """
+        if self._as_is:
+            return actions
         match self.space:
             case spaces.Discrete(start=start):
                 return (actions + int(start) if start else actions).tolist()
@@ -147,23 +157,21 @@ class Actions:
             actions: of agents, (k, …).
             out: float array (k, size), overwritten.
         """
-        match self.space:
-            case spaces.Discrete():
-                out[:] = 0.0
-                out[np.arange(len(out)), np.asarray(actions, dtype=np.int64).reshape(-1)] = 1.0
-            case spaces.MultiDiscrete():
-                out[:] = 0.0
-                chosen = np.asarray(actions, dtype=np.int64).reshape(len(out), -1)
-                out[np.arange(len(out))[:, None], self._offsets + chosen] = 1.0
-            case _:
-                out[:] = np.asarray(actions).reshape(len(out), -1)
+        values = actions.reshape(out.shape[0], -1)
+        if not self._one_hot:
+            out[:] = values
+            return
+        if len(out) != len(self._rows):
+            self._rows = np.arange(len(out))[:, None]
+        out[:] = 0.0
+        out[self._rows, self._offsets + values.astype(np.int64, copy=False)] = 1.0
 
     def encode_first(self, out: np.ndarray) -> None:
         """Write what ER-MRL's published code feeds in place of an action: zeros, or the one-hot of
         action 0.
         """
-        if isinstance(self.space, spaces.Discrete | spaces.MultiDiscrete):
-            self.encode(np.zeros((len(out), *(self.agent_space.shape or ())), dtype=np.int64), out)
+        if self._one_hot:
+            self.encode(np.zeros((len(out), *self._shape), dtype=np.int64), out)
         else:
             out[:] = 0.0
 

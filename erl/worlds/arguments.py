@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from erl.errors import UserError
-from erl.files import parse_yaml
+from erl.files import parse_data
 
 
 class Arguments(Mapping[str, Any]):
@@ -27,7 +27,7 @@ class Arguments(Mapping[str, Any]):
         values = dict(values or {})
         for name, value in values.items():
             if not isinstance(name, str) or not name.isidentifier():
-                raise UserError(f"{name!r} is no name of an argument of an environment")
+                raise UserError(f"{name!r} is not a name of an argument of an environment")
             _refuse(name, value)
         # Text cannot be changed by an environment that changes what it is given.
         self._text = json.dumps(values, sort_keys=True)
@@ -71,7 +71,7 @@ def parse_arguments(text: str) -> Arguments:
         except (OSError, UnicodeDecodeError) as e:
             raise UserError(f"cannot read the environment's arguments: {path}: {e}") from e
     try:
-        values = parse_yaml(source)
+        values = parse_data(source, path)
     except ValueError as e:
         raise UserError(f"the environment's arguments {_shown(text)} cannot be read: {e}") from e
     if values is None:

@@ -79,6 +79,12 @@ class ContextEncoder:
     def _allocate(self) -> None:
         self._inputs = np.zeros((self.bank.n_agents, self.bank.input_dim))
         self._out = np.zeros((self.bank.n_agents, int(self.space.shape[0])), dtype=np.float32)
+        self._parts = self._views(self._inputs, self._out)
+
+    def _views(self, inputs: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Observations, actions and rewards in `inputs`; states and the rest in `out`."""
+        d, k = self._obs_dim, self._visible
+        return inputs[:, :d], inputs[:, d:-1], inputs[:, -1], out[:, :k], out[:, k:]
 
     def step(
         self,
@@ -98,17 +104,22 @@ class ContextEncoder:
         Returns:
             Float32 array (k, features); of all agents a view that the next call overwrites.
         """
-        u = self._inputs if agents is None else self._inputs[agents]
-        u[:, : self._obs_dim] = observations
-        u[:, -1] = rewards
-        if self.feed_action:
-            self._actions.encode(actions, u[:, self._obs_dim : -1])
+        if agents is None:
+            u, out, parts = self._inputs, self._out, self._parts
         else:
-            self._actions.encode_first(u[:, self._obs_dim : -1])
-        out = self._out if agents is None else np.empty((len(u), self._out.shape[1]), np.float32)
-        out[:, : self._visible] = self.bank.step(u, agents)[:, : self._visible]
+            u = self._inputs[agents]
+            out = np.empty((len(u), self._out.shape[1]), np.float32)
+            parts = self._views(u, out)
+        observed, acted, rewarded, states, rest = parts
+        observed[:] = observations
+        rewarded[:] = rewards
+        if self.feed_action:
+            self._actions.encode(actions, acted)
+        else:
+            self._actions.encode_first(acted)
+        states[:] = self.bank.step(u, agents)[:, : self._visible]
         if self.skip_c:
-            out[:, self._visible :] = u
+            rest[:] = u
         return out
 
     def reset(self, agent: int, observation: np.ndarray) -> np.ndarray:

@@ -71,7 +71,7 @@ def evaluate(
         RuntimeError: an episode does not end within `LONGEST_EPISODE` steps.
     """
     if n_episodes < 1:
-        raise ValueError(f"an evaluation takes at least 1 episode, not {n_episodes}")
+        raise ValueError(f"an evaluation needs at least 1 episode, not {n_episodes}")
     returns: list[float] = []
     lengths: list[int] = []
     state: Any = None
@@ -125,7 +125,7 @@ def evaluate_afresh(
         EnvironmentFault: an environment raised, or returned what is not finite.
     """
     if n_episodes < 1:
-        raise ValueError(f"an evaluation takes at least 1 episode, not {n_episodes}")
+        raise ValueError(f"an evaluation needs at least 1 episode, not {n_episodes}")
     world = World([spec], [Ledger()], len(policies))
     try:
         players = [_Player(policy, n_episodes) for policy in policies.values()]

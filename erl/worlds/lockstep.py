@@ -30,6 +30,7 @@ from erl.worlds.snapshots import restore, snapshot
 from erl.worlds.wrappers import close_quietly
 
 _UNLIMITED = np.iinfo(np.int64).max
+_ONE = np.ones(1, dtype=np.int64)  # an array, since NumPy converts a Python number every time
 
 
 @dataclass(frozen=True)
@@ -158,9 +159,9 @@ class Lockstep:
         if unstarted:
             raise gym.error.ResetNeeded(f"reset slots {sorted(unstarted)} before the first step")
         actions = self._actions.batch(actions)
-        self.elapsed[group.index] += 1
+        self.elapsed[group.index] += _ONE
         mad = self._actions.not_finite(actions)
-        if mad.size:
+        if len(mad):
             for row in mad:
                 slot, action = group.slots[row], actions[row]
                 if slot not in self.faults:
@@ -265,6 +266,7 @@ class Lockstep:
             self._family = family(cores[0])
             self._frame_skip = cores[0].frame_skip
         self._all = self._latest = self._make_group(list(range(self.n)))
+        self._all.index = slice(None)  # as all rows, and faster
         self._all.index = slice(None)
 
     def _group(self, slots: np.ndarray | None) -> "_Group":
@@ -325,7 +327,7 @@ class Lockstep:
             try:
                 observation, reward, terminated[row], truncated[row], _ = env.step(rows[row])
                 observations[row] = observation if copied(observation) else encode(observation)
-                rewards[row] = reward if type(reward) is float else reward_of(reward)
+                rewards[row] = reward if isinstance(reward, float) else reward_of(reward)
             except EnvironmentFault as fault:
                 self._take_out(i, f"{fault}, {self._when(i)}")
             except RAISED as error:

@@ -45,7 +45,7 @@ class Observations:
         self._real = _real(space, name)
         flat = spaces.flatten_space(self._real)
         if not isinstance(flat, spaces.Box) or not flat.shape[0]:
-            raise UserError(f"{name} observes {space}, which holds no number")
+            raise UserError(f"{name} has observations {space}, which hold no number")
         self._all = flat.shape[0]
         self._keep = None if keep is None else np.arange(self._all)[np.asarray(keep)]
         dtype = np.float64 if _has_doubles(self._real) else np.float32
@@ -111,8 +111,8 @@ def _real(space: spaces.Space, name: str) -> spaces.Space:
         case spaces.Box():
             if space.dtype == np.uint8 and len(space.shape) == 3:
                 raise UserError(
-                    f"{name} observes images (shape {space.shape}); agents here take vectors of "
-                    f"numbers"
+                    f"{name} has images (shape {space.shape}) as observations, but agents here "
+                    f"need vectors of numbers"
                 )
             if space.dtype in (np.float32, np.float64):
                 return space
@@ -126,8 +126,8 @@ def _real(space: spaces.Space, name: str) -> spaces.Space:
         case spaces.Dict():
             return spaces.Dict({key: _real(part, name) for key, part in space.spaces.items()})
     raise UserError(
-        f"{name} observes {type(space).__name__}; agents here take Box, Discrete, MultiDiscrete, "
-        f"MultiBinary, and Tuple and Dict of these"
+        f"{name} has {type(space).__name__} observations, but agents here need Box, Discrete, "
+        f"MultiDiscrete, MultiBinary, or Tuple and Dict of these"
     )
 
 

@@ -80,21 +80,20 @@ class ReservoirParams:
         for each in fields(self):
             if not math.isfinite(getattr(self, each.name)):
                 raise UserError(
-                    f"a reservoir's {each.name} is a finite number, not {getattr(self, each.name)}"
+                    f"a reservoir's {each.name} must be a finite number, not "
+                    f"{getattr(self, each.name)}"
                 )
         if self.units < 3:
             raise UserError(
                 f"a reservoir needs at least 3 units (ReservoirPy's limit), not {self.units}"
             )
         if not 0 < self.lr <= 1:
-            raise UserError(f"a leak rate lies above 0 and at most at 1, not at {self.lr}")
+            raise UserError(f"a leak rate must be above 0 and at most 1, not {self.lr}")
         if self.sr < 0:
-            raise UserError(f"a spectral radius is not negative: {self.sr}")
+            raise UserError(f"a spectral radius must be at least 0, not {self.sr}")
         for name in ("rc_connectivity", "input_connectivity", "bias_connectivity"):
             if not 0 < getattr(self, name) <= 1:
-                raise UserError(
-                    f"{name} lies above 0 and at most at 1, not at {getattr(self, name)}"
-                )
+                raise UserError(f"{name} must be above 0 and at most 1, not {getattr(self, name)}")
 
 
 # How often recurrent weights are drawn again before a reservoir is given up.

@@ -1,4 +1,4 @@
-"""What a lifetime is before it is lived: task, context, learner, budget, seeds.
+"""What a lifetime is before it runs: task, context, learner, budget, seeds.
 
 Frozen, JSON-serialisable, versioned.
 """
@@ -164,8 +164,8 @@ def from_json(kind: Any, data: Any) -> Any:
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if data.get("version", SPEC_VERSION) != SPEC_VERSION:
             raise UserError(
-                f"stored in version {data['version']} of the format, and this project reads "
-                f"{SPEC_VERSION}"
+                f"stored in version {data['version']} of the format, but this project reads "
+                f"version {SPEC_VERSION}"
             )
         hints = typing.get_type_hints(kind)
         unknown = set(data) - set(hints)

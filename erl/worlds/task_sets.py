@@ -12,15 +12,14 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from erl.errors import UserError, nearest
+from erl.files import parse_yaml
 from erl.statistics import normalised_score
 
 TASK_SETS = Path(__file__).parent / "task_sets.toml"
@@ -116,11 +115,11 @@ def load_task_set(name: str, path: str | Path | None = None) -> TaskSet:
     shipped, declared = _shipped().sets, _declared(path)
     taken = next((n for n in declared.sets if n in shipped), None)
     if taken is not None:
-        raise UserError(f"{path}: a set of ER-MRL's is called {taken!r}; give yours another name")
+        raise UserError(f"{path}: ER-MRL already has a set {taken!r}; give yours another name")
     sets = {**shipped, **declared.sets}
     if name not in sets:
         hint = nearest(name, sets) or f"; known are {', '.join(sets)}"
-        raise UserError(f"no set of environments is called {name!r}{hint}")
+        raise UserError(f"unknown set of environments {name!r}{hint}")
     return _with_returns(name, sets[name], declared)
 
 
@@ -160,14 +159,14 @@ def load_task_sets(path: str | Path) -> Declarations:
     path = Path(path)
     data = _parse(path)
     if not isinstance(data, dict) or not data:
-        raise UserError(f"{path} declares nothing: expected one of the tables {', '.join(_TABLES)}")
+        raise UserError(f"{path} is empty: it needs one of the tables {', '.join(_TABLES)}")
     for key, table in data.items():
         if key not in _TABLES:
             hint = nearest(str(key), _TABLES) or f"; known are {', '.join(_TABLES)}"
             raise UserError(f"{path}: unknown table {_shown(key)}{hint}")
         if not isinstance(table, dict):
             raise UserError(
-                f"{path}: {key} has to be a table of names and values, not {_shown(table)}"
+                f"{path}: {key} must be a table of names and values, not {_shown(table)}"
             )
     sets = {_set_name(n, path): _env_ids(n, ids, path) for n, ids in data.get("sets", {}).items()}
     targets, randoms = (
@@ -178,7 +177,7 @@ def load_task_sets(path: str | Path) -> Declarations:
         for key in ("target_returns", "random_returns")
     )
     if not (sets or targets or randoms):
-        raise UserError(f"{path} declares nothing: its tables are empty")
+        raise UserError(f"{path} has no values: its tables are empty")
     return Declarations(sets, targets, randoms)
 
 
@@ -205,22 +204,6 @@ def _shipped() -> Declarations:
 # -- files --
 
 
-class _YamlLoader(yaml.SafeLoader):
-    """Refuses a name that comes twice, of which YAML would keep the last without a word, as TOML
-    does.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        pairs = node.value if isinstance(node, yaml.MappingNode) else []
-        names = [key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode)]
-        twice = next((n for n in names if names.count(n) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{twice!r} comes twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
 def _parse(path: Path) -> Any:
     kind = path.suffix.casefold()
     if kind not in (".toml", ".yaml", ".yml"):
@@ -232,9 +215,8 @@ def _parse(path: Path) -> Any:
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"cannot read the sets of environments: {path}: {e}") from e
     try:
-        # _YamlLoader is a SafeLoader: nothing that the file says is executed.
-        return tomllib.loads(text) if kind == ".toml" else yaml.load(text, _YamlLoader)
-    except (tomllib.TOMLDecodeError, yaml.YAMLError, ValueError, RecursionError) as e:
+        return tomllib.loads(text) if kind == ".toml" else parse_yaml(text)
+    except (ValueError, RecursionError) as e:  # TOMLDecodeError is a ValueError
         raise UserError(f"{path} is not valid: {' '.join(str(e).split())}") from e
 
 
@@ -246,7 +228,8 @@ def _set_name(name: Any, path: Path) -> str:
         or ".." in name
     ):
         raise UserError(
-            f"{path}: {name!r} is no name of a set: letters, digits and _ . + = - only, at most 100"
+            f"{path}: {name!r} is not a valid name of a set: use at most 100 letters, digits and _ "
+            f". + = -"
         )
     return name
 
@@ -254,7 +237,7 @@ def _set_name(name: Any, path: Path) -> str:
 def _env_ids(name: str, env_ids: Any, path: Path) -> tuple[str, ...]:
     if not isinstance(env_ids, list):
         raise UserError(
-            f"{path}: the set {name!r} has to be a list of environments, not {_shown(env_ids)}"
+            f"{path}: the set {name!r} must be a list of environments, not {_shown(env_ids)}"
         )
     try:
         return TaskSet(name, tuple(env_ids)).env_ids
@@ -264,14 +247,14 @@ def _env_ids(name: str, env_ids: Any, path: Path) -> tuple[str, ...]:
 
 def _check_env_id(env_id: Any, where: str) -> str:
     if not isinstance(env_id, str) or not env_id or any(c.isspace() or c == "," for c in env_id):
-        raise UserError(f"{where}: {_shown(env_id)} is no name of an environment")
+        raise UserError(f"{where}: {_shown(env_id)} is not a name of an environment")
     return env_id
 
 
 def _return(key: str, env_id: str, value: Any, path: Path) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or abs(value) > 1e300 or not math.isfinite(value):
-        raise UserError(f"{path}: {key} of {env_id} has to be a finite number, not {_shown(value)}")
+        raise UserError(f"{path}: {key} of {env_id} must be a finite number, not {_shown(value)}")
     return float(value)
 
 
@@ -369,9 +352,8 @@ class References:
         r_random, r_target = self.random_return(env_id), self.target_return(env_id)
         if r_target <= r_random:
             raise UserError(
-                f"the target return of {env_id}, {r_target:g}, does not lie above the "
-                f"{r_random:g} of random actions, so that worse "
-                f"agents would score higher: declare a higher one "
+                f"the target return of {env_id} ({r_target:g}) must be above the return of random "
+                f"actions ({r_random:g}): declare a higher one "
                 f"{_lines('target_returns', env_id)}"
             )
         return normalised_score(r, r_random, r_target)

@@ -32,6 +32,7 @@ __all__ = [
     "Ledger",
     "Task",
     "check_task",
+    "find",
     "make_bare_env",
     "make_env",
     "shared_seconds",
@@ -81,9 +82,11 @@ class Task:
             object.__setattr__(self, "kwargs", Arguments(self.kwargs))
 
 
-def _spec(env_id: str) -> Any:
-    """Gymnasium's specification of `env_id`; a UserError with the nearest names if there is
-    none.
+def find(env_id: str) -> Any:
+    """Gymnasium's specification of `env_id`.
+
+    Raises:
+        UserError: there is none; with the nearest names.
     """
     try:
         with warnings.catch_warnings():
@@ -103,7 +106,7 @@ def _spec(env_id: str) -> Any:
             if s.name == name.rpartition("/")[2]
         )[1]
         raise UserError(
-            f"environment {env_id!r} is gone from Gymnasium {gym.__version__}; use {newest}"
+            f"Gymnasium {gym.__version__} no longer has environment {env_id!r}; use {newest}"
         ) from e
     except gym.error.Error as e:
         name = env_id.rpartition("-v")[0]
@@ -127,17 +130,18 @@ def _hidden(task: Task) -> np.ndarray | None:
         return None
     if task.env_id not in VELOCITIES:
         raise UserError(
-            f"no velocities are known for {task.env_id!r}: --del_obs takes {', '.join(VELOCITIES)}"
+            f"--del_obs does not know the velocities of {task.env_id!r}; it knows "
+            f"{', '.join(VELOCITIES)}"
         )
     return np.array(VELOCITIES[task.env_id])
 
 
 def _make(task: Task, **more: Any) -> gym.Env:
-    _spec(task.env_id)
+    find(task.env_id)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return gym.make(task.env_id, disable_env_checker=True, **task.kwargs, **more)
+            return gym.make(task.env_id, disable_env_checker=True, **{**task.kwargs, **more})
         except RAISED as e:  # its constructor may raise anything
             given = f" with {task.kwargs}" if task.kwargs else ""
             raise UserError(

@@ -150,7 +150,8 @@ class World:
             if self._encoder is None
             else self._encoder.step(observations, actions, rewards, slots)
         )
-        self._collect_faults()
+        if self._lockstep.faults:
+            self._collect_faults()
         return seen, rewards, terminated, truncated
 
     @property
@@ -187,7 +188,7 @@ class World:
             rewards (n_agents, n_envs); whether an episode ended (n_agents, n_envs); and for each
             episode that a time limit ended (agent, environment, the last it saw).
         """
-        actions = actions.reshape(self._lockstep.n, *actions.shape[2:])
+        actions = actions.reshape(len(self._returns), *actions.shape[2:])
         self._outstanding += 1
         seen, rewards, terminated, truncated = self.advance(actions)
         self._returns += rewards
@@ -195,7 +196,7 @@ class World:
             self.enter_steps()
         ended = terminated | truncated
         timeouts = []
-        if ended.any():
+        if np.count_nonzero(ended):  # faster than `any`
             self.enter_steps()
             for slot in np.flatnonzero(ended):
                 agent, env = divmod(int(slot), self.n_envs)
@@ -217,8 +218,6 @@ class World:
                 ledger.step(n)
 
     def _collect_faults(self) -> None:
-        if not self._lockstep.faults:
-            return
         for slot, fault in self._lockstep.faults.items():
             agent = slot // self.n_envs
             if agent not in self.faults:

@@ -321,7 +321,7 @@ def test_environments_that_were_seen_are_refused_in_any_version(env_id, tiny, in
         HP_env_type="Toys", env_id=env_id, arms="RES_PPO_0.0003", **TEST
     )
     before = sorted(Path().rglob("*"))
-    with pytest.raises(UserError, match=f"the evolution saw {env_id} .*--allow_seen"):
+    with pytest.raises(UserError, match=f"the evolution used {env_id} .*--allow_seen"):
         compare(test, sink)
     assert sorted(Path().rglob("*")) == before
     if env_id == "CartPole-v1":
@@ -379,7 +379,7 @@ def test_a_study_of_one_environment_can_be_tested_in_another(tiny, inline, sink)
     test = GeneralizationComparisonConfig(
         study="CartPole-v1_main_0.064k_steps", arms="RES_PPO_0.0003", **TEST
     )
-    with pytest.raises(UserError, match="the evolution saw CartPole-v0"):
+    with pytest.raises(UserError, match="the evolution used CartPole-v0"):
         compare(dataclasses.replace(test, env_id="CartPole-v0"), sink)
     assert compare(dataclasses.replace(test, env_id="toy_environments:Steady-v0"), sink) == 0
 
@@ -397,14 +397,14 @@ def test_a_study_of_a_set_needs_its_own_script(kind, tiny, inline, sink):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"env_type": "Toy"}, "no set of environments is called 'Toy'; did you mean Toys"),
+        ({"env_type": "Toy"}, "unknown set of environments 'Toy'; did you mean Toys"),
         ({"sets": "missing.toml"}, "cannot read the sets"),
         ({"sets": "quick.yaml"}, "unknown table"),
         ({"env_ids": ","}, "names no environments"),
         ({"env_ids": "CartPole-v1,CartPole-v1"}, "more than once"),
         ({"env_ids": "CartPole-v1,Cartpol-v1"}, "unknown environment 'Cartpol-v1'"),
         ({"env_ids": "MountainCar-v0"}, r'no target return .*"MountainCar-v0" = NUMBER'),
-        ({"env_ids": "HumanoidStandup-v4"}, "does not lie above"),
+        ({"env_ids": "HumanoidStandup-v4"}, "must be above the return of random"),
         (
             {
                 "env_ids": "Pendulum-v1,CartPole-v1",
@@ -412,7 +412,7 @@ def test_a_study_of_a_set_needs_its_own_script(kind, tiny, inline, sink):
                 "learner_config": None,
                 "training_steps": 200,
             },
-            "SAC takes continuous .Box. actions, not Discrete",
+            "SAC needs continuous .Box. actions, not Discrete",
         ),
         (
             {
@@ -427,11 +427,11 @@ def test_a_study_of_a_set_needs_its_own_script(kind, tiny, inline, sink):
             {"published_code": True},
             "no reward of random steps is known for toy_environments:Steady-v0",
         ),
-        ({"del_obs": True}, "no velocities are known for"),
+        ({"del_obs": True}, "--del_obs does not know the velocities of"),
         ({"obs_units": 11}, "1 to 10 of 10 neurons, not 11"),
         ({"nb_res": -1}, "--nb_res"),
         ({"nb_res": 0}, "--nb_res 0 evolves settings of the learner and nothing else"),
-        ({"obs_units": 0}, "--obs_units is at least 1"),
+        ({"obs_units": 0}, "--obs_units must be at least 1"),
         ({"units": 2}, "at least 3 units"),
         ({"evolve": "units=5:9", "obs_units": 12}, "1 to 10 of 10 neurons"),
         ({"evolve": "learner.gama=0:1"}, "PPO has no setting 'gama'"),
@@ -497,6 +497,9 @@ def test_a_journal_of_several_reservoirs_opens(tiny, inline, sink):
     assert own == [(*(best.params[f"{p}_{k}"] for p in ("sr", "lr", "iss")), 5) for k in (1, 2)]
     drawn = spec_of(random).context.reservoirs
     assert len({r.iss for r in drawn}) == 2  # its search space held input scalings too
+    # ReservoirPy gave all of them a bias then.
+    reservoirs = [*spec_of(evolved).context.reservoirs, *drawn]
+    assert {(r.bias, r.bias_connectivity) for r in reservoirs} == {(1.0, 0.1)}
 
 
 @pytest.mark.parametrize("env_type", ["Ant_Swimmer", "Ant_4_tr_envs"])
@@ -508,7 +511,7 @@ def test_a_journal_of_a_set_knows_what_was_seen(env_type, named, inline, sink):
     test = GeneralizationComparisonConfig(
         **flags, env_id="Swimmer-v5", nb_res=2, units=5, workers=1
     )
-    with pytest.raises(UserError, match="the evolution saw Swimmer-v5"):
+    with pytest.raises(UserError, match="the evolution used Swimmer-v5"):
         compare(test, sink)
     unseen = "HalfCheetah-v4" if env_type == "Ant_Swimmer" else "Ant-v4"
     with pytest.raises(UserError, match="unknown agent 'none'"):  # it came past the refusal

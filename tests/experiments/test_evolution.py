@@ -142,6 +142,19 @@ def test_published_code_uses_its_seeds(quick, inline, sink):
     records = [study_of(config).trials()[0].user_attrs[f"lifetime:{i}"] for i in range(3)]
     assert [set(r["spec"]["seeds"].values()) for r in records] == [{0}, {1}, {2}]
     assert not any(r["spec"]["context"]["feed_action"] for r in records)
+    reservoirs = [r["spec"]["context"]["reservoirs"][0] for r in records]
+    assert {(r["bias"], r["bias_connectivity"]) for r in reservoirs} == {(1.0, 0.1)}
+
+
+def test_a_study_keeps_the_bias_that_it_had(quick, inline, sink):
+    flags = make(quick, published_code=True, nb_trials=1, nb_seeds=1)
+    evolve(dataclasses.replace(flags, bias=0.0), sink)
+    assert evolve(dataclasses.replace(flags, nb_trials=2), sink) == 0
+    for trial in study_of(flags).trials():
+        [reservoir] = trial.user_attrs["lifetime:0"]["spec"]["context"]["reservoirs"]
+        assert reservoir["bias"] == 0.0
+    with pytest.raises(UserError, match=r"bias is 0\.0 there and 1\.0 here"):
+        evolve(dataclasses.replace(flags, bias=1.0), sink)
 
 
 def test_the_reservoir_persists_if_told_so(quick, inline, sink):
@@ -191,23 +204,23 @@ def test_faulty_environments_fail_their_trials(fault, quick, inline, sink):
         ({"popsize": 3}, "at least 4"),
         ({"popsize": 1}, "at least 2|at least 4"),
         ({"units": 2}, "at least 3 units"),
-        ({"min_sr": 2.0, "max_sr": 1.0}, "--min_sr 2.0 lies above --max_sr 1.0"),
+        ({"min_sr": 2.0, "max_sr": 1.0}, "--min_sr 2.0 is greater than --max_sr 1.0"),
         ({"min_sr": float("nan")}, "above 0"),
         ({"max_sr": float("inf")}, "above 0"),
-        ({"max_lr": 1.5}, "leak rate"),
-        ({"h_test": "../../x"}, "no name"),
-        ({"h_test": ""}, "no name"),
-        ({"h_test": "a/b"}, "no name"),
-        ({"h_test": "a\n"}, "no name"),
-        ({"h_test": "-x"}, "no name"),
-        ({"seed": -1}, "not negative"),
+        ({"max_lr": 1.5}, "--max_lr must be at most 1"),
+        ({"h_test": "../../x"}, "not a valid name"),
+        ({"h_test": ""}, "not a valid name"),
+        ({"h_test": "a/b"}, "not a valid name"),
+        ({"h_test": "a\n"}, "not a valid name"),
+        ({"h_test": "-x"}, "not a valid name"),
+        ({"seed": -1}, "--seed must be at least 0"),
         ({"learner_config": "missing.yaml"}, "cannot read"),
         *(
-            ({n: v}, f"--{n} is at least 1")
+            ({n: v}, f"--{n} must be at least 1")
             for n in ("training_steps", "nb_trials", "nb_seeds", "ep_eval")
             for v in (0, -3)
         ),
-        ({"workers": 0}, "--workers is at least 1"),
+        ({"workers": 0}, "--workers must be at least 1"),
     ],
 )
 def test_bad_input_is_refused_and_nothing_written(options, message, quick, inline, sink):
@@ -386,7 +399,7 @@ def test_a_storage_that_fails_in_mid_run_is_one_line_and_the_same_command_goes_o
 
     with monkeypatch.context() as patch:
         patch.setattr(Study, "store_record", fail)
-        with pytest.raises(UserError, match=r"disk is full.*the same command goes on"):
+        with pytest.raises(UserError, match=r"disk is full.*run the same command again"):
             evolve(config, sink)
     assert evolve(config, sink) == 0
     assert [t.state.name for t in study_of(config).trials()] == ["COMPLETE"] * 6

@@ -12,6 +12,7 @@ from optuna.trial import create_trial
 from erl.errors import UserError
 from erl.experiments.comparison import ComparisonConfig, MultiComparisonConfig, compare
 from erl.experiments.evolution import EvolutionConfig, evolve
+from erl.search.space import NO_BIAS
 from erl.studies.records import records
 from erl.studies.storage import DEFAULT_STORAGE
 from erl.studies.study import Study
@@ -75,7 +76,7 @@ def test_parameters_that_are_one_of_several_values(sink):
     assert compare(test, sink) == 0
     assert "sr 1, lr 0.5" in str(sink)
     foreign([({"sr": ("much", "little"), "lr": 0.5}, 1.0)], name="words")
-    with pytest.raises(UserError, match="study 'words' has sr = 'much', which is no number"):
+    with pytest.raises(UserError, match="study 'words' has sr = 'much', which is not a number"):
         compare(dataclasses.replace(test, study="words"), sink)
 
 
@@ -160,7 +161,7 @@ def test_results_go_elsewhere_and_the_evolved_studys_file_stays_as_it_was(quick,
     assert len(records("sqlite:///results.db", name)) == 1
     assert f"curves:   study {name} in sqlite:///results.db" in str(sink)
     assert compare(test, sink) == 0
-    assert "0 lifetimes to live" in str(sink)
+    assert "0 lifetimes to train" in str(sink)
     assert (Path(journal).read_bytes(), Path(journal).stat().st_mtime_ns) == before
     # By default the journal is found, and the results lie in the usual storage; then too, when that
     # exists.
@@ -169,6 +170,17 @@ def test_results_go_elsewhere_and_the_evolved_studys_file_stays_as_it_was(quick,
         assert compare(usual, sink) == 0
         assert f"reading ER-MRL's journal {journal}" in str(sink)
     assert (Path(journal).read_bytes(), Path(journal).stat().st_mtime_ns) == before
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_test_that_exists_keeps_the_bias_that_its_journal_was_taken_to_have(sink, monkeypatch):
+    foreign([({"sr": 1.0, "lr": 0.5}, 1.0)])
+    test = ComparisonConfig(study=NAME, arms="RES_PPO_0.0003", env_id="CartPole-v1", **TEST)
+    with monkeypatch.context() as before:
+        before.setattr("erl.experiments.comparison.ER_MRL_BIAS", NO_BIAS)
+        assert compare(test, sink) == 0
+    assert compare(test, sink) == 0
+    assert "0 lifetimes to live" in str(sink)
 
 
 @pytest.mark.usefixtures("inline")

@@ -104,7 +104,7 @@ def test_evolve_then_the_printed_command(quick, sink):
 
     again = parse(ComparisonConfig, [*words[2:], "--nb_seeds", "2", "--workers", "1"])
     assert compare(again, sink) == 0
-    assert "0 lifetimes to live" in str(sink)
+    assert "0 lifetimes to train" in str(sink)
     tables = done.stdout.partition("return of the last")[2]
     assert str(sink).partition("return of the last")[2].strip() == tables.strip()
 
@@ -160,7 +160,7 @@ def test_generalisation_with_er_mrls_flags_then_the_printed_command(quick):
     seen = GeneralizationComparisonConfig(
         env_id="Ant-v5", HP_env_type="Ant_Swimmer", h_test="try", HP_training_steps=1024
     )
-    with pytest.raises(UserError, match="the evolution saw Ant-v5"):
+    with pytest.raises(UserError, match="the evolution used Ant-v5"):
         compare(seen, Lines())
 
 

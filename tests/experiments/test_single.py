@@ -92,19 +92,19 @@ def test_settings_on_the_command_line():
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ({"steps": 0}, "--steps is at least 1"),
-        ({"seeds": "1,x"}, "--seeds are whole numbers"),
-        ({"seeds": ""}, "--seeds are whole numbers"),
+        ({"steps": 0}, "--steps must be at least 1"),
+        ({"seeds": "1,x"}, "--seeds must be whole numbers"),
+        ({"seeds": ""}, "--seeds must be whole numbers"),
         ({"set": "thta=1"}, "did you mean theta"),
-        ({"set": "OFF_TYPE=7"}, "OFF_TYPE is 0 or 1"),
+        ({"set": "OFF_TYPE=7"}, "OFF_TYPE must be 0 or 1"),
         (
             {"learner": "PPO", "env_id": "CartPole-v1", "set": "eval_freq=-1"},
-            "eval_freq is a whole number from 0",
+            "eval_freq must be a whole number from 0",
         ),
         ({"learner": "ERLRe2", "set": None}, "unknown learner"),
         ({"env_id": "CartPole-v1"}, "continuous"),
-        ({"h_test": "../x"}, "no name"),
-        ({"seed": -1}, "not negative"),
+        ({"h_test": "../x"}, "not a valid name"),
+        ({"seed": -1}, "--seed must be at least 0"),
     ],
 )
 def test_bad_input_writes_nothing(flags, says, sink):

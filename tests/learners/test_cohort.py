@@ -429,7 +429,7 @@ def test_what_the_cohort_does_not_know_it_says():
             get_learner("PPO", "cohort").check(spec)
     for name in ("TQC", "ERL-Re2"):
         with pytest.raises(
-            UserError, match=f"{name} has no cohort engine; .*--engine auto trains {name}"
+            UserError, match=f"--engine cohort exists for .* only; use --engine auto for {name}"
         ):
             get_learner(name, "cohort")
     assert type(get_learner("PPO", "auto")).__name__ == "CohortPPOLearner"

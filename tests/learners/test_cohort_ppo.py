@@ -497,10 +497,13 @@ def test_state_dict_goes_on_where_it_was_taken(action_space: spaces.Space) -> No
 
 
 def test_construction_leaves_global_generators_alone() -> None:
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    def states() -> tuple:
+        return random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+
+    before, torchs = states(), torch.get_rng_state()
     to_sb3(make(2, BOX), 0)
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), torchs)
+    assert states() == before
 
 
 # Acting
@@ -644,12 +647,15 @@ def test_settings_in_the_zoos_spelling() -> None:
     [
         ({"lerning_rate": 1.0}, "learning_rate"),
         ({"use_sde": True}, "--engine sb3"),
-        ({"policy": "CnnPolicy"}, "policy is MlpPolicy, not"),
+        ({"policy": "CnnPolicy"}, "policy must be MlpPolicy, not"),
         ({"policy_kwargs": {"squash_output": True}}, "--engine sb3"),
         ({"policy_kwargs": {"optimizer_class": torch.optim.SGD}}, "--engine sb3"),
         ({"normalize": {"training": False}}, "--engine sb3"),
         ({"policy_kwargs": {"net_arch": {"qf": [3]}}}, "net_arch has no setting 'qf'"),
-        ({"policy_kwargs": {"net_arch": [0]}}, "net_arch is a list, each a whole number from 1"),
+        (
+            {"policy_kwargs": {"net_arch": [0]}},
+            "net_arch must be a list, each a whole number from 1",
+        ),
         ({"policy_kwargs": {"optimizer_kwargs": {"betas": (0.5, 0.9)}}}, "--engine sb3"),
         ({"policy_kwargs": {"activation_fn": "SELU"}}, "--engine sb3"),
         ({"policy_kwargs": {"net_arc": [3]}}, "net_arch"),

@@ -194,9 +194,9 @@ def test_what_is_stored(training, env_id, population_replay):
         own_steps = sum(length for _, _, length in t.ledger.episodes)
         own_steps += sum(row["fitness"]) * population_replay  # a step is paid 1
         assert t.buffer.added[0] == own_steps
-    goes_on = t.buffer.batch(torch.arange(len(t.buffer))).goes_on
+    not_done = t.buffer.batch(torch.arange(len(t.buffer))).not_done
     ends = (own + population * population_replay) * (env_id == CARTPOLE)
-    assert int((goes_on == 0).sum()) == ends
+    assert int((not_done == 0).sum()) == ends
 
 
 @both
@@ -259,18 +259,18 @@ def test_same_seed_same_run(env_id):
     ("settings", "message"),
     [
         ({"es_weight": 0.5, "rl_weight": 0.6}, "es_weight and rl_weight sum to 1, and 0.5"),
-        ({"es_weight": -0.5, "rl_weight": 1.5}, "es_weight is a number from 0 to 1, not -0.5"),
-        ({"population_size": 1}, "population_size is a whole number from 2, not 1"),
-        ({"sigma": 0}, "sigma is a number above 0, not 0"),
-        ({"lr_es": 0}, "lr_es is a number above 0"),
-        ({"gamma": 1.5}, "gamma is a number from 0 to 1"),
-        ({"hidden": []}, "hidden is a list of at least one width"),
-        ({"hidden": [0]}, "hidden is a list"),
-        ({"mirrored": 1}, "mirrored is true or false"),
+        ({"es_weight": -0.5, "rl_weight": 1.5}, "es_weight must be a number from 0 to 1, not -0.5"),
+        ({"population_size": 1}, "population_size must be a whole number from 2, not 1"),
+        ({"sigma": 0}, "sigma must be a number above 0, not 0"),
+        ({"lr_es": 0}, "lr_es must be a number above 0"),
+        ({"gamma": 1.5}, "gamma must be a number from 0 to 1"),
+        ({"hidden": []}, "hidden must be a list of at least one width"),
+        ({"hidden": [0]}, "hidden must be a list"),
+        ({"mirrored": 1}, "mirrored must be true or false"),
         ({"population": 3}, "no setting 'population'; did you mean population_"),
-        ({"learning_starts": 501}, "learning_starts is at most buffer_size, 500"),
+        ({"learning_starts": 501}, "learning_starts must be at most buffer_size, 500"),
         ({"device": "abacus"}, "knows no device 'abacus'"),
-        ({"es_weight": 0, "rl_weight": 1, "steps": 40}, "a lifetime has 40"),
+        ({"es_weight": 0, "rl_weight": 1, "steps": 40}, "a lifetime has only 40"),
         ({"env_id": "peculiar_environments:WordsObserved-v0"}, "no array of numbers"),
     ],
 )
@@ -492,8 +492,8 @@ def test_the_constructor_has_the_names_and_defaults_of_the_settings():
         ((REACH, 3, 2), {}, "has action_dim=1, not 2"),
         ((CARTPOLE, 4, 1), {}, "has action_dim=2, not 1"),
         (("Nowhere-v0",), {}, "unknown environment"),
-        ((REACH,), {"sigma": 0}, "sigma is a number above 0"),
-        ((REACH,), {"seed": -1}, "seed is a whole number from 0"),
+        ((REACH,), {"sigma": 0}, "sigma must be a number above 0"),
+        ((REACH,), {"seed": -1}, "seed must be a whole number from 0"),
         ((REACH,), {"rl_weight": 0.3}, "sum to 1"),
         (("peculiar_environments:WordsObserved-v0",), {}, "no array of numbers"),
     ],
@@ -611,9 +611,10 @@ def test_a_yaml_file(tmp_path):
     path.write_text("population_size: 6\n")
     with pytest.raises(UserError, match="env_name"):
         DERL.from_config(path)
-    path.write_text("[")
-    with pytest.raises(UserError, match="cannot read"):
-        DERL.from_config(path)
+    for text in ("[", f"env_name: {REACH}\nhidden: [8]\nhidden: [9]\n"):
+        path.write_text(text)
+        with pytest.raises(UserError, match="cannot read"):
+            DERL.from_config(path)
 
 
 @both

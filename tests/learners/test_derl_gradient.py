@@ -62,7 +62,7 @@ class Plain:
                 batch.actions,
                 batch.next_observations,
                 batch.rewards,
-                batch.goes_on,
+                batch.not_done,
             )
         )
         with torch.no_grad():

@@ -117,7 +117,7 @@ def test_it_is_in_the_registry_whatever_the_case():
             {"learner": LearnerSpec("ERL-Re2", {}, "sb3"), "steps": 20000},
             "no algorithm of Stable-Baselines3",
         ),
-        ({"steps": 60}, "begins to learn after init_steps, 60 steps, and a lifetime has 60"),
+        ({"steps": 60}, "starts to learn after init_steps = 60 steps, but a lifetime has only 60"),
         (
             {"steps": 61, "learner": LearnerSpec("ERL-Re2", SMALL | {"learning_starts": 61})},
             "after learning_starts, 61 steps",
@@ -280,7 +280,7 @@ def test_time_limits_are_not_terminal():
     for env_id, terminal, length in (("Reach", 0, 20), ("Steady", 1, 10)):
         t = training(spec(f"toy_environments:{env_id}-v0", steps=120, theta=1.0))
         train_through(t)
-        ends = 1.0 - t.buffer.batch(torch.arange(len(t.buffer))).goes_on[:, 0]
+        ends = 1.0 - t.buffer.batch(torch.arange(len(t.buffer))).not_done[:, 0]
         assert ends.sum() == terminal * len(t.buffer) / length
 
 

@@ -40,8 +40,8 @@ def batches(n, s, seed=3, evolving=True, size=BATCH):
         actions = torch.rand(size, ACTIONS, generator=g) * 2 - 1
         next_observations = torch.randn(size, OBSERVATIONS, generator=g)
         rewards = torch.randn(size, 1, generator=g)
-        goes_on = (torch.rand(size, 1, generator=g) > 0.2).float()
-        rows = torch.cat([observations, actions, rewards, goes_on], 1)
+        not_done = (torch.rand(size, 1, generator=g) > 0.2).float()
+        rows = torch.cat([observations, actions, rewards, not_done], 1)
         batch = Batch(rows, next_observations, OBSERVATIONS, ACTIONS)
         noise = torch.randn(size, ACTIONS, generator=g)
         valued = heads[k % 4] if s.EA else None
@@ -75,7 +75,10 @@ def test_values_and_losses(case):
         )
     s, fast, plain = make(**CASES[case])
     torch.testing.assert_close(
-        fast._improve(batch, draws.improved)["actor_loss"], rl.detach(), rtol=1e-4, atol=1e-5
+        fast._improve(batch, draws.representation_heads)["actor_loss"],
+        rl.detach(),
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
@@ -98,10 +101,10 @@ def test_gradients(case):
     kept = [n.values.clone() for n in fast.networks]
     fast._learn_critic(batch, draws.noise)
     if s.EA:
-        fast._learn_policy_value(batch, draws.valued)
+        fast._learn_policy_value(batch, draws.value_head)
     for network, values in zip(fast.networks, kept):
         network.values.copy_(values)
-    fast._improve(batch, draws.improved)
+    fast._improve(batch, draws.representation_heads)
     found = plain.flats(fast, [n.grads for n in fast.networks])
     for k, grads in wanted.items():
         # The step has shortened long ones.
@@ -162,11 +165,11 @@ def test_without_evolution_the_population_plays_no_part():
 def test_before_evolution_begins_the_representation_follows_the_rl_agent_alone():
     s, fast, plain = make()
     batch, draws = next(batches(1, s, evolving=False))
-    assert draws.improved is None
-    assert draws.valued is not None
+    assert draws.representation_heads is None
+    assert draws.value_head is not None
     rl, shared = plain.policy_losses(batch, draws)
     assert shared.item() == rl.item()
-    fast._improve(batch, draws.improved)
+    fast._improve(batch, draws.representation_heads)
     (theirs,) = torch.autograd.grad(rl, [plain.parameters()[0][0]])
     torch.testing.assert_close(
         _modules(fast._z, fast.representation.grads[0])[0][0], theirs, rtol=1e-2, atol=1e-5
@@ -243,19 +246,19 @@ def test_state_comes_back():
     ("config", "says"),
     [
         ({"popsize": 5}, "did you mean pop_size"),
-        ({"pop_size": 2}, "pop_size is at least 3"),
+        ({"pop_size": 2}, "pop_size must be at least 3"),
         ({"pop_size": 2.5}, "whole number"),
-        ({"theta": 1.5}, "theta is a number from 0 to 1, not 1.5"),
-        ({"theta": math.nan}, "theta is a number from 0 to 1, not nan"),
+        ({"theta": 1.5}, "theta must be a number from 0 to 1, not 1.5"),
+        ({"theta": math.nan}, "theta must be a number from 0 to 1, not nan"),
         ({"EA": 1}, "true or false"),
-        ({"EA": False, "RL": False}, "neither EA nor RL"),
+        ({"EA": False, "RL": False}, "without EA and RL"),
         ({"K": 7}, "at most the number of policies, 6"),
-        ({"prob_reset_and_sup": 0.6}, "prob_reset_and_sup is a number from 0 to 0.5, not 0.6"),
+        ({"prob_reset_and_sup": 0.6}, "prob_reset_and_sup must be a number from 0 to 0.5, not 0.6"),
         ({"frac_frames_train": 0.0}, "above 0"),
         ({"learning_rate": 0}, "above 0"),
         ({"precision": "bf16", "batch_size": 127}, "at least 128 where precision is bf16"),
         ({"elite_fraction": 1.0}, "less than the whole population"),
-        ({"buffer_size": 1000}, "learning_starts is at most buffer_size, 1000, not 5000"),
+        ({"buffer_size": 1000}, "learning_starts must be at most buffer_size, 1000, not 5000"),
         ({"algorithm": "SAC"}, "TD3 or DDPG"),
         ({"precision": "fp16"}, "fp32 or bf16"),
         ({"device": "abacus"}, "knows no device"),

@@ -298,7 +298,7 @@ def test_rows_of_the_buffer_are_what_was_lived(monkeypatch):
     rows = torch.cat([batch.pairs, batch.rewards, batch.next_observations], 1)
     wanted = np.array([[*row[:-1], *row[-1]] for row in seen], np.float32)
     assert sorted(map(tuple, rows.numpy())) == sorted(map(tuple, wanted))
-    assert batch.goes_on.all()  # only time limits end an episode there
+    assert batch.not_done.all()  # only time limits end an episode there
 
 
 @pytest.mark.parametrize(
@@ -313,17 +313,17 @@ def test_rows_of_the_buffer_are_what_was_lived(monkeypatch):
         ("TD3", {"policy_kwargs": {"optimizer_kwargs": {"amsgrad": True}}}, "amsgrad=True"),
         ("DDPG", {"policy_delay": 2}, "DDPG has no setting 'policy_delay'"),
         ("TD3", {"policy_dely": 2}, "did you mean policy_delay"),
-        ("TD3", {"gamma": 1.5}, "gamma is a number from 0 to 1"),
-        ("TD3", {"batch_size": 0}, "batch_size is a whole number from 1"),
-        ("TD3", {"train_freq": [1, "hour"]}, "train_freq is"),
-        ("TD3", {"train_freq": [1, "episode"], "n_envs": 2}, "takes n_envs 1, not 2"),
-        ("TD3", {"learning_starts": 240}, "begins to learn after learning_starts"),
+        ("TD3", {"gamma": 1.5}, "gamma must be a number from 0 to 1"),
+        ("TD3", {"batch_size": 0}, "batch_size must be a whole number from 1"),
+        ("TD3", {"train_freq": [1, "hour"]}, "train_freq must be"),
+        ("TD3", {"train_freq": [1, "episode"], "n_envs": 2}, "needs n_envs 1, not 2"),
+        ("TD3", {"learning_starts": 240}, "starts to learn after learning_starts"),
         ("TD3", {"device": "cuda"}, "has no device 'cuda'"),
         ("TD3", {"device": "tpu"}, "knows no device 'tpu'"),
         ("TD3", {"seed": 3}, "seed is not TD3's to set here"),
-        ("TD3", {"noise_type": "pink"}, "noise_type is"),
-        ("SAC", {"ent_coef": "auto_0"}, "ent_coef is"),
-        ("SAC", {"ent_coef": "much"}, "ent_coef is"),
+        ("TD3", {"noise_type": "pink"}, "noise_type must be"),
+        ("SAC", {"ent_coef": "auto_0"}, "ent_coef must be"),
+        ("SAC", {"ent_coef": "much"}, "ent_coef must be"),
         ("TD3", {"policy_kwargs": {"net_arch": {"pi": [4]}}}, "net_arch is"),
     ],
 )
@@ -336,7 +336,7 @@ def test_settings_that_cannot_be(name, config, says):
 
 
 def test_discrete_actions_are_refused():
-    with pytest.raises(UserError, match=r"TD3 takes continuous \(Box\) actions, not Discrete"):
+    with pytest.raises(UserError, match=r"TD3 needs continuous \(Box\) actions, not Discrete"):
         get_learner("TD3", "cohort").check(lifetime(0, env_id="CartPole-v1"))
 
 

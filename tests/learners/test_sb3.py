@@ -308,23 +308,29 @@ def test_normalised_observations_reach_the_policy_in_evaluation_too(tmp_path):
         ({"seed": 3}, "seed is not PPO's to set here"),
         ({"n_envs": 0}, "n_envs"),
         ({"n_envs": True}, "n_envs"),
-        ({"n_steps": "many"}, "n_steps is a whole number"),
-        ({"learning_rate": "cos_3"}, "learning_rate is a number above 0 or a schedule lin_NUMBER"),
+        ({"n_steps": "many"}, "n_steps must be a whole number"),
+        (
+            {"learning_rate": "cos_3"},
+            "learning_rate must be a number above 0 or a schedule lin_NUMBER",
+        ),
         ({"policy": "MlpPolice"}, "MlpPolicy"),
         ({"policy_kwargs": "dict(activation_fn=nn.Rellu)"}, "ReLU"),
         ({"policy_kwargs": {"net_arkh": [3]}}, "PPO refuses its settings"),
-        ({"policy_kwargs": "words"}, "policy_kwargs is names and values or null, not"),
+        ({"policy_kwargs": "words"}, "policy_kwargs must be names and values or null, not"),
         ({"normalize": {"norm_everything": True}}, "norm_everything"),
         ({"noise_type": "normal"}, "PPO has no setting 'noise_type'"),
-        ({"batch_size": 0}, "batch_size is a whole number from 1, not 0"),
-        ({"gamma": "abc"}, "PPO's gamma is a number from 0 to 1, not 'abc'"),
-        ({"gamma": float("nan")}, "gamma is a number"),
-        ({"n_steps": 64.5}, "n_steps is a whole number"),
-        ({"use_sde": 1}, "use_sde is true or false"),
-        ({"normalize": 3}, "normalize is true or false, or names and values, not 3"),
-        ({"normalize": {"clip_obs": 0}}, "PPO's normalize's clip_obs is a number above 0, not 0"),
-        ({"eval_freq": -1}, "eval_freq is a whole number from 0"),
-        ({"eval_episodes": 0}, "eval_episodes is a whole number from 1"),
+        ({"batch_size": 0}, "batch_size must be a whole number from 1, not 0"),
+        ({"gamma": "abc"}, "PPO's gamma must be a number from 0 to 1, not 'abc'"),
+        ({"gamma": float("nan")}, "gamma must be a number"),
+        ({"n_steps": 64.5}, "n_steps must be a whole number"),
+        ({"use_sde": 1}, "use_sde must be true or false"),
+        ({"normalize": 3}, "normalize must be true or false, or names and values, not 3"),
+        (
+            {"normalize": {"clip_obs": 0}},
+            "PPO's normalize's clip_obs must be a number above 0, not 0",
+        ),
+        ({"eval_freq": -1}, "eval_freq must be a whole number from 0"),
+        ({"eval_episodes": 0}, "eval_episodes must be a whole number from 1"),
     ],
 )
 def test_settings_that_cannot_be(config, message):
@@ -368,7 +374,7 @@ def test_a_check_leaves_the_settings_as_they_were():
 def test_a_budget_within_which_nothing_is_learned_is_refused():
     with pytest.raises(
         UserError,
-        match="TD3 begins to learn after learning_starts, 10,000 steps, and a lifetime has 150",
+        match=r"TD3 starts to learn after learning_starts = 10,000 steps, .* has only 150",
     ):
         check(spec("TD3", CONTINUOUS, config={"learning_starts": 10000}))
 

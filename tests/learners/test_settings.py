@@ -70,7 +70,9 @@ def test_policy_kwargs_alone_are_no_section():
 
 def test_the_zoos_files_sections_anchors_and_keys_that_do_not_apply():
     settings, env_kwargs, notes = load_settings(write("ppo.yml", ZOO), "HalfCheetah-v4")
-    assert notes == ("ppo.yml: env_wrapper, n_timesteps do not apply here and are left out",)
+    assert notes == (
+        "ppo.yml: these settings do not apply here and are ignored: env_wrapper, n_timesteps",
+    )
     assert env_kwargs == {}
     assert settings["normalize"] is True
     assert settings["batch_size"] == 64
@@ -92,8 +94,8 @@ def test_the_zoos_files_sections_anchors_and_keys_that_do_not_apply():
     [
         ("a.yaml", "a: [1", "a.yaml is not valid"),
         ("a.json", "{'a': 1}", "a.json is not valid"),
-        ("a.yaml", "- 1\n- 2", "found a list"),
-        ("a.yaml", "just words", "found a str"),
+        ("a.yaml", "- 1\n- 2", "not a list"),
+        ("a.yaml", "just words", "not a str"),
         ("a.yaml", "x: 2020-01-01", "a.yaml"),
         ("a.yaml", "x: !!python/object/apply:os.system ['touch hacked']", "a.yaml is not valid"),
         ("a.yaml", "\x00", "a.yaml"),
@@ -123,7 +125,7 @@ def test_arguments_of_the_environment_are_handed_on():
     assert (settings, env_kwargs, notes) == ({"gamma": 0.5}, {"forward_reward_weight": 0.5}, ())
     text = "env_kwargs: dict(a=1, b='x')"
     assert load_settings(write("a.yml", text), "Any-v0").env_kwargs == {"a": 1, "b": "x"}
-    with pytest.raises(UserError, match="env_kwargs are names and values, not 3"):
+    with pytest.raises(UserError, match="env_kwargs must be names and values, not 3"):
         load_settings(write("a.yml", "env_kwargs: 3"), "Any-v0")
 
 
@@ -167,6 +169,15 @@ def test_numbers_in_yaml(text, value):
     found = parse_yaml(f"x: {text}")["x"]
     assert (found, type(found)) == (value, type(value))
     assert parse_json('{"x": 5e-3}') == {"x": 0.005}
+
+
+@pytest.mark.parametrize(
+    "text", ["!!bool x", "!!int ''", "!!float ''", "!!timestamp x", "&a [*a]", "{a: &b {c: *b}}"]
+)
+def test_values_that_are_none_are_a_value_error(text):
+    with pytest.raises(ValueError, match=r"not what its tag says|holds itself"):
+        parse_yaml(f"x: {text}")
+    assert parse_yaml("a: &x [1]\nb: [*x, *x]") == {"a": [1], "b": [[1], [1]]}
 
 
 def test_files_that_cannot_be_read():
@@ -280,7 +291,7 @@ def test_values_are_checked_by_their_annotation(annotation, words, taken, refuse
     for value in refused:
         with pytest.raises(UserError) as e:
             convert("Mine", "x", annotation, value)
-        assert str(e.value) == f"Mine's x is {words}, not {value!r}"
+        assert str(e.value) == f"Mine's x must be {words}, not {value!r}"
 
 
 def test_a_long_value_is_cut_in_the_message():
@@ -311,9 +322,9 @@ def test_settings_of_a_learner(monkeypatch, tmp_path):
     assert type(Mine(1).alpha) is float
     for config, message in (
         ({"alpa": 1}, "Mine has no setting 'alpa'; did you mean alpha"),
-        ({"alpha": "x"}, "Mine's alpha is a number from 0 to 1, not 'x'"),
-        ({"beta": 0}, "Mine's kwargs beta is a whole number from 1, not 0"),
-        ({"beta": 6}, "Mine's kwargs beta is at most 5, not 6"),
+        ({"alpha": "x"}, "Mine's alpha must be a number from 0 to 1, not 'x'"),
+        ({"beta": 0}, "Mine's kwargs beta must be a whole number from 1, not 0"),
+        ({"beta": 6}, "Mine's kwargs beta must be at most 5, not 6"),
     ):
         with pytest.raises(UserError) as e:
             Mine.from_learner_config(config, "Ant-v5")
@@ -340,7 +351,7 @@ def test_every_setting_has_an_annotation_that_can_be_checked(kind):
         if name not in ("learner", "spelled", "defaults"):
             words = expected(annotation)
             assert words != "null", name
-            with pytest.raises(UserError, match=re.escape(f"is {words}, not")):
+            with pytest.raises(UserError, match=re.escape(f"must be {words}, not")):
                 convert("Mine", name, annotation, object())
 
 

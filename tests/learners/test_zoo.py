@@ -326,21 +326,29 @@ def test_what_annotations_allow_and_defaults_do_not_show(name, config):
         ("TRPO", {"n_steps": 1}, "single step"),
         ("PPO", {"batch_size": 1}, "single step"),
         ("SAC", {"train_freq": [1, "episode"], "n_envs": 2}, "counts episodes.*n_envs 1, not 2"),
-        ("TD3", {"policy_delay": 0}, "policy_delay is a whole number from 1, not 0"),
-        ("DQN", {"target_update_interval": 0}, "target_update_interval is a whole number from 1"),
-        ("DQN", {"train_freq": 0}, "train_freq is a whole number from 1"),
-        ("DQN", {"train_freq": [0, "episode"]}, "train_freq is a whole number from 1"),
+        ("TD3", {"policy_delay": 0}, "policy_delay must be a whole number from 1, not 0"),
+        (
+            "DQN",
+            {"target_update_interval": 0},
+            "target_update_interval must be a whole number from 1",
+        ),
+        ("DQN", {"train_freq": 0}, "train_freq must be a whole number from 1"),
+        ("DQN", {"train_freq": [0, "episode"]}, "train_freq must be a whole number from 1"),
         ("DQN", {"train_freq": [1, "episodes"]}, "step or episode"),
         ("DQN", {"train_freq": [1, "step", 2]}, "a list of 2"),
-        ("DQN", {"gradient_steps": 0}, "gradient_steps is a whole number from 1 or -1, not 0"),
+        ("DQN", {"gradient_steps": 0}, "gradient_steps must be a whole number from 1 or -1, not 0"),
         ("DQN", {"exploration_fraction": 0}, "above 0 up to 1"),
-        ("DQN", {"buffer_size": 1e6 + 0.5}, "buffer_size is a whole number from 1"),
+        ("DQN", {"buffer_size": 1e6 + 0.5}, "buffer_size must be a whole number from 1"),
         ("DQN", {"policy": "CnnPolicy"}, "policy is MlpPolicy, not 'CnnPolicy'"),
         ("SAC", {"ent_coef": "much"}, "auto or auto_NUMBER"),
         ("SAC", {"ent_coef": "auto_0"}, "auto or auto_NUMBER"),
-        ("SAC", {"learning_rate": 0}, "learning_rate is a number above 0"),
-        ("SAC", {"learning_rate": "lin_0"}, "learning_rate is a number above 0"),
-        ("SAC", {"replay_buffer_class": "HerReplayBuffer"}, "no value that settings can name"),
+        ("SAC", {"learning_rate": 0}, "learning_rate must be a number above 0"),
+        ("SAC", {"learning_rate": "lin_0"}, "learning_rate must be a number above 0"),
+        (
+            "SAC",
+            {"replay_buffer_class": "HerReplayBuffer"},
+            "has a value that settings cannot name",
+        ),
         ("TQC", {"top_quantiles_to_drop_per_net": 25}, "leaves none of 25"),
         ("TRPO", {"n_critic_updates": 0}, "whole number from 1"),
     ],
@@ -373,6 +381,6 @@ def test_a_section_of_the_zoo_as_its_file_has_it(tmp_path):
         "  n_steps: !!float 8\n"
     )
     file = load_settings(str(path), "CartPole-v1")
-    assert file.notes == (f"{path}: n_timesteps do not apply here and are left out",)
+    assert file.notes == (f"{path}: these settings do not apply here and are ignored: n_timesteps",)
     json.dumps(file.settings)
     check(lifetime("A2C", file.settings))

@@ -444,7 +444,7 @@ def rows(begin, end):
 def held(buffer):
     """Everything that a buffer says of its transitions."""
     b = buffer.batch(torch.arange(len(buffer)))
-    return torch.cat([b.pairs, b.next_observations, b.rewards, b.goes_on], 1)
+    return torch.cat([b.pairs, b.next_observations, b.rewards, b.not_done], 1)
 
 
 def numbers(buffer):
@@ -461,7 +461,7 @@ def test_buffer_keeps_the_latest():
     assert b.observations.tolist() == [[12.0, 24.0]]
     assert b.actions.tolist() == [[pytest.approx(0.012)]]
     assert b.next_observations.tolist() == [[36.0, 48.0]]
-    assert (b.rewards.item(), b.goes_on.item()) == (12.0, 0.0)
+    assert (b.rewards.item(), b.not_done.item()) == (12.0, 0.0)
     # An episode may be longer than the buffer.
     for begin, end in ((14, 39), (39, 41)):
         buffer.add(*rows(begin, end))

@@ -352,7 +352,7 @@ def test_settings_outside_their_range_are_refused_in_one_line(kind, setting):
             p = kind(np.zeros(DIM), np.random.default_rng(0), **{setting: value})
             assert np.isfinite(p.ask(3)).all()
         else:
-            with pytest.raises(UserError, match=f"'s {setting} is a ") as e:
+            with pytest.raises(UserError, match=f"'s {setting} must be a ") as e:
                 kind(np.zeros(DIM), np.random.default_rng(0), **{setting: value})
             assert "\n" not in str(e.value)
 
@@ -361,16 +361,20 @@ def test_settings_outside_their_range_are_refused_in_one_line(kind, setting):
     ("kind", "settings", "message"),
     [
         (CEM, {"antithetic": 1}, "CEM's antithetic is true or false, not 1"),
-        (CEM, {"population_size": 4, "parents": 5}, "parents is a whole number from 1 to 4, not 5"),
+        (
+            CEM,
+            {"population_size": 4, "parents": 5},
+            "parents must be a whole number from 1 to 4, not 5",
+        ),
         (OpenAIES, {"mirrored": None}, "OpenAI-ES's mirrored is true or false"),
         (OpenAIES, {"rank_shaping": "no"}, "OpenAI-ES's rank_shaping is true or false"),
-        (OpenAIES, {"sigma": 0}, "OpenAI-ES's sigma is a number, above 0, not 0"),
+        (OpenAIES, {"sigma": 0}, "OpenAI-ES's sigma must be a number, above 0, not 0"),
         (AES, {"mean_update": "fixed"}, "AES has no mean_update 'fixed'; did you mean fixed-"),
         (AES, {"var_update": 3}, "AES has no var_update 3"),
         (
             AES,
             {"mean_update": "baseline-absolute", "mean_update_param": None},
-            "mean_update_param is a number, finite, not None",
+            "mean_update_param must be a number, finite, not None",
         ),
     ],
 )

@@ -337,7 +337,9 @@ def test_too_few_lifetimes_for_the_signed_rank_test(quick, sink):
     check_pruner("median", 1)
     worst = [wilcoxon([-1.0, -2.0, -3.0, -4.0][:n], alternative="less").pvalue for n in (3, 4)]
     assert worst[0] >= P_THRESHOLD > worst[1]
-    with pytest.raises(UserError, match="takes at least 4: --nb_seeds 4"):
+    with pytest.raises(
+        UserError, match=r"needs at least 4 lifetimes per trial, not .*: use --nb_seeds 4"
+    ):
         evolve(make(quick, pruner="wilcoxon", nb_seeds=3), sink)
 
 

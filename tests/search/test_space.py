@@ -39,11 +39,13 @@ def test_nothing_more_is_searched_by_default(text):
 
 
 def test_names_alone_have_ranges_of_their_own():
-    assert parse_evolve("units, rc_connectivity,input_connectivity,bias") == {
+    names = "units, rc_connectivity,input_connectivity,bias,bias_connectivity"
+    assert parse_evolve(names) == {
         "units": Range(20, 400, True),
         "rc_connectivity": Range(0.01, 1.0, True),
         "input_connectivity": Range(0.01, 1.0, True),
         "bias": Range(0.01, 1.0, True),
+        "bias_connectivity": Range(0.01, 1.0, True),
     }
 
 
@@ -86,13 +88,15 @@ def test_ranges(text, expected, whole):
         ("units=a:b", "a range is low:high"),
         ("units=3:5:cubic", "a range is low:high"),
         ("units=3:5:log:log", "a range is low:high"),
-        ("units=9:5", "lies above"),
+        ("units=9:5", "is greater than"),
         ("units=2:5", "between 3 and"),
         ("units=5.0:9", "whole numbers"),
         ("units=5:9.5", "whole numbers"),
         ("bias=-1:1", "between 0 and"),
         ("bias=0:1:log", "above 0"),
         ("rc_connectivity=0:1", "between 0 and 1"),
+        ("bias_connectivity=0:1", "between 0 and 1"),
+        ("bias_connectivity=0.1:2", "between 0 and 1"),
         ("input_connectivity=0.1:1.1", "between 0 and 1"),
         ("learner.learning_rate", "needs a range"),
         ("learner.learning_rate=nan:1", "range|bound"),
@@ -198,6 +202,59 @@ def test_a_policy_sees_no_more_neurons_than_there_are(kind, neurons):
     assert make_context(stored(kind, units=5, obs_units=neurons), params).obs_units == neurons
     with pytest.raises(UserError, match=f"1 to {neurons} of {neurons} neurons, not {neurons + 1}"):
         make_context(stored(kind, units=5, obs_units=neurons + 1), params)
+
+
+def biases(config, params=None):
+    params = {"sr": 1.0, "lr": 1.0} if params is None else params
+    return [(r.bias, r.bias_connectivity) for r in make_context(config, params).reservoirs]
+
+
+def test_the_bias_is_that_of_the_flags_or_of_published_code():
+    assert biases(stored()) == [(0.0, 1.0)]
+    assert biases(stored(published_code=True)) == [(1.0, 0.1)]
+    assert biases(stored(published_code=True, bias=0.0)) == [(0.0, 0.1)]
+    assert biases(stored(bias=0.5)) == [(0.5, 1.0)]
+    several = {"sr_1": 1.0, "lr_1": 1.0, "iss_1": 1.0, "sr_2": 1.0, "lr_2": 1.0, "iss_2": 1.0}
+    two = stored(MultiEvolutionConfig, nb_res=2, bias=0.5, bias_connectivity=0.2)
+    assert biases(two, several) == [(0.5, 0.2)] * 2
+
+
+def test_what_is_searched_of_the_bias_is_what_was_proposed():
+    params = {"sr": 1.0, "lr": 1.0, "bias": 0.3, "bias_connectivity": 0.7}
+    assert biases(stored(evolve="bias,bias_connectivity"), params) == [(0.3, 0.7)]
+    del params["bias"]
+    assert biases(stored(evolve="bias_connectivity", bias=2.0), params) == [(2.0, 0.7)]
+    assert biases(stored(evolve="bias_connectivity", published_code=True), params) == [(1.0, 0.7)]
+
+
+def test_a_study_older_than_the_bias_has_none():
+    for published in (False, True):
+        before = to_stored(stored(published_code=published))
+        del before["bias"], before["bias_connectivity"]
+        assert biases(from_stored(before)) == [(0.0, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"bias": -1.0}, "--bias is a number from 0: -1.0"),
+        ({"bias": float("inf")}, "--bias is a number from 0"),
+        ({"bias": float("nan")}, "--bias is a number from 0"),
+        ({"bias": 1.0, "bias_connectivity": 0.0}, "above 0 and at most at 1, not at 0.0"),
+        ({"bias": 1.0, "bias_connectivity": 1.5}, "above 0 and at most at 1, not at 1.5"),
+        ({"bias_connectivity": 0.1}, "needs a bias"),
+        ({"evolve": "bias_connectivity"}, "needs a bias"),
+        ({"evolve": "bias", "bias": 1.0}, "--evolve bias searches others"),
+        (
+            {"evolve": "bias,bias_connectivity", "bias_connectivity": 0.5},
+            "--evolve bias_connectivity searches others",
+        ),
+        ({"nb_res": 0, "evolve": "learner.gamma=0.9:1", "bias": 1.0}, "is for reservoirs"),
+    ],
+)
+def test_a_bias_that_cannot_be(flags, said):
+    with pytest.raises(UserError, match=said):
+        stored(**flags)
 
 
 def test_proposed_settings_go_before_those_of_the_study():

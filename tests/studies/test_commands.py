@@ -145,7 +145,7 @@ def test_list_and_show(evolved, capsys):
         text,
     )
     assert re.search(r"failed trials:\n +2  the simulator exploded", text)
-    assert "continued: trial 2, 1 x" in text
+    assert "continued: trial 2 (1 time)" in text
     assert "s3cret" not in text
 
 
@@ -169,13 +169,13 @@ def test_a_single_study_needs_no_name_and_an_empty_storage_says_so(evolved, caps
         ("list --storage sqlite:///missing.db", "there is no study database missing.db"),
         (
             "show --storage sqlite:///two.db",
-            "--study is missing: which one of sqlite:///two.db; it has one, two",
+            "--study is missing; sqlite:///two.db has one, two",
         ),
         (
             "show --storage sqlite:///two.db --study tow",
             "no study 'tow' in sqlite:///two.db; did you mean two?",
         ),
-        ("show --storage sqlite:///two.db --study two --best -1", "--best is not negative"),
+        ("show --storage sqlite:///two.db --study two --best -1", "--best must be at least 0"),
         ("export --storage sqlite:///two.db --study two", "--file is missing"),
         (
             "export --storage sqlite:///two.db --study two --file x.csv --rows trial",
@@ -195,7 +195,7 @@ def test_a_single_study_needs_no_name_and_an_empty_storage_says_so(evolved, caps
         ),
         (
             "export --storage sqlite:///two.db --study two --file . --rows trials --overwrite",
-            "is no file",
+            "is not a file",
         ),
         ("copy --storage sqlite:///two.db --study two", "--to is missing"),
         (
@@ -260,7 +260,7 @@ def test_export(evolved, capsys):
         capsys, "export", "--storage", evolved, "--file", "g.csv", "--rows", "generations"
     )
     assert (code, errors.count("\n")) == (2, 1)
-    assert "generations of its own" in errors
+    assert "has no inner generations" in errors
     assert not Path("g.csv").exists()
     assert (
         call(capsys, "export", "--storage", evolved, "--file", "t.csv", "--rows", "trials")[0] == 0

@@ -416,9 +416,9 @@ def test_errors_name_the_cause():
         Lockstep([])
     with pytest.raises(ValueError, match="share"):
         Lockstep([gym.make("CartPole-v1"), gym.make("Pendulum-v1")])
-    with pytest.raises(UserError, match=r"observes Sequence.*Tuple and Dict"):
+    with pytest.raises(UserError, match=r"has Sequence observations.*Tuple and Dict"):
         Lockstep([Silent(spaces.Sequence(spaces.Discrete(2)), spaces.Discrete(2))])
-    with pytest.raises(UserError, match=r"takes Text.* for its actions"):
+    with pytest.raises(UserError, match=r"has actions Text"):
         Lockstep([Silent(spaces.Discrete(2), spaces.Text(3))])
     with pytest.raises(gym.error.ResetNeeded):
         Lockstep([Counter()]).step([0])

@@ -194,7 +194,7 @@ def test_impossible_reservoirs_are_refused(bad):
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(ReservoirParams)])
 def test_hyperparameters_are_finite(name, bad):
-    with pytest.raises(UserError, match=f"{name} is a finite number, not"):
+    with pytest.raises(UserError, match=f"{name} must be a finite number, not"):
         ReservoirParams(**{name: bad})
 
 

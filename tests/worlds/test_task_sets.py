@@ -86,8 +86,8 @@ def test_a_set_from_names():
     [
         ("", "names no environments"),
         (" , ", "names no environments"),
-        ("Ant-v4,,Swimmer-v4", "'' is no name"),
-        ("Ant-v4 Swimmer-v4", "is no name"),
+        ("Ant-v4,,Swimmer-v4", "'' is not a name"),
+        ("Ant-v4 Swimmer-v4", "is not a name"),
         ("Ant-v4,Ant-v4", "holds Ant-v4 more than once"),
     ],
 )
@@ -156,9 +156,9 @@ def test_one_table_is_enough():
 
 
 BAD = {
-    "empty": ("", "declares nothing"),
+    "empty": ("", "is empty"),
     "empty tables": ("[sets]", "tables are empty"),
-    "no table": ("sets = 3", "sets has to be a table"),
+    "no table": ("sets = 3", "sets must be a table"),
     "unknown table": (
         "[target_return]\nAnt-v4 = 1",
         "unknown table 'target_return'; did you mean target_returns",
@@ -173,22 +173,25 @@ BAD = {
         "'a' holds Ant-v4 more than once",
     ),
     "set twice": ("[sets]\na = ['Ant-v4']\na = ['Hopper-v4']", "is not valid"),
-    "no list": ("[sets]\na = 'Ant-v4'", "'a' has to be a list of environments, not 'Ant-v4'"),
-    "a number for a name": ("[sets]\na = [4]", "4 is no name of an environment"),
-    "a list for a name": ("[sets]\na = [['Ant-v4'], ['Ant-v4']]", "is no name of an environment"),
-    "a name with spaces": ("[sets]\na = ['Ant v4']", "'Ant v4' is no name"),
-    "a path for a set": ("[sets]\n'../a' = ['Ant-v4']", "'../a' is no name of a set"),
+    "no list": ("[sets]\na = 'Ant-v4'", "'a' must be a list of environments, not 'Ant-v4'"),
+    "a number for a name": ("[sets]\na = [4]", "4 is not a name of an environment"),
+    "a list for a name": (
+        "[sets]\na = [['Ant-v4'], ['Ant-v4']]",
+        "is not a name of an environment",
+    ),
+    "a name with spaces": ("[sets]\na = ['Ant v4']", "'Ant v4' is not a name"),
+    "a path for a set": ("[sets]\n'../a' = ['Ant-v4']", "'../a' is not a valid name of a set"),
     "a word for a return": (
         "[target_returns]\nAnt-v4 = '125'",
-        "Ant-v4 has to be a finite number, not '125'",
+        "Ant-v4 must be a finite number, not '125'",
     ),
     "true": ("[target_returns]\nAnt-v4 = true", "finite number, not True"),
-    "nan": ("[random_returns]\nAnt-v4 = nan", "random_returns of Ant-v4 has to be a finite number"),
+    "nan": ("[random_returns]\nAnt-v4 = nan", "random_returns of Ant-v4 must be a finite number"),
     "inf": ("[target_returns]\nAnt-v4 = inf", "finite number"),
     "beyond a float": (f"[target_returns]\nAnt-v4 = 1{'0' * 400}", "finite number"),
     "beyond printing": (f"[target_returns]\nAnt-v4 = 0x{'f' * 9000}", "too long to show"),
     "nested": ("[target_returns.Ant-v4]\nx = 1", "finite number, not {'x': 1}"),
-    "empty name": ("[target_returns]\n'' = 1", "'' is no name"),
+    "empty name": ("[target_returns]\n'' = 1", "'' is not a name"),
     "no TOML": ("[sets", "is not valid"),
 }
 
@@ -206,14 +209,14 @@ def test_bad_toml(case):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "declares nothing"),
-        ("- a", "declares nothing"),
-        ("sets:", "sets has to be a table"),
+        ("", "is empty"),
+        ("- a", "is empty"),
+        ("sets:", "sets must be a table"),
         ("1: {}", "unknown table 1"),
-        ("sets: {1: [Ant-v4]}", "1 is no name of a set"),
-        ("sets: {a: [Ant-v4], a: [Hopper-v4]}", "'a' comes twice"),
-        ("target_returns: {1: 2}", "1 is no name of an environment"),
-        ("target_returns: {Ant-v4: 1e3}", "finite number, not '1e3'"),  # YAML 1.1 wants 1.0e+3
+        ("sets: {1: [Ant-v4]}", "1 is not a valid name of a set"),
+        ("sets: {a: [Ant-v4], a: [Hopper-v4]}", "'a' is given twice"),
+        ("target_returns: {1: 2}", "1 is not a name of an environment"),
+        ("target_returns: {Ant-v4: '1e3'}", "finite number, not '1e3'"),
         ("sets: !!map [a, b]", "is not valid"),
         ("sets: !!python/object/apply:os.getcwd []", "is not valid"),
         ("sets: {a: [", "is not valid"),
@@ -325,11 +328,11 @@ def test_a_missing_reference_says_how_to_add_it():
 def test_a_target_below_the_random_return_is_refused():
     # ER-MRL's target is below what random actions earn in a whole episode, and above what they earn
     # in a step.
-    with pytest.raises(UserError, match="does not lie above"):
+    with pytest.raises(UserError, match="must be above the return of random"):
         References().check(["Ant-v4", "HumanoidStandup-v4"])
     References(published=True).check(["HumanoidStandup-v4"])
     References({"HumanoidStandup-v4": 1e5}).check(["HumanoidStandup-v4"])
-    with pytest.raises(UserError, match="does not lie above"):
+    with pytest.raises(UserError, match="must be above the return of random"):
         References({"A-v0": 1.0}, {"A-v0": 1.0}).normalised("A-v0", 2.0)
 
 

@@ -53,7 +53,9 @@ def test_hidden_velocities_are_absent_and_the_rest_is_as_it_was(env_id):
 
 
 def test_velocities_of_other_environments_are_not_guessed():
-    with pytest.raises(UserError, match=r"no velocities are known for 'Acrobot-v1'.*CartPole-v1"):
+    with pytest.raises(
+        UserError, match=r"does not know the velocities of 'Acrobot-v1'.*CartPole-v1"
+    ):
         check_task(Task("Acrobot-v1", del_obs=True))
 
 

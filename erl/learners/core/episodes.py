@@ -1,6 +1,4 @@
-"""Episodes of several policies side by side: how learners that judge whole policies step their
-environments.
-"""
+"""Episodes of several policies side by side, for learners that evaluate whole policies."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -104,7 +102,7 @@ class Stage:
         rewards: list[np.ndarray] = []
         terminated, truncated, cut = np.zeros((3, n), dtype=bool)
         while len(playing):
-            self.heed()
+            self.check_stopped()
             chosen = act(playing, now)
             now, earned, terminated[playing], truncated[playing] = self._step(chosen, playing)
             who.append(playing)
@@ -155,7 +153,7 @@ class Stage:
         if self.world.faults:
             raise self.world.faults[0]
 
-    def heed(self) -> None:
+    def check_stopped(self) -> None:
         """Raise `Stopped` if the lifetime was told to end before its budget was spent."""
         if self._ledger.steps < self._budget and self._ledger.stopped:
             raise Stopped

@@ -170,8 +170,14 @@ class OffPolicy(Generic[S]):
 
     def _trained(self, size: int) -> Trained:
         s = self.settings[0]
-        adam = {"betas": s.adam_betas, "eps": s.adam_eps, "weight_decay": s.weight_decay}
-        return Trained(len(self.settings), size, device=self.device, **adam)  # type: ignore[arg-type]
+        return Trained(
+            len(self.settings),
+            size,
+            device=self.device,
+            betas=s.adam_betas,
+            eps=s.adam_eps,
+            weight_decay=s.weight_decay,
+        )
 
     def _bind(self) -> None:
         """Make what looks into the members' rows; called when they changed."""

@@ -230,7 +230,7 @@ class OffPolicySettings(EvaluationSettings):
             raise self.unsupported(f"the observation space {observation_space}")
         if not isinstance(action_space, spaces.Box) or not action_space.is_bounded():
             kind = type(action_space).__name__
-            raise UserError(f"{self.learner} takes continuous (Box) actions, not {kind} ones")
+            raise UserError(f"{self.learner} needs continuous (Box) actions, not {kind}")
         box = (action_space.shape, action_space.low.tobytes(), action_space.high.tobytes())
         return (observation_space.shape, box, *(getattr(self, name) for name in self.shared))
 

@@ -26,21 +26,21 @@ class Batch:
     several (n, batch, width).
 
     Args:
-        rows: observation, action, reward and `goes_on` of each transition, side by side.
+        rows: observation, action, reward and `not_done` of each transition, side by side.
         next_rows: rows that begin with the observation after each.
         observations, actions: their lengths.
 
     Attributes:
         observations, actions, next_observations: (…, batch, width).
         rewards: (…, batch, 1).
-        goes_on: (…, batch, 1), 0 where the episode ended for good, 1 elsewhere, also where a time
+        not_done: (…, batch, 1), 0 where the episode ended for good, 1 elsewhere, also where a time
             limit cut it.
         pairs: observations and actions side by side, (…, batch, width).
     """
 
     def __init__(self, rows: Tensor, next_rows: Tensor, observations: int, actions: int) -> None:
         self._widths, self._next_rows = (observations, actions), next_rows
-        self.observations, self.actions, self.rewards, self.goes_on = rows.split(
+        self.observations, self.actions, self.rewards, self.not_done = rows.split(
             [observations, actions, 1, 1], -1
         )
         self.next_observations = next_rows[..., :observations]
@@ -57,8 +57,8 @@ class Batch:
     def targets(self, next_q_values: Tensor, gamma: float | Tensor) -> Tensor:
         """r + γ Q(s', a') (…, batch, 1). Nothing is worth anything after an end."""
         if isinstance(gamma, Tensor):
-            return torch.addcmul(self.rewards, self.goes_on * gamma, next_q_values)
-        return torch.addcmul(self.rewards, self.goes_on, next_q_values, value=gamma)
+            return torch.addcmul(self.rewards, self.not_done * gamma, next_q_values)
+        return torch.addcmul(self.rewards, self.not_done, next_q_values, value=gamma)
 
 
 def _paired(pairs: Tensor, observations: int, actions: Tensor) -> Tensor:

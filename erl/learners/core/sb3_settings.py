@@ -176,7 +176,7 @@ def read(
         if key in OURS and key not in known:
             raise UserError(f"{key} is not {name}'s to set here: this project does")
         if key in _OBJECTS:
-            raise UserError(f"{name}'s {key} is no value that settings can name")
+            raise UserError(f"{name}'s {key} has a value that settings cannot name")
     refuse_unknown(name, config, known)
     settings = {
         key: convert(name, key, known[key], parse_value(copy.deepcopy(value)))
@@ -221,11 +221,11 @@ def _check_together(name: str, algorithm: type[BaseAlgorithm], settings: Mapping
             )
     train_freq = setting("train_freq")
     if isinstance(train_freq, tuple) and train_freq[1] == "episode" and n_envs > 1:
-        raise UserError(f"{name}'s train_freq counts episodes, which takes n_envs 1, not {n_envs}")
+        raise UserError(f"{name}'s train_freq counts episodes, which needs n_envs 1, not {n_envs}")
     ent_coef = setting("ent_coef")
     if isinstance(ent_coef, str) and not re.fullmatch(r"auto(_0*\.?0*[1-9][0-9.e+-]*)?", ent_coef):
         raise UserError(
-            f"{name}'s ent_coef is a number, auto or auto_NUMBER (above 0), not {ent_coef!r}"
+            f"{name}'s ent_coef must be a number, auto or auto_NUMBER (above 0), not {ent_coef!r}"
         )
     dropped = setting("top_quantiles_to_drop_per_net")
     n_quantiles = (setting("policy_kwargs") or {}).get("n_quantiles", 25)

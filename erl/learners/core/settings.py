@@ -95,14 +95,14 @@ def convert(learner: str, name: str, annotation: Any, value: Any) -> Any:
     is asked for, 0.005 for the text `5e-3`, a `LinearSchedule` for `lin_0.2`.
 
     Raises:
-        UserError: the value does not fit: "LEARNER's NAME is a number from 0 to 1, not 'x'".
+        UserError: the value does not fit: "LEARNER's NAME must be a number from 0 to 1, not 'x'".
     """
     try:
         return _converted(annotation, value)
     except _Misfit:
         text = repr(value)
         text = text if len(text) <= 200 else f"{text[:200]}…"
-        raise UserError(f"{learner}'s {name} is {expected(annotation)}, not {text}") from None
+        raise UserError(f"{learner}'s {name} must be {expected(annotation)}, not {text}") from None
 
 
 def _converted(annotation: Any, value: Any) -> Any:
@@ -245,9 +245,9 @@ class Settings:
         """Raise a UserError for settings that do not fit one another."""
 
     def _wrong(self, name: str, what: str) -> UserError:
-        """For `_check`: "LEARNER's NAME is WHAT, not VALUE"."""
+        """For `_check`: "LEARNER's NAME must be WHAT, not VALUE"."""
         spelled = self.spelled.get(name, name)
-        return UserError(f"{self.learner}'s {spelled} is {what}, not {getattr(self, name)!r}")
+        return UserError(f"{self.learner}'s {spelled} must be {what}, not {getattr(self, name)!r}")
 
     @classmethod
     def from_learner_config(cls, config: Mapping[str, Any], env_id: str = "") -> Self:
@@ -300,8 +300,8 @@ def check_budget(learner: str, spec: LifetimeSpec, name: str, steps: int) -> Non
     """Raise a UserError if a lifetime ends before a setting lets its learner begin to learn."""
     if steps >= spec.steps:
         raise UserError(
-            f"{learner} begins to learn after {name}, {steps:,} steps, and a lifetime has "
-            f"{spec.steps:,}"
+            f"{learner} starts to learn after {name} = {steps:,} steps, but a lifetime has only "
+            f"{spec.steps:,}; lower {name} or raise the steps"
         )
 
 

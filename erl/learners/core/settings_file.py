@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from erl.errors import UserError, nearest
-from erl.files import parse_json, parse_yaml
+from erl.files import parse_data
 
 # Keys of the SB3 Zoo's files that configure its own training script. They do not apply here and are
 # left out, with a note, instead of being refused.
@@ -73,9 +73,11 @@ def load_settings(path: str | None, env_id: str) -> SettingsFile:
     data = {str(k): v for k, v in data.items()}
     env_kwargs = parse_value(data.pop("env_kwargs", None)) or {}
     if not isinstance(env_kwargs, dict):
-        raise UserError(f"{path}: env_kwargs are names and values, not {env_kwargs!r}")
+        raise UserError(f"{path}: env_kwargs must be names and values, not {env_kwargs!r}")
     if left_out := sorted(ZOO_ONLY & data.keys()):
-        notes.append(f"{path}: {', '.join(left_out)} do not apply here and are left out")
+        notes.append(
+            f"{path}: these settings do not apply here and are ignored: {', '.join(left_out)}"
+        )
     settings = {k: v for k, v in data.items() if k not in ZOO_ONLY}
     try:
         json.dumps([settings, env_kwargs])
@@ -90,13 +92,11 @@ def _read(path: str) -> dict[Any, Any]:
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"cannot read the learner's settings: {e}") from e
     try:
-        data = parse_json(text) if path.endswith(".json") else parse_yaml(text)
+        data = parse_data(text, path)
     except ValueError as e:
         raise UserError(f"{path} is not valid: {' '.join(str(e).split())}") from e
     if not isinstance(data, dict | None):
-        raise UserError(
-            f"{path} holds no settings: expected names and values, found a {type(data).__name__}"
-        )
+        raise UserError(f"{path} must hold names and values, not a {type(data).__name__}")
     return data or {}
 
 

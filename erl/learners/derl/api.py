@@ -11,10 +11,9 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-import yaml
 
 from erl.errors import UserError
-from erl.files import write_whole
+from erl.files import parse_data, write_whole
 from erl.learners import Outputs
 from erl.learners.core.run import Run, torch_threads
 from erl.learners.derl.learner import BlendedPolicy, DERLLearner, n_outputs
@@ -87,7 +86,7 @@ class DERL:
             **settings,
         }
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise UserError(f"DERL's seed is a whole number from 0, not {seed!r}")
+            raise UserError(f"DERL's seed must be a whole number from 0, not {seed!r}")
         seeds = Seeds.derive(seed, "single", 0)
         spec = LifetimeSpec(Task(env_name), LearnerSpec("DERL", config), _FOREVER, seeds)
         DERLLearner().check(spec)
@@ -115,8 +114,8 @@ class DERL:
             UserError: the file cannot be read, or does not hold names and values.
         """
         try:
-            config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+            config = parse_data(Path(path).read_text(encoding="utf-8"), path)
+        except (OSError, ValueError) as e:  # UnicodeDecodeError is one
             raise UserError(f"cannot read {path}: {' '.join(str(e).split())}") from e
         if not isinstance(config, dict) or not {"env_name"} <= {*config, *arguments}:
             raise UserError(f"{path} holds no settings of DERL: names and values, env_name first")

@@ -66,7 +66,7 @@ class DERLLearner:
         _, action_space = spec.spaces()
         if not isinstance(action_space, spaces.Box | spaces.Discrete):
             raise UserError(
-                f"DERL takes Box and Discrete actions, and those of {spec.task.env_id} are "
+                f"DERL needs Box or Discrete actions; {spec.task.env_id} has "
                 f"{type(action_space).__name__}"
             )
 

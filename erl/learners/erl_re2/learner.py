@@ -83,8 +83,7 @@ class Re2Learner:
         if not isinstance(action_space, spaces.Box):
             kind = type(action_space).__name__
             raise UserError(
-                f"ERL-Re2 takes continuous (Box) actions, and those of {spec.task.env_id} are "
-                f"{kind}"
+                f"ERL-Re2 needs continuous (Box) actions; {spec.task.env_id} has {kind}"
             )
 
     def cohort_key(self, spec: LifetimeSpec) -> Hashable | None:

@@ -106,7 +106,7 @@ class Re2Settings(EvaluationSettings):
 
     def _check(self) -> None:
         if not (self.EA or self.RL):
-            raise UserError("ERL-Re2 with neither EA nor RL learns nothing: leave one of them on")
+            raise UserError("ERL-Re2 learns nothing without EA and RL: turn one of them on")
         if self.precision == "bf16" and self.batch_size < WIDE:
             raise self._wrong("batch_size", f"at least {WIDE} where precision is bf16")
         if self.EA and self.n_elites >= self.pop_size:

@@ -89,8 +89,8 @@ class PolicyValue:
 
     def backward(self, traces: tuple[Trace, Trace], d: Tensor) -> None:
         """Write the gradient of a loss whose derivatives by the values are d (n, batch, 1)."""
-        encoded, valued = traces
-        d_codes = self.value.backward(valued, d)
+        encoded, value = traces
+        d_codes = self.value.backward(value, d)
         rows = encoded.output.shape[1]
         self.encoder.backward(encoded, (d_codes / rows).unsqueeze(1).expand(-1, rows, -1))
 
@@ -102,14 +102,14 @@ class Draws:
 
     Attributes:
         noise: standard normal (batch, actions), for the smoothing of the target policy.
-        valued: the head whose values are learned, (actions, features + 1).
-        improved: the heads for which the representation is improved, (K, actions, features + 1);
-            none before evolution has begun.
+        value_head: the head whose values are learned, (actions, features + 1).
+        representation_heads: the heads for which the representation is improved, (K, actions,
+            features + 1); none before evolution has begun.
     """
 
     noise: Tensor
-    valued: Tensor | None
-    improved: Tensor | None
+    value_head: Tensor | None
+    representation_heads: Tensor | None
 
 
 class TwoScale:
@@ -222,11 +222,11 @@ class TwoScale:
             for.
         """
         statistics: dict[str, Tensor] = {}
-        if draws.valued is not None:
-            statistics |= self._learn_policy_value(batch, draws.valued)
+        if draws.value_head is not None:
+            statistics |= self._learn_policy_value(batch, draws.value_head)
         statistics |= self._learn_critic(batch, draws.noise)
         if improve:
-            statistics |= self._improve(batch, draws.improved)
+            statistics |= self._improve(batch, draws.representation_heads)
             networks = self.networks if self.settings.EA else self.networks[:-1]
             soft_update(networks, self.settings.tau)
         return statistics
@@ -265,7 +265,7 @@ class TwoScale:
             "critic_grad_norm": norm,
         }
 
-    def _improve(self, batch: Batch, improved: Tensor | None) -> dict[str, Tensor]:
+    def _improve(self, batch: Batch, heads: Tensor | None) -> dict[str, Tensor]:
         """The RL head ascends its critic; the representation ascends the critics of the RL head and
         of sampled heads (eq. 7).
 
@@ -283,7 +283,7 @@ class TwoScale:
         self._head_grad[:, -1] = d.sum(0)
         dz = (d @ self._head[:, :-1]).mul_(settings.actor_alpha)
 
-        for head in improved if improved is not None else ():
+        for head in heads if heads is not None else ():
             actions = act(head, z)
             v = self._v.forward(self._value_inputs(s, actions, z), head, first=1)[1]
             if self._of_actions:
