@@ -415,7 +415,7 @@ def test_published_code_has_no_finals(told, sink):
 def test_scores_of_a_set_of_environments_are_normalised(told, sink):
     Path("sets.toml").write_text(
         '[sets]\nToys = ["CartPole-v1", "Acrobot-v1"]\n'
-        "[targets]\nCartPole-v1 = 300.0\nAcrobot-v1 = 1000.0\n"
+        "[target_returns]\nCartPole-v1 = 300.0\nAcrobot-v1 = 1000.0\n"
         "[random_returns]\nCartPole-v1 = 20.0\nAcrobot-v1 = -500.0\n"
     )
     settings = dataclasses.asdict(make()) | {"env_type": "Toys", "sets": "sets.toml", "nb_res": 1}
