@@ -8,6 +8,7 @@ lifetimes of a finalist on a seed: parameters `trial` (number of the evolution's
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from optuna.trial import FrozenTrial
 
 from erl.cli import figure
+from erl.errors import UserError
 from erl.search.noise import expect, mean_interval
 from erl.studies.configuration import EvolutionStudy
 from erl.studies.study import Study
@@ -156,8 +158,13 @@ def stored_choice(attrs: Mapping[str, Any]) -> Choice | None:
 
 
 def proposed_by(trial: FrozenTrial, score: Score | None) -> Finalist:
-    """A completed trial of an evolution as a finalist; another program's has no known scores."""
-    scores = () if score is None else _by_seed(trial, score)
+    """A completed trial of an evolution as a finalist. Scores that another program stored, or
+    another version, are not known.
+    """
+    scores: list[float] = []
+    if score is not None:
+        with suppress(UserError):
+            scores = _by_seed(trial, score)
     value = None if trial.value is None else float(trial.value)
     return Finalist(trial.number, None, dict(trial.params), value, tuple(scores))
 

@@ -13,56 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, InlineExecutor, Lines
+from told_lifetimes import NAME, Told, make, sr_of, study
 
 from erl.errors import UserError
-from erl.executors.jobs import Result
 from erl.experiments.comparison import ComparisonConfig, compare
-from erl.experiments.evolution import EvolutionConfig, GeneralizationConfig, evolve
-from erl.lifetimes.record import LifetimeRecord
+from erl.experiments.evolution import GeneralizationConfig, evolve
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
 from erl.studies.study import Study
 from erl.studies.winner import WINNER, chosen, finals_name
 from erl.worlds.specification import Seeds
-
-NAME = "CartPole-v1_main_0.128k_steps"
-
-
-def value_of(spec):
-    """A spectral radius near 1 is good; the seeds add noise."""
-    rng = np.random.default_rng([*dataclasses.astuple(spec.seeds), int(1e6 * _sr(spec))])
-    return 100.0 - 10.0 * abs(np.log(_sr(spec))) + 10.0 * rng.standard_normal()
-
-
-def _sr(spec):
-    return spec.context.reservoirs[0].sr
-
-
-class Told(InlineExecutor):
-    """Lifetimes that are not lived: their fitness is told."""
-
-    error = staticmethod(lambda spec: None)
-    before = staticmethod(lambda spec: None)
-
-    def run(self, jobs, columns, tick, every=0.0):
-        for index, job in enumerate(jobs):
-            records = []
-            for spec in job.arguments[0].specs:
-                self.before(spec)
-                error = self.error(spec)
-                value = None if error else float(value_of(spec))
-                reports = () if error else (value,) * 10
-                record = LifetimeRecord(
-                    spec, value, value, 10, 10, spec.steps, 0.1, reports=reports, error=error
-                )
-                records.append(record)
-            yield Result(index, records)
-
-
-@pytest.fixture
-def told(monkeypatch):
-    executor = type("Told", (Told,), {})
-    monkeypatch.setattr("erl.executors.local.LocalExecutor", executor)
-    return executor
 
 
 @pytest.fixture(scope="module")
@@ -81,25 +40,6 @@ def evolved(told, database):
     """That evolution, to go on with."""
     shutil.copy(database, "studies.db")
     return told
-
-
-def make(**options):
-    settings = {
-        "env_id": "CartPole-v1",
-        "training_steps": 128,
-        "nb_trials": 8,
-        "nb_seeds": 2,
-        "units": 5,
-        "popsize": 4,
-        "workers": 1,
-        "finalists": 2,
-        "finalist_seeds": 3,
-    }
-    return EvolutionConfig(**(settings | options))
-
-
-def study(name=NAME):
-    return Study(DEFAULT_STORAGE, name)
 
 
 def final_trials():
@@ -175,11 +115,11 @@ def test_a_study_that_goes_on_has_new_finals_and_keeps_the_old_lifetimes(evolved
 
 def _once(trials):
     """Fails a test in which a lifetime of these trials is lived again."""
-    known = {(_sr(r.spec), r.spec.seeds) for t in trials for r in Study.lifetimes(t).values()}
+    known = {(sr_of(r.spec), r.spec.seeds) for t in trials for r in Study.lifetimes(t).values()}
 
     def check(spec):
-        assert (_sr(spec), spec.seeds) not in known
-        known.add((_sr(spec), spec.seeds))
+        assert (sr_of(spec), spec.seeds) not in known
+        known.add((sr_of(spec), spec.seeds))
 
     return check
 
@@ -328,7 +268,7 @@ def test_finals_go_on_after_a_kill(quick, sink):
     subprocess.run([*words, "--workers=2"], check=True, timeout=300, capture_output=True)
     after_kill = chosen(study())
     trials = [t for t in final_trials() if t.state.name == "COMPLETE"]
-    assert len(trials) == len({str(t.params) for t in trials}) == 12
+    assert len(trials) == len({str(t.params) for t in trials}) == 9
     Path("studies.db").rename("killed.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("erl.executors.local.LocalExecutor", InlineExecutor)
@@ -376,7 +316,7 @@ def test_every_failed_trial_and_no_finals(told, sink):
 
 
 def test_failed_and_pruned_trials_are_no_finalists(told, sink):
-    told.error = staticmethod(lambda spec: "broken" if _sr(spec) > 0.1 else None)
+    told.error = staticmethod(lambda spec: "broken" if sr_of(spec) > 0.1 else None)
     assert evolve(make(pruner="median", nb_trials=12), sink) == 0
     states = {t.number: t.state.name for t in study().trials()}
     assert set(states.values()) >= {"COMPLETE", "FAIL"}
@@ -389,7 +329,7 @@ def test_a_finalist_that_fails_on_a_seed_is_out_and_tried_again_by_the_next_comm
     bad = Seeds.derive(0, "finals", 2)
 
     def broken(spec):
-        return "broken" if spec.seeds == bad and _sr(spec) == best.params["sr"] else None
+        return "broken" if spec.seeds == bad and sr_of(spec) == best.params["sr"] else None
 
     evolved.error = staticmethod(broken)
     assert evolve(make(), sink) == 0
