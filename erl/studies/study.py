@@ -222,8 +222,12 @@ class Study:
         """
         doubt = any(self._owner_lives(t) is None for t in self.trials("RUNNING"))
         if doubt:
-            self.lease.wait(min(1.0, leases.LEASE_SECONDS / 8))
+            self.pause()
         return doubt
+
+    def pause(self) -> None:
+        """Wait a moment for other coordinators."""
+        self.lease.wait(min(1.0, leases.LEASE_SECONDS / 8))
 
     def _release(
         self, trial_id: int, owner: dict[str, Any] | None, max_retries: int | None = None
@@ -283,9 +287,16 @@ class Study:
                 return self._in_hand(trial._trial_id, plan)
         return None
 
-    def create(self, params: dict[str, Any], space: SearchSpace, plan: Plan) -> RunningTrial:
-        """Begin a trial with given parameters."""
-        return self._in_hand(self._begin({}, params, space), plan)
+    def create(
+        self,
+        params: dict[str, Any],
+        space: SearchSpace,
+        plan: Plan,
+        attrs: dict[str, Any] | None = None,
+    ) -> RunningTrial:
+        """Begin a trial with given parameters, and user attributes beside them."""
+        named = {name: space[name] for name in params}
+        return self._in_hand(self._begin(attrs or {}, params, named), plan)
 
     def retry(
         self, failed: FrozenTrial, plan: Plan, sampler: BaseSampler, space: SearchSpace
