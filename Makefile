@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup evolve test test-processors evidence picture lint check docs format notebook clean
+.PHONY: help setup evolve test test-processors evidence picture lint check docs format dashboard notebook clean
 
 help:  ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -60,6 +60,9 @@ docs: $(READY)  ## the website of the documents and of all modules, in site/
 format: $(READY)  ## format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+dashboard: $(READY)  ## see the studies of studies.db in a browser; STORAGE=... for another database
+	$(BIN)/python -m erl.studies dashboard $(if $(STORAGE),--storage $(STORAGE))
 
 notebook: $(READY)  ## open the notebooks of analysis/ in JupyterLab
 	$(BIN)/jupyter lab analysis

@@ -112,7 +112,7 @@ class Case:
         now = {
             (t.number, k): v
             for t in trials
-            for k, v in t.user_attrs.items()
+            for k, v in t.system_attrs.items()
             if k.startswith("lifetime:")
         }
         self.relived += sum(now.get(key) != value for key, value in self._stored.items())

@@ -16,6 +16,7 @@ from erl.cli import Sink, duration, figure
 from erl.errors import UserError
 from erl.executors.jobs import Executor
 from erl.executors.machines import default_workers
+from erl.experiments.display import Commands, Display, EvolutionLog
 from erl.experiments.flags import AgentFlags, RunFlags, plural
 from erl.experiments.trials import MakeCohort, Member, TrialLoop, own_return
 from erl.files import folder_name
@@ -136,6 +137,7 @@ class Campaign:
         storage: str | None = None,
     ) -> None:
         self.name, self.sink = name, sink
+        self._artifacts = flags.artifacts
         self.executor = make_executor(flags)
         try:
             self.study = Study(storage or flags.storage, name, config)
@@ -155,6 +157,8 @@ class Campaign:
         progress: Progress,
         score: Score = own_return,
         pruning: Pruning | None = None,
+        commands: Commands = lambda name, trial: (),
+        log: EvolutionLog | None = None,
     ) -> bool:
         """Live trials until there is nothing left to do.
 
@@ -164,15 +168,21 @@ class Campaign:
             progress: is told what happens.
             score: what a lifetime's return contributes to its trial's fitness.
             pruning: ends trials early; by default none.
+            commands: that the notes of study and trials name.
+            log: of an evolution in TensorBoard.
 
         Returns:
             False if it was interrupted. What has ended is stored; the other trials wait for the
             next run.
         """
+        display = Display(self.study, self._artifacts, commands)
         try:
             with self.study:
                 first = True
                 while True:
+                    display.study()
+                    if log is not None:
+                        log.update()
                     trials = source.next_trials()
                     if trials or first:
                         progress.begin(trials or [])
@@ -186,6 +196,7 @@ class Campaign:
                             progress,
                             score,
                             pruning,
+                            display,
                         ).run()
                     elif trials is None:
                         if not self.study.in_doubt():
@@ -200,6 +211,8 @@ class Campaign:
         finally:
             self.executor.close()
             self.sink.close()
+            if log is not None:
+                log.close()
         return True
 
 

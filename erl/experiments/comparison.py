@@ -27,6 +27,7 @@ from erl.experiments.comparison_flags import (
     GeneralizationComparisonConfig,
     MultiComparisonConfig,
 )
+from erl.experiments.films import film_agents, film_commands, model_name
 from erl.experiments.flags import MAX_SEED, plural, seed_indices, study_name, thousands
 from erl.experiments.trials import Member
 from erl.files import folder_name
@@ -38,7 +39,7 @@ from erl.studies.distributions import categorical, integer
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
 from erl.studies.study import Study, stored_config
 from erl.studies.tables import agent_tables, lines
-from erl.studies.trials import RunningTrial
+from erl.studies.trials import RunningTrial, why_failed
 from erl.studies.winner import Finalist, chosen, with_interval
 from erl.worlds.arguments import Arguments, parse_arguments
 from erl.worlds.specification import LifetimeSpec
@@ -252,13 +253,17 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
 
     def make_cohort(members: Sequence[Member]) -> Cohort:
         specs = [trial.specs[index] for trial, index in members]
-        names = [f"{t.params['arm']}/seed_{t.params['seed']}" for t, _ in members]
+        names = [model_name(t.params) for t, _ in members]
         return agent_cohort(flags, specs, folder, names)
 
     wanted = [{"arm": arm, "seed": seed} for arm in chosen for seed in seeds]
     source = GivenTrials(study, wanted, space, plan, flags.max_retries)
     progress = ComparisonProgress(campaign, chosen, len(seeds), flags.training_steps)
-    if not campaign.run(source, make_cohort, progress):
+
+    def commands(name: str, trial: RunningTrial | None) -> list[str]:
+        return film_commands(flags, folder, trial)
+
+    if not campaign.run(source, make_cohort, progress, commands=commands):
         done = len(study.trials("COMPLETE"))
         sink.line(
             f"interrupted: {done} lifetimes are finished and stored; run the same command "
@@ -268,8 +273,8 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     complete = {_key(t) for t in study.trials("COMPLETE")}
     failed = {_key(t): t for t in study.trials("FAIL") if _key(t) not in complete}.values()
     for trial in failed:
-        reason = trial.user_attrs.get("error", {}).get("reason")
-        sink.line(f"failed: {trial.params['arm']} seed {trial.params['seed']}: {reason}")
+        arm, seed = trial.params["arm"], trial.params["seed"]
+        sink.line(f"failed: {arm} seed {seed}: {why_failed(trial)}")
     elsewhere = len(study.trials("RUNNING"))
     if elsewhere:
         sink.line(
@@ -280,6 +285,8 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     if env_id is None:
         _say_winner(study, arms[1], winner, evolution, flags.training_steps, sink)
     say_where(campaign, flags, shown(flags.results), folder)
+    if flags.video:
+        film_agents(study, flags, folder, sink)
     return 1 if failed else 0
 
 

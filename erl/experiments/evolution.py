@@ -14,6 +14,7 @@ from typing import Any
 from erl.cli import Sink, command, figure
 from erl.errors import UserError
 from erl.experiments.campaign import Campaign, Progress, checkpoint_cohort
+from erl.experiments.display import EvolutionLog
 from erl.experiments.evolution_flags import (
     EvolutionConfig,
     EvolutionFlags,
@@ -23,6 +24,7 @@ from erl.experiments.evolution_flags import (
 from erl.experiments.finals import finalists_of, live_finals
 from erl.experiments.flags import number, plural, read_settings, study_name
 from erl.experiments.luck import Luck
+from erl.files import folder_name
 from erl.learners import canonical_name, resolve_engine
 from erl.lifetimes.living import check
 from erl.lifetimes.record import POINTS
@@ -249,7 +251,9 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     """
     config = study_config(flags, sink)
     space = distributions(search_space(config))
-    name = study_name(flags.subject(), flags.h_test, flags.training_steps)
+    name = flags.study or study_name(flags.subject(), flags.h_test, flags.training_steps)
+    if flags.study is not None:
+        Study(flags.storage, name)  # it exists
     config = continued(flags, name, config, space)
     check_lifetimes(config)
     campaign = Campaign(flags, name, config, sink)
@@ -275,7 +279,12 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     source = Generations(study, sampler, space, plan, popsize, flags.nb_trials, retries, finals)
     pruning = None if config.pruner == "none" else Pruning(config.pruner, popsize)
     make_cohort = checkpoint_cohort(flags, name)
-    if not campaign.run(source, make_cohort, progress, config.score, pruning):
+
+    def commands(name: str, trial: RunningTrial | None) -> list[str]:
+        return [test_command(config, name, flags)] if trial is None else []
+
+    log = EvolutionLog(study, f"{flags.logs}/{folder_name(name)}/evolution")
+    if not campaign.run(source, make_cohort, progress, config.score, pruning, commands, log):
         sink.line(
             f"interrupted: {study.finished()} of {flags.nb_trials} trials are finished and "
             f"stored in {shown(flags.storage)}; "
@@ -303,7 +312,10 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
         reasons = f"{command('studies', 'show', '--study', name)} lists the reasons"
         sink.line(f"no trial succeeded: {progress.last_error or reasons}")
         return 1
-    sink.line(f"test them:       {test_command(config, name, flags)}")
+    test = test_command(config, study.name_now(), flags)
+    sink.line(f"test them:       {test}")
+    if choice.finalists:
+        study.note([test], f"{choice.winner.title}, {choice.winner.reached}")
     return 0
 
 

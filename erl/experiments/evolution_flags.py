@@ -42,6 +42,9 @@ class EvolutionFlags(RunFlags):
     """Flags that every evolution takes. Defaults are ER-MRL's."""
 
     h_test: str = option("main", "name of the experiment, part of the study's name")
+    study: str | None = option(
+        None, "name of a study to go on with, in place of the flags that make up its name"
+    )
     training_steps: int = option(
         300_000, "environment steps of one lifetime", "--training_timesteps", "--training-timesteps"
     )

@@ -70,6 +70,10 @@ class RunFlags:
         5.0, "minutes between checkpoints of running lifetimes, for learners that write them"
     )
     runs: str = option("runs", "folder of checkpoints")
+    logs: str = option("logs", "folder of TensorBoard logs")
+    artifacts: bool = option(
+        True, "attach curve and model of each trial to it, in a folder beside the database"
+    )
     published_code: bool = option(
         False, "behave like ER-MRL's published code: no action in the reservoir, seeds 0, 1, 2, …"
     )
@@ -87,6 +91,7 @@ class RunFlags:
                 f"{self.checkpoint_minutes}"
             )
         check_folder("runs", self.runs)
+        check_folder("logs", self.logs)
 
     def subject(self) -> str:
         """What the study's name begins with."""
@@ -106,12 +111,13 @@ def env_kwargs_option(where: str = "") -> Any:
 class AgentFlags(RunFlags):
     """Flags of scripts whose trained agents are kept."""
 
-    logs: str = option("logs", "folder of TensorBoard logs")
     models: str = option("models", "folder of trained models")
+    video: bool = option(
+        False, "at the end, film the agent of each kind whose training return is the middle one"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_folder("logs", self.logs)
         check_folder("models", self.models)
 
 

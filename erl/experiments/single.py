@@ -19,6 +19,7 @@ from erl.experiments.campaign import (
     say_where,
     status_path,
 )
+from erl.experiments.films import film_agents, film_commands, model_name
 from erl.experiments.flags import MAX_SEED, plural, read_settings, study_name
 from erl.experiments.single_flags import SingleConfig
 from erl.experiments.trials import Member
@@ -28,9 +29,9 @@ from erl.lifetimes.living import Cohort, check
 from erl.studies.configuration import SingleStudy
 from erl.studies.distributions import integer
 from erl.studies.storage import shown
-from erl.studies.study import stored_config
+from erl.studies.study import Study, stored_config
 from erl.studies.tables import agent_tables, lines
-from erl.studies.trials import RunningTrial
+from erl.studies.trials import RunningTrial, why_failed
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
 
@@ -143,7 +144,9 @@ def run(flags: SingleConfig, sink: Sink) -> int:
     """
     indices = flags.indices()
     config = study_config(flags, sink)
-    name = study_name(flags.subject(), flags.h_test, flags.steps)
+    name = flags.study or study_name(flags.subject(), flags.h_test, flags.steps)
+    if flags.study is not None:
+        Study(flags.storage, name)  # it exists
     folder = folder_name(name)
     stored = stored_config(flags.storage, name)
     if isinstance(stored, SingleStudy) and flags.engine == "auto":
@@ -157,18 +160,23 @@ def run(flags: SingleConfig, sink: Sink) -> int:
 
     def make_cohort(members: Sequence[Member]) -> Cohort:
         specs = [trial.specs[index] for trial, index in members]
-        names = [f"seed_{trial.params['seed']}" for trial, _ in members]
+        names = [model_name(trial.params) for trial, _ in members]
         return agent_cohort(flags, specs, folder, names, status=True)
 
     wanted = [{"seed": seed} for seed in indices]
     source = GivenTrials(study, wanted, {"seed": integer(0, MAX_SEED)}, plan, flags.max_retries)
-    if not campaign.run(source, make_cohort, TrainingProgress(campaign, flags, len(indices))):
+
+    def commands(name: str, trial: RunningTrial | None) -> list[str]:
+        return film_commands(flags, folder, trial)
+
+    progress = TrainingProgress(campaign, flags, len(indices))
+    if not campaign.run(source, make_cohort, progress, commands=commands):
         sink.line("interrupted: run the same command again to continue from the last checkpoints")
         return 130
     complete = {t.params["seed"] for t in study.trials("COMPLETE")}
     failed = {t.params["seed"]: t for t in study.trials("FAIL") if t.params["seed"] not in complete}
     for seed, trial in failed.items():
-        sink.line(f"failed: seed {seed}: {trial.user_attrs.get('error', {}).get('reason')}")
+        sink.line(f"failed: seed {seed}: {why_failed(trial)}")
     elsewhere = [seed for seed in indices if seed not in complete | failed.keys()]
     if elsewhere:
         sink.line(
@@ -178,6 +186,8 @@ def run(flags: SingleConfig, sink: Sink) -> int:
     for line in lines(agent_tables(study)):
         sink.line(line)
     say_where(campaign, flags, shown(flags.storage), folder)
+    if flags.video:
+        film_agents(study, flags, folder, sink)
     return 1 if failed else 0
 
 

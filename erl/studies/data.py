@@ -7,7 +7,7 @@ is computed here and handed out as data frames.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,10 @@ from erl.studies.configuration import (
     StudyConfig,
     TestStudy,
 )
-from erl.studies.records import generations, records
+from erl.studies.records import decoded, generation_rows, lifetime_rows
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
 from erl.studies.study import Study
+from erl.studies.trials import why_failed
 from erl.studies.winner import Choice, chosen, without_finals
 from erl.worlds.reservoirs import ReservoirParams
 
@@ -115,6 +116,7 @@ class StudyData:
     stored: dict[str, Any] = field(default_factory=dict)
     choice: Choice | None = None
     _frozen: tuple[FrozenTrial, ...] = field(default=(), repr=False)
+    _storage: str | None = field(default=None, repr=False)  # its address, as it was given
 
     @property
     def evolution(self) -> EvolutionStudy | None:
@@ -163,28 +165,53 @@ def read_study(address: str, storage: str = DEFAULT_STORAGE) -> StudyData:
             has = f"it has {', '.join(sorted(names)[:12])}" if names else "it has no study yet"
             raise UserError(f"which study of {shown(storage)}? STORAGE#STUDY names one; {has}")
         name = names[0]
-    study = Study(storage, name)
-    trials = study.trials()
-    lifetimes = records(storage, name)
-    config = study.config
-    kind = "journal" if config is None else config.kind
-    if kind == "single" and len(lifetimes):
+    data = read_trials(Study(storage, name))
+    lived = decoded(data._frozen)
+    lifetimes = lifetime_rows(lived)
+    if data.kind == "single" and len(lifetimes):
         lifetimes = lifetimes.assign(arm=lifetimes.learner)
+    return replace(data, lifetimes=lifetimes, generations=generation_rows(lived))
+
+
+def read_trials(study: Study) -> StudyData:
+    """A study with its trials, and without what their lifetimes recorded."""
+    trials, config = study.trials(), study.config
     return StudyData(
-        name=name,
-        address=shown(storage),
-        kind=kind,
+        name=study.name,
+        address=shown(study.address),
+        kind="journal" if config is None else config.kind,
         config=config,
         versions=study.optuna.user_attrs.get("versions") or {},
         commit=study.optuna.user_attrs.get("commit"),
         space=_space(trials),
         trials=_trial_frame(trials),
-        lifetimes=lifetimes,
-        generations=generations(storage, name),
+        lifetimes=pd.DataFrame(),
+        generations=pd.DataFrame(),
         stored=study.stored or {},
-        choice=chosen(study) if kind in ("evolution", "journal") else None,
+        choice=chosen(study) if config is None or isinstance(config, EvolutionStudy) else None,
         _frozen=tuple(trials),
+        _storage=study.address,
     )
+
+
+def attach(data: StudyData, path: Path, trial: int | None = None) -> None:
+    """Add a file to a study, or to a trial of it, for the dashboard. One of its name is replaced.
+
+    Args:
+        data: of the study.
+        path: of the file.
+        trial: number of the trial; None for the study itself.
+
+    Raises:
+        UserError: the study is no study of a storage, or the file cannot be stored.
+    """
+    if data._storage is None:
+        raise UserError(f"{data.name} is no study of a storage: nothing can be attached to it")
+    ids = {t.number: t._trial_id for t in data._frozen}
+    try:
+        Study(data._storage, data.name).attach(path, trial_id=None if trial is None else ids[trial])
+    except OSError as e:
+        raise UserError(f"{path} cannot be stored: {e.strerror or e}") from e
 
 
 def _space(trials: Sequence[FrozenTrial]) -> dict[str, Axis]:
@@ -213,7 +240,7 @@ def _trial_frame(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
             "begun": t.datetime_start,
             "ended": t.datetime_complete,
             "pruned_at": (t.user_attrs.get("pruned") or {}).get("point"),
-            "error": (t.user_attrs.get("error") or {}).get("reason"),
+            "error": why_failed(t),
         }
         for t in trials
     ]

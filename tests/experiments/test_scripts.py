@@ -150,7 +150,7 @@ def test_generalisation_with_er_mrls_flags_then_the_printed_command(quick):
     name = "Ant_Swimmer_2_try_1k_steps"
     assert "2 environments x 1 seeds x 1,024 steps" in done.stdout
     [trial] = Study(DEFAULT_STORAGE, name).trials()
-    swimmer, ant = (trial.user_attrs[f"lifetime:{k}"]["fitness"] for k in (1, 0))
+    swimmer, ant = (trial.system_attrs[f"lifetime:{k}"]["fitness"] for k in (1, 0))
     (low_ant, high_ant), (low, high) = Study(DEFAULT_STORAGE, name).stored["references"].values()
     by_hand = ((ant - low_ant) / (high_ant - low_ant) + (swimmer - low) / (high - low)) / 2
     assert trial.value == pytest.approx(by_hand)

@@ -54,7 +54,7 @@ def evolved(request, storage, quick, inline, sink):
     )
     study = Study(storage, NAME)
     failed = study.storage.create_new_trial(study._id)
-    study.storage.set_trial_user_attr(
+    study.storage.set_trial_system_attr(
         failed, "error", {"reason": "the simulator exploded", "traceback": None}
     )
     study.storage.set_trial_user_attr(failed, "lost", 1)
@@ -86,15 +86,19 @@ def rich_study(storage, name="rich"):
     add(state=TrialState.RUNNING, params={}, distributions={})
     study.enqueue_trial({"x": 1.0, "n": 2, "c": "a"})
     study.set_user_attr("config", {"text": "words", "list": [1, 2.5, None]})
-    study.set_user_attr("lease:x", 17)
+    study.set_user_attr("lease:x", 17)  # of version 0.2.0
+    study._storage.set_study_system_attr(study._study_id, "lease:0", {"renewals": 3})
     study._storage.set_study_system_attr(study._study_id, "of the system", [1])
     return study
 
 
 def content(storage, name):
+    """All but leases, which are of the coordinators of one study, and of no copy of it."""
     opened = open_storage(storage)
     study = optuna.load_study(study_name=name, storage=opened)
-    system = {k: v for k, v in opened.get_study_system_attrs(study._study_id).items() if k != COPY}
+    system = opened.get_study_system_attrs(study._study_id)
+    system = {k: v for k, v in system.items() if k != COPY and not k.startswith("lease:")}
+    user = {k: v for k, v in study.user_attrs.items() if not k.startswith("lease:")}
     trials = []
     for t in study.get_trials():
         has = (
@@ -114,7 +118,7 @@ def content(storage, name):
                 t.datetime_complete,
             ]
         )
-    return study.directions, study.user_attrs, system, trials
+    return study.directions, user, system, trials
 
 
 # -- list and show --
@@ -303,6 +307,9 @@ def test_a_copy_has_everything(source, storage, capsys):
         study_name="other", storage=open_storage(storage, create=True)
     ).enqueue_trial({})
     assert call(capsys, "copy", "--storage", source, "--to", storage)[0] == 0
+    copy = optuna.load_study(study_name="rich", storage=open_storage(storage))
+    attrs = copy._storage.get_study_system_attrs(copy._study_id)
+    assert not [k for k in (*copy.user_attrs, *attrs) if k.startswith("lease:")]
     there, here = content(storage, "rich"), content(source, "rich")
     if storage.startswith("mysql"):  # keeps seconds
         assert [t[:-2] for t in there[3]] == [t[:-2] for t in here[3]]

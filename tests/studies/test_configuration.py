@@ -184,7 +184,7 @@ def test_auto_goes_on_with_the_engine_that_a_study_has(quick, sink):
     assert evolve(flags, sink) == 0
     assert evolve(replace(flags, nb_trials=2, engine="auto"), sink) == 0
     trials = Study(flags.storage, "CartPole-v1_main_0.064k_steps").trials()
-    engines = [t.user_attrs["lifetime:0"]["spec"]["learner"]["engine"] for t in trials]
+    engines = [t.system_attrs["lifetime:0"]["spec"]["learner"]["engine"] for t in trials]
     assert engines == ["sb3", "sb3"]
 
 
