@@ -62,7 +62,7 @@ format: $(READY)  ## format and mend what can be mended
 	$(BIN)/ruff check --fix .
 
 dashboard: $(READY)  ## see the studies of studies.db in a browser; STORAGE=... for another database
-	$(BIN)/python -m erl.studies dashboard $(if $(STORAGE),--storage $(STORAGE))
+	$(BIN)/erl dashboard $(if $(STORAGE),--storage $(STORAGE))
 
 notebook: $(READY)  ## open the notebooks of analysis/ in JupyterLab
 	$(BIN)/jupyter lab analysis

@@ -1,6 +1,6 @@
 """Optuna's dashboard on a study database, with the files of its trials.
 
-`python -m erl.studies dashboard`, or `make dashboard`. The package `optuna-dashboard` is an extra.
+`erl dashboard`, or `make dashboard`. The package `optuna-dashboard` is an extra.
 """
 
 import json
