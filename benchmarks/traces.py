@@ -222,6 +222,9 @@ def live(trace: Trace, tree: Path, folder: Path) -> None:
         (folder / name).write_text(text)
     for position, command in enumerate(trace.commands):
         script, *flags = shlex.split(command)
+        if script.startswith("evolve") and _has_finals(tree):
+            # Earlier versions had none, and tested the trial with the highest fitness.
+            flags += ["--finalists", "0"]
         program = ["-m", "erl"] if script == "erl" else [str(tree / script)]
         words = [sys.executable, *program, *flags]
         if position == 0 and trace.interrupted is not None:
@@ -234,6 +237,10 @@ def live(trace: Trace, tree: Path, folder: Path) -> None:
             raise SystemExit(
                 f"exit code {done.returncode} of {shlex.join(words)}: see {folder}/output.txt"
             )
+
+
+def _has_finals(tree: Path) -> bool:
+    return (tree / "erl/experiments/finals.py").exists()
 
 
 def environment(tree: Path) -> dict[str, str]:

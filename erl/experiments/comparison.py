@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from erl.cli import Sink, command, figure
+import numpy as np
+
+from erl.cli import Sink, command
 from erl.errors import UserError
 from erl.experiments.arms import arm_lifetime, arm_names, control_names
 from erl.experiments.campaign import (
@@ -38,6 +40,7 @@ from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_name
 from erl.studies.study import Study, stored_config
 from erl.studies.tables import agent_tables, lines
 from erl.studies.trials import RunningTrial, why_failed
+from erl.studies.winner import Finalist, chosen, with_interval
 from erl.worlds.arguments import Arguments, parse_arguments
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.task_sets import TASK_SETS, load_task_set, load_task_sets
@@ -50,11 +53,8 @@ __all__ = [
 ]
 
 
-def load_best(
-    flags: ComparisonFlags, sink: Sink
-) -> tuple[str, EvolutionStudy, int, dict[str, float]]:
-    """The evolved study's name, its configuration, and number and hyperparameters of its best
-    trial.
+def load_best(flags: ComparisonFlags, sink: Sink) -> tuple[str, EvolutionStudy, Finalist]:
+    """The evolved study's name, its configuration, and what it hands over: see `chosen`.
 
     Raises:
         UserError: no such study, or none of its trials succeeded.
@@ -64,10 +64,11 @@ def load_best(
     study = Study(address, _same_but_reservoirs(address, name, flags))
     name = study.name
     study.check_maximised()
-    best = study.best()
-    if best is None:
+    choice = chosen(study)
+    if choice is None:
         raise UserError(f"study {name!r} has no finished trial yet")
-    params = _numbers(name, best.params)
+    winner = choice.winner
+    params = _numbers(name, winner.params)
     evolution = study.config
     guessed = evolution is None
     if evolution is None:
@@ -93,14 +94,14 @@ def load_best(
     except KeyError:
         raise UserError(
             f"study {name!r} did not evolve a reservoir: its parameters are "
-            f"{', '.join(best.params) or 'none'}"
+            f"{', '.join(winner.params) or 'none'}"
         ) from None
     _say_reservoirs(flags, name, evolution, guessed, sink)
-    sink.line(
-        f"{name}: best of {len(study.trials())} trials is {best.number}, fitness "
-        f"{figure(best.value)}, " + ", ".join(f"{k} {v:.6g}" for k, v in params.items())
-    )
-    return name, evolution, best.number, params
+    trials = len(study.trials())
+    values = ", ".join(f"{k} {v:.6g}" for k, v in params.items())
+    of = f"winner of {len(choice.finalists)} finalists" if choice.finalists else "best"
+    sink.line(f"{name}: {of} of {trials} trials is {winner.title}, {winner.reached}, {values}")
+    return name, evolution, replace(winner, params=params)
 
 
 def _address(flags: ComparisonFlags, name: str, sink: Sink) -> str:
@@ -209,7 +210,8 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     Raises:
         UserError: bad input; nothing has been written then.
     """
-    name, evolution, number, params = load_best(flags, sink)
+    name, evolution, winner = load_best(flags, sink)
+    params = winner.params
     where = ""
     env_id = None
     env_kwargs: dict[str, Any] = {}
@@ -223,7 +225,7 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
             f"{command('test-generalization')}"
         )
     # An evolution that went on and found better has a test of its own.
-    test_name = f"{name}_trial_{number}{where}_test_{thousands(flags.training_steps)}_steps"
+    test_name = f"{name}_{winner.slug}{where}_test_{thousands(flags.training_steps)}_steps"
     test_name += "_published" * flags.published_code
     stored = stored_config(flags.results, test_name)
     if isinstance(stored, TestStudy):  # journals were once taken for reservoirs without a bias
@@ -280,6 +282,8 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
             f"running in other processes and not in the tables"
         )
     report(study, sink)
+    if env_id is None:
+        _say_winner(study, arms[1], winner, evolution, flags.training_steps, sink)
     say_where(campaign, flags, shown(flags.results), folder)
     if flags.video:
         film_agents(study, flags, folder, sink)
@@ -327,6 +331,37 @@ def report(study: Study, sink: Sink) -> None:
     tables = agent_tables(study)
     for line in lines(tables) if tables else ["no lifetime has finished yet"]:
         sink.line(line)
+
+
+def _say_winner(
+    study: Study, arm: str, winner: Finalist, evolution: EvolutionStudy, steps: int, sink: Sink
+) -> None:
+    """Say what the evolved agent reached: when proposed, lived again, and on the seeds of the test.
+
+    Args:
+        study: of the test.
+        arm: the agent with the settings that it was evolved with.
+        winner: what the evolution handed over.
+        evolution: its configuration.
+        steps: of a lifetime of the test.
+        sink: where the line goes.
+    """
+    records = {
+        t.params["seed"]: study.lifetimes(t)[0]
+        for t in study.trials("COMPLETE")
+        if t.params["arm"] == arm
+    }
+    if evolution.fitness == "training":
+        scores = [r.training_return for _, r in sorted(records.items())]
+    else:
+        scores = [float(np.mean(r.final_returns)) for _, r in sorted(records.items())]
+    known = [s for s in scores if s is not None]
+    if known:
+        longer = "" if steps == evolution.training_steps else f", after {steps:,} steps"
+        sink.line(
+            f"evolved:  {winner.title} as {arm}, {winner.reached}; {with_interval(known)} on test "
+            f"seeds ({plural(len(known), 'seed')}{longer})"
+        )
 
 
 class ComparisonProgress(Progress):

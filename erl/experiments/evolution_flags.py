@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from erl.cli import command, option
 from erl.errors import UserError
 from erl.experiments.flags import (
+    MAX_SEED,
     RunFlags,
     check_count,
     check_name,
@@ -59,6 +60,12 @@ class EvolutionFlags(RunFlags):
     env_kwargs: str | None = env_kwargs_option("; a set's environments are given the same")
     nb_seeds: int = option(3, "lifetimes of one trial; each draws its own reservoir")
     ep_eval: int = option(10, "episodes over which a fitness is averaged")
+    finalists: int = option(
+        5,
+        "best trials that are lived again, with the mean of the search, to choose the winner; 0 "
+        "takes the highest fitness",
+    )
+    finalist_seeds: int = option(5, "fresh seeds on which each finalist is lived")
     units: int = option(100, "neurons of one reservoir")
     skip_c: bool = option(
         False, "the policy also sees the observation, the last action and the last reward"
@@ -128,12 +135,22 @@ class EvolutionFlags(RunFlags):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name(self.h_test)
-        for name in ("training_steps", "nb_trials", "nb_seeds", "ep_eval", "units"):
+        for name in (
+            "training_steps",
+            "nb_trials",
+            "nb_seeds",
+            "ep_eval",
+            "units",
+            "finalist_seeds",
+        ):
             check_count(name, getattr(self, name))
         for name in ("popsize", "obs_units"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
+        check_number("finalists", self.finalists)
         check_seeds(self.seed, self.nb_seeds)
+        if self.finalist_seeds > MAX_SEED:
+            raise UserError(f"--finalist_seeds is at most {MAX_SEED}, not {self.finalist_seeds}")
         if self.popsize is not None and self.popsize < 2:
             raise UserError(f"--popsize must be at least 2, not {self.popsize}")
         self._check_reservoirs()

@@ -34,7 +34,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "search": (
         *("nb_trials", "sampler", "popsize", "fitness", "evolve", "min_sr", "max_sr", "min_lr"),
         *("max_lr", "min_iss", "max_iss", "pruner", "restarts", "use_pruned", "warm_start"),
-        *("finalists", "finals_seeds"),
+        *("finalists", "finalist_seeds"),
     ),
     "learner": ("learner", "learner_config", "set", "engine"),
     "CEM-RL and AES-RL": (
@@ -43,7 +43,16 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("actor_executor", "ray_address", "ray_port", "redis_password"),
     ),
     "where it runs": ("workers", "cluster", "max_retries", "checkpoint_minutes", "dry_run"),
-    "storage": ("storage", "results_storage", "runs", "logs", "models", "track"),
+    "storage": (
+        "storage",
+        "results_storage",
+        "runs",
+        "logs",
+        "models",
+        "artifacts",
+        "video",
+        "track",
+    ),
 }
 
 

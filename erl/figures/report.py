@@ -24,7 +24,7 @@ from erl.files import check_writable, folder_name
 from erl.lifetimes.film import Sink, film_agent
 from erl.lifetimes.models import load_model
 from erl.lifetimes.trace import Trace, trace
-from erl.studies.configuration import EvolutionStudy, SingleStudy, TestStudy
+from erl.studies.configuration import EvolutionStudy, FinalsStudy, SingleStudy, TestStudy
 from erl.studies.data import (
     StudyData,
     attach,
@@ -85,14 +85,19 @@ def describe(data: StudyData) -> str:
         return f"Study {data.name}, which stores no configuration."
     where = ", ".join(data.environments)
     hidden = " with hidden velocities" if setting.del_obs else ""
-    own = isinstance(config, TestStudy) and config.env_id is not None
-    arguments = Arguments(config.env_kwargs if own else setting.env_kwargs)
+    kwargs = setting.env_kwargs
+    if isinstance(config, TestStudy) and config.env_id is not None:
+        kwargs = config.env_kwargs
+    arguments = Arguments(kwargs)
     hidden += f" with arguments {arguments}" if arguments else ""
     if isinstance(config, EvolutionStudy):
         lives = (
             f"{count(config.nb_seeds, 'seed')} x {config.training_steps:,} steps a trial, "
             f"{config.sampler}, root seed {config.seed}"
         )
+    elif isinstance(config, FinalsStudy):
+        steps = config.evolution.training_steps
+        lives = f"finals, {steps:,} steps a lifetime, root seed {setting.seed}"
     else:
         steps = config.steps if isinstance(config, SingleStudy) else config.training_steps
         seeds = sorted(set(data.lifetimes.seed)) if len(data.lifetimes) else []
@@ -520,6 +525,10 @@ def _what_was_run(data: StudyData) -> list[str]:
         facts["best trial"] = (
             f"{best.trial}, fitness {best.fitness:,.4g} (a maximum over noisy values): {values}"
         )
+    if data.choice is not None and data.choice.finalists:
+        winner = data.choice.winner
+        values = ", ".join(f"{n} {_plain(v)}" for n, v in winner.params.items())
+        facts["winner"] = f"{winner.title}, {winner.reached}: {values}"
     if isinstance(data.config, TestStudy):
         facts["hyperparameters"] = ", ".join(
             f"{n} {_plain(v)}" for n, v in data.config.params.items()

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from erl.studies.study import COPY, Study
 from erl.studies.tables import agent_tables, to_frame, to_latex, to_markdown, to_text_frame
 from erl.studies.tables import lines as table_lines
 from erl.studies.trials import lifetime_records, why_failed
+from erl.studies.winner import Choice, finals_name, stored_choice, without_finals
 
 COLUMNS = ("study", "kind", "trials", "result", "last change")
 
@@ -36,8 +38,8 @@ COLUMNS = ("study", "kind", "trials", "result", "last change")
 def _name(storage: BaseStorage, config: Any) -> str:
     """The study that is meant."""
     names = [s.study_name for s in storage.get_all_studies()]
-    if config.study is None and len(names) == 1:
-        return names[0]
+    if config.study is None and len(without_finals(names)) == 1:
+        return without_finals(names)[0]
     if config.study is None:
         if not names:
             raise UserError(f"{shown(config.storage)} has no study yet")
@@ -165,6 +167,9 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
                     f"evolution inside trial {ranked[0].number}, lifetime {index}: "
                     f"{record.inner['generations']} generations; {totals}"
                 )
+    choice = stored_choice(study.user_attrs)
+    if choice is not None:
+        _show_choice(choice, trials, sink)
     failed = [t for t in trials if t.state.name == "FAIL"]
     if failed:
         sink.line("failed trials:")
@@ -177,6 +182,16 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
             + ", ".join(f"trial {k} ({n} time{'s' * (n != 1)})" for k, n in lost.items())
         )
     return 0
+
+
+def _show_choice(choice: Choice, trials: Sequence[FrozenTrial], sink: Sink) -> None:
+    """Whom the finals of an evolution chose, and among whom."""
+    ended = sum(t.state.is_finished() for t in trials)
+    sink.line(f"winner of the finals, after {choice.ended} of {ended} trials:")
+    sink.line(f"  {choice.winner.title}, {choice.winner.reached}")
+    sink.line("finalists:")
+    for finalist in choice.finalists:
+        sink.line(f"  {finalist.title}, {finalist.reached}")
 
 
 def trial_rows(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
@@ -305,6 +320,9 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
     if missing:
         sink.line(f"{len(missing)} of its files are missing: they are not beside {config.storage}")
     sink.line(f"{target_name} in {shown(to)}: {len(trials)} trials copied ({_states(trials)})")
+    if any(s.study_name == finals_name(name) for s in source.get_all_studies()):
+        part, whole = finals_name(name), finals_name(target_name)
+        return copy_study(replace(config, study=part, to_name=whole), sink)
     return 0
 
 

@@ -26,11 +26,18 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from erl.errors import UserError
 from erl.search.samplers import CmaesSampler
 from erl.search.space import SearchConfig, make_context, search_space
-from erl.studies.configuration import EvolutionStudy, SingleStudy, StudyConfig, TestStudy
+from erl.studies.configuration import (
+    EvolutionStudy,
+    FinalsStudy,
+    SingleStudy,
+    StudyConfig,
+    TestStudy,
+)
 from erl.studies.records import decoded, generation_rows, lifetime_rows
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
 from erl.studies.study import Study
 from erl.studies.trials import why_failed
+from erl.studies.winner import Choice, chosen, without_finals
 from erl.worlds.reservoirs import ReservoirParams
 
 # Scalars in which a TensorBoard log may tell the return: Stable-Baselines3's, then CleanRL's.
@@ -85,13 +92,15 @@ class StudyData:
         kind: `evolution`, `test`, `single` (`python -m erl`), `journal` (another program's study)
             or `tensorboard`.
         config: what the study is; None where nothing is stored.
-        stored: the same as it is stored; empty where nothing is.
         versions, commit: of its creation, where they are stored.
         space: the searched parameters, by name.
         trials: a row each: `trial`, `state`, the parameters, `fitness` (the value that a pruned one
             had reached), `generation`, `begun`, `ended`, `pruned_at` (tenth of its life), `error`.
         lifetimes: `erl.study.records`, with `arm` and `seed` in tests, single runs and logs.
         generations: `erl.study.generations`: evolution within learning.
+        stored: the configuration as it is stored; empty where nothing is.
+        choice: what an evolution hands over: the winner of its finals, or the best trial. None
+            without a finished trial, and for other studies.
     """
 
     name: str
@@ -105,13 +114,16 @@ class StudyData:
     lifetimes: pd.DataFrame
     generations: pd.DataFrame
     stored: dict[str, Any] = field(default_factory=dict)
+    choice: Choice | None = None
     _frozen: tuple[FrozenTrial, ...] = field(default=(), repr=False)
     _storage: str | None = field(default=None, repr=False)  # its address, as it was given
 
     @property
     def evolution(self) -> EvolutionStudy | None:
-        """The configuration of the evolution: of this study, or of the one that it tests."""
-        config = self.config.evolution if isinstance(self.config, TestStudy) else self.config
+        """The configuration of the evolution: of this study, or of the one that it belongs to."""
+        config = self.config
+        if isinstance(config, FinalsStudy | TestStudy):
+            return config.evolution
         return config if isinstance(config, EvolutionStudy) else None
 
     @property
@@ -148,7 +160,7 @@ def read_study(address: str, storage: str = DEFAULT_STORAGE) -> StudyData:
     else:
         name = address
     if not name:
-        names = study_names(open_storage(storage))
+        names = without_finals(study_names(open_storage(storage)))
         if len(names) != 1:
             has = f"it has {', '.join(sorted(names)[:12])}" if names else "it has no study yet"
             raise UserError(f"which study of {shown(storage)}? STORAGE#STUDY names one; {has}")
@@ -176,6 +188,7 @@ def read_trials(study: Study) -> StudyData:
         lifetimes=pd.DataFrame(),
         generations=pd.DataFrame(),
         stored=study.stored or {},
+        choice=chosen(study) if config is None or isinstance(config, EvolutionStudy) else None,
         _frozen=tuple(trials),
         _storage=study.address,
     )
@@ -422,18 +435,16 @@ def _replayed(data: StudyData, config: EvolutionStudy) -> pd.DataFrame:
 
 
 def evolved_reservoirs(data: StudyData) -> tuple[ReservoirParams, ...]:
-    """The reservoirs that an evolution found best, or that a test tests.
+    """The reservoirs that an evolution hands over, or that a test tests.
 
     Raises:
         UserError: no trial has a fitness, or no reservoir was evolved.
     """
     if isinstance(data.config, TestStudy):
         return _reservoirs(data, data.config.params)
-    done = data.trials[(data.trials.state == "COMPLETE") & data.trials.fitness.notna()]
-    if not len(done):
+    if data.choice is None:
         raise UserError(f"study {data.name!r} has no finished trial yet")
-    best = done.loc[done.fitness.idxmax()]
-    return _reservoirs(data, {name: best[name] for name in data.space})
+    return _reservoirs(data, data.choice.winner.params)
 
 
 def drawn_reservoirs(data: StudyData, n: int, seed: int = 0) -> list[ReservoirParams]:

@@ -14,7 +14,13 @@ from optuna.trial import FrozenTrial
 
 from erl.cli import duration, figure
 from erl.lifetimes.record import LifetimeRecord
-from erl.studies.configuration import EvolutionStudy, SingleStudy, StudyConfig, TestStudy
+from erl.studies.configuration import (
+    EvolutionStudy,
+    FinalsStudy,
+    SingleStudy,
+    StudyConfig,
+    TestStudy,
+)
 from erl.studies.trials import RunningTrial, stored_records
 
 # Longest piece of a note: what the dashboard itself writes and reads.
@@ -72,6 +78,7 @@ def study_note(
     trials: Sequence[FrozenTrial],
     commit: str | None,
     commands: Sequence[str] = (),
+    winner: str | None = None,
 ) -> str:
     """What a study is and what came of it so far.
 
@@ -80,11 +87,14 @@ def study_note(
         trials: all of them.
         commit: of the project, when it began.
         commands: what to run next.
+        winner: whom the finals chose, and what it reached.
     """
     rows = {"what": _what(config), **_how(config)}
     states = Counter(t.state.name.lower() for t in trials)
     rows["trials"] = ", ".join(f"{n} {s}" for s, n in states.most_common()) or "none yet"
     rows |= _reached(config, trials)
+    if winner is not None:
+        rows["winner"] = winner
     lived = [r for t in trials for r in stored_records(t).values()]
     steps, seconds = sum(r["steps"] for r in lived), sum(r["seconds"] for r in lived)
     if lived:
@@ -150,6 +160,8 @@ def _what(config: StudyConfig) -> str:
     if isinstance(config, TestStudy):
         where = config.env_id or ", ".join(config.evolution.environments)
         return f"{config.title} in {where}, of {_named(config.params)}"
+    if isinstance(config, FinalsStudy):
+        return f"{config.title} of an {_what(config.evolution)}"
     return f"{config.title}: {config.learner} in {', '.join(config.environments)}"
 
 
@@ -160,6 +172,10 @@ def _how(config: StudyConfig) -> dict[str, str]:
     if isinstance(config, TestStudy):
         seed = config.evolution.seed
         return {"a trial": f"{config.training_steps:,} steps, test seeds of root seed {seed}"}
+    if isinstance(config, FinalsStudy):
+        evolution = config.evolution
+        steps, seed = evolution.training_steps, evolution.seed
+        return {"a trial": f"{steps:,} steps, a seed of the finals of root seed {seed}"}
     sets = f"{len(config.environments)} environments x " if config.env_ids else ""
     what = "episodes of the final policy"
     if config.fitness == "training":
@@ -184,12 +200,20 @@ def _reached(config: StudyConfig, trials: Sequence[FrozenTrial]) -> dict[str, st
         return {"best": f"trial {best.number}, {figure(best.value)}: {_named(best.params)}"}
     groups: dict[str, list[float]] = {}
     for trial in done:
-        name = trial.params.get("arm", "return") if trial.params else "return"
-        groups.setdefault(str(name), []).append(float(trial.value or 0.0))
+        name = _group(config, trial)
+        groups.setdefault(name, []).append(float(trial.value or 0.0))
     return {
         name: f"{figure(sum(v) / len(v))}, mean of {len(v)} {'seed' if len(v) == 1 else 'seeds'}"
         for name, v in list(groups.items())[:SHOWN]
     }
+
+
+def _group(config: StudyConfig, trial: FrozenTrial) -> str:
+    """What a trial's value is a value of: an agent of a test, a finalist."""
+    if isinstance(config, FinalsStudy):
+        finalist = {k: v for k, v in trial.params.items() if k != "seed"}
+        return ", ".join(f"{name} {number}" for name, number in finalist.items())
+    return str(trial.params.get("arm", "return"))
 
 
 def _named(params: Mapping[str, Any]) -> str:

@@ -257,8 +257,12 @@ class Study:
         """
         doubt = any(self._owner_lives(t) is None for t in self.trials("RUNNING"))
         if doubt:
-            self.lease.wait(min(1.0, leases.LEASE_SECONDS / 8))
+            self.pause()
         return doubt
+
+    def pause(self) -> None:
+        """Wait a moment for other coordinators."""
+        self.lease.wait(min(1.0, leases.LEASE_SECONDS / 8))
 
     def _release(
         self, trial_id: int, owner: dict[str, Any] | None, max_retries: int | None = None
@@ -318,9 +322,16 @@ class Study:
                 return self._in_hand(trial._trial_id, plan)
         return None
 
-    def create(self, params: dict[str, Any], space: SearchSpace, plan: Plan) -> RunningTrial:
-        """Begin a trial with given parameters."""
-        return self._in_hand(self._begin({}, params, space), plan)
+    def create(
+        self,
+        params: dict[str, Any],
+        space: SearchSpace,
+        plan: Plan,
+        attrs: dict[str, Any] | None = None,
+    ) -> RunningTrial:
+        """Begin a trial with given parameters, and user attributes beside them."""
+        named = {name: space[name] for name in params}
+        return self._in_hand(self._begin(attrs or {}, params, named), plan)
 
     def retry(
         self, failed: FrozenTrial, plan: Plan, sampler: BaseSampler, space: SearchSpace
@@ -468,15 +479,17 @@ class Study:
         text = trial_note(trial, state, value, commands)
         write_note(self.storage, self._id, text, self.storage.id_now(trial.trial_id))
 
-    def note(self, commands: Sequence[str] = ()) -> None:
+    def note(self, commands: Sequence[str] = (), winner: str | None = None) -> None:
         """Write what the study is, and what came of it so far, as its note.
 
         Args:
             commands: what to run next.
+            winner: whom the finals chose, and what it reached.
         """
         config = self.config
         if config is not None:
-            text = study_note(config, self.trials(), self.optuna.user_attrs.get("commit"), commands)
+            begun = self.optuna.user_attrs.get("commit")
+            text = study_note(config, self.trials(), begun, commands, winner)
             write_note(self.storage, self._id, text)
 
     def attach(

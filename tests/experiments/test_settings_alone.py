@@ -29,6 +29,7 @@ def flags(kind, quick, **options):
         "evolve": EVOLVE,
         "training_steps": 64,
         "nb_trials": 2,
+        "finalists": 0,
         "nb_seeds": 1,
         "learner_config": quick,
         "workers": 1,

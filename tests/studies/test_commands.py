@@ -40,6 +40,7 @@ def evolved(request, storage, quick, inline, sink):
     settings = {
         "training_steps": 64,
         "nb_trials": 2,
+        "finalists": 0,
         "nb_seeds": 2,
         "units": 5,
         "popsize": 3,
@@ -129,15 +130,17 @@ def test_list_and_show(evolved, capsys):
     code, lines, err = call(capsys, "list", "--storage", evolved)
     assert (code, err) == (0, "")
     best = Study(evolved, NAME).best()
-    assert re.fullmatch(r"study +kind +trials +best fitness +last change", lines[0])
+    assert re.fullmatch(r"study +kind +trials +result +last change", lines[0])
     [line] = [s for s in lines if s.startswith(NAME)]
     assert re.search(
-        rf"evolution +2 complete, 1 fail +{re.escape(figure(best.value))} +20\d\d-\d\d-\d\d "
-        rf"\d\d:\d\d$",
+        rf"evolution +2 complete, 1 fail +best fitness {re.escape(figure(best.value))} +"
+        rf"20\d\d-\d\d-\d\d \d\d:\d\d$",
         line,
     )
     [line] = [s for s in lines if s.startswith("rich")]
-    assert re.search(r"2 complete, 1 pruned, 1 fail, 1 running, 1 waiting +0\.3333 ", line)
+    assert re.search(
+        r"2 complete, 1 pruned, 1 fail, 1 running, 1 waiting +best fitness 0\.3333 ", line
+    )
 
     code, lines, err = call(capsys, "show", "--storage", evolved, "--study", NAME)
     assert (code, err) == (0, "")
@@ -195,11 +198,11 @@ def test_a_single_study_needs_no_name_and_an_empty_storage_says_so(evolved, caps
             "its folder does not exist",
         ),
         (
-            "export --storage sqlite:///two.db --study two --file two.db --rows trials",
-            "two.db exists; --overwrite",
+            "export --storage sqlite:///two.db --study two --file there.csv --rows trials",
+            "there.csv exists; --overwrite",
         ),
         (
-            "export --storage sqlite:///two.db --study two --file . --rows trials --overwrite",
+            "export --storage sqlite:///two.db --study two --file d.csv --rows trials --overwrite",
             "is not a file",
         ),
         ("copy --storage sqlite:///two.db --study two", "--to is missing"),
@@ -224,14 +227,16 @@ def test_a_single_study_needs_no_name_and_an_empty_storage_says_so(evolved, caps
 def test_bad_input_is_one_line_and_changes_nothing(words, message, capsys):
     for name in ("one", "two"):
         optuna.create_study(study_name=name, storage="sqlite:///two.db")
-    before = {p: p.read_bytes() for p in Path().iterdir()}
+    Path("there.csv").write_text("kept\n")
+    Path("d.csv").mkdir()
+    before = {p: p.read_bytes() for p in Path().iterdir() if p.is_file()}
     code, lines, err = call(capsys, *words.split())
     assert (code, lines) == (2, [])
     assert err.startswith("python -m erl.studies")
     assert message in err
     assert err.count("\n") == 1
     assert "s3cret" not in err
-    assert {p: p.read_bytes() for p in Path().iterdir()} == before
+    assert {p: p.read_bytes() for p in Path().iterdir() if p.is_file()} == before
 
 
 @pytest.mark.scripts
@@ -329,6 +334,7 @@ def test_an_evolution_goes_on_in_its_copy(evolved, quick, inline, sink, capsys):
     settings = {
         "training_steps": 64,
         "nb_trials": 6,
+        "finalists": 0,
         "nb_seeds": 2,
         "units": 5,
         "popsize": 3,

@@ -34,6 +34,7 @@ def config(quick, inline):
         env_id=ENV,
         training_steps=64,
         nb_trials=3,
+        finalists=0,
         nb_seeds=2,
         units=5,
         popsize=2,
