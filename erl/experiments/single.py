@@ -14,6 +14,7 @@ import yaml
 
 from erl.cli import Sink
 from erl.errors import UserError
+from erl.executors.machines import default_workers
 from erl.experiments.campaign import (
     Campaign,
     GivenTrials,
@@ -27,7 +28,7 @@ from erl.experiments.flags import MAX_SEED, plural, read_settings, study_name
 from erl.experiments.single_flags import SingleConfig
 from erl.experiments.trials import Member
 from erl.files import folder_name
-from erl.learners import canonical_name, published_settings, resolve_engine
+from erl.learners import canonical_name, cores, published_settings, resolve_engine
 from erl.lifetimes.living import Cohort, check
 from erl.lifetimes.record import LifetimeRecord
 from erl.statistics import Arm, table
@@ -149,7 +150,10 @@ def run(flags: SingleConfig, sink: Sink) -> int:
     stored = stored_config(flags.storage, name)
     if isinstance(stored, SingleStudy) and flags.engine == "auto":
         config = replace(config, engine=stored.engine)
-    check(lifetime(config, indices[0]))
+    first = lifetime(config, indices[0])
+    check(first)
+    if flags.workers is None and flags.cluster is None and (taken := cores(first)) > 1:
+        flags = replace(flags, workers=max(1, default_workers() // taken))
     campaign = Campaign(flags, name, config, sink)
     study = campaign.study
 
