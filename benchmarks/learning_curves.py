@@ -43,8 +43,18 @@ ARMS = {
     "RL only without norm": ("ERL-Re2", "plain_RL", "EA=false,use_ln=false"),
     "ERL-Re2 without norm": ("ERL-Re2", "no_ln", "use_ln=false"),
     "TD3 by episode": ("TD3", "by_episode", f"{TD3},train_freq=[1,episode],gradient_steps=-1"),
+    "AES-RL": ("AES-RL", "curves", ""),
+    "AES-RL one episode": ("AES-RL", "once", "mean_evaluations=1"),
+    "(1+1)-ES": ("(1+1)-ES", "curves", ""),
+    "ACEM-RL": ("ACEM-RL", "curves", ""),
+    "CEM-RL": ("CEM-RL", "curves", ""),
+    "CEM-RL batched": ("CEM-RL", "batched", "batched=true"),
+    "P-CEM-RL": ("P-CEM-RL", "curves", ""),
+    "TD3 (aes_td3)": ("TD3", "aes_td3", "preset=aes_td3"),
 }
-# What else TD3 takes for an environment, as ERL-Re² does by itself (erl/data/erl_re2.toml).
+# Those whose individuals are evolved actors of TD3.
+FAMILY = ("AES-RL", "(1+1)-ES", "ACEM-RL", "CEM-RL", "P-CEM-RL")
+# What else TD3 takes for an environment, as the other learners do by themselves.
 TD3_OF = {"Swimmer-v4": "gamma=0.9999"}
 # The policies of each that are evaluated, the one handed over first.
 POLICIES = {
@@ -56,9 +66,20 @@ POLICIES = {
     "RL only without norm": ("rl",),
     "ERL-Re2 without norm": ("champion", "rl"),
     "TD3 by episode": ("agent",),
+    "TD3 (aes_td3)": ("agent",),
+    **{arm: ("mean",) for arm, (learner, _, _) in ARMS.items() if learner in FAMILY},
 }
 # Those that are run if nothing else is asked for, and drawn.
 COLOURS = {"ERL-Re2": "C0", "EA only": "C2", "RL only": "C1", "TD3 (SB3)": "0.4"}
+# Those of the second figure.
+FAMILY_COLOURS = {
+    "AES-RL": "C0",
+    "(1+1)-ES": "C1",
+    "ACEM-RL": "C2",
+    "CEM-RL": "C3",
+    "P-CEM-RL": "C4",
+    "TD3 (aes_td3)": "0.4",
+}
 
 
 def commands(args: argparse.Namespace) -> list[list[str]]:
@@ -115,6 +136,7 @@ def collect(args: argparse.Namespace) -> None:
                         },
                         "generations": inner.get("generations"),
                         "totals": inner.get("totals"),
+                        "axes": axes(inner),
                         "commit": record.commit,
                     }
                 )
@@ -124,6 +146,14 @@ def collect(args: argparse.Namespace) -> None:
         "".join(json.dumps(kept[key]) + "\n" for key in sorted(kept)), encoding="utf-8"
     )
     print(f"{len(rows)} lifetimes read, {len(kept)} in {args.out}")
+
+
+def axes(inner: dict[str, Any]) -> dict[str, Any] | None:
+    """Counted steps, steps without those of the mean, and individuals, of a learner that tells
+    them apart.
+    """
+    kept, names = inner.get("kept", {}), ("steps", "uncounted_steps", "individuals")
+    return {name: kept[name] for name in names} if "uncounted_steps" in kept else None
 
 
 def read(path: str) -> list[dict[str, Any]]:
@@ -160,6 +190,7 @@ def show(args: argparse.Namespace) -> None:
                     f"| {env_id} | {budget:,} | {arm} | {len(rows)} | {cells[0]} | "
                     f"{cells[1] if cells[1:] else ''} | {rate:,.0f} |"
                 )
+    show_axes(groups)
     print("\nshare of the RL head's copies among elites, selected and discarded")
     for (env_id, budget), arms in sorted(groups.items()):
         totals = [r["totals"] for r in arms.get("ERL-Re2", [])]
@@ -172,14 +203,34 @@ def show(args: argparse.Namespace) -> None:
             )
             share = fates.sum(0) / fates.sum()
             print(f"{env_id} {budget:,}: {share[0]:.2f} {share[1]:.2f} {share[2]:.2f}")
-    figure(groups, Path(args.file).with_suffix(".svg"))
+    colours = FAMILY_COLOURS if args.family else COLOURS
+    figure(groups, colours, Path(args.file).with_suffix(".svg"))
+
+
+def show_axes(groups: dict[tuple[str, int], dict[str, list[dict[str, Any]]]]) -> None:
+    """What the budgets were of the learners that tell counted steps and others apart: published
+    curves are compared at equal uncounted steps.
+    """
+    print("\n| environment | steps | arm | uncounted steps | individuals | minutes |")
+    print("|---|---|---|---|---|---|")
+    for (env_id, budget), arms in sorted(groups.items()):
+        for arm, rows in arms.items():
+            ends = [r["axes"] for r in rows if r.get("axes")]
+            if ends:
+                last = [spread([e[name][-1] for e in ends]) for name in list(ends[0])[1:]]
+                minutes = spread([r["seconds"] / 60 for r in rows])
+                print(f"| {env_id} | {budget:,} | {arm} | {last[0]} | {last[1]} | {minutes} |")
 
 
 def spread(values: list[float]) -> str:
     return "" if not values else f"{np.mean(values):,.0f} [{min(values):,.0f}, {max(values):,.0f}]"
 
 
-def figure(groups: dict[tuple[str, int], dict[str, list[dict[str, Any]]]], path: Path) -> None:
+def figure(
+    groups: dict[tuple[str, int], dict[str, list[dict[str, Any]]]],
+    colours: dict[str, str],
+    path: Path,
+) -> None:
     """Mean and range over seeds, one panel for each environment and budget."""
     import matplotlib
 
@@ -187,7 +238,7 @@ def figure(groups: dict[tuple[str, int], dict[str, list[dict[str, Any]]]], path:
     matplotlib.rcParams["svg.hashsalt"] = "learning_curves"
     import matplotlib.pyplot as plt
 
-    groups = {key: {a: r for a, r in arms.items() if a in COLOURS} for key, arms in groups.items()}
+    groups = {key: {a: r for a, r in arms.items() if a in colours} for key, arms in groups.items()}
     groups = {key: arms for key, arms in groups.items() if len(arms) > 1}
     fig, axes = plt.subplots(
         1, len(groups), figsize=(4.2 * len(groups), 3.6), layout="constrained", squeeze=False
@@ -215,7 +266,7 @@ def figure(groups: dict[tuple[str, int], dict[str, list[dict[str, Any]]]], path:
                     grid / 1000,
                     values.mean(0),
                     style,
-                    color=COLOURS[arm],
+                    color=colours[arm],
                     label=f"{label} ({len(values)})",
                 )
                 if style == "-":
@@ -223,7 +274,7 @@ def figure(groups: dict[tuple[str, int], dict[str, list[dict[str, Any]]]], path:
                         grid / 1000,
                         values.min(0),
                         values.max(0),
-                        color=COLOURS[arm],
+                        color=colours[arm],
                         alpha=0.15,
                         lw=0,
                     )
@@ -254,6 +305,7 @@ def main() -> None:
     part.set_defaults(do=collect)
     part = parts.add_parser("show")
     part.add_argument("file")
+    part.add_argument("--family", action="store_true", help="draw AES-RL and its kin")
     part.set_defaults(do=show)
     args = parser.parse_args()
     args.do(args)

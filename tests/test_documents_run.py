@@ -49,7 +49,7 @@ SMALL = {
     "test": "--nb_seeds 1 --workers 1",
     "single": "--nb_seeds 1 --workers 1",
 }
-STEPS = {"ERL-Re2": 800, "DERL": 3000, "AES-RL": 500}
+STEPS = {"ERL-Re2": 800, "DERL": 3000, "AES-RL": 2500}
 SETTINGS = {
     "PPO": {"n_steps": 60, "batch_size": 60, "n_epochs": 1},
     "SAC": {"learning_starts": 100, "batch_size": 8, "train_freq": 50},
