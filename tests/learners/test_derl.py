@@ -184,8 +184,10 @@ def test_what_is_stored(training, env_id, population_replay):
     """The policy's own episodes, and the population's where that is asked for; a time limit ends
     nothing, a fall does.
     """
-    t = training(env_id, 10**9, population_replay=population_replay, buffer_size=10_000)
+    replay = {"population_replay": population_replay, "buffer_size": 10_000, "learning_starts": 1}
+    t = training(env_id, 10**9, updates_per_step=0.1, **replay)
     row = iterated(t)
+    assert t.updates + t.updates_due == pytest.approx(0.1 * t.buffer.added[0])
     population, own = 4, 2
     if env_id == REACH:
         assert t.ledger.steps == 20 * (population + own)
@@ -252,6 +254,27 @@ def test_same_seed_same_run(env_id):
     assert not torch.equal(weights(one[0]), weights(other[0]))
 
 
+@both
+def test_several_steps_in_a_target_are_several_in_the_buffer(training, env_id):
+    """As many transitions as steps, and rewards of three steps each but at the end."""
+    t = training(env_id, 10**9, n_steps=3, es_weight=0.0, rl_weight=1.0, buffer_size=10_000)
+    t.iterate()
+    assert t.buffer.added[0] == t.ledger.steps
+    if env_id == CARTPOLE:
+        sums = t.buffer.batch(torch.arange(len(t.buffer))).rewards.unique().tolist()
+        assert sums == pytest.approx([1.0, 1.0 + 0.99, 1.0 + 0.99 + 0.99**2])
+
+
+def test_learning_rates_fall_over_the_lifetime(training):
+    t = training(REACH, 1200, lr_policy="lin_0.001")
+    while t.ledger.steps < 1200:
+        remaining = 1.0 - t.ledger.steps / 1200
+        t.iterate()
+        assert t.gradient.policy.rates == pytest.approx([0.001 * remaining])
+        assert t.gradient.critic.rates == [3e-4]
+    assert remaining < 0.5
+
+
 # -- settings --
 
 
@@ -263,6 +286,8 @@ def test_same_seed_same_run(env_id):
         ({"population_size": 1}, "population_size must be a whole number from 2, not 1"),
         ({"sigma": 0}, "sigma must be a number above 0, not 0"),
         ({"lr_es": 0}, "lr_es must be a number above 0"),
+        ({"lr_policy": 0}, "lr_policy must be a number above 0 or a schedule lin_NUMBER, not 0"),
+        ({"n_steps": 0}, "n_steps must be a whole number from 1, not 0"),
         ({"gamma": 1.5}, "gamma must be a number from 0 to 1"),
         ({"hidden": []}, "hidden must be a list of at least one width"),
         ({"hidden": [0]}, "hidden must be a list"),
@@ -282,7 +307,7 @@ def test_what_cannot_be_is_refused(settings, message):
 
 def test_registry():
     assert get_learner("derl").name == "DERL"
-    with pytest.raises(UserError, match="no algorithm of Stable-Baselines3"):
+    with pytest.raises(UserError, match="not an algorithm of Stable-Baselines3"):
         get_learner("DERL", "sb3")
 
 
@@ -515,6 +540,15 @@ def test_training_says_what_it_does(derl, env_id, capsys):
     # Five episodes in place of three go on with the same random streams.
     more = agent.train(1, num_episodes_per_iter=5, log_interval=0)
     assert more[0]["steps"] > rows[-1]["steps"]
+
+
+def test_learning_rates_fall_over_a_call_of_train(derl, tmp_path):
+    agent = derl(lr_value="lin_0.01")
+    for _ in range(2):
+        agent.train(4, 2, 16, 0)
+        assert agent._policy.gradient.critic.rates == pytest.approx([0.01 / 4])
+    agent.save(tmp_path / "a.derl")
+    assert derl(seed=1).load(tmp_path / "a.derl").steps == agent.steps
 
 
 def test_it_is_the_harnesss_training(derl):

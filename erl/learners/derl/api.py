@@ -37,8 +37,9 @@ class DERL:
         population_size: perturbed policies in an iteration, at least 2.
         sigma: standard deviation of the perturbations.
         lr_es: learning rate of the evolution strategy.
-        lr_policy: learning rate of the policy's gradient.
-        lr_value: learning rate of the critics.
+        lr_policy: learning rate of the policy's gradient; `lin_0.001` falls from 0.001 to 0 in each
+            call of `train`.
+        lr_value: learning rate of the critics, likewise.
         gamma: discount.
         rl_weight: weight of the gradient half; with `es_weight` it sums to 1.
         es_weight: weight of the evolution's half.
@@ -65,8 +66,8 @@ class DERL:
         population_size: int = 50,
         sigma: float = 0.1,
         lr_es: float = 0.01,
-        lr_policy: float = 3e-4,
-        lr_value: float = 3e-4,
+        lr_policy: float | str = 3e-4,
+        lr_value: float | str = 3e-4,
         gamma: float = 0.99,
         rl_weight: float = 0.5,
         es_weight: float = 0.5,
@@ -143,7 +144,8 @@ class DERL:
         """Train on.
 
         Args:
-            num_iterations: both halves and their average, so often.
+            num_iterations: both halves and their average, so often. Schedules of learning rates
+                run from the first of them to the last.
             num_episodes_per_iter: episodes that the policy itself plays in an iteration.
             batch_size: transitions in a minibatch.
             log_interval: iterations from one printed line to the next; 0 for none.
@@ -154,8 +156,8 @@ class DERL:
         policy, noted = self._policy, []
         policy.change(num_episodes_per_iter=num_episodes_per_iter, batch_size=batch_size)
         with torch_threads(policy.settings.threads):
-            for _ in range(num_iterations):
-                policy.iterate()
+            for k in range(num_iterations):
+                policy.iterate(1.0 - k / num_iterations)
                 noted.append(policy.latest)
                 if log_interval and policy.iterations % log_interval == 0:
                     print(_line(policy.iterations, noted[-1]), flush=True)
@@ -209,7 +211,7 @@ class DERL:
 
         def write(part: str) -> None:
             with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as file:
-                file.writestr("derl.json", json.dumps(about, indent=1))
+                file.writestr("derl.json", json.dumps(about, indent=1, default=str))
                 for name, array in arrays.items():
                     buffer = io.BytesIO()
                     np.save(buffer, array, allow_pickle=False)
