@@ -611,28 +611,66 @@ def test_no_code_in_a_file_is_executed(derl, tmp_path):
     assert not marker.exists()
 
 
+def rewritten(path, **parts):
+    """Change or remove (None) parts of a saved file."""
+    with zipfile.ZipFile(path) as file:
+        content = {name: file.read(name) for name in file.namelist()}
+    for name, data in parts.items():
+        content[".".join(name.rsplit("_", 1))] = data
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data in content.items():
+            if data is not None:
+                file.writestr(name, data)
+
+
+def as_npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
 def test_files_that_do_not_fit(derl, tmp_path):
     agent, path = derl(), tmp_path / "a.derl"
-    before = agent._policy.theta
     agent.save(path)
     with pytest.raises(UserError, match="has env_name"):
         derl(CARTPOLE).load(path)
     with pytest.raises(UserError, match="has sizes"):
         derl(hidden=[16]).load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: rewritten(p, critic_2_npy=None), "is damaged: 'critic_2'"),
+        (lambda p: rewritten(p, critic_2_npy=as_npy(np.zeros(3))), "is damaged.*does not fit"),
+        (lambda p: rewritten(p, critic_2_npy=as_npy(np.array(["a"]))), "is damaged"),
+        (lambda p: rewritten(p, minibatches_npy=as_npy(np.zeros(3, np.uint8))), "is damaged"),
+        (lambda p: changed(p, exploration={"bit_generator": "Dice"}), "is damaged"),
+        (lambda p: changed(p, steps="many"), "is damaged"),
+        (lambda p: changed(p, evolution=None), "is damaged"),
+        (lambda p: rewritten(p, derl_json=b"[1]"), "cannot be read.*no names"),
+        (lambda p: p.write_bytes(p.read_bytes()[:200]), "cannot be read"),
+        (lambda p: p.unlink(), "cannot be read"),
+    ],
+)
+def test_a_damaged_file_changes_nothing(derl, tmp_path, change, message):
+    agent, path = derl(seed=1), tmp_path / "a.derl"
+    derl(seed=2).save(path)
+    change(path)
+    before = agent._policy.theta, agent.steps, agent._policy.rng.bit_generator.state
+    with pytest.raises(UserError, match=message) as e:
+        agent.load(path)
+    assert "\n" not in str(e.value)
+    assert (agent._policy.theta == before[0]).all()
+    assert (agent.steps, agent._policy.rng.bit_generator.state) == before[1:]
+
+
+def changed(path, **values):
+    """Change what the JSON of a saved file says; None removes."""
     with zipfile.ZipFile(path) as file:
-        content = {name: file.read(name) for name in file.namelist()}
-    del content["critic_2.npy"]
-    with zipfile.ZipFile(path, "w") as file:
-        for name, data in content.items():
-            file.writestr(name, data)
-    with pytest.raises(UserError, match="is damaged"):
-        agent.load(path)
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(UserError, match="cannot be read"):
-        agent.load(path)
-    with pytest.raises(UserError, match="cannot be read"):
-        agent.load(tmp_path / "nothing")
-    assert (agent._policy.theta == before).all()
+        about = json.loads(file.read("derl.json")) | values
+    about = {name: value for name, value in about.items() if value is not None}
+    rewritten(path, derl_json=json.dumps(about).encode())
 
 
 def test_a_yaml_file(tmp_path):

@@ -232,52 +232,65 @@ class DERL:
             UserError: the file cannot be read, or is of another environment or other networks.
         """
         t = self._policy
-        try:
-            with zipfile.ZipFile(path) as file:
-                about = json.loads(file.read("derl.json"))
-                arrays = {
-                    name.removesuffix(".npy"): np.load(
-                        io.BytesIO(file.read(name)), allow_pickle=False
-                    )
-                    for name in file.namelist()
-                    if name.endswith(".npy")
-                }
-        except Exception as e:  # whatever zipfile, JSON and NumPy make of a damaged file
-            raise UserError(
-                f"{path} cannot be read as an agent of DERL: {' '.join(str(e).split())}"
-            ) from e
-        self._check(path, about)
-        state = {
-            name: [
-                torch.from_numpy(arrays.get(f"{name}_{k}", np.zeros(0)))
-                for k in range(len(tensors))
-            ]
-            for name, tensors in t.gradient.get_state().items()
-        }
-        for name, tensors in t.gradient.get_state().items():
-            for mine, theirs in zip(tensors, state[name]):
-                if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
-                    raise UserError(f"{path} is damaged: the arrays of {name} do not fit")
-        t.gradient.set_state(state)
-        t.torch_rng.set_state(torch.from_numpy(arrays["minibatches"]))
-        t.es.set_state({"mean": t.theta, "rng": about["evolution"]})
-        t.rng.bit_generator.state = about["exploration"]
-        t.iterations, t.updates, t.ledger.steps = (
-            about[name] for name in ("iterations", "updates", "steps")
-        )
-        return self
-
-    def _check(self, path: str | Path, about: Mapping[str, Any]) -> None:
-        t = self._policy
+        about, arrays = _read(path)
         here = {"format": _FORMAT, "env_name": t.spec.task.env_id, "sizes": list(t.sizes)}
         for name, mine in here.items():
             if about.get(name) != mine:
                 raise UserError(f"{path} has {name} {about.get(name)!r}, and this agent {mine!r}")
+        # All of it is tried before any of it is taken.
+        try:
+            state = {
+                name: [_fitting(arrays[f"{name}_{k}"], mine) for k, mine in enumerate(tensors)]
+                for name, tensors in t.gradient.get_state().items()
+            }
+            minibatches = torch.from_numpy(arrays["minibatches"])
+            torch.Generator().set_state(minibatches)
+            for name in ("evolution", "exploration"):
+                np.random.default_rng().bit_generator.state = about[name]
+            iterations, updates, steps = (
+                int(about[name]) for name in ("iterations", "updates", "steps")
+            )
+        except (KeyError, TypeError, ValueError, RuntimeError) as e:
+            raise UserError(f"{path} is damaged: {' '.join(str(e).split())}") from e
+        t.gradient.set_state(state)
+        t.torch_rng.set_state(minibatches)
+        t.es.set_state({"mean": t.theta, "rng": about["evolution"]})
+        t.rng.bit_generator.state = about["exploration"]
+        t.iterations, t.updates, t.ledger.steps = iterations, updates, steps
+        return self
 
     def close(self) -> None:
         """Close environments and logs."""
         self._policy.close()
         self._run.telemetry[0].close()
+
+
+def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The settings and the arrays of a file."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            about = json.loads(file.read("derl.json"))
+            arrays = {
+                name.removesuffix(".npy"): np.load(io.BytesIO(file.read(name)), allow_pickle=False)
+                for name in file.namelist()
+                if name.endswith(".npy")
+            }
+        if not isinstance(about, dict):
+            raise ValueError("derl.json holds no names and values")
+    except Exception as e:  # whatever zipfile, JSON and NumPy make of a damaged file
+        text = " ".join(str(e).split())
+        raise UserError(f"{path} cannot be read as an agent of DERL: {text}") from e
+    return about, arrays
+
+
+def _fitting(array: np.ndarray, mine: torch.Tensor) -> torch.Tensor:
+    """An array as a tensor like one of this agent's."""
+    theirs = torch.from_numpy(array)
+    if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
+        raise ValueError(f"an array of {array.dtype} {array.shape} does not fit")
+    if not torch.isfinite(theirs).all():
+        raise ValueError("it holds numbers that are not finite")
+    return theirs
 
 
 def _line(iteration: int, row: Mapping[str, Any]) -> str:
