@@ -7,7 +7,8 @@ the limit that matrix products set.
 
 A net is WIDTHxWIDTHxBATCH. One process for each measurement, pinned to one core, in turns (machines
 drift: only ratios within a round are compared; the table shows medians over the rounds and their
-spread). Every agent learns at every step; measured is what comes after the random steps.
+spread). Every agent learns at every step; measured is what comes after the random steps. On a CPU
+the seconds are those of the process, which has one thread: other processes lengthen them little.
 
 The limit is the time of the matrix products that an update requires, each at its shape and as fast
 as PyTorch multiplies it in single precision on that core in that round. Stepping environments,
@@ -25,6 +26,7 @@ from statistics import median
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 STARTS = 300  # random steps
+clock = time.process_time
 
 
 def spec(algorithm: str, env_id: str, net: str, index: int, engine: str, device: str):
@@ -60,7 +62,7 @@ def measure_sb3(arguments: argparse.Namespace) -> float:
         def step(self, n: int = 1) -> None:
             super().step(n)
             if self.steps >= STARTS + 30:
-                begun.append((self.steps, time.perf_counter()))
+                begun.append((self.steps, clock()))
                 if begun[-1][1] - begun[0][1] > arguments.seconds:
                     raise Enough
 
@@ -89,8 +91,8 @@ def measure_cohort(arguments: argparse.Namespace, n: int) -> float:
     training.start()
     for _ in range(STARTS + 30):
         training.iterate()
-    start, ticks = time.perf_counter(), 0
-    while (seconds := time.perf_counter() - start) < arguments.seconds or ticks % 2:
+    start, ticks = clock(), 0
+    while (seconds := clock() - start) < arguments.seconds or ticks % 2:
         training.iterate()
         ticks += 1
     return n * ticks / seconds
@@ -158,10 +160,10 @@ def measure_limit(arguments: argparse.Namespace) -> float:
         repeats = max(3, int(2e8 / flops))
         times = []
         for _ in range(5):
-            start = time.perf_counter()
+            start = clock()
             for _ in range(repeats):
                 run()
-            times.append((time.perf_counter() - start) / repeats)
+            times.append((clock() - start) / repeats)
         return min(times)
 
     seconds = 0.0
@@ -177,6 +179,9 @@ def measure_limit(arguments: argparse.Namespace) -> float:
 def child(arguments: argparse.Namespace) -> None:
     import torch
 
+    global clock
+    if arguments.device != "cpu":
+        clock = time.perf_counter
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     if arguments.child == "sb3":

@@ -2,12 +2,14 @@
 
 import copy
 import importlib.util
+import re
 import sys
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from documents import parsed
 from stable_baselines3 import PPO
 
 
@@ -21,7 +23,7 @@ def load(name):
     return module
 
 
-sizes, traces = load("sizes"), load("traces")
+sizes, traces, evidence = load("sizes"), load("traces"), load("evidence")
 
 
 # -- sizes --
@@ -131,3 +133,20 @@ def test_every_tensor_of_a_model_counts(tmp_path):
     model.save(tmp_path / "models/a.zip")
     after = traces.read_models(tmp_path)["models/a.zip"]
     assert [k for k in before if before[k] != after.get(k)] == ["policy.pth/action_net.bias"]
+
+
+# -- evidence --
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_the_experiments_are_commands_of_the_scripts(small):
+    every = evidence.experiments()
+    assert len({e.name for e in every}) == len(every)
+    for experiment in every:
+        for command in experiment.commands(small):
+            parsed(f"python {command}")
+
+
+def test_the_page_of_results_names_every_part():
+    named = set(re.findall("`([a-z ]+)`", (ROOT / "docs/results.md").read_text()))
+    assert {e.part for e in evidence.experiments()} == named - {"make evidence"}

@@ -134,7 +134,7 @@ def test_libraries_have_one_door():
     assert importers("yaml") == {"erl.files"}
     assert importers("joblib") == {"erl.executors.local"}
     assert {room(module) for module in importers("matplotlib")} <= {"figures"}
-    assert importers("ray") == {"erl.executors.ray_cluster"}
+    assert importers("ray") == {"erl.executors.ray_cluster", "erl.executors.ray_workers"}
 
 
 def test_scripts_import_the_package_only():

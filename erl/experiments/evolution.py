@@ -88,7 +88,11 @@ def study_config(flags: EvolutionFlags, sink: Sink) -> EvolutionStudy:
     asked: dict[str, Any] = {k: v for k, v in vars(flags).items() if k in known}
     asked |= {"learner": canonical_name(flags.learner), "learner_config": {}}
     settings, env_kwargs = read_settings(
-        flags.learner_config, flags.env_kwargs, flags.environments(), sink.line
+        flags.learner_config,
+        flags.env_kwargs,
+        flags.environments(),
+        sink.line,
+        asked["learner"],
     )
     asked |= {"nb_res": flags.reservoirs(), **bias(flags), **flags.tasks(env_kwargs)}
     config = EvolutionStudy(**asked)

@@ -22,7 +22,16 @@ if TYPE_CHECKING:
 
 # Flags that say how reservoirs are, and nothing where there are none.
 RESERVOIR_FLAGS = frozenset(
-    {"units", "skip_c", "fixed_iss", "obs_units", "reset_res", "bias", "bias_connectivity"}
+    {
+        "units",
+        "skip_c",
+        "fixed_iss",
+        "feed_action",
+        "obs_units",
+        "reset_res",
+        "bias",
+        "bias_connectivity",
+    }
     | {f"{bound}_{name}" for bound in ("min", "max") for name in ("sr", "lr", "iss")}
 )
 
@@ -50,6 +59,9 @@ class EvolutionFlags(RunFlags):
     units: int = option(100, "neurons of one reservoir")
     skip_c: bool = option(
         False, "the policy also sees the observation, the last action and the last reward"
+    )
+    feed_action: bool = option(
+        True, "the last action reaches the reservoir; never with --published_code"
     )
     fixed_iss: bool = option(True, "the input scaling is 1; False searches it too")
     evolve: str | None = option(

@@ -15,6 +15,7 @@ from erl.cli import option
 from erl.errors import UserError
 from erl.executors.machines import check_cluster
 from erl.files import check_writable
+from erl.learners import AES_RL_FILES, setting_names
 from erl.studies import DEFAULT_STORAGE
 
 MAX_SEED = 10**6
@@ -169,6 +170,7 @@ def read_settings(
     env_kwargs: str | None,
     env_ids: Sequence[str],
     note: Callable[[str], None],
+    learner: str,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The learner's settings from `--learner_config`, and the environments' arguments from
     `--env_kwargs` or else from that file.
@@ -178,10 +180,12 @@ def read_settings(
         env_kwargs: the flag; None where it is not given.
         env_ids: the environments that they are for.
         note: is given a line for each thing that a user should know.
+        learner: whom they are for.
 
     Raises:
-        UserError: there is no such environment, something cannot be read, or the file has different
-            settings or arguments for these environments.
+        UserError: there is no such environment, something cannot be read, the file has different
+            settings or arguments for these environments, or it is of AES-RL's published code and
+            for another learner.
     """
     from erl.learners.core.settings_file import load_settings
     from erl.worlds.arguments import Arguments, parse_arguments
@@ -197,11 +201,18 @@ def read_settings(
         )
     for line in dict.fromkeys(line for file in files for line in file.notes):
         note(line)
+    settings = files[0].settings
+    if "algorithm" in settings and learner in AES_RL_FILES:
+        from erl.learners.core.aes_rl_files import adopt
+
+        settings, notes = adopt(learner, settings, setting_names(learner))
+        for line in notes:
+            note(f"{path}: {line}")
     arguments = [Arguments(file.env_kwargs) for file in files]
     if env_kwargs is not None:
         if any(arguments):
             note(f"{path}: --env_kwargs goes before its env_kwargs")
-        return files[0].settings, dict(parse_arguments(env_kwargs))
+        return settings, dict(parse_arguments(env_kwargs))
     if any(each != arguments[0] for each in arguments):
         raise UserError(
             f"{path} has different env_kwargs for {', '.join(env_ids)}; --env_kwargs gives all of "
@@ -209,4 +220,4 @@ def read_settings(
         )
     if arguments[0]:
         note(f"{path}: environments are made with its env_kwargs {arguments[0]}")
-    return files[0].settings, dict(arguments[0])
+    return settings, dict(arguments[0])

@@ -25,7 +25,7 @@ from erl.experiments.flags import MAX_SEED, plural, read_settings, study_name
 from erl.experiments.single_flags import SingleConfig
 from erl.experiments.trials import Member
 from erl.files import folder_name, parse_yaml
-from erl.learners import canonical_name, resolve_engine
+from erl.learners import canonical_name, published_settings, resolve_engine
 from erl.lifetimes.living import Cohort, check
 from erl.lifetimes.record import LifetimeRecord
 from erl.statistics import Arm, table
@@ -94,9 +94,13 @@ def study_config(flags: SingleConfig, sink: Sink) -> SingleStudy:
     """What the flags ask for, as a study stores it."""
     learner = canonical_name(flags.learner)
     settings, env_kwargs = read_settings(
-        flags.learner_config, flags.env_kwargs, [flags.env_id], sink.line
+        flags.learner_config, flags.env_kwargs, [flags.env_id], sink.line, learner
     )
-    settings = settings | parse_settings(flags.set)
+    settings = settings | further_settings(flags)
+    if flags.published_code:
+        settings = published_settings(learner) | settings
+    if flags.redis_password is not None:
+        sink.line("--redis_password does not apply here and is left out")
     return SingleStudy(
         learner=learner,
         env_id=flags.env_id,
@@ -109,6 +113,18 @@ def study_config(flags: SingleConfig, sink: Sink) -> SingleStudy:
         ep_eval=flags.ep_eval,
         published_code=flags.published_code,
     )
+
+
+def further_settings(flags: SingleConfig) -> dict[str, Any]:
+    """Settings from `--set` and from flags of their own.
+
+    Raises:
+        UserError: one is given by both.
+    """
+    by_set, by_flag = parse_settings(flags.set), flags.settings()
+    for name in by_flag.keys() & by_set.keys():
+        raise UserError(f"{name} is given by --set and by --{name}")
+    return by_set | by_flag
 
 
 def run(flags: SingleConfig, sink: Sink) -> int:
