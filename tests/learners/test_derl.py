@@ -14,6 +14,8 @@ from stable_baselines3 import PPO, TD3
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from erl.errors import Stopped, UserError
+from erl.experiments.comparison import ComparisonConfig, compare
+from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.learners import DERL, Outputs, get_learner
 from erl.learners.core.episodes import Stage
 from erl.learners.core.run import Run
@@ -26,6 +28,8 @@ from erl.lifetimes.models import load_model
 from erl.lifetimes.record import LifetimeRecord
 from erl.networks.policies import Policies
 from erl.populations.openai_es import standardised
+from erl.studies.storage import DEFAULT_STORAGE
+from erl.study import generations
 from erl.worlds.evaluation import evaluate
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, from_json, to_json
@@ -351,6 +355,21 @@ def test_the_agent_acts_as_the_policy_and_its_critics_come_along(training, env_i
         values = t.gradient._q.forward(batch.pairs).output
         theirs = model.critic(batch.observations, batch.actions)
         assert torch.allclose(values, torch.stack(theirs), atol=1e-5)
+
+
+@pytest.mark.usefixtures("inline")
+def test_it_is_an_inner_learner_of_evolution_and_test(sink):
+    Path("derl.json").write_text(json.dumps(SMALL))
+    small = {"env_id": CARTPOLE, "training_steps": 600, "nb_seeds": 1, "workers": 1}
+    small |= {"learner": "DERL", "learner_config": "derl.json", "ep_eval": 1}
+    assert evolve(EvolutionConfig(units=5, nb_trials=2, sampler="Random", **small), sink) == 0
+    name = f"{CARTPOLE}_main_0.6k_steps"
+    frame = generations(DEFAULT_STORAGE, name)
+    assert {"fitness", "es_length", "rl_length", "cosine", "policy_return"} <= {*frame.columns}
+    assert {*frame.trial} == {0, 1}
+    test = {"study": name, "training_steps": 600, "nb_seeds": 1, "workers": 1}
+    assert compare(ComparisonConfig(**test), sink) == 0
+    assert "RES_DERL" in str(sink)
 
 
 @both
