@@ -64,8 +64,8 @@ class SingleConfig(AgentFlags):
     set: str | None = option(None, "settings of the learner, NAME=VALUE,…; they override the file")
     engine: str = option(
         "auto",
-        "code that trains: cohort (agents side by side), sb3 (one at a time), auto (cohort where "
-        "there is one)",
+        "code that trains: agents side by side (cohort), one at a time (sb3), or side by side "
+        "where that is possible (auto)",
         choices=ENGINES,
     )
     del_obs: bool = option(

@@ -226,5 +226,5 @@ def test_a_test_is_not_evolved_further(sink, quick, inline):
     other = GeneralizationComparisonConfig(
         study="CartPole-v1_PPO_single_0.064k_steps", env_id="Pendulum-v1"
     )
-    with pytest.raises(UserError, match="is a single run itself; name the study that was evolved"):
+    with pytest.raises(UserError, match="is a single run; name the study of the evolution"):
         compare(other, sink)
