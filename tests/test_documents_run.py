@@ -28,7 +28,7 @@ from erl.worlds.specification import LifetimeSpec
 
 PAGES = [d for d in DOCUMENTS if d == "README.md" or re.match("docs/|parallel", d)]
 RUN = [d for d in PAGES if blocks(d)]
-PROJECT = ("erl", "benchmarks", "parallelization_tutorials", "Makefile")
+PROJECT = ("erl", "benchmarks", "examples", "parallelization_tutorials", "Makefile")
 # Programs that only note their call. `parallelization_tutorials/postgresql.sh` has a test below.
 STANDINS = ("python", "make", "pip", "tensorboard", "optuna-dashboard", "postgresql.sh")
 STANDINS += ("sbatch", "ray", "sinfo", "slurmctld", "slurmd", "setpriv", "chown", "mkdir")
