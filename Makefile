@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup evolve test test-processors picture lint check docs format notebook clean
+.PHONY: help setup evolve test test-processors evidence picture lint check docs format notebook clean
 
 help:  ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -38,6 +38,10 @@ test-processors: $(READY)  ## numeric tests with the arithmetic of other process
 	$(PLAIN) $(BIN)/python -m pytest -n 2 --dist loadgroup -q $(NUMERIC)
 	if ! grep -q avx512f /proc/cpuinfo; then echo "no AVX-512 here: not run with it"; \
 	else $(AVX512) $(BIN)/python -m pytest -n 2 --dist loadgroup -q $(NUMERIC); fi
+
+evidence: $(READY)  ## a small version of every experiment of docs/results.md: under an hour on 2 cores
+	$(BIN)/python benchmarks/evidence.py run --folder evidence-small --small --workers 2
+	$(BIN)/python benchmarks/evidence.py table --small evidence-small
 
 picture: $(READY)  ## which room imports which, and the sizes of modules and functions
 	$(BIN)/python benchmarks/sizes.py

@@ -49,7 +49,7 @@ SMALL = {
     "test": "--nb_seeds 1 --workers 1",
     "single": "--nb_seeds 1 --workers 1",
 }
-STEPS = {"ERL-Re2": 800, "DERL": 3000}
+STEPS = {"ERL-Re2": 800, "DERL": 3000, "AES-RL": 500}
 SETTINGS = {
     "PPO": {"n_steps": 60, "batch_size": 60, "n_epochs": 1},
     "SAC": {"learning_starts": 100, "batch_size": 8, "train_freq": 50},
@@ -63,6 +63,7 @@ SETTINGS = {
         "time_steps": 5,
         "eval_freq": 0,
     },
+    "AES-RL": {"learning_starts": 60, "batch_size": 8, "hidden": [8], "mean_evaluations": 1},
     "DERL": {
         "population_size": 2,
         "num_episodes_per_iter": 1,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from erl.cli import Sink
+from erl.cli import Sink, command
 from erl.errors import UserError
 from erl.experiments.arms import arm_lifetime, arm_names, control_names
 from erl.experiments.campaign import (
@@ -33,12 +33,11 @@ from erl.files import folder_name
 from erl.learners import resolve_engine
 from erl.lifetimes.living import Cohort, check
 from erl.search.space import ER_MRL_BIAS, NO_BIAS, is_searched, make_context
-from erl.statistics import Arm, table
 from erl.studies.configuration import EvolutionStudy, TestStudy
 from erl.studies.distributions import categorical, integer
-from erl.studies.records import records
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
 from erl.studies.study import Study, stored_config
+from erl.studies.tables import agent_tables, lines
 from erl.studies.trials import RunningTrial
 from erl.studies.winner import Finalist, chosen, with_interval
 from erl.worlds.arguments import Arguments, parse_arguments
@@ -86,7 +85,7 @@ def load_best(flags: ComparisonFlags, sink: Sink) -> tuple[str, EvolutionStudy, 
         if not guessed and given != evolution.env_kwargs:
             raise UserError(
                 f"{name} was evolved with env_kwargs {Arguments(evolution.env_kwargs)}, and its "
-                f"test uses the same, not {given}: test_generalization.py tests others"
+                f"test uses the same, not {given}: {command('test-generalization')} tests others"
             )
         evolution = replace(evolution, env_kwargs=dict(given))
     try:
@@ -222,7 +221,7 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     elif evolution.env_ids is not None:
         raise UserError(
             f"{name!r} was evolved on {', '.join(evolution.env_ids)}: test it with "
-            f"test_generalization.py"
+            f"{command('test-generalization')}"
         )
     # An evolution that went on and found better has a test of its own.
     test_name = f"{name}_{winner.slug}{where}_test_{thousands(flags.training_steps)}_steps"
@@ -236,7 +235,12 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     arms = arm_names(evolution, params) + control_names(evolution, params)
     chosen = _chosen(flags, evolution, params)
     for arm in chosen:
-        check(arm_lifetime(arm, 0, config, params))
+        try:
+            check(arm_lifetime(arm, 0, config, params))
+        except UserError as e:
+            raise UserError(
+                f"the agent {arm} cannot be trained, and --arms chooses others: {e}"
+            ) from e
     seeds = seed_indices(flags.nb_seeds)
     campaign = Campaign(flags, test_name, config, sink, flags.results)
     study = campaign.study
@@ -272,7 +276,7 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
             f"{plural(elsewhere, 'lifetime')} of this test {'is' if elsewhere == 1 else 'are'} "
             f"running in other processes and not in the tables"
         )
-    report(study, arms, evolution.ep_eval, sink)
+    report(study, sink)
     if env_id is None:
         _say_winner(study, arms[1], winner, evolution, flags.training_steps, sink)
     say_where(campaign, flags, shown(flags.results), folder)
@@ -315,27 +319,11 @@ def _key(trial: Any) -> tuple[str, int]:
     return trial.params["arm"], trial.params["seed"]
 
 
-def report(study: Study, arms: Sequence[str], ep_eval: int, sink: Sink) -> None:
+def report(study: Study, sink: Sink) -> None:
     """Print the tables of a test: what training reached, and what the final policies reach."""
-    frame = records(study.address, study.name)
-    frame = frame[frame.state == "COMPLETE"] if len(frame) else frame
-    if not len(frame):
-        sink.line("no lifetime has finished yet")
-        return
-    for column, title in (
-        ("training_return", f"return of the last {ep_eval} training episodes"),
-        ("final_return", f"return of the final policy, deterministic, {ep_eval} fresh episodes"),
-    ):
-        rows = []
-        for arm in arms:
-            part = frame[frame.arm == arm].drop_duplicates("seed").sort_values("seed")
-            if len(part):
-                speed = float(part.steps.sum() / part.seconds.sum())
-                rows.append(Arm(arm, tuple(part[column].astype(float)), speed))
-        sink.line("")
-        sink.line(f"{title}, {int(frame.steps.max()):,} steps")
-        sink.line(table(rows))
-    sink.line("")
+    tables = agent_tables(study)
+    for line in lines(tables) if tables else ["no lifetime has finished yet"]:
+        sink.line(line)
 
 
 def _say_winner(

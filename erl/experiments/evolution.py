@@ -7,12 +7,11 @@ differ in their hyperparameters only.
 """
 
 import os
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from erl.cli import Sink, figure
+from erl.cli import Sink, command, figure
 from erl.errors import UserError
 from erl.experiments.campaign import Campaign, Progress, checkpoint_cohort
 from erl.experiments.evolution_flags import (
@@ -92,7 +91,11 @@ def study_config(flags: EvolutionFlags, sink: Sink) -> EvolutionStudy:
     asked: dict[str, Any] = {k: v for k, v in vars(flags).items() if k in known}
     asked |= {"learner": canonical_name(flags.learner), "learner_config": {}}
     settings, env_kwargs = read_settings(
-        flags.learner_config, flags.env_kwargs, flags.environments(), sink.line
+        flags.learner_config,
+        flags.env_kwargs,
+        flags.environments(),
+        sink.line,
+        asked["learner"],
     )
     asked |= {"nb_res": flags.reservoirs(), **bias(flags), **flags.tasks(env_kwargs)}
     config = EvolutionStudy(**asked)
@@ -129,7 +132,7 @@ def bias(flags: EvolutionFlags) -> dict[str, float]:
     searched = parse_evolve(flags.evolve)
     for name, value in given.items():
         if name in searched and value is not None:
-            raise UserError(f"--{name} {value} is one value, and --evolve {name} searches others")
+            raise UserError(f"--{name} {value} is one value, but --evolve {name} searches it")
     share = given["bias_connectivity"] is not None or "bias_connectivity" in searched
     if share and "bias" not in searched and found["bias"] == 0:
         raise UserError("a bias_connectivity needs a bias: --bias SCALE, or --evolve bias")
@@ -297,10 +300,8 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     if choice is None:
         if elsewhere:
             return 0
-        sink.line(
-            f"no trial succeeded: "
-            f"{progress.last_error or 'python -m erl.studies show lists the reasons'}"
-        )
+        reasons = f"{command('studies', 'show', '--study', name)} lists the reasons"
+        sink.line(f"no trial succeeded: {progress.last_error or reasons}")
         return 1
     sink.line(f"test them:       {test_command(config, name, flags)}")
     return 0
@@ -327,19 +328,18 @@ def _finals(
 
 def test_command(config: EvolutionStudy, name: str, flags: EvolutionFlags) -> str:
     """The command that tests what was evolved."""
-    script = "test.py" if config.nb_res is None else "test_multi_res.py"
+    kind = "test" if config.nb_res is None else "test-multi"
     if config.env_ids is not None:
-        script = "test_generalization.py"
-    steps = str(config.training_steps)
-    command = ["python", script, "--study", name, "--training_steps", steps]
+        kind = "test-generalization"
+    words = ["--study", name, "--training_steps", str(config.training_steps)]
     if config.env_ids is not None:
         seen = {e.rpartition("-v")[0] for e in config.env_ids}
         known = load_task_set("forward_mujoco").env_ids
         unseen = [e for e in known if e.rpartition("-v")[0] not in seen]
-        command += ["--env_id", unseen[0] if unseen else "Humanoid-v4"]
+        words += ["--env_id", unseen[0] if unseen else "Humanoid-v4"]
     if flags.storage != DEFAULT_STORAGE:
-        command += ["--storage", shown(flags.storage)]
-    return shlex.join(command)
+        words += ["--storage", shown(flags.storage)]
+    return command(kind, *words)
 
 
 def _say_what(campaign: Campaign, config: EvolutionStudy, space: SearchSpace, storage: str) -> None:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from erl.cli import option
+from erl.cli import command, option
 from erl.errors import UserError
 from erl.experiments.flags import (
     MAX_SEED,
@@ -23,7 +23,16 @@ if TYPE_CHECKING:
 
 # Flags that say how reservoirs are, and nothing where there are none.
 RESERVOIR_FLAGS = frozenset(
-    {"units", "skip_c", "fixed_iss", "obs_units", "reset_res", "bias", "bias_connectivity"}
+    {
+        "units",
+        "skip_c",
+        "fixed_iss",
+        "feed_action",
+        "obs_units",
+        "reset_res",
+        "bias",
+        "bias_connectivity",
+    }
     | {f"{bound}_{name}" for bound in ("min", "max") for name in ("sr", "lr", "iss")}
 )
 
@@ -58,6 +67,9 @@ class EvolutionFlags(RunFlags):
     skip_c: bool = option(
         False, "the policy also sees the observation, the last action and the last reward"
     )
+    feed_action: bool = option(
+        True, "the last action reaches the reservoir; never with --published_code"
+    )
     fixed_iss: bool = option(True, "the input scaling is 1; False searches it too")
     evolve: str | None = option(
         None,
@@ -82,8 +94,7 @@ class EvolutionFlags(RunFlags):
     reset_res: bool = option(True, "the state of a reservoir is zero at the start of each episode")
     fitness: str = option(
         "training",
-        "fitness: mean return of the last training episodes, or of fresh episodes of the final "
-        "policy",
+        "mean return of the last training episodes, or of fresh episodes of the final policy",
         choices=FITNESSES,
     )
     learner: str = option(
@@ -95,8 +106,8 @@ class EvolutionFlags(RunFlags):
     )
     engine: str = option(
         "auto",
-        "code that trains: cohort (agents side by side), sb3 (one at a time), auto (cohort where "
-        "there is one)",
+        "code that trains: agents side by side (cohort), one at a time (sb3), or side by side "
+        "where that is possible (auto)",
         choices=ENGINES,
     )
     seed: int = option(0, "root of all seeds")
@@ -154,10 +165,10 @@ class EvolutionFlags(RunFlags):
         if self.max_lr > 1:
             raise UserError(f"--max_lr must be at most 1, not {self.max_lr}")
         if self.bias is not None and not 0 <= self.bias < math.inf:
-            raise UserError(f"--bias is a number from 0: {self.bias}")
+            raise UserError(f"--bias must be a number from 0, not {self.bias}")
         share = self.bias_connectivity
         if share is not None and not 0 < share <= 1:
-            raise UserError(f"--bias_connectivity lies above 0 and at most at 1, not at {share}")
+            raise UserError(f"--bias_connectivity must be above 0 and at most 1, not {share}")
 
     def reservoirs(self) -> int | None:
         """Number of reservoirs as `SearchConfig.nb_res` has it: None for a single one."""
@@ -207,8 +218,8 @@ class EvolutionConfig(EvolutionFlags):
         super().__post_init__()
         if self.nb_res not in (0, 1):
             raise UserError(
-                f"--nb_res must be 1 or 0 here, not {self.nb_res}: evolve_multi_res.py evolves "
-                f"several"
+                f"--nb_res must be 1 or 0 here, not {self.nb_res}; this evolves several: "
+                f"{command('evolve-multi')}"
             )
 
     def subject(self) -> str:

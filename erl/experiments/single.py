@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from erl.cli import Sink
 from erl.errors import UserError
 from erl.experiments.campaign import (
@@ -25,14 +23,13 @@ from erl.experiments.flags import MAX_SEED, plural, read_settings, study_name
 from erl.experiments.single_flags import SingleConfig
 from erl.experiments.trials import Member
 from erl.files import folder_name, parse_yaml
-from erl.learners import canonical_name, resolve_engine
+from erl.learners import canonical_name, published_settings, resolve_engine
 from erl.lifetimes.living import Cohort, check
-from erl.lifetimes.record import LifetimeRecord
-from erl.statistics import Arm, table
 from erl.studies.configuration import SingleStudy
 from erl.studies.distributions import integer
 from erl.studies.storage import shown
-from erl.studies.study import Study, stored_config
+from erl.studies.study import stored_config
+from erl.studies.tables import agent_tables, lines
 from erl.studies.trials import RunningTrial
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
@@ -40,12 +37,20 @@ from erl.worlds.tasks import Task
 
 def parse_settings(text: str | None) -> dict[str, Any]:
     """Settings as `--set` spells them: `NAME=VALUE,NAME=VALUE`, values as in YAML; commas in
-    brackets and quotes belong to a value.
+    brackets and quotes belong to a value. A mapping in YAML or JSON, `{NAME: VALUE}`, means the
+    same.
 
     Raises:
         UserError: something has no name or two values, or a value cannot be read.
     """
     settings: dict[str, Any] = {}
+    if (text or "").lstrip().startswith("{"):
+        try:
+            settings = parse_yaml(text or "")
+            json.dumps(settings)
+        except (TypeError, ValueError) as e:
+            raise UserError(f"--set does not understand {text!r}: {e}") from e
+        return settings
     for part in _parts(text or ""):
         name, equals, value = (word.strip() for word in part.partition("="))
         if not equals or not name.isidentifier():
@@ -94,9 +99,13 @@ def study_config(flags: SingleConfig, sink: Sink) -> SingleStudy:
     """What the flags ask for, as a study stores it."""
     learner = canonical_name(flags.learner)
     settings, env_kwargs = read_settings(
-        flags.learner_config, flags.env_kwargs, [flags.env_id], sink.line
+        flags.learner_config, flags.env_kwargs, [flags.env_id], sink.line, learner
     )
-    settings = settings | parse_settings(flags.set)
+    settings = settings | further_settings(flags)
+    if flags.published_code:
+        settings = published_settings(learner) | settings
+    if flags.redis_password is not None:
+        sink.line("--redis_password does not apply here and is left out")
     return SingleStudy(
         learner=learner,
         env_id=flags.env_id,
@@ -109,6 +118,18 @@ def study_config(flags: SingleConfig, sink: Sink) -> SingleStudy:
         ep_eval=flags.ep_eval,
         published_code=flags.published_code,
     )
+
+
+def further_settings(flags: SingleConfig) -> dict[str, Any]:
+    """Settings from `--set` and from flags of their own.
+
+    Raises:
+        UserError: one is given by both.
+    """
+    by_set, by_flag = parse_settings(flags.set), flags.settings()
+    for name in by_flag.keys() & by_set.keys():
+        raise UserError(f"{name} is given by --set and by --{name}")
+    return by_set | by_flag
 
 
 def run(flags: SingleConfig, sink: Sink) -> int:
@@ -154,46 +175,10 @@ def run(flags: SingleConfig, sink: Sink) -> int:
             f"another process trains seed{'s' * (len(elsewhere) > 1)} "
             f"{', '.join(map(str, elsewhere))}: run the same command later to see the results"
         )
-    report(study, config.learner, sink)
+    for line in lines(agent_tables(study)):
+        sink.line(line)
     say_where(campaign, flags, shown(flags.storage), folder)
     return 1 if failed else 0
-
-
-def report(study: Study, learner: str, sink: Sink) -> None:
-    """Print what training and the final policies reached; agents that a learner tells apart have a
-    line each.
-    """
-    finished = {t.params["seed"]: study.lifetimes(t)[0] for t in study.trials("COMPLETE")}
-    records = [finished[seed] for seed in sorted(finished)]
-    if not records:
-        return
-    ep_eval = records[0].spec.ep_eval
-    speed = sum(r.steps for r in records) / max(1e-9, sum(r.seconds for r in records))
-    returns = [r.training_return for r in records]
-    arms = {
-        f"return of the last {ep_eval} training episodes": {
-            learner: [x for x in returns if x is not None]
-        },
-        f"return of the final policy, deterministic, {ep_eval} fresh episodes": _final(
-            records, learner
-        ),
-    }
-    for title, rows in arms.items():
-        sink.line("")
-        sink.line(title)
-        sink.line(
-            table([Arm(name, tuple(values), speed) for name, values in rows.items() if values])
-        )
-    sink.line("")
-
-
-def _final(records: Sequence[LifetimeRecord], learner: str) -> dict[str, list[float]]:
-    """Mean final returns of each lifetime: of the policy handed over, and of those beside it."""
-    rows = {learner: [float(np.mean(r.final_returns)) for r in records if r.final_returns]}
-    for record in records:
-        for name, returns in ((record.inner or {}).get("final_returns") or {}).items():
-            rows.setdefault(f"{learner} ({name})", []).append(float(np.mean(returns)))
-    return rows
 
 
 class TrainingProgress(Progress):

@@ -6,7 +6,6 @@ what was run.
 
 import base64
 import html
-import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +16,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from erl.cli import option
 from erl.errors import UserError
 from erl.figures import behaviour, comparison, evolution, learning, retention
-from erl.figures.style import FORMATS, caption_of, count, save, write_text
+from erl.figures.flags import FigureConfig
+from erl.figures.style import caption_of, count, save, write_text
 from erl.files import check_writable, folder_name
 from erl.lifetimes.film import Sink, film_agent
 from erl.lifetimes.models import load_model
@@ -34,7 +33,7 @@ from erl.studies.data import (
     read_study,
     sampler_path,
 )
-from erl.studies.storage import DEFAULT_STORAGE
+from erl.worlds.arguments import Arguments
 from erl.worlds.reservoirs import ReservoirParams
 
 # Reservoirs drawn from the search space beside as many seeds of the evolved one.
@@ -43,56 +42,6 @@ NOT_EVOLVED = "not evolved"
 # Steps of an episode that are shown in detail.
 SHOWN = 300
 Draw = Callable[[], Figure]
-
-
-@dataclass(frozen=True)
-class FigureConfig:
-    """Flags of `python -m erl.figures`."""
-
-    study: str | None = option(
-        None,
-        "study, STORAGE#STUDY, journal file or folder of TensorBoard logs; several "
-        "comma-separated, or the flag repeated",
-    )
-    storage: str = option(DEFAULT_STORAGE, "study database of studies that are only named")
-    folder: str | None = option(None, "folder that figures, tables, film and report.html go to")
-    formats: str = option("png,pdf,svg", "of the figures, comma-separated", choices=FORMATS)
-    baseline: str | None = option(None, "agent that others are compared with; by default the first")
-    thresholds: str | None = option(
-        None,
-        "returns for sample efficiency, comma-separated; by default three between beginning "
-        "and end",
-    )
-    models: str = option("models", "folder of trained models, for film and behaviour")
-    film: bool = option(True, "film an agent, where there is a model")
-    overwrite: bool = option(False, "replace the report that is in the folder")
-
-    def __post_init__(self) -> None:
-        if not self.study:
-            raise UserError("--study is missing: which study to show")
-        if not self.folder:
-            raise UserError("--folder is missing: where to write figures and report")
-        unknown = [f for f in self.form_list() if f not in FORMATS]
-        if unknown or not self.form_list():
-            known = ", ".join(FORMATS)
-            raise UserError(f"--formats {self.formats!r}: known are {known}")
-        self.threshold_list()
-
-    def form_list(self) -> list[str]:
-        """The formats."""
-        return [f.strip() for f in self.formats.split(",") if f.strip()]
-
-    def threshold_list(self) -> list[float] | None:
-        """The thresholds."""
-        if self.thresholds is None:
-            return None
-        try:
-            values = [float(t) for t in self.thresholds.split(",")]
-            if not all(map(math.isfinite, values)):
-                raise ValueError
-            return values
-        except ValueError:
-            raise UserError(f"--thresholds {self.thresholds!r}: numbers, comma-separated") from None
 
 
 @dataclass
@@ -132,6 +81,9 @@ def describe(data: StudyData) -> str:
         return f"Study {data.name}, which stores no configuration."
     where = ", ".join(data.environments)
     hidden = " with hidden velocities" if setting.del_obs else ""
+    tested = config if isinstance(config, TestStudy) and config.env_id is not None else setting
+    arguments = Arguments(tested.env_kwargs)
+    hidden += f" with arguments {arguments}" if arguments else ""
     if isinstance(config, EvolutionStudy):
         lives = (
             f"{count(config.nb_seeds, 'seed')} x {config.training_steps:,} steps a trial, "

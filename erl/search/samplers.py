@@ -9,7 +9,7 @@ two workers that were given the same seed do not propose the same parameters.
 import math
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from optuna import Study
@@ -144,6 +144,19 @@ class SeededSampler(BaseSampler):
         self._sampler(trial).after_trial(study, trial, state, values)
 
 
+class Used(NamedTuple):
+    """Trials that CMA-ES has used.
+
+    Attributes:
+        ranked: those that were ranked for a population.
+        told: those of them that were in one. With many workers a population is the best of those
+            ranked.
+    """
+
+    ranked: int
+    told: int
+
+
 class CmaesSampler(BaseSampler):
     """CMA-ES for any number of workers, with restarts: `AsynchronousCMA` told of a study's trials.
 
@@ -250,11 +263,11 @@ class CmaesSampler(BaseSampler):
         """Note a result's place in the order of results, where Optuna ends the trial."""
         note_end(study, trial._trial_id)
 
-    def used(self, study: Study) -> int:
-        """How many trials of a study have taken part in the ranking of a population."""
+    def used(self, study: Study) -> Used:
+        """How many trials of a study CMA-ES has used."""
         with self._lock:
             self._replay(study)
-            return self._cma.ranked if self._space else 0
+            return Used(self._cma.ranked, self._cma.told) if self._space else Used(0, 0)
 
     def path(
         self, trials: Sequence[FrozenTrial], maximize: bool = True

@@ -1,14 +1,10 @@
-"""Manage existing studies: list, show, export, copy.
-
-`python -m erl.studies list --storage ADDRESS`.
-"""
+"""Manage existing studies: list, show, export, copy."""
 
 import json
-import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,70 +14,21 @@ from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
-from erl import cli
-from erl.cli import Sink, figure, option
+from erl.cli import Sink, figure
 from erl.errors import UserError, nearest
 from erl.files import write_whole
-from erl.studies.configuration import from_stored
+from erl.statistics import interquartile_mean
+from erl.studies.configuration import FinalsStudy, SingleStudy, TestStudy, from_stored
+from erl.studies.flags import DOCUMENTS, CopyConfig, ExportConfig, ListConfig, ShowConfig
 from erl.studies.records import generations, records
-from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown
+from erl.studies.storage import open_storage, shown
 from erl.studies.study import COPY, Study
+from erl.studies.tables import agent_tables, to_frame, to_latex, to_markdown, to_text_frame
+from erl.studies.tables import lines as table_lines
 from erl.studies.trials import lifetime_records
 from erl.studies.winner import Choice, finals_name, stored_choice, without_finals
 
-ROWS = ("lifetimes", "trials", "generations")
-COLUMNS = ("study", "kind", "trials", "best fitness", "last change")
-
-
-@dataclass(frozen=True)
-class ListConfig:
-    """Flags of `list`."""
-
-    storage: str = option(DEFAULT_STORAGE, "study database: any Optuna address, or a journal file")
-
-
-@dataclass(frozen=True)
-class ShowConfig(ListConfig):
-    """Flags of `show`."""
-
-    study: str | None = option(None, "name of the study; needed if the storage has several")
-    best: int = option(5, "how many of the best trials are shown")
-
-    def __post_init__(self) -> None:
-        if self.best < 0:
-            raise UserError(f"--best must be at least 0, not {self.best}")
-
-
-@dataclass(frozen=True)
-class ExportConfig(ListConfig):
-    """Flags of `export`."""
-
-    study: str | None = option(None, "name of the study; needed if the storage has several")
-    file: str | None = option(None, "CSV file to write")
-    rows: str = option("lifetimes", "what each row is", choices=ROWS)
-    overwrite: bool = option(False, "replace the file if it exists")
-
-    def __post_init__(self) -> None:
-        if not self.file:
-            raise UserError("--file is missing: where to write the CSV")
-        if self.rows not in ROWS:
-            raise UserError(
-                f"unknown --rows {self.rows!r}{nearest(self.rows, ROWS)} (known: {', '.join(ROWS)})"
-            )
-
-
-@dataclass(frozen=True)
-class CopyConfig(ListConfig):
-    """Flags of `copy`."""
-
-    study: str | None = option(None, "name of the study; needed if the storage has several")
-    to: str | None = option(None, "storage to copy to; a file is created if it does not exist")
-    to_name: str | None = option(None, "name of the copy; by default the study's")
-    overwrite: bool = option(False, "replace a study of that name")
-
-    def __post_init__(self) -> None:
-        if not self.to:
-            raise UserError("--to is missing: the storage to copy to")
+COLUMNS = ("study", "kind", "trials", "result", "last change")
 
 
 def _name(storage: BaseStorage, config: Any) -> str:
@@ -131,6 +78,24 @@ def _ranked(trials: Sequence[FrozenTrial], directions: Sequence[Any]) -> list[Fr
     return sorted(done, key=lambda t: (sign * t.value, t.number))  # type: ignore[operator]
 
 
+def _has_agents(attrs: dict[str, Any]) -> bool:
+    """Whether a study is a test or a single training, which have tables and no fitness."""
+    try:
+        return isinstance(from_stored(attrs["config"]), TestStudy | SingleStudy)
+    except (KeyError, UserError):
+        return False
+
+
+def _agents(study: Study) -> str:
+    """What the first agent of a test reached, and the best one: `PPO 51.2, RES_PPO_0.0003 271`."""
+    tables = agent_tables(study)
+    if not tables:
+        return "-"
+    first, *others = [(arm.name, interquartile_mean(arm.scores)) for arm in tables[0].arms]
+    shown = [first, *([max(others, key=lambda pair: pair[1])] if others else [])]
+    return "IQM " + ", ".join(f"{name} {value:,.4g}" for name, value in shown)
+
+
 def _last_change(trials: Sequence[FrozenTrial]) -> str:
     times = [m for t in trials for m in (t.datetime_start, t.datetime_complete) if m is not None]
     return f"{max(times):%Y-%m-%d %H:%M}" if times else "-"
@@ -143,13 +108,21 @@ def list_studies(config: ListConfig, sink: Sink) -> int:
     for study in storage.get_all_studies():
         trials = storage.get_all_trials(study._study_id, deepcopy=False)
         ranked = _ranked(trials, study.directions)
-        best = figure(ranked[0].value) if ranked else "-"
+        kind = _kind(study.user_attrs, study.system_attrs)
+        result = f"best fitness {figure(ranked[0].value)}" if ranked else "-"
+        choice = stored_choice(study.user_attrs)
+        if ranked and _has_agents(study.user_attrs):
+            result = _agents(Study(config.storage, study.study_name))
+        elif choice is not None:
+            result = f"winner's fitness {figure(choice.winner.expected)}"
+        elif kind == FinalsStudy.title:
+            result = "-"
         rows.append(
             (
                 study.study_name,
-                _kind(study.user_attrs, study.system_attrs),
+                kind,
                 _states(trials),
-                best,
+                result,
                 _last_change(trials),
             )
         )
@@ -178,7 +151,10 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
         for key, value in stored.items():
             sink.line(f"  {key}: {json.dumps(value)}")
     ranked = _ranked(trials, study.directions)[: config.best]
-    if ranked:
+    if _has_agents(study.user_attrs):
+        for line in table_lines(agent_tables(Study(config.storage, name))):
+            sink.line(line)
+    elif ranked and _kind(study.user_attrs, {}) != FinalsStudy.title:
         sink.line("best trials:")
         for trial in ranked:
             params = "  ".join(
@@ -241,8 +217,8 @@ def trial_rows(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
 
 
 def export_study(config: ExportConfig, sink: Sink) -> int:
-    """Write a study as a CSV file, whole or not at all; curves are lists in JSON."""
-    path = Path(config.file or "")
+    """Write a study as a table, whole or not at all; curves are lists in JSON."""
+    path, document = Path(config.file or ""), None
     if path.exists() and not (config.overwrite and path.is_file()):
         raise UserError(
             f"{path} exists"
@@ -259,6 +235,15 @@ def export_study(config: ExportConfig, sink: Sink) -> int:
             raise UserError(
                 f"study {name!r} has no inner generations: its learner is not a population"
             )
+    elif config.rows == "arms":
+        tables = agent_tables(Study(config.storage, name))
+        if not tables:
+            raise UserError(f"study {name!r} has no agents to compare: it is no test, or is empty")
+        if path.suffix in DOCUMENTS:
+            frame = to_text_frame(tables)
+            document = to_markdown(frame) if path.suffix == ".md" else to_latex(frame, name)
+        else:
+            frame = to_frame(tables)
     else:
         frame = records(config.storage, name)
         if not len(frame):
@@ -268,7 +253,10 @@ def export_study(config: ExportConfig, sink: Sink) -> int:
                 lambda value: None if value is None else json.dumps(value)
             )
     try:
-        write_whole(path, lambda part: frame.to_csv(part, index=False))
+        if document is None:
+            write_whole(path, lambda part: frame.to_csv(part, index=False))
+        else:
+            write_whole(path, lambda part: Path(part).write_text(document, encoding="utf-8"))
     except OSError as e:
         raise UserError(f"cannot write {path}: {e.strerror or e}") from e
     sink.line(f"{path}: {len(frame)} {config.rows} of {name}")
@@ -379,36 +367,3 @@ def _apart(one: datetime | None, other: datetime | None) -> bool:
     return (
         one != other if one is None or other is None else abs((one - other).total_seconds()) > 1.0
     )
-
-
-COMMANDS: dict[str, tuple[Callable[..., int], type, str]] = {
-    "list": (list_studies, ListConfig, "The studies of a storage."),
-    "show": (show_study, ShowConfig, "What a study is, its best trials, and why others failed."),
-    "export": (export_study, ExportConfig, "A study as a CSV file: whole or not at all."),
-    "copy": (
-        copy_study,
-        CopyConfig,
-        "A study copied to another storage, with everything that it holds.",
-    ),
-}
-USAGE = "python -m erl.studies {list,show,export,copy} [flags]; each has --help"
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line: a command, then its flags."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] in (["-h"], ["--help"]):
-        print(USAGE)
-        for name, (_, _, text) in COMMANDS.items():
-            print(f"  {name:8s}{text}")
-        sys.exit(0)
-    if not words or words[0] not in COMMANDS:
-        said = (
-            f"unknown command {words[0]!r}{nearest(words[0], COMMANDS)}"
-            if words
-            else "a command is missing"
-        )
-        print(f"erl.studies: error: {cli.without_passwords(said)} ({USAGE})", file=sys.stderr)
-        sys.exit(2)
-    run, kind, text = COMMANDS[words[0]]
-    cli.main(run, kind, text, words[1:], program=f"erl.studies {words[0]}")

@@ -91,7 +91,7 @@ class Study:
             raise UserError(
                 f"study {self.name!r} is minimised, which is Optuna's default for a study that was "
                 f"made by hand; returns are maximised here: make it with direction='maximize', or "
-                f"choose another name"
+                f"choose another name with --h_test"
             )
 
     def _settle(self, config: StudyConfig) -> None:
@@ -100,7 +100,7 @@ class Study:
             if self.optuna.get_trials(deepcopy=False):
                 raise UserError(
                     f"study {self.name!r} was not made by this project: it stores no "
-                    f"configuration; choose another name"
+                    f"configuration; choose another name with --h_test"
                 )
             self.optuna.set_user_attr("config", to_stored(config))
             self.optuna.set_user_attr("versions", versions())

@@ -12,6 +12,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from stable_baselines3 import PPO
 
+from erl.cli import command
 from erl.errors import UserError
 from erl.experiments.comparison import (
     ComparisonConfig,
@@ -118,7 +119,7 @@ def test_several_reservoirs_stand_side_by_side(engine, tiny, inline, sink):
         assert np.array_equal(shown[5 * k : 5 * k + 5], alone.astype(np.float32))
     assert shown.shape == (15,)
     assert (
-        "test them:       python test_multi_res.py --study CartPole-v1_3_main_0.064k_steps"
+        f"test them:       {command('test-multi', '--study', 'CartPole-v1_3_main_0.064k_steps')}"
         in str(sink)
     )
 
@@ -371,7 +372,7 @@ def test_the_command_that_is_printed_names_an_unseen_environment(tiny, inline, s
     )
     commands = [line for line in sink.lines if line.startswith("test them:")]
     assert [c.split()[-1] for c in commands] == ["Ant-v4", "Hopper-v4"]
-    assert all("python test_generalization.py" in c for c in commands)
+    assert all("erl test-generalization" in c for c in commands)
 
 
 def test_a_study_of_one_environment_can_be_tested_in_another(tiny, inline, sink):
@@ -435,6 +436,7 @@ def test_a_study_of_a_set_needs_its_own_script(kind, tiny, inline, sink):
         ({"units": 2}, "at least 3 units"),
         ({"evolve": "units=5:9", "obs_units": 12}, "1 to 10 of 10 neurons"),
         ({"evolve": "learner.gama=0:1"}, "PPO has no setting 'gama'"),
+        ({"evolve": "learner.lr=0:1"}, "no setting 'lr'; did you mean learning_rate.$"),
         ({"learner_config": "two.yaml"}, "different settings for"),
     ],
 )

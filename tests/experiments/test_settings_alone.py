@@ -49,7 +49,7 @@ def test_settings_are_evolved_and_tested_against_those_of_the_study(kind, quick,
         spec = from_json(LifetimeSpec, trial.user_attrs["lifetime:0"]["spec"])
         assert spec.context is None
         assert spec.learner.config["learning_rate"] == trial.params["learner.learning_rate"]
-    assert f"python test_multi_res.py --study {NAME}" in sink.lines[-1]
+    assert f"erl test-multi --study {NAME}" in sink.lines[-1]
 
     test = {"training_steps": 64, "nb_seeds": 1, "workers": 1, "controls": True}
     test |= {"HP_training_steps": 64}

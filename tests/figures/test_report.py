@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import optuna
+import pandas as pd
 import pytest
 from figure_fixtures import runs
 
@@ -15,9 +16,10 @@ from erl.experiments.single import SingleConfig
 from erl.experiments.single import run as run_single
 from erl.figures import report as reports
 from erl.figures.__main__ import joined, main
-from erl.figures.report import FigureConfig, report
+from erl.figures.report import FigureConfig, describe, report
 from erl.figures.style import caption_of
-from erl.studies.data import read_study
+from erl.studies.configuration import EvolutionStudy, SingleStudy, TestStudy
+from erl.studies.data import StudyData, read_study
 
 
 def test_a_report_of_an_evolution_and_its_test(runs, sink):
@@ -166,3 +168,16 @@ def test_a_study_without_trials_has_nothing_to_show(sink, tmp_path):
     with pytest.raises(UserError, match=r"nothing to show yet .*trials: none"):
         report(FigureConfig(study="sqlite:///empty.db", folder="out"), sink)
     assert not (tmp_path / "out").exists()
+
+
+def test_arguments_of_the_environment_are_said():
+    given = {"forward_reward_weight": 0.5}
+    single = SingleStudy("PPO", "Swimmer-v4", 1000, env_kwargs=given)
+    evolution = EvolutionStudy(env_id="Swimmer-v4", env_kwargs=given)
+    test = TestStudy(evolution, {"sr": 1.0}, 1000, "cohort")
+    elsewhere = TestStudy(evolution, {"sr": 1.0}, 1000, "cohort", "Hopper-v4")
+    for config in (single, evolution, test, elsewhere):
+        nothing = pd.DataFrame()
+        data = StudyData("name", "", config.kind, config, {}, None, {}, nothing, nothing, nothing)
+        words = 'with arguments {"forward_reward_weight": 0.5}'
+        assert (words in describe(data)) == (config is not elsewhere)

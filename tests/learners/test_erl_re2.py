@@ -41,7 +41,8 @@ from erl.learners.erl_re2.settings import Re2Settings
 from erl.learners.erl_re2.update import act
 from erl.lifetimes.living import Cohort, check, live
 from erl.lifetimes.record import LifetimeRecord
-from erl.studies.commands import ExportConfig, ShowConfig, export_study, show_study
+from erl.studies.commands import export_study, show_study
+from erl.studies.flags import ExportConfig, ShowConfig
 from erl.studies.records import generations, records
 from erl.worlds.evaluation import evaluate
 from erl.worlds.reservoirs import Context, ReservoirParams

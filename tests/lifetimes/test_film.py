@@ -109,6 +109,19 @@ def test_the_panel_shows_the_state_and_the_return(tmp_path):
     ]
 
 
+def test_frames_of_a_few_pixels_are_enlarged_beside_a_panel(tmp_path, sink, monkeypatch):
+    trained(tmp_path, "PPO", n_steps=64)
+    small = np.zeros((20, 33, 3), np.uint8)
+    monkeypatch.setattr("gymnasium.envs.classic_control.PendulumEnv.render", lambda env: small)
+    for panel, sides in ((True, (80, 264)), (False, (20, 34))):
+        file = tmp_path / f"{panel}.webp"
+        config = FilmConfig(
+            model=f"{tmp_path}/seed_0", file=str(file), panel=panel, steps=3, overwrite=True
+        )
+        assert film(config, sink) == 0
+        assert frames_of(file).shape[1:3] == sides
+
+
 def test_a_machine_without_a_renderer_says_so(monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("MUJOCO_GL", raising=False)
@@ -150,7 +163,11 @@ def test_bad_input_and_what_it_leaves(tmp_path, sink):
     trained(tmp_path, "PPO", "toy_environments:Reach-v0", n_steps=64)
     with pytest.raises(UserError, match=r"must end in .mp4, .gif or .webp"):
         film(FilmConfig(model=f"{tmp_path}/seed_0", file="a.avi"), sink)
+    with pytest.raises(UserError, match=rf"is a folder; --model takes one of {tmp_path}/seed_0$"):
+        film(FilmConfig(model=str(tmp_path)), sink)
     (tmp_path / "folder.gif").mkdir()
+    with pytest.raises(UserError, match="is a folder without saved agents"):
+        film(FilmConfig(model=f"{tmp_path}/folder.gif"), sink)
     with pytest.raises(UserError, match="is not a file"):
         film(
             FilmConfig(model=f"{tmp_path}/seed_0", file=f"{tmp_path}/folder.gif", overwrite=True),

@@ -12,9 +12,11 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 
 from erl.cli import figure
+from erl.commands import studies as main
 from erl.errors import UserError
 from erl.experiments.evolution import EvolutionConfig, evolve
-from erl.studies.commands import CopyConfig, ExportConfig, copy_study, export_study, main
+from erl.studies.commands import copy_study, export_study
+from erl.studies.flags import CopyConfig, ExportConfig
 from erl.studies.records import records
 from erl.studies.storage import open_storage
 from erl.studies.study import COPY, Study
@@ -165,8 +167,8 @@ def test_a_single_study_needs_no_name_and_an_empty_storage_says_so(evolved, caps
     [
         ("", "a command is missing"),
         ("lst", "unknown command 'lst'; did you mean list?"),
-        ("list --storge x", "unrecognized arguments: --storge x"),
-        ("list --storage sqlite:///missing.db", "there is no study database missing.db"),
+        ("list --storge x", "unknown flag --storge; did you mean --storage?"),
+        ("list --storage sqlite:///missing.db", f"there is no study database {Path.cwd().anchor}"),
         (
             "show --storage sqlite:///two.db",
             "--study is missing; sqlite:///two.db has one, two",
@@ -222,7 +224,7 @@ def test_bad_input_is_one_line_and_changes_nothing(words, message, capsys):
     before = {p: p.read_bytes() for p in Path().iterdir()}
     code, lines, err = call(capsys, *words.split())
     assert (code, lines) == (2, [])
-    assert err.startswith("erl.studies")
+    assert err.startswith("python -m erl.studies")
     assert message in err
     assert err.count("\n") == 1
     assert "s3cret" not in err
@@ -236,7 +238,7 @@ def test_as_a_user_starts_it():
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == code, done
         assert bool(done.stderr) == (code == 2)
-    assert "there is no study database studies.db" in done.stderr
+    assert f"there is no study database {Path('studies.db').absolute()}: run" in done.stderr
 
 
 # -- export --

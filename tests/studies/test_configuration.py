@@ -210,12 +210,12 @@ def test_a_test_is_not_evolved_further(sink, quick, inline):
     name = "CartPole-v1_main_0.064k_steps"
     test = ComparisonConfig(study=name, training_steps=64, nb_seeds=1, workers=1, arms="PPO")
     assert compare(test, sink) == 0
-    with pytest.raises(UserError, match="is a test itself; name the study that was evolved"):
+    with pytest.raises(UserError, match="is a test; name the study of the evolution"):
         compare(replace(test, study=f"{name}_trial_0_test_0.064k_steps"), sink)
     single = SingleConfig(learner="PPO", env_id="CartPole-v1", steps=64, learner_config=quick)
     assert run(single, sink) == 0
     other = GeneralizationComparisonConfig(
         study="CartPole-v1_PPO_single_0.064k_steps", env_id="Pendulum-v1"
     )
-    with pytest.raises(UserError, match="is a single run itself; name the study that was evolved"):
+    with pytest.raises(UserError, match="is a single run; name the study of the evolution"):
         compare(other, sink)

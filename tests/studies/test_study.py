@@ -74,7 +74,7 @@ def test_a_study_stores_what_it_is_and_is_continued(address, config, sink):
     assert [t.state for t in study.trials()] == [TrialState.COMPLETE] * 5
     assert evolve(change(config, nb_trials=2), sink) == 0  # nothing left to do
     assert len(Study(address, NAME).trials()) == 5
-    assert "python test.py --study" in str(sink)
+    assert "erl test --study" in str(sink)
 
 
 def test_another_configuration_is_refused_and_the_difference_shown(config, sink):
