@@ -280,6 +280,7 @@ def losing_answers(rounds):
         "_create_new_trial",
         "set_trial_state_values",
         "set_trial_user_attr",
+        "set_trial_system_attr",
         "_set_trial_param",
     ):
         setattr(RDBStorage, name, wrap(getattr(RDBStorage, name)))

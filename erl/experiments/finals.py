@@ -19,7 +19,7 @@ from erl.search.samplers import CmaesSampler
 from erl.studies.configuration import EvolutionStudy, FinalsStudy
 from erl.studies.distributions import SearchSpace, integer
 from erl.studies.study import Study
-from erl.studies.trials import RunningTrial, key_of, lifetime_records
+from erl.studies.trials import RunningTrial, key_of, lifetime_records, why_failed
 from erl.studies.winner import Finalist, choose, finals_name, proposed_by, store_choice
 from erl.worlds.specification import LifetimeSpec
 
@@ -159,8 +159,7 @@ def _lived(study: Study, known: dict[str, Finalist], sink: Sink) -> list[Finalis
     for trial in study.trials("FAIL"):
         owner, seed = _owner(trial.params), trial.params["seed"]
         if owner in known and seed not in scores.get(owner, {}):
-            reason = trial.user_attrs.get("error", {}).get("reason")
-            sink.line(f"failed: {known[owner].title} seed {seed}: {reason}")
+            sink.line(f"failed: {known[owner].title} seed {seed}: {why_failed(trial)}")
             known = {key: finalist for key, finalist in known.items() if key != owner}
     return [
         replace(known[owner], again=tuple(by_seed[seed] for seed in sorted(by_seed)))

@@ -93,7 +93,7 @@ def learning_curves(lifetimes: pd.DataFrame, order: Sequence[str] = (), about: s
             alone.append(arm)
     steps_axis(axes)
     axes.set_ylabel("return of training episodes")
-    axes.legend(loc="best")
+    figure.legend(loc="outside upper center", ncols=3)
     return caption(
         figure,
         f"Learning curves over {seeds_of(frame)}: interquartile mean and pointwise 95 % bootstrap "

@@ -460,7 +460,7 @@ img, video { max-width: 100%; height: auto } figure { margin: 1.5rem 0 }
 table { border-collapse: collapse; font-size: .85rem; display: block; overflow-x: auto }
 th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd; text-align: left;
   overflow-wrap: anywhere }
-th { overflow-wrap: normal }
+th { overflow-wrap: normal } table.data td { overflow-wrap: normal; white-space: nowrap }
 td + td, th + th { font-variant-numeric: tabular-nums }
 details { margin: 1rem 0 } summary { cursor: pointer }
 """
@@ -566,4 +566,4 @@ def _html_table(table: pd.DataFrame) -> str:
         "<tr>" + "".join(f"<td>{html.escape(str(v))}</td>" for v in row) + "</tr>"
         for row in table.itertuples(index=False)
     )
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return f'<table class="data"><tr>{head}</tr>{body}</table>'

@@ -25,7 +25,9 @@ RIDGES = (1e-8, 1e-6, 1e-4, 1e-2, 1.0)
 # CogScale marks steps at which no answer is asked for with this target.
 MASKED = -100.0
 CONSTANT = "constant answer"
-PUBLISHED = "best published, 100 units"
+# Networks with published hyperparameters, and what was reported of them.
+PUBLISHED = "hyperparameters of the report"
+REPORTED = "error of the report"
 
 
 def _cogscale() -> ModuleType:
@@ -241,7 +243,7 @@ def profile(frame: pd.DataFrame, about: str = "", with_published: bool = True) -
                     linestyle="",
                     color="black",
                     markersize=6,
-                    label=PUBLISHED if i == 0 else None,
+                    label=REPORTED if i == 0 else None,
                 )
             constant = part[(part.task == task) & (part.group == CONSTANT)].error
             if len(constant):
@@ -270,6 +272,11 @@ def profile(frame: pd.DataFrame, about: str = "", with_published: bool = True) -
         "Retention on CogScale's tasks: error of a linear readout of the reservoir's state (median "
         f"and quartiles over reservoirs: {sizes}), lower is better; the dashed line answers the "
         "mean of the training set."
-        + (" The star is CogScale's own best network of 100 units." if with_published else ""),
+        + (
+            " The star is the error that CogScale's authors report for their best network of 100 "
+            "units."
+            if with_published
+            else ""
+        ),
         about,
     )

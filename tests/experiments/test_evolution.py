@@ -151,7 +151,7 @@ def test_a_study_keeps_the_bias_that_it_had(quick, inline, sink):
     evolve(dataclasses.replace(flags, bias=0.0), sink)
     assert evolve(dataclasses.replace(flags, nb_trials=2), sink) == 0
     for trial in study_of(flags).trials():
-        [reservoir] = trial.user_attrs["lifetime:0"]["spec"]["context"]["reservoirs"]
+        [reservoir] = trial.system_attrs["lifetime:0"]["spec"]["context"]["reservoirs"]
         assert reservoir["bias"] == 0.0
     with pytest.raises(UserError, match=r"bias is 0\.0 there and 1\.0 here"):
         evolve(dataclasses.replace(flags, bias=1.0), sink)

@@ -211,7 +211,7 @@ def test_two_coordinators_that_reach_the_finals_together_share_them(evolved):
     assert codes == [0, 0]
     complete = [t.params for t in final_trials() if t.state.name == "COMPLETE"]
     assert len(complete) == len({str(p) for p in complete}) == 24
-    owners = {t.user_attrs["owner"]["id"] for t in final_trials() if t.state.name == "COMPLETE"}
+    owners = {t.system_attrs["owner"]["id"] for t in final_trials() if t.state.name == "COMPLETE"}
     assert len(owners) == 2
     assert len(chosen(study()).finalists) == 3
 

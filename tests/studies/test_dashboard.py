@@ -16,7 +16,8 @@ from erl.experiments.comparison import ComparisonConfig, compare
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.lifetimes.film import available_renderer
 from erl.studies.artefacts import folder_of
-from erl.studies.dashboard import DashboardConfig, make_dashboard
+from erl.studies.dashboard import make_dashboard
+from erl.studies.flags import DashboardConfig
 from erl.studies.storage import DEFAULT_STORAGE, open_storage
 from erl.studies.study import Study
 
@@ -112,7 +113,7 @@ def test_pages_show_study_best_trial_curve_and_film_and_none_is_wider_than_the_w
 
         browser.open(f"{page}/{study._id}/trials?numbers=4", "Trial 4", "Fail")
         assert browser.overflow() <= 0
-        browser.open(f"{page}/{study._id}/note", "2 seeds x 256 steps", f"test.py --study {NAME}")
+        browser.open(f"{page}/{study._id}/note", "2 seeds x 256 steps", f"--study {NAME}")
         assert browser.overflow() <= 0
 
         if available_renderer() is not None:
@@ -143,7 +144,7 @@ def test_notes_are_what_the_dashboard_reads_and_a_users_words_stay(quick, inline
         "4 complete",
         f"trial {best.number}",
         "2,048 steps in",
-        f"`python test.py --study {NAME} --training_steps 256`",
+        f"--study {NAME} --training_steps 256`",
     ):
         assert words in note
     assert loaded.user_attrs["commit"] in note
@@ -313,7 +314,7 @@ def test_what_cannot_be_served_is_said(monkeypatch):
     with pytest.raises(UserError, match="--port takes another"):
         make_dashboard(DashboardConfig(port=first.server_port))
     first.server_close()
-    with pytest.raises(UserError, match="0 to 65535"):
+    with pytest.raises(UserError, match="from 0 to 65535"):
         DashboardConfig(port=1 << 16)
     monkeypatch.setitem(__import__("sys").modules, "optuna_dashboard", None)
     with pytest.raises(UserError, match=r"erl\[dashboard\]"):

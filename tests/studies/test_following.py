@@ -66,7 +66,7 @@ def test_a_command_whose_study_is_renamed_goes_on_and_so_does_the_next(
     assert found(address, "another name") == found("sqlite:///undisturbed.db", NAME)
     trials = Study(address, "another name").trials()
     assert all(stored_records(t).keys() == {0, 1} for t in trials)
-    assert "python test.py --study 'another name'" in renaming.lines[-1]
+    assert "--study 'another name'" in renaming.lines[-1]
     study = Study(address, "another name")
     assert study.optuna.metric_names == ["fitness"]
     assert "--study 'another name'" in read_note(study.storage.get_study_system_attrs(study._id))

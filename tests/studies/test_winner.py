@@ -85,7 +85,7 @@ def test_a_copy_has_the_finals_too(told, sink):
 def test_scores_that_another_version_stored_are_not_known(told, sink):
     evolve(make(finalists=0, nb_trials=1), sink)
     trial = study().best()
-    other = trial.user_attrs["lifetime:0"] | {"unknown": 1}
-    trial.user_attrs = trial.user_attrs | {"lifetime:0": other}
+    other = trial.system_attrs["lifetime:0"] | {"unknown": 1}
+    trial.system_attrs = trial.system_attrs | {"lifetime:0": other}
     finalist = proposed_by(trial, study().config.score)
     assert (finalist.trial, finalist.fitness, finalist.proposed) == (0, trial.value, ())
