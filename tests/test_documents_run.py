@@ -28,7 +28,7 @@ from erl.worlds.specification import LifetimeSpec
 
 PAGES = [d for d in DOCUMENTS if d == "README.md" or re.match("docs/|parallel", d)]
 RUN = [d for d in PAGES if blocks(d)]
-PROJECT = ("erl", "benchmarks", "parallelization_tutorials", "Makefile")
+PROJECT = ("erl", "benchmarks", "examples", "parallelization_tutorials", "Makefile")
 # Programs that only note their call. `parallelization_tutorials/postgresql.sh` has a test below.
 STANDINS = ("python", "make", "pip", "tensorboard", "optuna-dashboard", "postgresql.sh")
 STANDINS += ("sbatch", "ray", "sinfo", "slurmctld", "slurmd", "setpriv", "chown", "mkdir")
@@ -49,7 +49,7 @@ SMALL = {
     "test": "--nb_seeds 1 --workers 1",
     "single": "--nb_seeds 1 --workers 1",
 }
-STEPS = {"ERL-Re2": 800, "DERL": 3000, "AES-RL": 500}
+STEPS = {"ERL-Re2": 800, "DERL": 3000, "AES-RL": 2500}
 SETTINGS = {
     "PPO": {"n_steps": 60, "batch_size": 60, "n_epochs": 1},
     "SAC": {"learning_starts": 100, "batch_size": 8, "train_freq": 50},

@@ -10,6 +10,7 @@ from typing import Any
 
 from erl.cli import Sink
 from erl.errors import UserError
+from erl.executors.machines import default_workers
 from erl.experiments.campaign import (
     Campaign,
     GivenTrials,
@@ -24,7 +25,7 @@ from erl.experiments.flags import MAX_SEED, plural, read_settings, study_name
 from erl.experiments.single_flags import SingleConfig
 from erl.experiments.trials import Member
 from erl.files import folder_name, parse_yaml
-from erl.learners import canonical_name, published_settings, resolve_engine
+from erl.learners import canonical_name, cores, published_settings, resolve_engine
 from erl.lifetimes.living import Cohort, check
 from erl.studies.configuration import SingleStudy
 from erl.studies.distributions import integer
@@ -151,7 +152,10 @@ def run(flags: SingleConfig, sink: Sink) -> int:
     stored = stored_config(flags.storage, name)
     if isinstance(stored, SingleStudy) and flags.engine == "auto":
         config = replace(config, engine=stored.engine)
-    check(lifetime(config, indices[0]))
+    first = lifetime(config, indices[0])
+    check(first)
+    if flags.workers is None and flags.cluster is None and (taken := cores(first)) > 1:
+        flags = replace(flags, workers=max(1, default_workers() // taken))
     campaign = Campaign(flags, name, config, sink)
     study = campaign.study
 

@@ -85,10 +85,8 @@ def describe(data: StudyData) -> str:
         return f"Study {data.name}, which stores no configuration."
     where = ", ".join(data.environments)
     hidden = " with hidden velocities" if setting.del_obs else ""
-    kwargs = setting.env_kwargs
-    if isinstance(config, TestStudy) and config.env_id is not None:
-        kwargs = config.env_kwargs
-    arguments = Arguments(kwargs)
+    tested = config if isinstance(config, TestStudy) and config.env_id is not None else setting
+    arguments = Arguments(tested.env_kwargs)
     hidden += f" with arguments {arguments}" if arguments else ""
     if isinstance(config, EvolutionStudy):
         lives = (

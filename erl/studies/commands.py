@@ -20,7 +20,7 @@ from erl.errors import UserError, nearest
 from erl.files import write_whole
 from erl.statistics import interquartile_mean
 from erl.studies.artefacts import copy_files, listed, of_trial
-from erl.studies.configuration import SingleStudy, TestStudy, from_stored
+from erl.studies.configuration import FinalsStudy, SingleStudy, TestStudy, from_stored
 from erl.studies.flags import DOCUMENTS, CopyConfig, ExportConfig, ListConfig, ShowConfig
 from erl.studies.following import UID
 from erl.studies.leases import PLACE
@@ -112,15 +112,21 @@ def list_studies(config: ListConfig, sink: Sink) -> int:
     for study in storage.get_all_studies():
         trials = storage.get_all_trials(study._study_id, deepcopy=False)
         ranked = _ranked(trials, study.directions)
-        best = f"best fitness {figure(ranked[0].value)}" if ranked else "-"
+        kind = _kind(study.user_attrs, study.system_attrs)
+        result = f"best fitness {figure(ranked[0].value)}" if ranked else "-"
+        choice = stored_choice(study.user_attrs)
         if ranked and _has_agents(study.user_attrs):
-            best = _agents(Study(config.storage, study.study_name))
+            result = _agents(Study(config.storage, study.study_name))
+        elif choice is not None:
+            result = f"winner's fitness {figure(choice.winner.expected)}"
+        elif kind == FinalsStudy.title:
+            result = "-"
         rows.append(
             (
                 study.study_name,
-                _kind(study.user_attrs, study.system_attrs),
+                kind,
                 _states(trials),
-                best,
+                result,
                 _last_change(trials),
             )
         )
@@ -152,7 +158,7 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
     if _has_agents(study.user_attrs):
         for line in table_lines(agent_tables(Study(config.storage, name))):
             sink.line(line)
-    elif ranked:
+    elif ranked and _kind(study.user_attrs, {}) != FinalsStudy.title:
         sink.line("best trials:")
         for trial in ranked:
             params = "  ".join(

@@ -224,9 +224,11 @@ def from_stored(stored: Any) -> StudyConfig:
     if "evolution" in known:
         known["evolution"] = _without_obsolete(known["evolution"])
     try:
-        return from_json(_KINDS[kind], known).settled()
+        config = from_json(_KINDS[kind], known)
     except TypeError as e:
         raise UserError(f"the stored configuration cannot be read: {e}") from None
+    # Since there are kinds, `auto` is stored for learners with one implementation only.
+    return config if "kind" in stored else config.settled()
 
 
 def _without_obsolete(stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -243,7 +243,7 @@ def test_no_finals_while_a_longer_run_goes_on_elsewhere(evolved, sink):
         other.storage.set_trial_user_attr(trial, "owner", other.lease.owner)
         assert evolve(make(nb_trials=8), sink) == 0
     assert finals_name(NAME) not in study_names(open_storage(DEFAULT_STORAGE))
-    assert "1 trial of this study still run elsewhere" in str(sink)
+    assert "1 trial of this study is running in other processes" in str(sink)
 
 
 @pytest.mark.scripts
@@ -376,11 +376,11 @@ def test_scores_of_a_set_of_environments_are_normalised(told, sink):
 
 
 def test_flags_that_cannot_be(told):
-    with pytest.raises(UserError, match="--finalists is not negative"):
+    with pytest.raises(UserError, match="--finalists must be at least 0"):
         make(finalists=-1)
-    with pytest.raises(UserError, match="--finalist_seeds is at least 1"):
+    with pytest.raises(UserError, match="--finalist_seeds must be at least 1"):
         make(finalist_seeds=0)
-    with pytest.raises(UserError, match="--finalist_seeds is at most"):
+    with pytest.raises(UserError, match="--finalist_seeds must be at most"):
         make(finalist_seeds=10**7)
 
 

@@ -87,6 +87,18 @@ def test_auto_keeps_the_choice_that_0_1_0_made(learner, engine):
     assert from_stored({**TRAINING, "learner": learner}).engine == engine
 
 
+@pytest.mark.parametrize("learner", ["DERL", "ERL-Re2", "CEM-RL"])
+def test_a_learner_with_one_implementation_keeps_it(learner):
+    """It is stored as `auto`, and is no algorithm of Stable-Baselines3."""
+    evolution = {**EVOLUTION, "learner": learner}
+    for stored in (
+        {**evolution, "kind": "evolution"},
+        {**TEST, "evolution": evolution, "kind": "test"},
+        {**TRAINING, "learner": learner, "kind": "single"},
+    ):
+        assert from_stored(stored).engine == "auto"
+
+
 @pytest.mark.parametrize("missing", sorted(EVOLUTION.keys() - {"training_steps", "env_id"}))
 def test_a_study_that_is_older_than_a_flag_is_read(missing):
     from_stored({k: v for k, v in EVOLUTION.items() if k != missing})

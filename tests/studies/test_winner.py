@@ -1,10 +1,18 @@
 """What an evolution hands over, as studies store and show it."""
 
-from told_lifetimes import make, study
+from told_lifetimes import NAME, make, study
 
+from erl.cli import figure
 from erl.experiments.evolution import evolve
 from erl.figures.report import _what_was_run
-from erl.studies.commands import CopyConfig, ShowConfig, copy_study, show_study
+from erl.studies.commands import (
+    CopyConfig,
+    ListConfig,
+    ShowConfig,
+    copy_study,
+    list_studies,
+    show_study,
+)
 from erl.studies.data import evolved_reservoirs, read_study
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
 from erl.studies.study import Study
@@ -51,6 +59,11 @@ def test_commands_and_figures_show_the_winner(told, sink):
     assert line == "winner of the finals, after 8 of 8 trials:"
     for finalist in choice.finalists:
         assert f"  {finalist.title}, {finalist.reached}" in sink.lines
+    assert list_studies(ListConfig(), sink) == 0
+    rows = {line.split()[0]: line for line in sink.lines[-2:]}
+    assert f"  winner's fitness {figure(choice.winner.expected)}  " in rows[NAME]
+    assert " finals " in rows[f"{NAME}_finals"]
+    assert "fitness" not in rows[f"{NAME}_finals"]
     stored = study().optuna.user_attrs[WINNER]
     mean = next(f for f in stored["finalists"] if f["trial"] is None)
     study().optuna.set_user_attr(WINNER, stored | {"winner": mean})
