@@ -7,11 +7,13 @@ Nothing here changes a result. What cannot be drawn or written costs a warning.
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from erl.errors import UserError
 from erl.studies.data import StudyData, read_trials, sampler_path
 from erl.studies.study import Study
 from erl.studies.trials import RunningTrial
@@ -139,8 +141,9 @@ def generation_scalars(data: StudyData) -> list[tuple[int, int, dict[str, float]
     if not len(frame) or frame.generation.isna().any():
         return []
     open_ones = set(frame[frame.state.isin(("RUNNING", "WAITING"))].generation)
-    path = sampler_path(data) if frame.state.isin(("COMPLETE", "PRUNED")).any() else None
-    places = {} if path is None else {row.generation: row for row in path.itertuples()}
+    places: dict[Any, Any] = {}
+    with suppress(UserError):  # nothing that varies was searched, or no trial has ended
+        places = {row.generation: row for row in sampler_path(data).itertuples()}
     found, best, ended = [], -np.inf, 0
     for generation, part in frame.groupby("generation"):
         ended += len(part)
