@@ -14,7 +14,7 @@ from typing import Any
 
 from erl.cli import Sink, command, figure
 from erl.errors import UserError
-from erl.experiments.campaign import Campaign, Progress, checkpoint_path
+from erl.experiments.campaign import Campaign, Progress, checkpoint_path, make_executor
 from erl.experiments.evolution_flags import (
     EvolutionConfig,
     EvolutionFlags,
@@ -22,6 +22,7 @@ from erl.experiments.evolution_flags import (
     MultiEvolutionConfig,
 )
 from erl.experiments.flags import number, plural, read_settings, study_name
+from erl.experiments.forecast import Outlook, announce, dry_run, learning_starts
 from erl.experiments.trials import Member
 from erl.learners import Outputs, canonical_name, resolve_engine
 from erl.lifetimes.living import Cohort, check
@@ -238,6 +239,11 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     name = study_name(flags.subject(), flags.h_test, flags.training_steps)
     config = continued(flags, name, config, space)
     check_lifetimes(config)
+    done = finished(flags.storage, name)
+    outlook = outlook_of(flags, config, done)
+    if flags.dry_run:
+        _say_what(name, config, space, flags.storage, sink)
+        return dry_run(flags, outlook, sink, make_executor)
     campaign = Campaign(flags, name, config, sink)
     study = campaign.study
     popsize = config.popsize or generation_size(config.sampler, space)
@@ -250,7 +256,11 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
         config.use_pruned,
         config.start,
     )
-    _say_what(campaign, config, space, flags.storage)
+    _say_what(name, config, space, flags.storage, sink)
+    if outlook.left:
+        announce(outlook, campaign.executor, sink)
+    else:
+        sink.line(f"{done} of {flags.nb_trials} trials are there; raise --nb_trials for more")
 
     def plan(params: dict[str, Any]) -> list[LifetimeSpec]:
         return lifetimes(config, params)
@@ -263,7 +273,8 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
             tuple(Outputs(None, checkpoint_path(flags.runs, name, s), seconds) for s in specs),
         )
 
-    progress = EvolutionProgress(study, config, flags.nb_trials, sink)
+    skip = learning_starts(outlook.specs[0]) * min(campaign.executor.workers, len(outlook.specs))
+    progress = EvolutionProgress(study, config, flags.nb_trials, sink, skip)
     source = Generations(study, sampler, space, plan, popsize, flags.nb_trials, flags.max_retries)
     pruning = None if config.pruner == "none" else Pruning(config.pruner, popsize)
     if not campaign.run(source, make_cohort, progress, partial(score, config), pruning):
@@ -308,16 +319,33 @@ def test_command(config: EvolutionStudy, name: str, flags: EvolutionFlags) -> st
     return command(kind, *words)
 
 
-def _say_what(campaign: Campaign, config: EvolutionStudy, space: SearchSpace, storage: str) -> None:
-    """Say what is evolved."""
+def finished(storage: str, name: str) -> int:
+    """How many trials of a study have ended; 0 if there is no such study yet."""
+    return 0 if stored_config(storage, name) is None else Study(storage, name).finished()
+
+
+def outlook_of(flags: EvolutionFlags, config: EvolutionStudy, done: int) -> Outlook:
+    """What is left of an evolution of which so many trials have ended."""
+    # The largest reservoirs that may be proposed, so that the time is an upper one.
+    of_a_trial = lifetimes(config, {k: r.high for k, r in search_space(config).items()})
+    trials = max(0, flags.nb_trials - done)
     environments = "" if config.env_ids is None else f"{len(config.env_ids)} environments x "
-    campaign.sink.line(
-        f"{campaign.name} in {shown(storage)}: {config.sampler} over {', '.join(space)}, "
-        f"generations of {config.popsize}, {environments}{config.nb_seeds} seeds x "
-        f"{config.training_steps:,} steps, {campaign.workers}"
+    return Outlook(
+        f"{plural(trials, 'trial')} x {environments}{plural(config.nb_seeds, 'seed')} x "
+        f"{config.training_steps:,} steps",
+        of_a_trial * min(max(1, trials), config.popsize or 1),
+        trials * len(of_a_trial),
     )
+
+
+def _say_what(
+    name: str, config: EvolutionStudy, space: SearchSpace, storage: str, sink: Sink
+) -> None:
+    """Say what is evolved."""
+    sink.line(f"{name} in {shown(storage)}")
+    sink.line(f"{config.sampler} over {', '.join(space)}, generations of {config.popsize}")
     if config.start is not None:
-        campaign.sink.line(
+        sink.line(
             f"warm start from {config.warm_start}: {', '.join(config.start['parameters'])} of "
             f"{config.start['trials']} trials"
         )
@@ -343,10 +371,14 @@ def _say_best(study: Study, sink: Sink) -> Any:
 class EvolutionProgress(Progress):
     """Counts trials and steps, and says how far an evolution is."""
 
-    def __init__(self, study: Study, config: EvolutionStudy, nb_trials: int, sink: Sink) -> None:
+    def __init__(
+        self, study: Study, config: EvolutionStudy, nb_trials: int, sink: Sink, skip: int = 0
+    ) -> None:
         done = study.finished()
         lifetimes_of_a_trial = len(config.environments) * config.nb_seeds
-        super().__init__(sink, (nb_trials - done) * lifetimes_of_a_trial * config.training_steps)
+        super().__init__(
+            sink, (nb_trials - done) * lifetimes_of_a_trial * config.training_steps, skip
+        )
         self.done = done
         self.last_error: str | None = None
         self._nb_trials = nb_trials
@@ -376,8 +408,8 @@ class EvolutionProgress(Progress):
 
     def trial_line(self, trial: RunningTrial, value: float | None) -> str:
         """See `Progress`."""
-        params = "  ".join(f"{k} {number(v, 4):<10s}" for k, v in trial.params.items())
-        head = f"trial {trial.number:4d}  generation {self._generation:3d}  {params}  "
+        params = "  ".join(f"{k} {number(v, 4):<9s}" for k, v in trial.params.items())
+        head = f"trial {trial.number:4d}  gen {self._generation:3d}  {params}  "
         if value is None:
             return f"{head}failed: {self.last_error}"
         if trial.pruned is not None:
@@ -385,14 +417,16 @@ class EvolutionProgress(Progress):
             return f"{head}pruned  {figure(trial.pruned.value):>10s}  {point}"
         best = figure(self._best[0] if self._best is not None else None)
         notes = sorted({r.note for r in trial.records.values() if r.note})
-        return f"{head}fitness {figure(value):>10s}  best {best:>10s}" + "".join(
+        return f"{head}fitness {figure(value):>8s}  best {best:>8s}" + "".join(
             f"  ({note})" for note in notes
         )
 
-    def status_line(self, steps: int, speed: float, left: str) -> str:
+    def status_line(self, steps: int, pace: str) -> str:
         """See `Progress`."""
-        best = "-" if self._best is None else f"{figure(self._best[0])} (trial {self._best[1]})"
+        best = (
+            "none yet" if self._best is None else f"{figure(self._best[0])} (trial {self._best[1]})"
+        )
         return (
             f"generation {self._generation}  trials {self.done}/{self._nb_trials} "
-            f"({self._running} running)  best {best}  {speed:,.0f} steps/s  {left} left"
+            f"({self._running} running)  best {best}  {pace}"
         )

@@ -63,6 +63,7 @@ class RunFlags:
     checkpoint_minutes: float = option(
         5.0, "minutes between checkpoints of running lifetimes, for learners that write them"
     )
+    dry_run: bool = option(False, "say what would be done and how long it takes, and stop")
     runs: str = option("runs", "folder of checkpoints")
     published_code: bool = option(
         False, "behave like ER-MRL's published code: no action in the reservoir, seeds 0, 1, 2, …"

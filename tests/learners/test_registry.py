@@ -48,7 +48,7 @@ def test_a_learner_has_the_engines_that_it_says(name):
         if there:
             assert get_learner(name.lower(), engine).name == name
         else:
-            with pytest.raises(UserError, match="--engine auto trains"):
+            with pytest.raises(UserError, match="use --engine auto for"):
                 get_learner(name, engine)
 
 
