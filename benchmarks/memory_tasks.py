@@ -5,7 +5,7 @@ and how fast.
     OMP_NUM_THREADS=1 python benchmarks/memory_tasks.py
 
 Prints a table in Markdown: what the environment observes and takes, the length of the vector that
-agents see of it without a reservoir, the engine, environment steps in a second of processor time
+agents see of it without a reservoir, environment steps in a second of processor time
 (updates included, one agent on one core), episodes, and the mean return of the last 100 of them.
 Training is short: the returns say that episodes end and are counted, not what can be learned.
 """
@@ -17,7 +17,6 @@ import warnings
 import gymnasium as gym
 import numpy as np
 
-from erl.errors import UserError
 from erl.learners import Outputs, get_learner
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
@@ -42,16 +41,9 @@ def name_of(space: gym.Space) -> str:
 def train(env_id: str, steps: int) -> str:
     """A row of the table."""
     task = Task(f"popgym:{env_id}")
-    for engine in ("cohort", "sb3"):
-        learner = get_learner("PPO", engine)
-        spec = LifetimeSpec(
-            task, LearnerSpec("PPO", {}, engine), steps, Seeds.derive(0, "single", 0), CONTEXT
-        )
-        try:
-            learner.check(spec)
-            break
-        except UserError:  # actions that the cohort does not know
-            continue
+    learner = get_learner("PPO", "cohort")
+    settings, seeds = LearnerSpec("PPO", {}, "cohort"), Seeds.derive(0, "single", 0)
+    spec = LifetimeSpec(task, settings, steps, seeds, CONTEXT)
     ledger, start = Ledger(), time.process_time()
     (agent,) = learner.train([spec], [ledger], [Outputs()])
     if isinstance(agent, Exception):
@@ -64,7 +56,6 @@ def train(env_id: str, steps: int) -> str:
         name_of(env.observation_space),
         str(check_task(task)[0].shape[0]),
         name_of(env.action_space),
-        engine,
         f"{rate:,.0f}",
         f"{len(ledger.episodes):,}",
         f"{np.mean(returns):.2f}" if returns else "",
@@ -84,8 +75,8 @@ def main() -> None:
     import popgym  # noqa: F401  (registers its environments)
 
     print(
-        "| environment | observes | seen as | takes | engine | steps/s | episodes | return |\n"
-        "|---|---|---:|---|---|---:|---:|---:|"
+        "| environment | observes | seen as | takes | steps/s | episodes | return |\n"
+        "|---|---|---:|---|---:|---:|---:|"
     )
     for env_id in sorted(i for i in gym.registry if i.startswith("popgym") and args.match in i):
         print(train(env_id, args.steps), flush=True)

@@ -1,11 +1,10 @@
 """Samplers with asynchronous workers: this project's CMA-ES beside Optuna's CMA-ES, TPE and random
 search.
 
-    python benchmarks/sampler.py                 # everything that is missing in the results, then
-    tables and figure python benchmarks/sampler.py --report        # tables and figure of what is
-    there python benchmarks/sampler.py --share         # only the share of trials that Optuna's
-    CMA-ES uses, and ours python benchmarks/sampler.py --asks          # only what one ask costs
-    among 10,000 finished trials
+    python benchmarks/sampler.py            # what is missing in the results; tables and figure
+    python benchmarks/sampler.py --report   # tables and figure of what is there
+    python benchmarks/sampler.py --share    # shares of trials that CMA-ES uses
+    python benchmarks/sampler.py --asks     # what one ask costs among 10,000 finished trials
 
 A run is 900 trials of noisy test functions in 3 to 12 dimensions, on 1, 7, 20 or 90 workers.
 Nothing sleeps: a queue of events simulates the workers. Trials last a log-normal time of mean 1;
@@ -21,7 +20,8 @@ Of a run is kept, as one line of `results/sampler.jsonl`:
         end.
     time: simulated time until the first trial with a noise-free value of at most 0.05 ended; that
         of the whole run if none did.
-    share: trials that the optimiser was told of (CMA-ES).
+    ranked: share of trials that took part in the ranking of a population (CMA-ES).
+    told: share of trials that the distribution was told: the best of those ranked.
 An interrupted run goes on where it stood.
 """
 
@@ -122,15 +122,19 @@ def sampler_of(name: str, function: Function, seed: int) -> BaseSampler:
             return RandomSampler(seed=seed)
 
 
-def share(study: optuna.Study) -> float | None:
-    """Share of a study's trials that the distribution it ended with was told of."""
+def shares(study: optuna.Study) -> tuple[float | None, float | None]:
+    """Shares of a study's trials that were ranked for a population, and that the distribution was
+    told: of Optuna's, all that are ranked.
+    """
     n, sampler = len(study.trials), study.sampler
     if isinstance(sampler, CmaesSampler):
-        return sampler.used(study) / n
+        ranked, told = sampler.used(study)
+        return ranked / n, told / n
     if isinstance(sampler, CmaEsSampler):
         optimizer = sampler._restore_optimizer(study.get_trials(deepcopy=False))
-        return 0.0 if optimizer is None else optimizer.generation * optimizer.population_size / n
-    return None
+        told = 0 if optimizer is None else optimizer.generation * optimizer.population_size
+        return told / n, told / n
+    return None, None
 
 
 def simulate(name: str, function_name: str, seed: int, workers: int, trials: int = TRIALS) -> dict:
@@ -152,6 +156,7 @@ def simulate(name: str, function_name: str, seed: int, workers: int, trials: int
         ended.append((now, value, value + noise[number]))
         study.tell(trial, value + noise[number])
     times, true, noisy = np.array(ended).T
+    ranked, told = shares(study)
     reached = np.flatnonzero(true <= TARGET)
     return {
         "sampler": name,
@@ -162,7 +167,8 @@ def simulate(name: str, function_name: str, seed: int, workers: int, trials: int
         "late": float(np.median(true[-100:])),
         "time": float(times[reached[0]] if len(reached) else times[-1]),
         "reached": bool(len(reached)),
-        "share": share(study),
+        "ranked": ranked,
+        "told": told,
         "seconds": time.process_time() - start,
     }
 
@@ -230,19 +236,21 @@ def report(path: Path) -> None:
         return [s for s in range(1000) if all((n, function, workers, s) in records for n in names)]
 
     print(
-        "Share of trials used, simulated time to the target (median), value of the trial taken "
-        "(geometric mean)\n"
+        "Shares of trials ranked and told, simulated time to the target (median), value of the "
+        "trial taken (geometric mean)\n"
     )
-    print("| workers | sampler | seeds | share used | time | " + " | ".join(FUNCTIONS) + " |")
-    print("|---|---|---|---|---|" + "---|" * len(FUNCTIONS))
+    print("| workers | sampler | seeds | ranked | told | time | " + " | ".join(FUNCTIONS) + " |")
+    print("|---|---|---|---|---|---|" + "---|" * len(FUNCTIONS))
     for workers in sorted(WORKERS):
         for name in SAMPLERS:
             seeds = {f: seeds_of(f, workers, name) for f in FUNCTIONS}
             if not all(seeds.values()):
                 continue
             every = [(f, s) for f in FUNCTIONS for s in seeds[f]]
-            shares = [records[name, f, workers, s]["share"] for f, s in every]
-            used = "-" if shares[0] is None else f"{np.mean(shares):.1%} (least {min(shares):.1%})"
+            used = [
+                _percent([records[name, f, workers, s][key] for f, s in every])
+                for key in ("ranked", "told")
+            ]
             times = np.mean(
                 [np.median(column(name, f, workers, "time", seeds[f])) for f in FUNCTIONS]
             )
@@ -252,7 +260,7 @@ def report(path: Path) -> None:
             ]
             count = min(len(s) for s in seeds.values())
             print(
-                f"| {workers} | {name} | {count} | {used} | {times:.1f} | "
+                f"| {workers} | {name} | {count} | {' | '.join(used)} | {times:.1f} | "
                 + " | ".join(f"{v:.4f}" for v in values)
                 + " |"
             )
@@ -290,6 +298,12 @@ def report(path: Path) -> None:
             pairs = sum(len(s) for s in seeds.values())
             print(f"| {workers} | {other} | {pairs} | " + " | ".join(cells) + " |")
     figure(records, column, seeds_of, path.with_suffix(".svg"))
+
+
+def _percent(shares: list[float | None]) -> str:
+    """Their mean and the least; `-` where there are none."""
+    known = [s for s in shares if s is not None]
+    return f"{np.mean(known):.1%} (least {min(known):.1%})" if known else "-"
 
 
 def figure(records: dict, column: Callable, seeds_of: Callable, path: Path) -> None:
@@ -340,7 +354,7 @@ def figure(records: dict, column: Callable, seeds_of: Callable, path: Path) -> N
     fig.savefig(path, metadata={"Date": None})
 
 
-def shares() -> None:
+def print_shares() -> None:
     """The toy of three dimensions, 900 trials, generations of 7."""
     print(
         "| workers | "
@@ -349,8 +363,10 @@ def shares() -> None:
         + "---|" * len(WORKERS)
     )
     for name in ("optuna", "ours"):
-        cells = [f"{simulate(name, 'sphere-3', 0, w)['share']:.0%}" for w in sorted(WORKERS)]
-        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+        rows = [simulate(name, "sphere-3", 0, w) for w in sorted(WORKERS)]
+        for key in ("ranked", "told"):
+            cells = [f"{row[key]:.0%}" for row in rows]
+            print(f"| {name}, {key} | " + " | ".join(cells) + " |", flush=True)
 
 
 def opened(storage: str) -> optuna.storages.BaseStorage:
@@ -495,7 +511,7 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
     if flags.share:
-        shares()
+        print_shares()
     elif flags.asks:
         asks()
     else:

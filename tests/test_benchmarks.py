@@ -2,12 +2,14 @@
 
 import copy
 import importlib.util
+import re
 import sys
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from documents import parsed
 from stable_baselines3 import PPO
 
 
@@ -21,7 +23,7 @@ def load(name):
     return module
 
 
-sizes, traces = load("sizes"), load("traces")
+sizes, traces, bias, evidence = map(load, ("sizes", "traces", "bias", "evidence"))
 
 
 # -- sizes --
@@ -131,3 +133,40 @@ def test_every_tensor_of_a_model_counts(tmp_path):
     model.save(tmp_path / "models/a.zip")
     after = traces.read_models(tmp_path)["models/a.zip"]
     assert [k for k in before if before[k] != after.get(k)] == ["policy.pth/action_net.bias"]
+
+
+# -- bias --
+
+
+def test_lifetimes_with_and_without_a_bias_are_paired_by_root_and_test_seed():
+    def row(bias, seed, returns, env_id="A"):
+        return {"env_id": env_id, "bias": bias, "seed": seed, "training_return": returns}
+
+    rows = [
+        row("none", 902, [1.0, 2.0]),
+        row("tenth", 901, [10.0, 20.0]),
+        row("tenth", 902, [3.0, 4.0, 5.0]),
+        row("none", 901, [8.0, 9.0]),
+        row("none", 903, [0.0]),  # its partner is still to come
+        row("tenth", 901, [7.0, 7.0], env_id="B"),
+    ]
+    with_bias, without = bias.paired(rows, "A", "training_return")
+    assert with_bias.tolist() == [10.0, 20.0, 3.0, 4.0]
+    assert without.tolist() == [8.0, 9.0, 1.0, 2.0]
+
+
+# -- evidence --
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_the_experiments_are_commands_of_the_scripts(small):
+    every = evidence.experiments()
+    assert len({e.name for e in every}) == len(every)
+    for experiment in every:
+        for command in experiment.commands(small):
+            parsed(f"python {command}")
+
+
+def test_the_page_of_results_names_every_part():
+    named = set(re.findall("`([a-z ]+)`", (ROOT / "docs/results.md").read_text()))
+    assert {e.part for e in evidence.experiments()} == named - {"make evidence"}

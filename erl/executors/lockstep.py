@@ -116,6 +116,14 @@ class LockstepWorkers:
         self._begun = [0] * n
         self.clock = 0
         self.busy = [0] * n
+        # As of workers elsewhere: see `inner_workers`.
+        self.counted, self.lost = None, 0
+
+    def share(self, item: Any) -> None:
+        """There is nobody elsewhere."""
+
+    def close(self) -> None:
+        """There is nothing to end."""
 
     def advance(self) -> bool:
         """Go on to the next tick at which jobs end, and hand out the next ones.

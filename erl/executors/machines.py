@@ -5,7 +5,7 @@ import os
 from erl.errors import UserError
 
 
-def check_cluster(cluster: str) -> None:
+def check_cluster(cluster: str, flag: str = "--cluster") -> None:
     """Raise a UserError if this is no address of a cluster, by its form alone."""
     if cluster == "ray":
         return
@@ -14,7 +14,7 @@ def check_cluster(cluster: str) -> None:
     is_port = port.isdigit() and 0 < int(port) < 65536
     if scheme != "ray" or not host or "/" in host or not is_port:
         raise UserError(
-            f"--cluster must be ray (a cluster on this machine), ray:HOST:PORT (one that this "
+            f"{flag} must be ray (a cluster on this machine), ray:HOST:PORT (one that this "
             f"machine belongs to) or ray://HOST:PORT (Ray's client), not {cluster!r}"
         )
 

@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from erl.cli import Sink, command, figure
+import numpy as np
+
+from erl.cli import Sink, command
 from erl.errors import UserError
 from erl.experiments.arms import arm_lifetime, arm_names, control_names
 from erl.experiments.campaign import (
@@ -27,6 +29,7 @@ from erl.experiments.comparison_flags import (
     GeneralizationComparisonConfig,
     MultiComparisonConfig,
 )
+from erl.experiments.films import film_agents, film_commands, model_name
 from erl.experiments.flags import MAX_SEED, plural, seed_indices, study_name, thousands
 from erl.experiments.forecast import Outlook, announce, dry_run, learning_starts
 from erl.experiments.trials import Member
@@ -39,7 +42,8 @@ from erl.studies.distributions import categorical, integer
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
 from erl.studies.study import Study, stored_config
 from erl.studies.tables import agent_tables, lines
-from erl.studies.trials import RunningTrial
+from erl.studies.trials import RunningTrial, why_failed
+from erl.studies.winner import Finalist, chosen, with_interval
 from erl.worlds.arguments import Arguments, parse_arguments
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.task_sets import TASK_SETS, load_task_set, load_task_sets
@@ -52,11 +56,8 @@ __all__ = [
 ]
 
 
-def load_best(
-    flags: ComparisonFlags, sink: Sink
-) -> tuple[str, EvolutionStudy, int, dict[str, float]]:
-    """The evolved study's name, its configuration, and number and hyperparameters of its best
-    trial.
+def load_best(flags: ComparisonFlags, sink: Sink) -> tuple[str, EvolutionStudy, Finalist]:
+    """The evolved study's name, its configuration, and what it hands over: see `chosen`.
 
     Raises:
         UserError: no such study, or none of its trials succeeded.
@@ -66,10 +67,11 @@ def load_best(
     study = Study(address, _same_but_reservoirs(address, name, flags))
     name = study.name
     study.check_maximised()
-    best = study.best()
-    if best is None:
+    choice = chosen(study)
+    if choice is None:
         raise UserError(f"study {name!r} has no finished trial yet")
-    params = _numbers(name, best.params)
+    winner = choice.winner
+    params = _numbers(name, winner.params)
     evolution = study.config
     guessed = evolution is None
     if evolution is None:
@@ -95,14 +97,14 @@ def load_best(
     except KeyError:
         raise UserError(
             f"study {name!r} did not evolve a reservoir: its parameters are "
-            f"{', '.join(best.params) or 'none'}"
+            f"{', '.join(winner.params) or 'none'}"
         ) from None
     _say_reservoirs(flags, name, evolution, guessed, sink)
-    sink.line(
-        f"{name}: best of {len(study.trials())} trials is {best.number}, fitness "
-        f"{figure(best.value)}, " + ", ".join(f"{k} {v:.6g}" for k, v in params.items())
-    )
-    return name, evolution, best.number, params
+    trials = len(study.trials())
+    values = ", ".join(f"{k} {v:.6g}" for k, v in params.items())
+    of = f"winner of {len(choice.finalists)} finalists" if choice.finalists else "best"
+    sink.line(f"{name}: {of} of {trials} trials is {winner.title}, {winner.reached}, {values}")
+    return name, evolution, replace(winner, params=params)
 
 
 def _address(flags: ComparisonFlags, name: str, sink: Sink) -> str:
@@ -211,7 +213,8 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     Raises:
         UserError: bad input; nothing has been written then.
     """
-    name, evolution, number, params = load_best(flags, sink)
+    name, evolution, winner = load_best(flags, sink)
+    params = winner.params
     where = ""
     env_id = None
     env_kwargs: dict[str, Any] = {}
@@ -225,7 +228,7 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
             f"{command('test-generalization')}"
         )
     # An evolution that went on and found better has a test of its own.
-    test_name = f"{name}_trial_{number}{where}_test_{thousands(flags.training_steps)}_steps"
+    test_name = f"{name}_{winner.slug}{where}_test_{thousands(flags.training_steps)}_steps"
     test_name += "_published" * flags.published_code
     stored = stored_config(flags.results, test_name)
     if isinstance(stored, TestStudy):  # journals were once taken for reservoirs without a bias
@@ -236,7 +239,12 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     arms = arm_names(evolution, params) + control_names(evolution, params)
     chosen = _chosen(flags, evolution, params)
     for arm in chosen:
-        check(arm_lifetime(arm, 0, config, params))
+        try:
+            check(arm_lifetime(arm, 0, config, params))
+        except UserError as e:
+            raise UserError(
+                f"the agent {arm} cannot be trained, and --arms chooses others: {e}"
+            ) from e
     seeds = seed_indices(flags.nb_seeds)
     wanted: list[dict[str, Any]] = [{"arm": a, "seed": seed} for a in chosen for seed in seeds]
     there = _finished(flags.results, test_name)
@@ -261,7 +269,7 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
 
     def make_cohort(members: Sequence[Member]) -> Cohort:
         specs = [trial.specs[index] for trial, index in members]
-        names = [f"{t.params['arm']}/seed_{t.params['seed']}" for t, _ in members]
+        names = [model_name(t.params) for t, _ in members]
         return agent_cohort(flags, specs, folder, names)
 
     if todo:
@@ -271,7 +279,11 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     source = GivenTrials(study, wanted, space, plan, flags.max_retries)
     skip = learning_starts(outlook.specs[0]) * min(campaign.executor.workers, len(outlook.specs))
     progress = ComparisonProgress(sink, flags.training_steps, skip)
-    if not campaign.run(source, make_cohort, progress):
+
+    def commands(name: str, trial: RunningTrial | None) -> list[str]:
+        return film_commands(flags, folder, trial)
+
+    if not campaign.run(source, make_cohort, progress, commands=commands):
         done = len(study.trials("COMPLETE"))
         sink.line(
             f"interrupted: {done} lifetimes are finished and stored; run the same command "
@@ -281,8 +293,8 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     complete = {_key(t) for t in study.trials("COMPLETE")}
     failed = {_key(t): t for t in study.trials("FAIL") if _key(t) not in complete}.values()
     for trial in failed:
-        reason = trial.user_attrs.get("error", {}).get("reason")
-        sink.line(f"failed: {trial.params['arm']} seed {trial.params['seed']}: {reason}")
+        arm, seed = trial.params["arm"], trial.params["seed"]
+        sink.line(f"failed: {arm} seed {seed}: {why_failed(trial)}")
     elsewhere = len(study.trials("RUNNING"))
     if elsewhere:
         sink.line(
@@ -290,7 +302,11 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
             f"running in other processes and not in the tables"
         )
     report(study, sink)
+    if env_id is None:
+        _say_winner(study, arms[1], winner, evolution, flags.training_steps, sink)
     say_where(campaign, flags, shown(flags.results), folder)
+    if flags.video:
+        film_agents(study, flags, folder, sink)
     return 1 if failed else 0
 
 
@@ -372,6 +388,37 @@ def report(study: Study, sink: Sink) -> None:
     tables = agent_tables(study)
     for line in lines(tables) if tables else ["no lifetime has finished yet"]:
         sink.line(line)
+
+
+def _say_winner(
+    study: Study, arm: str, winner: Finalist, evolution: EvolutionStudy, steps: int, sink: Sink
+) -> None:
+    """Say what the evolved agent reached: when proposed, lived again, and on the seeds of the test.
+
+    Args:
+        study: of the test.
+        arm: the agent with the settings that it was evolved with.
+        winner: what the evolution handed over.
+        evolution: its configuration.
+        steps: of a lifetime of the test.
+        sink: where the line goes.
+    """
+    records = {
+        t.params["seed"]: study.lifetimes(t)[0]
+        for t in study.trials("COMPLETE")
+        if t.params["arm"] == arm
+    }
+    if evolution.fitness == "training":
+        scores = [r.training_return for _, r in sorted(records.items())]
+    else:
+        scores = [float(np.mean(r.final_returns)) for _, r in sorted(records.items())]
+    known = [s for s in scores if s is not None]
+    if known:
+        longer = "" if steps == evolution.training_steps else f", after {steps:,} steps"
+        sink.line(
+            f"evolved:  {winner.title} as {arm}, {winner.reached}; {with_interval(known)} on test "
+            f"seeds ({plural(len(known), 'seed')}{longer})"
+        )
 
 
 class ComparisonProgress(Progress):

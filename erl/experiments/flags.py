@@ -15,6 +15,7 @@ from erl.cli import option
 from erl.errors import UserError
 from erl.executors.machines import check_cluster
 from erl.files import check_writable
+from erl.learners import AES_RL_FILES, setting_names
 from erl.studies import DEFAULT_STORAGE
 
 MAX_SEED = 10**6
@@ -27,17 +28,31 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("seed", "ep_eval", "arms", "controls", "allow_seen", "published_code"),
     ),
     "reservoirs": (
-        *("nb_res", "units", "obs_units", "skip_c", "reset_res", "fixed_iss"),
-        *("bias", "bias_connectivity"),
+        *("nb_res", "units", "obs_units", "skip_c", "feed_action", "reset_res"),
+        *("fixed_iss", "bias", "bias_connectivity"),
     ),
     "search": (
         *("nb_trials", "sampler", "popsize", "fitness", "evolve", "min_sr", "max_sr", "min_lr"),
         *("max_lr", "min_iss", "max_iss", "pruner", "restarts", "use_pruned", "warm_start"),
-        *("finalists", "finals_seeds"),
+        *("finalists", "finalist_seeds"),
     ),
     "learner": ("learner", "learner_config", "set", "engine"),
+    "CEM-RL and AES-RL": (
+        *("actor_workers", "critic_workers", "parallel_critic", "mean_update"),
+        *("mean_update_param", "var_update", "fixed_var_n", "rl_ratio", "mean_evaluations"),
+        *("actor_executor", "ray_address", "ray_port", "redis_password"),
+    ),
     "where it runs": ("workers", "cluster", "max_retries", "checkpoint_minutes", "dry_run"),
-    "storage": ("storage", "results_storage", "runs", "logs", "models", "track"),
+    "storage": (
+        "storage",
+        "results_storage",
+        "runs",
+        "logs",
+        "models",
+        "artifacts",
+        "video",
+        "track",
+    ),
 }
 
 
@@ -65,6 +80,10 @@ class RunFlags:
     )
     dry_run: bool = option(False, "say what would be done and how long it takes, and stop")
     runs: str = option("runs", "folder of checkpoints")
+    logs: str = option("logs", "folder of TensorBoard logs")
+    artifacts: bool = option(
+        True, "attach curve and model of each trial to it, in a folder beside the database"
+    )
     published_code: bool = option(
         False, "behave like ER-MRL's published code: no action in the reservoir, seeds 0, 1, 2, …"
     )
@@ -82,6 +101,7 @@ class RunFlags:
                 f"{self.checkpoint_minutes}"
             )
         check_folder("runs", self.runs)
+        check_folder("logs", self.logs)
 
     def subject(self) -> str:
         """What the study's name begins with."""
@@ -101,12 +121,13 @@ def env_kwargs_option(where: str = "") -> Any:
 class AgentFlags(RunFlags):
     """Flags of scripts whose trained agents are kept."""
 
-    logs: str = option("logs", "folder of TensorBoard logs")
     models: str = option("models", "folder of trained models")
+    video: bool = option(
+        False, "at the end, film the agent of each kind whose training return is the middle one"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_folder("logs", self.logs)
         check_folder("models", self.models)
 
 
@@ -193,6 +214,7 @@ def read_settings(
     env_kwargs: str | None,
     env_ids: Sequence[str],
     note: Callable[[str], None],
+    learner: str,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The learner's settings from `--learner_config`, and the environments' arguments from
     `--env_kwargs` or else from that file.
@@ -202,10 +224,12 @@ def read_settings(
         env_kwargs: the flag; None where it is not given.
         env_ids: the environments that they are for.
         note: is given a line for each thing that a user should know.
+        learner: whom they are for.
 
     Raises:
-        UserError: there is no such environment, something cannot be read, or the file has different
-            settings or arguments for these environments.
+        UserError: there is no such environment, something cannot be read, the file has different
+            settings or arguments for these environments, or it is of AES-RL's published code and
+            for another learner.
     """
     from erl.learners.core.settings_file import load_settings
     from erl.worlds.arguments import Arguments, parse_arguments
@@ -221,11 +245,18 @@ def read_settings(
         )
     for line in dict.fromkeys(line for file in files for line in file.notes):
         note(line)
+    settings = files[0].settings
+    if "algorithm" in settings and learner in AES_RL_FILES:
+        from erl.learners.core.aes_rl_files import adopt
+
+        settings, notes = adopt(learner, settings, setting_names(learner))
+        for line in notes:
+            note(f"{path}: {line}")
     arguments = [Arguments(file.env_kwargs) for file in files]
     if env_kwargs is not None:
         if any(arguments):
             note(f"{path}: --env_kwargs goes before its env_kwargs")
-        return files[0].settings, dict(parse_arguments(env_kwargs))
+        return settings, dict(parse_arguments(env_kwargs))
     if any(each != arguments[0] for each in arguments):
         raise UserError(
             f"{path} has different env_kwargs for {', '.join(env_ids)}; --env_kwargs gives all of "
@@ -233,4 +264,4 @@ def read_settings(
         )
     if arguments[0]:
         note(f"{path}: environments are made with its env_kwargs {arguments[0]}")
-    return files[0].settings, dict(arguments[0])
+    return settings, dict(arguments[0])

@@ -10,6 +10,7 @@ from typing import Any
 
 from erl.cli import Sink
 from erl.errors import UserError
+from erl.executors.machines import default_workers
 from erl.experiments.campaign import (
     Campaign,
     GivenTrials,
@@ -20,19 +21,20 @@ from erl.experiments.campaign import (
     say_where,
     status_path,
 )
+from erl.experiments.films import film_agents, film_commands, model_name
 from erl.experiments.flags import MAX_SEED, plural, read_settings, study_name
 from erl.experiments.forecast import Outlook, announce, dry_run, learning_starts
 from erl.experiments.single_flags import SingleConfig
 from erl.experiments.trials import Member
 from erl.files import folder_name, parse_yaml
-from erl.learners import canonical_name, resolve_engine
+from erl.learners import canonical_name, cores, published_settings, resolve_engine
 from erl.lifetimes.living import Cohort, check
 from erl.studies.configuration import SingleStudy
 from erl.studies.distributions import integer
 from erl.studies.storage import shown
 from erl.studies.study import Study, stored_config
 from erl.studies.tables import agent_tables, lines
-from erl.studies.trials import RunningTrial
+from erl.studies.trials import RunningTrial, why_failed
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
 
@@ -101,9 +103,13 @@ def study_config(flags: SingleConfig, sink: Sink) -> SingleStudy:
     """What the flags ask for, as a study stores it."""
     learner = canonical_name(flags.learner)
     settings, env_kwargs = read_settings(
-        flags.learner_config, flags.env_kwargs, [flags.env_id], sink.line
+        flags.learner_config, flags.env_kwargs, [flags.env_id], sink.line, learner
     )
-    settings = settings | parse_settings(flags.set)
+    settings = settings | further_settings(flags)
+    if flags.published_code:
+        settings = published_settings(learner) | settings
+    if flags.redis_password is not None:
+        sink.line("--redis_password does not apply here and is left out")
     return SingleStudy(
         learner=learner,
         env_id=flags.env_id,
@@ -118,6 +124,18 @@ def study_config(flags: SingleConfig, sink: Sink) -> SingleStudy:
     )
 
 
+def further_settings(flags: SingleConfig) -> dict[str, Any]:
+    """Settings from `--set` and from flags of their own.
+
+    Raises:
+        UserError: one is given by both.
+    """
+    by_set, by_flag = parse_settings(flags.set), flags.settings()
+    for name in by_flag.keys() & by_set.keys():
+        raise UserError(f"{name} is given by --set and by --{name}")
+    return by_set | by_flag
+
+
 def run(flags: SingleConfig, sink: Sink) -> int:
     """Train the learner on every seed, store the records, and say what was reached.
 
@@ -129,12 +147,17 @@ def run(flags: SingleConfig, sink: Sink) -> int:
     """
     indices = flags.indices()
     config = study_config(flags, sink)
-    name = study_name(flags.subject(), flags.h_test, flags.steps)
+    name = flags.study or study_name(flags.subject(), flags.h_test, flags.steps)
+    if flags.study is not None:
+        Study(flags.storage, name)  # it exists
     folder = folder_name(name)
     stored = stored_config(flags.storage, name)
     if isinstance(stored, SingleStudy) and flags.engine == "auto":
         config = replace(config, engine=stored.engine)
-    check(lifetime(config, indices[0]))
+    first = lifetime(config, indices[0])
+    check(first)
+    if flags.workers is None and flags.cluster is None and (taken := cores(first)) > 1:
+        flags = replace(flags, workers=max(1, default_workers() // taken))
     there = set()
     if stored is not None:
         there = {t.params["seed"] for t in Study(flags.storage, name).trials("COMPLETE")}
@@ -153,7 +176,7 @@ def run(flags: SingleConfig, sink: Sink) -> int:
 
     def make_cohort(members: Sequence[Member]) -> Cohort:
         specs = [trial.specs[index] for trial, index in members]
-        names = [f"seed_{trial.params['seed']}" for trial, _ in members]
+        names = [model_name(trial.params) for trial, _ in members]
         return agent_cohort(flags, specs, folder, names, status=True)
 
     wanted = [{"seed": seed} for seed in indices]
@@ -163,13 +186,18 @@ def run(flags: SingleConfig, sink: Sink) -> int:
     else:
         sink.line(f"{len(indices)} of {len(indices)} seeds are there; raise --nb_seeds for more")
     skip = learning_starts(specs[0]) * min(campaign.executor.workers, len(specs))
-    if not campaign.run(source, make_cohort, TrainingProgress(campaign, flags, skip)):
+
+    def commands(name: str, trial: RunningTrial | None) -> list[str]:
+        return film_commands(flags, folder, trial)
+
+    progress = TrainingProgress(campaign, flags, skip)
+    if not campaign.run(source, make_cohort, progress, commands=commands):
         sink.line("interrupted: run the same command again to continue")
         return 130
     complete = {t.params["seed"] for t in study.trials("COMPLETE")}
     failed = {t.params["seed"]: t for t in study.trials("FAIL") if t.params["seed"] not in complete}
     for seed, trial in failed.items():
-        sink.line(f"failed: seed {seed}: {trial.user_attrs.get('error', {}).get('reason')}")
+        sink.line(f"failed: seed {seed}: {why_failed(trial)}")
     elsewhere = [seed for seed in indices if seed not in complete | failed.keys()]
     if elsewhere:
         sink.line(
@@ -179,6 +207,8 @@ def run(flags: SingleConfig, sink: Sink) -> int:
     for line in lines(agent_tables(study)):
         sink.line(line)
     say_where(campaign, flags, shown(flags.storage), folder)
+    if flags.video:
+        film_agents(study, flags, folder, sink)
     return 1 if failed else 0
 
 

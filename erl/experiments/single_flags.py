@@ -2,9 +2,11 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from erl.cli import option
 from erl.errors import UserError
+from erl.executors.machines import check_cluster
 from erl.experiments.flags import (
     MAX_SEED,
     AgentFlags,
@@ -16,6 +18,20 @@ from erl.experiments.flags import (
 )
 from erl.learners import ENGINES, canonical_name
 
+# Settings of learners that have a flag each.
+SETTINGS = (
+    "actor_workers",
+    "critic_workers",
+    "mean_update",
+    "mean_update_param",
+    "var_update",
+    "fixed_var_n",
+    "rl_ratio",
+    "mean_evaluations",
+    "actor_executor",
+    "ray_address",
+)
+
 
 @dataclass(frozen=True)
 class SingleConfig(AgentFlags):
@@ -24,15 +40,19 @@ class SingleConfig(AgentFlags):
     learner: str = option(
         "ERL-Re2", "algorithm: ERL-Re2, PPO, or any other of Stable-Baselines3 or sb3-contrib"
     )
-    env_id: str = option("HalfCheetah-v4", "Gymnasium environment")
+    env_id: str = option("HalfCheetah-v4", "Gymnasium environment", "--env_name")
     steps: int = option(
         1_000_000,
         "environment steps of one lifetime",
         "--training_steps",
         "--training_timesteps",
         "--training-timesteps",
+        "--max_timestep",
     )
     h_test: str = option("single", "name of the experiment, part of the study's name")
+    study: str | None = option(
+        None, "name of a study to go on with, in place of the flags that make up its name"
+    )
     nb_seeds: int = option(
         1, "lifetimes, each with its own seeds; in a SLURM array the index is the seed"
     )
@@ -41,7 +61,8 @@ class SingleConfig(AgentFlags):
     )
     seed: int = option(0, "root of all seeds")
     learner_config: str | None = option(
-        None, "YAML or JSON file with its settings (files of the SB3 Zoo work)"
+        None,
+        "YAML or JSON file with its settings (files of the SB3 Zoo and of AES-RL's code work)",
     )
     set: str | None = option(None, "settings of the learner, NAME=VALUE,…; they override the file")
     engine: str = option(
@@ -57,6 +78,37 @@ class SingleConfig(AgentFlags):
     )
     env_kwargs: str | None = env_kwargs_option()
     ep_eval: int = option(10, "episodes over which returns are averaged")
+    actor_workers: int | None = option(
+        None, "setting: workers that train and play individuals", "--num_actor_worker"
+    )
+    critic_workers: int | None = option(
+        None, "setting: workers that train critics, 0 or 1", "--num_critic_worker"
+    )
+    parallel_critic: bool = option(False, "the same as --critic_workers 1")
+    mean_update: str | None = option(
+        None, "setting of AES-RL: how far the mean goes", "--aesrl_mean_update"
+    )
+    mean_update_param: float | None = option(
+        None, "setting of AES-RL: parameter of that", "--aesrl_mean_update_param"
+    )
+    var_update: str | None = option(
+        None, "setting of AES-RL: fixed or adaptive", "--aesrl_var_update"
+    )
+    fixed_var_n: float | None = option(
+        None, "setting of AES-RL: parameter of a fixed update", "--aesrl_fixed_var_n"
+    )
+    rl_ratio: float | None = option(
+        None, "setting: share of individuals that learn", "--aesrl_rl_ratio"
+    )
+    mean_evaluations: int | None = option(None, "setting: episodes of the mean for each individual")
+    actor_executor: str | None = option(
+        None, "setting: how workers inside a lifetime work: lockstep, processes or ray"
+    )
+    ray_address: str | None = option(
+        None, "setting: their Ray cluster, as --cluster takes it, or HOST with --ray_port"
+    )
+    ray_port: int | None = option(None, "port of that cluster")
+    redis_password: str | None = option(None, "of no use here; taken for old commands")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,6 +116,28 @@ class SingleConfig(AgentFlags):
         for name in ("steps", "nb_seeds", "ep_eval"):
             check_count(name, getattr(self, name))
         check_seeds(self.seed, self.nb_seeds)
+
+    def settings(self) -> dict[str, Any]:
+        """Settings of the learner that have a flag of their own, as far as they were given.
+
+        Raises:
+            UserError: flags that contradict one another, or an address that cannot be.
+        """
+        given = {name: getattr(self, name) for name in SETTINGS}
+        if self.parallel_critic:
+            if given["critic_workers"] == 0:
+                raise UserError(
+                    "--parallel_critic asks for a critic worker, --critic_workers 0 not"
+                )
+            given["critic_workers"] = given["critic_workers"] or 1
+        if self.ray_port is not None:
+            if self.ray_address is None:
+                raise UserError("--ray_port needs --ray_address")
+            given["ray_address"] = f"ray:{self.ray_address}:{self.ray_port}"
+        if given["ray_address"] is not None:
+            check_cluster(given["ray_address"], "--ray_address")
+            given["actor_executor"] = given["actor_executor"] or "ray"
+        return {name: value for name, value in given.items() if value is not None}
 
     def subject(self) -> str:
         """Environment and learner."""

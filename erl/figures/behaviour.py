@@ -37,6 +37,7 @@ def _about(episode: Trace) -> str:
     """What was played, for captions."""
     task = episode.spec.task
     hidden = ", velocities hidden" if task.del_obs else ""
+    hidden += f", arguments {task.kwargs}" if task.kwargs else ""
     return (
         f"{task.env_id}{hidden}, {episode.spec.learner.name}, reservoir seed "
         f"{episode.spec.seeds.reservoir}; one episode without exploration, seed {episode.seed}, "

@@ -6,7 +6,7 @@ its models serve all.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -69,7 +69,14 @@ OWN = {
     "DERL": Implementation(
         "erl.learners.derl.learner", "DERLLearner", {"Box": "TD3", "Discrete": "PPO"}
     ),
+    "CEM-RL": Implementation("erl.learners.cem_rl", "CEMRLLearner", "TD3"),
+    "P-CEM-RL": Implementation("erl.learners.cem_rl", "PCEMRLLearner", "TD3"),
+    "ACEM-RL": Implementation("erl.learners.aes_rl", "ACEMRLLearner", "TD3"),
+    "(1+1)-ES": Implementation("erl.learners.aes_rl", "OnePlusOneESLearner", "TD3"),
+    "AES-RL": Implementation("erl.learners.aes_rl", "AESRLLearner", "TD3"),
 }
+# Learners whose settings may be a file of AES-RL's published code.
+AES_RL_FILES = ("TD3", "CEM-RL", "P-CEM-RL", "ACEM-RL", "(1+1)-ES", "AES-RL")
 # Where an engine `auto` was stored, it stands for the choice of version 0.1.0: these learners'
 # cohorts, and Stable-Baselines3 for its other algorithms.
 _AUTO_COHORTS = frozenset({"PPO"})
@@ -248,6 +255,26 @@ def resolve_engine(
     return "cohort"
 
 
+def setting_names(name: str) -> list[str]:
+    """Names of the settings of a learner that this project implements itself."""
+    return [field.name for field in fields(OWN[name].load().settings)]  # type: ignore[attr-defined]
+
+
+def published_settings(name: str) -> dict[str, Any]:
+    """What `--published_code` means for a learner: the settings in which its published code
+    differs from the defaults.
+    """
+    own = OWN.get(name)
+    return {} if own is None else dict(getattr(own.load(), "published", {}))
+
+
+def cores(spec: "LifetimeSpec") -> int:
+    """How many cores a lifetime keeps busy."""
+    learner = get_learner(spec.learner.name, spec.learner.engine)
+    own: Callable[[LifetimeSpec], int] | None = getattr(learner, "cores", None)
+    return 1 if own is None else own(spec)
+
+
 def load_agent(spec: "LifetimeSpec", path: Path) -> "Agent":
     """The agent that its `save` wrote to `{path}.zip` after this lifetime.
 
@@ -271,6 +298,7 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "AES_RL_FILES",
     "ENGINES",
     "Agent",
     "Implementation",
@@ -278,9 +306,12 @@ __all__ = [
     "Outputs",
     "Unsupported",
     "canonical_name",
+    "cores",
     "get_learner",
     "learner_names",
     "load_agent",
     "one_by_one",
+    "published_settings",
     "resolve_engine",
+    "setting_names",
 ]

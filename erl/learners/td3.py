@@ -5,22 +5,25 @@ ICML 2018, arXiv 1802.09477. DDPG (Lillicrap et al., 2016, arXiv 1509.02971) is 
 critic, no delay and no smoothing. Semantics and defaults are Stable-Baselines3's.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
 
-import torch
 from stable_baselines3 import DDPG, TD3
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 
+from erl.errors import UserError
+from erl.learners.core.export import PlainPolicy
 from erl.learners.core.off_policy import Block, OffPolicy
 from erl.learners.core.off_policy_settings import OffPolicySettings
 from erl.learners.core.off_policy_training import OffPolicyLearner
 from erl.learners.core.replay import Batch
 from erl.learners.core.settings import Count, NotNegative
+from erl.learners.core.settings_file import parse_value
+from erl.learners.core.td3_update import actor_step, critic_step
 from erl.networks.perceptrons import Shape
 
 
@@ -31,18 +34,60 @@ class TD3Settings(OffPolicySettings):
     Attributes:
         policy_delay: updates of the critics for one of the actor and of the targets.
         target_policy_noise, target_noise_clip: smoothing of target actions.
+        preset: name of other defaults, a key of `PRESETS`. With `aes_td3` hidden layers are tanh in
+            the actor and leaky ReLU in the critics.
     """
 
     learner: ClassVar[str] = "TD3"
     algorithm: ClassVar[type[OffPolicyAlgorithm]] = TD3
     policy: ClassVar[type[BasePolicy]] = TD3Policy
-    shared: ClassVar[tuple[str, ...]] = (*OffPolicySettings.shared, "policy_delay")
+    shared: ClassVar[tuple[str, ...]] = (*OffPolicySettings.shared, "policy_delay", "preset")
 
     pi: tuple[Count, ...] = (400, 300)
     qf: tuple[Count, ...] = (400, 300)
     policy_delay: Count = 2
     target_policy_noise: NotNegative = 0.2
     target_noise_clip: NotNegative = 0.5
+    preset: Literal["aes_td3"] | None = None
+
+    @classmethod
+    def from_learner_config(cls, config: Mapping[str, Any], env_id: str = "") -> Self:
+        """See `OffPolicySettings`; with a `preset` its defaults."""
+        given = dict(config)
+        preset = given.pop("preset", None)
+        if preset is None:
+            return super().from_learner_config(given, env_id)
+        if cls is not TD3Settings or preset not in PRESETS:
+            raise UserError(f"{cls.learner} has no preset {preset!r}: TD3 has {', '.join(PRESETS)}")
+        policy_kwargs = parse_value(given.get("policy_kwargs")) or {}
+        if "activation_fn" in policy_kwargs:
+            raise UserError(f"TD3's preset {preset} has activations of its own: no activation_fn")
+        defaults = PRESETS[preset]
+        given["policy_kwargs"] = {**defaults["policy_kwargs"], **policy_kwargs}
+        return replace(super().from_learner_config({**defaults, **given}, env_id), preset=preset)
+
+    @property
+    def activations(self) -> tuple[str, str]:
+        """Of the hidden layers of actor and critics."""
+        return ("Tanh", "LeakyReLU") if self.preset else (self.activation,) * 2
+
+    def policy_class(self) -> type[BasePolicy]:
+        """See `OffPolicySettings`."""
+        return PlainPolicy if self.preset else TD3Policy
+
+
+# `aes_td3`: TD3 as Lee et al. (NeurIPS 2020, arXiv 2012.05417) compare AES-RL with it.
+PRESETS: dict[str, dict[str, Any]] = {
+    "aes_td3": {
+        "policy_kwargs": {"net_arch": [256, 256]},
+        "learning_rate": 3e-4,
+        "batch_size": 256,
+        "buffer_size": 1_000_000,
+        "learning_starts": 10_000,
+        "noise_type": "normal",
+        "noise_std": 0.1,
+    }
+}
 
 
 @dataclass(frozen=True)
@@ -66,8 +111,9 @@ class CohortTD3(OffPolicy[TD3Settings]):
     def shapes(self) -> tuple[Shape, Shape]:
         """Of an actor, whose output is squashed by tanh, and of a critic."""
         s, o, a = self.settings[0], self.observations, self.actions
-        plain = {"activation": s.activation, "norm": False, "aligned": True}
-        return Shape(o, s.pi, a, **plain), Shape(o + a, s.qf, 1, **plain)  # type: ignore[arg-type]
+        pi, qf = s.activations
+        actor = Shape(o, s.pi, a, activation=pi, norm=False, aligned=True)
+        return actor, Shape(o + a, s.qf, 1, activation=qf, norm=False, aligned=True)
 
     def policy_actions(self, outputs: Tensor, draw: Callable[[], Tensor]) -> Tensor:
         """Actions in [-1, 1]."""
@@ -81,42 +127,12 @@ class CohortTD3(OffPolicy[TD3Settings]):
         self, block: Block[TD3Settings], batch: Batch, noise: Tensor, course: Any
     ) -> dict[str, Tensor]:
         """Algorithm 1, lines 7 to 15."""
-        statistics = {"critic_loss": self.update_critic(block, batch, noise[:, 0])}
+        statistics = {"critic_loss": critic_step(block, batch, noise[:, 0], self.critic)}
         if course:
-            statistics["actor_loss"] = self.update_actor(block, batch)
+            networks, members = (block.actor, block.first_critic), (block.begin, block.end)
+            statistics["actor_loss"] = actor_step(*networks, batch, self.actor, *members)
             self.soft_update(block)
         return statistics
-
-    def update_critic(self, block: Block[TD3Settings], batch: Batch, noise: Tensor) -> Tensor:
-        """Descend the squared error of every critic; the critics' losses, summed, (n,)."""
-        clip = block.column("target_noise_clip")
-        noise = (noise * block.column("target_policy_noise")).clamp_(-clip, clip)
-        next_actions = block.actor_target.forward(batch.next_observations, keep=False).output
-        next_actions = (next_actions.tanh() + noise).clamp_(-1.0, 1.0)
-        next_pairs = block.for_critics(batch.next_pairs(next_actions))
-        next_q_values = block.by_member(block.critic_target.forward(next_pairs, keep=False).output)
-        target_q_values = batch.targets(next_q_values.amin(1), block.column("gamma"))
-
-        q_values = block.critic.forward(block.for_critics(batch.pairs))
-        error = block.by_member(q_values.output) - target_q_values.unsqueeze(1)
-        batch_size = error.shape[2]
-        block.critic.backward(q_values, (error * (2.0 / batch_size)).view_as(q_values.output))
-        self.critic.step(block.begin, block.end)
-        return error.square_().sum((1, 2, 3)).div_(batch_size)
-
-    def update_actor(self, block: Block[TD3Settings], batch: Batch) -> Tensor:
-        """Ascend each member's first critic; the negative mean values (n,)."""
-        outputs = block.actor.forward(batch.observations)
-        actions = outputs.output.tanh()
-        q_values = block.first_critic.forward(batch.pairs_with(actions))
-        batch_size = actions.shape[1]
-        d = torch.full_like(q_values.output, -1.0 / batch_size)
-        d = block.first_critic.backward(
-            q_values, d, weights=False, inputs=slice(self.observations, None)
-        )
-        block.actor.backward(outputs, d * (1.0 - actions.square()))
-        self.actor.step(block.begin, block.end)
-        return q_values.output.sum((1, 2)).div_(-batch_size)
 
     def soft_update(self, block: Block[TD3Settings]) -> None:
         """Targets follow."""

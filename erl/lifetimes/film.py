@@ -37,6 +37,8 @@ RENDERERS = ("egl", "osmesa")
 SHOWN_AGENTS = 12
 # Steps of the past that the panel beside the frames shows.
 HISTORY = 150
+# Height and width in pixels that a frame has at least beside a panel.
+PANEL = (64, 64)
 
 
 class Sink(Protocol):
@@ -249,6 +251,9 @@ def _frame(episode: Trace, i: int, panel: bool) -> Image.Image:
     """The i-th image of a film, with even sides, as MP4 has them."""
     frame = np.asarray(Image.open(io.BytesIO(episode.frames[i])))
     if panel:
+        # Frames of a few pixels are enlarged, so that the panel has room for its words.
+        times = max(1, *(-(-least // side) for least, side in zip(PANEL, frame.shape)))
+        frame = frame.repeat(times, axis=0).repeat(times, axis=1)
         frame = np.concatenate([frame, panel_image(episode, i, *frame.shape[:2])], axis=1)
     even = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
     return Image.fromarray(even)
@@ -272,7 +277,10 @@ def panel_image(episode: Trace, i: int, height: int, width: int) -> np.ndarray:
         size = (width - 8, upper - 24)
         activity = Image.fromarray(diverging(past.T)).resize(size, Image.Resampling.NEAREST)
         panel.paste(activity, (4, 20))
-        pen.text((4, 4), f"reservoir: {neurons} neurons, last {HISTORY} steps", fill="black")
+        texts = (f"reservoir: {neurons} neurons, last {HISTORY} steps", f"{neurons} neurons", "")
+        # The longest that fits.
+        text = next(t for t in texts if not t or pen.textlength(t) <= width - 8)
+        pen.text((4, 4), text, fill="black")
     returns = np.concatenate([[0.0], np.cumsum(episode.rewards)])
     pen.text((4, upper + 4), f"return so far {returns[i]:,.1f}   step {i:,}", fill="black")
     low, high = float(returns.min()), float(returns.max())

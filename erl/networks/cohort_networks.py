@@ -173,6 +173,16 @@ class Gaussian:
     def __init__(self, log_std: np.ndarray, grad: np.ndarray) -> None:
         self._log_std, self._grad = log_std, grad
 
+    @staticmethod
+    def draw_noise(rng: np.random.Generator, out: np.ndarray) -> None:
+        """Fill `out` with what, times the standard deviation and added to a mean, is a sample."""
+        rng.standard_normal(dtype=np.float32, out=out)
+
+    @staticmethod
+    def choose(noisy: np.ndarray) -> np.ndarray:
+        """Actions (…, dim) from means with noise, (…, dim)."""
+        return noisy
+
     def log_prob(self, mean: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """Log densities (n, batch) of `actions` under `mean`, both (n, dim, batch)."""
         self._inverse = np.exp(-self._log_std)[:, :, None]
@@ -206,6 +216,18 @@ class Gaussian:
 class Categorical:
     """Distributions over n_actions actions, from unnormalised log-probabilities (logits)."""
 
+    @staticmethod
+    def draw_noise(rng: np.random.Generator, out: np.ndarray) -> None:
+        """Fill `out` with what, added to the logits, makes a sample's the largest (Gumbel's
+        trick).
+        """
+        out[:] = -np.log(rng.standard_exponential(out.shape, dtype=np.float32))
+
+    @staticmethod
+    def choose(noisy: np.ndarray) -> np.ndarray:
+        """Actions (…, 1) from logits with noise, (…, n_actions)."""
+        return noisy.argmax(axis=-1)[..., None]
+
     def log_prob(self, logits: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """Log-probabilities (n, batch) of `actions` (n, 1, batch), which count from 0, under
         `logits` (n, n_actions, batch).
@@ -232,16 +254,99 @@ class Categorical:
         return d
 
 
+class MultiCategorical:
+    """Several independent choices, each a `Categorical` on its part of the outputs; an action
+    counts as one, whose log-probability and entropy are sums over its choices.
+
+    Args:
+        n_values: numbers of values of the choices.
+    """
+
+    def __init__(self, n_values: Sequence[int]) -> None:
+        ends = [0, *accumulate(n_values)]
+        self._parts = [slice(begin, end) for begin, end in pairwise(ends)]
+        self._choices = [Categorical() for _ in n_values]
+
+    draw_noise = staticmethod(Categorical.draw_noise)
+
+    def choose(self, noisy: np.ndarray) -> np.ndarray:
+        """Actions (…, n_choices) from logits with noise, (…, all values)."""
+        return np.concatenate([Categorical.choose(noisy[..., p]) for p in self._parts], axis=-1)
+
+    def log_prob(self, logits: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """Log-probabilities (n, batch) of `actions` (n, n_choices, batch), which count from 0,
+        under `logits` (n, all values, batch).
+        """
+        log_prob = np.zeros((len(logits), logits.shape[2]), logits.dtype)
+        for k, (part, choice) in enumerate(zip(self._parts, self._choices)):
+            log_prob += choice.log_prob(logits[:, part], actions[:, k : k + 1])
+        return log_prob
+
+    def entropy(self) -> np.ndarray:
+        """Entropies (n, batch)."""
+        return np.add.reduce([choice.entropy() for choice in self._choices], axis=0)
+
+    def backward(self, d_log_prob: np.ndarray, d_entropy: np.ndarray) -> np.ndarray:
+        """Derivative (n, all values, batch) of a loss by the logits; arguments as
+        `Gaussian.backward`'s.
+        """
+        parts = [choice.backward(d_log_prob, d_entropy) for choice in self._choices]
+        return np.concatenate(parts, axis=1)
+
+
+class Bernoulli:
+    """Independent bits, each 1 with the probability sigmoid(logit); an action is all of them, whose
+    log-probability and entropy are sums.
+    """
+
+    @staticmethod
+    def draw_noise(rng: np.random.Generator, out: np.ndarray) -> None:
+        """Fill `out` with logistic noise, which added to a logit is above 0 where a sample is 1."""
+        out[:] = rng.logistic(size=out.shape)
+
+    @staticmethod
+    def choose(noisy: np.ndarray) -> np.ndarray:
+        """Actions (…, n_bits), 0 or 1, from logits with noise, (…, n_bits)."""
+        return (noisy > 0).astype(np.int8)
+
+    def log_prob(self, logits: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """Log-probabilities (n, batch) of `actions` under `logits`, both (n, n_bits, batch)."""
+        self._logits, self._actions = logits.copy(), actions
+        self._p = logits.copy()
+        _sigmoid(self._p)
+        # log(1 + exp(logit)), which does not overflow so.
+        self._softplus = np.log1p(np.exp(-np.abs(logits)))
+        self._softplus += np.maximum(logits, 0.0)
+        return np.add.reduce(actions * logits - self._softplus, axis=1)
+
+    def entropy(self) -> np.ndarray:
+        """Entropies (n, batch)."""
+        return np.add.reduce(self._softplus - self._p * self._logits, axis=1)
+
+    def backward(self, d_log_prob: np.ndarray, d_entropy: np.ndarray) -> np.ndarray:
+        """Derivative (n, n_bits, batch) of a loss by the logits; arguments as
+        `Gaussian.backward`'s.
+        """
+        d = (self._actions - self._p) * d_log_prob[:, None]
+        d -= self._logits * self._p * (1.0 - self._p) * d_entropy[:, :, None]
+        return d
+
+
+Distribution = Gaussian | Categorical | MultiCategorical | Bernoulli
+
+
 class ActorCritic:
     """Where the parameters of Stable-Baselines3's `MlpPolicy` lie in a row: policy, value network,
     log standard deviation.
 
     Args:
         n_inputs: length of an observation.
-        n_outputs: dimensions of an action, or number of discrete actions.
+        n_outputs: dimensions of an action, number of discrete actions, of the values of all
+            choices, or of bits.
         pi, vf: widths of the hidden layers of policy and value network.
         activation: a key of `ACTIVATIONS`.
-        gaussian: whether actions are continuous.
+        distribution: of actions.
+        n_values: of each choice, where the distribution is `MultiCategorical`.
     """
 
     def __init__(
@@ -251,13 +356,15 @@ class ActorCritic:
         pi: Sequence[int],
         vf: Sequence[int],
         activation: str,
-        gaussian: bool,
+        distribution: type[Distribution],
+        n_values: Sequence[int] = (),
     ) -> None:
         self.n_params = 0
+        self._distribution, self._n_values = distribution, tuple(n_values)
         self.activation = activation
         self._policy = self._layers([n_inputs, *pi, n_outputs])
         self._value = self._layers([n_inputs, *vf, 1])
-        self._log_std = self._block(n_outputs) if gaussian else None
+        self._log_std = self._block(n_outputs) if distribution is Gaussian else None
 
     def _block(self, *shape: int) -> Block:
         block = Block(self.n_params, shape)
@@ -280,11 +387,13 @@ class ActorCritic:
         assert self._log_std is not None
         return self._log_std.view(rows)
 
-    def distribution(self, weights: np.ndarray, grads: np.ndarray) -> Gaussian | Categorical:
+    def distribution(self, weights: np.ndarray, grads: np.ndarray) -> Distribution:
         """The distributions whose parameters the policies put out."""
-        return (
-            Gaussian(self.log_std(weights), self.log_std(grads)) if self._log_std else Categorical()
-        )
+        if self._log_std:
+            return Gaussian(self.log_std(weights), self.log_std(grads))
+        if self._distribution is MultiCategorical:
+            return MultiCategorical(self._n_values)
+        return Bernoulli() if self._distribution is Bernoulli else Categorical()
 
     def named(self, row: np.ndarray) -> dict[str, np.ndarray]:
         """The parts of one row (n_params,), views under the names and in the shapes of the policy's

@@ -371,7 +371,8 @@ class Perceptrons:
             Derivatives by those inputs (n, batch, columns); if there are none, by the codes
             (n, code); without codes, none of use.
         """
-        assert not weights or len(d) == self.n
+        if weights and len(d) != self.n:
+            raise ValueError("gradients of parameters are those of all perceptrons")
         if self._stack and len(d) == self.n:
             gradients = self._stack_grads if weights else None
             return self._backward(self._stack, gradients, trace, 0, d, inputs)

@@ -1,25 +1,32 @@
 """Many small policies side by side, in NumPy: forward passes alone, for populations that play."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
+
+# In place, named as in torch.nn.
+ACTIVATIONS: dict[str, Callable[[np.ndarray], object]] = {
+    "ReLU": lambda h: np.maximum(h, 0.0, out=h),
+    "Tanh": lambda h: np.tanh(h, out=h),
+}
 
 
 class Policies:
     """Perceptrons of one shape, a flat vector of parameters each, laid out as in `Perceptrons`
     without normalisation: layer after layer the matrix (inputs, outputs) and the bias (outputs,).
 
-    Hidden layers are rectified, outputs are linear. One policy's outputs do not depend on the
-    others.
+    Outputs are linear. One policy's outputs do not depend on the others, to the last bit.
 
     Args:
         sizes: of the input, of the hidden layers and of the output.
         rows: parameters (n, dim), of any type; they are not copied where they are contiguous
             float32.
+        activation: of the hidden layers, a key of `ACTIVATIONS`.
     """
 
-    def __init__(self, sizes: Sequence[int], rows: np.ndarray) -> None:
+    def __init__(self, sizes: Sequence[int], rows: np.ndarray, activation: str = "ReLU") -> None:
+        self._activate = ACTIVATIONS[activation]
         self._sizes, self._rows = tuple(sizes), np.ascontiguousarray(rows, dtype=np.float32)
         if self._rows.ndim != 2 or self._rows.shape[1] != n_parameters(sizes):
             raise ValueError(
@@ -54,7 +61,7 @@ class Policies:
         for weight, bias in self.layers[:-1]:
             h = np.matmul(h, weight)
             h += bias
-            np.maximum(h, 0.0, out=h)
+            self._activate(h)
         weight, bias = self.layers[-1]
         return np.matmul(h, weight) + bias
 

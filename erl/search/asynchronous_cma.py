@@ -126,12 +126,20 @@ class AsynchronousCMA:
         self._spent: list[int] = []  # results of each run
         self._cma: CMA
         self.ranked = 0  # results that were in the window of some population
+        self._told: set[int] = set()
         self._begin(_Plan(popsize, SIGMA, True, math.inf), start)
 
     @property
     def run(self) -> int:
         """Index of the current run, 0 before the first restart."""
         return len(self._plans) - 1
+
+    @property
+    def told(self) -> int:
+        """How many results the distribution has learned from: those in some population, the best of
+        a window.
+        """
+        return len(self._told)
 
     def distribution(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean (dim,) and covariance (dim, dim) that the next trial is drawn with."""
@@ -201,6 +209,7 @@ class AsynchronousCMA:
         self.ranked += min(len(latest), len(self._results) - self._seen)
         self._seen = len(self._results)
         best = sorted(latest, key=lambda r: r.rank)[: self._cma.population_size]
+        self._told |= {result.number for result in best}
         # The package sorts by value, and keeps the order of equals: pruned ones get the worst value
         # that is known.
         worst = max((r.value for r in best if r.pruned_at is None), default=0.0)

@@ -9,12 +9,12 @@ two workers that were given the same seed do not propose the same parameters.
 import math
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from optuna import Study
 from optuna._transform import _SearchSpaceTransform
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
@@ -144,6 +144,19 @@ class SeededSampler(BaseSampler):
         self._sampler(trial).after_trial(study, trial, state, values)
 
 
+class Used(NamedTuple):
+    """Trials that CMA-ES has used.
+
+    Attributes:
+        ranked: those that were ranked for a population.
+        told: those of them that were in one. With many workers a population is the best of those
+            ranked.
+    """
+
+    ranked: int
+    told: int
+
+
 class CmaesSampler(BaseSampler):
     """CMA-ES for any number of workers, with restarts: `AsynchronousCMA` told of a study's trials.
 
@@ -250,11 +263,11 @@ class CmaesSampler(BaseSampler):
         """Note a result's place in the order of results, where Optuna ends the trial."""
         note_end(study, trial._trial_id)
 
-    def used(self, study: Study) -> int:
-        """How many trials of a study have taken part in the ranking of a population."""
+    def used(self, study: Study) -> Used:
+        """How many trials of a study CMA-ES has used."""
         with self._lock:
             self._replay(study)
-            return self._cma.ranked if self._space else 0
+            return Used(self._cma.ranked, self._cma.told) if self._space else Used(0, 0)
 
     def path(
         self, trials: Sequence[FrozenTrial], maximize: bool = True
@@ -279,6 +292,42 @@ class CmaesSampler(BaseSampler):
                     rows.append((trial.number, self._cma.run, *self._cma.distribution()))
             self._source = None  # the next proposal replays its own study
         return rows
+
+    def mean(
+        self, trials: Sequence[FrozenTrial], run: int, maximize: bool = True
+    ) -> tuple[int, dict[str, Any]] | None:
+        """The mean of a run's last distribution, as parameters of a trial.
+
+        Args:
+            trials: of a study.
+            run: 0 before the first restart; see `run_of`.
+            maximize: the study's direction.
+
+        Returns:
+            How many trials had ended when the distribution came to this mean, and the numerical
+            parameters. None while no population was complete: the run is then where it began. (The
+            update after which a run ends is not part of it.)
+        """
+        if self._transform is None:
+            return None
+        path = self.path(trials, maximize)
+        # What a run begins with is where the first result found it: told, it moves with the last
+        # one of a population.
+        means = [(n + 1, mean) for n, (_, r, mean, _) in enumerate(path) if r == run]
+        moved = [i for i in range(1, len(means)) if np.any(means[i][1] != means[i - 1][1])]
+        if not moved:
+            return None
+        ended, mean = means[moved[-1]]
+        params = self._transform.untransform(np.clip(mean, 0.0, 1.0))
+        return ended, {
+            name: round(params[name]) if isinstance(d, IntDistribution) else float(params[name])
+            for name, d in self._space.items()
+        }
+
+    @staticmethod
+    def run_of(trial: FrozenTrial) -> int:
+        """The run that a trial was drawn in: 0 before the first restart."""
+        return trial.system_attrs.get(_RUN, 0)
 
     @property
     def parameters(self) -> list[str]:

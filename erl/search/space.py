@@ -71,6 +71,7 @@ class SearchConfig:
     nb_res: int | None = None
     units: int = 100
     skip_c: bool = False
+    feed_action: bool = True
     fixed_iss: bool = True
     evolve: str | None = None
     obs_units: int | None = None
@@ -195,7 +196,7 @@ def make_context(config: SearchConfig, params: dict[str, float]) -> Context | No
         reservoirs=tuple(reservoirs),
         skip_c=config.skip_c,
         reset_res=config.reset_res,
-        feed_action=not config.published_code,
+        feed_action=config.feed_action and not config.published_code,
         obs_units=config.obs_units,
     )
 

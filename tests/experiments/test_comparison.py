@@ -57,6 +57,7 @@ def tiny(quick):
     settings = {
         "training_steps": 64,
         "nb_trials": 2,
+        "finalists": 0,
         "nb_seeds": 2,
         "units": 5,
         "popsize": 4,
@@ -80,8 +81,8 @@ def stored(name):
     """Lifetimes of a study's trials: [trial][lifetime] -> record as it was stored."""
     return [
         [
-            t.user_attrs[f"lifetime:{k}"]
-            for k in range(sum(a.startswith("lifetime:") for a in t.user_attrs))
+            t.system_attrs[f"lifetime:{k}"]
+            for k in range(sum(a.startswith("lifetime:") for a in t.system_attrs))
         ]
         for t in Study(DEFAULT_STORAGE, name).trials()
     ]
@@ -103,7 +104,7 @@ def test_several_reservoirs_stand_side_by_side(engine, tiny, inline, sink):
     assert evolve(config, sink) == 0
     [trial, _] = Study(DEFAULT_STORAGE, "CartPole-v1_3_main_0.064k_steps").trials()
     assert list(trial.params) == [f"{p}_{k}" for k in (1, 2, 3) for p in ("sr", "lr", "iss")]
-    spec = spec_of(trial.user_attrs["lifetime:1"])
+    spec = spec_of(trial.system_attrs["lifetime:1"])
     own = [(r.sr, r.lr, r.iss, r.units) for r in spec.context.reservoirs]
     assert own == [(*(trial.params[f"{p}_{k}"] for p in ("sr", "lr", "iss")), 5) for k in (1, 2, 3)]
     # What the policy sees is what three reservoirs show that are drawn from seed, seed + 1, seed +
@@ -133,7 +134,7 @@ def test_one_of_several_is_the_single_reservoir(tiny, inline, sink):
         assert {f"{name}_1": value for name, value in a.params.items()} == b.params
         assert a.value == b.value
         for k in (0, 1):
-            x, y = a.user_attrs[f"lifetime:{k}"], b.user_attrs[f"lifetime:{k}"]
+            x, y = a.system_attrs[f"lifetime:{k}"], b.system_attrs[f"lifetime:{k}"]
             assert {k: v for k, v in x.items() if k != "seconds"} == {
                 k: v for k, v in y.items() if k != "seconds"
             }

@@ -14,7 +14,7 @@ from erl.experiments.comparison import ComparisonConfig, MultiComparisonConfig, 
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.search.space import NO_BIAS
 from erl.studies.records import records
-from erl.studies.storage import DEFAULT_STORAGE
+from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
 from erl.studies.study import Study
 
 NAME = "CartPole-v1_main_0.064k_steps"
@@ -26,6 +26,7 @@ def evolution(quick, **options):
         "env_id": "CartPole-v1",
         "training_steps": 64,
         "nb_trials": 2,
+        "finalists": 0,
         "nb_seeds": 1,
         "units": 5,
         "sampler": "Random",
@@ -66,6 +67,19 @@ def test_a_study_that_is_minimised_is_refused(quick, sink):
     with pytest.raises(UserError, match="'other' is minimised"):
         compare(ComparisonConfig(study="other", **TEST), sink)
     assert not Study(DEFAULT_STORAGE, NAME).trials()
+
+
+@pytest.mark.usefixtures("inline")
+def test_an_agent_that_cannot_be_trained_is_named_before_any_is(quick, sink):
+    Path(quick).write_text("n_steps: 33\nbatch_size: 32\nn_epochs: 1\n")
+    assert evolve(evolution(quick), sink) == 0
+    test = ComparisonConfig(study=NAME, controls=True, **TEST)
+    with pytest.raises(UserError, match=r"RecurrentPPO cannot be .* --arms chooses .* single step"):
+        compare(test, sink)
+    best = Study(DEFAULT_STORAGE, NAME).best().number
+    assert f"{NAME}_trial_{best}_test_0.032k_steps" not in study_names(
+        open_storage(DEFAULT_STORAGE)
+    )
 
 
 @pytest.mark.usefixtures("inline")
@@ -125,7 +139,9 @@ def test_a_study_in_which_only_failures_are_stored_is_tried_again(quick, sink, m
         kept = [k for k, r in Study.lifetimes(old).items() if r.error is None]
         assert kept
         # To the last bit, the seconds that it took included.
-        assert all(new.user_attrs[f"lifetime:{k}"] == old.user_attrs[f"lifetime:{k}"] for k in kept)
+        assert all(
+            new.system_attrs[f"lifetime:{k}"] == old.system_attrs[f"lifetime:{k}"] for k in kept
+        )
     study = Study(flags.storage, name)
     assert study.finished() == 5
     assert not study.failed_alone()

@@ -131,6 +131,11 @@ def test_rows_are_aligned_in_time():
     assert reward.get_xlabel() == "time (s)"
     assert "reservoir seed 3" in caption_of(figure)
     assert "seed 7, 400 steps" in caption_of(figure)
+    assert "arguments" not in caption_of(figure)
+    task = Task("Swimmer-v4", kwargs={"forward_reward_weight": 0.5})
+    slow = dataclasses.replace(episode, spec=dataclasses.replace(episode.spec, task=task))
+    words = 'Swimmer-v4, arguments {"forward_reward_weight": 0.5}, PPO'
+    assert words in caption_of(behaviour.aligned(slow, 100, 200))
     with pytest.raises(UserError, match="steps 400 to 400 are not in"):
         behaviour.aligned(episode, 400)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import optuna
+import pandas as pd
 import pytest
 from figure_fixtures import runs
 
@@ -15,9 +16,12 @@ from erl.experiments.single import SingleConfig
 from erl.experiments.single import run as run_single
 from erl.figures import report as reports
 from erl.figures.__main__ import joined, main
-from erl.figures.report import FigureConfig, report
+from erl.figures.report import FigureConfig, describe, report
 from erl.figures.style import caption_of
-from erl.studies.data import read_study
+from erl.studies.artefacts import folder_of, listed, of_trial
+from erl.studies.configuration import EvolutionStudy, SingleStudy, TestStudy
+from erl.studies.data import StudyData, read_study
+from erl.studies.study import Study
 
 
 def test_a_report_of_an_evolution_and_its_test(runs, sink):
@@ -54,13 +58,32 @@ def test_a_report_of_an_evolution_and_its_test(runs, sink):
 
 def test_the_agent_that_is_looked_at_is_the_middle_one(runs):
     data = read_study(runs.test)
-    arm, seed, path = reports.model_of(data, runs.models)
+    arm, seed, number, path = reports.model_of(data, runs.models)
+    assert data.lifetimes.set_index("trial").seed[number] == seed
     part = data.lifetimes[data.lifetimes.arm == arm].sort_values("training_return")
     assert arm == "RES_PPO_0.0003"
     assert seed == part.seed.iloc[1]
     assert path.name == f"seed_{seed}"
     with pytest.raises(UserError, match="there is no model elsewhere"):
         reports.model_of(data, "elsewhere")
+
+
+def test_figures_and_film_are_attached_if_asked_for(runs, sink):
+    flags = {"models": runs.models, "formats": "png", "attach": True}
+    storage, _, name = runs.test.rpartition("#")
+    study = Study(storage, name)
+    before = study.storage.get_study_system_attrs(study._id)
+    assert not listed(before)
+    report(FigureConfig(study=runs.test, folder="out", **flags), sink)
+    report(FigureConfig(study=runs.test, folder="out", overwrite=True, **flags), sink)
+    attrs = study.storage.get_study_system_attrs(study._id)
+    names = [a.name for a in listed(attrs)]
+    assert set(names) >= {"learning_curves.png", "profiles_final.png", "episode.png"}
+    assert len(names) == len(set(names))  # the second time they were replaced
+    number = reports.model_of(read_study(runs.test), runs.models)[2]
+    [film] = listed(attrs, of_trial(study.trials()[number]._trial_id))
+    stored = (folder_of(storage) / film.id).read_bytes()
+    assert (film.name, stored) == ("film.mp4", Path("out/film.mp4").read_bytes())
 
 
 def test_without_models_the_report_says_what_is_missing(runs, sink):
@@ -166,3 +189,16 @@ def test_a_study_without_trials_has_nothing_to_show(sink, tmp_path):
     with pytest.raises(UserError, match=r"nothing to show yet .*trials: none"):
         report(FigureConfig(study="sqlite:///empty.db", folder="out"), sink)
     assert not (tmp_path / "out").exists()
+
+
+def test_arguments_of_the_environment_are_said():
+    given = {"forward_reward_weight": 0.5}
+    single = SingleStudy("PPO", "Swimmer-v4", 1000, env_kwargs=given)
+    evolution = EvolutionStudy(env_id="Swimmer-v4", env_kwargs=given)
+    test = TestStudy(evolution, {"sr": 1.0}, 1000, "cohort")
+    elsewhere = TestStudy(evolution, {"sr": 1.0}, 1000, "cohort", "Hopper-v4")
+    for config in (single, evolution, test, elsewhere):
+        nothing = pd.DataFrame()
+        data = StudyData("name", "", config.kind, config, {}, None, {}, nothing, nothing, nothing)
+        words = 'with arguments {"forward_reward_weight": 0.5}'
+        assert (words in describe(data)) == (config is not elsewhere)

@@ -24,6 +24,13 @@ from erl.networks.cohort_networks import advantages
 
 BOX = spaces.Box(np.array([-0.5, -1.0], np.float32), np.array([0.5, 0.7], np.float32))
 DISCRETE = spaces.Discrete(4)
+CHOICES = spaces.MultiDiscrete([3, 2, 4])
+BITS = spaces.MultiBinary(3)
+ALL = pytest.mark.parametrize(
+    "action_space",
+    [BOX, DISCRETE, CHOICES, BITS],
+    ids=["Box", "Discrete", "MultiDiscrete", "MultiBinary"],
+)
 SMALL: dict[str, Any] = {"n_steps": 48, "batch_size": 16, "n_epochs": 3}
 
 
@@ -254,8 +261,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("action_space", [BOX, DISCRETE], ids=["Box", "Discrete"])
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+# Options that have to do with the distribution of actions.
+OF_ACTIONS = ("defaults", "constants", "target_kl", "last minibatch of one", "normalize, n_envs")
+
+
+@pytest.mark.parametrize(
+    ("options", "action_space"),
+    [
+        pytest.param(options, space, id=f"{name}-{type(space).__name__}")
+        for name, options in OPTIONS.items()
+        for space in (BOX, DISCRETE, CHOICES, BITS)
+        if name in OF_ACTIONS or space in (BOX, DISCRETE)
+    ],
+)
 def test_update_equals_stable_baselines3(
     options: dict[str, Any], action_space: spaces.Space
 ) -> None:
@@ -273,7 +291,7 @@ def test_update_equals_stable_baselines3(
                 assert statistics[name][0] == pytest.approx(theirs, rel=1e-3, abs=1e-5), name
 
 
-@pytest.mark.parametrize("action_space", [BOX, DISCRETE], ids=["Box", "Discrete"])
+@ALL
 def test_agents_of_a_cohort_keep_their_own_settings(action_space: spaces.Space) -> None:
     options: list[dict[str, Any]] = [
         {"learning_rate": 1e-3, "gamma": 0.9},
@@ -306,7 +324,7 @@ def test_agents_of_a_cohort_keep_their_own_settings(action_space: spaces.Space) 
             assert_same_agent(cohort, i, t.notes[r])
 
 
-@pytest.mark.parametrize("action_space", [BOX, DISCRETE], ids=["Box", "Discrete"])
+@ALL
 @pytest.mark.parametrize("normalize", [False, True])
 def test_rollout_equals_stable_baselines3(action_space: spaces.Space, normalize: bool) -> None:
     teacher = Teacher(SMALL | {"n_envs": 2, "normalize": normalize}, action_space, seed=1)
@@ -322,7 +340,7 @@ def test_rollout_equals_stable_baselines3(action_space: spaces.Space, normalize:
         }
         assert_near(cohort._rollout[0, ..., :5], by_env["observations"], "observations", 1e-6)
         assert_near(values[0], by_env["values"].ravel(), "values")
-        assert_near(log_probs[0], by_env["log_probs"].ravel(), "log-probabilities")
+        assert_near(log_probs[0], by_env["log_probs"].ravel(), "log-probabilities", 1e-6)
         assert_near(estimates[0], by_env["advantages"].ravel(), "advantages")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(cohort, "_orders", lambda block, note=note: np.array([note["orders"]]))
@@ -418,7 +436,7 @@ def assert_identical(a: CohortPPO, i: int, b: CohortPPO, j: int) -> None:
     "options",
     [{}, {"normalize": True, "n_envs": 3}, {"n_inputs": 100, "batch_size": 64, "n_steps": 200}],
 )
-@pytest.mark.parametrize("action_space", [BOX, DISCRETE], ids=["Box", "Discrete"])
+@ALL
 def test_an_agent_is_identical_in_every_cohort(
     action_space: spaces.Space, options: dict[str, Any]
 ) -> None:
@@ -445,7 +463,7 @@ def test_dropped_agents_leave_no_trace() -> None:
     assert_identical(part, 1, whole, 1)
 
 
-@pytest.mark.parametrize("action_space", [BOX, DISCRETE], ids=["Box", "Discrete"])
+@ALL
 def test_an_agent_that_diverges_harms_no_other(action_space: spaces.Space) -> None:
     healthy, cohort = make(3, action_space), make(3, action_space)
     cohort._weights[1, 0], cohort._weights[2] = np.nan, 1e30
@@ -483,7 +501,7 @@ def test_agents_may_be_dropped_in_the_midst_of_a_rollout() -> None:
     assert_identical(part, 1, whole, 0)
 
 
-@pytest.mark.parametrize("action_space", [BOX, DISCRETE], ids=["Box", "Discrete"])
+@ALL
 def test_state_dict_goes_on_where_it_was_taken(action_space: spaces.Space) -> None:
     cohort = make(3, action_space, normalize=True)
     run(cohort, 1)
@@ -546,10 +564,29 @@ def test_discrete_actions_have_the_policys_frequencies() -> None:
     np.testing.assert_allclose(np.bincount(actions[0], minlength=4) / 20000, probs, atol=0.015)
 
 
+@pytest.mark.parametrize("action_space", [CHOICES, BITS], ids=["MultiDiscrete", "MultiBinary"])
+def test_choices_and_bits_have_the_policys_frequencies(action_space: spaces.Space) -> None:
+    cohort = make(1, action_space, n_envs=20000, policy_kwargs={"ortho_init": False})
+    bias = cohort._net.named(cohort._weights[0])["action_net.bias"]
+    bias[:] = np.linspace(-1.5, 2.0, len(bias))
+    cohort.start(np.ones((1, 20000, 7), np.float32))
+    actions = cohort.act()[0]
+    assert actions.shape == (20000, 3)
+    policy = to_sb3(cohort, 0).policy.get_distribution(torch.ones(1, 7)).distribution
+    marginals = policy if isinstance(policy, list) else [policy.probs[:, k] for k in range(3)]
+    for k, marginal in enumerate(marginals):
+        chosen = marginal.probs[0] if isinstance(policy, list) else [1 - marginal, marginal]
+        theirs = np.array([p.item() for p in chosen])
+        counted = np.bincount(actions[:, k], minlength=len(theirs))
+        np.testing.assert_allclose(counted / 20000, theirs, atol=0.015)
+    together = np.corrcoef(actions.T.astype(float))  # choices are independent of one another
+    assert np.abs(together - np.eye(3)).max() < 0.04
+
+
 # To and from Stable-Baselines3
 
 
-@pytest.mark.parametrize("action_space", [BOX, DISCRETE], ids=["Box", "Discrete"])
+@ALL
 def test_an_exported_agent_acts_and_goes_on_training(
     action_space: spaces.Space, tmp_path: Any
 ) -> None:
@@ -689,12 +726,22 @@ def test_cohort_key_groups_what_can_be_stepped_together() -> None:
                 key(policy_kwargs={"net_arch": [3]}),
                 key(normalize=True),
                 key(DISCRETE),
+                key(CHOICES),
+                key(spaces.MultiDiscrete([4])),
+                key(BITS),
+                key(spaces.MultiBinary(4)),
             }
         )
-        == 5
+        == 9
     )
-    with pytest.raises(UserError, match="--engine sb3"):
-        key(spaces.MultiDiscrete([2, 3]))
+    for space in (
+        spaces.MultiDiscrete([[2, 3]]),
+        spaces.MultiDiscrete([2, 3], start=[0, 1]),
+        spaces.MultiBinary([2, 2]),
+        spaces.Discrete(3, start=1),
+    ):
+        with pytest.raises(UserError, match="--engine sb3"):
+            key(space)
     with pytest.raises(UserError, match="--engine sb3"):
         cohort_key(PPOConfig(), spaces.Discrete(4), BOX)
     with pytest.raises(ValueError, match="cohort_key"):

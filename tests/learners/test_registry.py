@@ -30,7 +30,8 @@ def td3(monkeypatch):
 
 
 def test_names():
-    assert learner_names() == [*SB3_ALGORITHMS, "ERL-Re2", "DERL"]
+    evolved = ["CEM-RL", "P-CEM-RL", "ACEM-RL", "(1+1)-ES", "AES-RL"]
+    assert learner_names() == [*SB3_ALGORITHMS, "ERL-Re2", "DERL", *evolved]
     assert [canonical_name(n) for n in ("erl-re2", "recurrentppo", "who")] == [
         "ERL-Re2",
         "RecurrentPPO",
@@ -48,7 +49,7 @@ def test_a_learner_has_the_engines_that_it_says(name):
         if there:
             assert get_learner(name.lower(), engine).name == name
         else:
-            with pytest.raises(UserError, match="use --engine auto for"):
+            with pytest.raises(UserError, match="use --engine auto"):
                 get_learner(name, engine)
 
 

@@ -390,6 +390,27 @@ def test_the_zoos_schedules_and_noise_train():
     assert record.error is None, record.traceback
 
 
+@pytest.mark.parametrize("name", SETTINGS)
+def test_weights_that_are_not_finite_fail_every_learners_lifetime(name, monkeypatch, tmp_path):
+    kind = algorithms()[name]
+    learn = kind.learn
+
+    def learn_badly(self, *args, **kwargs):
+        learn(self, *args, **kwargs)
+        with torch.no_grad():
+            next(self.policy.parameters()).fill_(float("nan"))
+        return self
+
+    monkeypatch.setattr(kind, "learn", learn_badly)
+    env_id = DISCRETE if name in FITS[DISCRETE] else CONTINUOUS
+    model = tmp_path / "agent"
+    lifetime = spec(name, env_id, context=None, steps=64, fitness="final_eval")
+    (record,) = live(Cohort((lifetime,), models=(str(model),)))
+    assert record.fitness is None
+    assert "the policy's weights are not finite after" in record.error
+    assert not list(tmp_path.iterdir())
+
+
 def test_fewer_episodes_than_asked_are_noted_and_none_is_a_failure():
     (few,) = live(Cohort((spec("PPO", ep_eval=100, steps=64),)))
     assert (few.fitness is not None, few.episodes_averaged) == (True, 16)

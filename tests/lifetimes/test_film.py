@@ -109,6 +109,19 @@ def test_the_panel_shows_the_state_and_the_return(tmp_path):
     ]
 
 
+def test_frames_of_a_few_pixels_are_enlarged_beside_a_panel(tmp_path, sink, monkeypatch):
+    trained(tmp_path, "PPO", n_steps=64)
+    small = np.zeros((20, 33, 3), np.uint8)
+    monkeypatch.setattr("gymnasium.envs.classic_control.PendulumEnv.render", lambda env: small)
+    for panel, sides in ((True, (80, 264)), (False, (20, 34))):
+        file = tmp_path / f"{panel}.webp"
+        config = FilmConfig(
+            model=f"{tmp_path}/seed_0", file=str(file), panel=panel, steps=3, overwrite=True
+        )
+        assert film(config, sink) == 0
+        assert frames_of(file).shape[1:3] == sides
+
+
 def test_a_machine_without_a_renderer_says_so(monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("MUJOCO_GL", raising=False)

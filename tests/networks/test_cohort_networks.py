@@ -5,17 +5,27 @@ import pytest
 import torch
 from torch import nn
 
-from erl.networks.cohort_networks import ACTIVATIONS, ActorCritic, Adam
+from erl.networks.cohort_networks import (
+    ACTIVATIONS,
+    ActorCritic,
+    Adam,
+    Bernoulli,
+    Categorical,
+    Distribution,
+    Gaussian,
+    MultiCategorical,
+)
 
-N, BATCH, N_INPUTS, N_OUTPUTS = 3, 11, 5, 4
+N, BATCH, N_INPUTS, N_OUTPUTS = 3, 11, 5, 5
+N_VALUES = (3, 2)  # of two choices
 
 
 def make(
-    activation: str, gaussian: bool, pi: list[int], vf: list[int]
+    activation: str, kind: type[Distribution], pi: list[int], vf: list[int]
 ) -> tuple[ActorCritic, np.ndarray, np.ndarray]:
     """A layout, weights in which padding is zero, and inputs with the constant one."""
     rng = np.random.default_rng(0)
-    net = ActorCritic(N_INPUTS, N_OUTPUTS, pi, vf, activation, gaussian)
+    net = ActorCritic(N_INPUTS, N_OUTPUTS, pi, vf, activation, kind, N_VALUES)
     weights = np.zeros((N, net.n_params))
     for row in weights:
         for view in net.named(row).values():
@@ -46,16 +56,19 @@ def module(
 
 
 @pytest.mark.parametrize("hidden", [[], [8], [7, 9, 6]], ids=str)
-@pytest.mark.parametrize("gaussian", [True, False], ids=["Gaussian", "Categorical"])
+@pytest.mark.parametrize("kind", [Gaussian, Categorical, MultiCategorical, Bernoulli])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_gradients_equal_autograd(activation: str, gaussian: bool, hidden: list[int]) -> None:
-    net, weights, x = make(activation, gaussian, hidden, [6, *hidden])
+def test_gradients_equal_autograd(
+    activation: str, kind: type[Distribution], hidden: list[int]
+) -> None:
+    net, weights, x = make(activation, kind, hidden, [6, *hidden])
     rng = np.random.default_rng(1)
-    actions = (
-        rng.normal(size=(N, N_OUTPUTS, BATCH))
-        if gaussian
-        else rng.integers(N_OUTPUTS, size=(N, 1, BATCH)).astype(float)
-    )
+    if kind is Gaussian:
+        actions = rng.normal(size=(N, N_OUTPUTS, BATCH))
+    else:
+        values = {Categorical: [N_OUTPUTS], MultiCategorical: N_VALUES, Bernoulli: [2] * N_OUTPUTS}
+        drawn = [rng.integers(n, size=(N, BATCH)) for n in values[kind]]
+        actions = np.stack(drawn, axis=1).astype(float)
     d_log_prob, d_value, d_entropy = (
         rng.normal(size=(N, BATCH)),
         rng.normal(size=(N, BATCH)),
@@ -79,16 +92,20 @@ def test_gradients_equal_autograd(activation: str, gaussian: bool, hidden: list[
         actor, parameters = module(net, weights[i], "policy", activation)
         critic, more = module(net, weights[i], "value", activation)
         parameters |= more
-        if gaussian:
+        output = actor(inputs)
+        if kind is Gaussian:
             parameters["log_std"] = nn.Parameter(torch.tensor(net.named(weights[i])["log_std"]))
-            reference = torch.distributions.Normal(actor(inputs), parameters["log_std"].exp())
-            their_log_prob, their_entropy = (
-                reference.log_prob(a.T).sum(dim=1),
-                reference.entropy().sum(dim=1),
-            )
+            marginals = [torch.distributions.Normal(output.T, parameters["log_std"].exp()[:, None])]
+            chosen = [a]
+        elif kind is Bernoulli:
+            marginals, chosen = [torch.distributions.Bernoulli(logits=output.T)], [a]
         else:
-            reference = torch.distributions.Categorical(logits=actor(inputs))
-            their_log_prob, their_entropy = reference.log_prob(a[0]), reference.entropy()
+            parts = output.split(list(values[kind]), dim=1)
+            marginals = [torch.distributions.Categorical(logits=part) for part in parts]
+            chosen = list(a)
+        log_probs = [m.log_prob(c).reshape(-1, BATCH) for m, c in zip(marginals, chosen)]
+        entropies = [m.entropy().reshape(-1, BATCH) for m in marginals]
+        their_log_prob, their_entropy = (torch.cat(x).sum(dim=0) for x in (log_probs, entropies))
         their_value = critic(inputs)[:, 0]
         np.testing.assert_allclose(log_prob[i], their_log_prob.detach(), rtol=1e-10, atol=1e-10)
         np.testing.assert_allclose(entropy[i], their_entropy.detach(), rtol=1e-10, atol=1e-10)
@@ -132,7 +149,7 @@ def test_adam_equals_pytorchs_with_clipped_gradients(max_norm: float) -> None:
 
 
 def test_blocks_of_all_agents_are_aligned_alike() -> None:
-    net = ActorCritic(7, 3, [5], [9], "Tanh", gaussian=True)
+    net = ActorCritic(7, 3, [5], [9], "Tanh", Gaussian)
     assert net.n_params % 16 == 0
     rows = np.zeros((2, net.n_params), np.float32)
     starts = [

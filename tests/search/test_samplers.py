@@ -399,7 +399,7 @@ def test_a_restart_ignores_results_of_the_run_before():
     assert not np.array_equal(
         list(study.ask(UNIT).params.values()), cma.ask()
     )  # the 14th result was told
-    assert sampler.used(study) == 35 * 7 + 14
+    assert sampler.used(study).ranked == 35 * 7 + 14
 
 
 def asynchronous(study, space, n_trials, n_workers, objective, seed=0, fail=0.0, ask_study=None):
@@ -489,12 +489,12 @@ def test_solutions_of_other_sources_are_told():
         create_trial(params={"x0": -4.0, "x1": 0.5, "x2": 0.5}, distributions=outside, value=-9.0)
     )
     study.add_trial(create_trial(params={"x1": 0.5}, distributions={"x1": UNIT["x1"]}, value=-9.0))
-    assert sampler.used(study) == 70
+    assert sampler.used(study).ranked == 70
     study.enqueue_trial({"x0": 0.25, "x1": 0.6, "x2": 0.9})
     trials = ask(study, UNIT, 7)
     assert trials[0].params == {"x0": 0.25, "x1": 0.6, "x2": 0.9}
     tell(study, trials, sphere)
-    assert sampler.used(study) == 77
+    assert sampler.used(study).ranked == 77
 
 
 def test_infinite_results_are_ranked():
@@ -594,7 +594,14 @@ def test_trials_that_end_without_the_sampler_have_a_place(storage):
 
 
 @pytest.mark.parametrize("n_workers", [1, 20, 90])
-def test_every_trial_is_used(n_workers):
+def test_every_trial_is_ranked_and_the_best_of_many_workers_are_told(n_workers, monkeypatch):
+    points, tell = set(), CMA.tell
+
+    def spy(self, solutions):
+        points.update(tuple(x) for x, _ in solutions)
+        tell(self, solutions)
+
+    monkeypatch.setattr(CMA, "tell", spy)
     sampler = make_sampler("Cmaes", RESERVOIR, seed=0)
     study = new_study(sampler)
     asynchronous(
@@ -606,7 +613,10 @@ def test_every_trial_is_used(n_workers):
     )
     done = len(study.get_trials(states=(TrialState.COMPLETE,)))
     assert done == 900 - n_workers
-    assert sampler.used(study) >= 0.95 * done
+    ranked, told = sampler.used(study)
+    assert ranked >= 0.95 * done
+    assert told == len(points)
+    assert told < 0.9 * done if n_workers == 90 else told >= 0.9 * done
 
 
 # -- pruned trials --
@@ -640,7 +650,7 @@ def test_pruned_trials(use_pruned, direction, monkeypatch):
     )
     assert pruned == expected
     assert sorted(r.number for r in told) == ([0, 1, 2, 3, 4, 5, 6] if use_pruned else [0, 4, 5, 6])
-    assert study.sampler.used(study) == (7 if use_pruned else 0)
+    assert study.sampler.used(study).ranked == (7 if use_pruned else 0)
 
 
 def test_pruned_trials_lead_away():

@@ -10,6 +10,7 @@ from gymnasium import spaces
 from peculiar_environments import EXPECTED, PECULIAR
 
 from erl.errors import UserError
+from erl.learners import OWN
 from erl.learners.sb3 import algorithms
 from erl.lifetimes.living import Cohort, check, live
 from erl.worlds.reservoirs import Context, ReservoirParams
@@ -20,12 +21,22 @@ from erl.worlds.world import World
 OFF_POLICY = {"learning_starts": 4, "batch_size": 4, "buffer_size": 100}
 SMALL = {"policy_kwargs": {"net_arch": [8]}}
 ON_POLICY = {"n_steps": 16, "batch_size": 8, "n_epochs": 1, **SMALL}
+EVOLVED = {
+    "hidden": [8],
+    "batch_size": 4,
+    "buffer_size": 200,
+    "learning_starts": 8,
+    "actor_update_cost": 0.25,
+    "critic_update_cost": 0.5,
+}
+CEM = {"population_size": 4, "rl_population": 2}
+MEAN = {"mean_evaluations": 1, "critic_job": 5, "actor_workers": 2}
 VALUES = (spaces.Discrete,)
 CHOICES = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 FORCES = (spaces.Box,)
 # Learner, engine -> settings, and the actions that it knows.
 LEARNERS = {
-    ("PPO", "cohort"): (ON_POLICY, VALUES + FORCES),
+    ("PPO", "cohort"): (ON_POLICY, CHOICES + FORCES),
     ("PPO", "sb3"): (ON_POLICY, CHOICES + FORCES),
     ("A2C", "sb3"): (SMALL, CHOICES + FORCES),
     ("TRPO", "sb3"): ({"n_steps": 16, "batch_size": 8, **SMALL}, CHOICES + FORCES),
@@ -38,6 +49,9 @@ LEARNERS = {
     ("DQN", "sb3"): ({**OFF_POLICY, **SMALL}, VALUES),
     ("QRDQN", "sb3"): ({**OFF_POLICY, **SMALL}, VALUES),
     ("SAC", "sb3"): ({**OFF_POLICY, **SMALL}, FORCES),
+    ("SAC", "cohort"): ({**OFF_POLICY, **SMALL}, FORCES),
+    ("TD3", "cohort"): ({**OFF_POLICY, **SMALL}, FORCES),
+    ("DDPG", "cohort"): ({**OFF_POLICY, **SMALL}, FORCES),
     ("TD3", "sb3"): ({**OFF_POLICY, **SMALL}, FORCES),
     ("DDPG", "sb3"): ({**OFF_POLICY, **SMALL}, FORCES),
     ("TQC", "sb3"): ({**OFF_POLICY, **SMALL}, FORCES),
@@ -54,6 +68,25 @@ LEARNERS = {
         },
         FORCES,
     ),
+    ("DERL", "auto"): (
+        {
+            "population_size": 2,
+            "num_episodes_per_iter": 1,
+            "learning_starts": 4,
+            "batch_size": 4,
+            "buffer_size": 200,
+            "hidden": [8],
+        },
+        VALUES + FORCES,
+    ),
+    ("CEM-RL", "auto"): ({**EVOLVED, **CEM}, FORCES),
+    ("P-CEM-RL", "auto"): ({**EVOLVED, **CEM, "actor_workers": 2}, FORCES),
+    ("ACEM-RL", "auto"): (
+        {**EVOLVED, "population_size": 4, "critic_job": 5, "actor_workers": 2},
+        FORCES,
+    ),
+    ("(1+1)-ES", "auto"): ({**EVOLVED, **MEAN}, FORCES),
+    ("AES-RL", "auto"): ({**EVOLVED, **MEAN, "mean_update_param": 3.0}, FORCES),
 }
 RESERVOIR = Context((ReservoirParams(units=5, sr=0.9, lr=0.5, rc_connectivity=0.5),), skip_c=True)
 
@@ -72,7 +105,9 @@ def lifetime(name, learner="PPO", engine="cohort", context=None, steps=32, **tas
 
 
 def test_all_learners_are_run():
-    assert {name for name, _ in LEARNERS} == {*algorithms(), "ERL-Re2"}
+    assert {name for name, engine in LEARNERS if engine == "sb3"} == {*algorithms()}
+    own = {name: "cohort" if learner.cohort else "auto" for name, learner in OWN.items()}
+    assert {*LEARNERS} >= {*own.items()}
 
 
 @pytest.mark.parametrize("name", [n for n, e in EXPECTED.items() if e.refused])

@@ -1,5 +1,6 @@
 """Episodes of several policies side by side, for learners that evaluate whole policies."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -176,6 +177,128 @@ class Stage:
     def close(self) -> None:
         """Close the environments."""
         self.world.close()
+
+
+@dataclass
+class _Running:
+    """An episode that goes on.
+
+    Attributes:
+        seed: with which it began.
+        reservoirs: their state (units,) before it began, which some keep; None without reservoirs.
+        observations, actions, rewards: of each step so far; one observation more.
+    """
+
+    seed: int
+    reservoirs: np.ndarray | None
+    observations: list[np.ndarray]
+    actions: list[np.ndarray]
+    rewards: list[float]
+    terminated: bool = False
+    truncated: bool = False
+
+
+class OpenStage(Stage):
+    """Environments of one lifetime in which episodes begin and end at different times, in lockstep.
+
+    Each begins with a seed that the caller gives, so that a running one can be played again up to
+    where it was: a checkpoint needs no environment's state. Otherwise as `Stage`.
+    """
+
+    def __init__(self, spec: LifetimeSpec, ledger: Ledger, n: int) -> None:
+        super().__init__(spec, ledger, n)
+        self._running: dict[int, _Running] = {}
+
+    def begin(self, slot: int, seed: int) -> None:
+        """Begin an episode; one that was running in the slot is left."""
+        states = self.world.reservoir_state
+        before = None if states is None else states[slot].copy()
+        seen = self.world.begin(slot, seed=seed)
+        self._raise_faults()
+        self._running[slot] = _Running(seed, before, [seen.astype(np.float32)], [], [])
+
+    def seen(self, slots: np.ndarray) -> np.ndarray:
+        """What the policies of these slots see, float32 (k, features)."""
+        return np.stack([self._running[slot].observations[-1] for slot in slots.tolist()])
+
+    def advance(self, slots: np.ndarray, chosen: np.ndarray, counted: int) -> np.ndarray:
+        """One step of the episodes in these slots.
+
+        Args:
+            slots: int array (k,), in order.
+            chosen: actions, as those of `Act`.
+            counted: how many of the steps are entered in the ledger.
+
+        Returns:
+            Which of them have ended, bool (k,): all of them once the budget is spent.
+
+        Raises:
+            Stopped, EnvironmentFault, FloatingPointError: see `Stage.play`.
+        """
+        self.check_stopped()
+        self._ledger.step(counted)
+        seen, rewards, terminated, truncated = self._advance(chosen, slots)
+        seen = seen.astype(np.float32)
+        steps = zip(slots.tolist(), seen, chosen, rewards.tolist(), terminated, truncated)
+        for slot, observation, action, reward, *ends in steps:
+            running = self._running[slot]
+            running.observations.append(observation)
+            running.actions.append(action)
+            running.rewards.append(reward)
+            running.terminated, running.truncated = map(bool, ends)
+        return np.full(len(slots), self.spent) | terminated | truncated
+
+    @property
+    def spent(self) -> bool:
+        """Whether the lifetime's budget is."""
+        return self._ledger.steps >= self._budget
+
+    def _advance(
+        self, chosen: np.ndarray, slots: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        some = None if len(slots) == self._n else slots
+        result = self.world.advance(self.executed(chosen), some)
+        self._raise_faults()
+        return result
+
+    def take(self, slot: int) -> Episode:
+        """The episode of a slot, as far as it came; nothing is running there afterwards."""
+        running = self._running.pop(slot)
+        dtype = np.float32 if self._actions.continuous else np.int64
+        return Episode(
+            np.stack(running.observations),
+            np.stack(running.actions).astype(dtype),
+            np.array(running.rewards),
+            running.terminated,
+            running.truncated,
+            not (running.terminated or running.truncated),
+        )
+
+    def get_state(self) -> dict[str, Any]:
+        """All that it takes to go on, picklable: also running episodes."""
+        return {**super().get_state(), "running": copy.deepcopy(self._running)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from `get_state`: running episodes are played again up to where they were. Where an
+        environment does otherwise this time, the episode begins anew.
+        """
+        super().set_state(state)
+        self._running = {}
+        for slot, saved in state["running"].items():
+            states = self.world.reservoir_state
+            if states is not None:
+                states[slot] = saved.reservoirs
+            self.begin(slot, saved.seed)
+            seen = self._running[slot].observations[0]
+            for action in saved.actions:
+                rows, *_ = self._advance(action[None], np.array([slot]))
+                seen = rows[0].astype(np.float32)
+            if np.array_equal(seen, saved.observations[-1]):
+                self._running[slot] = copy.deepcopy(saved)
+            else:
+                if states is not None:
+                    states[slot] = saved.reservoirs
+                self.begin(slot, saved.seed)
 
 
 def _by_policy(steps: Sequence[np.ndarray], who: Sequence[np.ndarray], n: int) -> list[np.ndarray]:

@@ -142,7 +142,7 @@ def off_policy_model(cohort: OffPolicy[Any], i: int, total_steps: int) -> OffPol
     if settings.get("target_entropy") == "auto":
         settings["target_entropy"] = -float(cohort.actions)
     model = s.algorithm(
-        "MlpPolicy",
+        s.policy_class(),
         None,
         policy_kwargs=s.policy_kwargs(),
         device="cpu",

@@ -13,7 +13,7 @@ import copy
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 import psutil
@@ -128,8 +128,11 @@ class OffPolicy(Generic[S]):
         for i, seed in enumerate(seeds):
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)
-                policy = s.policy(
-                    observation_space, action_space, lambda _: 0.0, **s.policy_kwargs()
+                policy = s.policy_class()(
+                    observation_space,
+                    action_space,
+                    lambda _: 0.0,
+                    **s.policy_kwargs(),
                 )
             self.load_policy(i, policy)
         for trained in self.networks.values():
@@ -483,9 +486,22 @@ def _set_moment(
     state[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
-def check_memory(
-    s: OffPolicySettings, capacities: Sequence[int], observations: int, actions: int
-) -> None:
+class Buffered(Protocol):
+    """Settings of a learner with a replay buffer, as far as `check_memory` needs them."""
+
+    @property
+    def learner(self) -> str:
+        """Its name."""
+
+    @property
+    def n_envs(self) -> int:
+        """Environments of a member."""
+
+    def resolved_device(self) -> torch.device:
+        """Where the buffer lies."""
+
+
+def check_memory(s: Buffered, capacities: Sequence[int], observations: int, actions: int) -> None:
     """Raise a UserError if the replay buffers of members do not fit into the memory that is free.
 
     Args:

@@ -195,6 +195,10 @@ class OffPolicySettings(EvaluationSettings):
             "optimizer_kwargs": adam,
         }
 
+    def policy_class(self) -> type[BasePolicy]:
+        """The policy of an equal agent of Stable-Baselines3."""
+        return self.policy
+
     def arguments(self) -> dict[str, Any]:
         """Further arguments of an equal agent of Stable-Baselines3."""
         names = inspect.signature(self.algorithm).parameters.keys() & {f.name for f in fields(self)}

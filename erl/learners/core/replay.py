@@ -313,6 +313,17 @@ class ReplayBuffer:
         self._saved = [self._saved[i] for i in kept]
         self._bind()
 
+    def contents(self) -> dict[str, Any]:
+        """What the first member holds, for a buffer elsewhere."""
+        added = int(self.added[0])
+        return {"added": added, "rows": self._segment(0, added - self.held(0), added)}
+
+    def take(self, contents: dict[str, Any]) -> None:
+        """Hold what another buffer of this capacity holds; this one held nothing."""
+        self.added[0] = contents["added"]
+        begin = contents["added"] - self.held(0)
+        self._restore(0, begin, contents["added"], contents["rows"])
+
     # -- checkpoints --
 
     def of(self, member: int) -> "MemberBuffer":

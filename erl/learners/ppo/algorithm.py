@@ -23,7 +23,17 @@ from stable_baselines3.common.preprocessing import get_action_dim, get_flattened
 
 from erl.learners.ppo.settings import PPOConfig, cohort_key
 from erl.learners.ppo.update import Update, columns
-from erl.networks.cohort_networks import ActorCritic, Adam, RunningMoments, advantages
+from erl.networks.cohort_networks import (
+    ActorCritic,
+    Adam,
+    Bernoulli,
+    Categorical,
+    Distribution,
+    Gaussian,
+    MultiCategorical,
+    RunningMoments,
+    advantages,
+)
 
 # Bytes of weights, gradients and moments that are worked on at a time. More agents share NumPy's
 # overhead, fewer stay in cache.
@@ -71,19 +81,20 @@ class CohortPPO:
         self.configs = list(configs)
         self.observation_space, self.action_space = observation_space, action_space
         c, n = self.configs[0], len(self.configs)
-        self._discrete = isinstance(action_space, spaces.Discrete)
         self._n_inputs, action_dim = (
             get_flattened_obs_dim(observation_space),
             get_action_dim(action_space),
         )
-        n_outputs = int(action_space.n) if isinstance(action_space, spaces.Discrete) else action_dim
         if isinstance(action_space, spaces.Box):
             self._low, self._high = (
                 b.ravel().astype(np.float32) for b in (action_space.low, action_space.high)
             )
+        distribution, n_outputs, n_values = _distribution(action_space)
         self._net = ActorCritic(
-            self._n_inputs, n_outputs, c.pi, c.vf, c.activation, gaussian=not self._discrete
+            self._n_inputs, n_outputs, c.pi, c.vf, c.activation, distribution, n_values
         )
+        nobody = np.zeros((0, self._net.n_params), np.float32)
+        self._distribution = self._net.distribution(nobody, nobody)  # to draw from, for any agent
         self._rngs = [np.random.default_rng(seed) for seed in seeds]
         self._weights = np.zeros((n, self._net.n_params), np.float32)
         self._first, self._second = np.zeros_like(self._weights), np.zeros_like(self._weights)
@@ -158,8 +169,8 @@ class CohortPPO:
         """Draw an action for the observation last given to `start` or `record`.
 
         Returns:
-            Actions as an environment takes them: float32 (n, n_envs, *shape), clipped to the space,
-                or int64 (n, n_envs).
+            Actions as an environment takes them, (n, n_envs, *shape): float32, clipped to the
+                space, or whole numbers.
         """
         if self._t == 0:
             self._draw_noise()
@@ -167,24 +178,17 @@ class CohortPPO:
         noisy = output + self._noise[:, self._t]
         row = self._rollout[:, :, self._t]
         row[..., : self._n_inputs + 1] = self._obs
-        if self._discrete:
-            actions = noisy.argmax(axis=2)
-            row[..., -1] = actions
-            return actions
-        row[..., self._n_inputs + 1 :] = noisy
-        clipped = np.minimum(np.maximum(noisy, self._low), self._high)
-        return clipped.reshape(*clipped.shape[:2], *self.action_space.shape)  # type: ignore[misc]
+        actions = self._distribution.choose(noisy)
+        row[..., self._n_inputs + 1 :] = actions
+        if isinstance(self.action_space, spaces.Box):
+            actions = np.minimum(np.maximum(actions, self._low), self._high)
+        return actions.reshape(*actions.shape[:2], *self.action_space.shape)  # type: ignore[misc]
 
     def _draw_noise(self) -> None:
-        """Draw a rollout's noise: added to the outputs it makes a normal action, or a categorical
-        one the largest (Gumbel's trick).
-        """
+        """Draw a rollout's noise, which is added to the outputs."""
         for noise, rng in zip(self._noise, self._rngs):
-            if self._discrete:
-                noise[:] = -np.log(rng.standard_exponential(noise.shape, dtype=np.float32))
-            else:
-                rng.standard_normal(dtype=np.float32, out=noise)
-        if not self._discrete:
+            self._distribution.draw_noise(rng, noise)
+        if isinstance(self._distribution, Gaussian):
             self._noise *= np.exp(self._net.log_std(self._weights))[:, None, None]
 
     @_silent
@@ -322,7 +326,7 @@ class CohortPPO:
         statistics = update.run(self._orders(block))
         self.n_updates[block] += statistics["n_updates"]
         statistics["n_updates"] = self.n_updates[block].copy()
-        if not self._discrete:
+        if isinstance(self._distribution, Gaussian):
             statistics["std"] = np.exp(self._net.log_std(weights)).mean(axis=1)
         return statistics
 
@@ -390,6 +394,21 @@ class CohortPPO:
             rng.bit_generator.state = rng_state
         self._t = 0
         self._timeouts.clear()
+
+
+def _distribution(space: spaces.Space) -> tuple[type[Distribution], int, tuple[int, ...]]:
+    """Which distribution chooses from a space, the number of its parameters, and for a
+    `MultiDiscrete` how many values each of its choices has.
+    """
+    match space:
+        case spaces.Discrete():
+            return Categorical, int(space.n), ()
+        case spaces.MultiDiscrete():
+            n_values = tuple(int(n) for n in space.nvec)
+            return MultiCategorical, sum(n_values), n_values
+        case spaces.MultiBinary():
+            return Bernoulli, get_action_dim(space), ()
+    return Gaussian, get_action_dim(space), ()
 
 
 def _row(state: Mapping[str, Any], i: int) -> dict[str, Any]:

@@ -178,8 +178,8 @@ def cohort_key(
     """What the agents of one cohort agree in.
 
     Raises:
-        UserError: spaces other than a Box that is no image for observations, a bounded Box or a
-            Discrete for actions.
+        UserError: spaces other than a Box that is no image for observations; a bounded Box, or a
+            Discrete, MultiDiscrete or MultiBinary that counts from 0 in one row for actions.
     """
     if not isinstance(observation_space, spaces.Box) or is_image_space(observation_space):
         raise _unsupported(f"the observation space {observation_space}")
@@ -191,6 +191,14 @@ def cohort_key(
         )
     elif isinstance(action_space, spaces.Discrete) and action_space.start == 0:
         action = (int(action_space.n),)
+    elif (
+        isinstance(action_space, spaces.MultiDiscrete)
+        and len(action_space.shape) == 1
+        and not action_space.start.any()
+    ):
+        action = ("MultiDiscrete", *action_space.nvec.tolist())
+    elif isinstance(action_space, spaces.MultiBinary) and len(action_space.shape) == 1:
+        action = ("MultiBinary", *action_space.shape)
     else:
         raise _unsupported(f"the action space {action_space}")
     shared = [

@@ -1,0 +1,202 @@
+"""The evidence behind `docs/results.md`: experiments at the scale of the papers, their rows and
+their tables.
+
+    python benchmarks/evidence.py plan
+    python benchmarks/evidence.py run --folder evidence [--parts memory] [--names swimmer_0]
+    python benchmarks/evidence.py table [--small small]
+    python benchmarks/evidence.py run --folder small --small
+
+`benchmarks/evidence.toml` lists the experiments: an evolution and its tests, as commands of the
+public scripts. `run` goes through them, those that take least first. Interrupted, it goes on where
+it was: the scripts continue in their database, and experiments that have their rows are left out.
+When an experiment ends, its rows are in `benchmarks/results/evidence/`: every lifetime of the
+tests, and every trial of the evolution. `table` prints their tables. `--small` runs all of them at
+a small budget, with the rows in the folder; `table --small FOLDER` prints both side by side.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from erl.errors import UserError
+from erl.figures.comparison import results_table, to_markdown
+from erl.files import write_whole
+from erl.studies.configuration import EvolutionStudy, TestStudy
+from erl.studies.records import records
+from erl.studies.storage import open_storage, study_names
+from erl.studies.study import Study
+
+HERE = Path(__file__).resolve().parent
+ROWS = HERE / "results" / "evidence"
+LIFETIME = ["env_id", "arm", "seed", "state", "training_return", "final_return", "steps", "seconds"]
+SMALL_EVOLUTION = "--nb_trials 4 --nb_seeds 1 --training_steps {steps}"
+SMALL_TEST = "--HP_training_steps {steps} --training_steps {steps} --nb_seeds 2"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An evolution and its tests.
+
+    Attributes:
+        name: of its files.
+        part: of the page of results.
+        minutes: of one core, estimated.
+        evolve: the command of the evolution.
+        tests: the commands of its tests.
+        baseline: the arm that others are compared with.
+        small_steps: of a lifetime, at a small budget.
+    """
+
+    name: str
+    part: str
+    minutes: int
+    evolve: str
+    tests: tuple[str, ...]
+    baseline: str = "PPO"
+    small_steps: int = 8_192
+
+    def commands(self, small: bool) -> list[str]:
+        """What is run, in this order."""
+        evolve, tests = self.evolve, list(self.tests)
+        if small:  # of a flag that is given twice the last one counts
+            evolve = f"{evolve} {SMALL_EVOLUTION.format(steps=self.small_steps)}"
+            tests = [f"{test} {SMALL_TEST.format(steps=self.small_steps)}" for test in tests]
+        return [evolve, *tests]
+
+
+def experiments() -> list[Experiment]:
+    """All of them, those that take least first."""
+    with (HERE / "evidence.toml").open("rb") as file:
+        entries = tomllib.load(file)["experiment"]
+    made = [Experiment(**{**entry, "tests": tuple(entry["tests"])}) for entry in entries]
+    return sorted(made, key=lambda e: e.minutes)
+
+
+def chosen(args: argparse.Namespace) -> list[Experiment]:
+    """Those that the flags name."""
+    every = experiments()
+    for flag, known in (("parts", {e.part for e in every}), ("names", {e.name for e in every})):
+        unknown = set(filter(None, (getattr(args, flag) or "").split(","))) - known
+        if unknown:
+            raise SystemExit(f"no {flag[:-1]} is called {', '.join(sorted(unknown))}")
+    parts, names = ((args.parts or "").split(","), (args.names or "").split(","))
+    return [
+        e
+        for e in every
+        if (not args.parts or e.part in parts) and (not args.names or e.name in names)
+    ]
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run what has no rows yet."""
+    folder = Path(args.folder)
+    rows = folder if args.small else ROWS
+    for each in chosen(args):
+        if (rows / f"{each.name}.csv").exists():
+            continue
+        place = folder / each.name
+        place.mkdir(parents=True, exist_ok=True)
+        storage = f"sqlite:///{place.resolve()}/studies.db"
+        begun = time.monotonic()
+        for command in each.commands(args.small):
+            script, *flags = shlex.split(command)
+            print(f"{each.name}: python {command}", flush=True)
+            flags += ["--storage", storage, "--workers", str(args.workers)]
+            code = subprocess.run(
+                [sys.executable, str(HERE.parent / script), *flags], cwd=place
+            ).returncode
+            if code:
+                raise SystemExit(f"{each.name}: the command ended with exit code {code}")
+        collect(each, storage, rows, time.monotonic() - begun)
+
+
+def collect(each: Experiment, storage: str, folder: Path, seconds: float) -> None:
+    """Write the rows of an experiment: trials first, since its lifetimes say that it is done."""
+    lifetimes, trials = [], []
+    for name in sorted(study_names(open_storage(storage))):
+        config = Study(storage, name).config
+        frame = records(storage, name)
+        if isinstance(config, TestStudy):
+            frame = frame[frame.state == "COMPLETE"]
+            lifetimes.append(frame[LIFETIME].assign(study=name))
+        elif isinstance(config, EvolutionStudy):
+            searched = sorted({k for t in Study(storage, name).trials() for k in t.params})
+            by_trial = frame.groupby("trial")
+            table = by_trial[["state", *searched]].first()
+            table["fitness"] = by_trial.fitness.mean()
+            table[["steps", "seconds"]] = by_trial[["steps", "seconds"]].sum()
+            trials.append(table.reset_index().assign(study=name))
+    folder.mkdir(parents=True, exist_ok=True)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short=12", "HEAD"], cwd=HERE, capture_output=True, text=True
+    ).stdout.strip()
+    for suffix, frames in (("_trials", trials), ("", lifetimes)):
+        rows = pd.concat(frames).assign(commit=commit, wall_seconds=round(seconds))
+        text = rows.to_csv(index=False, float_format="%.6g")
+        write_whole(
+            folder / f"{each.name}{suffix}.csv", lambda path, t=text: Path(path).write_text(t)
+        )
+
+
+def table(args: argparse.Namespace) -> None:
+    """Print the table of every experiment that has rows."""
+    for each in chosen(args):
+        for title, folder in (("", ROWS), (", small", args.small and Path(args.small))):
+            file = folder and folder / f"{each.name}.csv"
+            if not file or not file.exists():
+                continue
+            rows, trials = pd.read_csv(file), pd.read_csv(folder / f"{each.name}_trials.csv")
+            print(f"\n### {each.name}{title}\n")
+            for command in each.commands(bool(title)):
+                print(f"    python {command}")
+            steps = rows.steps.sum() + trials.steps.sum()
+            print(
+                f"\n{trials.trial.nunique()} trials; {steps / 1e6:,.1f} million steps in "
+                f"{rows.wall_seconds.iloc[0] / 60:,.0f} minutes; commit {rows.commit.iloc[0]}\n"
+            )
+            for study, part in rows.groupby("study"):
+                for column in ("training_return", "final_return"):
+                    baseline = each.baseline if each.baseline in set(part.arm) else None
+                    try:
+                        print(f"{study}, {column}\n")
+                        print(to_markdown(results_table(part, baseline, column)))
+                    except UserError as e:
+                        print(e)
+
+
+def plan(args: argparse.Namespace) -> None:
+    """Print what there is and what is done."""
+    for each in chosen(args):
+        done = "done" if (ROWS / f"{each.name}.csv").exists() else ""
+        print(f"{each.name:28} {each.part:14} {each.minutes:5d} core-minutes  {done}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    for name, function in (("plan", plan), ("run", run), ("table", table)):
+        sub = commands.add_parser(name)
+        sub.set_defaults(function=function)
+        sub.add_argument("--parts", help="comma-separated; by default all")
+        sub.add_argument("--names", help="of experiments, comma-separated; by default all")
+        if name == "run":
+            sub.add_argument("--folder", default="evidence", help="of databases, logs and models")
+            sub.add_argument("--workers", type=int, default=1)
+            sub.add_argument("--small", action="store_true", help="at a small budget")
+        if name == "table":
+            sub.add_argument("--small", help="folder of a small run, to print beside")
+    args = parser.parse_args()
+    args.function(args)
+
+
+if __name__ == "__main__":
+    main()

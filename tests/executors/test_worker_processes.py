@@ -1,0 +1,168 @@
+"""Workers inside a lifetime as processes: what they share and count, and what becomes of those that
+die.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from counting_bench import CountingBench, Sum
+
+from erl.executors.concurrent_workers import ConcurrentWorkers
+from erl.executors.jobs import WorkerLost
+from erl.executors.lockstep import Job
+from erl.executors.worker_processes import ProcessHost
+
+
+@pytest.fixture
+def hosts():
+    """Makes hosts of two workers, and closes them."""
+    made = []
+
+    def make():
+        made.append(ProcessHost(2, CountingBench))
+        return made[-1]
+
+    yield make
+    for host in made:
+        host.close()
+        assert not host.folder.exists()
+
+
+def run(host, jobs, backlog=tuple, state=None, max_retries=2):
+    """Results in the order in which they came, by what the jobs are about; and the workers."""
+    waiting, results = list(jobs), []
+
+    def next_job(worker, ended):
+        if ended is not None:
+            results.append((ended.data.about, ended.data.result))
+        return waiting.pop(0) if waiting else None
+
+    workers = ConcurrentWorkers(2, host, next_job, backlog, max_retries)
+    if state is not None:
+        workers.set_state(state)
+    while workers.advance():
+        pass
+    return dict(results), workers
+
+
+def test_jobs_are_done_by_processes_that_share_and_count(hosts):
+    host = hosts()
+    about = object()
+    jobs = [Job("sum", Sum(about), 130), Job("play", Sum("b")), Job("sum", Sum("c"), 1)]
+    results, workers = run(host, jobs, lambda: [5, 7])
+    assert results[about][:2] == (12, [64, 64, 2])
+    assert results["b"][:2] == (12, [64, 64, 64])
+    assert results["c"][:2] == (12, [1])
+    pids = {pid for _, _, pid in results.values()}
+    assert 1 <= len(pids) <= 2
+    assert os.getpid() not in pids
+    assert workers.counted == host.counted == 130 + 192 + 1
+    # Items that are shared later reach all, also in the midst of a job.
+    workers.share(1)
+    second = [Job("sum", Sum(k, seconds=0.06), 640) for k in range(2)]
+    waiting = list(second)
+    workers._next_job = lambda worker, ended: waiting.pop(0) if waiting else None
+    workers.advance()
+    workers.share(100)
+    while workers.advance():
+        pass
+    assert [job.data.result[0] for job in second] == [113, 113]
+    # What all have read is removed.
+    workers.share(1)
+    assert [p.name for p in (host.folder / "items").iterdir()] == ["2"]
+
+
+def test_a_worker_that_dies_is_replaced_and_its_job_is_asked_again(hosts, tmp_path):
+    host = hosts()
+    deadly = Sum("a", fault="die", file=str(tmp_path / "died"))
+    jobs = [Job("sum", deadly, 64), Job("sum", Sum("b"), 64), Job("sum", Sum("c"), 64)]
+    results, workers = run(host, jobs, lambda: [3])
+    assert {about: result[:2] for about, result in results.items()} == {
+        "a": (3, [64]),
+        "b": (3, [64]),
+        "c": (3, [64]),
+    }
+    assert workers.lost == 1
+    assert workers.counted == 192
+
+
+def test_what_a_job_raises_is_raised(hosts):
+    with pytest.raises(ValueError, match="the job failed"):
+        run(hosts(), [Job("sum", Sum("a", fault="raise"), 1)])
+
+
+def test_a_job_whose_workers_die_again_and_again_is_given_up(hosts):
+    with pytest.raises(WorkerLost, match="of one job died 2 times"):
+        run(hosts(), [Job("sum", Sum("a", fault="die always"), 1)], max_retries=1)
+
+
+def test_jobs_in_flight_are_asked_again(hosts):
+    one = hosts()
+    jobs = [Job("sum", Sum("a", seconds=30), 64), Job("sum", Sum("b"), 64)]
+    waiting, ended = list(jobs), []
+
+    def next_job(worker, job):
+        ended.extend([job.data.about] if job is not None else [])
+        return waiting.pop(0) if waiting else None
+
+    workers = ConcurrentWorkers(2, one, next_job)
+    while not ended:
+        workers.advance()
+    state = workers.get_state()
+    assert ended == ["b"]
+    assert [job and job.data.about for job in state["jobs"]] == ["a", None]
+    jobs[0].data.seconds = 0.0
+    results, again = run(hosts(), [], state=state)
+    assert results["a"][:2] == (0, [64])
+    assert again.counted == 128
+    with pytest.raises(ValueError, match="a state of 2 workers does not fit 1"):
+        ConcurrentWorkers(1, one, next_job).set_state(state)
+
+
+ORPHANS = """
+from counting_bench import CountingBench, Sum
+from erl.executors.concurrent_workers import ConcurrentWorkers
+from erl.executors.lockstep import Job
+from erl.executors.worker_processes import ProcessHost
+host = ProcessHost(1, CountingBench)
+jobs = [Job("sum", Sum("a"), 1), Job("sum", Sum("b", seconds=60), 1)]
+ended = []
+def next_job(worker, job):
+    ended.append(job)
+    return jobs.pop(0) if jobs else None
+workers = ConcurrentWorkers(1, host, next_job)
+while len(ended) < 2:
+    workers.advance()
+print(host.folder, host.pids[0], flush=True)
+workers.advance()
+import time; time.sleep(60)
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed():
+    """At once, in the midst of a job, and nothing is left in shared memory."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    folder, pid = parent.stdout.readline().split()
+    assert Path(folder).exists()
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    until = time.monotonic() + 20
+    while time.monotonic() < until and (Path(folder).exists() or alive(int(pid))):
+        time.sleep(0.05)
+    assert not Path(folder).exists()
+    assert not alive(int(pid))
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False

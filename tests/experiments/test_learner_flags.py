@@ -1,0 +1,189 @@
+"""Flags that are settings of a learner, and files and flags of AES-RL's published code."""
+
+import json
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import TD3
+
+from erl.cli import parse
+from erl.errors import UserError
+from erl.experiments.single import SingleConfig, run, study_config
+from erl.learners import get_learner
+from erl.learners.core.export import PlainPolicy
+from erl.learners.td3 import TD3Settings
+from erl.lifetimes.models import load_model
+from erl.studies.records import generations
+
+# The published file for AES-RL on Swimmer, in another order.
+SWIMMER = {
+    "algorithm": "AES-RL",
+    "env_name": "Swimmer-v2",
+    "hidden": [400, 300],
+    "lr": 1e-3,
+    "batch_size": 256,
+    "population_size": 0,
+    "replay_size": 2e5,
+    "aesrl_rl_ratio": 0.1,
+    "expl_noise": 0.2,
+    "policy_noise": 0.2,
+    "noise_clip": 0.5,
+    "max_timestep": 1e6,
+    "aesrl_mean_update_param": 48,
+    "aesrl_mean_update": "baseline-relative",
+    "aesrl_var_update": "adaptive",
+}
+
+
+@pytest.fixture
+def asked(sink):
+    """The settings that a command stores; notes are in the sink."""
+
+    def asked(words, settings=None):
+        if settings is not None:
+            with open("file.json", "w", encoding="utf-8") as file:
+                json.dump(settings, file)
+            words += " --learner_config file.json"
+        config = study_config(parse(SingleConfig, words.split()), sink)
+        learner = get_learner(config.learner, config.engine)
+        learner.check_settings(config.learner_config)
+        return config.learner_config
+
+    return asked
+
+
+def test_flags_are_settings(asked):
+    words = "--learner AES-RL --actor_workers 3 --mean_update fixed-linear --rl_ratio 0.2"
+    expected = {"actor_workers": 3, "mean_update": "fixed-linear", "rl_ratio": 0.2}
+    assert asked(words) == expected
+    assert asked(
+        "--learner aes-rl --set actor_workers=3,mean_update=fixed-linear,rl_ratio=0.2"
+    ) == (expected)
+
+
+def test_flags_of_the_published_code(asked, sink):
+    words = (
+        "--learner AES-RL --num_critic_worker 1 --num_actor_worker 4 --aesrl_mean_update "
+        "fixed-sigmoid --aesrl_mean_update_param 7 --aesrl_var_update fixed --aesrl_fixed_var_n 5 "
+        "--aesrl_rl_ratio 0.3 --redis_password secret"
+    )
+    assert asked(words) == {
+        "critic_workers": 1,
+        "actor_workers": 4,
+        "mean_update": "fixed-sigmoid",
+        "mean_update_param": 7.0,
+        "var_update": "fixed",
+        "fixed_var_n": 5.0,
+        "rl_ratio": 0.3,
+    }
+    assert "--redis_password does not apply here" in str(sink)
+    assert "secret" not in str(sink)
+    assert asked("--learner P-CEM-RL --parallel_critic") == {"critic_workers": 1}
+
+
+def test_a_published_file(asked, sink):
+    settings = asked("--learner AES-RL --env_id Swimmer-v4", SWIMMER)
+    kind = get_learner("AES-RL").settings
+    mine = kind.from_learner_config(settings, "Swimmer-v4")
+    # All else is the default of Swimmer, but for the discount.
+    assert mine == kind.from_learner_config({"gamma": 0.99}, "Swimmer-v4")
+    for name in ("env_name (--env_id)", "expl_noise", "max_timestep (--steps)"):
+        assert name in str(sink)
+    assert "lr" not in str(sink).split("file.json: ")[1].split()[0]
+
+
+def test_a_flag_wins_over_the_file_also_where_it_is_the_default(asked):
+    file = SWIMMER | {"aesrl_mean_update": "fixed-linear", "num_actor_worker": 9}
+    settings = asked("--learner AES-RL", file)
+    assert (settings["mean_update"], settings["actor_workers"]) == ("fixed-linear", 9)
+    words = "--learner AES-RL --aesrl_mean_update baseline-relative --num_actor_worker 5"
+    settings = asked(words, file)
+    assert (settings["mean_update"], settings["actor_workers"]) == ("baseline-relative", 5)
+
+
+@pytest.mark.parametrize(
+    ("learner", "more", "expected"),
+    [
+        ("CEM-RL", {"cemrl_rl_population": 5, "population_size": 10}, {"rl_population": 5}),
+        ("CEM-RL", {"cemrl_no_antithetic": True, "num_critic_worker": 0}, {"antithetic": False}),
+        ("P-CEM-RL", {"parallel_critic": True, "cemrl_tau": 0.8}, {"damp_tau": 0.8}),
+        ("P-CEM-RL", {"parallel_critic": True}, {"critic_workers": 1}),
+        ("ACEM-RL", {"population_size": 10}, {"population_size": 10}),
+        ("(1+1)-ES", {"aesrl_one_plus_one_success_rate": 0.3}, {"success_rate": 0.3}),
+        ("TD3", {"hidden": [256, 256], "expl_noise": 0.1}, {"noise_std": 0.1, "preset": "aes_td3"}),
+    ],
+)
+def test_files_of_the_others(asked, learner, more, expected):
+    settings = asked(f"--learner {learner}", {"algorithm": learner, "lr": 0.01, **more})
+    assert expected.items() <= settings.items()
+    assert settings["learning_rate"] == 0.01
+    assert (settings["batch_size"], settings["gamma"]) == (100, 0.99)  # its defaults
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "message"),
+    [
+        ("--learner AES-RL", {"algorithm": "TD3"}, "are for TD3: add --learner TD3, in place of"),
+        ("--learner AES-RL", SWIMMER | {"lrr": 1}, "has no setting 'lrr'; did you mean lr"),
+        ("--learner AES-RL", SWIMMER | {"actor_activation": "relu"}, "activation is tanh here"),
+        ("--learner AES-RL --rl_ratio 0.1 --set rl_ratio=0.2", None, "by --set and by --rl_ratio"),
+        ("--learner P-CEM-RL --parallel_critic --critic_workers 0", None, "--critic_workers 0 not"),
+        ("--learner AES-RL --ray_port 7", None, "--ray_port needs --ray_address"),
+        ("--learner AES-RL --ray_address a --ray_port 99999", None, "--ray_address 'ray:a:99999'"),
+        ("--learner PPO --rl_ratio 0.5", None, "PPO has no setting 'rl_ratio'"),
+        ("--learner TD3 --set preset=fast", None, "TD3 has no preset 'fast': TD3 has aes_td3"),
+        ("--learner DDPG --set preset=aes_td3", None, "DDPG has no preset 'aes_td3'"),
+        (
+            "--learner TD3 --set preset=aes_td3,policy_kwargs=dict(activation_fn=nn.ReLU)",
+            None,
+            "activations of its own",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(asked, words, settings, message):
+    with pytest.raises(UserError, match=message):
+        asked(words, settings)
+
+
+def test_published_code_leaves_the_mean_out_of_the_budget(sink, inline):
+    config = SingleConfig(
+        learner="AES-RL",
+        env_id="toy_environments:Reach-v0",
+        steps=400,
+        actor_workers=1,
+        set="hidden=[8],batch_size=8,learning_starts=60,mean_update_param=3,actor_update_cost=0.1",
+        published_code=True,
+        ep_eval=2,
+        workers=1,
+    )
+    assert run(config, sink) == 0
+    table = generations(config.storage, "toy_environments:Reach-v0_AES-RL_single_0.4k_steps")
+    assert (table["steps"] == table["uncounted_steps"]).all()
+    assert set(table["kind"]) == {"ES", "RL"}
+
+
+def test_the_preset_of_td3(sink, inline, tmp_path):
+    """Tanh and leaky ReLU, in training and in the file."""
+    settings = TD3Settings.from_learner_config({"preset": "aes_td3", "batch_size": 32})
+    assert settings.activations == ("Tanh", "LeakyReLU")
+    assert (settings.pi, settings.learning_rate, settings.noise_std) == ((256, 256), 3e-4, 0.1)
+    assert settings.batch_size == 32
+    config = SingleConfig(
+        learner="TD3",
+        env_id="toy_environments:Reach-v0",
+        steps=120,
+        set="preset=aes_td3,learning_starts=40,batch_size=16,policy_kwargs={net_arch: [8, 8]}",
+        ep_eval=2,
+        workers=1,
+    )
+    assert run(config, sink) == 0
+    (zip_file,) = tmp_path.glob("models/*/*.zip")
+    model = TD3.load(zip_file, gym.make("toy_environments:Reach-v0"))
+    assert isinstance(model.policy, PlainPolicy)
+    assert isinstance(model.actor.mu[1], torch.nn.Tanh)
+    assert isinstance(model.critic.q_networks[0][1], torch.nn.LeakyReLU)
+    _, agent = load_model(zip_file.with_suffix(""))
+    seen = np.zeros((1, 3), np.float32)
+    assert np.array_equal(agent.predict(seen)[0], model.predict(seen)[0])
