@@ -36,8 +36,9 @@ class InlineExecutor:
 
     def __init__(self, workers=1, max_retries=0):
         self.workers = workers
+        self.note = print
 
-    def run(self, jobs, columns, tick, every=0.0):
+    def run(self, jobs, columns, tick, every=0.0, on_interrupt=None):
         nothing = new_rows(columns, sum(job.rows for job in jobs))
         for index, job in enumerate(jobs):
             rows = new_rows(columns, job.rows)
@@ -61,9 +62,9 @@ class LastingExecutor(LocalExecutor):
         super().__init__(workers, max_retries)
         self._pools, self._idle = POOLS, True
 
-    def run(self, jobs, columns, tick, every=0.5):
+    def run(self, jobs, columns, tick, every=0.5, on_interrupt=None):
         self._idle = False
-        yield from super().run(jobs, columns, tick, every)
+        yield from super().run(jobs, columns, tick, every, on_interrupt)
         self._idle = True
 
     def close(self):

@@ -8,16 +8,16 @@ import hashlib
 import json
 import os
 import shlex
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from erl.cli import Sink, duration, figure
+from erl.cli import Sink, figure
 from erl.errors import UserError
 from erl.executors.jobs import Executor
 from erl.executors.machines import default_workers
 from erl.experiments.display import Commands, Display, EvolutionLog
 from erl.experiments.flags import AgentFlags, RunFlags, plural
+from erl.experiments.forecast import Pace
 from erl.experiments.trials import MakeCohort, Member, TrialLoop, own_return
 from erl.files import folder_name
 from erl.learners import Outputs
@@ -67,13 +67,13 @@ class Progress:
     Args:
         sink: where the lines go.
         budget: environment steps that are to be taken in all.
+        skip: first steps, before learning begins, by which the time left is not judged.
     """
 
-    def __init__(self, sink: Sink, budget: int = 0) -> None:
+    def __init__(self, sink: Sink, budget: int = 0, skip: int = 0) -> None:
         self.sink, self.budget = sink, budget
         self.done = 0
-        self._start = time.monotonic()
-        self._first: int | None = None
+        self._pace = Pace(skip)
         self._before, self._now = 0, 0
 
     def begin(self, trials: Sequence[RunningTrial]) -> None:
@@ -90,20 +90,26 @@ class Progress:
         """So many steps were taken by the trials that began last."""
         self._now = steps
         taken = self._before + steps
-        # The first count may include steps from before a checkpoint.
-        if self._first is None and steps:
-            self._first, self._start = taken, time.monotonic()
-        elapsed = time.monotonic() - self._start
-        speed = (taken - (self._first or 0)) / elapsed if elapsed > 1 else 0.0
-        left = duration(max(0, self.budget - taken) / speed) if speed else "-"
-        self.sink.status(self.status_line(taken, speed, left))
+        self._pace.mark(taken)
+        pace = self._pace.text(self.budget - taken)
+        self.sink.status(self.status_line(taken, pace).rstrip())
+
+    def ending(self) -> None:
+        """See `Listener`."""
+        self.sink.line("interrupted: writing checkpoints (Ctrl-C again ends at once)")
+
+    def ended_early(self, saved: int, running: int) -> None:
+        """See `Listener`."""
+        if running:
+            others = "" if saved == running else "; the others start again"
+            self.sink.line(f"checkpoints: {saved} of {plural(running, 'running lifetime')}{others}")
 
     def trial_line(self, trial: RunningTrial, value: float | None) -> str:
         """The line of a trial that has ended."""
         raise NotImplementedError
 
-    def status_line(self, steps: int, speed: float, left: str) -> str:
-        """The status line, from steps taken, steps per second, and the time that is left."""
+    def status_line(self, steps: int, pace: str) -> str:
+        """The status line, from steps taken, and the pace in words; empty while it is unknown."""
         raise NotImplementedError
 
 
@@ -139,6 +145,7 @@ class Campaign:
         self.name, self.sink = name, sink
         self._artifacts = flags.artifacts
         self.executor = make_executor(flags)
+        self.executor.note = lambda line: sink.line(f"warning: {line}")
         try:
             self.study = Study(storage or flags.storage, name, config)
         except BaseException:
@@ -346,11 +353,15 @@ def status_path(runs: str, study: str, spec: LifetimeSpec) -> str:
 
 
 def say_where(campaign: Campaign, flags: AgentFlags, storage: str, folder: str) -> None:
-    """Say where curves, models and logs are; the storage is given as it may be shown."""
+    """Say where curves, models and logs are, if there are any; the storage is given as it may be
+    shown.
+    """
     campaign.sink.line(f"curves:   study {campaign.name} in {storage}")
-    logs = shlex.join(["tensorboard", "--logdir", f"{os.path.abspath(flags.logs)}/{folder}"])
-    campaign.sink.line(f"models:   {os.path.abspath(flags.models)}/{folder}")
-    campaign.sink.line(f"logs:     {logs}")
+    models, logs = (f"{os.path.abspath(path)}/{folder}" for path in (flags.models, flags.logs))
+    if os.path.isdir(models):
+        campaign.sink.line(f"models:   {models}")
+    if os.path.isdir(logs):
+        campaign.sink.line(f"logs:     {shlex.join(['tensorboard', '--logdir', logs])}")
 
 
 def checkpoint_path(folder: str, study: str, spec: LifetimeSpec) -> str:

@@ -18,10 +18,12 @@ from erl.experiments.campaign import (
     GivenTrials,
     Progress,
     agent_cohort,
+    make_executor,
     outcome,
     say_where,
 )
 from erl.experiments.comparison_flags import (
+    DEFAULT_STEPS,
     ComparisonConfig,
     ComparisonFlags,
     GeneralizationComparisonConfig,
@@ -29,6 +31,7 @@ from erl.experiments.comparison_flags import (
 )
 from erl.experiments.films import film_agents, film_commands, model_name
 from erl.experiments.flags import MAX_SEED, plural, seed_indices, study_name, thousands
+from erl.experiments.forecast import Outlook, announce, dry_run, learning_starts
 from erl.experiments.trials import Member
 from erl.files import folder_name
 from erl.learners import resolve_engine
@@ -243,6 +246,19 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
                 f"the agent {arm} cannot be trained, and --arms chooses others: {e}"
             ) from e
     seeds = seed_indices(flags.nb_seeds)
+    wanted: list[dict[str, Any]] = [{"arm": a, "seed": seed} for a in chosen for seed in seeds]
+    there = _finished(flags.results, test_name)
+    todo = [w for w in wanted if (w["arm"], w["seed"]) not in there]
+    outlook = _outlook(
+        flags,
+        chosen,
+        seeds,
+        [arm_lifetime(w["arm"], w["seed"], config, params) for w in todo or wanted[:1]],
+        len(todo),
+    )
+    sink.line(f"{test_name} in {shown(flags.results)}")
+    if flags.dry_run:
+        return dry_run(flags, outlook, sink, make_executor)
     campaign = Campaign(flags, test_name, config, sink, flags.results)
     study = campaign.study
     space = {"arm": categorical(arms), "seed": integer(0, MAX_SEED)}
@@ -256,9 +272,13 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
         names = [model_name(t.params) for t, _ in members]
         return agent_cohort(flags, specs, folder, names)
 
-    wanted = [{"arm": arm, "seed": seed} for arm in chosen for seed in seeds]
+    if todo:
+        announce(outlook, campaign.executor, sink)
+    else:
+        sink.line(f"{len(wanted)} of {len(wanted)} lifetimes are there; raise --nb_seeds for more")
     source = GivenTrials(study, wanted, space, plan, flags.max_retries)
-    progress = ComparisonProgress(campaign, chosen, len(seeds), flags.training_steps)
+    skip = learning_starts(outlook.specs[0]) * min(campaign.executor.workers, len(outlook.specs))
+    progress = ComparisonProgress(sink, flags.training_steps, skip)
 
     def commands(name: str, trial: RunningTrial | None) -> list[str]:
         return film_commands(flags, folder, trial)
@@ -288,6 +308,43 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     if flags.video:
         film_agents(study, flags, folder, sink)
     return 1 if failed else 0
+
+
+def _finished(storage: str, name: str) -> set[tuple[str, int]]:
+    """Agents and seeds of a test that have ended; none if there is no such test yet."""
+    if stored_config(storage, name) is None:
+        return set()
+    return {_key(t) for t in Study(storage, name).trials("COMPLETE")}
+
+
+def _outlook(
+    flags: ComparisonFlags,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    specs: Sequence[LifetimeSpec],
+    left: int,
+) -> Outlook:
+    """What is left of a test.
+
+    Args:
+        flags: of the command.
+        arms: its agents.
+        seeds: of each.
+        specs: lifetimes that are left, or one where none is left.
+        left: how many are left.
+    """
+    notes = []
+    steps = flags.training_steps
+    if steps == DEFAULT_STEPS and left * specs[0].steps > DEFAULT_STEPS:
+        notes.append(
+            f"--training_steps is {steps:,}, ER-MRL's number: {left * steps:,} steps in all. "
+            f"--training_steps 1000000 takes a tenth of the time"
+        )
+    counts = (
+        f"{plural(len(arms), 'agent')} x {plural(len(seeds), 'seed')} x {steps:,} steps, "
+        f"{plural(left, 'lifetime')} to train"
+    )
+    return Outlook(counts, specs, left, tuple(notes))
 
 
 def _engine(flags: ComparisonFlags, evolution: EvolutionStudy, stored: Any, sink: Sink) -> str:
@@ -368,15 +425,13 @@ class ComparisonProgress(Progress):
     """Says how far a test is.
 
     Args:
-        campaign: the test's.
-        arms: its agents.
-        nb_seeds: of each.
+        sink: where the lines go.
         steps: of one lifetime.
+        skip: see `Progress`.
     """
 
-    def __init__(self, campaign: Campaign, arms: Sequence[str], nb_seeds: int, steps: int) -> None:
-        super().__init__(campaign.sink)
-        self._campaign, self._arms, self._nb_seeds = campaign, arms, nb_seeds
+    def __init__(self, sink: Sink, steps: int, skip: int) -> None:
+        super().__init__(sink, skip=skip)
         self._steps, self._n = steps, 0
         self._width = 0
 
@@ -386,19 +441,12 @@ class ComparisonProgress(Progress):
         self._n += len(trials)
         self._width = max([self._width, *(len(t.params["arm"]) for t in trials)])
         self.budget += len(trials) * self._steps
-        self.sink.line(
-            f"{self._campaign.name}: {', '.join(self._arms)} x {self._nb_seeds} seeds x "
-            f"{self._steps:,} steps, {len(trials)} lifetimes to train, {self._campaign.workers}"
-        )
 
     def trial_line(self, trial: RunningTrial, value: float | None) -> str:
         """See `Progress`."""
         agent = f"{trial.params['arm']:{self._width}s} seed {trial.params['seed']:3d}"
         return f"{agent}  {outcome(trial, value)}"
 
-    def status_line(self, steps: int, speed: float, left: str) -> str:
+    def status_line(self, steps: int, pace: str) -> str:
         """See `Progress`."""
-        return (
-            f"lifetimes {self.done}/{self._n}  {steps:,} of {self.budget:,} steps  "
-            f"{speed:,.0f} steps/s  {left} left"
-        )
+        return f"lifetimes {self.done}/{self._n}  {steps:,} of {self.budget:,} steps  {pace}"

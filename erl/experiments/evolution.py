@@ -13,7 +13,7 @@ from typing import Any
 
 from erl.cli import Sink, command, figure
 from erl.errors import UserError
-from erl.experiments.campaign import Campaign, Progress, checkpoint_cohort
+from erl.experiments.campaign import Campaign, Progress, checkpoint_cohort, make_executor
 from erl.experiments.display import EvolutionLog
 from erl.experiments.evolution_flags import (
     EvolutionConfig,
@@ -23,6 +23,7 @@ from erl.experiments.evolution_flags import (
 )
 from erl.experiments.finals import finalists_of, live_finals
 from erl.experiments.flags import number, plural, read_settings, study_name
+from erl.experiments.forecast import Outlook, announce, dry_run, learning_starts
 from erl.experiments.luck import Luck
 from erl.files import folder_name
 from erl.learners import canonical_name, resolve_engine
@@ -256,6 +257,11 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
         Study(flags.storage, name)  # it exists
     config = continued(flags, name, config, space)
     check_lifetimes(config)
+    done = finished(flags.storage, name)
+    outlook = outlook_of(flags, config, done)
+    if flags.dry_run:
+        _say_what(name, config, space, flags.storage, sink)
+        return dry_run(flags, outlook, sink, make_executor)
     campaign = Campaign(flags, name, config, sink)
     study = campaign.study
     popsize = config.popsize or generation_size(config.sampler, space)
@@ -268,12 +274,17 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
         config.use_pruned,
         config.start,
     )
-    _say_what(campaign, config, space, flags.storage)
+    _say_what(name, config, space, flags.storage, sink)
+    if outlook.left:
+        announce(outlook, campaign.executor, sink)
+    else:
+        sink.line(f"{done} of {flags.nb_trials} trials are there; raise --nb_trials for more")
 
     def plan(params: dict[str, Any]) -> list[LifetimeSpec]:
         return lifetimes(config, params)
 
-    progress = EvolutionProgress(study, config, flags.nb_trials, sink)
+    skip = learning_starts(outlook.specs[0]) * min(campaign.executor.workers, len(outlook.specs))
+    progress = EvolutionProgress(study, config, flags.nb_trials, sink, skip)
     finals = flags.finalists > 0 and not config.published_code
     retries = flags.max_retries
     source = Generations(study, sampler, space, plan, popsize, flags.nb_trials, retries, finals)
@@ -354,16 +365,40 @@ def test_command(config: EvolutionStudy, name: str, flags: EvolutionFlags) -> st
     return command(kind, *words)
 
 
-def _say_what(campaign: Campaign, config: EvolutionStudy, space: SearchSpace, storage: str) -> None:
-    """Say what is evolved."""
+def finished(storage: str, name: str) -> int:
+    """How many trials of a study have ended; 0 if there is no such study yet."""
+    return 0 if stored_config(storage, name) is None else Study(storage, name).finished()
+
+
+def outlook_of(flags: EvolutionFlags, config: EvolutionStudy, done: int) -> Outlook:
+    """What is left of an evolution of which so many trials have ended."""
+    # The largest reservoirs that may be proposed, so that the time is an upper one.
+    of_a_trial = lifetimes(config, {k: r.high for k, r in search_space(config).items()})
+    trials = max(0, flags.nb_trials - done)
     environments = "" if config.env_ids is None else f"{len(config.env_ids)} environments x "
-    campaign.sink.line(
-        f"{campaign.name} in {shown(storage)}: {config.sampler} over {', '.join(space)}, "
-        f"generations of {config.popsize}, {environments}{config.nb_seeds} seeds x "
-        f"{config.training_steps:,} steps, {campaign.workers}"
+    counts = (
+        f"{plural(trials, 'trial')} x {environments}{plural(config.nb_seeds, 'seed')} x "
+        f"{config.training_steps:,} steps"
     )
+    finals = 0
+    if trials and flags.finalists > 0 and not config.published_code:
+        finals = min(flags.finalists, flags.nb_trials) * flags.finalist_seeds
+        counts += f" and {finals * len(config.environments)} in finals"
+    return Outlook(
+        counts,
+        of_a_trial * min(max(1, trials), config.popsize or 1),
+        trials * len(of_a_trial) + finals * len(config.environments),
+    )
+
+
+def _say_what(
+    name: str, config: EvolutionStudy, space: SearchSpace, storage: str, sink: Sink
+) -> None:
+    """Say what is evolved."""
+    sink.line(f"{name} in {shown(storage)}")
+    sink.line(f"{config.sampler} over {', '.join(space)}, generations of {config.popsize}")
     if config.start is not None:
-        campaign.sink.line(
+        sink.line(
             f"warm start from {config.warm_start}: {', '.join(config.start['parameters'])} of "
             f"{config.start['trials']} trials"
         )
@@ -396,10 +431,14 @@ def _say_best(study: Study, sink: Sink) -> Choice | None:
 class EvolutionProgress(Progress):
     """Counts trials and steps, and says how far an evolution is."""
 
-    def __init__(self, study: Study, config: EvolutionStudy, nb_trials: int, sink: Sink) -> None:
+    def __init__(
+        self, study: Study, config: EvolutionStudy, nb_trials: int, sink: Sink, skip: int = 0
+    ) -> None:
         done = study.finished()
         lifetimes_of_a_trial = len(config.environments) * config.nb_seeds
-        super().__init__(sink, (nb_trials - done) * lifetimes_of_a_trial * config.training_steps)
+        super().__init__(
+            sink, (nb_trials - done) * lifetimes_of_a_trial * config.training_steps, skip
+        )
         self.done = done
         self.last_error: str | None = None
         self._nb_trials = nb_trials
@@ -441,8 +480,8 @@ class EvolutionProgress(Progress):
 
     def trial_line(self, trial: RunningTrial, value: float | None) -> str:
         """See `Progress`."""
-        params = "  ".join(f"{k} {number(v, 4):<10s}" for k, v in trial.params.items())
-        head = f"trial {trial.number:4d}  generation {self._generation:3d}  {params}  "
+        params = "  ".join(f"{k} {number(v, 4):<9s}" for k, v in trial.params.items())
+        head = f"trial {trial.number:4d}  gen {self._generation:3d}  {params}  "
         if value is None:
             return f"{head}failed: {self.last_error}"
         if trial.pruned is not None:
@@ -450,15 +489,17 @@ class EvolutionProgress(Progress):
             return f"{head}pruned  {figure(trial.pruned.value):>10s}  {point}"
         best = figure(self._best[0] if self._best is not None else None)
         notes = sorted({r.note for r in trial.records.values() if r.note})
-        return f"{head}fitness {figure(value):>10s}  best {best:>10s}" + "".join(
+        return f"{head}fitness {figure(value):>8s}  best {best:>8s}" + "".join(
             f"  ({note})" for note in notes
         )
 
-    def status_line(self, steps: int, speed: float, left: str) -> str:
+    def status_line(self, steps: int, pace: str) -> str:
         """See `Progress`."""
-        best = "-" if self._best is None else f"{figure(self._best[0])} (trial {self._best[1]})"
+        best = "none yet"
+        if self._best is not None:
+            best = f"{figure(self._best[0])} (trial {self._best[1]})"
         luck = "" if self._luck.share is None else f"luck {self._luck.share:.0%}  "
         return (
             f"generation {self._generation}  trials {self.done}/{self._nb_trials} "
-            f"({self._running} running)  best {best}  {luck}{speed:,.0f} steps/s  {left} left"
+            f"({self._running} running)  best {best}  {luck}{pace}"
         )

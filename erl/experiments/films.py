@@ -1,9 +1,8 @@
 """Films of trained agents, beside their models and in the dashboard."""
 
-import shlex
 from pathlib import Path
 
-from erl.cli import Sink
+from erl.cli import Sink, command
 from erl.errors import UserError
 from erl.experiments.flags import AgentFlags
 from erl.lifetimes.models import load_model
@@ -26,7 +25,7 @@ def film_commands(flags: AgentFlags, folder: str, trial: RunningTrial | None) ->
     if trial is None:
         return []
     model = f"{flags.models}/{folder}/{model_name(trial.params)}"
-    return [shlex.join(["python", "-m", "erl.film", "--model", model])]
+    return [command("film", "--model", model)]
 
 
 def film_agents(study: Study, flags: AgentFlags, folder: str, sink: Sink) -> None:

@@ -107,7 +107,7 @@ def live_finals(
         done = {key_of(t.params) for t in study.trials("COMPLETE")}
         sink.line(
             f"interrupted: {sum(key_of(w) in done for w in wanted)} of {len(wanted)} lifetimes of "
-            f"the finals are finished and stored; the same command goes on from there"
+            f"the finals are finished and stored; run the same command again to continue"
         )
         return False
     choice = choose(_lived(study, known, sink), len(evolution.trials("COMPLETE", "PRUNED", "FAIL")))
@@ -203,9 +203,6 @@ class FinalsProgress(Progress):
         title = f"trial {trial.params['trial']}" if mean is None else f"mean after {mean}"
         return f"{title:16s} seed {trial.params['seed']:3d}  {outcome(trial, value)}"
 
-    def status_line(self, steps: int, speed: float, left: str) -> str:
+    def status_line(self, steps: int, pace: str) -> str:
         """See `Progress`."""
-        return (
-            f"finals {self.done}/{self._begun}  {steps:,} of {self.budget:,} steps  "
-            f"{speed:,.0f} steps/s  {left} left"
-        )
+        return f"finals {self.done}/{self._begun}  {steps:,} of {self.budget:,} steps  {pace}"

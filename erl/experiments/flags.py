@@ -78,6 +78,7 @@ class RunFlags:
     checkpoint_minutes: float = option(
         5.0, "minutes between checkpoints of running lifetimes, for learners that write them"
     )
+    dry_run: bool = option(False, "say what would be done and how long it takes, and stop")
     runs: str = option("runs", "folder of checkpoints")
     logs: str = option("logs", "folder of TensorBoard logs")
     artifacts: bool = option(

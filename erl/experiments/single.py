@@ -16,12 +16,14 @@ from erl.experiments.campaign import (
     GivenTrials,
     Progress,
     agent_cohort,
+    make_executor,
     outcome,
     say_where,
     status_path,
 )
 from erl.experiments.films import film_agents, film_commands, model_name
 from erl.experiments.flags import MAX_SEED, plural, read_settings, study_name
+from erl.experiments.forecast import Outlook, announce, dry_run, learning_starts
 from erl.experiments.single_flags import SingleConfig
 from erl.experiments.trials import Member
 from erl.files import folder_name, parse_yaml
@@ -156,6 +158,16 @@ def run(flags: SingleConfig, sink: Sink) -> int:
     check(first)
     if flags.workers is None and flags.cluster is None and (taken := cores(first)) > 1:
         flags = replace(flags, workers=max(1, default_workers() // taken))
+    there = set()
+    if stored is not None:
+        there = {t.params["seed"] for t in Study(flags.storage, name).trials("COMPLETE")}
+    todo = [seed for seed in indices if seed not in there]
+    specs = [lifetime(config, seed) for seed in todo or indices[:1]]
+    counts = f"{plural(len(indices), 'seed')} x {flags.steps:,} steps, {len(todo)} to train"
+    outlook = Outlook(counts, specs, len(todo))
+    sink.line(f"{name} in {shown(flags.storage)}")
+    if flags.dry_run:
+        return dry_run(flags, outlook, sink, make_executor)
     campaign = Campaign(flags, name, config, sink)
     study = campaign.study
 
@@ -169,13 +181,18 @@ def run(flags: SingleConfig, sink: Sink) -> int:
 
     wanted = [{"seed": seed} for seed in indices]
     source = GivenTrials(study, wanted, {"seed": integer(0, MAX_SEED)}, plan, flags.max_retries)
+    if todo:
+        announce(outlook, campaign.executor, sink)
+    else:
+        sink.line(f"{len(indices)} of {len(indices)} seeds are there; raise --nb_seeds for more")
+    skip = learning_starts(specs[0]) * min(campaign.executor.workers, len(specs))
 
     def commands(name: str, trial: RunningTrial | None) -> list[str]:
         return film_commands(flags, folder, trial)
 
-    progress = TrainingProgress(campaign, flags, len(indices))
+    progress = TrainingProgress(campaign, flags, skip)
     if not campaign.run(source, make_cohort, progress, commands=commands):
-        sink.line("interrupted: run the same command again to continue from the last checkpoints")
+        sink.line("interrupted: run the same command again to continue")
         return 130
     complete = {t.params["seed"] for t in study.trials("COMPLETE")}
     failed = {t.params["seed"]: t for t in study.trials("FAIL") if t.params["seed"] not in complete}
@@ -201,22 +218,18 @@ class TrainingProgress(Progress):
     Args:
         campaign: theirs.
         flags: theirs.
-        n: how many seeds were asked for.
+        skip: see `Progress`.
     """
 
-    def __init__(self, campaign: Campaign, flags: SingleConfig, n: int) -> None:
-        super().__init__(campaign.sink)
-        self._campaign, self._flags, self._n = campaign, flags, n
+    def __init__(self, campaign: Campaign, flags: SingleConfig, skip: int = 0) -> None:
+        super().__init__(campaign.sink, skip=skip)
+        self._campaign, self._flags = campaign, flags
         self._status: dict[int, Path] = {}  # seed -> file of its learner
 
     def begin(self, trials: Sequence[RunningTrial]) -> None:
         """These lifetimes begin."""
         super().begin(trials)
         name, steps = self._campaign.name, self._flags.steps
-        self.sink.line(
-            f"{name} in {shown(self._flags.storage)}: {plural(self._n, 'seed')} x {steps:,} "
-            f"steps, {len(trials)} to train, {self._campaign.workers}"
-        )
         self.budget += steps * len(trials)
         self._status |= {
             t.params["seed"]: Path(status_path(self._flags.runs, name, t.specs[0])) for t in trials
@@ -231,9 +244,9 @@ class TrainingProgress(Progress):
         """See `Progress`."""
         return f"seed {trial.params['seed']:3d}  {outcome(trial, value)}"
 
-    def status_line(self, steps: int, speed: float, left: str) -> str:
+    def status_line(self, steps: int, pace: str) -> str:
         """See `Progress`."""
-        parts = [f"{steps:,} of {self.budget:,} frames  {speed:,.0f} frames/s  {left} left"]
+        parts = [f"{steps:,} of {self.budget:,} steps  {pace}".rstrip()]
         for seed, path in self._status.items():
             try:
                 status = json.loads(path.read_text(encoding="utf-8"))

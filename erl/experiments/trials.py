@@ -15,14 +15,18 @@ import numpy as np
 from erl.errors import describe
 from erl.executors.jobs import Executor, Result, Rows
 from erl.experiments.display import Display
-from erl.learners import get_learner
-from erl.learners.core.checkpoints import remove_checkpoint
-from erl.lifetimes.living import COLUMNS, Cohort
+from erl.learners.core.checkpoints import checkpoint_files, remove_checkpoint
+from erl.lifetimes.living import COLUMNS, Cohort, cohort_key
 from erl.lifetimes.record import LifetimeRecord
 from erl.search.pruning import Pruning, TrialPruner, values_at_points
 from erl.studies.study import Study
 from erl.studies.trials import RunningTrial, Score
 from erl.worlds.specification import LifetimeSpec
+
+# Seconds that running lifetimes have for their checkpoints after Ctrl-C; after SIGTERM they are
+# few, since a batch system kills soon after it.
+PATIENCE = 300.0
+PATIENCE_AT_SIGTERM = 20.0
 
 # A trial, and the index of one of its lifetimes.
 Member = tuple[RunningTrial, int]
@@ -40,6 +44,12 @@ class Listener(Protocol):
 
     def tick(self, steps: int) -> None:
         """So many environment steps were taken so far in this loop."""
+
+    def ending(self) -> None:
+        """The command was interrupted, and running lifetimes write their checkpoints."""
+
+    def ended_early(self, saved: int, running: int) -> None:
+        """So many of the lifetimes that ran have a checkpoint, after an interruption."""
 
 
 def own_return(spec: LifetimeSpec, value: float) -> float:
@@ -116,6 +126,7 @@ class TrialLoop:
         self._models: dict[int, dict[int, str]] = {}  # trial -> lifetime -> its saved model
         self._groups: list[list[Member]] = []
         self._cohorts: list[Cohort] = []
+        self._steps = np.zeros(0, dtype=np.int64)  # of each row
         self._rows: dict[int, dict[int, int]] = {}  # trial -> lifetime -> its row of the board
 
     def run(self) -> None:
@@ -127,9 +138,16 @@ class TrialLoop:
         try:
             self._begin()
             jobs = [cohort.job() for cohort in self._cohorts]
-            for result in self._executor.run(jobs, COLUMNS, self._tick):
-                self._take(result)
-                self._writer.collect()
+            results = self._executor.run(jobs, COLUMNS, self._tick, on_interrupt=self._interrupt)
+            try:
+                for result in results:
+                    self._take(result)
+                    self._writer.collect()
+            except KeyboardInterrupt as e:
+                with suppress(KeyboardInterrupt):  # if it came while a result was taken
+                    results.throw(e)
+                self._say_saved()
+                raise
             self._writer.collect(wait=True)
         except BaseException:
             self._executor.close()
@@ -155,6 +173,7 @@ class TrialLoop:
         members = (member for members in self._groups for member in members)
         for row, (trial, index) in enumerate(members):
             self._rows.setdefault(trial.trial_id, {})[index] = row
+        self._steps = np.zeros(sum(map(len, self._groups)), dtype=np.int64)
 
     def _tick(self, board: Rows) -> None:
         """The executor calls this with the board from time to time."""
@@ -164,7 +183,25 @@ class TrialLoop:
             self._compare(trial, {index: board["reports"][row] for index, row in rows.items()})
             if trial.pruned is not None:
                 board["stop"][list(rows.values())] = True
-        self._listener.tick(int(board["steps"].sum()))
+        self._steps = np.array(board["steps"])
+        self._listener.tick(int(self._steps.sum()))
+
+    def _interrupt(self, board: Rows, signal: KeyboardInterrupt) -> float:
+        """Ask all lifetimes to write their checkpoints and to end; the seconds that they have."""
+        self._listener.ending()
+        board["save"][:] = True
+        return PATIENCE_AT_SIGTERM if signal.args == ("SIGTERM",) else PATIENCE
+
+    def _say_saved(self) -> None:
+        """Tell the listener which lifetimes were taken up and will continue where they stopped."""
+        left = [
+            cohort.outputs[k].checkpoint if cohort.outputs else None
+            for members, cohort in zip(self._groups, self._cohorts)
+            for k, (trial, index) in enumerate(members)
+            if index not in trial.records and self._steps[self._rows[trial.trial_id][index]]
+        ]
+        saved = sum(path is not None and bool(checkpoint_files(path)) for path in left)
+        self._listener.ended_early(saved, len(left))
 
     def _take(self, result: Result) -> None:
         """A cohort has ended."""
@@ -261,18 +298,26 @@ def group(trials: Sequence[RunningTrial], workers: int) -> list[list[Member]]:
     """Lifetimes that have not ended, in groups that are trained side by side: cohorts spread evenly
     over the workers, or each lifetime on its own.
     """
-    groups: list[list[Member]] = []
-    cohorts: dict[Any, list[Member]] = {}
-    for trial in trials:
-        for index, spec in enumerate(trial.specs):
-            if index in trial.records:
-                continue
-            key = get_learner(spec.learner.name, spec.learner.engine).cohort_key(spec)
-            if key is None:
-                groups.append([(trial, index)])
-            else:
-                cohorts.setdefault(key, []).append((trial, index))
+    members = [
+        (trial, index)
+        for trial in trials
+        for index in range(len(trial.specs))
+        if index not in trial.records
+    ]
+    parts = groups([trial.specs[index] for trial, index in members], workers)
+    return [[members[i] for i in part] for part in parts]
+
+
+def groups(specs: Sequence[LifetimeSpec], workers: int) -> list[list[int]]:
+    """Indices of lifetimes, in groups: see `group`."""
+    alone: list[list[int]] = []
+    cohorts: dict[Any, list[int]] = {}
+    for i, spec in enumerate(specs):
+        key = cohort_key(spec)
+        if key is None:
+            alone.append([i])
+        else:
+            cohorts.setdefault(key, []).append(i)
     for members in cohorts.values():
-        parts = np.array_split(np.arange(len(members)), min(workers, len(members)))
-        groups += [[members[i] for i in part] for part in parts]
-    return groups
+        alone += [part.tolist() for part in np.array_split(members, min(workers, len(members)))]
+    return alone

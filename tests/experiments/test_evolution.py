@@ -384,8 +384,9 @@ def test_a_second_ctrl_c_ends_at_once(quick):
     processes = family(process)
     os.killpg(process.pid, signal.SIGINT)
     os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=30)
+    _, err = process.communicate(timeout=30)
     assert process.returncode == 130
+    assert err == ""  # no traceback
     assert all_gone(processes)
 
 

@@ -176,7 +176,7 @@ def test_results_go_elsewhere_and_the_evolved_studys_file_stays_as_it_was(quick,
     assert len(records("sqlite:///results.db", name)) == 1
     assert f"curves:   study {name} in sqlite:///results.db" in str(sink)
     assert compare(test, sink) == 0
-    assert "0 lifetimes to train" in str(sink)
+    assert "lifetimes are there; raise --nb_seeds" in str(sink)
     assert (Path(journal).read_bytes(), Path(journal).stat().st_mtime_ns) == before
     # By default the journal is found, and the results lie in the usual storage; then too, when that
     # exists.
@@ -195,7 +195,7 @@ def test_a_test_that_exists_keeps_the_bias_that_its_journal_was_taken_to_have(si
         before.setattr("erl.experiments.comparison.ER_MRL_BIAS", NO_BIAS)
         assert compare(test, sink) == 0
     assert compare(test, sink) == 0
-    assert "0 lifetimes to live" in str(sink)
+    assert "lifetimes are there; raise --nb_seeds" in str(sink)
 
 
 @pytest.mark.usefixtures("inline")

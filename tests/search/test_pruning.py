@@ -387,7 +387,7 @@ class TickingExecutor(InlineExecutor):
     there.
     """
 
-    def run(self, jobs, columns, tick, every=0.0):
+    def run(self, jobs, columns, tick, every=0.0, on_interrupt=None):
         first = first_rows(jobs)
         everything = new_rows(columns, first[-1])
         for index, job in enumerate(jobs):

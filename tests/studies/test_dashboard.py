@@ -117,7 +117,7 @@ def test_pages_show_study_best_trial_curve_and_film_and_none_is_wider_than_the_w
         assert browser.overflow() <= 0
 
         if available_renderer() is not None:
-            shown = ["seed_0.zip", "seed_0.mp4", "python -m erl.film"]
+            shown = ["seed_0.zip", "seed_0.mp4", "-m erl film"]
             browser.open(f"{page}/{test._id}/trials?numbers=0", *shown)
             assert browser.overflow() <= 0
             until_loaded(browser, "video", "videoWidth")

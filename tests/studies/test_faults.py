@@ -163,7 +163,7 @@ class Reporting(LocalExecutor):
     came.
     """
 
-    def run(self, jobs, columns, tick, every=0.5):
+    def run(self, jobs, columns, tick, every=0.5, on_interrupt=None):
         away = False
         for k, result in enumerate(super().run(jobs, columns, tick, every)):
             self.results.append(away)
