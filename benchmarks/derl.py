@@ -10,7 +10,7 @@ does so with one policy as a model of Stable-Baselines3, as a script with Gymnas
 policy at all. CartPole is measured twice, with policies that fall over at once and with policies
 that mostly balance: the longer episodes last, the more policies play at a time. The contenders take
 turns, so that the machine's load meets all of them; the figure of each is the median over the
-rounds, by the process's own time.
+rounds, by the process's own time on one core.
 """
 
 import argparse
@@ -160,6 +160,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     for env_id in args.env_ids:
         measure(env_id, False, args.rounds)
         if env_id == "CartPole-v1":

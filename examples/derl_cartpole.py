@@ -1,6 +1,6 @@
 """Train DERL on CartPole-v1, save it, load it again, and play.
 
-python examples/derl_cartpole.py [--num_iterations 60] [--seed 0]
+python examples/derl_cartpole.py [--num_iterations 25] [--seed 0]
     [--config FILE] [--save cartpole.derl] [--tensorboard FOLDER]
 """
 
@@ -18,7 +18,7 @@ ENV_ID = "CartPole-v1"
 def main() -> None:
     """Train, save, load and play."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--num_iterations", type=int, default=60)
+    parser.add_argument("--num_iterations", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--config", default=Path(__file__).with_suffix(".yaml"))
     parser.add_argument("--save", default="cartpole.derl")

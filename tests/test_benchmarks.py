@@ -3,7 +3,9 @@
 import copy
 import importlib.util
 import re
+import shlex
 import sys
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,9 @@ import torch
 from conftest import ROOT
 from documents import parsed
 from stable_baselines3 import PPO
+
+from erl.experiments.single import study_config
+from erl.learners import get_learner
 
 
 def load(name):
@@ -24,6 +29,7 @@ def load(name):
 
 
 sizes, traces, bias, evidence = map(load, ("sizes", "traces", "bias", "evidence"))
+curves = load("learning_curves")
 
 
 # -- sizes --
@@ -170,3 +176,33 @@ def test_the_experiments_are_commands_of_the_scripts(small):
 def test_the_page_of_results_names_every_part():
     named = set(re.findall("`([a-z ]+)`", (ROOT / "docs/results.md").read_text()))
     assert {e.part for e in evidence.experiments()} == named - {"make evidence"}
+
+
+# -- learning curves --
+
+
+@pytest.mark.parametrize("of", curves.COMPARISONS)
+def test_what_is_compared_can_be_trained(of, monkeypatch, sink):
+    monkeypatch.chdir(ROOT)
+    compared = curves.COMPARISONS[of]
+    asked = dict.fromkeys(("envs", "seeds", "steps", "workers"))
+    args = Namespace(of=of, arms=",".join(compared.arms), storage="sqlite:///x.db", **asked)
+    commands = curves.commands(args)
+    assert len(commands) == len(compared.arms) * len(compared.envs.split(","))
+    for command in commands:
+        flags = parsed(shlex.join(["python", *command[1:]]))
+        config = study_config(flags, sink)
+        get_learner(config.learner, config.engine).check_settings(config.learner_config)
+        assert config.learner_config["eval_freq"] == 25_000
+
+
+def test_differences_are_those_of_equal_seeds(capsys):
+    means = {
+        ("X-v0", 10): {
+            "ES only": {"policy": {0: 1.0, 1: 2.0, 2: 3.0, 7: 99.0}},
+            "DERL": {"policy": {0: 3.0, 1: 5.0, 2: 4.0, 8: -99.0}},
+        }
+    }
+    curves.print_differences(curves.COMPARISONS["DERL"], means)
+    # 2, 3 and 1: a standard error of 1 / sqrt(3), and 4.30 of it to either side.
+    assert "| X-v0 | DERL - ES only | 2.0 [-0.5, 4.5] |" in capsys.readouterr().out

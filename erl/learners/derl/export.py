@@ -39,7 +39,7 @@ def to_sb3(
         model: BaseAlgorithm = PPO(
             "MlpPolicy",
             None,  # type: ignore[arg-type]
-            learning_rate=s.lr_policy,
+            learning_rate=s.rates(1.0)[0],
             gamma=s.gamma,
             ent_coef=s.ent_coef,
             policy_kwargs=kwargs,
@@ -50,7 +50,7 @@ def to_sb3(
         model = TD3(
             "MlpPolicy",
             None,  # type: ignore[arg-type]
-            learning_rate=s.lr_policy,
+            learning_rate=s.rates(1.0)[0],
             buffer_size=1,
             batch_size=s.batch_size,
             tau=s.tau,
