@@ -9,14 +9,16 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from erl.errors import UserError
-from erl.studies.data import StudyData, read_trials, sampler_path
 from erl.studies.study import Study
 from erl.studies.trials import RunningTrial
+
+if TYPE_CHECKING:
+    from erl.studies.data import StudyData
 
 # A trial with less training, in seconds, has no picture of its curve: drawing it takes a twentieth
 # of this.
@@ -104,6 +106,8 @@ class EvolutionLog:
 
     def update(self) -> None:
         """Write the generations that have ended since."""
+        from erl.studies.data import read_trials
+
         data = read_trials(self._study)
         try:
             for generation, step, scalars in generation_scalars(data):
@@ -128,7 +132,7 @@ class EvolutionLog:
             self._writer.close()
 
 
-def generation_scalars(data: StudyData) -> list[tuple[int, int, dict[str, float]]]:
+def generation_scalars(data: "StudyData") -> list[tuple[int, int, dict[str, float]]]:
     """What there is to show of each generation whose trials have all ended.
 
     Returns:
@@ -137,6 +141,8 @@ def generation_scalars(data: StudyData) -> list[tuple[int, int, dict[str, float]
         distribution `mean/PARAMETER` on the parameter's own scale and `std/PARAMETER` as a share of
         the searched range.
     """
+    from erl.studies.data import sampler_path
+
     frame = data.trials
     if not len(frame) or frame.generation.isna().any():
         return []

@@ -150,7 +150,9 @@ class EvolutionFlags(RunFlags):
         check_number("finalists", self.finalists)
         check_seeds(self.seed, self.nb_seeds)
         if self.finalist_seeds > MAX_SEED:
-            raise UserError(f"--finalist_seeds is at most {MAX_SEED}, not {self.finalist_seeds}")
+            raise UserError(
+                f"--finalist_seeds must be at most {MAX_SEED}, not {self.finalist_seeds}"
+            )
         if self.popsize is not None and self.popsize < 2:
             raise UserError(f"--popsize must be at least 2, not {self.popsize}")
         self._check_reservoirs()

@@ -220,7 +220,7 @@ class Study:
             error = refused(self.address, error)
         if isinstance(error, StorageError):
             raise UserError(
-                f"{error}; finished lifetimes are stored; run the same command again to there"
+                f"{error}; finished lifetimes are stored; run the same command again to continue"
             )
 
     def _owner_lives(self, trial: FrozenTrial) -> bool | None:

@@ -131,7 +131,7 @@ def test_files_of_the_others(asked, learner, more, expected):
         ("--learner AES-RL --rl_ratio 0.1 --set rl_ratio=0.2", None, "by --set and by --rl_ratio"),
         ("--learner P-CEM-RL --parallel_critic --critic_workers 0", None, "--critic_workers 0 not"),
         ("--learner AES-RL --ray_port 7", None, "--ray_port needs --ray_address"),
-        ("--learner AES-RL --ray_address a --ray_port 99999", None, "--ray_address 'ray:a:99999'"),
+        ("--learner AES-RL --ray_address a --ray_port 99999", None, "--ray_address must be ray"),
         ("--learner PPO --rl_ratio 0.5", None, "PPO has no setting 'rl_ratio'"),
         ("--learner TD3 --set preset=fast", None, "TD3 has no preset 'fast': TD3 has aes_td3"),
         ("--learner DDPG --set preset=aes_td3", None, "DDPG has no preset 'aes_td3'"),

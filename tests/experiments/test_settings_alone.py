@@ -100,5 +100,7 @@ def test_what_means_nothing_without_a_reservoir_is_refused(kind, options, messag
 
 
 def test_several_need_their_own_script():
-    with pytest.raises(UserError, match=r"1 or 0 here, not 2: evolve_multi_res\.py evolves"):
+    with pytest.raises(
+        UserError, match=r"must be 1 or 0 here, not 2; this evolves several: .*evolve-multi"
+    ):
         EvolutionConfig(nb_res=2)

@@ -129,7 +129,7 @@ def test_after_a_long_outage_the_run_ends_in_one_line_and_the_same_command_goes_
 
     with pytest.raises(
         UserError,
-        match=r"cannot use the storage postgresql.*; what had finished before is stored, and",
+        match=r"cannot use the storage postgresql.*; finished lifetimes are stored",
     ) as e:
         evolve(case.config, CutAfter())
     assert "s3cret" not in str(e.value)
