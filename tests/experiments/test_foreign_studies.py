@@ -192,7 +192,7 @@ def test_a_test_that_exists_keeps_the_bias_that_its_journal_was_taken_to_have(si
         before.setattr("erl.experiments.comparison.ER_MRL_BIAS", NO_BIAS)
         assert compare(test, sink) == 0
     assert compare(test, sink) == 0
-    assert "0 lifetimes to live" in str(sink)
+    assert "0 lifetimes to train" in str(sink)
 
 
 @pytest.mark.usefixtures("inline")
