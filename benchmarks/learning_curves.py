@@ -1,16 +1,18 @@
-"""Learning curves: ERL-Re², its two halves alone, and Stable-Baselines3's TD3, with the same sizes,
-rates, minibatches and random first steps.
+"""Learning curves of a learner, of its halves alone and of others.
 
-    python benchmarks/learning_curves.py run --storage sqlite:///curves.db [--envs
-    HalfCheetah-v4,Hopper-v4,Swimmer-v4] [--arms …] [--seeds 0,1,2] [--steps 300000] python
-    benchmarks/learning_curves.py collect sqlite:///curves.db --out
-    benchmarks/results/learning_curves.jsonl python benchmarks/learning_curves.py show
-    benchmarks/results/learning_curves.jsonl
+    python benchmarks/learning_curves.py run [--of ERL-Re2] [--storage sqlite:///curves.db]
+        [--envs …] [--arms …] [--seeds …] [--steps …]
+    python benchmarks/learning_curves.py collect sqlite:///curves.db [--of ERL-Re2] [--out …]
+    python benchmarks/learning_curves.py show benchmarks/results/learning_curves.jsonl
+
+ERL-Re² is compared with its two halves and with Stable-Baselines3's TD3, with the same sizes,
+rates, minibatches and random first steps; DERL is compared with its two halves.
 
 `run` prints each `python -m erl` command and executes it; interrupted, it goes on from its
-checkpoints (those of TD3 begin anew). Every 25,000 steps 5 fresh episodes without exploration are
-played, apart from the budget; in the end 10 others. `show` prints the latter and draws the former.
-The champion of ERL-Re² is chosen by training fitness; nothing is the best of several evaluations.
+checkpoints (those of Stable-Baselines3's TD3 begin anew). Every 25,000 steps 5 fresh episodes
+without exploration are played, apart from the budget; in the end others. `show` prints the latter
+and draws the former. The champion of ERL-Re² is chosen by training fitness; nothing is the best of
+several evaluations.
 """
 
 import argparse
@@ -20,10 +22,13 @@ import shlex
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from erl.studies.storage import open_storage, study_names
 from erl.studies.study import Study
@@ -33,49 +38,138 @@ TD3 = (
     "batch_size=128,learning_starts=10000,noise_type=normal,noise_std=0.1,"
     "policy_kwargs={net_arch: [400, 300], optimizer_kwargs: {fused: true}}"
 )
-# Name: learner, name of the experiment, settings.
-ARMS = {
-    "ERL-Re2": ("ERL-Re2", "curves", ""),
-    "EA only": ("ERL-Re2", "EA_only", "RL=false"),
-    "RL only": ("ERL-Re2", "RL_only", "EA=false"),
-    "TD3 (SB3)": ("TD3", "curves", TD3),
-    "bf16": ("ERL-Re2", "bf16", "precision=bf16"),
-    "RL only without norm": ("ERL-Re2", "plain_RL", "EA=false,use_ln=false"),
-    "ERL-Re2 without norm": ("ERL-Re2", "no_ln", "use_ln=false"),
-    "TD3 by episode": ("TD3", "by_episode", f"{TD3},train_freq=[1,episode],gradient_steps=-1"),
+
+
+@dataclass(frozen=True)
+class ComparedArm:
+    """What is trained.
+
+    Attributes:
+        learner: its name.
+        h_test: name of the experiment.
+        settings: as `--set` takes them.
+        policies: that are evaluated, the one handed over first.
+        colour: in the figure; none if it is run only where it is asked for.
+        own: settings for single environments.
+    """
+
+    learner: str
+    h_test: str
+    settings: str
+    policies: tuple[str, ...]
+    colour: str = ""
+    own: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Arms that are compared, and the defaults of `run`.
+
+    Attributes:
+        learner_configs: files of settings of all arms, by environment.
+        blend: an arm whose differences from each other one are shown.
+    """
+
+    arms: Mapping[str, ComparedArm]
+    envs: str
+    seeds: str
+    steps: int
+    ep_eval: int
+    out: str
+    learner_configs: Mapping[str, str] = field(default_factory=dict)
+    blend: str | None = None
+
+
+BOTH, MEAN = ("champion", "rl"), ("mean",)
+# What the other learners take for an environment by themselves, TD3 is told.
+SWIMMER = {"Swimmer-v4": "gamma=0.9999"}
+COMPARISONS = {
+    "ERL-Re2": Comparison(
+        {
+            "ERL-Re2": ComparedArm("ERL-Re2", "curves", "", BOTH, "C0"),
+            "EA only": ComparedArm("ERL-Re2", "EA_only", "RL=false", ("champion",), "C2"),
+            "RL only": ComparedArm("ERL-Re2", "RL_only", "EA=false", ("rl",), "C1"),
+            "TD3 (SB3)": ComparedArm("TD3", "curves", TD3, ("agent",), "0.4", SWIMMER),
+            "bf16": ComparedArm("ERL-Re2", "bf16", "precision=bf16", BOTH),
+            "RL only without norm": ComparedArm(
+                "ERL-Re2", "plain_RL", "EA=false,use_ln=false", ("rl",)
+            ),
+            "ERL-Re2 without norm": ComparedArm("ERL-Re2", "no_ln", "use_ln=false", BOTH),
+            "TD3 by episode": ComparedArm(
+                "TD3",
+                "by_episode",
+                f"{TD3},train_freq=[1,episode],gradient_steps=-1",
+                ("agent",),
+                own=SWIMMER,
+            ),
+        },
+        envs="HalfCheetah-v4,Hopper-v4,Swimmer-v4",
+        seeds="0,1,2",
+        steps=300_000,
+        ep_eval=10,
+        out="benchmarks/results/learning_curves.jsonl",
+    ),
+    "DERL": Comparison(
+        {
+            "ES only": ComparedArm("DERL", "ES_only", "es_weight=1,rl_weight=0", ("policy",), "C2"),
+            "DERL": ComparedArm("DERL", "blend", "", ("policy",), "C0"),
+            "gradient only": ComparedArm(
+                "DERL", "gradient_only", "es_weight=0,rl_weight=1", ("policy",), "C1"
+            ),
+        },
+        envs="CartPole-v1,Pendulum-v1",
+        seeds="0,1,2,3,4",
+        steps=500_000,
+        ep_eval=100,
+        out="benchmarks/results/derl.jsonl",
+        learner_configs={
+            "CartPole-v1": "examples/derl_cartpole.yaml",
+            "Pendulum-v1": "examples/derl_pendulum.yaml",
+        },
+        blend="DERL",
+    ),
+    "AES-RL": Comparison(
+        {
+            "AES-RL": ComparedArm("AES-RL", "curves", "", MEAN, "C0"),
+            "AES-RL one episode": ComparedArm("AES-RL", "once", "mean_evaluations=1", MEAN),
+            "(1+1)-ES": ComparedArm("(1+1)-ES", "curves", "", MEAN, "C1"),
+            "ACEM-RL": ComparedArm("ACEM-RL", "curves", "", MEAN, "C2"),
+            "CEM-RL": ComparedArm("CEM-RL", "curves", "", MEAN, "C3"),
+            "CEM-RL batched": ComparedArm("CEM-RL", "batched", "batched=true", MEAN),
+            "P-CEM-RL": ComparedArm("P-CEM-RL", "curves", "", MEAN, "C4"),
+            "TD3": ComparedArm("TD3", "aes_td3", "preset=aes_td3", ("agent",), "0.4", SWIMMER),
+        },
+        envs="HalfCheetah-v4,Swimmer-v4",
+        seeds="0,1,2",
+        steps=200_000,
+        ep_eval=10,
+        out="benchmarks/results/aes_rl.jsonl",
+    ),
 }
-# What else TD3 takes for an environment, as ERL-Re² does by itself (erl/data/erl_re2.toml).
-TD3_OF = {"Swimmer-v4": "gamma=0.9999"}
-# The policies of each that are evaluated, the one handed over first.
-POLICIES = {
-    "ERL-Re2": ("champion", "rl"),
-    "EA only": ("champion",),
-    "RL only": ("rl",),
-    "TD3 (SB3)": ("agent",),
-    "bf16": ("champion", "rl"),
-    "RL only without norm": ("rl",),
-    "ERL-Re2 without norm": ("champion", "rl"),
-    "TD3 by episode": ("agent",),
-}
-# Those that are run if nothing else is asked for, and drawn.
-COLOURS = {"ERL-Re2": "C0", "EA only": "C2", "RL only": "C1", "TD3 (SB3)": "0.4"}
+# By environment and budget, then by arm: rows; and final means, by policy and seed.
+Groups = dict[tuple[str, int], dict[str, list[dict[str, Any]]]]
+Means = dict[tuple[str, int], dict[str, dict[str, dict[int, float]]]]
 
 
 def commands(args: argparse.Namespace) -> list[list[str]]:
     """One for each environment and arm."""
-    rest = ["--seeds", args.seeds, "--storage", args.storage] + (
-        ["--workers", args.workers] if args.workers else []
-    )
+    compared = COMPARISONS[args.of]
+    names = args.arms.split(",") if args.arms else [n for n, a in compared.arms.items() if a.colour]
+    rest = ["--seeds", args.seeds or compared.seeds, "--storage", args.storage]
+    rest += ["--ep_eval", str(compared.ep_eval)]
+    if args.workers:
+        rest += ["--workers", args.workers]
     result = []
-    for env_id in args.envs.split(","):
-        for arm in args.arms.split(","):
-            learner, name, settings = ARMS[arm]
-            own = TD3_OF.get(env_id, "") if learner == "TD3" else ""
-            settings = ",".join(s for s in (EVALUATIONS, settings, own) if s)
-            task = ["--learner", learner, "--env_id", env_id, "--steps", str(args.steps)]
-            result.append(
-                [sys.executable, "-m", "erl", *task, "--set", settings, "--h_test", name, *rest]
+    for arm in map(compared.arms.__getitem__, names):
+        for env_id in (args.envs or compared.envs).split(","):
+            settings = ",".join(
+                s for s in (EVALUATIONS, arm.settings, arm.own.get(env_id, "")) if s
             )
+            task = ["--learner", arm.learner, "--env_id", env_id]
+            task += ["--steps", str(args.steps or compared.steps), "--h_test", arm.h_test]
+            if config := compared.learner_configs.get(env_id):
+                task += ["--learner_config", config]
+            result.append([sys.executable, "-m", "erl", *task, "--set", settings, *rest])
     return result
 
 
@@ -87,7 +181,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def collect(args: argparse.Namespace) -> None:
-    rows = []
+    compared = COMPARISONS[args.of]
+    out, rows = args.out or compared.out, []
     for storage in args.storages:
         for name in sorted(study_names(open_storage(storage))):
             study = Study(storage, name)
@@ -95,11 +190,14 @@ def collect(args: argparse.Namespace) -> None:
                 record = study.lifetimes(trial)[0]
                 (arm,) = (
                     a
-                    for a, (learner, h, _) in ARMS.items()
-                    if record.spec.learner.name == learner and f"_{h}_" in name
+                    for a, each in compared.arms.items()
+                    if record.spec.learner.name == each.learner and f"_{each.h_test}_" in name
                 )
                 inner = record.inner or {}
-                final = {POLICIES[arm][0]: record.final_returns, **inner.get("final_returns", {})}
+                final = {
+                    compared.arms[arm].policies[0]: record.final_returns,
+                    **inner.get("final_returns", {}),
+                }
                 rows.append(
                     {
                         "env_id": record.spec.task.env_id,
@@ -115,15 +213,24 @@ def collect(args: argparse.Namespace) -> None:
                         },
                         "generations": inner.get("generations"),
                         "totals": inner.get("totals"),
+                        "axes": axes(inner),
                         "commit": record.commit,
                     }
                 )
-    kept = {(r["env_id"], r["arm"], r["budget"], r["seed"]): r for r in read(args.out)}
+    kept = {(r["env_id"], r["arm"], r["budget"], r["seed"]): r for r in read(out)}
     kept |= {(r["env_id"], r["arm"], r["budget"], r["seed"]): r for r in rows}
-    Path(args.out).write_text(
+    Path(out).write_text(
         "".join(json.dumps(kept[key]) + "\n" for key in sorted(kept)), encoding="utf-8"
     )
-    print(f"{len(rows)} lifetimes read, {len(kept)} in {args.out}")
+    print(f"{len(rows)} lifetimes read, {len(kept)} in {out}")
+
+
+def axes(inner: dict[str, Any]) -> dict[str, Any] | None:
+    """Counted steps, steps without those of the mean, and individuals, of a learner that tells
+    them apart.
+    """
+    kept, names = inner.get("kept", {}), ("steps", "uncounted_steps", "individuals")
+    return {name: kept[name] for name in names} if "uncounted_steps" in kept else None
 
 
 def read(path: str) -> list[dict[str, Any]]:
@@ -136,31 +243,73 @@ def read(path: str) -> list[dict[str, Any]]:
 
 
 def show(args: argparse.Namespace) -> None:
-    groups: dict[tuple[str, int], dict[str, list[dict[str, Any]]]] = defaultdict(
-        lambda: defaultdict(list)
-    )
+    groups: Groups = defaultdict(lambda: defaultdict(list))
     for row in read(args.file):
         groups[row["env_id"], row["budget"]][row["arm"]].append(row)
-    print("mean over seeds [least, greatest] of the mean of 10 fresh episodes after training")
-    print(
-        "\n| environment | steps | arm | seeds | policy handed over | RL agent beside it | "
-        "steps/s |"
+    compared = next(
+        c
+        for c in COMPARISONS.values()
+        if {a for arms in groups.values() for a in arms} <= {*c.arms}
     )
-    print("|---|---|---|---|---|---|---|")
+    means = {
+        key: {
+            arm: {
+                policy: {r["seed"]: float(np.mean(r["final"][policy])) for r in arms[arm]}
+                for policy in compared.arms[arm].policies
+            }
+            for arm in compared.arms
+            if arm in arms
+        }
+        for key, arms in sorted(groups.items())
+    }
+    print_table(compared, groups, means)
+    print_axes(groups)
+    print_fates(groups)
+    print_differences(compared, means)
+    figure(compared, groups, Path(args.file).with_suffix(".svg"))
+
+
+def print_table(compared: Comparison, groups: Groups, means: Means) -> None:
+    print(
+        f"mean over seeds [least, greatest] of the mean of {compared.ep_eval} fresh episodes "
+        "after training"
+    )
+    beside = any("rl" in a.policies[1:] for a in compared.arms.values())
+    print(
+        "\n| environment | steps | arm | seeds | policy handed over |"
+        f"{' RL agent beside it |' * beside} steps/s | minutes a seed |"
+    )
+    print("|---|---|---|---|---|---|---|" + "---|" * beside)
+    for (env_id, budget), arms in means.items():
+        for arm, policies in arms.items():
+            cells = [spread([*by_seed.values()]) for by_seed in policies.values()]
+            if beside:
+                cells = [*cells, ""][:2]
+            rows = groups[env_id, budget][arm]
+            seconds = sum(r["seconds"] for r in rows)
+            cells += [f"{sum(r['steps'] for r in rows) / seconds:,.0f}"]
+            cells += [f"{seconds / len(rows) / 60:.1f}"]
+            print(f"| {env_id} | {budget:,} | {arm} | {len(rows)} | {' | '.join(cells)} |")
+
+
+def print_axes(groups: Groups) -> None:
+    """What the budgets were of the learners that tell counted steps and others apart: published
+    curves are compared at equal uncounted steps.
+    """
+    lines = []
     for (env_id, budget), arms in sorted(groups.items()):
-        for arm in ARMS:
-            rows = arms.get(arm, [])
-            if rows:
-                cells = [
-                    spread([float(np.mean(r["final"][p])) for r in rows if p in r["final"]])
-                    for p in POLICIES[arm]
-                ]
-                rate = sum(r["steps"] for r in rows) / sum(r["seconds"] for r in rows)
-                print(
-                    f"| {env_id} | {budget:,} | {arm} | {len(rows)} | {cells[0]} | "
-                    f"{cells[1] if cells[1:] else ''} | {rate:,.0f} |"
-                )
-    print("\nshare of the RL head's copies among elites, selected and discarded")
+        for arm, rows in arms.items():
+            ends = [r["axes"] for r in rows if r.get("axes")]
+            if ends:
+                last = [spread([e[name][-1] for e in ends]) for name in list(ends[0])[1:]]
+                lines.append(f"| {env_id} | {budget:,} | {arm} | {' | '.join(last)} |")
+    if lines:
+        print("\n| environment | steps | arm | uncounted steps | individuals |")
+        print("\n".join(["|---|---|---|---|---|", *lines]))
+
+
+def print_fates(groups: Groups) -> None:
+    """What became of the RL head's copies in the populations of ERL-Re²."""
     for (env_id, budget), arms in sorted(groups.items()):
         totals = [r["totals"] for r in arms.get("ERL-Re2", [])]
         if totals:
@@ -170,16 +319,40 @@ def show(args: argparse.Namespace) -> None:
                     for t in totals
                 ]
             )
-            share = fates.sum(0) / fates.sum()
-            print(f"{env_id} {budget:,}: {share[0]:.2f} {share[1]:.2f} {share[2]:.2f}")
-    figure(groups, Path(args.file).with_suffix(".svg"))
+            share = " ".join(f"{x:.2f}" for x in fates.sum(0) / fates.sum())
+            print(
+                "share of the RL head's copies among elites, selected and discarded, "
+                f"{env_id} {budget:,}: {share}"
+            )
+
+
+def print_differences(compared: Comparison, means: Means) -> None:
+    """The blend minus each other arm: the mean of the differences of equal seeds, with the 95 %
+    interval of Student's t.
+    """
+    if compared.blend is None:
+        return
+    print("\n| environment | difference of means | mean [95 % interval] |\n|---|---|---|")
+    for (env_id, _), arms in means.items():
+        blend = next(iter(arms.get(compared.blend, {}).values()), {})
+        for arm, policies in arms.items():
+            other = next(iter(policies.values()))
+            both = sorted(blend.keys() & other.keys())
+            if arm == compared.blend or len(both) < 2:
+                continue
+            test = stats.ttest_rel([blend[k] for k in both], [other[k] for k in both])
+            low, high = test.confidence_interval()
+            mean = np.mean([blend[k] - other[k] for k in both])
+            print(
+                f"| {env_id} | {compared.blend} - {arm} | {mean:,.1f} [{low:,.1f}, {high:,.1f}] |"
+            )
 
 
 def spread(values: list[float]) -> str:
     return "" if not values else f"{np.mean(values):,.0f} [{min(values):,.0f}, {max(values):,.0f}]"
 
 
-def figure(groups: dict[tuple[str, int], dict[str, list[dict[str, Any]]]], path: Path) -> None:
+def figure(compared: Comparison, groups: Groups, path: Path) -> None:
     """Mean and range over seeds, one panel for each environment and budget."""
     import matplotlib
 
@@ -187,46 +360,15 @@ def figure(groups: dict[tuple[str, int], dict[str, list[dict[str, Any]]]], path:
     matplotlib.rcParams["svg.hashsalt"] = "learning_curves"
     import matplotlib.pyplot as plt
 
-    groups = {key: {a: r for a, r in arms.items() if a in COLOURS} for key, arms in groups.items()}
-    groups = {key: arms for key, arms in groups.items() if len(arms) > 1}
+    drawn = {name: arm for name, arm in compared.arms.items() if arm.colour}
+    panels = {key: {a: r for a, r in arms.items() if a in drawn} for key, arms in groups.items()}
+    panels = {key: arms for key, arms in panels.items() if len(arms) > 1}
     fig, axes = plt.subplots(
-        1, len(groups), figsize=(4.2 * len(groups), 3.6), layout="constrained", squeeze=False
+        1, len(panels), figsize=(4.2 * len(panels), 3.6), layout="constrained", squeeze=False
     )
-    for ax, ((env_id, budget), arms) in zip(axes[0], sorted(groups.items())):
-        for arm, rows in ((a, arms[a]) for a in ARMS if a in arms):
-            for policy in POLICIES[arm]:
-                style = "--" if policy == "rl" and arm == "ERL-Re2" else "-"
-                label = (
-                    f"{arm}, {'RL agent' if policy == 'rl' else 'champion'}"
-                    if arm == "ERL-Re2"
-                    else arm
-                )
-                grid = np.arange(25_000, budget + 1, 25_000)
-                # Before a policy exists (nothing evolves in the first random steps) there is
-                # nothing to draw.
-                curves = [
-                    np.array([(e["steps"], e[policy]) for e in r["evaluations"] if policy in e])
-                    for r in rows
-                ]
-                values = np.array(
-                    [np.interp(grid, c[:, 0], c[:, 1], left=np.nan) for c in curves if len(c)]
-                )
-                ax.plot(
-                    grid / 1000,
-                    values.mean(0),
-                    style,
-                    color=COLOURS[arm],
-                    label=f"{label} ({len(values)})",
-                )
-                if style == "-":
-                    ax.fill_between(
-                        grid / 1000,
-                        values.min(0),
-                        values.max(0),
-                        color=COLOURS[arm],
-                        alpha=0.15,
-                        lw=0,
-                    )
+    for ax, ((env_id, budget), arms) in zip(axes[0], sorted(panels.items())):
+        for arm in (a for a in drawn if a in arms):
+            draw(ax, arm, drawn[arm], arms[arm], budget)
         ax.set(
             title=env_id, xlabel="environment steps, thousands", ylabel="return, 5 fresh episodes"
         )
@@ -235,22 +377,53 @@ def figure(groups: dict[tuple[str, int], dict[str, list[dict[str, Any]]]], path:
     print(f"\n{path}")
 
 
+def draw(ax: Any, name: str, arm: ComparedArm, rows: list[dict[str, Any]], budget: int) -> None:
+    """The curves of one arm's policies."""
+    grid = np.arange(25_000, budget + 1, 25_000)
+    for policy in arm.policies:
+        beside = len(arm.policies) > 1 and policy == "rl"
+        label = name
+        if len(arm.policies) > 1:
+            label = f"{name}, {'RL agent' if policy == 'rl' else policy}"
+        # Before a policy exists (nothing evolves in the first random steps) there is nothing to
+        # draw.
+        curves = [
+            np.array([(e["steps"], e[policy]) for e in r["evaluations"] if policy in e])
+            for r in rows
+        ]
+        values = np.array(
+            [np.interp(grid, c[:, 0], c[:, 1], left=np.nan) for c in curves if len(c)]
+        )
+        ax.plot(
+            grid / 1000,
+            values.mean(0),
+            "--" if beside else "-",
+            color=arm.colour,
+            label=f"{label} ({len(values)})",
+        )
+        if not beside:
+            low, high = values.min(0), values.max(0)
+            ax.fill_between(grid / 1000, low, high, color=arm.colour, alpha=0.15, lw=0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parts = parser.add_subparsers(required=True)
     part = parts.add_parser("run")
+    part.add_argument("--of", default="ERL-Re2", choices=COMPARISONS)
     part.add_argument("--storage", default="sqlite:///curves.db")
-    part.add_argument("--envs", default="HalfCheetah-v4,Hopper-v4,Swimmer-v4")
-    part.add_argument("--arms", default=",".join(COLOURS))
-    part.add_argument("--seeds", default="0,1,2")
-    part.add_argument("--steps", type=int, default=300_000)
+    part.add_argument("--envs")
+    part.add_argument("--arms")
+    part.add_argument("--seeds")
+    part.add_argument("--steps", type=int)
     part.add_argument("--workers")
     part.set_defaults(do=run)
     part = parts.add_parser("collect")
     part.add_argument("storages", nargs="+")
-    part.add_argument("--out", default="benchmarks/results/learning_curves.jsonl")
+    part.add_argument("--of", default="ERL-Re2", choices=COMPARISONS)
+    part.add_argument("--out")
     part.set_defaults(do=collect)
     part = parts.add_parser("show")
     part.add_argument("file")

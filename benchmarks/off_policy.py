@@ -29,11 +29,11 @@ STARTS = 300  # random steps
 clock = time.process_time
 
 
-def spec(algorithm: str, env_id: str, net: str, index: int, engine: str, device: str):
+def spec(arguments: argparse.Namespace, index: int, engine: str):
     from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
     from erl.worlds.tasks import Task
 
-    *widths, batch = map(int, net.split("x"))
+    *widths, batch = map(int, arguments.net.split("x"))
     config = {
         "batch_size": batch,
         "learning_starts": STARTS,
@@ -41,9 +41,10 @@ def spec(algorithm: str, env_id: str, net: str, index: int, engine: str, device:
         "buffer_size": 100_000,
     }
     if engine == "cohort":
-        config["device"] = device
+        config |= {"device": arguments.device, "precision": arguments.precision}
     seeds = Seeds.derive(0, "single", index)
-    return LifetimeSpec(Task(env_id), LearnerSpec(algorithm, config, engine), 10**6, seeds)
+    learner = LearnerSpec(arguments.algorithm, config, engine)
+    return LifetimeSpec(Task(arguments.env_id), learner, 10**6, seeds)
 
 
 class Enough(Exception):
@@ -66,7 +67,7 @@ def measure_sb3(arguments: argparse.Namespace) -> float:
                 if begun[-1][1] - begun[0][1] > arguments.seconds:
                     raise Enough
 
-    lifetime = spec(arguments.algorithm, arguments.env_id, arguments.net, 0, "sb3", "cpu")
+    lifetime = spec(arguments, 0, "sb3")
     # It gives back what stopped it.
     SB3Learner(arguments.algorithm).train([lifetime], [Watched()], [Outputs()])
     (first, start), (last, end) = begun[0], begun[-1]
@@ -80,10 +81,7 @@ def measure_cohort(arguments: argparse.Namespace, n: int) -> float:
     from erl.learners.core.run import Run
     from erl.worlds.tasks import Ledger
 
-    cohort = [
-        spec(arguments.algorithm, arguments.env_id, arguments.net, i, "cohort", arguments.device)
-        for i in range(n)
-    ]
+    cohort = [spec(arguments, i, "cohort") for i in range(n)]
     learner = get_learner(arguments.algorithm, "cohort")
     settings = [learner.settings.from_learner_config(each.learner.config) for each in cohort]
     run = Run(cohort, [Ledger() for _ in cohort], [Outputs()] * n, settings)
@@ -195,7 +193,7 @@ def child(arguments: argparse.Namespace) -> None:
 
 def measure(arguments: argparse.Namespace, what: str, algorithm: str, net: str) -> float:
     command = [sys.executable, __file__, "--child", what, "--algorithm", algorithm, "--net", net]
-    for name in ("env_id", "seconds", "device"):
+    for name in ("env_id", "seconds", "device", "precision"):
         command += [f"--{name}", str(getattr(arguments, name))]
     core = sorted(os.sched_getaffinity(0))[0] if hasattr(os, "sched_getaffinity") else 0
     pin = (lambda: os.sched_setaffinity(0, {core})) if hasattr(os, "sched_setaffinity") else None
@@ -216,7 +214,7 @@ def table(arguments: argparse.Namespace, algorithm: str, net: str, sizes: Sequen
     for _ in range(arguments.rounds):
         for kind in kinds:
             found[kind].append(measure(arguments, kind, algorithm, net))
-    print(f"\n{algorithm}, {net}, {arguments.env_id}, {arguments.device}")
+    print(f"\n{algorithm}, {net}, {arguments.env_id}, {arguments.device}, {arguments.precision}")
     print(f"{'':10s} {'steps/s':>9s} {'spread':>15s} {'x sb3':>6s} {'of limit':>8s}")
     for kind in kinds:
         rates = found[kind]
@@ -239,6 +237,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of one measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="fp32", help="of the cohorts: fp32 or bf16")
     for hidden in ("--child", "--algorithm", "--net"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -33,7 +33,11 @@ INTRODUCTION = """# Flags
 - A switch has the default `True` or `False`. Its name alone sets it (`--del_obs`), and so does a
   word (`--del_obs True`). `--no-del_obs` unsets it.
 - *none* means that there is no default value.
-- `--help` prints the same texts.
+- `--help` prints the same texts, in groups.
+- `--config FILE` reads flags from a YAML or TOML file, for example `nb_trials: 30`. Flags of the
+  command line override it.
+- `erl evolve`, `erl test`, `erl train` and so on have the flags of the scripts below;
+  `erl --help` lists them all.
 """
 
 
@@ -49,15 +53,15 @@ def script_config(script: str) -> type:
 
 def configs() -> dict[str, type]:
     """Command -> configuration dataclass, of every command with flags."""
-    from erl.experiments.single import SingleConfig
-    from erl.figures.report import FigureConfig
-    from erl.lifetimes.film import FilmConfig
-    from erl.studies.commands import COMMANDS
+    from erl.commands import COMMANDS, STUDIES
 
     known = {script: script_config(script) for script in [*FULL, *VARIANTS]}
-    known |= {"-m erl": SingleConfig, "-m erl.film": FilmConfig}
-    known |= {"-m erl.figures": FigureConfig}
-    return known | {f"-m erl.studies {name}": kind for name, (_, kind, _) in COMMANDS.items()}
+    modules = {"-m erl": "train", "-m erl.film": "film", "-m erl.figures": "plot"}
+    known |= {module: COMMANDS[name].kind() for module, name in modules.items()}
+    known |= {f"erl {name}": command.kind() for name, command in COMMANDS.items()}
+    for name, command in STUDIES.items():
+        known |= {f"{start} {name}": command.kind() for start in ("-m erl.studies", "erl studies")}
+    return known
 
 
 def meaning(field: dataclasses.Field[Any]) -> str:

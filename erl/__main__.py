@@ -1,10 +1,6 @@
-"""Train one learner on one task, without evolving anything around it."""
+"""`python -m erl`: the command `erl`; flags without a subcommand are those of `train`."""
 
-import sys
-
-from erl.cli import main
-from erl.experiments.single_flags import SingleConfig
+from erl.commands import main
 
 if __name__ == "__main__":
-    sys.argv[0] = "python -m erl"
-    main("erl.experiments.single:run", SingleConfig, __doc__)
+    main(program="python -m erl")

@@ -1,18 +1,20 @@
-"""What the scripts share: flags from a configuration dataclass, live progress, clear errors."""
+"""What all commands share: start and end, live progress, clear errors, and the words that start the
+next command.
+"""
 
-import argparse
-import dataclasses
 import io
 import math
 import os
 import re
+import shlex
+import shutil
 import signal
 import sys
 import time
 import typing
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from types import UnionType
+from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -20,92 +22,24 @@ from rich.live import Live
 from rich.text import Text
 
 from erl.errors import UserError
+from erl.parsing import option, parse
+
+__all__ = [
+    "Display",
+    "Interruptible",
+    "Sink",
+    "command",
+    "duration",
+    "fail",
+    "figure",
+    "main",
+    "option",
+    "parse",
+    "without_passwords",
+]
 
 # SIGTERMs that follow one another within this time are one.
 TOGETHER_SECONDS = 2.0
-
-
-def option(default: Any, text: str, *aliases: str, choices: Sequence[str] | None = None) -> Any:
-    """A field of a configuration dataclass that becomes a flag.
-
-    Args:
-        default: its value when the flag is absent; its field's type decides how words are read.
-        text: the help line.
-        aliases: further spellings, with their dashes.
-        choices: for the help line; the configuration checks the value itself.
-    """
-    return dataclasses.field(
-        default=default, metadata={"help": text, "aliases": aliases, "choices": choices}
-    )
-
-
-def parse(
-    kind: type,
-    argv: Sequence[str] | None = None,
-    program: str | None = None,
-    description: str | None = None,
-) -> Any:
-    """An instance of a configuration dataclass from command-line flags.
-
-    Booleans are read both as flags (`--del_obs`, `--no-del_obs`) and as words (`--del_obs True`).
-
-    Raises:
-        UserError: unknown flags or values that cannot be read.
-    """
-    parser = _Parser(
-        prog=program,
-        description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        names = [f"--{field.name}", *field.metadata.get("aliases", ())]
-        if "_" in field.name:
-            names.append(f"--{field.name.replace('_', '-')}")
-        settings: dict[str, Any] = {
-            "dest": field.name,
-            "default": field.default,
-            "help": field.metadata.get("help", ""),
-        }
-        if field.metadata.get("choices"):
-            settings["help"] += f" ({', '.join(field.metadata['choices'])})"
-        plain = _plain(hints[field.name])
-        if plain is bool:
-            parser.add_argument(
-                *names, type=_boolean, nargs="?", const=True, metavar="BOOL", **settings
-            )
-            parser.add_argument(
-                *(name.replace("--", "--no-", 1) for name in names),
-                dest=field.name,
-                action="store_false",
-                default=argparse.SUPPRESS,
-                help=argparse.SUPPRESS,
-            )
-        else:
-            parser.add_argument(*names, type=plain, metavar=plain.__name__.upper(), **settings)
-    return kind(**vars(parser.parse_args(argv)))
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
-
-    def error(self, message: str) -> typing.NoReturn:
-        raise UserError(message)
-
-
-def _plain(hint: Any) -> Any:
-    """The type within an optional one."""
-    if typing.get_origin(hint) in (UnionType, typing.Union):
-        return next(a for a in typing.get_args(hint) if a is not type(None))
-    return hint
-
-
-def _boolean(word: str) -> bool:
-    known = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
-    if word.casefold() not in known:
-        raise argparse.ArgumentTypeError(f"{word!r} is neither True nor False")
-    return known[word.casefold()]
 
 
 def main(
@@ -114,6 +48,7 @@ def main(
     description: str,
     argv: Sequence[str] | None = None,
     program: str | None = None,
+    example: str | None = None,
 ) -> typing.NoReturn:
     """A script: read flags into `kind`, call `run` with it and a progress display, exit.
 
@@ -130,13 +65,12 @@ def main(
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        configuration = parse(kind, argv, program, description)
+        configuration = parse(kind, argv, program, description, example)
         function = _imported(run) if isinstance(run, str) else run
         with Interruptible() as interruptible:
             code = function(configuration, Display(interruptible))
     except UserError as e:
-        print(f"{program}: error: {without_passwords(' '.join(str(e).split()))}", file=sys.stderr)
-        sys.exit(2)
+        fail(program, str(e))
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -145,10 +79,56 @@ def main(
     sys.exit(code or 0)
 
 
+def fail(program: str, message: str) -> typing.NoReturn:
+    """Say in one line what is wrong with the input, and exit with code 2."""
+    print(f"{program}: error: {without_passwords(' '.join(message.split()))}", file=sys.stderr)
+    sys.exit(2)
+
+
 def _imported(name: str) -> Callable[..., int | None]:
     """The function that `module:function` names."""
     module, _, function = name.partition(":")
     return getattr(import_module(module), function)
+
+
+# Commands that have a script of their own in the project's folder.
+SCRIPTS = {
+    "evolve": "evolve_res.py",
+    "evolve-multi": "evolve_multi_res.py",
+    "evolve-generalization": "evolve_generalization.py",
+    "test": "test.py",
+    "test-multi": "test_multi_res.py",
+    "test-generalization": "test_generalization.py",
+}
+
+
+def command(*words: str) -> str:
+    """A command of this project as it can be typed in the shell that started this one, quoted.
+
+    A script of the project's folder names scripts, `erl` names `erl`, and Python is named by its
+    path unless `python` is the interpreter that runs here.
+
+    Args:
+        words: the command as `erl` takes it, and its flags: "test", "--study", "x".
+    """
+    program = Path(sys.argv[0]) if sys.argv and sys.argv[0] else Path("-")
+    if program.stem == "erl" and program.suffix != ".py":
+        return shlex.join([_program("erl", program), *words])
+    python = _program("python", Path(sys.executable))
+    if program.name in SCRIPTS.values() and words[0] in SCRIPTS:
+        return shlex.join([python, str(program.with_name(SCRIPTS[words[0]])), *words[1:]])
+    return shlex.join([python, "-m", "erl", *words])
+
+
+def _program(name: str, path: Path) -> str:
+    """A program by its name if the shell finds this one, else by its path."""
+    for known in dict.fromkeys((name, path.name)):
+        found = shutil.which(known)
+        # Not the file that a link leads to: environments link to one interpreter.
+        if found is not None and Path(found).parent.absolute() == path.parent.absolute():
+            return known
+    path = path.absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def without_passwords(text: str) -> str:

@@ -21,10 +21,12 @@ class Stopped(Exception):
 
 def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
     """`known` names closest to `name`, as the end of a message ("; did you mean A, B?"), or an
-    empty string.
+    empty string. Initials count as close: `lr` is `learning_rate`.
     """
     by_fold = {k.casefold(): k for k in known}
-    close = get_close_matches(name.casefold(), by_fold, n=n, cutoff=0.5)
+    folded = name.casefold()
+    close = [k for k in by_fold if "_" in k and folded == "".join(p[:1] for p in k.split("_"))]
+    close = close[:n] or get_close_matches(folded, by_fold, n=n, cutoff=0.5)
     return f"; did you mean {', '.join(by_fold[c] for c in close)}?" if close else ""
 
 

@@ -1,8 +1,9 @@
-"""`python -m erl.film`: the command line that films a saved agent."""
+"""`python -m erl.film`: the command `erl film`."""
 
-from erl.lifetimes.film import FilmConfig, command_line, film
+from erl.commands import COMMANDS, start
+from erl.lifetimes.film import FilmConfig, film
 
 __all__ = ["FilmConfig", "film"]
 
 if __name__ == "__main__":
-    command_line()
+    start(COMMANDS["film"], "python -m erl.film")

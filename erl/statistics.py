@@ -178,38 +178,30 @@ def table(rows: Sequence[Arm], baseline: str | None = None) -> str:
         UserError: for a baseline that is not among the arms.
         ValueError: for an arm without scores.
     """
-    header = (
-        "arm",
-        "seeds",
-        "IQM",
-        "95 % interval",
-        "P(arm > baseline)",
-        "95 % interval",
-        "steps/s",
-    )
+    header = ("arm", "seeds", "IQM", "95 % interval", "P(arm > baseline)", "steps/s")
     by_name = {arm.name: arm for arm in rows}
     if baseline is not None and baseline not in by_name:
         raise UserError(f"no arm is called {baseline!r}{nearest(baseline, by_name)}")
-    cells = [header]
+    cells: list[tuple[str, ...]] = [header]
     for arm in rows:
         reference = by_name[baseline] if baseline is not None else rows[0]
-        improvement = ("baseline", "-")
+        improvement = "baseline"
         if arm is not reference:
             p = probability_of_improvement(arm.scores, reference.scores)
-            improvement = (
-                f"{p:.2f}",
-                _show_interval(improvement_interval(arm.scores, reference.scores), "{:.2f}"),
-            )
+            ends = improvement_interval(arm.scores, reference.scores)
+            improvement = f"{p:.2f} {_show_interval(ends, '{:.2f}')}"
         cells.append(
             (
                 arm.name,
                 str(len(arm.scores)),
                 _show(interquartile_mean(arm.scores)),
                 _show_interval(bootstrap_interval(arm.scores, interquartile_mean)),
-                *improvement,
+                improvement,
                 "-" if arm.steps_per_second is None else f"{arm.steps_per_second:,.0f}",
             )
         )
+    if all(arm.steps_per_second is None for arm in rows):
+        cells = [row[:-1] for row in cells]
     widths = [max(map(len, column)) for column in zip(*cells)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells

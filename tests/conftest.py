@@ -137,6 +137,16 @@ def inline(monkeypatch):
     return InlineExecutor
 
 
+@pytest.fixture
+def told(monkeypatch):
+    """Evolutions whose lifetimes are not lived; see `told_lifetimes`."""
+    from told_lifetimes import Told
+
+    executor = type("Told", (Told,), {})
+    monkeypatch.setattr("erl.executors.local.LocalExecutor", executor)
+    return executor
+
+
 @pytest.fixture(scope="session")
 def lasting():
     """`LastingExecutor`, whose workers end with the tests."""

@@ -47,7 +47,7 @@ def commands(document):
         if line.strip() and not line.startswith("#")
     ]
     inline = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", prose(document))
-    return lines + [code for code in inline if re.match(r"(python|make|sbatch) \S", code)]
+    return lines + [code for code in inline if re.match(r"(python|erl|make|sbatch) \S", code)]
 
 
 def anchors(document):
@@ -84,6 +84,9 @@ def parsed(command):
     words = shlex.split(command, comments=True)
     while words and re.fullmatch(r"\w+=.*", words[0]):
         words = words[1:]
+    if words[:1] == ["erl"]:
+        n = 3 if words[1] == "studies" else 2
+        return cli.parse(CONFIGS[" ".join(words[:n])], words[n:])
     if words[:1] != ["python"] or words[1] == "-c":
         return None
     name = " ".join(words[1:3]) if words[1] == "-m" else words[1]

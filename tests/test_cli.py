@@ -112,12 +112,13 @@ def test_booleans_as_flags_and_as_words(words, value):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--skip_c", "maybe"], "'maybe' is neither True nor False"),
-        (["--unit", "3"], "unrecognized arguments: --unit 3"),
-        (["stray"], "unrecognized arguments: stray"),
-        (["--nb_trials", "1e3"], "invalid int value: '1e3'"),
-        (["--nb_trials"], "expected one argument"),
-        (["--min_sr", "low"], "invalid float value: 'low'"),
+        (["--skip_c", "maybe"], "--skip_c must be True or False, not 'maybe'"),
+        (["--unit", "3"], "unknown flag --unit; did you mean --units?"),
+        (["--storag=postgresql://me:s3cret@host/x"], "unknown flag --storag; did you mean"),
+        (["stray"], "unexpected word 'stray'"),
+        (["--nb_trials", "1e3"], "--nb_trials must be a whole number, not '1e3'"),
+        (["--nb_trials"], "--nb_trials needs a value"),
+        (["--min_sr", "low"], "--min_sr must be a number, not 'low'"),
     ],
 )
 def test_flags_that_cannot_be_read(words, message):

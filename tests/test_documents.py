@@ -125,7 +125,8 @@ def test_flags_in_the_text_exist(document):
     known |= {a[2:] for k in CONFIGS.values() for f in fields(k) for a in f.metadata["aliases"]}
     for script in (ROOT / "benchmarks").glob("*.py"):
         known |= own_flags(script.read_text(encoding="utf-8"))
-    known |= {"signal", "requeue", "help"}  # SLURM's, and argparse's own
+    known |= {"signal", "requeue"}  # of SLURM
+    known |= {"help", "version", "config"}  # of every command
     for flag in re.findall(r"`--(\w[\w-]*)[^`]*`", prose(document)):
         assert flag.replace("-", "_") in known or flag.removeprefix("no-") in known, flag
 

@@ -28,7 +28,7 @@ from erl.worlds.specification import LifetimeSpec
 
 PAGES = [d for d in DOCUMENTS if d == "README.md" or re.match("docs/|parallel", d)]
 RUN = [d for d in PAGES if blocks(d)]
-PROJECT = ("erl", "benchmarks", "parallelization_tutorials", "Makefile")
+PROJECT = ("erl", "benchmarks", "examples", "parallelization_tutorials", "Makefile")
 # Programs that only note their call. `parallelization_tutorials/postgresql.sh` has a test below.
 STANDINS = ("python", "make", "pip", "tensorboard", "optuna-dashboard", "postgresql.sh")
 STANDINS += ("sbatch", "ray", "sinfo", "slurmctld", "slurmd", "setpriv", "chown", "mkdir")
@@ -44,11 +44,12 @@ MAIN_STUDY = "HalfCheetah-v4_main_300k_steps"
 ELSEWHERE = re.compile(r"NAME|node1|@host|--cluster")
 # Smaller than the defaults, and no part of a study's name.
 SMALL = {
-    "evolve": "--nb_trials 4 --popsize 4 --nb_seeds 1 --units 5 --workers 1",
+    "evolve": "--nb_trials 4 --popsize 4 --nb_seeds 1 --finalists 2 --finalist_seeds 1 --units 5 "
+    "--workers 1",
     "test": "--nb_seeds 1 --workers 1",
     "single": "--nb_seeds 1 --workers 1",
 }
-STEPS = {"ERL-Re2": 800, "DERL": 3000, "AES-RL": 500}
+STEPS = {"ERL-Re2": 800, "DERL": 3000, "AES-RL": 2500}
 SETTINGS = {
     "PPO": {"n_steps": 60, "batch_size": 60, "n_epochs": 1},
     "SAC": {"learning_starts": 100, "batch_size": 8, "train_freq": 50},

@@ -123,7 +123,7 @@ def test_table():
     assert res.split()[:3] == ["RES_PPO", "4", "122.5"]
     p = probability_of_improvement([120, 130, 125, 100], [100, 110, 90, 105])
     low, high = improvement_interval([120, 130, 125, 100], [100, 110, 90, 105])
-    assert f"{p:.2f}" in res.split()
+    assert f"{p:.2f} [" in res
     assert f"[{low:.2f}, {high:.2f}]" in res
     assert "130" not in ppo + one
     assert one.split()[2:5] == ["1", "12,346", "-"]

@@ -12,11 +12,12 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from erl.errors import UserError
-from erl.executors.concurrent_workers import MakeBench, work
+from erl.executors.concurrent_workers import Bench, MakeBench, work
 from erl.executors.jobs import WorkerLost
 from erl.executors.lockstep import Job
 from erl.executors.ray_cluster import connect
 
+_remote: Any = ray.remote  # whose types know no groups of methods
 # Between two exchanges of counts and items.
 EXCHANGE_SECONDS = 0.25
 
@@ -32,10 +33,9 @@ class _Worker:
 
     def __init__(self, make: MakeBench, backlog: Sequence[Any], others: int) -> None:
         self._own, self._others = 0, others
-        self._items: list[Any] = []
-        self._bench = make(self._count)
-        for item in backlog:
-            self._bench.receive(item)
+        self._items: list[Any] = list(backlog)
+        self._make = make
+        self._bench: Bench | None = None
 
     def _count(self, units: int) -> int:
         self._own += units
@@ -50,8 +50,11 @@ class _Worker:
     def work(self, job: Job, items: Sequence[Any]) -> tuple[Any, int]:
         """Do a job; its result, and what was counted so far."""
         self._items += ray.get(list(items))
+        if self._bench is None:  # in the thread that will use it
+            self._bench = self._make(self._count)
         return work(self._bench, job, self._drain), self._own
 
+    @ray.method(concurrency_group="exchange")
     def exchange(self, items: Sequence[Any], others: int) -> int:
         """Take items, and what the others have counted; what was counted here."""
         self._items += ray.get(list(items))
@@ -104,7 +107,8 @@ class RayHost:
         self._counted_before += self._counts.pop(worker, 0)
         self._exchanging = {task: w for task, w in self._exchanging.items() if w != worker}
         # A replacement finds a place even where the machine is gone whose CPU was counted on.
-        actor = ray.remote(_Worker).options(num_cpus=0 if replaced else 1, max_concurrency=2)
+        options = {"num_cpus": 0 if replaced else 1, "concurrency_groups": {"exchange": 1}}
+        actor = _remote(**options)(_Worker)
         self.actors[worker] = actor.remote(self._make, list(backlog), self.counted)
         self._unsent[worker], self._counts[worker] = [], 0
 

@@ -9,15 +9,16 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from erl.cli import Sink, duration, figure
 from erl.errors import UserError
 from erl.executors.jobs import Executor
 from erl.executors.machines import default_workers
+from erl.experiments.display import Commands, Display, EvolutionLog
 from erl.experiments.flags import AgentFlags, RunFlags, plural
-from erl.experiments.trials import MakeCohort, TrialLoop, own_return
+from erl.experiments.trials import MakeCohort, Member, TrialLoop, own_return
 from erl.files import folder_name
 from erl.learners import Outputs
 from erl.lifetimes.living import Cohort
@@ -136,6 +137,7 @@ class Campaign:
         storage: str | None = None,
     ) -> None:
         self.name, self.sink = name, sink
+        self._artifacts = flags.artifacts
         self.executor = make_executor(flags)
         try:
             self.study = Study(storage or flags.storage, name, config)
@@ -155,6 +157,8 @@ class Campaign:
         progress: Progress,
         score: Score = own_return,
         pruning: Pruning | None = None,
+        commands: Commands = lambda name, trial: (),
+        log: EvolutionLog | None = None,
     ) -> bool:
         """Live trials until there is nothing left to do.
 
@@ -164,15 +168,21 @@ class Campaign:
             progress: is told what happens.
             score: what a lifetime's return contributes to its trial's fitness.
             pruning: ends trials early; by default none.
+            commands: that the notes of study and trials name.
+            log: of an evolution in TensorBoard.
 
         Returns:
             False if it was interrupted. What has ended is stored; the other trials wait for the
             next run.
         """
+        display = Display(self.study, self._artifacts, commands)
         try:
             with self.study:
                 first = True
                 while True:
+                    display.study()
+                    if log is not None:
+                        log.update()
                     trials = source.next_trials()
                     if trials or first:
                         progress.begin(trials or [])
@@ -186,6 +196,7 @@ class Campaign:
                             progress,
                             score,
                             pruning,
+                            display,
                         ).run()
                     elif trials is None:
                         if not self.study.in_doubt():
@@ -193,17 +204,21 @@ class Campaign:
                         self.sink.status(
                             "waiting to see whether the coordinators of running trials are alive"
                         )
+                    else:
+                        self.sink.status("waiting for trials that other coordinators run")
         except KeyboardInterrupt:
             return False
         finally:
             self.executor.close()
             self.sink.close()
+            if log is not None:
+                log.close()
         return True
 
 
 class GivenTrials:
     """A trial for each of some parameters: for those that have no trial yet, of any coordinator,
-    and for those whose last trial failed.
+    and for those whose last trial failed before this command.
 
     Args:
         study: of these trials.
@@ -211,6 +226,11 @@ class GivenTrials:
         space: their distributions.
         plan: from parameters to lifetimes.
         max_retries: see `Study.reclaim`.
+        at_once: how many are begun at a time, so that other coordinators have a share; by default
+            all.
+        notes: from parameters to user attributes that the trial has beside them.
+        wait: whether to wait for those that other coordinators have, and to take over what they
+            lose.
     """
 
     def __init__(
@@ -220,31 +240,52 @@ class GivenTrials:
         space: SearchSpace,
         plan: Plan,
         max_retries: int,
+        at_once: int | None = None,
+        notes: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        wait: bool = False,
     ) -> None:
         self._study, self._wanted, self._space = study, wanted, space
         self._plan, self._max_retries = plan, max_retries
-        self._begun = False
+        self._at_once, self._notes, self._wait = at_once, notes, wait
+        self._failed: set[int] | None = None  # numbers of trials that had failed before
 
     def next_trials(self) -> list[RunningTrial] | None:
         """See `TrialSource`."""
-        trials = [] if self._begun else self._begin()
-        self._begun = True
-        keys, first = {key_of(params) for params in self._wanted}, self._study.first()
-        for waiting in self._study.reclaim(self._max_retries):
+        study = self._study
+        if self._failed is None:
+            self._failed = {t.number for t in study.trials("FAIL")}
+        trials = self._begin(self._failed)
+        keys, first = {key_of(params) for params in self._wanted}, study.first()
+        for waiting in study.reclaim(self._max_retries):
             key = key_of(waiting.params)
             if key in keys and first[key] == waiting.number:
-                trial = self._study.take_up(waiting, self._plan)
+                trial = study.take_up(waiting, self._plan)
                 trials += [] if trial is None else [trial]
-        return trials or None
+        if trials or not self._wait:
+            return trials or None
+        first = study.first()
+        open_trials = {t.number: key_of(t.params) for t in study.trials("RUNNING", "WAITING")}
+        if not any(k in keys and first[k] == number for number, k in open_trials.items()):
+            return None
+        study.pause()
+        return []
 
-    def _begin(self) -> list[RunningTrial]:
-        """Begin what is missing. What failed is tried again, since the user has probably repaired
-        what was wrong.
+    def _begin(self, failed: set[int]) -> list[RunningTrial]:
+        """Begin what is missing. What had failed before is tried again, since the user has probably
+        repaired what was wrong.
         """
         study = self._study
-        begun = {key_of(t.params) for t in study.trials("COMPLETE", "RUNNING", "WAITING")}
+        begun = {
+            key_of(t.params)
+            for t in study.trials("COMPLETE", "RUNNING", "WAITING", "FAIL")
+            if t.number not in failed
+        }
         missing = [params for params in self._wanted if key_of(params) not in begun]
-        trials = [study.create(params, self._space, self._plan) for params in missing]
+        notes = self._notes or (lambda params: {})
+        trials = [
+            study.create(params, self._space, self._plan, notes(params))
+            for params in missing[: self._at_once]
+        ]
         first = study.first()
         for double in [t for t in trials if first[key_of(t.params)] != t.number]:
             # Another coordinator began it too, at the same moment.
@@ -283,6 +324,20 @@ def agent_cohort(
     )
     models = tuple(os.path.abspath(f"{flags.models}/{folder}/{name}") for name in names)
     return Cohort(tuple(specs), outputs, models, evaluate=True)
+
+
+def checkpoint_cohort(flags: RunFlags, name: str) -> MakeCohort:
+    """Cohorts of lifetimes of which nothing but checkpoints is kept, in the folder of a study."""
+
+    def make_cohort(members: Sequence[Member]) -> Cohort:
+        specs = tuple(trial.specs[index] for trial, index in members)
+        seconds = flags.checkpoint_minutes * 60
+        return Cohort(
+            specs,
+            tuple(Outputs(None, checkpoint_path(flags.runs, name, s), seconds) for s in specs),
+        )
+
+    return make_cohort
 
 
 def status_path(runs: str, study: str, spec: LifetimeSpec) -> str:

@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from erl.cli import Sink, figure
+import numpy as np
+
+from erl.cli import Sink, command
 from erl.errors import UserError
 from erl.experiments.arms import arm_lifetime, arm_names, control_names
 from erl.experiments.campaign import (
@@ -25,19 +27,20 @@ from erl.experiments.comparison_flags import (
     GeneralizationComparisonConfig,
     MultiComparisonConfig,
 )
+from erl.experiments.films import film_agents, film_commands, model_name
 from erl.experiments.flags import MAX_SEED, plural, seed_indices, study_name, thousands
 from erl.experiments.trials import Member
 from erl.files import folder_name
 from erl.learners import resolve_engine
 from erl.lifetimes.living import Cohort, check
 from erl.search.space import ER_MRL_BIAS, NO_BIAS, is_searched, make_context
-from erl.statistics import Arm, table
 from erl.studies.configuration import EvolutionStudy, TestStudy
 from erl.studies.distributions import categorical, integer
-from erl.studies.records import records
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
 from erl.studies.study import Study, stored_config
-from erl.studies.trials import RunningTrial
+from erl.studies.tables import agent_tables, lines
+from erl.studies.trials import RunningTrial, why_failed
+from erl.studies.winner import Finalist, chosen, with_interval
 from erl.worlds.arguments import Arguments, parse_arguments
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.task_sets import TASK_SETS, load_task_set, load_task_sets
@@ -50,11 +53,8 @@ __all__ = [
 ]
 
 
-def load_best(
-    flags: ComparisonFlags, sink: Sink
-) -> tuple[str, EvolutionStudy, int, dict[str, float]]:
-    """The evolved study's name, its configuration, and number and hyperparameters of its best
-    trial.
+def load_best(flags: ComparisonFlags, sink: Sink) -> tuple[str, EvolutionStudy, Finalist]:
+    """The evolved study's name, its configuration, and what it hands over: see `chosen`.
 
     Raises:
         UserError: no such study, or none of its trials succeeded.
@@ -64,10 +64,11 @@ def load_best(
     study = Study(address, _same_but_reservoirs(address, name, flags))
     name = study.name
     study.check_maximised()
-    best = study.best()
-    if best is None:
+    choice = chosen(study)
+    if choice is None:
         raise UserError(f"study {name!r} has no finished trial yet")
-    params = _numbers(name, best.params)
+    winner = choice.winner
+    params = _numbers(name, winner.params)
     evolution = study.config
     guessed = evolution is None
     if evolution is None:
@@ -85,7 +86,7 @@ def load_best(
         if not guessed and given != evolution.env_kwargs:
             raise UserError(
                 f"{name} was evolved with env_kwargs {Arguments(evolution.env_kwargs)}, and its "
-                f"test uses the same, not {given}: test_generalization.py tests others"
+                f"test uses the same, not {given}: {command('test-generalization')} tests others"
             )
         evolution = replace(evolution, env_kwargs=dict(given))
     try:
@@ -93,14 +94,14 @@ def load_best(
     except KeyError:
         raise UserError(
             f"study {name!r} did not evolve a reservoir: its parameters are "
-            f"{', '.join(best.params) or 'none'}"
+            f"{', '.join(winner.params) or 'none'}"
         ) from None
     _say_reservoirs(flags, name, evolution, guessed, sink)
-    sink.line(
-        f"{name}: best of {len(study.trials())} trials is {best.number}, fitness "
-        f"{figure(best.value)}, " + ", ".join(f"{k} {v:.6g}" for k, v in params.items())
-    )
-    return name, evolution, best.number, params
+    trials = len(study.trials())
+    values = ", ".join(f"{k} {v:.6g}" for k, v in params.items())
+    of = f"winner of {len(choice.finalists)} finalists" if choice.finalists else "best"
+    sink.line(f"{name}: {of} of {trials} trials is {winner.title}, {winner.reached}, {values}")
+    return name, evolution, replace(winner, params=params)
 
 
 def _address(flags: ComparisonFlags, name: str, sink: Sink) -> str:
@@ -209,7 +210,8 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     Raises:
         UserError: bad input; nothing has been written then.
     """
-    name, evolution, number, params = load_best(flags, sink)
+    name, evolution, winner = load_best(flags, sink)
+    params = winner.params
     where = ""
     env_id = None
     env_kwargs: dict[str, Any] = {}
@@ -220,10 +222,10 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     elif evolution.env_ids is not None:
         raise UserError(
             f"{name!r} was evolved on {', '.join(evolution.env_ids)}: test it with "
-            f"test_generalization.py"
+            f"{command('test-generalization')}"
         )
     # An evolution that went on and found better has a test of its own.
-    test_name = f"{name}_trial_{number}{where}_test_{thousands(flags.training_steps)}_steps"
+    test_name = f"{name}_{winner.slug}{where}_test_{thousands(flags.training_steps)}_steps"
     test_name += "_published" * flags.published_code
     stored = stored_config(flags.results, test_name)
     if isinstance(stored, TestStudy):  # journals were once taken for reservoirs without a bias
@@ -251,13 +253,17 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
 
     def make_cohort(members: Sequence[Member]) -> Cohort:
         specs = [trial.specs[index] for trial, index in members]
-        names = [f"{t.params['arm']}/seed_{t.params['seed']}" for t, _ in members]
+        names = [model_name(t.params) for t, _ in members]
         return agent_cohort(flags, specs, folder, names)
 
     wanted = [{"arm": arm, "seed": seed} for arm in chosen for seed in seeds]
     source = GivenTrials(study, wanted, space, plan, flags.max_retries)
     progress = ComparisonProgress(campaign, chosen, len(seeds), flags.training_steps)
-    if not campaign.run(source, make_cohort, progress):
+
+    def commands(name: str, trial: RunningTrial | None) -> list[str]:
+        return film_commands(flags, folder, trial)
+
+    if not campaign.run(source, make_cohort, progress, commands=commands):
         done = len(study.trials("COMPLETE"))
         sink.line(
             f"interrupted: {done} lifetimes are finished and stored; run the same command "
@@ -267,16 +273,20 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     complete = {_key(t) for t in study.trials("COMPLETE")}
     failed = {_key(t): t for t in study.trials("FAIL") if _key(t) not in complete}.values()
     for trial in failed:
-        reason = trial.user_attrs.get("error", {}).get("reason")
-        sink.line(f"failed: {trial.params['arm']} seed {trial.params['seed']}: {reason}")
+        arm, seed = trial.params["arm"], trial.params["seed"]
+        sink.line(f"failed: {arm} seed {seed}: {why_failed(trial)}")
     elsewhere = len(study.trials("RUNNING"))
     if elsewhere:
         sink.line(
             f"{plural(elsewhere, 'lifetime')} of this test {'is' if elsewhere == 1 else 'are'} "
             f"running in other processes and not in the tables"
         )
-    report(study, arms, evolution.ep_eval, sink)
+    report(study, sink)
+    if env_id is None:
+        _say_winner(study, arms[1], winner, evolution, flags.training_steps, sink)
     say_where(campaign, flags, shown(flags.results), folder)
+    if flags.video:
+        film_agents(study, flags, folder, sink)
     return 1 if failed else 0
 
 
@@ -316,27 +326,42 @@ def _key(trial: Any) -> tuple[str, int]:
     return trial.params["arm"], trial.params["seed"]
 
 
-def report(study: Study, arms: Sequence[str], ep_eval: int, sink: Sink) -> None:
+def report(study: Study, sink: Sink) -> None:
     """Print the tables of a test: what training reached, and what the final policies reach."""
-    frame = records(study.address, study.name)
-    frame = frame[frame.state == "COMPLETE"] if len(frame) else frame
-    if not len(frame):
-        sink.line("no lifetime has finished yet")
-        return
-    for column, title in (
-        ("training_return", f"return of the last {ep_eval} training episodes"),
-        ("final_return", f"return of the final policy, deterministic, {ep_eval} fresh episodes"),
-    ):
-        rows = []
-        for arm in arms:
-            part = frame[frame.arm == arm].drop_duplicates("seed").sort_values("seed")
-            if len(part):
-                speed = float(part.steps.sum() / part.seconds.sum())
-                rows.append(Arm(arm, tuple(part[column].astype(float)), speed))
-        sink.line("")
-        sink.line(f"{title}, {int(frame.steps.max()):,} steps")
-        sink.line(table(rows))
-    sink.line("")
+    tables = agent_tables(study)
+    for line in lines(tables) if tables else ["no lifetime has finished yet"]:
+        sink.line(line)
+
+
+def _say_winner(
+    study: Study, arm: str, winner: Finalist, evolution: EvolutionStudy, steps: int, sink: Sink
+) -> None:
+    """Say what the evolved agent reached: when proposed, lived again, and on the seeds of the test.
+
+    Args:
+        study: of the test.
+        arm: the agent with the settings that it was evolved with.
+        winner: what the evolution handed over.
+        evolution: its configuration.
+        steps: of a lifetime of the test.
+        sink: where the line goes.
+    """
+    records = {
+        t.params["seed"]: study.lifetimes(t)[0]
+        for t in study.trials("COMPLETE")
+        if t.params["arm"] == arm
+    }
+    if evolution.fitness == "training":
+        scores = [r.training_return for _, r in sorted(records.items())]
+    else:
+        scores = [float(np.mean(r.final_returns)) for _, r in sorted(records.items())]
+    known = [s for s in scores if s is not None]
+    if known:
+        longer = "" if steps == evolution.training_steps else f", after {steps:,} steps"
+        sink.line(
+            f"evolved:  {winner.title} as {arm}, {winner.reached}; {with_interval(known)} on test "
+            f"seeds ({plural(len(known), 'seed')}{longer})"
+        )
 
 
 class ComparisonProgress(Progress):

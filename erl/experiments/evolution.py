@@ -7,25 +7,26 @@ differ in their hyperparameters only.
 """
 
 import os
-import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
-from functools import partial
 from typing import Any
 
-from erl.cli import Sink, figure
+from erl.cli import Sink, command, figure
 from erl.errors import UserError
-from erl.experiments.campaign import Campaign, Progress, checkpoint_path
+from erl.experiments.campaign import Campaign, Progress, checkpoint_cohort
+from erl.experiments.display import EvolutionLog
 from erl.experiments.evolution_flags import (
     EvolutionConfig,
     EvolutionFlags,
     GeneralizationConfig,
     MultiEvolutionConfig,
 )
+from erl.experiments.finals import finalists_of, live_finals
 from erl.experiments.flags import number, plural, read_settings, study_name
-from erl.experiments.trials import Member
-from erl.learners import Outputs, canonical_name, resolve_engine
-from erl.lifetimes.living import Cohort, check
+from erl.experiments.luck import Luck
+from erl.files import folder_name
+from erl.learners import canonical_name, resolve_engine
+from erl.lifetimes.living import check
 from erl.lifetimes.record import POINTS
 from erl.search.choices import SAMPLERS
 from erl.search.pruning import Pruning, check_pruner
@@ -38,22 +39,35 @@ from erl.search.space import (
     parse_evolve,
     search_space,
 )
-from erl.statistics import normalised_score
 from erl.studies.configuration import EvolutionStudy
 from erl.studies.distributions import SearchSpace, distributions
 from erl.studies.storage import DEFAULT_STORAGE, shown
 from erl.studies.study import Study, stored_config
 from erl.studies.trials import Plan, RunningTrial
-from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
+from erl.studies.winner import Choice, chosen, store_choice
+from erl.worlds.specification import LearnerSpec, LifetimeSpec, Phase, Seeds
 from erl.worlds.task_sets import load_task_set
 from erl.worlds.tasks import Task
 
 __all__ = ["EvolutionConfig", "GeneralizationConfig", "MultiEvolutionConfig", "evolve"]
 
 
-def lifetimes(config: EvolutionStudy, params: dict[str, float]) -> list[LifetimeSpec]:
-    """The lifetimes of a trial: one for each environment and seed."""
+def lifetimes(
+    config: EvolutionStudy,
+    params: dict[str, float],
+    phase: Phase = "evolution",
+    seeds: Iterable[int] | None = None,
+) -> list[LifetimeSpec]:
+    """The lifetimes of a trial: one for each environment and seed.
+
+    Args:
+        config: of the evolution.
+        params: the trial's.
+        phase: whose seeds they have.
+        seeds: their indices; by default those of the evolution.
+    """
     learner = LearnerSpec(config.learner, learner_settings(config, params), config.engine)
+    indices = tuple(range(config.nb_seeds) if seeds is None else seeds)
     return [
         LifetimeSpec(
             task=Task(env_id, config.del_obs, kwargs=config.env_kwargs),
@@ -61,23 +75,14 @@ def lifetimes(config: EvolutionStudy, params: dict[str, float]) -> list[Lifetime
             steps=config.training_steps,
             seeds=Seeds.published(i)
             if config.published_code
-            else Seeds.derive(config.seed, "evolution", i),
+            else Seeds.derive(config.seed, phase, i),
             context=make_context(config, params),
             ep_eval=config.ep_eval,
             fitness=config.fitness,
         )
         for env_id in config.environments
-        for i in range(config.nb_seeds)
+        for i in indices
     ]
-
-
-def score(config: EvolutionStudy, spec: LifetimeSpec, value: float) -> float:
-    """What a lifetime's return contributes to its trial's: itself, on a set of environments on the
-    scale from random to target return.
-    """
-    if config.references is None:
-        return value
-    return float(normalised_score(value, *config.references[spec.task.env_id]))
 
 
 def study_config(flags: EvolutionFlags, sink: Sink) -> EvolutionStudy:
@@ -184,6 +189,8 @@ class Generations:
         popsize: trials of a generation.
         nb_trials: in all.
         max_retries: see `Study.reclaim`.
+        wait: whether to wait for trials that other coordinators run, and to take over what they
+            lose.
     """
 
     def __init__(
@@ -195,10 +202,11 @@ class Generations:
         popsize: int,
         nb_trials: int,
         max_retries: int,
+        wait: bool = False,
     ) -> None:
         self._study, self._sampler, self._space, self._plan = study, sampler, space, plan
         self._popsize, self._nb_trials, self._max_retries = popsize, nb_trials, max_retries
-        self._first = True
+        self._first, self._wait = True, wait
 
     def next_trials(self) -> list[RunningTrial] | None:
         """See `TrialSource`."""
@@ -220,6 +228,9 @@ class Generations:
         new = -begun % self._popsize or (0 if waiting else self._popsize)
         new = min(new, max(0, self._nb_trials - begun))
         if not (waiting or new):
+            if self._wait and any(t.number < limit for t in study.trials("RUNNING")):
+                study.pause()
+                return []
             return None
         resumed = [study.take_up(t, self._plan, self._sampler, self._space) for t in waiting]
         trials = [t for t in resumed if t is not None]
@@ -240,7 +251,9 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     """
     config = study_config(flags, sink)
     space = distributions(search_space(config))
-    name = study_name(flags.subject(), flags.h_test, flags.training_steps)
+    name = flags.study or study_name(flags.subject(), flags.h_test, flags.training_steps)
+    if flags.study is not None:
+        Study(flags.storage, name)  # it exists
     config = continued(flags, name, config, space)
     check_lifetimes(config)
     campaign = Campaign(flags, name, config, sink)
@@ -260,18 +273,18 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     def plan(params: dict[str, Any]) -> list[LifetimeSpec]:
         return lifetimes(config, params)
 
-    def make_cohort(members: Sequence[Member]) -> Cohort:
-        specs = tuple(trial.specs[index] for trial, index in members)
-        seconds = flags.checkpoint_minutes * 60
-        return Cohort(
-            specs,
-            tuple(Outputs(None, checkpoint_path(flags.runs, name, s), seconds) for s in specs),
-        )
-
     progress = EvolutionProgress(study, config, flags.nb_trials, sink)
-    source = Generations(study, sampler, space, plan, popsize, flags.nb_trials, flags.max_retries)
+    finals = flags.finalists > 0 and not config.published_code
+    retries = flags.max_retries
+    source = Generations(study, sampler, space, plan, popsize, flags.nb_trials, retries, finals)
     pruning = None if config.pruner == "none" else Pruning(config.pruner, popsize)
-    if not campaign.run(source, make_cohort, progress, partial(score, config), pruning):
+    make_cohort = checkpoint_cohort(flags, name)
+
+    def commands(name: str, trial: RunningTrial | None) -> list[str]:
+        return [test_command(config, name, flags)] if trial is None else []
+
+    log = EvolutionLog(study, f"{flags.logs}/{folder_name(name)}/evolution")
+    if not campaign.run(source, make_cohort, progress, config.score, pruning, commands, log):
         sink.line(
             f"interrupted: {study.finished()} of {flags.nb_trials} trials are finished and "
             f"stored in {shown(flags.storage)}; "
@@ -281,39 +294,64 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
         return 130
     # Asked first: what ends meanwhile is then among the finished.
     elsewhere = len(study.trials("RUNNING"))
-    best = _say_best(study, sink)
+    if not finals:
+        store_choice(study, None)
+    elif not elsewhere and not _finals(flags, study, config, space, sampler, sink):
+        _say_best(study, sink)
+        return 130
+    progress.say_luck()
+    choice = _say_best(study, sink)
     if elsewhere:
         sink.line(
             f"{plural(elsewhere, 'trial')} of this study {'is' if elsewhere == 1 else 'are'} "
             f"running in other processes"
         )
-    if best is None:
+    if choice is None:
         if elsewhere:
             return 0
-        sink.line(
-            f"no trial succeeded: "
-            f"{progress.last_error or 'python -m erl.studies show lists the reasons'}"
-        )
+        reasons = f"{command('studies', 'show', '--study', name)} lists the reasons"
+        sink.line(f"no trial succeeded: {progress.last_error or reasons}")
         return 1
-    sink.line(f"test them:       {test_command(config, name, flags)}")
+    test = test_command(config, study.name_now(), flags)
+    sink.line(f"test them:       {test}")
+    if choice.finalists:
+        study.note([test], f"{choice.winner.title}, {choice.winner.reached}")
     return 0
+
+
+def _finals(
+    flags: EvolutionFlags,
+    study: Study,
+    config: EvolutionStudy,
+    space: SearchSpace,
+    sampler: Any,
+    sink: Sink,
+) -> bool:
+    """Live the finals, if there is something to choose from; False if they were interrupted."""
+    finalists = finalists_of(study, config, space, sampler, flags.finalists)
+    if len(finalists) < 2:
+        return True
+
+    def lives_of(params: dict[str, Any], seed: int) -> list[LifetimeSpec]:
+        return lifetimes(config, params, "finals", [seed])
+
+    return live_finals(flags, study, config, finalists, lives_of, sink)
 
 
 def test_command(config: EvolutionStudy, name: str, flags: EvolutionFlags) -> str:
     """The command that tests what was evolved."""
-    script = "test.py" if config.nb_res is None else "test_multi_res.py"
+    kind = "test" if config.nb_res is None else "test-multi"
     if config.env_ids is not None:
-        script = "test_generalization.py"
-    steps = str(config.training_steps)
-    command = ["python", script, "--study", name, "--training_steps", steps]
+        kind = "test-generalization"
+    words = ["--study", name, "--training_steps", str(config.training_steps)]
     if config.env_ids is not None:
         seen = {e.rpartition("-v")[0] for e in config.env_ids}
         known = load_task_set("forward_mujoco").env_ids
         unseen = [e for e in known if e.rpartition("-v")[0] not in seen]
-        command += ["--env_id", unseen[0] if unseen else "Humanoid-v4"]
+        words += ["--env_id", unseen[0] if unseen else "Humanoid-v4"]
     if flags.storage != DEFAULT_STORAGE:
-        command += ["--storage", shown(flags.storage)]
-    return shlex.join(command)
+        words += ["--storage", shown(flags.storage)]
+    return command(kind, *words)
 
 
 def _say_what(campaign: Campaign, config: EvolutionStudy, space: SearchSpace, storage: str) -> None:
@@ -331,21 +369,28 @@ def _say_what(campaign: Campaign, config: EvolutionStudy, space: SearchSpace, st
         )
 
 
-def _say_best(study: Study, sink: Sink) -> Any:
-    best = study.best()
-    if best is not None:
-        params = ", ".join(f"{k} {number(v)}" for k, v in best.params.items())
-        sink.line(
-            f"best trial:      {best.number} of {len(study.trials())}, fitness {figure(best.value)}"
-        )
-        sink.line(f"hyperparameters: {params}")
-        where = shown(study.address)
-        path = where.removeprefix("sqlite:///").partition("?")[0]
-        sink.line(
-            f"study database:  {where}"
-            + (f" ({os.path.abspath(path)})" if where.startswith("sqlite") else "")
-        )
-    return best
+def _say_best(study: Study, sink: Sink) -> Choice | None:
+    """Say what was found, and where it is stored."""
+    best, choice = study.best(), chosen(study)
+    if best is None or choice is None:
+        return None
+    trials = len(study.trials())
+    sink.line(f"best trial:      {best.number} of {trials}, fitness {figure(best.value)}")
+    winner = choice.winner
+    if choice.finalists:
+        sink.line(f"winner:          {winner.title}, {winner.reached}")
+        ended = len(study.trials("COMPLETE", "PRUNED", "FAIL"))
+        if ended > choice.ended:
+            sink.line(f"                 chosen when {choice.ended} of {ended} trials had ended")
+    params = ", ".join(f"{k} {number(v)}" for k, v in winner.params.items())
+    sink.line(f"hyperparameters: {params}")
+    where = shown(study.address)
+    path = where.removeprefix("sqlite:///").partition("?")[0]
+    sink.line(
+        f"study database:  {where}"
+        + (f" ({os.path.abspath(path)})" if where.startswith("sqlite") else "")
+    )
+    return choice
 
 
 class EvolutionProgress(Progress):
@@ -362,6 +407,8 @@ class EvolutionProgress(Progress):
         self._best = None if best is None else (float(best.value or 0.0), best.number)
         self._generation: Any = 0
         self._running = 0
+        self._luck = Luck(study, config)
+        self._hinted = False
 
     def begin(self, trials: Sequence[RunningTrial]) -> None:
         """A generation begins."""
@@ -369,6 +416,10 @@ class EvolutionProgress(Progress):
         if trials:
             self._running = len(trials)
             self._generation = trials[0].attrs.get("generation", 0)
+            self._luck.look()
+            if self._luck.hint is not None and not self._hinted:
+                self._hinted = True
+                self.sink.line(f"luck: {self._luck.line}")
             self.tick(0)
 
     def end(self, trial: RunningTrial, value: float | None) -> None:
@@ -381,6 +432,12 @@ class EvolutionProgress(Progress):
         elif self._best is None or value > self._best[0]:
             self._best = (value, trial.number)
         super().end(trial, value)
+
+    def say_luck(self) -> None:
+        """Say how much of the fitness is luck."""
+        self._luck.look()
+        if self._luck.line is not None:
+            self.sink.line(f"luck:            {self._luck.line}")
 
     def trial_line(self, trial: RunningTrial, value: float | None) -> str:
         """See `Progress`."""
@@ -400,7 +457,8 @@ class EvolutionProgress(Progress):
     def status_line(self, steps: int, speed: float, left: str) -> str:
         """See `Progress`."""
         best = "-" if self._best is None else f"{figure(self._best[0])} (trial {self._best[1]})"
+        luck = "" if self._luck.share is None else f"luck {self._luck.share:.0%}  "
         return (
             f"generation {self._generation}  trials {self.done}/{self._nb_trials} "
-            f"({self._running} running)  best {best}  {speed:,.0f} steps/s  {left} left"
+            f"({self._running} running)  best {best}  {luck}{speed:,.0f} steps/s  {left} left"
         )

@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from erl.cli import option
+from erl.cli import command, option
 from erl.errors import UserError
 from erl.experiments.flags import (
+    MAX_SEED,
     RunFlags,
     check_count,
     check_name,
@@ -41,6 +42,9 @@ class EvolutionFlags(RunFlags):
     """Flags that every evolution takes. Defaults are ER-MRL's."""
 
     h_test: str = option("main", "name of the experiment, part of the study's name")
+    study: str | None = option(
+        None, "name of a study to go on with, in place of the flags that make up its name"
+    )
     training_steps: int = option(
         300_000, "environment steps of one lifetime", "--training_timesteps", "--training-timesteps"
     )
@@ -56,6 +60,12 @@ class EvolutionFlags(RunFlags):
     env_kwargs: str | None = env_kwargs_option("; a set's environments are given the same")
     nb_seeds: int = option(3, "lifetimes of one trial; each draws its own reservoir")
     ep_eval: int = option(10, "episodes over which a fitness is averaged")
+    finalists: int = option(
+        5,
+        "best trials that are lived again, with the mean of the search, to choose the winner; 0 "
+        "takes the highest fitness",
+    )
+    finalist_seeds: int = option(5, "fresh seeds on which each finalist is lived")
     units: int = option(100, "neurons of one reservoir")
     skip_c: bool = option(
         False, "the policy also sees the observation, the last action and the last reward"
@@ -87,8 +97,7 @@ class EvolutionFlags(RunFlags):
     reset_res: bool = option(True, "the state of a reservoir is zero at the start of each episode")
     fitness: str = option(
         "training",
-        "fitness: mean return of the last training episodes, or of fresh episodes of the final "
-        "policy",
+        "mean return of the last training episodes, or of fresh episodes of the final policy",
         choices=FITNESSES,
     )
     learner: str = option(
@@ -100,8 +109,8 @@ class EvolutionFlags(RunFlags):
     )
     engine: str = option(
         "auto",
-        "code that trains: cohort (agents side by side), sb3 (one at a time), auto (cohort where "
-        "there is one)",
+        "code that trains: agents side by side (cohort), one at a time (sb3), or side by side "
+        "where that is possible (auto)",
         choices=ENGINES,
     )
     seed: int = option(0, "root of all seeds")
@@ -126,12 +135,22 @@ class EvolutionFlags(RunFlags):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name(self.h_test)
-        for name in ("training_steps", "nb_trials", "nb_seeds", "ep_eval", "units"):
+        for name in (
+            "training_steps",
+            "nb_trials",
+            "nb_seeds",
+            "ep_eval",
+            "units",
+            "finalist_seeds",
+        ):
             check_count(name, getattr(self, name))
         for name in ("popsize", "obs_units"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
+        check_number("finalists", self.finalists)
         check_seeds(self.seed, self.nb_seeds)
+        if self.finalist_seeds > MAX_SEED:
+            raise UserError(f"--finalist_seeds is at most {MAX_SEED}, not {self.finalist_seeds}")
         if self.popsize is not None and self.popsize < 2:
             raise UserError(f"--popsize must be at least 2, not {self.popsize}")
         self._check_reservoirs()
@@ -202,8 +221,8 @@ class EvolutionConfig(EvolutionFlags):
         super().__post_init__()
         if self.nb_res not in (0, 1):
             raise UserError(
-                f"--nb_res must be 1 or 0 here, not {self.nb_res}: evolve_multi_res.py evolves "
-                f"several"
+                f"--nb_res must be 1 or 0 here, not {self.nb_res}; this evolves several: "
+                f"{command('evolve-multi')}"
             )
 
     def subject(self) -> str:

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from erl.cli import option
 from erl.errors import UserError
@@ -20,10 +20,47 @@ from erl.studies import DEFAULT_STORAGE
 
 MAX_SEED = 10**6
 
+# Sections of the help: title -> flags, whichever of them a command has.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "task": (
+        *("env_id", "env_type", "HP_env_type", "env_ids", "sets", "env_kwargs", "del_obs"),
+        *("study", "h_test", "steps", "training_steps", "HP_training_steps", "nb_seeds", "seeds"),
+        *("seed", "ep_eval", "arms", "controls", "allow_seen", "published_code"),
+    ),
+    "reservoirs": (
+        *("nb_res", "units", "obs_units", "skip_c", "feed_action", "reset_res"),
+        *("fixed_iss", "bias", "bias_connectivity"),
+    ),
+    "search": (
+        *("nb_trials", "sampler", "popsize", "fitness", "evolve", "min_sr", "max_sr", "min_lr"),
+        *("max_lr", "min_iss", "max_iss", "pruner", "restarts", "use_pruned", "warm_start"),
+        *("finalists", "finalist_seeds"),
+    ),
+    "learner": ("learner", "learner_config", "set", "engine"),
+    "CEM-RL and AES-RL": (
+        *("actor_workers", "critic_workers", "parallel_critic", "mean_update"),
+        *("mean_update_param", "var_update", "fixed_var_n", "rl_ratio", "mean_evaluations"),
+        *("actor_executor", "ray_address", "ray_port", "redis_password"),
+    ),
+    "where it runs": ("workers", "cluster", "max_retries", "checkpoint_minutes", "dry_run"),
+    "storage": (
+        "storage",
+        "results_storage",
+        "runs",
+        "logs",
+        "models",
+        "artifacts",
+        "video",
+        "track",
+    ),
+}
+
 
 @dataclass(frozen=True)
 class RunFlags:
     """Flags that every script takes: where its study is stored, and how it is computed."""
+
+    GROUPS: ClassVar[dict[str, tuple[str, ...]]] = GROUPS
 
     storage: str = option(DEFAULT_STORAGE, "study database: any Optuna address, or a journal file")
     workers: int | None = option(
@@ -42,6 +79,10 @@ class RunFlags:
         5.0, "minutes between checkpoints of running lifetimes, for learners that write them"
     )
     runs: str = option("runs", "folder of checkpoints")
+    logs: str = option("logs", "folder of TensorBoard logs")
+    artifacts: bool = option(
+        True, "attach curve and model of each trial to it, in a folder beside the database"
+    )
     published_code: bool = option(
         False, "behave like ER-MRL's published code: no action in the reservoir, seeds 0, 1, 2, …"
     )
@@ -59,6 +100,7 @@ class RunFlags:
                 f"{self.checkpoint_minutes}"
             )
         check_folder("runs", self.runs)
+        check_folder("logs", self.logs)
 
     def subject(self) -> str:
         """What the study's name begins with."""
@@ -78,12 +120,13 @@ def env_kwargs_option(where: str = "") -> Any:
 class AgentFlags(RunFlags):
     """Flags of scripts whose trained agents are kept."""
 
-    logs: str = option("logs", "folder of TensorBoard logs")
     models: str = option("models", "folder of trained models")
+    video: bool = option(
+        False, "at the end, film the agent of each kind whose training return is the middle one"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_folder("logs", self.logs)
         check_folder("models", self.models)
 
 

@@ -8,10 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from erl.cli import Sink
 from erl.errors import UserError
+from erl.executors.machines import default_workers
 from erl.experiments.campaign import (
     Campaign,
     GivenTrials,
@@ -21,31 +20,39 @@ from erl.experiments.campaign import (
     say_where,
     status_path,
 )
+from erl.experiments.films import film_agents, film_commands, model_name
 from erl.experiments.flags import MAX_SEED, plural, read_settings, study_name
 from erl.experiments.single_flags import SingleConfig
 from erl.experiments.trials import Member
 from erl.files import folder_name, parse_yaml
-from erl.learners import canonical_name, published_settings, resolve_engine
+from erl.learners import canonical_name, cores, published_settings, resolve_engine
 from erl.lifetimes.living import Cohort, check
-from erl.lifetimes.record import LifetimeRecord
-from erl.statistics import Arm, table
 from erl.studies.configuration import SingleStudy
 from erl.studies.distributions import integer
 from erl.studies.storage import shown
 from erl.studies.study import Study, stored_config
-from erl.studies.trials import RunningTrial
+from erl.studies.tables import agent_tables, lines
+from erl.studies.trials import RunningTrial, why_failed
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
 
 
 def parse_settings(text: str | None) -> dict[str, Any]:
     """Settings as `--set` spells them: `NAME=VALUE,NAME=VALUE`, values as in YAML; commas in
-    brackets and quotes belong to a value.
+    brackets and quotes belong to a value. A mapping in YAML or JSON, `{NAME: VALUE}`, means the
+    same.
 
     Raises:
         UserError: something has no name or two values, or a value cannot be read.
     """
     settings: dict[str, Any] = {}
+    if (text or "").lstrip().startswith("{"):
+        try:
+            settings = parse_yaml(text or "")
+            json.dumps(settings)
+        except (TypeError, ValueError) as e:
+            raise UserError(f"--set does not understand {text!r}: {e}") from e
+        return settings
     for part in _parts(text or ""):
         name, equals, value = (word.strip() for word in part.partition("="))
         if not equals or not name.isidentifier():
@@ -138,12 +145,17 @@ def run(flags: SingleConfig, sink: Sink) -> int:
     """
     indices = flags.indices()
     config = study_config(flags, sink)
-    name = study_name(flags.subject(), flags.h_test, flags.steps)
+    name = flags.study or study_name(flags.subject(), flags.h_test, flags.steps)
+    if flags.study is not None:
+        Study(flags.storage, name)  # it exists
     folder = folder_name(name)
     stored = stored_config(flags.storage, name)
     if isinstance(stored, SingleStudy) and flags.engine == "auto":
         config = replace(config, engine=stored.engine)
-    check(lifetime(config, indices[0]))
+    first = lifetime(config, indices[0])
+    check(first)
+    if flags.workers is None and flags.cluster is None and (taken := cores(first)) > 1:
+        flags = replace(flags, workers=max(1, default_workers() // taken))
     campaign = Campaign(flags, name, config, sink)
     study = campaign.study
 
@@ -152,64 +164,35 @@ def run(flags: SingleConfig, sink: Sink) -> int:
 
     def make_cohort(members: Sequence[Member]) -> Cohort:
         specs = [trial.specs[index] for trial, index in members]
-        names = [f"seed_{trial.params['seed']}" for trial, _ in members]
+        names = [model_name(trial.params) for trial, _ in members]
         return agent_cohort(flags, specs, folder, names, status=True)
 
     wanted = [{"seed": seed} for seed in indices]
     source = GivenTrials(study, wanted, {"seed": integer(0, MAX_SEED)}, plan, flags.max_retries)
-    if not campaign.run(source, make_cohort, TrainingProgress(campaign, flags, len(indices))):
+
+    def commands(name: str, trial: RunningTrial | None) -> list[str]:
+        return film_commands(flags, folder, trial)
+
+    progress = TrainingProgress(campaign, flags, len(indices))
+    if not campaign.run(source, make_cohort, progress, commands=commands):
         sink.line("interrupted: run the same command again to continue from the last checkpoints")
         return 130
     complete = {t.params["seed"] for t in study.trials("COMPLETE")}
     failed = {t.params["seed"]: t for t in study.trials("FAIL") if t.params["seed"] not in complete}
     for seed, trial in failed.items():
-        sink.line(f"failed: seed {seed}: {trial.user_attrs.get('error', {}).get('reason')}")
+        sink.line(f"failed: seed {seed}: {why_failed(trial)}")
     elsewhere = [seed for seed in indices if seed not in complete | failed.keys()]
     if elsewhere:
         sink.line(
             f"another process trains seed{'s' * (len(elsewhere) > 1)} "
             f"{', '.join(map(str, elsewhere))}: run the same command later to see the results"
         )
-    report(study, config.learner, sink)
+    for line in lines(agent_tables(study)):
+        sink.line(line)
     say_where(campaign, flags, shown(flags.storage), folder)
+    if flags.video:
+        film_agents(study, flags, folder, sink)
     return 1 if failed else 0
-
-
-def report(study: Study, learner: str, sink: Sink) -> None:
-    """Print what training and the final policies reached; agents that a learner tells apart have a
-    line each.
-    """
-    finished = {t.params["seed"]: study.lifetimes(t)[0] for t in study.trials("COMPLETE")}
-    records = [finished[seed] for seed in sorted(finished)]
-    if not records:
-        return
-    ep_eval = records[0].spec.ep_eval
-    speed = sum(r.steps for r in records) / max(1e-9, sum(r.seconds for r in records))
-    returns = [r.training_return for r in records]
-    arms = {
-        f"return of the last {ep_eval} training episodes": {
-            learner: [x for x in returns if x is not None]
-        },
-        f"return of the final policy, deterministic, {ep_eval} fresh episodes": _final(
-            records, learner
-        ),
-    }
-    for title, rows in arms.items():
-        sink.line("")
-        sink.line(title)
-        sink.line(
-            table([Arm(name, tuple(values), speed) for name, values in rows.items() if values])
-        )
-    sink.line("")
-
-
-def _final(records: Sequence[LifetimeRecord], learner: str) -> dict[str, list[float]]:
-    """Mean final returns of each lifetime: of the policy handed over, and of those beside it."""
-    rows = {learner: [float(np.mean(r.final_returns)) for r in records if r.final_returns]}
-    for record in records:
-        for name, returns in ((record.inner or {}).get("final_returns") or {}).items():
-            rows.setdefault(f"{learner} ({name})", []).append(float(np.mean(returns)))
-    return rows
 
 
 class TrainingProgress(Progress):

@@ -50,6 +50,9 @@ class SingleConfig(AgentFlags):
         "--max_timestep",
     )
     h_test: str = option("single", "name of the experiment, part of the study's name")
+    study: str | None = option(
+        None, "name of a study to go on with, in place of the flags that make up its name"
+    )
     nb_seeds: int = option(
         1, "lifetimes, each with its own seeds; in a SLURM array the index is the seed"
     )
@@ -64,8 +67,8 @@ class SingleConfig(AgentFlags):
     set: str | None = option(None, "settings of the learner, NAME=VALUE,…; they override the file")
     engine: str = option(
         "auto",
-        "code that trains: cohort (agents side by side), sb3 (one at a time), auto (cohort where "
-        "there is one)",
+        "code that trains: agents side by side (cohort), one at a time (sb3), or side by side "
+        "where that is possible (auto)",
         choices=ENGINES,
     )
     del_obs: bool = option(

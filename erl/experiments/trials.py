@@ -14,6 +14,7 @@ import numpy as np
 
 from erl.errors import describe
 from erl.executors.jobs import Executor, Result, Rows
+from erl.experiments.display import Display
 from erl.learners import get_learner
 from erl.learners.core.checkpoints import remove_checkpoint
 from erl.lifetimes.living import COLUMNS, Cohort
@@ -94,6 +95,7 @@ class TrialLoop:
         listener: is told what happens.
         score: what a lifetime's return contributes to its trial's fitness, their mean.
         pruning: ends trials early; by default none.
+        display: writes notes and files of trials; by default there are none.
     """
 
     def __init__(
@@ -105,11 +107,13 @@ class TrialLoop:
         listener: Listener,
         score: Score = own_return,
         pruning: Pruning | None = None,
+        display: Display | None = None,
     ) -> None:
         self._study, self._executor, self._make_cohort = study, executor, make_cohort
         self._listener, self._score, self._pruning = listener, score, pruning
         self._open = {t.trial_id: t for t in trials}
-        self._writer = Writer()
+        self._writer, self._display = Writer(), display
+        self._models: dict[int, dict[int, str]] = {}  # trial -> lifetime -> its saved model
         self._groups: list[list[Member]] = []
         self._cohorts: list[Cohort] = []
         self._rows: dict[int, dict[int, int]] = {}  # trial -> lifetime -> its row of the board
@@ -168,6 +172,9 @@ class TrialLoop:
             if result.error is None:
                 record = result.value[k]
                 trial.add(index, record)
+                model = next(iter(self._cohorts[result.index].models[k : k + 1]), None)
+                if model is not None and record.error is None:
+                    self._models.setdefault(trial.trial_id, {})[index] = model
                 # A lifetime that failed may be repaired and continued: it keeps its checkpoint.
                 then = (
                     partial(_remove_checkpoint, self._cohorts[result.index], k)
@@ -185,11 +192,13 @@ class TrialLoop:
     def _compare(
         self, trial: RunningTrial, reports: Mapping[int, np.ndarray] = MappingProxyType({})
     ) -> None:
-        """Compare a trial at points that all its lifetimes have passed; it may be pruned."""
-        if trial.pruner is None or trial.pruned is not None:
+        """Report what a trial has reached at points that all its lifetimes have passed, and compare
+        it: it may be pruned.
+        """
+        if trial.pruned is not None:
             return
         values = values_at_points(trial.specs, trial.records, reports, self._score)
-        found = trial.pruner.compare(values)
+        found = trial.reporter.compare(values)
         trial.pruned = found.pruned
         if found.values or found.notes or found.pruned is not None:
             self._writer.write(None, self._study.store_comparison, trial.trial_id, found)
@@ -209,6 +218,9 @@ class TrialLoop:
             self._study.let_go(trial.trial_id)
             self._listener.end(trial, value)
 
+        if self._display is not None:
+            models = self._models.pop(trial.trial_id, {})
+            self._writer.write(None, self._display.trial, trial, state, value, models)
         end = (trial.trial_id, state, value, trial.error)
         self._writer.write(stored, self._study.store_end, *end)
 
@@ -231,7 +243,7 @@ def _set_pruners(
     for trial in trials:
         mine = generation(trial.number, trial.attrs)
         earlier = [t for t in finished if generation(t.number, t.user_attrs) < mine]
-        trial.pruner = TrialPruner(pruning.pruner, study.name, trial.number, earlier, values)
+        trial.reporter = TrialPruner(pruning.pruner, study.name, trial.number, earlier, values)
 
 
 def _remove_checkpoint(cohort: Cohort, k: int) -> None:

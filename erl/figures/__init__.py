@@ -5,6 +5,14 @@ What a figure shows is computed here or in `erl.statistics`, and tested on its d
 trains an agent or writes to a study. Scripts load this room only when they are asked for figures.
 """
 
-from erl.figures.style import attempt, caption_of, save
+from importlib import import_module
+from typing import Any
 
 __all__ = ["attempt", "caption_of", "save"]
+
+
+def __getattr__(name: str) -> Any:
+    """What notebooks import, loaded when it is asked for: flags of figures need no Matplotlib."""
+    if name in __all__:
+        return getattr(import_module("erl.figures.style"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

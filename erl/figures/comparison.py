@@ -4,10 +4,8 @@ with Holm's correction, generalisation.
 All functions take lifetimes of a test, a row each (`erl.study.records`, with the column `arm`).
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +24,7 @@ from erl.statistics import (
     probability_of_improvement,
     profile_band,
 )
+from erl.studies.tables import to_latex, to_markdown
 
 ALPHA = 0.05
 
@@ -158,7 +157,7 @@ def performance_profiles(
     axes.set_xlabel(f"τ, {RETURNS.get(column, column)}")
     axes.set_ylabel("share of seeds above τ")
     axes.set_ylim(-0.02, 1.02)
-    axes.legend(loc="best")
+    figure.legend(loc="outside upper center", ncols=3)
     return caption(
         figure,
         f"Performance profiles over {seeds_of(frame)}, with pointwise 95 % bootstrap bands: a "
@@ -311,66 +310,6 @@ def _steps(steps: pd.Series) -> str:
     middle = float(np.quantile(steps, 0.5, method="higher"))
     reached = f"{int(np.isfinite(steps).sum())}/{len(steps)}"
     return f"{middle:,.0f} ({reached})" if np.isfinite(middle) else f"- ({reached})"
-
-
-def to_markdown(table: pd.DataFrame) -> str:
-    """A table in GitHub's Markdown, numbers to the right."""
-    cells = [[str(c).replace("|", "\\|") for c in table.columns]]
-    cells += [[str(v).replace("|", "\\|") for v in row] for row in table.itertuples(index=False)]
-    head, *body = ["| " + " | ".join(row) + " |" for row in cells]
-    rule = "|" + "|".join(["---", *["---:"] * (len(table.columns) - 1)]) + "|"
-    return "\n".join([head, rule, *body]) + "\n"
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    ">": r"$>$",
-    "<": r"$<$",
-    "²": r"$^2$",
-}
-
-
-def _escaped(value: Any) -> str:
-    return re.sub("|".join(map(re.escape, _LATEX)), lambda m: _LATEX[m.group()], str(value))
-
-
-def to_latex(table: pd.DataFrame, text: str = "", reference: str = "") -> str:
-    """A table for LaTeX, with the rules of the package booktabs.
-
-    Args:
-        table: of text cells.
-        text: its caption.
-        reference: its label.
-    """
-    lines = [" & ".join(map(_escaped, row)) + r" \\" for row in table.itertuples(index=False)]
-    head = " & ".join(map(_escaped, table.columns)) + r" \\"
-    return "\n".join(
-        [
-            r"% \usepackage{booktabs}",
-            r"\begin{table}",
-            r"\centering",
-            *([rf"\caption{{{_escaped(text)}}}"] if text else []),
-            *([rf"\label{{{reference}}}"] if reference else []),
-            rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",
-            r"\toprule",
-            head,
-            r"\midrule",
-            *lines,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    )
 
 
 def write_tables(table: pd.DataFrame, folder: str | Path, name: str, text: str = "") -> list[Path]:

@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from erl.errors import UserError
+from erl.figures.flags import FORMATS
 from erl.files import write_whole
 
 WIDTH = 6.5  # inches: the text of a page
-FORMATS = ("png", "pdf", "svg")
 SEQUENTIAL = "cividis"
 CYCLIC = "twilight"
 CAPTION_SIZE = 7.0

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,9 +21,9 @@ import imageio.v2 as imageio
 import numpy as np
 from PIL import Image, ImageDraw
 
-from erl.cli import main, option
 from erl.errors import UserError
 from erl.files import check_writable, write_whole
+from erl.lifetimes.film_flags import FORMATS, FilmConfig
 from erl.lifetimes.models import load_model
 from erl.lifetimes.trace import Trace, trace
 from erl.worlds.evaluation import Policy
@@ -31,9 +31,10 @@ from erl.worlds.specification import LifetimeSpec
 
 # Animations are rarely shown faster; what is simulated faster is thinned.
 MAX_FPS = 30
-FORMATS = (".mp4", ".gif", ".webp")
 # How MuJoCo draws without a screen, the faster one first.
 RENDERERS = ("egl", "osmesa")
+# Agents of a folder that an error lists.
+SHOWN_AGENTS = 12
 # Steps of the past that the panel beside the frames shows.
 HISTORY = 150
 # Height and width in pixels that a frame has at least beside a panel.
@@ -53,31 +54,6 @@ class Sink(Protocol):
         """Take the status away."""
 
 
-@dataclass(frozen=True)
-class FilmConfig:
-    """Flags of `python -m erl.film`."""
-
-    model: str | None = option(None, "saved model, with or without .zip")
-    file: str | None = option(
-        None, "film to write, .mp4, .gif or .webp; by default the model's name, .mp4"
-    )
-    steps: int | None = option(None, "most environment steps; the film ends when the episode ends")
-    episode_seed: int = option(0, "seed of the episode")
-    panel: bool = option(False, "reservoir activity and return so far beside the frames")
-    width: int | None = option(None, "width of the frames in pixels; by default as drawn")
-    overwrite: bool = option(False, "replace the file if it exists")
-
-    def __post_init__(self) -> None:
-        if not self.model:
-            raise UserError("--model is missing: which saved model to film")
-        if self.steps is not None and self.steps < 1:
-            raise UserError(f"--steps must be at least 1, not {self.steps}")
-        if self.width is not None and self.width < 16:
-            raise UserError(f"--width must be at least 16 pixels, not {self.width}")
-        if self.episode_seed < 0:
-            raise UserError(f"--episode_seed must be at least 0, not {self.episode_seed}")
-
-
 def film(config: FilmConfig, sink: Sink) -> int:
     """Run the policy without exploration for an episode, or its beginning, and write what it looks
     like.
@@ -87,6 +63,7 @@ def film(config: FilmConfig, sink: Sink) -> int:
             seen.
     """
     model = str(config.model).removesuffix(".zip").removesuffix(".json")
+    check_model(model)
     spec, agent = load_model(model)
     path = Path(config.file or f"{model}.mp4")
     check_file(path, config.overwrite)
@@ -101,6 +78,20 @@ def film(config: FilmConfig, sink: Sink) -> int:
     )
     sink.line(f"{path}: {len(episode):,} steps, {said}")
     return 0
+
+
+def check_model(model: str) -> None:
+    """Raise a UserError for a folder, with the agents in it."""
+    folder = Path(model)
+    if not folder.is_dir() or Path(f"{model}.zip").is_file():
+        return
+    found = sorted(str(path.with_suffix("")) for path in folder.rglob("*.zip"))
+    if not found:
+        raise UserError(f"{model} is a folder without saved agents")
+    more = f" and {len(found) - SHOWN_AGENTS} more" if len(found) > SHOWN_AGENTS else ""
+    raise UserError(
+        f"{model} is a folder; --model takes one of {', '.join(found[:SHOWN_AGENTS])}{more}"
+    )
 
 
 def film_agent(
@@ -286,7 +277,10 @@ def panel_image(episode: Trace, i: int, height: int, width: int) -> np.ndarray:
         size = (width - 8, upper - 24)
         activity = Image.fromarray(diverging(past.T)).resize(size, Image.Resampling.NEAREST)
         panel.paste(activity, (4, 20))
-        pen.text((4, 4), f"reservoir: {neurons} neurons, last {HISTORY} steps", fill="black")
+        texts = (f"reservoir: {neurons} neurons, last {HISTORY} steps", f"{neurons} neurons", "")
+        # The longest that fits.
+        text = next(t for t in texts if not t or pen.textlength(t) <= width - 8)
+        pen.text((4, 4), text, fill="black")
     returns = np.concatenate([[0.0], np.cumsum(episode.rewards)])
     pen.text((4, upper + 4), f"return so far {returns[i]:,.1f}   step {i:,}", fill="black")
     low, high = float(returns.min()), float(returns.max())
@@ -342,8 +336,3 @@ def _write(path: Path, frames: Iterable[Image.Image], fps: float) -> None:
         write_whole(path, write)
     except OSError as e:
         raise UserError(f"{path} cannot be written: {e.strerror or e}") from e
-
-
-def command_line() -> None:
-    """`python -m erl.film`."""
-    main(film, FilmConfig, __doc__ or "", program="erl.film")

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -80,6 +80,11 @@ class Cohort:
 def check(spec: LifetimeSpec) -> None:
     """Raise a UserError if this lifetime cannot be lived."""
     get_learner(spec.learner.name, spec.learner.engine).check(spec)
+
+
+def cohort_key(spec: LifetimeSpec) -> Hashable | None:
+    """Lifetimes with equal keys may be trained side by side; None: each on its own."""
+    return get_learner(spec.learner.name, spec.learner.engine).cohort_key(spec)
 
 
 def live(cohort: Cohort, rows: Rows | None = None) -> list[LifetimeRecord]:

@@ -28,6 +28,12 @@ NO_BIAS = {"bias": 0.0, "bias_connectivity": 1.0}
 # bias of +1 or -1.
 ER_MRL_BIAS = {"bias": 1.0, "bias_connectivity": 0.1}
 LEARNER = "learner."
+# What is searched anyway, within bounds that flags of their own give.
+_SEARCHED = {
+    "sr": "spectral radius: --min_sr and --max_sr",
+    "lr": "leak rate: --min_lr and --max_lr",
+    "iss": "input scaling: --fixed_iss False, --min_iss and --max_iss",
+}
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,8 @@ def parse_evolve(text: str | None) -> dict[str, Range]:
     found: dict[str, Range] = {}
     for item in filter(None, (part.strip() for part in (text or "").split(","))):
         name, _, written = item.partition("=")
+        if name in _SEARCHED:
+            raise UserError(f"--evolve {name}: other flags set the range of the {_SEARCHED[name]}")
         if not name.startswith(LEARNER) and name not in _RANGES:
             raise UserError(
                 f"--evolve does not know {name!r}{nearest(name, _RANGES)} (known: "

@@ -1,6 +1,6 @@
-"""`python -m erl.studies`."""
+"""`python -m erl.studies`: the command `erl studies`."""
 
-from erl.studies.commands import main
+from erl.commands import studies
 
 if __name__ == "__main__":
-    main()
+    studies()

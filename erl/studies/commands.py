@@ -1,14 +1,11 @@
-"""Manage existing studies: list, show, export, copy.
-
-`python -m erl.studies list --storage ADDRESS`.
-"""
+"""Manage existing studies: list, show, export, copy."""
 
 import json
-import sys
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,76 +15,31 @@ from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
-from erl import cli
-from erl.cli import Sink, figure, option
+from erl.cli import Sink, figure
 from erl.errors import UserError, nearest
 from erl.files import write_whole
-from erl.studies.configuration import from_stored
+from erl.statistics import interquartile_mean
+from erl.studies.artefacts import copy_files, listed, of_trial
+from erl.studies.configuration import FinalsStudy, SingleStudy, TestStudy, from_stored
+from erl.studies.flags import DOCUMENTS, CopyConfig, ExportConfig, ListConfig, ShowConfig
+from erl.studies.following import UID
+from erl.studies.leases import PLACE
 from erl.studies.records import generations, records
-from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown
+from erl.studies.storage import open_storage, shown
 from erl.studies.study import COPY, Study
-from erl.studies.trials import lifetime_records
+from erl.studies.tables import agent_tables, to_frame, to_latex, to_markdown, to_text_frame
+from erl.studies.tables import lines as table_lines
+from erl.studies.trials import lifetime_records, why_failed
+from erl.studies.winner import Choice, finals_name, stored_choice, without_finals
 
-ROWS = ("lifetimes", "trials", "generations")
-COLUMNS = ("study", "kind", "trials", "best fitness", "last change")
-
-
-@dataclass(frozen=True)
-class ListConfig:
-    """Flags of `list`."""
-
-    storage: str = option(DEFAULT_STORAGE, "study database: any Optuna address, or a journal file")
-
-
-@dataclass(frozen=True)
-class ShowConfig(ListConfig):
-    """Flags of `show`."""
-
-    study: str | None = option(None, "name of the study; needed if the storage has several")
-    best: int = option(5, "how many of the best trials are shown")
-
-    def __post_init__(self) -> None:
-        if self.best < 0:
-            raise UserError(f"--best must be at least 0, not {self.best}")
-
-
-@dataclass(frozen=True)
-class ExportConfig(ListConfig):
-    """Flags of `export`."""
-
-    study: str | None = option(None, "name of the study; needed if the storage has several")
-    file: str | None = option(None, "CSV file to write")
-    rows: str = option("lifetimes", "what each row is", choices=ROWS)
-    overwrite: bool = option(False, "replace the file if it exists")
-
-    def __post_init__(self) -> None:
-        if not self.file:
-            raise UserError("--file is missing: where to write the CSV")
-        if self.rows not in ROWS:
-            raise UserError(
-                f"unknown --rows {self.rows!r}{nearest(self.rows, ROWS)} (known: {', '.join(ROWS)})"
-            )
-
-
-@dataclass(frozen=True)
-class CopyConfig(ListConfig):
-    """Flags of `copy`."""
-
-    study: str | None = option(None, "name of the study; needed if the storage has several")
-    to: str | None = option(None, "storage to copy to; a file is created if it does not exist")
-    to_name: str | None = option(None, "name of the copy; by default the study's")
-    overwrite: bool = option(False, "replace a study of that name")
-
-    def __post_init__(self) -> None:
-        if not self.to:
-            raise UserError("--to is missing: the storage to copy to")
+COLUMNS = ("study", "kind", "trials", "result", "last change")
 
 
 def _name(storage: BaseStorage, config: Any) -> str:
     """The study that is meant."""
     names = [s.study_name for s in storage.get_all_studies()]
-    if config.study is None and len(names) == 1:
-        return names[0]
+    if config.study is None and len(without_finals(names)) == 1:
+        return without_finals(names)[0]
     if config.study is None:
         if not names:
             raise UserError(f"{shown(config.storage)} has no study yet")
@@ -130,6 +82,24 @@ def _ranked(trials: Sequence[FrozenTrial], directions: Sequence[Any]) -> list[Fr
     return sorted(done, key=lambda t: (sign * t.value, t.number))  # type: ignore[operator]
 
 
+def _has_agents(attrs: dict[str, Any]) -> bool:
+    """Whether a study is a test or a single training, which have tables and no fitness."""
+    try:
+        return isinstance(from_stored(attrs["config"]), TestStudy | SingleStudy)
+    except (KeyError, UserError):
+        return False
+
+
+def _agents(study: Study) -> str:
+    """What the first agent of a test reached, and the best one: `PPO 51.2, RES_PPO_0.0003 271`."""
+    tables = agent_tables(study)
+    if not tables:
+        return "-"
+    first, *others = [(arm.name, interquartile_mean(arm.scores)) for arm in tables[0].arms]
+    shown = [first, *([max(others, key=lambda pair: pair[1])] if others else [])]
+    return "IQM " + ", ".join(f"{name} {value:,.4g}" for name, value in shown)
+
+
 def _last_change(trials: Sequence[FrozenTrial]) -> str:
     times = [m for t in trials for m in (t.datetime_start, t.datetime_complete) if m is not None]
     return f"{max(times):%Y-%m-%d %H:%M}" if times else "-"
@@ -142,13 +112,21 @@ def list_studies(config: ListConfig, sink: Sink) -> int:
     for study in storage.get_all_studies():
         trials = storage.get_all_trials(study._study_id, deepcopy=False)
         ranked = _ranked(trials, study.directions)
-        best = figure(ranked[0].value) if ranked else "-"
+        kind = _kind(study.user_attrs, study.system_attrs)
+        result = f"best fitness {figure(ranked[0].value)}" if ranked else "-"
+        choice = stored_choice(study.user_attrs)
+        if ranked and _has_agents(study.user_attrs):
+            result = _agents(Study(config.storage, study.study_name))
+        elif choice is not None:
+            result = f"winner's fitness {figure(choice.winner.expected)}"
+        elif kind == FinalsStudy.title:
+            result = "-"
         rows.append(
             (
                 study.study_name,
-                _kind(study.user_attrs, study.system_attrs),
+                kind,
                 _states(trials),
-                best,
+                result,
                 _last_change(trials),
             )
         )
@@ -177,7 +155,10 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
         for key, value in stored.items():
             sink.line(f"  {key}: {json.dumps(value)}")
     ranked = _ranked(trials, study.directions)[: config.best]
-    if ranked:
+    if _has_agents(study.user_attrs):
+        for line in table_lines(agent_tables(Study(config.storage, name))):
+            sink.line(line)
+    elif ranked and _kind(study.user_attrs, {}) != FinalsStudy.title:
         sink.line("best trials:")
         for trial in ranked:
             params = "  ".join(
@@ -192,12 +173,14 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
                     f"evolution inside trial {ranked[0].number}, lifetime {index}: "
                     f"{record.inner['generations']} generations; {totals}"
                 )
+    choice = stored_choice(study.user_attrs)
+    if choice is not None:
+        _show_choice(choice, trials, sink)
     failed = [t for t in trials if t.state.name == "FAIL"]
     if failed:
         sink.line("failed trials:")
         for trial in failed:
-            reason = (trial.user_attrs.get("error") or {}).get("reason", "no reason stored")
-            sink.line(f"  {trial.number:5d}  {reason}")
+            sink.line(f"  {trial.number:5d}  {why_failed(trial) or 'no reason stored'}")
     lost = {t.number: t.user_attrs["lost"] for t in trials if t.user_attrs.get("lost")}
     if lost:
         sink.line(
@@ -205,6 +188,16 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
             + ", ".join(f"trial {k} ({n} time{'s' * (n != 1)})" for k, n in lost.items())
         )
     return 0
+
+
+def _show_choice(choice: Choice, trials: Sequence[FrozenTrial], sink: Sink) -> None:
+    """Whom the finals of an evolution chose, and among whom."""
+    ended = sum(t.state.is_finished() for t in trials)
+    sink.line(f"winner of the finals, after {choice.ended} of {ended} trials:")
+    sink.line(f"  {choice.winner.title}, {choice.winner.reached}")
+    sink.line("finalists:")
+    for finalist in choice.finalists:
+        sink.line(f"  {finalist.title}, {finalist.reached}")
 
 
 def trial_rows(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
@@ -220,15 +213,15 @@ def trial_rows(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
             "begun": t.datetime_start,
             "ended": t.datetime_complete,
             "generation": t.user_attrs.get("generation"),
-            "error": (t.user_attrs.get("error") or {}).get("reason"),
+            "error": why_failed(t),
         }
         for t in trials
     )
 
 
 def export_study(config: ExportConfig, sink: Sink) -> int:
-    """Write a study as a CSV file, whole or not at all; curves are lists in JSON."""
-    path = Path(config.file or "")
+    """Write a study as a table, whole or not at all; curves are lists in JSON."""
+    path, document = Path(config.file or ""), None
     if path.exists() and not (config.overwrite and path.is_file()):
         raise UserError(
             f"{path} exists"
@@ -245,6 +238,15 @@ def export_study(config: ExportConfig, sink: Sink) -> int:
             raise UserError(
                 f"study {name!r} has no inner generations: its learner is not a population"
             )
+    elif config.rows == "arms":
+        tables = agent_tables(Study(config.storage, name))
+        if not tables:
+            raise UserError(f"study {name!r} has no agents to compare: it is no test, or is empty")
+        if path.suffix in DOCUMENTS:
+            frame = to_text_frame(tables)
+            document = to_markdown(frame) if path.suffix == ".md" else to_latex(frame, name)
+        else:
+            frame = to_frame(tables)
     else:
         frame = records(config.storage, name)
         if not len(frame):
@@ -254,7 +256,10 @@ def export_study(config: ExportConfig, sink: Sink) -> int:
                 lambda value: None if value is None else json.dumps(value)
             )
     try:
-        write_whole(path, lambda part: frame.to_csv(part, index=False))
+        if document is None:
+            write_whole(path, lambda part: frame.to_csv(part, index=False))
+        else:
+            write_whole(path, lambda part: Path(part).write_text(document, encoding="utf-8"))
     except OSError as e:
         raise UserError(f"cannot write {path}: {e.strerror or e}") from e
     sink.line(f"{path}: {len(frame)} {config.rows} of {name}")
@@ -301,14 +306,15 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
         trials = sorted(
             source.get_all_trials(original._study_id, deepcopy=False), key=lambda t: t.number
         )
+        ids = {}
         for done, trial in enumerate(trials):
             sink.status(f"copying {name}: {done} of {len(trials)} trials")
-            target.create_new_trial(study_id, template_trial=trial)
-        for key, value in original.system_attrs.items():
-            if key != COPY:
-                target.set_study_system_attr(study_id, key, value)
-        for key, value in original.user_attrs.items():
+            ids[trial._trial_id] = target.create_new_trial(study_id, template_trial=trial)
+        for key, value in _system_attrs(original, ids).items():
+            target.set_study_system_attr(study_id, key, value)
+        for key, value in _user_attrs(original).items():
             target.set_study_user_attr(study_id, key, value)
+        missing = _copy_files(config.storage, to, original, trials)
         _compare(original, trials, open_storage(to), target_name)
         target.set_study_system_attr(study_id, COPY, "whole")
     except BaseException:
@@ -317,16 +323,59 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
         raise
     finally:
         sink.close()
+    if missing:
+        sink.line(f"{len(missing)} of its files are missing: they are not beside {config.storage}")
     sink.line(f"{target_name} in {shown(to)}: {len(trials)} trials copied ({_states(trials)})")
+    if any(s.study_name == finals_name(name) for s in source.get_all_studies()):
+        part, whole = finals_name(name), finals_name(target_name)
+        return copy_study(replace(config, study=part, to_name=whole), sink)
     return 0
+
+
+def _user_attrs(study: Any) -> dict[str, Any]:
+    """What a copy takes along: no leases, and not what the original is known by."""
+    attrs = study.user_attrs
+    return {k: v for k, v in attrs.items() if k != UID and not k.startswith(PLACE)}
+
+
+def _system_attrs(study: Any, ids: Mapping[int, int]) -> dict[str, Any]:
+    """What a copy takes along: no leases. Notes and files of trials are named by their ids, which
+    are others in the copy.
+    """
+    attrs = {}
+    for key, value in study.system_attrs.items():
+        if key == COPY or key.startswith(PLACE):
+            continue
+        of_trial = re.match(r"(dashboard:(?:artifacts:)?)(\d+)(:.*)", key)
+        if of_trial is not None:
+            trial_id = ids.get(int(of_trial[2]))
+            if trial_id is None:
+                continue
+            key = f"{of_trial[1]}{trial_id}{of_trial[3]}"
+        attrs[key] = value
+    return attrs
+
+
+def _copy_files(source: str, target: str, study: Any, trials: Sequence[FrozenTrial]) -> list[str]:
+    """Copy the files of a study and its trials; those that are missing."""
+    files = listed(study.system_attrs)
+    for trial in trials:
+        files += listed(trial.system_attrs)
+        files += listed(study.system_attrs, of_trial(trial._trial_id))
+    try:
+        return copy_files(source, target, [f.id for f in files])
+    except OSError as e:
+        raise UserError(f"the files of the study cannot be copied: {e.strerror or e}") from e
 
 
 def _compare(original: Any, trials: Sequence[FrozenTrial], target: BaseStorage, name: str) -> None:
     """Raise a UserError unless a copy, read anew, has all that the original has."""
     copy = next(s for s in target.get_all_studies() if s.study_name == name)
-    same = copy.directions == original.directions and copy.user_attrs == original.user_attrs
-    same &= {**copy.system_attrs, COPY: None} == {**original.system_attrs, COPY: None}
     copies = target.get_all_trials(copy._study_id, deepcopy=False)
+    ids = {t._trial_id: c._trial_id for t, c in zip(trials, copies)}
+    same = copy.directions == original.directions and copy.user_attrs == _user_attrs(original)
+    there = {k: v for k, v in copy.system_attrs.items() if k != COPY}
+    same &= there == _system_attrs(original, ids)
     if not same or len(copies) != len(trials):
         raise UserError(f"the copy {name!r} differed from the original and was removed")
     for before, after in zip(trials, copies):
@@ -362,36 +411,3 @@ def _apart(one: datetime | None, other: datetime | None) -> bool:
     return (
         one != other if one is None or other is None else abs((one - other).total_seconds()) > 1.0
     )
-
-
-COMMANDS: dict[str, tuple[Callable[..., int], type, str]] = {
-    "list": (list_studies, ListConfig, "The studies of a storage."),
-    "show": (show_study, ShowConfig, "What a study is, its best trials, and why others failed."),
-    "export": (export_study, ExportConfig, "A study as a CSV file: whole or not at all."),
-    "copy": (
-        copy_study,
-        CopyConfig,
-        "A study copied to another storage, with everything that it holds.",
-    ),
-}
-USAGE = "python -m erl.studies {list,show,export,copy} [flags]; each has --help"
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line: a command, then its flags."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] in (["-h"], ["--help"]):
-        print(USAGE)
-        for name, (_, _, text) in COMMANDS.items():
-            print(f"  {name:8s}{text}")
-        sys.exit(0)
-    if not words or words[0] not in COMMANDS:
-        said = (
-            f"unknown command {words[0]!r}{nearest(words[0], COMMANDS)}"
-            if words
-            else "a command is missing"
-        )
-        print(f"erl.studies: error: {cli.without_passwords(said)} ({USAGE})", file=sys.stderr)
-        sys.exit(2)
-    run, kind, text = COMMANDS[words[0]]
-    cli.main(run, kind, text, words[1:], program=f"erl.studies {words[0]}")

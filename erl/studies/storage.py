@@ -10,6 +10,7 @@ import time
 import warnings
 from contextlib import suppress
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ CONNECTING = {
     },
     "pymysql": {"connect_timeout": 10, "read_timeout": 60, "write_timeout": 60},
 }
+SHORT = 5  # letters of a password that may be part of other words
 ANSWER_SECONDS = 60.0  # that a gRPC proxy has for one answer
 DRIVERS = {
     "psycopg": "psycopg[binary]",
@@ -55,6 +57,17 @@ DRIVERS = {
 }
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def usual(storage: str) -> str:
+    """The address with the driver that this project installs, where it names only PostgreSQL."""
+    scheme, separator, rest = storage.partition("://")
+    missing = scheme == "postgresql" and find_spec("psycopg2") is None
+    return (
+        f"postgresql+psycopg://{rest}"
+        if separator and (scheme == "postgres" or missing)
+        else storage
+    )
 
 
 def _url(storage: str) -> URL | None:
@@ -92,7 +105,11 @@ def refused(storage: str, error: BaseException) -> StorageError:
         else [url.password, *(v for k, v in url.query.items() if "pass" in k.casefold())]
     )
     for secret in secrets:
-        if secret:
+        if (
+            secret and len(str(secret)) < SHORT
+        ):  # a letter is in every word: only where it stands alone
+            text = re.sub(rf"(?<!\w){re.escape(str(secret))}(?!\w)", "***", text)
+        elif secret:
             text = text.replace(str(secret), "***")
     return StorageError(f"cannot use the storage {shown(storage)}: {text or type(error).__name__}")
 
@@ -127,7 +144,10 @@ def _check_sqlite(storage: str, create: bool) -> None:
     path = Path(name)
     if not path.exists():
         if not create:
-            raise UserError(f"there is no study database {path}")
+            raise UserError(
+                f"there is no study database {path.absolute()}: run the command in the folder of "
+                f"the studies, or name their database with --storage"
+            )
         if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
             raise UserError(
                 f"cannot create the study database {path}: its folder does not exist or is not "
@@ -157,7 +177,9 @@ def _check_journal(path: Path, create: bool) -> None:
     something else.
     """
     if not path.exists() and not create:
-        raise UserError(f"there is no journal file {path}")
+        raise UserError(
+            f"there is no journal file {path.absolute()}: name the right one with --storage"
+        )
     if (
         not os.access(path if path.exists() else path.parent, os.W_OK)
         or path.is_dir()
@@ -272,6 +294,7 @@ def open_storage(storage: str, create: bool = False) -> RetryingStorage:
     Raises:
         UserError: it cannot be used; the message has no password.
     """
+    storage = usual(storage)
     explain = partial(refused, storage)
     try:
         if storage.startswith("journal:") or storage.endswith(".log"):
@@ -280,6 +303,9 @@ def open_storage(storage: str, create: bool = False) -> RetryingStorage:
             return RetryingStorage(_open_journal(path), explain)
         if storage.startswith("grpc://"):
             return RetryingStorage(_open_proxy(storage), explain)
+        if "://" not in storage and storage and (Path(storage).is_dir() or storage.endswith("/")):
+            name = f"{storage.rstrip('/')}/studies.db"
+            raise UserError(f"{storage!r} is a folder; name a file in it: sqlite:///{name}")
         if "://" not in storage:
             raise UserError(f"{storage!r} is not a storage address; use sqlite:///{storage}")
         url = _url(storage)

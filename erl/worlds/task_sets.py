@@ -119,6 +119,8 @@ def load_task_set(name: str, path: str | Path | None = None) -> TaskSet:
     sets = {**shipped, **declared.sets}
     if name not in sets:
         hint = nearest(name, sets) or f"; known are {', '.join(sets)}"
+        if re.search(r"-v[0-9]+$", name):
+            hint = f", but an environment: use --env_ids {name}"
         raise UserError(f"unknown set of environments {name!r}{hint}")
     return _with_returns(name, sets[name], declared)
 

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
@@ -111,10 +112,25 @@ def find(env_id: str) -> Any:
     except gym.error.Error as e:
         name = env_id.rpartition("-v")[0]
         versions = [i for i, s in gym.registry.items() if name and i.rpartition("-v")[0] == name]
-        hint = f"; it has {', '.join(versions)}" if versions else nearest(env_id, gym.registry)
+        hint = f"; it has {', '.join(versions)}" if versions else _similar(env_id)
         raise UserError(f"unknown environment {env_id!r}{hint}") from e
     except Exception as e:  # the module in front of the name runs when it is imported
         raise UserError(f"environment {env_id!r} cannot be found: {type(e).__name__}: {e}") from e
+
+
+def _similar(env_id: str) -> str:
+    """Environments with almost this name, as the end of a message, or what to do where a package is
+    missing.
+    """
+    namespace, _, _ = env_id.rpartition("/")
+    if namespace and not any(spec.namespace == namespace for spec in gym.registry.values()):
+        return (
+            f": no package that is loaded has environments {namespace}/…; install the package, and "
+            f"name its module too, MODULE:{env_id}"
+        )
+    alike = [i for i, s in gym.registry.items() if (s.namespace or "") == namespace]
+    close = get_close_matches(env_id.casefold(), [i.casefold() for i in alike], 3, cutoff=0.7)
+    return nearest(close[0], alike) if close else "; MODULE:NAME names one of a module of yours"
 
 
 def _see_working_folder() -> None:

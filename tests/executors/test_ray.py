@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
+import evolved
 import numpy as np
 import psutil
 import pytest
@@ -134,6 +135,7 @@ def test_an_evolution_loses_a_node_and_nothing_else(cluster, address, quick, sin
         env_id="toy_environments:Steady-v0",
         training_steps=6000,
         nb_trials=4,
+        finalists=0,
         nb_seeds=2,
         units=5,
         popsize=4,
@@ -223,6 +225,39 @@ def test_a_job_goes_on_elsewhere_from_its_checkpoint(cluster, address, learner):
     assert after[0] > 1000, "it began anew"
     [expected] = live(Cohort((replace(lifetime(steps=spec.steps), learner=learner),)))
     assert plain(result.value[0])["curve"] == plain(expected)["curve"]
+
+
+def test_workers_inside_a_lifetime_outlive_a_machine(cluster, address):
+    """Individuals, or critics, that were there are asked again; every step was counted."""
+    spare = cluster.add_node(**NODE | {"num_cpus": 3})
+    spec = evolved.lifetime(
+        "AES-RL", 10**6, actor_executor="ray", ray_address=address, actor_workers=2
+    )
+    work = evolved.at_work(spec)
+    told, tell = [], work.tell
+    work.tell = lambda verdict: (told.append(verdict.individual.number), tell(verdict))
+    try:
+        evolved.until(work, 8)
+        before = work.critic_updates
+        cluster.remove_node(spare, allow_graceful=False)
+        cluster.add_node(**NODE)
+        while work.told < 20 or work.critic_updates < before + 100:
+            work.iterate()
+        assert work.workers.lost > 0
+        assert len(set(told)) == len(told)
+        assert len(set(range(max(told))) - set(told)) <= 2  # at work
+        assert work.stored_steps == len(work.bench.buffer)
+        assert work.ledger.steps >= 2 * 20 * len(told)
+    finally:
+        work.close()
+    assert not ray.is_initialized()
+
+
+def test_a_cluster_that_is_too_small_for_the_workers_of_a_lifetime(address):
+    spec = evolved.lifetime("AES-RL", actor_executor="ray", ray_address=address, actor_workers=90)
+    with pytest.raises(UserError, match="CPUs, and the workers of a lifetime take 91"):
+        evolved.at_work(spec)
+    assert not ray.is_initialized()
 
 
 def test_ctrl_c_ends_the_tasks(cluster, executor):

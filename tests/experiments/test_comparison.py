@@ -12,6 +12,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from stable_baselines3 import PPO
 
+from erl.cli import command
 from erl.errors import UserError
 from erl.experiments.comparison import (
     ComparisonConfig,
@@ -56,6 +57,7 @@ def tiny(quick):
     settings = {
         "training_steps": 64,
         "nb_trials": 2,
+        "finalists": 0,
         "nb_seeds": 2,
         "units": 5,
         "popsize": 4,
@@ -79,8 +81,8 @@ def stored(name):
     """Lifetimes of a study's trials: [trial][lifetime] -> record as it was stored."""
     return [
         [
-            t.user_attrs[f"lifetime:{k}"]
-            for k in range(sum(a.startswith("lifetime:") for a in t.user_attrs))
+            t.system_attrs[f"lifetime:{k}"]
+            for k in range(sum(a.startswith("lifetime:") for a in t.system_attrs))
         ]
         for t in Study(DEFAULT_STORAGE, name).trials()
     ]
@@ -102,7 +104,7 @@ def test_several_reservoirs_stand_side_by_side(engine, tiny, inline, sink):
     assert evolve(config, sink) == 0
     [trial, _] = Study(DEFAULT_STORAGE, "CartPole-v1_3_main_0.064k_steps").trials()
     assert list(trial.params) == [f"{p}_{k}" for k in (1, 2, 3) for p in ("sr", "lr", "iss")]
-    spec = spec_of(trial.user_attrs["lifetime:1"])
+    spec = spec_of(trial.system_attrs["lifetime:1"])
     own = [(r.sr, r.lr, r.iss, r.units) for r in spec.context.reservoirs]
     assert own == [(*(trial.params[f"{p}_{k}"] for p in ("sr", "lr", "iss")), 5) for k in (1, 2, 3)]
     # What the policy sees is what three reservoirs show that are drawn from seed, seed + 1, seed +
@@ -117,7 +119,7 @@ def test_several_reservoirs_stand_side_by_side(engine, tiny, inline, sink):
         assert np.array_equal(shown[5 * k : 5 * k + 5], alone.astype(np.float32))
     assert shown.shape == (15,)
     assert (
-        "test them:       python test_multi_res.py --study CartPole-v1_3_main_0.064k_steps"
+        f"test them:       {command('test-multi', '--study', 'CartPole-v1_3_main_0.064k_steps')}"
         in str(sink)
     )
 
@@ -132,7 +134,7 @@ def test_one_of_several_is_the_single_reservoir(tiny, inline, sink):
         assert {f"{name}_1": value for name, value in a.params.items()} == b.params
         assert a.value == b.value
         for k in (0, 1):
-            x, y = a.user_attrs[f"lifetime:{k}"], b.user_attrs[f"lifetime:{k}"]
+            x, y = a.system_attrs[f"lifetime:{k}"], b.system_attrs[f"lifetime:{k}"]
             assert {k: v for k, v in x.items() if k != "seconds"} == {
                 k: v for k, v in y.items() if k != "seconds"
             }
@@ -370,7 +372,7 @@ def test_the_command_that_is_printed_names_an_unseen_environment(tiny, inline, s
     )
     commands = [line for line in sink.lines if line.startswith("test them:")]
     assert [c.split()[-1] for c in commands] == ["Ant-v4", "Hopper-v4"]
-    assert all("python test_generalization.py" in c for c in commands)
+    assert all("erl test-generalization" in c for c in commands)
 
 
 def test_a_study_of_one_environment_can_be_tested_in_another(tiny, inline, sink):
@@ -434,6 +436,7 @@ def test_a_study_of_a_set_needs_its_own_script(kind, tiny, inline, sink):
         ({"units": 2}, "at least 3 units"),
         ({"evolve": "units=5:9", "obs_units": 12}, "1 to 10 of 10 neurons"),
         ({"evolve": "learner.gama=0:1"}, "PPO has no setting 'gama'"),
+        ({"evolve": "learner.lr=0:1"}, "no setting 'lr'; did you mean learning_rate.$"),
         ({"learner_config": "two.yaml"}, "different settings for"),
     ],
 )

@@ -26,6 +26,7 @@ def evolution(quick, **options):
         "env_id": "CartPole-v1",
         "training_steps": 64,
         "nb_trials": 2,
+        "finalists": 0,
         "nb_seeds": 1,
         "units": 5,
         "sampler": "Random",
@@ -138,7 +139,9 @@ def test_a_study_in_which_only_failures_are_stored_is_tried_again(quick, sink, m
         kept = [k for k, r in Study.lifetimes(old).items() if r.error is None]
         assert kept
         # To the last bit, the seconds that it took included.
-        assert all(new.user_attrs[f"lifetime:{k}"] == old.user_attrs[f"lifetime:{k}"] for k in kept)
+        assert all(
+            new.system_attrs[f"lifetime:{k}"] == old.system_attrs[f"lifetime:{k}"] for k in kept
+        )
     study = Study(flags.storage, name)
     assert study.finished() == 5
     assert not study.failed_alone()

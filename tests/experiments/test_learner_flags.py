@@ -151,14 +151,15 @@ def test_published_code_leaves_the_mean_out_of_the_budget(sink, inline):
     config = SingleConfig(
         learner="AES-RL",
         env_id="toy_environments:Reach-v0",
-        steps=200,
-        set="hidden=[8],batch_size=8,learning_starts=60,mean_update_param=3,critic_job=20",
+        steps=400,
+        actor_workers=1,
+        set="hidden=[8],batch_size=8,learning_starts=60,mean_update_param=3,actor_update_cost=0.1",
         published_code=True,
         ep_eval=2,
         workers=1,
     )
     assert run(config, sink) == 0
-    table = generations(config.storage, "toy_environments:Reach-v0_AES-RL_single_0.2k_steps")
+    table = generations(config.storage, "toy_environments:Reach-v0_AES-RL_single_0.4k_steps")
     assert (table["steps"] == table["uncounted_steps"]).all()
     assert set(table["kind"]) == {"ES", "RL"}
 

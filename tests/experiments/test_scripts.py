@@ -25,8 +25,8 @@ from erl.studies.study import Study
 pytestmark = pytest.mark.scripts
 ROOT = Path(__file__).parents[2]
 TINY = (
-    "--training_steps 300 --nb_trials 2 --nb_seeds 1 --units 5 --popsize 4 --workers 1 "
-    "--learner_config quick.yaml"
+    "--training_steps 300 --nb_trials 2 --nb_seeds 1 --finalists 0 --units 5 --popsize 4 "
+    "--workers 1 --learner_config quick.yaml"
 )
 
 
@@ -44,6 +44,13 @@ def call(name, flags, **environment):
     )
 
 
+def type_in(printed, flags):
+    """Run a printed command in a shell, as a user types it, with these flags behind it."""
+    return subprocess.run(
+        ["sh", "-c", f"{printed} {flags}"], capture_output=True, text=True, timeout=240
+    )
+
+
 SCRIPTS = [
     *(f"{kind}{n}.py" for kind in ("evolve", "test") for n in ("_multi_res", "_generalization")),
     *("evolve_res.py", "test.py"),
@@ -54,7 +61,7 @@ SCRIPTS = [
 def test_help(name):
     done = call(name, "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "--training_timesteps" in done.stdout
+    assert "--training_steps N" in done.stdout
     assert not list(Path().iterdir())
 
 
@@ -77,9 +84,9 @@ def test_evolve_then_the_printed_command(quick, sink):
     assert os.path.abspath("my studies.db") in done.stdout
     printed = done.stdout.partition("test them:")[2].split("\n")[0]
     words = shlex.split(printed)
-    assert words[:2] == ["python", "test.py"]
+    assert words[1] == str(ROOT / "test.py")
 
-    done = call("test.py", shlex.join([*words[2:], "--nb_seeds", "2", "--workers", "1"]))
+    done = type_in(printed, "--nb_seeds 2 --workers 1")
     assert (done.returncode, done.stderr) == (0, "")
     arms = ["PPO", "RES_PPO_0.0003", "RES_PPO_0.0001", "RES_PPO_0.00005"]
     for arm in arms:
@@ -143,16 +150,13 @@ def test_generalisation_with_er_mrls_flags_then_the_printed_command(quick):
     name = "Ant_Swimmer_2_try_1k_steps"
     assert "2 environments x 1 seeds x 1,024 steps" in done.stdout
     [trial] = Study(DEFAULT_STORAGE, name).trials()
-    swimmer, ant = (trial.user_attrs[f"lifetime:{k}"]["fitness"] for k in (1, 0))
+    swimmer, ant = (trial.system_attrs[f"lifetime:{k}"]["fitness"] for k in (1, 0))
     (low_ant, high_ant), (low, high) = Study(DEFAULT_STORAGE, name).stored["references"].values()
     by_hand = ((ant - low_ant) / (high_ant - low_ant) + (swimmer - low) / (high - low)) / 2
     assert trial.value == pytest.approx(by_hand)
-    words = shlex.split(done.stdout.partition("test them:")[2].split("\n")[0])
-    assert words[:2] == ["python", "test_generalization.py"]
-    done = call(
-        words[1],
-        shlex.join([*words[2:], "--nb_seeds", "1", "--workers", "1", "--arms", "RES_PPO_0.0003"]),
-    )
+    printed = done.stdout.partition("test them:")[2].split("\n")[0]
+    assert shlex.split(printed)[1] == str(ROOT / "test_generalization.py")
+    done = type_in(printed, "--nb_seeds 1 --workers 1 --arms RES_PPO_0.0003")
     assert (done.returncode, done.stderr) == (0, "")
     assert Path(
         f"models/{name}_trial_0_on_HalfCheetah-v4_test_1k_steps/RES_PPO_0.0003/seed_0.zip"
@@ -248,6 +252,7 @@ def evolved(quick, inline, sink):
         env_id="toy_environments:Recall-v0",
         training_steps=64,
         nb_trials=2,
+        finalists=0,
         nb_seeds=1,
         units=5,
         learner_config=quick,

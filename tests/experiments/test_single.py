@@ -218,7 +218,7 @@ def test_the_command_with_workers():
     assert "ERL-Re2 (rl)" in done.stdout
     bad = subprocess.run([*command[:3], "--steps", "x"], capture_output=True, text=True)
     assert bad.returncode == 2
-    assert bad.stderr.startswith("python -m erl: error: ")
+    assert bad.stderr.startswith("python -m erl train: error: ")
     assert bad.stderr.count("\n") == 1
 
 

@@ -14,6 +14,8 @@ from stable_baselines3 import PPO, TD3
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from erl.errors import Stopped, UserError
+from erl.experiments.comparison import ComparisonConfig, compare
+from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.learners import DERL, Outputs, get_learner
 from erl.learners.core.episodes import Stage
 from erl.learners.core.run import Run
@@ -26,6 +28,8 @@ from erl.lifetimes.models import load_model
 from erl.lifetimes.record import LifetimeRecord
 from erl.networks.policies import Policies
 from erl.populations.openai_es import standardised
+from erl.studies.storage import DEFAULT_STORAGE
+from erl.study import generations
 from erl.worlds.evaluation import evaluate
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, from_json, to_json
@@ -184,8 +188,10 @@ def test_what_is_stored(training, env_id, population_replay):
     """The policy's own episodes, and the population's where that is asked for; a time limit ends
     nothing, a fall does.
     """
-    t = training(env_id, 10**9, population_replay=population_replay, buffer_size=10_000)
+    replay = {"population_replay": population_replay, "buffer_size": 10_000, "learning_starts": 1}
+    t = training(env_id, 10**9, updates_per_step=0.1, **replay)
     row = iterated(t)
+    assert t.updates + t.updates_due == pytest.approx(0.1 * t.buffer.added[0])
     population, own = 4, 2
     if env_id == REACH:
         assert t.ledger.steps == 20 * (population + own)
@@ -252,6 +258,27 @@ def test_same_seed_same_run(env_id):
     assert not torch.equal(weights(one[0]), weights(other[0]))
 
 
+@both
+def test_several_steps_in_a_target_are_several_in_the_buffer(training, env_id):
+    """As many transitions as steps, and rewards of three steps each but at the end."""
+    t = training(env_id, 10**9, n_steps=3, es_weight=0.0, rl_weight=1.0, buffer_size=10_000)
+    t.iterate()
+    assert t.buffer.added[0] == t.ledger.steps
+    if env_id == CARTPOLE:
+        sums = t.buffer.batch(torch.arange(len(t.buffer))).rewards.unique().tolist()
+        assert sums == pytest.approx([1.0, 1.0 + 0.99, 1.0 + 0.99 + 0.99**2])
+
+
+def test_learning_rates_fall_over_the_lifetime(training):
+    t = training(REACH, 1200, lr_policy="lin_0.001")
+    while t.ledger.steps < 1200:
+        remaining = 1.0 - t.ledger.steps / 1200
+        t.iterate()
+        assert t.gradient.policy.rates == pytest.approx([0.001 * remaining])
+        assert t.gradient.critic.rates == [3e-4]
+    assert remaining < 0.5
+
+
 # -- settings --
 
 
@@ -263,6 +290,8 @@ def test_same_seed_same_run(env_id):
         ({"population_size": 1}, "population_size must be a whole number from 2, not 1"),
         ({"sigma": 0}, "sigma must be a number above 0, not 0"),
         ({"lr_es": 0}, "lr_es must be a number above 0"),
+        ({"lr_policy": 0}, "lr_policy must be a number above 0 or a schedule lin_NUMBER, not 0"),
+        ({"n_steps": 0}, "n_steps must be a whole number from 1, not 0"),
         ({"gamma": 1.5}, "gamma must be a number from 0 to 1"),
         ({"hidden": []}, "hidden must be a list of at least one width"),
         ({"hidden": [0]}, "hidden must be a list"),
@@ -282,7 +311,7 @@ def test_what_cannot_be_is_refused(settings, message):
 
 def test_registry():
     assert get_learner("derl").name == "DERL"
-    with pytest.raises(UserError, match="no algorithm of Stable-Baselines3"):
+    with pytest.raises(UserError, match="not an algorithm of Stable-Baselines3"):
         get_learner("DERL", "sb3")
 
 
@@ -326,6 +355,21 @@ def test_the_agent_acts_as_the_policy_and_its_critics_come_along(training, env_i
         values = t.gradient._q.forward(batch.pairs).output
         theirs = model.critic(batch.observations, batch.actions)
         assert torch.allclose(values, torch.stack(theirs), atol=1e-5)
+
+
+@pytest.mark.usefixtures("inline")
+def test_it_is_an_inner_learner_of_evolution_and_test(sink):
+    Path("derl.json").write_text(json.dumps(SMALL))
+    small = {"env_id": CARTPOLE, "training_steps": 600, "nb_seeds": 1, "workers": 1}
+    small |= {"learner": "DERL", "learner_config": "derl.json", "ep_eval": 1}
+    assert evolve(EvolutionConfig(units=5, nb_trials=2, sampler="Random", **small), sink) == 0
+    name = f"{CARTPOLE}_main_0.6k_steps"
+    frame = generations(DEFAULT_STORAGE, name)
+    assert {"fitness", "es_length", "rl_length", "cosine", "policy_return"} <= {*frame.columns}
+    assert {*frame.trial} == {0, 1}
+    test = {"study": name, "training_steps": 600, "nb_seeds": 1, "workers": 1}
+    assert compare(ComparisonConfig(**test), sink) == 0
+    assert "RES_DERL" in str(sink)
 
 
 @both
@@ -517,6 +561,15 @@ def test_training_says_what_it_does(derl, env_id, capsys):
     assert more[0]["steps"] > rows[-1]["steps"]
 
 
+def test_learning_rates_fall_over_a_call_of_train(derl, tmp_path):
+    agent = derl(lr_value="lin_0.01")
+    for _ in range(2):
+        agent.train(4, 2, 16, 0)
+        assert agent._policy.gradient.critic.rates == pytest.approx([0.01 / 4])
+    agent.save(tmp_path / "a.derl")
+    assert derl(seed=1).load(tmp_path / "a.derl").steps == agent.steps
+
+
 def test_it_is_the_harnesss_training(derl):
     """The same seeds give the same policy."""
     agent = derl(seed=3)
@@ -577,28 +630,66 @@ def test_no_code_in_a_file_is_executed(derl, tmp_path):
     assert not marker.exists()
 
 
+def rewritten(path, **parts):
+    """Change or remove (None) parts of a saved file."""
+    with zipfile.ZipFile(path) as file:
+        content = {name: file.read(name) for name in file.namelist()}
+    for name, data in parts.items():
+        content[".".join(name.rsplit("_", 1))] = data
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data in content.items():
+            if data is not None:
+                file.writestr(name, data)
+
+
+def as_npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
 def test_files_that_do_not_fit(derl, tmp_path):
     agent, path = derl(), tmp_path / "a.derl"
-    before = agent._policy.theta
     agent.save(path)
     with pytest.raises(UserError, match="has env_name"):
         derl(CARTPOLE).load(path)
     with pytest.raises(UserError, match="has sizes"):
         derl(hidden=[16]).load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: rewritten(p, critic_2_npy=None), "is damaged: 'critic_2'"),
+        (lambda p: rewritten(p, critic_2_npy=as_npy(np.zeros(3))), "is damaged.*does not fit"),
+        (lambda p: rewritten(p, critic_2_npy=as_npy(np.array(["a"]))), "is damaged"),
+        (lambda p: rewritten(p, minibatches_npy=as_npy(np.zeros(3, np.uint8))), "is damaged"),
+        (lambda p: changed(p, exploration={"bit_generator": "Dice"}), "is damaged"),
+        (lambda p: changed(p, steps="many"), "is damaged"),
+        (lambda p: changed(p, evolution=None), "is damaged"),
+        (lambda p: rewritten(p, derl_json=b"[1]"), "cannot be read.*no names"),
+        (lambda p: p.write_bytes(p.read_bytes()[:200]), "cannot be read"),
+        (lambda p: p.unlink(), "cannot be read"),
+    ],
+)
+def test_a_damaged_file_changes_nothing(derl, tmp_path, change, message):
+    agent, path = derl(seed=1), tmp_path / "a.derl"
+    derl(seed=2).save(path)
+    change(path)
+    before = agent._policy.theta, agent.steps, agent._policy.rng.bit_generator.state
+    with pytest.raises(UserError, match=message) as e:
+        agent.load(path)
+    assert "\n" not in str(e.value)
+    assert (agent._policy.theta == before[0]).all()
+    assert (agent.steps, agent._policy.rng.bit_generator.state) == before[1:]
+
+
+def changed(path, **values):
+    """Change what the JSON of a saved file says; None removes."""
     with zipfile.ZipFile(path) as file:
-        content = {name: file.read(name) for name in file.namelist()}
-    del content["critic_2.npy"]
-    with zipfile.ZipFile(path, "w") as file:
-        for name, data in content.items():
-            file.writestr(name, data)
-    with pytest.raises(UserError, match="is damaged"):
-        agent.load(path)
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(UserError, match="cannot be read"):
-        agent.load(path)
-    with pytest.raises(UserError, match="cannot be read"):
-        agent.load(tmp_path / "nothing")
-    assert (agent._policy.theta == before).all()
+        about = json.loads(file.read("derl.json")) | values
+    about = {name: value for name, value in about.items() if value is not None}
+    rewritten(path, derl_json=json.dumps(about).encode())
 
 
 def test_a_yaml_file(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from erl.learners.core.replay import ReplayBuffer
-from erl.learners.derl.gradient import GradientHalf
+from erl.learners.derl.gradient import GradientHalf, n_step
 from erl.learners.derl.settings import DERLSettings
 
 OBSERVATIONS, BATCH = 4, 32
@@ -139,3 +139,39 @@ def test_theta_is_a_copy_both_ways():
     half.theta = theta
     theta[:] = 1.0
     assert (half.theta == 0.0).all()
+
+
+@pytest.mark.parametrize("n", [1, 3, 10])
+@pytest.mark.parametrize("length", [1, 7, 12])
+@pytest.mark.parametrize("terminated", [True, False])
+def test_transitions_of_several_steps(n, length, terminated):
+    """Targets from the buffer are sums of rewards and what follows them, written out."""
+    rng, gamma = np.random.default_rng(0), 0.9
+    observations = np.arange(length + 1.0)[:, None]
+    actions, rewards = rng.normal(size=(length, 1)), rng.normal(size=length)
+    ends = np.zeros(length)
+    ends[-1] = terminated
+    buffer = ReplayBuffer(100, 1, 1)
+    episode = observations[:-1], actions, observations[1:], rewards, ends
+    for chain in n_step(episode, n, gamma):
+        buffer.add(*chain)
+    assert len(buffer) == length
+    batch = buffer.batch(torch.arange(length))
+    targets = batch.targets(100.0 + batch.next_observations, gamma)
+    for row in range(length):
+        t = int(batch.observations[row, 0])
+        m = min(n, length - t)
+        expected = sum(gamma**k * rewards[t + k] for k in range(m))
+        if t + m < length or not terminated:
+            expected += gamma**m * (100.0 + t + m)
+        assert targets[row].item() == pytest.approx(expected, abs=1e-4)
+        assert batch.actions[row].item() == pytest.approx(actions[t, 0], abs=1e-6)
+    assert sorted(batch.observations[:, 0].tolist()) == [*range(length)]
+
+
+def test_transitions_of_one_step_are_those_of_the_episode():
+    episode = tuple(np.random.default_rng(0).normal(size=(5, 2)) for _ in range(3))
+    episode += np.arange(5.0), np.array([0.0, 0.0, 0.0, 0.0, 1.0])
+    (chain,) = n_step(episode, 1, 0.9)
+    for mine, theirs in zip(chain, episode):
+        assert (mine == theirs).all()

@@ -41,7 +41,8 @@ from erl.learners.erl_re2.settings import Re2Settings
 from erl.learners.erl_re2.update import act
 from erl.lifetimes.living import Cohort, check, live
 from erl.lifetimes.record import LifetimeRecord
-from erl.studies.commands import ExportConfig, ShowConfig, export_study, show_study
+from erl.studies.commands import export_study, show_study
+from erl.studies.flags import ExportConfig, ShowConfig
 from erl.studies.records import generations, records
 from erl.worlds.evaluation import evaluate
 from erl.worlds.reservoirs import Context, ReservoirParams
@@ -855,6 +856,7 @@ def test_reservoirs_evolve_around_it(tmp_path, sink):
     settings.write_text(json.dumps(SMALL))
     flags = {
         "nb_trials": 2,
+        "finalists": 0,
         "nb_seeds": 1,
         "training_steps": 200,
         "popsize": 2,
@@ -941,6 +943,7 @@ def test_all_six_scripts_take_it(evolution, comparison, flags, target, name, lif
     Path("sets.toml").write_text(SETS)
     small = {
         "nb_trials": 1,
+        "finalists": 0,
         "nb_seeds": 1,
         "training_steps": 200,
         "popsize": 2,

@@ -1,4 +1,4 @@
-"""TD3 and SAC where networks and buffers lie on another device: the same as on the CPU, to
+"""TD3, SAC and others where networks and buffers lie on another device: the same as on the CPU, to
 rounding. Without a GPU the same path is taken on the CPU.
 """
 
@@ -10,6 +10,8 @@ import torch
 
 from erl.learners import Outputs, get_learner
 from erl.learners.core.replay import ReplayBuffer
+from erl.learners.derl.gradient import GradientHalf
+from erl.learners.derl.settings import DERLSettings
 from erl.learners.erl_re2.settings import Re2Settings
 from erl.learners.erl_re2.update import Draws, TwoScale, new_heads
 from erl.networks.captured import Captured
@@ -85,6 +87,35 @@ def test_erl_re2_updates_are_those_of_the_cpu():
             run(k % 2 == 0, *(t.to(device) for t in (places, noise, heads)))
     for mine, theirs in zip(networks[DEVICE].networks, networks["cpu"].networks):
         torch.testing.assert_close(mine.values.cpu(), theirs.values, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_derl_updates_are_those_of_the_cpu(discrete):
+    halves, buffers, updates = {}, {}, {}
+    rng = np.random.default_rng(0)
+    actions = rng.integers(2, size=(300, 1)) if discrete else rng.uniform(-1, 1, (300, 2))
+    columns = (rng.normal(size=(300, 5)), actions, rng.normal(size=(300, 5)))
+    for device in DEVICES:
+        settings = DERLSettings(device=device, lr_policy="lin_2e-3", n_steps=3)
+        generator = torch.Generator().manual_seed(0)
+        halves[device] = GradientHalf(settings, 5, 2, discrete, generator)
+        buffers[device] = ReplayBuffer(300, 5, actions.shape[1], device)
+        buffers[device].add(*columns, np.arange(300) % 7.0, np.zeros(300))
+
+        def update(k, places, noise, device=device):
+            return halves[device].update(k, buffers[device].batch(places), noise)
+
+        updates[device] = Captured(update, device)
+    generator = torch.Generator().manual_seed(1)
+    for k in range(12):
+        places = torch.randint(300, (128,), generator=generator)
+        noise = torch.randn(128, 0 if discrete else 2, generator=generator)
+        for device, run in updates.items():
+            halves[device].set_rates(1.0 - k / 12)
+            run(k % 2, places.to(device), noise.to(device))
+    for name in ("policy", "critic"):
+        mine, theirs = (getattr(halves[d], name).values.cpu() for d in (DEVICE, "cpu"))
+        torch.testing.assert_close(mine, theirs, rtol=1e-2, atol=1e-3)
 
 
 def test_auto_takes_what_there_is():

@@ -163,7 +163,11 @@ def test_bad_input_and_what_it_leaves(tmp_path, sink):
     trained(tmp_path, "PPO", "toy_environments:Reach-v0", n_steps=64)
     with pytest.raises(UserError, match=r"must end in .mp4, .gif or .webp"):
         film(FilmConfig(model=f"{tmp_path}/seed_0", file="a.avi"), sink)
+    with pytest.raises(UserError, match=rf"is a folder; --model takes one of {tmp_path}/seed_0$"):
+        film(FilmConfig(model=str(tmp_path)), sink)
     (tmp_path / "folder.gif").mkdir()
+    with pytest.raises(UserError, match="is a folder without saved agents"):
+        film(FilmConfig(model=f"{tmp_path}/folder.gif"), sink)
     with pytest.raises(UserError, match="is not a file"):
         film(
             FilmConfig(model=f"{tmp_path}/seed_0", file=f"{tmp_path}/folder.gif", overwrite=True),

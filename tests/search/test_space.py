@@ -82,7 +82,8 @@ def test_ranges(text, expected, whole):
     [
         ("unit", "'unit'; did you mean units"),
         ("nonsense", "does not know 'nonsense'"),
-        ("sr=1:2", "does not know 'sr'"),
+        ("sr=0.1:2", "--evolve sr: .* --min_sr and --max_sr"),
+        ("iss", "--fixed_iss False, --min_iss and --max_iss"),
         ("units,units=3:5", "names 'units' twice"),
         ("units=20", "a range is low:high"),
         ("units=a:b", "a range is low:high"),

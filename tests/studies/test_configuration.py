@@ -87,6 +87,18 @@ def test_auto_keeps_the_choice_that_0_1_0_made(learner, engine):
     assert from_stored({**TRAINING, "learner": learner}).engine == engine
 
 
+@pytest.mark.parametrize("learner", ["DERL", "ERL-Re2", "CEM-RL"])
+def test_a_learner_with_one_implementation_keeps_it(learner):
+    """It is stored as `auto`, and is no algorithm of Stable-Baselines3."""
+    evolution = {**EVOLUTION, "learner": learner}
+    for stored in (
+        {**evolution, "kind": "evolution"},
+        {**TEST, "evolution": evolution, "kind": "test"},
+        {**TRAINING, "learner": learner, "kind": "single"},
+    ):
+        assert from_stored(stored).engine == "auto"
+
+
 @pytest.mark.parametrize("missing", sorted(EVOLUTION.keys() - {"training_steps", "env_id"}))
 def test_a_study_that_is_older_than_a_flag_is_read(missing):
     from_stored({k: v for k, v in EVOLUTION.items() if k != missing})
@@ -128,6 +140,7 @@ def test_studies_of_0_1_0_go_on(quick, sink):
         env_id="CartPole-v1",
         training_steps=64,
         nb_trials=2,
+        finalists=0,
         nb_seeds=1,
         units=5,
         sampler="Random",
@@ -173,6 +186,7 @@ def test_auto_goes_on_with_the_engine_that_a_study_has(quick, sink):
         env_id="CartPole-v1",
         training_steps=64,
         nb_trials=1,
+        finalists=0,
         nb_seeds=1,
         units=5,
         learner_config=quick,
@@ -182,7 +196,7 @@ def test_auto_goes_on_with_the_engine_that_a_study_has(quick, sink):
     assert evolve(flags, sink) == 0
     assert evolve(replace(flags, nb_trials=2, engine="auto"), sink) == 0
     trials = Study(flags.storage, "CartPole-v1_main_0.064k_steps").trials()
-    engines = [t.user_attrs["lifetime:0"]["spec"]["learner"]["engine"] for t in trials]
+    engines = [t.system_attrs["lifetime:0"]["spec"]["learner"]["engine"] for t in trials]
     assert engines == ["sb3", "sb3"]
 
 
@@ -198,6 +212,7 @@ def test_a_test_is_not_evolved_further(sink, quick, inline):
         env_id="CartPole-v1",
         training_steps=64,
         nb_trials=1,
+        finalists=0,
         nb_seeds=1,
         units=5,
         workers=1,
@@ -214,5 +229,5 @@ def test_a_test_is_not_evolved_further(sink, quick, inline):
     other = GeneralizationComparisonConfig(
         study="CartPole-v1_PPO_single_0.064k_steps", env_id="Pendulum-v1"
     )
-    with pytest.raises(UserError, match="is a single run itself; name the study that was evolved"):
+    with pytest.raises(UserError, match="is a single run; name the study of the evolution"):
         compare(other, sink)

@@ -26,7 +26,7 @@ from erl.errors import UserError
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.studies.records import records
 from erl.studies.retries import is_away
-from erl.studies.storage import CONNECTING, open_storage, shown
+from erl.studies.storage import CONNECTING, open_storage, refused, shown, usual
 from erl.studies.study import Study
 
 ENV = "toy_environments:Recall-v0"
@@ -39,6 +39,7 @@ def make(storage, quick, **options):
         "env_id": ENV,
         "training_steps": 64,
         "nb_trials": 3,
+        "finalists": 0,
         "nb_seeds": 1,
         "units": 5,
         "popsize": 3,
@@ -216,18 +217,20 @@ def listing():
     [
         ("sqlite:///foreign.db", "another program's database.*recipes"),
         ("sqlite:///words.db", "not a study database"),
-        ("sqlite:///words.db/x.db", "study database words.db/x.db"),
-        ("sqlite:///nowhere/x.db", "study database nowhere/x.db"),
+        ("sqlite:///words.db/x.db", "study database .*words.db/x.db"),
+        ("sqlite:///nowhere/x.db", "study database .*nowhere/x.db"),
         ("sqlite:////proc/x.db", "/proc/x.db"),
         ("sqlite:///.", "not a study database"),
         ("sqlite://", "memory"),
         ("sqlite://studies.db", "sqlite://"),
-        ("studies.db", "sqlite:///studies.db would be one"),
+        ("studies.db", "'studies.db' is not a storage address; use sqlite:///studies.db"),
+        ("./", "'./' is a folder; name a file in it: sqlite:///./studies.db"),
+        ("missing/", "'missing/' is a folder; name a file in it: sqlite:///missing/studies.db"),
         ("", "storage address"),
         ("words.log", "words.log is not the journal"),
         ("other.log", "other.log is not the journal"),
-        ("nowhere/x.log", "journal file nowhere/x.log"),
-        ("words.db/x.log", "journal file words.db/x.log"),
+        ("nowhere/x.log", "journal file .*nowhere/x.log"),
+        ("words.db/x.log", "journal file .*words.db/x.log"),
         ("grpc://localhost", "needs a port"),
         ("grpc://localhost:1", "cannot use the storage grpc://localhost:1"),
         ("oracle://u:p@h/x", "oracle"),
@@ -392,3 +395,22 @@ def test_what_may_pass_is_told_from_what_no_repetition_mends():
     assert is_away(OSError(28, "No space left on device"))
     assert not is_away(KeyError("no such study"))
     assert not is_away(ProgrammingError("SELECT", {}, Exception("no such table")))
+
+
+def test_postgres_means_the_driver_that_is_installed(monkeypatch):
+    for written in ("postgres://u@h/d", "postgresql://u@h/d", "postgresql+psycopg://u@h/d"):
+        assert usual(written) == "postgresql+psycopg://u@h/d"
+    assert usual("sqlite:///postgres://") == "sqlite:///postgres://"
+    assert usual("postgres") == "postgres"
+    with monkeypatch.context() as patch:
+        patch.setattr("erl.studies.storage.find_spec", lambda name: object())
+        assert usual("postgresql://u@h/d") == "postgresql://u@h/d"
+    with pytest.raises(UserError, match=r"cannot use the storage postgresql\+psycopg://u:\*\*\*@"):
+        open_storage("postgres://u:s3cret@localhost:1/db")
+
+
+def test_a_short_password_is_no_part_of_other_words():
+    said = str(refused("postgresql://me:e@host/db", ValueError("the server said: e (me:e@host)")))
+    assert said.endswith("the server said: *** (me:***@host)")
+    said = str(refused("postgresql://me:s3cret@host/db", ValueError("for 'mes3cretly'")))
+    assert said.endswith("for 'me***ly'")

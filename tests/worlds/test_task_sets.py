@@ -155,6 +155,11 @@ def test_one_table_is_enough():
     assert load_task_sets(write("b.yaml", "random_returns: {Ant-v4: 1}")).sets == {}
 
 
+def test_an_environment_in_place_of_a_set_says_which_flag():
+    with pytest.raises(UserError, match=r"but an environment: use --env_ids HalfCheetah-v4$"):
+        load_task_set("HalfCheetah-v4")
+
+
 BAD = {
     "empty": ("", "is empty"),
     "empty tables": ("[sets]", "tables are empty"),
@@ -468,7 +473,7 @@ def test_the_script_keeps_the_figures_of_other_environments(script, capsys):
         (["--env_ids", ""], "names no environments"),
         (["--env_ids", "CartPole-v1", "--episodes", "1"], "at least 2"),
         (["--env_ids", "CartPole-v1", "--seed", "-1"], "0 or more"),
-        (["--env_ids", "CartPole-v1", "--episodes", "many"], "invalid int"),
+        (["--env_ids", "CartPole-v1", "--episodes", "many"], "must be a whole number"),
         (["--env_ids", "CartPole-v1", "--output", "no/folder.json"], "cannot keep the figures"),
         (["--env_ids", "CartPole-v1", "--output", "list.json"], "cannot keep the figures"),
         (["--env_ids", "toy_environments:Faulty-reward-v0", "--episodes", "200"], "not finite"),

@@ -73,7 +73,8 @@ def test_lunar_landers_old_name_says_its_new_one():
     [
         ("HalfCheeta-v4", "HalfCheetah-v4"),
         ("CartPole-v99", "CartPole-v1"),
-        ("ALE/Nothing-v5", "ALE/Nothing-v5"),
+        ("ALE/Pong-v5", r"has environments ALE/….*MODULE:ALE/Pong-v5$"),
+        ("Pong-v5", r"unknown environment 'Pong-v5'; MODULE:NAME names"),
         ("no_such_module:Thing-v0", "no_such_module"),
         (".relative:Thing-v0", ".relative"),
         ("broken_module:Thing-v0", "ZeroDivisionError"),

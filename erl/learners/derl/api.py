@@ -37,8 +37,9 @@ class DERL:
         population_size: perturbed policies in an iteration, at least 2.
         sigma: standard deviation of the perturbations.
         lr_es: learning rate of the evolution strategy.
-        lr_policy: learning rate of the policy's gradient.
-        lr_value: learning rate of the critics.
+        lr_policy: learning rate of the policy's gradient; `lin_0.001` falls from 0.001 to 0 in each
+            call of `train`.
+        lr_value: learning rate of the critics, likewise.
         gamma: discount.
         rl_weight: weight of the gradient half; with `es_weight` it sums to 1.
         es_weight: weight of the evolution's half.
@@ -65,8 +66,8 @@ class DERL:
         population_size: int = 50,
         sigma: float = 0.1,
         lr_es: float = 0.01,
-        lr_policy: float = 3e-4,
-        lr_value: float = 3e-4,
+        lr_policy: float | str = 3e-4,
+        lr_value: float | str = 3e-4,
         gamma: float = 0.99,
         rl_weight: float = 0.5,
         es_weight: float = 0.5,
@@ -143,7 +144,8 @@ class DERL:
         """Train on.
 
         Args:
-            num_iterations: both halves and their average, so often.
+            num_iterations: both halves and their average, so often. Schedules of learning rates
+                run from the first of them to the last.
             num_episodes_per_iter: episodes that the policy itself plays in an iteration.
             batch_size: transitions in a minibatch.
             log_interval: iterations from one printed line to the next; 0 for none.
@@ -154,8 +156,8 @@ class DERL:
         policy, noted = self._policy, []
         policy.change(num_episodes_per_iter=num_episodes_per_iter, batch_size=batch_size)
         with torch_threads(policy.settings.threads):
-            for _ in range(num_iterations):
-                policy.iterate()
+            for k in range(num_iterations):
+                policy.iterate(1.0 - k / num_iterations)
                 noted.append(policy.latest)
                 if log_interval and policy.iterations % log_interval == 0:
                     print(_line(policy.iterations, noted[-1]), flush=True)
@@ -209,7 +211,7 @@ class DERL:
 
         def write(part: str) -> None:
             with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as file:
-                file.writestr("derl.json", json.dumps(about, indent=1))
+                file.writestr("derl.json", json.dumps(about, indent=1, default=str))
                 for name, array in arrays.items():
                     buffer = io.BytesIO()
                     np.save(buffer, array, allow_pickle=False)
@@ -230,52 +232,65 @@ class DERL:
             UserError: the file cannot be read, or is of another environment or other networks.
         """
         t = self._policy
-        try:
-            with zipfile.ZipFile(path) as file:
-                about = json.loads(file.read("derl.json"))
-                arrays = {
-                    name.removesuffix(".npy"): np.load(
-                        io.BytesIO(file.read(name)), allow_pickle=False
-                    )
-                    for name in file.namelist()
-                    if name.endswith(".npy")
-                }
-        except Exception as e:  # whatever zipfile, JSON and NumPy make of a damaged file
-            raise UserError(
-                f"{path} cannot be read as an agent of DERL: {' '.join(str(e).split())}"
-            ) from e
-        self._check(path, about)
-        state = {
-            name: [
-                torch.from_numpy(arrays.get(f"{name}_{k}", np.zeros(0)))
-                for k in range(len(tensors))
-            ]
-            for name, tensors in t.gradient.get_state().items()
-        }
-        for name, tensors in t.gradient.get_state().items():
-            for mine, theirs in zip(tensors, state[name]):
-                if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
-                    raise UserError(f"{path} is damaged: the arrays of {name} do not fit")
-        t.gradient.set_state(state)
-        t.torch_rng.set_state(torch.from_numpy(arrays["minibatches"]))
-        t.es.set_state({"mean": t.theta, "rng": about["evolution"]})
-        t.rng.bit_generator.state = about["exploration"]
-        t.iterations, t.updates, t.ledger.steps = (
-            about[name] for name in ("iterations", "updates", "steps")
-        )
-        return self
-
-    def _check(self, path: str | Path, about: Mapping[str, Any]) -> None:
-        t = self._policy
+        about, arrays = _read(path)
         here = {"format": _FORMAT, "env_name": t.spec.task.env_id, "sizes": list(t.sizes)}
         for name, mine in here.items():
             if about.get(name) != mine:
                 raise UserError(f"{path} has {name} {about.get(name)!r}, and this agent {mine!r}")
+        # All of it is tried before any of it is taken.
+        try:
+            state = {
+                name: [_fitting(arrays[f"{name}_{k}"], mine) for k, mine in enumerate(tensors)]
+                for name, tensors in t.gradient.get_state().items()
+            }
+            minibatches = torch.from_numpy(arrays["minibatches"])
+            torch.Generator().set_state(minibatches)
+            for name in ("evolution", "exploration"):
+                np.random.default_rng().bit_generator.state = about[name]
+            iterations, updates, steps = (
+                int(about[name]) for name in ("iterations", "updates", "steps")
+            )
+        except (KeyError, TypeError, ValueError, RuntimeError) as e:
+            raise UserError(f"{path} is damaged: {' '.join(str(e).split())}") from e
+        t.gradient.set_state(state)
+        t.torch_rng.set_state(minibatches)
+        t.es.set_state({"mean": t.theta, "rng": about["evolution"]})
+        t.rng.bit_generator.state = about["exploration"]
+        t.iterations, t.updates, t.ledger.steps = iterations, updates, steps
+        return self
 
     def close(self) -> None:
         """Close environments and logs."""
         self._policy.close()
         self._run.telemetry[0].close()
+
+
+def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The settings and the arrays of a file."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            about = json.loads(file.read("derl.json"))
+            arrays = {
+                name.removesuffix(".npy"): np.load(io.BytesIO(file.read(name)), allow_pickle=False)
+                for name in file.namelist()
+                if name.endswith(".npy")
+            }
+        if not isinstance(about, dict):
+            raise ValueError("derl.json holds no names and values")
+    except Exception as e:  # whatever zipfile, JSON and NumPy make of a damaged file
+        text = " ".join(str(e).split())
+        raise UserError(f"{path} cannot be read as an agent of DERL: {text}") from e
+    return about, arrays
+
+
+def _fitting(array: np.ndarray, mine: torch.Tensor) -> torch.Tensor:
+    """An array as a tensor like one of this agent's."""
+    theirs = torch.from_numpy(array)
+    if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
+        raise ValueError(f"an array of {array.dtype} {array.shape} does not fit")
+    if not torch.isfinite(theirs).all():
+        raise ValueError("it holds numbers that are not finite")
+    return theirs
 
 
 def _line(iteration: int, row: Mapping[str, Any]) -> str:

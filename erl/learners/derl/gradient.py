@@ -7,12 +7,18 @@ For discrete actions it is the off-policy actor-critic of discrete soft actor-cr
 2019, arXiv 1910.07207) with a fixed weight of the entropy. The values of all actions are known, so
 expectations over the policy are sums: neither the target nor the policy's gradient is sampled, and
 nothing has to be corrected for who chose the stored action.
+
+With `n_steps` above 1, targets hold the rewards of several steps (`n_step`). The actions within
+them are those that were taken: nothing corrects for who chose them, as in Rainbow (Hessel et al.,
+2018, arXiv 1710.02298), and their entropy is not counted.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 from erl.learners.core.replay import Batch, smoothed
@@ -44,8 +50,8 @@ class GradientHalf:
     ) -> None:
         s, self._settings, self._discrete = settings, settings, discrete
 
-        def networks(shape: Shape, n: int, rate: float) -> tuple[Trained, Perceptrons, Perceptrons]:
-            trained = Trained(1, shape.size(n), rate, device=s.device)
+        def networks(shape: Shape, n: int) -> tuple[Trained, Perceptrons, Perceptrons]:
+            trained = Trained(1, shape.size(n), device=s.device)
             network = Perceptrons(shape, n, trained.values[0], trained.grads[0])
             network.initialise(generator)
             trained.start_target()
@@ -53,14 +59,15 @@ class GradientHalf:
 
         common: dict[str, Any] = {"hidden": s.hidden, "activation": "ReLU", "norm": False}
         self.policy, self._pi, self._pi_target = networks(
-            Shape(observations, outputs=actions, **common), 1, s.lr_policy
+            Shape(observations, outputs=actions, **common), 1
         )
         shape = (
             Shape(observations, outputs=actions, **common)
             if discrete
             else Shape(observations + actions, **common)
         )
-        self.critic, self._q, self._q_target = networks(shape, 2, s.lr_value)
+        self.critic, self._q, self._q_target = networks(shape, 2)
+        self.set_rates(1.0)
         self._observations = observations
 
     # -- the policy as a flat vector --
@@ -75,6 +82,14 @@ class GradientHalf:
         self.policy.values[0].copy_(torch.tensor(theta))
 
     # -- learning --
+
+    def set_rates(self, progress_remaining: float) -> None:
+        """Follow schedules of the learning rates; progress goes from 1 to 0."""
+        for trained, rate in zip(
+            (self.policy, self.critic), self._settings.rates(progress_remaining)
+        ):
+            if trained.rates != [rate]:
+                trained.set_rates([rate])
 
     def update(self, k: int, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
         """The k-th update of the networks.
@@ -159,3 +174,37 @@ class GradientHalf:
         """Go on from `get_state`."""
         self.policy.set_state(state["policy"])
         self.critic.set_state(state["critic"])
+
+
+Transitions = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def n_step(transitions: Transitions, n: int, gamma: float) -> Iterator[Transitions]:
+    """An episode's transitions as those of n steps: R = Σ γ^k r_{t+k} over the n steps from t on,
+    and the observation after them.
+
+    They come as chains, of which the first has the steps 0, n, 2n, … : so each one's next
+    observation is the following one's observation, as a `ReplayBuffer` stores them.
+
+    Args:
+        transitions: observations, actions, next observations, rewards, and where the episode ended
+            for good; in their order, of one episode.
+        n: at least 1.
+        gamma: discount γ.
+
+    Returns:
+        Chains like `transitions`. Their last part is 1 - γ^(m - 1) for m steps that ended nothing
+        (m is n, and less before the end of an episode that was cut), so that r + γ (1 - it) V is
+        R + γ^m V.
+    """
+    observations, actions, next_observations, rewards, ends = transitions
+    length = len(rewards)
+    padded = np.concatenate([rewards, np.zeros(n - 1)])
+    returns = sliding_window_view(padded, n) @ gamma ** np.arange(n)
+    first = np.arange(length)
+    last = np.minimum(first + n, length) - 1
+    ends = 1.0 - (1.0 - ends[last]) * gamma ** (last - first)
+    for k in range(min(n, length)):
+        chain = slice(k, None, n)
+        after = next_observations[last[chain]]
+        yield observations[chain], actions[chain], after, returns[chain], ends[chain]

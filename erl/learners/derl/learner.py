@@ -33,7 +33,7 @@ from erl.learners.core.replay import ReplayBuffer
 from erl.learners.core.run import Run, torch_threads
 from erl.learners.core.settings import check_budget
 from erl.learners.derl.export import to_sb3
-from erl.learners.derl.gradient import GradientHalf
+from erl.learners.derl.gradient import GradientHalf, n_step
 from erl.learners.derl.settings import DERLSettings
 from erl.learners.sb3 import SB3Agent
 from erl.networks.captured import Captured
@@ -154,9 +154,17 @@ class BlendedPolicy:
 
     # -- one iteration --
 
-    def iterate(self) -> None:
-        """Both halves from one θ, and their average."""
+    def iterate(self, progress_remaining: float | None = None) -> None:
+        """Both halves from one θ, and their average.
+
+        Args:
+            progress_remaining: share of the training that remains, which schedules follow; None for
+                that of the lifetime's budget.
+        """
         s, theta, begun = self.settings, self.theta, time.perf_counter()
+        if progress_remaining is None:
+            progress_remaining = max(0.0, 1.0 - self.ledger.steps / self.spec.steps)
+        self.gradient.set_rates(progress_remaining)
         row: dict[str, Any] = {}
         scalars: dict[str, float] = {}
         steps, updates = self.ledger.steps, self.updates
@@ -218,10 +226,10 @@ class BlendedPolicy:
     def improve(
         self, theta: np.ndarray, row: dict[str, Any], scalars: dict[str, float]
     ) -> np.ndarray:
-        """The gradient's half: play with exploration, store, and update as often as steps were
-        taken; θ after that.
+        """The gradient's half: play with exploration, store, and make the updates that stored
+        steps have paid for; θ after that.
         """
-        s, before = self.settings, self.ledger.steps
+        s = self.settings
         policy = Policies(self.sizes, theta[None])
 
         def act(who: np.ndarray, seen: np.ndarray) -> np.ndarray:
@@ -235,8 +243,8 @@ class BlendedPolicy:
         if ended:
             row["policy_return"] = float(np.mean([episode.total for episode in ended]))
         if len(self.buffer) < s.learning_starts:
+            self.updates_due = 0.0
             return theta
-        self.updates_due += s.updates_per_step * (self.ledger.steps - before)
         due = int(self.updates_due + 1e-6)
         self.updates_due -= due
         begun = time.perf_counter()
@@ -245,10 +253,13 @@ class BlendedPolicy:
         return self.gradient.theta
 
     def _store(self, episodes: Sequence[Episode]) -> None:
+        s = self.settings
         for episode in episodes:
-            observations, actions, next_observations, rewards, ends = episode.transitions()
-            actions = actions.reshape(len(actions), -1)
-            self.buffer.add(observations, actions, next_observations, rewards, ends)
+            observations, actions, *rest = episode.transitions()
+            transitions: Any = observations, actions.reshape(len(actions), -1), *rest
+            for chain in n_step(transitions, s.n_steps, s.gamma):
+                self.buffer.add(*chain)
+            self.updates_due += s.updates_per_step * len(actions)
 
     def greedy(self, outputs: np.ndarray) -> np.ndarray:
         """Actions for outputs (k, outputs), as a `Stage` takes them: the most probable, or the

@@ -11,6 +11,7 @@ from erl.learners.core.settings import (
     NotNegative,
     Positive,
     Range,
+    Schedule,
     Share,
     check_device,
 )
@@ -31,10 +32,12 @@ class DERLSettings(EvaluationSettings):
         num_episodes_per_iter: episodes that the policy itself plays in an iteration, with noise on
             its actions, or drawing them; they go into the replay buffer.
         population_replay: whether the perturbed policies' episodes go there, too.
-        updates_per_step: updates of the networks for each step of the policy itself.
+        updates_per_step: updates of the networks for each step that goes into the replay buffer.
         learning_starts: transitions in the replay buffer before the networks are updated.
-        lr_policy, lr_value: learning rates of Adam.
+        lr_policy, lr_value: learning rates of Adam; `lin_0.001` falls from 0.001 to 0 over the
+            lifetime.
         gamma, tau: discount, and speed of the targets.
+        n_steps: steps whose rewards a target of the value functions holds.
         batch_size, buffer_size: transitions in a minibatch, and in the replay buffer.
         exploration_noise: standard deviation of the noise on continuous actions in [-1, 1].
         ent_coef: weight of the entropy of a discrete policy in its objective.
@@ -56,10 +59,11 @@ class DERLSettings(EvaluationSettings):
     population_replay: bool = False
     updates_per_step: Positive = 1.0
     learning_starts: Count = 1_000
-    lr_policy: Positive = 3e-4
-    lr_value: Positive = 3e-4
+    lr_policy: Positive | Schedule = 3e-4
+    lr_value: Positive | Schedule = 3e-4
     gamma: Share = 0.99
     tau: Share = 0.005
+    n_steps: Count = 1
     batch_size: Count = 256
     buffer_size: Count = 1_000_000
     exploration_noise: NotNegative = 0.1
@@ -79,3 +83,13 @@ class DERLSettings(EvaluationSettings):
         if self.learning_starts > self.buffer_size:
             raise self._wrong("learning_starts", f"at most buffer_size, {self.buffer_size}")
         check_device(self.learner, self.device)
+
+    def rates(self, progress_remaining: float) -> tuple[float, float]:
+        """Learning rates of the policy and of the value functions, where this share of the training
+        remains.
+        """
+        policy, value = (
+            float(rate(progress_remaining) if callable(rate) else rate)
+            for rate in (self.lr_policy, self.lr_value)
+        )
+        return policy, value

@@ -1,0 +1,300 @@
+"""From the words of a command to its configuration: flags made of a dataclass, grouped help, and
+files of flags.
+"""
+
+import argparse
+import dataclasses
+import json
+import re
+import shutil
+import textwrap
+import tomllib
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any
+
+from erl import __version__
+from erl.errors import UserError, nearest
+from erl.files import parse_yaml
+
+# Columns of help: no line is longer, also on wide terminals.
+WIDTH = 80
+OTHER = "other flags"
+
+
+def option(default: Any, text: str, *aliases: str, choices: Sequence[str] | None = None) -> Any:
+    """A field of a configuration dataclass that becomes a flag.
+
+    Args:
+        default: its value when the flag is absent; its field's type decides how words are read.
+        text: the help line.
+        aliases: further spellings, with their dashes.
+        choices: for the help line; the configuration checks the value itself.
+    """
+    return dataclasses.field(
+        default=default, metadata={"help": text, "aliases": aliases, "choices": choices}
+    )
+
+
+def parse(
+    kind: type,
+    argv: Sequence[str] | None = None,
+    program: str | None = None,
+    description: str | None = None,
+    example: str | None = None,
+) -> Any:
+    """An instance of a configuration dataclass from command-line flags.
+
+    Booleans are read both as flags (`--del_obs`, `--no-del_obs`) and as words (`--del_obs True`).
+    `--config FILE` names a file of flags; flags of the command line override it.
+
+    Args:
+        kind: the dataclass. Its `GROUPS`, if it has them, are the sections of the help: title ->
+            names of fields.
+        argv: the words; None for those of this process.
+        program, description, example: for the help.
+
+    Raises:
+        UserError: unknown flags or values that cannot be read.
+    """
+    parser = make_parser(kind, program, description, example)
+    found, rest = parser.parse_known_args(argv)
+    if rest:
+        raise _unknown(parser, rest)
+    if found.config is not None:
+        parser.set_defaults(**read_flags(found.config, kind))
+        found = parser.parse_args(argv)
+    values = vars(found)
+    del values["config"]
+    return kind(**values)
+
+
+def make_parser(
+    kind: type,
+    program: str | None = None,
+    description: str | None = None,
+    example: str | None = None,
+) -> argparse.ArgumentParser:
+    """The parser of a configuration dataclass; see `parse`."""
+    parser = _Parser(
+        prog=program,
+        usage=f"{program or '%(prog)s'} [flags]",
+        description=description,
+        epilog=None if example is None else "example:\n" + "\n".join(_lines(example)),
+        formatter_class=_Help,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    groups: Mapping[str, Sequence[str]] = getattr(kind, "GROUPS", {"flags": tuple(fields)})
+    grouped = {name for names in groups.values() for name in names}
+    rest = [name for name in fields if name not in grouped]
+    for title, names in [*groups.items(), (OTHER, rest)]:
+        group = parser.add_argument_group(title)
+        for name in names:
+            if name in fields:
+                _add(group, fields[name], _plain(hints[name]))
+    general = parser.add_argument_group("general")
+    general.add_argument(
+        "--config", metavar="FILE", help="YAML or TOML file of these flags; flags override it"
+    )
+    general.add_argument("-h", "--help", action="help", help="show this and exit")
+    general.add_argument(
+        "--version",
+        action="version",
+        version=f"erl {__version__}",
+        help="show the version and exit",
+    )
+    return parser
+
+
+def spellings(field: "dataclasses.Field[Any]") -> list[str]:
+    """All names of a flag, with their dashes, the usual one first."""
+    names = [f"--{field.name}", *field.metadata.get("aliases", ())]
+    if "_" in field.name:
+        names.append(f"--{field.name.replace('_', '-')}")
+    return names
+
+
+def _add(group: Any, field: "dataclasses.Field[Any]", plain: Any) -> None:
+    """Add the flag of a field to a group of the help."""
+    names = spellings(field)
+    text, notes = field.metadata.get("help", ""), []
+    if field.metadata.get("choices"):
+        notes.append(", ".join(field.metadata["choices"]))
+    if field.default is not None:
+        notes.append(f"default: {field.default}")
+    if notes:
+        text += f" ({'; '.join(notes)})"
+    settings: dict[str, Any] = {"dest": field.name, "default": field.default}
+    settings["help"] = text.replace("%", "%%")
+    if plain is bool:
+        group.add_argument(
+            *names, type=_boolean, nargs="?", const=True, metavar="True|False", **settings
+        )
+        group.add_argument(
+            *(name.replace("--", "--no-", 1) for name in names),
+            dest=field.name,
+            action="store_false",
+            default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
+        )
+    else:
+        group.add_argument(*names, type=_READ[plain], metavar=_METAVARS[plain], **settings)
+
+
+def _lines(command: str) -> list[str]:
+    """A command in lines of 80 columns, as a shell takes them."""
+    lines = textwrap.wrap(
+        command,
+        WIDTH - 2,
+        initial_indent="  ",
+        subsequent_indent="      ",
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+    return [line + " \\" * (line is not lines[-1]) for line in lines]
+
+
+class _Help(argparse.HelpFormatter):
+    """Help within 80 columns: each flag under its usual name, with its default if it has one."""
+
+    def __init__(self, prog: str) -> None:
+        width = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
+        super().__init__(prog, max_help_position=26, width=width)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith("example:"):
+            return text
+        return super()._fill_text(text, width, indent)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return ", ".join(action.option_strings)
+        shown = action.metavar if action.nargs is None else f"[{action.metavar}]"
+        return f"{action.option_strings[0]} {shown}"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        missing = re.fullmatch(r"argument (--\w+).*: expected one argument", message)
+        raise UserError(f"{missing[1]} needs a value" if missing else message)
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """Errors name the flag as a user types it."""
+        try:
+            return super()._get_values(action, arg_strings)
+        except argparse.ArgumentError as e:
+            raise UserError(f"{action.option_strings[0]} {e.message}") from None
+
+
+def _unknown(parser: argparse.ArgumentParser, words: Sequence[str]) -> UserError:
+    """For words that no flag takes; values of unknown flags may be secret, and are not shown."""
+    flag = next((word.partition("=")[0] for word in words if word.startswith("-")), None)
+    if flag is None:
+        return UserError(f"unexpected word {words[0]!r}: values follow the name of a flag")
+    known = parser._option_string_actions
+    return UserError(f"unknown flag {flag}{nearest(flag, known, 1)}")
+
+
+def _plain(hint: Any) -> Any:
+    """The type within an optional one."""
+    if typing.get_origin(hint) in (UnionType, typing.Union):
+        return next(a for a in typing.get_args(hint) if a is not type(None))
+    return hint
+
+
+def _boolean(word: str) -> bool:
+    known = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+    if word.casefold() not in known:
+        raise argparse.ArgumentTypeError(f"must be True or False, not {word!r}")
+    return known[word.casefold()]
+
+
+def _whole(word: str) -> int:
+    try:
+        return int(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, not {word!r}") from None
+
+
+def _real(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, not {word!r}") from None
+
+
+_READ: dict[Any, Any] = {int: _whole, float: _real, str: str, bool: _boolean}
+_METAVARS = {int: "N", float: "X", str: "TEXT"}
+
+
+# -- files of flags --
+
+
+def read_flags(path: str, kind: type) -> dict[str, Any]:
+    """Values of flags from a YAML or TOML file: field -> value.
+
+    A list stands for values with commas between them, a table for its JSON.
+
+    Args:
+        path: of the file.
+        kind: the configuration dataclass whose flags they are.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
+    data = _read_file(path)
+    hints = typing.get_type_hints(kind)
+    names = {
+        spelling.removeprefix("--").replace("-", "_"): field.name
+        for field in dataclasses.fields(kind)
+        for spelling in spellings(field)
+    }
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        name = names.get(str(key).removeprefix("--").replace("-", "_"))
+        if name is None:
+            raise UserError(f"{path}: unknown flag {key!r}{nearest(str(key), names, 1)}")
+        if name in values:
+            raise UserError(f"{path}: {name} is given twice")
+        if value is None:
+            continue
+        plain = _plain(hints[name])
+        try:
+            values[name] = _READ[plain](_as_word(value))
+        except argparse.ArgumentTypeError as e:
+            raise UserError(f"{path}: {name} {e}") from None
+    return values
+
+
+def _read_file(path: str) -> dict[Any, Any]:
+    endings = (".yaml", ".yml", ".toml")
+    if Path(path).suffix.casefold() not in endings:
+        raise UserError(f"--config {path}: the name of the file must end in {', '.join(endings)}")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        reason = getattr(e, "strerror", None) or e
+        raise UserError(f"--config {path} cannot be read: {reason}") from e
+    try:
+        data = tomllib.loads(text) if path.casefold().endswith(".toml") else parse_yaml(text)
+    except ValueError as e:
+        raise UserError(f"{path} is not valid: {' '.join(str(e).split())}") from e
+    if not isinstance(data, dict | None):
+        raise UserError(f"{path} must hold names and values, not a {type(data).__name__}")
+    return data or {}
+
+
+def _as_word(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    if isinstance(value, list):
+        return ",".join(map(_as_word, value))
+    if isinstance(value, dict):
+        return json.dumps(value, default=str)
+    return str(value)

@@ -1,0 +1,81 @@
+"""Flags of the commands on studies. Nothing here needs a library that takes long to load."""
+
+from dataclasses import dataclass
+
+from erl.cli import option
+from erl.errors import UserError, nearest
+from erl.studies import DEFAULT_STORAGE
+
+ROWS = ("lifetimes", "trials", "generations", "arms")
+# Endings of exported files.
+CSV = (".csv", ".csv.gz")
+DOCUMENTS = (".md", ".tex")
+
+
+@dataclass(frozen=True)
+class ListConfig:
+    """Flags of `list`."""
+
+    storage: str = option(DEFAULT_STORAGE, "study database: any Optuna address, or a journal file")
+
+
+@dataclass(frozen=True)
+class ShowConfig(ListConfig):
+    """Flags of `show`."""
+
+    study: str | None = option(None, "name of the study; needed if the storage has several")
+    best: int = option(5, "how many of the best trials are shown")
+
+    def __post_init__(self) -> None:
+        if self.best < 0:
+            raise UserError(f"--best must be at least 0, not {self.best}")
+
+
+@dataclass(frozen=True)
+class ExportConfig(ListConfig):
+    """Flags of `export`."""
+
+    study: str | None = option(None, "name of the study; needed if the storage has several")
+    file: str | None = option(None, "file to write: .csv, and of arms also .md and .tex")
+    rows: str = option("lifetimes", "what each row is; arms: the agents of a test", choices=ROWS)
+    overwrite: bool = option(False, "replace the file if it exists")
+
+    def __post_init__(self) -> None:
+        if not self.file:
+            raise UserError("--file is missing: name the file to write")
+        if self.rows not in ROWS:
+            raise UserError(
+                f"unknown --rows {self.rows!r}{nearest(self.rows, ROWS)} (known: {', '.join(ROWS)})"
+            )
+        known = CSV + DOCUMENTS * (self.rows == "arms")
+        if not self.file.casefold().endswith(known):
+            raise UserError(
+                f"--file {self.file}: --rows {self.rows} needs a name that ends in "
+                f"{', '.join(known)}"
+            )
+
+
+@dataclass(frozen=True)
+class CopyConfig(ListConfig):
+    """Flags of `copy`."""
+
+    study: str | None = option(None, "name of the study; needed if the storage has several")
+    to: str | None = option(None, "storage to copy to; a file is created if it does not exist")
+    to_name: str | None = option(None, "name of the copy; by default the study's")
+    overwrite: bool = option(False, "replace a study of that name")
+
+    def __post_init__(self) -> None:
+        if not self.to:
+            raise UserError("--to is missing: the storage to copy to")
+
+
+@dataclass(frozen=True)
+class DashboardConfig(ListConfig):
+    """Flags of the dashboard."""
+
+    host: str = option("127.0.0.1", "address at which it listens; 0.0.0.0 for other machines")
+    port: int = option(8080, "port at which it listens; 0 for any that is free")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 65536:
+            raise UserError(f"--port must be from 0 to 65535, not {self.port}")

@@ -1,0 +1,45 @@
+"""Train DERL on CartPole-v1, save it, load it again, and play.
+
+python examples/derl_cartpole.py [--num_iterations 60] [--seed 0]
+    [--config FILE] [--save cartpole.derl] [--tensorboard FOLDER]
+"""
+
+import argparse
+from pathlib import Path
+
+import gymnasium as gym
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from erl.learners import DERL
+
+ENV_ID = "CartPole-v1"
+
+
+def main() -> None:
+    """Train, save, load and play."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--num_iterations", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--config", default=Path(__file__).with_suffix(".yaml"))
+    parser.add_argument("--save", default="cartpole.derl")
+    parser.add_argument("--tensorboard")
+    args = parser.parse_args()
+
+    agent = DERL.from_config(
+        args.config,
+        env_name=ENV_ID,
+        state_dim=4,
+        action_dim=2,
+        seed=args.seed,
+        tensorboard=args.tensorboard,
+    )
+    agent.train(args.num_iterations, num_episodes_per_iter=10, batch_size=256, log_interval=5)
+    agent.save(args.save)
+
+    agent = DERL.from_config(args.config, env_name=ENV_ID).load(args.save)
+    mean, std = evaluate_policy(agent, gym.make(ENV_ID), n_eval_episodes=10, warn=False)
+    print(f"{agent.steps:,} steps; 10 fresh episodes: {mean:.1f} ± {std:.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The example scripts run, and their files hold what the harness takes too."""
+
+import re
+import runpy
+import sys
+
+import gymnasium as gym
+import pytest
+from conftest import ROOT
+
+from erl.learners.core.settings_file import load_settings
+from erl.learners.derl.settings import DERLSettings
+
+FOLDER = ROOT / "examples"
+SMALL = "hidden: [8]\npopulation_size: 3\nupdates_per_step: 0.01\nlearning_starts: 100\n"
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Short episodes."""
+    for env_id in ("CartPole-v1", "Pendulum-v1"):
+        monkeypatch.setattr(gym.spec(env_id), "max_episode_steps", 40)
+
+
+@pytest.mark.parametrize("name", ["derl_cartpole", "derl_pendulum"])
+def test_derl(name, short, tmp_path, monkeypatch, capsys):
+    config, saved = tmp_path / "small.yaml", tmp_path / "agent.derl"
+    config.write_text(SMALL)
+    words = f"--num_iterations 5 --config {config} --save {saved} --tensorboard {tmp_path / 'log'}"
+    monkeypatch.setattr(sys, "argv", [name, *words.split()])
+    runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("iteration 5 ")
+    assert re.fullmatch(r"[\d,]+ steps; 10 fresh episodes: -?[\d.]+ ± [\d.]+", lines[-1])
+    assert saved.stat().st_size > 0
+    assert [*(tmp_path / "log").glob("events.*")]
+
+
+@pytest.mark.parametrize(
+    ("name", "env_id"),
+    [("derl_cartpole.yaml", "CartPole-v1"), ("derl_pendulum.yaml", "Pendulum-v1")],
+)
+def test_files_of_settings(name, env_id):
+    """They are for the class and for `--learner_config` alike."""
+    file = load_settings(str(FOLDER / name), env_id)
+    assert not file.notes
+    settings = DERLSettings.from_learner_config(file.settings, env_id)
+    assert settings.rates(1.0) == (1e-3, 2e-3)
+    assert settings.rates(0.0) == (0.0, 0.0)
+    assert settings.population_replay
