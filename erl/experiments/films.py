@@ -28,6 +28,18 @@ def film_commands(flags: AgentFlags, folder: str, trial: RunningTrial | None) ->
     return [command("film", "--model", model)]
 
 
+def say_film(study: Study, flags: AgentFlags, folder: str, arm: str | None, sink: Sink) -> None:
+    """Say how to film an agent: of an arm, or of all, the one with the middle training return."""
+    trials = {t.number: t for t in study.trials("COMPLETE")}
+    rows = middle_lifetimes(records(study.address, study.name_now())) if trials else None
+    numbers = [] if rows is None else list(rows.trial)
+    chosen = [n for n in numbers if arm is None or trials[n].params.get("arm") == arm]
+    for number in chosen[:1] or numbers[:1]:
+        [line] = film_commands(flags, folder, trials[number])
+        if (Path(flags.models) / folder / f"{model_name(trials[number].params)}.zip").exists():
+            sink.line(f"film it:  {line}")
+
+
 def film_agents(study: Study, flags: AgentFlags, folder: str, sink: Sink) -> None:
     """Film one agent of each arm: the one with the middle training return, neither the best nor a
     chosen one. What cannot be filmed is said.
