@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from erl.cli import Sink, figure
+from erl.cli import Sink, command, figure
 from erl.errors import UserError
 from erl.executors.jobs import Executor
 from erl.executors.machines import default_workers
@@ -25,6 +25,7 @@ from erl.lifetimes.living import Cohort
 from erl.search.pruning import Pruning
 from erl.studies.configuration import StudyConfig
 from erl.studies.distributions import SearchSpace
+from erl.studies.storage import DEFAULT_STORAGE, shown
 from erl.studies.study import Study
 from erl.studies.trials import Plan, RunningTrial, Score, key_of
 from erl.worlds.specification import LifetimeSpec, commit, to_json, versions
@@ -353,15 +354,25 @@ def status_path(runs: str, study: str, spec: LifetimeSpec) -> str:
 
 
 def say_where(campaign: Campaign, flags: AgentFlags, storage: str, folder: str) -> None:
-    """Say where curves, models and logs are, if there are any; the storage is given as it may be
-    shown.
+    """Say where curves, models and logs are, if there are any.
+
+    Args:
+        campaign: theirs.
+        flags: name the folders.
+        storage: of the study, with its password.
+        folder: the study's, below those of the flags.
     """
-    campaign.sink.line(f"curves:   study {campaign.name} in {storage}")
+    say = campaign.sink.line
+    say(f"curves:   study {campaign.name} in {shown(storage)}")
     models, logs = (f"{os.path.abspath(path)}/{folder}" for path in (flags.models, flags.logs))
     if os.path.isdir(models):
-        campaign.sink.line(f"models:   {models}")
+        say(f"models:   {models}")
     if os.path.isdir(logs):
-        campaign.sink.line(f"logs:     {shlex.join(['tensorboard', '--logdir', logs])}")
+        say(f"logs:     {shlex.join(['tensorboard', '--logdir', logs])}")
+    words = ["plot", "--study", campaign.study.name_now(), "--folder", "report"]
+    if storage != DEFAULT_STORAGE:
+        words += ["--storage", shown(storage)]
+    say(f"figures:  {command(*words)}")
 
 
 def checkpoint_path(folder: str, study: str, spec: LifetimeSpec) -> str:

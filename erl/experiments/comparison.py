@@ -29,7 +29,7 @@ from erl.experiments.comparison_flags import (
     GeneralizationComparisonConfig,
     MultiComparisonConfig,
 )
-from erl.experiments.films import film_agents, film_commands, model_name
+from erl.experiments.films import film_agents, film_commands, model_name, say_film
 from erl.experiments.flags import MAX_SEED, plural, seed_indices, study_name, thousands
 from erl.experiments.forecast import Outlook, announce, dry_run, learning_starts
 from erl.experiments.trials import Member
@@ -304,7 +304,8 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     report(study, sink)
     if env_id is None:
         _say_winner(study, arms[1], winner, evolution, flags.training_steps, sink)
-    say_where(campaign, flags, shown(flags.results), folder)
+    say_where(campaign, flags, flags.results, folder)
+    say_film(study, flags, folder, arms[1], sink)
     if flags.video:
         film_agents(study, flags, folder, sink)
     return 1 if failed else 0

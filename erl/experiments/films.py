@@ -22,10 +22,23 @@ def model_name(params: dict[str, object]) -> str:
 
 def film_commands(flags: AgentFlags, folder: str, trial: RunningTrial | None) -> list[str]:
     """The command that films the agent of a trial."""
-    if trial is None:
-        return []
-    model = f"{flags.models}/{folder}/{model_name(trial.params)}"
-    return [command("film", "--model", model)]
+    return [] if trial is None else [_film_command(flags, folder, trial.params)]
+
+
+def _film_command(flags: AgentFlags, folder: str, params: dict[str, object]) -> str:
+    return command("film", "--model", f"{flags.models}/{folder}/{model_name(params)}")
+
+
+def say_film(study: Study, flags: AgentFlags, folder: str, arm: str | None, sink: Sink) -> None:
+    """Say how to film an agent: of an arm, or of all, the one with the middle training return."""
+    trials = {t.number: t for t in study.trials("COMPLETE")}
+    rows = middle_lifetimes(records(study.address, study.name_now())) if trials else None
+    numbers = [] if rows is None else list(rows.trial)
+    chosen = [n for n in numbers if arm is None or trials[n].params.get("arm") == arm]
+    for number in chosen[:1] or numbers[:1]:
+        line = _film_command(flags, folder, trials[number].params)
+        if (Path(flags.models) / folder / f"{model_name(trials[number].params)}.zip").exists():
+            sink.line(f"film it:  {line}")
 
 
 def film_agents(study: Study, flags: AgentFlags, folder: str, sink: Sink) -> None:

@@ -21,7 +21,7 @@ from erl.experiments.campaign import (
     say_where,
     status_path,
 )
-from erl.experiments.films import film_agents, film_commands, model_name
+from erl.experiments.films import film_agents, film_commands, model_name, say_film
 from erl.experiments.flags import MAX_SEED, plural, read_settings, study_name
 from erl.experiments.forecast import Outlook, announce, dry_run, learning_starts
 from erl.experiments.single_flags import SingleConfig
@@ -206,7 +206,8 @@ def run(flags: SingleConfig, sink: Sink) -> int:
         )
     for line in lines(agent_tables(study)):
         sink.line(line)
-    say_where(campaign, flags, shown(flags.storage), folder)
+    say_where(campaign, flags, flags.storage, folder)
+    say_film(study, flags, folder, None, sink)
     if flags.video:
         film_agents(study, flags, folder, sink)
     return 1 if failed else 0
