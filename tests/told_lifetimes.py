@@ -30,7 +30,7 @@ class Told(InlineExecutor):
     error = staticmethod(lambda spec: None)
     before = staticmethod(lambda spec: None)
 
-    def run(self, jobs, columns, tick, every=0.0):
+    def run(self, jobs, columns, tick, every=0.0, on_interrupt=None):
         for index, job in enumerate(jobs):
             records = []
             for spec in job.arguments[0].specs:

@@ -161,7 +161,7 @@ def test_an_evolution_loses_a_node_and_nothing_else(cluster, address, quick, sin
         over.set()
         thread.join()
     assert killed.is_set()
-    assert "2 workers" in sink.lines[0]
+    assert any("2 workers" in line for line in sink.lines)
     here = replace(config, cluster=None, workers=1, h_test="here")
     assert evolve(here, sink) == 0
     name = "toy_environments:Steady-v0_{}_6k_steps"
@@ -246,7 +246,7 @@ def test_workers_inside_a_lifetime_outlive_a_machine(cluster, address):
         assert work.workers.lost > 0
         assert len(set(told)) == len(told)
         assert len(set(range(max(told))) - set(told)) <= 2  # at work
-        assert work.stored_steps == len(work.bench.buffer)
+        assert min(work.stored_steps, 2000) == len(work.bench.buffer)
         assert work.ledger.steps >= 2 * 20 * len(told)
     finally:
         work.close()

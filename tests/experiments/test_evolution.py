@@ -385,8 +385,8 @@ def test_a_second_ctrl_c_ends_at_once(quick):
     os.killpg(process.pid, signal.SIGINT)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert err == ""  # no traceback
+    assert process.returncode in (130, -signal.SIGINT)  # as a shell says it, or as it is
+    assert "Traceback" not in err
     assert all_gone(processes)
 
 

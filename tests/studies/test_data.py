@@ -60,7 +60,11 @@ def test_an_evolution_and_its_test_are_read_as_they_are_stored(config, quick, si
     assert compare(test, sink) == 0
     with pytest.raises(UserError, match=r"which study of sqlite:///studies\.db"):
         read_study("sqlite:///studies.db")
-    (name,) = [n for n in str(sink).split() if "_test_" in n and n.endswith("steps:")]
+    (name,) = {
+        n.strip(":,")
+        for n in str(sink).split()
+        if n.strip(":,").endswith("_steps") and "_test_" in n and "/" not in n
+    }
     tested = read_study(name.rstrip(":"))
     assert (tested.kind, tested.evolution.units) == ("test", 5)
     assert list(tested.lifetimes.arm) == ["PPO"]
