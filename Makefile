@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup evolve test test-processors evidence picture lint check docs format notebook clean
+.PHONY: help setup evolve test test-processors evidence picture lint check docs format dashboard notebook clean
 
 help:  ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -22,7 +22,7 @@ $(READY): requirements.txt pyproject.toml
 setup: $(READY)  ## make the environment .venv with everything in it
 
 evolve: $(READY)  ## run the main job at a small budget: a few minutes on 2 cores
-	$(BIN)/python evolve_res.py --env_id HalfCheetah-v4 --sampler Cmaes --h_test quick --training_steps 100000 --nb_trials 18 --nb_seeds 2
+	$(BIN)/python evolve_res.py --env_id HalfCheetah-v4 --sampler Cmaes --h_test quick --training_steps 100000 --nb_trials 18 --nb_seeds 2 --finalist_seeds 2
 
 test: $(READY)  ## all tests: about 8 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -q
@@ -60,6 +60,9 @@ docs: $(READY)  ## the website of the documents and of all modules, in site/
 format: $(READY)  ## format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+dashboard: $(READY)  ## see the studies of studies.db in a browser; STORAGE=... for another database
+	$(BIN)/erl dashboard $(if $(STORAGE),--storage $(STORAGE))
 
 notebook: $(READY)  ## open the notebooks of analysis/ in JupyterLab
 	$(BIN)/jupyter lab analysis

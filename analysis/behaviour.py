@@ -5,8 +5,9 @@
 # a saved model (without `.zip`), and the study that its reservoir came from.
 
 # %% tags=["parameters"]
-MODEL = "models/CartPole-v1_memory_100k_steps_trial_22_test_100k_steps/RES_PPO_0.0003/seed_6"
-STUDY = "CartPole-v1_memory_100k_steps"
+MODEL = "models/Swimmer-v4_swim_100k_steps_trial_5_test_300k_steps/RES_PPO/seed_0"
+STUDY = "Swimmer-v4_swim_100k_steps"
+EPISODE = 7  # seed of the episode
 STEPS = None  # of the episode; None for the whole
 SHOWN = 200  # steps that are shown in detail
 RESERVOIRS = 10  # seeds of the evolved reservoir, and as many that did not evolve
@@ -35,14 +36,14 @@ spec.task, spec.context
 # Beside the frames: the state of every neuron (violet below zero, orange above), and the return so far.
 
 # %%
-film_agent(spec, agent, Path("film.mp4"), steps=STEPS, panel=True, width=320)
+film_agent(spec, agent, Path("film.mp4"), EPISODE, STEPS, panel=True, width=320)
 Video("film.mp4", embed=True, html_attributes="controls loop muted")
 
 # %% [markdown]
 # ## An episode, aligned in time
 
 # %%
-episode = trace(spec, agent, steps=STEPS)
+episode = trace(spec, agent, EPISODE, STEPS)
 behaviour.aligned(episode, 0, SHOWN)
 
 # %% [markdown]

@@ -80,8 +80,8 @@ class Comparison:
     blend: str | None = None
 
 
-BOTH = ("champion", "rl")
-# What ERL-Re² takes for an environment by itself, TD3 is told.
+BOTH, MEAN = ("champion", "rl"), ("mean",)
+# What the other learners take for an environment by themselves, TD3 is told.
 SWIMMER = {"Swimmer-v4": "gamma=0.9999"}
 COMPARISONS = {
     "ERL-Re2": Comparison(
@@ -127,6 +127,23 @@ COMPARISONS = {
             "Pendulum-v1": "examples/derl_pendulum.yaml",
         },
         blend="DERL",
+    ),
+    "AES-RL": Comparison(
+        {
+            "AES-RL": ComparedArm("AES-RL", "curves", "", MEAN, "C0"),
+            "AES-RL one episode": ComparedArm("AES-RL", "once", "mean_evaluations=1", MEAN),
+            "(1+1)-ES": ComparedArm("(1+1)-ES", "curves", "", MEAN, "C1"),
+            "ACEM-RL": ComparedArm("ACEM-RL", "curves", "", MEAN, "C2"),
+            "CEM-RL": ComparedArm("CEM-RL", "curves", "", MEAN, "C3"),
+            "CEM-RL batched": ComparedArm("CEM-RL", "batched", "batched=true", MEAN),
+            "P-CEM-RL": ComparedArm("P-CEM-RL", "curves", "", MEAN, "C4"),
+            "TD3": ComparedArm("TD3", "aes_td3", "preset=aes_td3", ("agent",), "0.4", SWIMMER),
+        },
+        envs="HalfCheetah-v4,Swimmer-v4",
+        seeds="0,1,2",
+        steps=200_000,
+        ep_eval=10,
+        out="benchmarks/results/aes_rl.jsonl",
     ),
 }
 # By environment and budget, then by arm: rows; and final means, by policy and seed.
@@ -196,6 +213,7 @@ def collect(args: argparse.Namespace) -> None:
                         },
                         "generations": inner.get("generations"),
                         "totals": inner.get("totals"),
+                        "axes": axes(inner),
                         "commit": record.commit,
                     }
                 )
@@ -205,6 +223,14 @@ def collect(args: argparse.Namespace) -> None:
         "".join(json.dumps(kept[key]) + "\n" for key in sorted(kept)), encoding="utf-8"
     )
     print(f"{len(rows)} lifetimes read, {len(kept)} in {out}")
+
+
+def axes(inner: dict[str, Any]) -> dict[str, Any] | None:
+    """Counted steps, steps without those of the mean, and individuals, of a learner that tells
+    them apart.
+    """
+    kept, names = inner.get("kept", {}), ("steps", "uncounted_steps", "individuals")
+    return {name: kept[name] for name in names} if "uncounted_steps" in kept else None
 
 
 def read(path: str) -> list[dict[str, Any]]:
@@ -237,6 +263,7 @@ def show(args: argparse.Namespace) -> None:
         for key, arms in sorted(groups.items())
     }
     print_table(compared, groups, means)
+    print_axes(groups)
     print_fates(groups)
     print_differences(compared, means)
     figure(compared, groups, Path(args.file).with_suffix(".svg"))
@@ -263,6 +290,22 @@ def print_table(compared: Comparison, groups: Groups, means: Means) -> None:
             cells += [f"{sum(r['steps'] for r in rows) / seconds:,.0f}"]
             cells += [f"{seconds / len(rows) / 60:.1f}"]
             print(f"| {env_id} | {budget:,} | {arm} | {len(rows)} | {' | '.join(cells)} |")
+
+
+def print_axes(groups: Groups) -> None:
+    """What the budgets were of the learners that tell counted steps and others apart: published
+    curves are compared at equal uncounted steps.
+    """
+    lines = []
+    for (env_id, budget), arms in sorted(groups.items()):
+        for arm, rows in arms.items():
+            ends = [r["axes"] for r in rows if r.get("axes")]
+            if ends:
+                last = [spread([e[name][-1] for e in ends]) for name in list(ends[0])[1:]]
+                lines.append(f"| {env_id} | {budget:,} | {arm} | {' | '.join(last)} |")
+    if lines:
+        print("\n| environment | steps | arm | uncounted steps | individuals |")
+        print("\n".join(["|---|---|---|---|---|", *lines]))
 
 
 def print_fates(groups: Groups) -> None:

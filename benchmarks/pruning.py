@@ -55,6 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
                 del_obs=True,
                 training_steps=arguments.steps,
                 nb_trials=arguments.trials,
+                finalists=0,
                 nb_seeds=arguments.nb_seeds,
                 sampler=arguments.sampler,
                 seed=seed,

@@ -47,7 +47,11 @@ class Module:
 
     @property
     def room(self) -> str:
-        """`erl.worlds.tasks` lies in `worlds`, `erl.errors` is `errors`."""
+        """`erl.worlds.tasks` lies in `worlds`, `erl.errors` is `errors`. What `python -m` starts is
+        no part of the room beside it.
+        """
+        if self.name.endswith(".__main__"):
+            return "__main__"
         return self.name.split(".")[1] if "." in self.name else self.name
 
 

@@ -38,13 +38,15 @@ from typing import Any
 IGNORED = frozenset(
     {"seconds", "versions", "commit", "traceback", "owner", "lost", "config_version"}
 )
-IGNORED_PREFIXES = ("lease:",)
+IGNORED_PREFIXES = ("lease:", "dashboard:", "artifacts:")
 # A lifetime that is pruned goes on until it hears of it, some steps beyond the point or some more.
 # What it was is the same; how far it came is not.
 OF_PRUNED = frozenset({"spec"})
 # Keys that only the newer version writes, and keys that have another name in it (new: old).
-ADDED = frozenset({"kind"})
+ADDED = frozenset({"kind", "uid", "study:metric_names", "intermediate_values"})
 RENAMED: dict[str, str] = {}
+# Attributes of trials that version 0.2.0 kept among those of the user.
+MOVED = ("lifetime:", "owner", "error")
 # A key without a value (null) is as good as none: studies of every kind store the same keys now.
 # `auto` may be stored as what it stands for.
 ENGINES = {"PPO": "cohort", "ERL-Re2": "cohort"}
@@ -220,6 +222,9 @@ def live(trace: Trace, tree: Path, folder: Path) -> None:
         (folder / name).write_text(text)
     for position, command in enumerate(trace.commands):
         script, *flags = shlex.split(command)
+        if script.startswith("evolve") and _has_finals(tree):
+            # Earlier versions had none, and tested the trial with the highest fitness.
+            flags += ["--finalists", "0"]
         program = ["-m", "erl"] if script == "erl" else [str(tree / script)]
         words = [sys.executable, *program, *flags]
         if position == 0 and trace.interrupted is not None:
@@ -232,6 +237,10 @@ def live(trace: Trace, tree: Path, folder: Path) -> None:
             raise SystemExit(
                 f"exit code {done.returncode} of {shlex.join(words)}: see {folder}/output.txt"
             )
+
+
+def _has_finals(tree: Path) -> bool:
+    return (tree / "erl/experiments/finals.py").exists()
 
 
 def environment(tree: Path) -> dict[str, str]:
@@ -323,8 +332,11 @@ def read_studies(folder: Path) -> dict[str, Any]:
                     "params": t.params,
                     "distributions": {k: repr(d) for k, d in t.distributions.items()},
                     "intermediate_values": {str(k): v for k, v in t.intermediate_values.items()},
-                    "user_attrs": t.user_attrs,
-                    "system_attrs": t.system_attrs,
+                    "user_attrs": t.user_attrs
+                    | {k: v for k, v in t.system_attrs.items() if k.startswith(MOVED)},
+                    "system_attrs": {
+                        k: v for k, v in t.system_attrs.items() if not k.startswith(MOVED)
+                    },
                 }
                 for t in trials
             ],
@@ -439,7 +451,10 @@ def _comparable(part: dict[str, Any]) -> dict[str, Any]:
     kept = {
         RENAMED.get(k, k): v
         for k, v in part.items()
-        if v is not None and k not in IGNORED and not k.startswith(IGNORED_PREFIXES)
+        if v is not None
+        and not (k == "intermediate_values" and not v)
+        and k not in IGNORED
+        and not k.startswith(IGNORED_PREFIXES)
     }
     if kept.get("state") == "PRUNED" and "user_attrs" in kept:
         attributes = kept["user_attrs"]

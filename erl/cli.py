@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import typing
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -67,16 +68,35 @@ def main(
     try:
         configuration = parse(kind, argv, program, description, example)
         function = _imported(run) if isinstance(run, str) else run
-        with Interruptible() as interruptible:
-            code = function(configuration, Display(interruptible))
+        with Interruptible() as interruptible, warnings.catch_warnings():
+            display = Display(interruptible)
+            warnings.showwarning = _shown_once(display)
+            code = function(configuration, display)
+        if interruptible.interrupted:  # another Ctrl-C ends what is left without a word
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
     except UserError as e:
         fail(program, str(e))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as e:
+        if e.args:  # of a signal
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         print(f"{program}: interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         os._exit(1)
     sys.exit(code or 0)
+
+
+def _shown_once(display: "Display") -> Callable[..., None]:
+    """Shows each warning of a library as one line, once, in place of `warnings.showwarning`."""
+    seen = set()
+
+    def show(message: Any, *_: Any, **__: Any) -> None:
+        line = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(message)).split())
+        if line not in seen:
+            seen.add(line)
+            display.line(f"warning: {line}")
+
+    return show
 
 
 def fail(program: str, message: str) -> typing.NoReturn:
@@ -155,6 +175,11 @@ class Interruptible:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether there was a signal."""
+        return self._count > 0
+
     def _handle(self, number: int, frame: Any) -> None:
         before, self._last = self._last, time.monotonic()
         if number == signal.SIGTERM and self._last - before < TOGETHER_SECONDS:
@@ -168,7 +193,7 @@ class Interruptible:
                     sys.stdout.fileno(), b"\x1b[?25h\n"
                 )  # the cursor, which the status line hides
             os._exit(128 + number)
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 class Sink(Protocol):

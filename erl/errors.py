@@ -19,6 +19,12 @@ class Stopped(Exception):
     """The lifetime was stopped; a learner returns this instead of an agent."""
 
 
+class Interrupted(Stopped):
+    """The lifetime ended because its command was interrupted; its checkpoint, if it can have one,
+    is written.
+    """
+
+
 def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
     """`known` names closest to `name`, as the end of a message ("; did you mean A, B?"), or an
     empty string. Initials count as close: `lr` is `learning_rate`.

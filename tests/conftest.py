@@ -3,6 +3,7 @@ own.
 """
 
 import os
+import shutil
 import sys
 import uuid
 from pathlib import Path
@@ -23,6 +24,11 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(ROOT), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 sys.path.insert(0, str(TESTS))
+# Databases wait for the disk after each of thousands of commits. Memory, where there is enough of
+# it, does not keep them waiting.
+MEMORY = Path("/dev/shm")
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 << 30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 class InlineExecutor:
@@ -30,8 +36,9 @@ class InlineExecutor:
 
     def __init__(self, workers=1, max_retries=0):
         self.workers = workers
+        self.note = print
 
-    def run(self, jobs, columns, tick, every=0.0):
+    def run(self, jobs, columns, tick, every=0.0, on_interrupt=None):
         nothing = new_rows(columns, sum(job.rows for job in jobs))
         for index, job in enumerate(jobs):
             rows = new_rows(columns, job.rows)
@@ -55,9 +62,9 @@ class LastingExecutor(LocalExecutor):
         super().__init__(workers, max_retries)
         self._pools, self._idle = POOLS, True
 
-    def run(self, jobs, columns, tick, every=0.5):
+    def run(self, jobs, columns, tick, every=0.5, on_interrupt=None):
         self._idle = False
-        yield from super().run(jobs, columns, tick, every)
+        yield from super().run(jobs, columns, tick, every, on_interrupt)
         self._idle = True
 
     def close(self):
@@ -135,6 +142,16 @@ def inline(monkeypatch):
     """
     monkeypatch.setattr("erl.executors.local.LocalExecutor", InlineExecutor)
     return InlineExecutor
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Evolutions whose lifetimes are not lived; see `told_lifetimes`."""
+    from told_lifetimes import Told
+
+    executor = type("Told", (Told,), {})
+    monkeypatch.setattr("erl.executors.local.LocalExecutor", executor)
+    return executor
 
 
 @pytest.fixture(scope="session")

@@ -73,6 +73,7 @@ class Case:
             "popsize": 4,
             "sampler": "Random",
             "nb_trials": 8,
+            "finalists": 0,
         }
         settings |= {
             "learner_config": "quick.yaml",
@@ -111,7 +112,7 @@ class Case:
         now = {
             (t.number, k): v
             for t in trials
-            for k, v in t.user_attrs.items()
+            for k, v in t.system_attrs.items()
             if k.startswith("lifetime:")
         }
         self.relived += sum(now.get(key) != value for key, value in self._stored.items())
@@ -279,6 +280,7 @@ def losing_answers(rounds):
         "_create_new_trial",
         "set_trial_state_values",
         "set_trial_user_attr",
+        "set_trial_system_attr",
         "_set_trial_param",
     ):
         setattr(RDBStorage, name, wrap(getattr(RDBStorage, name)))

@@ -1,6 +1,5 @@
 """Data frames as studies give them, small and with everything in them that occurs."""
 
-import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +13,7 @@ from optuna.storages.journal import JournalFileBackend
 from erl.experiments.comparison import ComparisonConfig, compare
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.studies.data import Axis
+from erl.studies.storage import open_storage, study_names
 
 
 @pytest.fixture
@@ -92,6 +92,7 @@ def runs(tmp_path_factory):
         env_id="Pendulum-v1",
         training_steps=800,
         nb_trials=6,
+        finalists=0,
         nb_seeds=1,
         units=8,
         popsize=4,
@@ -111,7 +112,7 @@ def runs(tmp_path_factory):
         patch.setattr("erl.executors.local.LocalExecutor", InlineExecutor)
         assert evolve(config, sink) == 0
         assert compare(test, sink) == 0
-    (name,) = set(re.findall(r"\S+_test_\S+_steps(?=:)", str(sink)))
+    (name,) = (n for n in study_names(open_storage(storage)) if "_test_" in n)
     return SimpleNamespace(
         evolution=f"{storage}#{study}",
         test=f"{storage}#{name}",

@@ -6,7 +6,7 @@ coordinator and read by the job (that it shall stop). A board that arrives late,
 no result.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,6 +39,8 @@ class Column:
 
 
 Columns = Mapping[str, Column]
+# From the board and the interruption to the seconds that running jobs have to come to an end.
+OnInterrupt = Callable[[Rows, KeyboardInterrupt], float]
 
 
 def new_rows(columns: Columns, n: int) -> Rows:
@@ -95,9 +97,12 @@ class Executor(Protocol):
 
     Attributes:
         workers: how many jobs run at a time; each uses one thread.
+        note: is given each warning of a library in a worker, once, as one line, if the executor
+            knows of it.
     """
 
     workers: int
+    note: Callable[[str], Any]
 
     def run(
         self,
@@ -105,7 +110,8 @@ class Executor(Protocol):
         columns: Columns,
         tick: Callable[[Rows], Any],
         every: float = 0.5,
-    ) -> Iterator[Result]:
+        on_interrupt: OnInterrupt | None = None,
+    ) -> Generator[Result, None, None]:
         """Run all jobs.
 
         Args:
@@ -114,6 +120,8 @@ class Executor(Protocol):
             tick: called every `every` seconds, and before a result is given, with the whole board:
                 the rows of all jobs, in order.
             every: seconds.
+            on_interrupt: called at a KeyboardInterrupt with the whole board, on which it may ask
+                jobs to end; gives the seconds within which they should. By default none.
 
         Yields:
             One result for each job, in the order in which they finish.

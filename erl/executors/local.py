@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,17 @@ from erl.executors.jobs import (
     HERE,
     Columns,
     Job,
+    OnInterrupt,
     Result,
     Rows,
     WorkerLost,
     first_rows,
     new_rows,
 )
+from erl.executors.warned import Received, send, to_stderr
 
+# loky's process that tidies up warns of what an end at once leaves behind, which it then removes.
+_QUIET = "ignore:resource_tracker"
 _ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
 )
@@ -76,6 +80,7 @@ def _prepare_worker(coordinator: int) -> None:
     """One thread, and an end when the coordinator is gone: a killed one cannot end its workers."""
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
 
     def end_with_coordinator() -> None:
@@ -95,6 +100,7 @@ def _work(
     n: int,
 ) -> Any:
     """In the worker: run a job that has n rows of the board, from `first` on."""
+    send(path)
     try:
         rows = Board.part(path, columns, first, n)
     except OSError:
@@ -111,11 +117,16 @@ class LocalExecutor:
     Args:
         workers: how many; each uses one thread.
         max_retries: how often a job is begun again after the worker that had it died.
+
+    Attributes:
+        note: is given each warning of a library in a worker, once, as one line.
     """
 
     def __init__(self, workers: int, max_retries: int = 2) -> None:
         self.workers, self.max_retries = workers, max_retries
         self._pools: dict[int, ProcessPoolExecutor] = {}
+        self.note: Callable[[str], Any] = to_stderr
+        self._warned: set[str] = set()
 
     def run(
         self,
@@ -123,12 +134,14 @@ class LocalExecutor:
         columns: Columns,
         tick: Callable[[Rows], Any],
         every: float = 0.5,
-    ) -> Iterator[Result]:
+        on_interrupt: OnInterrupt | None = None,
+    ) -> Generator[Result, None, None]:
         """Run all jobs: see `jobs.Executor`."""
         if not jobs:
             return
         first = first_rows(jobs)
         board = Board(columns, first[-1])
+        received = Received(board.path, self._warned, lambda line: self.note(line))
         deaths = [0] * len(jobs)
         pending, idle = deque(range(len(jobs))), list(range(self.workers))
         running: dict[Future, tuple[int, int]] = {}  # -> job, worker
@@ -141,6 +154,7 @@ class LocalExecutor:
                     work = (job.function, job.arguments, board.path, columns, row, job.rows)
                     running[self._submit(worker, _work, *work)] = index, worker
                 done, _ = wait(running, timeout=every, return_when=FIRST_COMPLETED)
+                received.look()
                 tick(board.rows)
                 for future in done:
                     index, worker = running.pop(future)
@@ -163,15 +177,23 @@ class LocalExecutor:
                         # sys.exit() in an environment is no reason to exit here.
                         error = WorkerLost(f"the job ended its process: {error!r}")
                     yield Result(index, None, error)
+        except KeyboardInterrupt as e:
+            if on_interrupt is not None:
+                wait(running, timeout=on_interrupt(board.rows, e))
+            raise
         finally:
             board.close()
             if running:
                 self.close()
 
     def _submit(self, worker: int, function: Callable[..., Any], *arguments: Any) -> Future:
-        # Workers inherit what is blocked: Ctrl-C is the coordinator's business, from a worker's
-        # first moment on.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # Workers inherit what is ignored: Ctrl-C is the coordinator's business, from a worker's
+        # first moment on. What is blocked loky would unblock.
+        if _QUIET not in os.environ.get("PYTHONWARNINGS", ""):
+            others = os.environ.get("PYTHONWARNINGS")
+            os.environ["PYTHONWARNINGS"] = f"{others},{_QUIET}" if others else _QUIET
+        in_main = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
         try:
             for _ in range(2):
                 if worker not in self._pools:
@@ -184,7 +206,8 @@ class LocalExecutor:
                     self._end(worker)
             raise WorkerLost("no worker process can be started")
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            if before is not None:
+                signal.signal(signal.SIGINT, before)
 
     def _end(self, worker: int) -> None:
         self._pools.pop(worker).shutdown(wait=False, kill_workers=True)

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +30,7 @@ from erl.errors import UserError, describe
 from erl.executors.jobs import (
     Columns,
     Job,
+    OnInterrupt,
     Result,
     Rows,
     WorkerLost,
@@ -37,6 +38,7 @@ from erl.executors.jobs import (
     new_rows,
     under,
 )
+from erl.executors.warned import to_stderr
 from erl.files import read_patiently, write_whole
 
 CONNECT_SECONDS = 10.0
@@ -336,6 +338,7 @@ class RayExecutor:
         connect(cluster)
         self.max_retries = max_retries
         self._tasks: list[Any] = []
+        self.note: Callable[[str], Any] = to_stderr  # Ray itself shows what its workers write
         try:
             cpus = int(ray.cluster_resources().get("CPU", 0))
             if not cpus and workers is None:
@@ -391,7 +394,8 @@ class RayExecutor:
         columns: Columns,
         tick: Callable[[Rows], Any],
         every: float = 0.5,
-    ) -> Iterator[Result]:
+        on_interrupt: OnInterrupt | None = None,
+    ) -> Generator[Result, None, None]:
         """Run all jobs: see `jobs.Executor`."""
         if not jobs:
             return
@@ -435,11 +439,25 @@ class RayExecutor:
                     else:
                         yield Result(index, value)
                     fetched.unwritten.pop(first[index], None)
+        except KeyboardInterrupt as e:
+            if on_interrupt is not None:
+                end = time.monotonic() + on_interrupt(rows, e)
+                self._look(board, rows, columns, set(), fetched)  # tells the jobs
+                self._wait(list(running), end)
+            raise
         finally:
             with suppress(Exception):  # Ray itself may be gone
                 ray.kill(board)
             if running:
                 self.close()
+
+    def _wait(self, tasks: list[Any], end: float) -> None:
+        """Wait for tasks to end, until a time of the monotonic clock, and write their files."""
+        while tasks and (rest := end - time.monotonic()) > 0:
+            done, tasks = ray.wait(tasks, timeout=rest)
+            for task in done:
+                with suppress(Exception):  # lost, or no place for its files
+                    _write(ray.get(task)[1])
 
     def _start_board(self, columns: Columns, n: int) -> Any:
         """The board, on the machine that this process is connected through; should that be lost and

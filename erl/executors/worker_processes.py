@@ -261,7 +261,7 @@ def _serve(handle: int, folder: Path) -> None:
     while True:
         try:
             path = Path(connection.recv())
-        except EOFError:
+        except (EOFError, OSError):
             return
         job = _read(path)
         path.unlink()
@@ -279,4 +279,5 @@ def _serve(handle: int, folder: Path) -> None:
                 folder / f"result-{worker}-{results}",
                 RuntimeError(f"{type(result).__name__}: {result}"),
             )
-        connection.send(name)
+        with suppress(OSError):  # the parent is gone, as it will find out at once
+            connection.send(name)

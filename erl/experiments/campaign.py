@@ -8,22 +8,24 @@ import hashlib
 import json
 import os
 import shlex
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from erl.cli import Sink, duration, figure
+from erl.cli import Sink, command, figure
 from erl.errors import UserError
 from erl.executors.jobs import Executor
 from erl.executors.machines import default_workers
+from erl.experiments.display import Commands, Display, EvolutionLog
 from erl.experiments.flags import AgentFlags, RunFlags, plural
-from erl.experiments.trials import MakeCohort, TrialLoop, own_return
+from erl.experiments.forecast import Pace
+from erl.experiments.trials import MakeCohort, Member, TrialLoop, own_return
 from erl.files import folder_name
 from erl.learners import Outputs
 from erl.lifetimes.living import Cohort
 from erl.search.pruning import Pruning
 from erl.studies.configuration import StudyConfig
 from erl.studies.distributions import SearchSpace
+from erl.studies.storage import DEFAULT_STORAGE, shown
 from erl.studies.study import Study
 from erl.studies.trials import Plan, RunningTrial, Score, key_of
 from erl.worlds.specification import LifetimeSpec, commit, to_json, versions
@@ -66,13 +68,13 @@ class Progress:
     Args:
         sink: where the lines go.
         budget: environment steps that are to be taken in all.
+        skip: first steps, before learning begins, by which the time left is not judged.
     """
 
-    def __init__(self, sink: Sink, budget: int = 0) -> None:
+    def __init__(self, sink: Sink, budget: int = 0, skip: int = 0) -> None:
         self.sink, self.budget = sink, budget
         self.done = 0
-        self._start = time.monotonic()
-        self._first: int | None = None
+        self._pace = Pace(skip)
         self._before, self._now = 0, 0
 
     def begin(self, trials: Sequence[RunningTrial]) -> None:
@@ -89,20 +91,26 @@ class Progress:
         """So many steps were taken by the trials that began last."""
         self._now = steps
         taken = self._before + steps
-        # The first count may include steps from before a checkpoint.
-        if self._first is None and steps:
-            self._first, self._start = taken, time.monotonic()
-        elapsed = time.monotonic() - self._start
-        speed = (taken - (self._first or 0)) / elapsed if elapsed > 1 else 0.0
-        left = duration(max(0, self.budget - taken) / speed) if speed else "-"
-        self.sink.status(self.status_line(taken, speed, left))
+        self._pace.mark(taken)
+        pace = self._pace.text(self.budget - taken)
+        self.sink.status(self.status_line(taken, pace).rstrip())
+
+    def ending(self) -> None:
+        """See `Listener`."""
+        self.sink.line("interrupted: writing checkpoints (Ctrl-C again ends at once)")
+
+    def ended_early(self, saved: int, running: int) -> None:
+        """See `Listener`."""
+        if running:
+            others = "" if saved == running else "; the others start again"
+            self.sink.line(f"checkpoints: {saved} of {plural(running, 'running lifetime')}{others}")
 
     def trial_line(self, trial: RunningTrial, value: float | None) -> str:
         """The line of a trial that has ended."""
         raise NotImplementedError
 
-    def status_line(self, steps: int, speed: float, left: str) -> str:
-        """The status line, from steps taken, steps per second, and the time that is left."""
+    def status_line(self, steps: int, pace: str) -> str:
+        """The status line, from steps taken, and the pace in words; empty while it is unknown."""
         raise NotImplementedError
 
 
@@ -136,7 +144,9 @@ class Campaign:
         storage: str | None = None,
     ) -> None:
         self.name, self.sink = name, sink
+        self._artifacts = flags.artifacts
         self.executor = make_executor(flags)
+        self.executor.note = lambda line: sink.line(f"warning: {line}")
         try:
             self.study = Study(storage or flags.storage, name, config)
         except BaseException:
@@ -155,6 +165,8 @@ class Campaign:
         progress: Progress,
         score: Score = own_return,
         pruning: Pruning | None = None,
+        commands: Commands = lambda name, trial: (),
+        log: EvolutionLog | None = None,
     ) -> bool:
         """Live trials until there is nothing left to do.
 
@@ -164,15 +176,21 @@ class Campaign:
             progress: is told what happens.
             score: what a lifetime's return contributes to its trial's fitness.
             pruning: ends trials early; by default none.
+            commands: that the notes of study and trials name.
+            log: of an evolution in TensorBoard.
 
         Returns:
             False if it was interrupted. What has ended is stored; the other trials wait for the
             next run.
         """
+        display = Display(self.study, self._artifacts, commands)
         try:
             with self.study:
                 first = True
                 while True:
+                    display.study()
+                    if log is not None:
+                        log.update()
                     trials = source.next_trials()
                     if trials or first:
                         progress.begin(trials or [])
@@ -186,6 +204,7 @@ class Campaign:
                             progress,
                             score,
                             pruning,
+                            display,
                         ).run()
                     elif trials is None:
                         if not self.study.in_doubt():
@@ -193,17 +212,21 @@ class Campaign:
                         self.sink.status(
                             "waiting to see whether the coordinators of running trials are alive"
                         )
+                    else:
+                        self.sink.status("waiting for trials that other coordinators run")
         except KeyboardInterrupt:
             return False
         finally:
             self.executor.close()
             self.sink.close()
+            if log is not None:
+                log.close()
         return True
 
 
 class GivenTrials:
     """A trial for each of some parameters: for those that have no trial yet, of any coordinator,
-    and for those whose last trial failed.
+    and for those whose last trial failed before this command.
 
     Args:
         study: of these trials.
@@ -211,6 +234,11 @@ class GivenTrials:
         space: their distributions.
         plan: from parameters to lifetimes.
         max_retries: see `Study.reclaim`.
+        at_once: how many are begun at a time, so that other coordinators have a share; by default
+            all.
+        notes: from parameters to user attributes that the trial has beside them.
+        wait: whether to wait for those that other coordinators have, and to take over what they
+            lose.
     """
 
     def __init__(
@@ -220,31 +248,52 @@ class GivenTrials:
         space: SearchSpace,
         plan: Plan,
         max_retries: int,
+        at_once: int | None = None,
+        notes: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        wait: bool = False,
     ) -> None:
         self._study, self._wanted, self._space = study, wanted, space
         self._plan, self._max_retries = plan, max_retries
-        self._begun = False
+        self._at_once, self._notes, self._wait = at_once, notes, wait
+        self._failed: set[int] | None = None  # numbers of trials that had failed before
 
     def next_trials(self) -> list[RunningTrial] | None:
         """See `TrialSource`."""
-        trials = [] if self._begun else self._begin()
-        self._begun = True
-        keys, first = {key_of(params) for params in self._wanted}, self._study.first()
-        for waiting in self._study.reclaim(self._max_retries):
+        study = self._study
+        if self._failed is None:
+            self._failed = {t.number for t in study.trials("FAIL")}
+        trials = self._begin(self._failed)
+        keys, first = {key_of(params) for params in self._wanted}, study.first()
+        for waiting in study.reclaim(self._max_retries):
             key = key_of(waiting.params)
             if key in keys and first[key] == waiting.number:
-                trial = self._study.take_up(waiting, self._plan)
+                trial = study.take_up(waiting, self._plan)
                 trials += [] if trial is None else [trial]
-        return trials or None
+        if trials or not self._wait:
+            return trials or None
+        first = study.first()
+        open_trials = {t.number: key_of(t.params) for t in study.trials("RUNNING", "WAITING")}
+        if not any(k in keys and first[k] == number for number, k in open_trials.items()):
+            return None
+        study.pause()
+        return []
 
-    def _begin(self) -> list[RunningTrial]:
-        """Begin what is missing. What failed is tried again, since the user has probably repaired
-        what was wrong.
+    def _begin(self, failed: set[int]) -> list[RunningTrial]:
+        """Begin what is missing. What had failed before is tried again, since the user has probably
+        repaired what was wrong.
         """
         study = self._study
-        begun = {key_of(t.params) for t in study.trials("COMPLETE", "RUNNING", "WAITING")}
+        begun = {
+            key_of(t.params)
+            for t in study.trials("COMPLETE", "RUNNING", "WAITING", "FAIL")
+            if t.number not in failed
+        }
         missing = [params for params in self._wanted if key_of(params) not in begun]
-        trials = [study.create(params, self._space, self._plan) for params in missing]
+        notes = self._notes or (lambda params: {})
+        trials = [
+            study.create(params, self._space, self._plan, notes(params))
+            for params in missing[: self._at_once]
+        ]
         first = study.first()
         for double in [t for t in trials if first[key_of(t.params)] != t.number]:
             # Another coordinator began it too, at the same moment.
@@ -285,17 +334,45 @@ def agent_cohort(
     return Cohort(tuple(specs), outputs, models, evaluate=True)
 
 
+def checkpoint_cohort(flags: RunFlags, name: str) -> MakeCohort:
+    """Cohorts of lifetimes of which nothing but checkpoints is kept, in the folder of a study."""
+
+    def make_cohort(members: Sequence[Member]) -> Cohort:
+        specs = tuple(trial.specs[index] for trial, index in members)
+        seconds = flags.checkpoint_minutes * 60
+        return Cohort(
+            specs,
+            tuple(Outputs(None, checkpoint_path(flags.runs, name, s), seconds) for s in specs),
+        )
+
+    return make_cohort
+
+
 def status_path(runs: str, study: str, spec: LifetimeSpec) -> str:
     """The file in which a learner writes how far it is."""
     return f"{checkpoint_path(runs, study, spec)}.status.json"
 
 
 def say_where(campaign: Campaign, flags: AgentFlags, storage: str, folder: str) -> None:
-    """Say where curves, models and logs are; the storage is given as it may be shown."""
-    campaign.sink.line(f"curves:   study {campaign.name} in {storage}")
-    logs = shlex.join(["tensorboard", "--logdir", f"{os.path.abspath(flags.logs)}/{folder}"])
-    campaign.sink.line(f"models:   {os.path.abspath(flags.models)}/{folder}")
-    campaign.sink.line(f"logs:     {logs}")
+    """Say where curves, models and logs are, if there are any.
+
+    Args:
+        campaign: theirs.
+        flags: name the folders.
+        storage: of the study, with its password.
+        folder: the study's, below those of the flags.
+    """
+    say = campaign.sink.line
+    say(f"curves:   study {campaign.name} in {shown(storage)}")
+    models, logs = (f"{os.path.abspath(path)}/{folder}" for path in (flags.models, flags.logs))
+    if os.path.isdir(models):
+        say(f"models:   {models}")
+    if os.path.isdir(logs):
+        say(f"logs:     {shlex.join(['tensorboard', '--logdir', logs])}")
+    words = ["plot", "--study", campaign.study.name_now(), "--folder", "report"]
+    if storage != DEFAULT_STORAGE:
+        words += ["--storage", shown(storage)]
+    say(f"figures:  {command(*words)}")
 
 
 def checkpoint_path(folder: str, study: str, spec: LifetimeSpec) -> str:

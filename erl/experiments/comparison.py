@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from erl.cli import Sink, command, figure
+import numpy as np
+
+from erl.cli import Sink, command
 from erl.errors import UserError
 from erl.experiments.arms import arm_lifetime, arm_names, control_names
 from erl.experiments.campaign import (
@@ -16,16 +18,20 @@ from erl.experiments.campaign import (
     GivenTrials,
     Progress,
     agent_cohort,
+    make_executor,
     outcome,
     say_where,
 )
 from erl.experiments.comparison_flags import (
+    DEFAULT_STEPS,
     ComparisonConfig,
     ComparisonFlags,
     GeneralizationComparisonConfig,
     MultiComparisonConfig,
 )
+from erl.experiments.films import film_agents, film_commands, model_name, say_film
 from erl.experiments.flags import MAX_SEED, plural, seed_indices, study_name, thousands
+from erl.experiments.forecast import Outlook, announce, dry_run, learning_starts
 from erl.experiments.trials import Member
 from erl.files import folder_name
 from erl.learners import resolve_engine
@@ -36,7 +42,8 @@ from erl.studies.distributions import categorical, integer
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
 from erl.studies.study import Study, stored_config
 from erl.studies.tables import agent_tables, lines
-from erl.studies.trials import RunningTrial
+from erl.studies.trials import RunningTrial, why_failed
+from erl.studies.winner import Finalist, chosen, with_interval
 from erl.worlds.arguments import Arguments, parse_arguments
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.task_sets import TASK_SETS, load_task_set, load_task_sets
@@ -49,11 +56,8 @@ __all__ = [
 ]
 
 
-def load_best(
-    flags: ComparisonFlags, sink: Sink
-) -> tuple[str, EvolutionStudy, int, dict[str, float]]:
-    """The evolved study's name, its configuration, and number and hyperparameters of its best
-    trial.
+def load_best(flags: ComparisonFlags, sink: Sink) -> tuple[str, EvolutionStudy, Finalist]:
+    """The evolved study's name, its configuration, and what it hands over: see `chosen`.
 
     Raises:
         UserError: no such study, or none of its trials succeeded.
@@ -63,10 +67,11 @@ def load_best(
     study = Study(address, _same_but_reservoirs(address, name, flags))
     name = study.name
     study.check_maximised()
-    best = study.best()
-    if best is None:
+    choice = chosen(study)
+    if choice is None:
         raise UserError(f"study {name!r} has no finished trial yet")
-    params = _numbers(name, best.params)
+    winner = choice.winner
+    params = _numbers(name, winner.params)
     evolution = study.config
     guessed = evolution is None
     if evolution is None:
@@ -92,14 +97,14 @@ def load_best(
     except KeyError:
         raise UserError(
             f"study {name!r} did not evolve a reservoir: its parameters are "
-            f"{', '.join(best.params) or 'none'}"
+            f"{', '.join(winner.params) or 'none'}"
         ) from None
     _say_reservoirs(flags, name, evolution, guessed, sink)
-    sink.line(
-        f"{name}: best of {len(study.trials())} trials is {best.number}, fitness "
-        f"{figure(best.value)}, " + ", ".join(f"{k} {v:.6g}" for k, v in params.items())
-    )
-    return name, evolution, best.number, params
+    trials = len(study.trials())
+    values = ", ".join(f"{k} {v:.6g}" for k, v in params.items())
+    of = f"winner of {len(choice.finalists)} finalists" if choice.finalists else "best"
+    sink.line(f"{name}: {of} of {trials} trials is {winner.title}, {winner.reached}, {values}")
+    return name, evolution, replace(winner, params=params)
 
 
 def _address(flags: ComparisonFlags, name: str, sink: Sink) -> str:
@@ -208,7 +213,8 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     Raises:
         UserError: bad input; nothing has been written then.
     """
-    name, evolution, number, params = load_best(flags, sink)
+    name, evolution, winner = load_best(flags, sink)
+    params = winner.params
     where = ""
     env_id = None
     env_kwargs: dict[str, Any] = {}
@@ -222,7 +228,7 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
             f"{command('test-generalization')}"
         )
     # An evolution that went on and found better has a test of its own.
-    test_name = f"{name}_trial_{number}{where}_test_{thousands(flags.training_steps)}_steps"
+    test_name = f"{name}_{winner.slug}{where}_test_{thousands(flags.training_steps)}_steps"
     test_name += "_published" * flags.published_code
     stored = stored_config(flags.results, test_name)
     if isinstance(stored, TestStudy):  # journals were once taken for reservoirs without a bias
@@ -240,6 +246,19 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
                 f"the agent {arm} cannot be trained, and --arms chooses others: {e}"
             ) from e
     seeds = seed_indices(flags.nb_seeds)
+    wanted: list[dict[str, Any]] = [{"arm": a, "seed": seed} for a in chosen for seed in seeds]
+    there = _finished(flags.results, test_name)
+    todo = [w for w in wanted if (w["arm"], w["seed"]) not in there]
+    outlook = _outlook(
+        flags,
+        chosen,
+        seeds,
+        [arm_lifetime(w["arm"], w["seed"], config, params) for w in todo or wanted[:1]],
+        len(todo),
+    )
+    sink.line(f"{test_name} in {shown(flags.results)}")
+    if flags.dry_run:
+        return dry_run(flags, outlook, sink, make_executor)
     campaign = Campaign(flags, test_name, config, sink, flags.results)
     study = campaign.study
     space = {"arm": categorical(arms), "seed": integer(0, MAX_SEED)}
@@ -250,13 +269,21 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
 
     def make_cohort(members: Sequence[Member]) -> Cohort:
         specs = [trial.specs[index] for trial, index in members]
-        names = [f"{t.params['arm']}/seed_{t.params['seed']}" for t, _ in members]
+        names = [model_name(t.params) for t, _ in members]
         return agent_cohort(flags, specs, folder, names)
 
-    wanted = [{"arm": arm, "seed": seed} for arm in chosen for seed in seeds]
+    if todo:
+        announce(outlook, campaign.executor, sink)
+    else:
+        sink.line(f"{len(wanted)} of {len(wanted)} lifetimes are there; raise --nb_seeds for more")
     source = GivenTrials(study, wanted, space, plan, flags.max_retries)
-    progress = ComparisonProgress(campaign, chosen, len(seeds), flags.training_steps)
-    if not campaign.run(source, make_cohort, progress):
+    skip = learning_starts(outlook.specs[0]) * min(campaign.executor.workers, len(outlook.specs))
+    progress = ComparisonProgress(sink, flags.training_steps, skip)
+
+    def commands(name: str, trial: RunningTrial | None) -> list[str]:
+        return film_commands(flags, folder, trial)
+
+    if not campaign.run(source, make_cohort, progress, commands=commands):
         done = len(study.trials("COMPLETE"))
         sink.line(
             f"interrupted: {done} lifetimes are finished and stored; run the same command "
@@ -266,8 +293,8 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     complete = {_key(t) for t in study.trials("COMPLETE")}
     failed = {_key(t): t for t in study.trials("FAIL") if _key(t) not in complete}.values()
     for trial in failed:
-        reason = trial.user_attrs.get("error", {}).get("reason")
-        sink.line(f"failed: {trial.params['arm']} seed {trial.params['seed']}: {reason}")
+        arm, seed = trial.params["arm"], trial.params["seed"]
+        sink.line(f"failed: {arm} seed {seed}: {why_failed(trial)}")
     elsewhere = len(study.trials("RUNNING"))
     if elsewhere:
         sink.line(
@@ -275,8 +302,50 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
             f"running in other processes and not in the tables"
         )
     report(study, sink)
-    say_where(campaign, flags, shown(flags.results), folder)
+    if env_id is None:
+        _say_winner(study, arms[1], winner, evolution, flags.training_steps, sink)
+    say_where(campaign, flags, flags.results, folder)
+    say_film(study, flags, folder, arms[1], sink)
+    if flags.video:
+        film_agents(study, flags, folder, sink)
     return 1 if failed else 0
+
+
+def _finished(storage: str, name: str) -> set[tuple[str, int]]:
+    """Agents and seeds of a test that have ended; none if there is no such test yet."""
+    if stored_config(storage, name) is None:
+        return set()
+    return {_key(t) for t in Study(storage, name).trials("COMPLETE")}
+
+
+def _outlook(
+    flags: ComparisonFlags,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    specs: Sequence[LifetimeSpec],
+    left: int,
+) -> Outlook:
+    """What is left of a test.
+
+    Args:
+        flags: of the command.
+        arms: its agents.
+        seeds: of each.
+        specs: lifetimes that are left, or one where none is left.
+        left: how many are left.
+    """
+    notes = []
+    steps = flags.training_steps
+    if steps == DEFAULT_STEPS and left * specs[0].steps > DEFAULT_STEPS:
+        notes.append(
+            f"--training_steps is {steps:,}, ER-MRL's number: {left * steps:,} steps in all. "
+            f"--training_steps 1000000 takes a tenth of the time"
+        )
+    counts = (
+        f"{plural(len(arms), 'agent')} x {plural(len(seeds), 'seed')} x {steps:,} steps, "
+        f"{plural(left, 'lifetime')} to train"
+    )
+    return Outlook(counts, specs, left, tuple(notes))
 
 
 def _engine(flags: ComparisonFlags, evolution: EvolutionStudy, stored: Any, sink: Sink) -> str:
@@ -322,19 +391,48 @@ def report(study: Study, sink: Sink) -> None:
         sink.line(line)
 
 
+def _say_winner(
+    study: Study, arm: str, winner: Finalist, evolution: EvolutionStudy, steps: int, sink: Sink
+) -> None:
+    """Say what the evolved agent reached: when proposed, lived again, and on the seeds of the test.
+
+    Args:
+        study: of the test.
+        arm: the agent with the settings that it was evolved with.
+        winner: what the evolution handed over.
+        evolution: its configuration.
+        steps: of a lifetime of the test.
+        sink: where the line goes.
+    """
+    records = {
+        t.params["seed"]: study.lifetimes(t)[0]
+        for t in study.trials("COMPLETE")
+        if t.params["arm"] == arm
+    }
+    if evolution.fitness == "training":
+        scores = [r.training_return for _, r in sorted(records.items())]
+    else:
+        scores = [float(np.mean(r.final_returns)) for _, r in sorted(records.items())]
+    known = [s for s in scores if s is not None]
+    if known:
+        longer = "" if steps == evolution.training_steps else f", after {steps:,} steps"
+        sink.line(
+            f"evolved:  {winner.title} as {arm}, {winner.reached}; {with_interval(known)} on test "
+            f"seeds ({plural(len(known), 'seed')}{longer})"
+        )
+
+
 class ComparisonProgress(Progress):
     """Says how far a test is.
 
     Args:
-        campaign: the test's.
-        arms: its agents.
-        nb_seeds: of each.
+        sink: where the lines go.
         steps: of one lifetime.
+        skip: see `Progress`.
     """
 
-    def __init__(self, campaign: Campaign, arms: Sequence[str], nb_seeds: int, steps: int) -> None:
-        super().__init__(campaign.sink)
-        self._campaign, self._arms, self._nb_seeds = campaign, arms, nb_seeds
+    def __init__(self, sink: Sink, steps: int, skip: int) -> None:
+        super().__init__(sink, skip=skip)
         self._steps, self._n = steps, 0
         self._width = 0
 
@@ -344,19 +442,12 @@ class ComparisonProgress(Progress):
         self._n += len(trials)
         self._width = max([self._width, *(len(t.params["arm"]) for t in trials)])
         self.budget += len(trials) * self._steps
-        self.sink.line(
-            f"{self._campaign.name}: {', '.join(self._arms)} x {self._nb_seeds} seeds x "
-            f"{self._steps:,} steps, {len(trials)} lifetimes to train, {self._campaign.workers}"
-        )
 
     def trial_line(self, trial: RunningTrial, value: float | None) -> str:
         """See `Progress`."""
         agent = f"{trial.params['arm']:{self._width}s} seed {trial.params['seed']:3d}"
         return f"{agent}  {outcome(trial, value)}"
 
-    def status_line(self, steps: int, speed: float, left: str) -> str:
+    def status_line(self, steps: int, pace: str) -> str:
         """See `Progress`."""
-        return (
-            f"lifetimes {self.done}/{self._n}  {steps:,} of {self.budget:,} steps  "
-            f"{speed:,.0f} steps/s  {left} left"
-        )
+        return f"lifetimes {self.done}/{self._n}  {steps:,} of {self.budget:,} steps  {pace}"

@@ -13,6 +13,8 @@ from erl.experiments.flags import (
 )
 from erl.learners import ENGINES
 
+DEFAULT_STEPS = 10_000_000  # ER-MRL's
+
 
 @dataclass(frozen=True)
 class ComparisonFlags(AgentFlags):
@@ -24,7 +26,7 @@ class ComparisonFlags(AgentFlags):
     )
     HP_training_steps: int = option(300_000, "environment steps of one lifetime in the evolution")
     training_steps: int = option(
-        10_000_000,
+        DEFAULT_STEPS,
         "environment steps of one test lifetime",
         "--training_timesteps",
         "--training-timesteps",

@@ -7,24 +7,27 @@ differ in their hyperparameters only.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
-from functools import partial
 from typing import Any
 
 from erl.cli import Sink, command, figure
 from erl.errors import UserError
-from erl.experiments.campaign import Campaign, Progress, checkpoint_path
+from erl.experiments.campaign import Campaign, Progress, checkpoint_cohort, make_executor
+from erl.experiments.display import EvolutionLog
 from erl.experiments.evolution_flags import (
     EvolutionConfig,
     EvolutionFlags,
     GeneralizationConfig,
     MultiEvolutionConfig,
 )
+from erl.experiments.finals import finalists_of, live_finals
 from erl.experiments.flags import number, plural, read_settings, study_name
-from erl.experiments.trials import Member
-from erl.learners import Outputs, canonical_name, resolve_engine
-from erl.lifetimes.living import Cohort, check
+from erl.experiments.forecast import Outlook, announce, dry_run, learning_starts
+from erl.experiments.luck import Luck
+from erl.files import folder_name
+from erl.learners import canonical_name, resolve_engine
+from erl.lifetimes.living import check
 from erl.lifetimes.record import POINTS
 from erl.search.choices import SAMPLERS
 from erl.search.pruning import Pruning, check_pruner
@@ -37,22 +40,35 @@ from erl.search.space import (
     parse_evolve,
     search_space,
 )
-from erl.statistics import normalised_score
 from erl.studies.configuration import EvolutionStudy
 from erl.studies.distributions import SearchSpace, distributions
 from erl.studies.storage import DEFAULT_STORAGE, shown
 from erl.studies.study import Study, stored_config
 from erl.studies.trials import Plan, RunningTrial
-from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
+from erl.studies.winner import Choice, chosen, store_choice
+from erl.worlds.specification import LearnerSpec, LifetimeSpec, Phase, Seeds
 from erl.worlds.task_sets import load_task_set
 from erl.worlds.tasks import Task
 
 __all__ = ["EvolutionConfig", "GeneralizationConfig", "MultiEvolutionConfig", "evolve"]
 
 
-def lifetimes(config: EvolutionStudy, params: dict[str, float]) -> list[LifetimeSpec]:
-    """The lifetimes of a trial: one for each environment and seed."""
+def lifetimes(
+    config: EvolutionStudy,
+    params: dict[str, float],
+    phase: Phase = "evolution",
+    seeds: Iterable[int] | None = None,
+) -> list[LifetimeSpec]:
+    """The lifetimes of a trial: one for each environment and seed.
+
+    Args:
+        config: of the evolution.
+        params: the trial's.
+        phase: whose seeds they have.
+        seeds: their indices; by default those of the evolution.
+    """
     learner = LearnerSpec(config.learner, learner_settings(config, params), config.engine)
+    indices = tuple(range(config.nb_seeds) if seeds is None else seeds)
     return [
         LifetimeSpec(
             task=Task(env_id, config.del_obs, kwargs=config.env_kwargs),
@@ -60,23 +76,14 @@ def lifetimes(config: EvolutionStudy, params: dict[str, float]) -> list[Lifetime
             steps=config.training_steps,
             seeds=Seeds.published(i)
             if config.published_code
-            else Seeds.derive(config.seed, "evolution", i),
+            else Seeds.derive(config.seed, phase, i),
             context=make_context(config, params),
             ep_eval=config.ep_eval,
             fitness=config.fitness,
         )
         for env_id in config.environments
-        for i in range(config.nb_seeds)
+        for i in indices
     ]
-
-
-def score(config: EvolutionStudy, spec: LifetimeSpec, value: float) -> float:
-    """What a lifetime's return contributes to its trial's: itself, on a set of environments on the
-    scale from random to target return.
-    """
-    if config.references is None:
-        return value
-    return float(normalised_score(value, *config.references[spec.task.env_id]))
 
 
 def study_config(flags: EvolutionFlags, sink: Sink) -> EvolutionStudy:
@@ -183,6 +190,8 @@ class Generations:
         popsize: trials of a generation.
         nb_trials: in all.
         max_retries: see `Study.reclaim`.
+        wait: whether to wait for trials that other coordinators run, and to take over what they
+            lose.
     """
 
     def __init__(
@@ -194,10 +203,11 @@ class Generations:
         popsize: int,
         nb_trials: int,
         max_retries: int,
+        wait: bool = False,
     ) -> None:
         self._study, self._sampler, self._space, self._plan = study, sampler, space, plan
         self._popsize, self._nb_trials, self._max_retries = popsize, nb_trials, max_retries
-        self._first = True
+        self._first, self._wait = True, wait
 
     def next_trials(self) -> list[RunningTrial] | None:
         """See `TrialSource`."""
@@ -219,6 +229,9 @@ class Generations:
         new = -begun % self._popsize or (0 if waiting else self._popsize)
         new = min(new, max(0, self._nb_trials - begun))
         if not (waiting or new):
+            if self._wait and any(t.number < limit for t in study.trials("RUNNING")):
+                study.pause()
+                return []
             return None
         resumed = [study.take_up(t, self._plan, self._sampler, self._space) for t in waiting]
         trials = [t for t in resumed if t is not None]
@@ -239,9 +252,16 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     """
     config = study_config(flags, sink)
     space = distributions(search_space(config))
-    name = study_name(flags.subject(), flags.h_test, flags.training_steps)
+    name = flags.study or study_name(flags.subject(), flags.h_test, flags.training_steps)
+    if flags.study is not None:
+        Study(flags.storage, name)  # it exists
     config = continued(flags, name, config, space)
     check_lifetimes(config)
+    done = finished(flags.storage, name)
+    outlook = outlook_of(flags, config, done)
+    if flags.dry_run:
+        _say_what(name, config, space, flags.storage, sink)
+        return dry_run(flags, outlook, sink, make_executor)
     campaign = Campaign(flags, name, config, sink)
     study = campaign.study
     popsize = config.popsize or generation_size(config.sampler, space)
@@ -254,23 +274,28 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
         config.use_pruned,
         config.start,
     )
-    _say_what(campaign, config, space, flags.storage)
+    _say_what(name, config, space, flags.storage, sink)
+    if outlook.left:
+        announce(outlook, campaign.executor, sink)
+    else:
+        sink.line(f"{done} of {flags.nb_trials} trials are there; raise --nb_trials for more")
 
     def plan(params: dict[str, Any]) -> list[LifetimeSpec]:
         return lifetimes(config, params)
 
-    def make_cohort(members: Sequence[Member]) -> Cohort:
-        specs = tuple(trial.specs[index] for trial, index in members)
-        seconds = flags.checkpoint_minutes * 60
-        return Cohort(
-            specs,
-            tuple(Outputs(None, checkpoint_path(flags.runs, name, s), seconds) for s in specs),
-        )
-
-    progress = EvolutionProgress(study, config, flags.nb_trials, sink)
-    source = Generations(study, sampler, space, plan, popsize, flags.nb_trials, flags.max_retries)
+    skip = learning_starts(outlook.specs[0]) * min(campaign.executor.workers, len(outlook.specs))
+    progress = EvolutionProgress(study, config, flags.nb_trials, sink, skip)
+    finals = flags.finalists > 0 and not config.published_code
+    retries = flags.max_retries
+    source = Generations(study, sampler, space, plan, popsize, flags.nb_trials, retries, finals)
     pruning = None if config.pruner == "none" else Pruning(config.pruner, popsize)
-    if not campaign.run(source, make_cohort, progress, partial(score, config), pruning):
+    make_cohort = checkpoint_cohort(flags, name)
+
+    def commands(name: str, trial: RunningTrial | None) -> list[str]:
+        return [test_command(config, name, flags)] if trial is None else []
+
+    log = EvolutionLog(study, f"{flags.logs}/{folder_name(name)}/evolution")
+    if not campaign.run(source, make_cohort, progress, config.score, pruning, commands, log):
         sink.line(
             f"interrupted: {study.finished()} of {flags.nb_trials} trials are finished and "
             f"stored in {shown(flags.storage)}; "
@@ -280,20 +305,48 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
         return 130
     # Asked first: what ends meanwhile is then among the finished.
     elsewhere = len(study.trials("RUNNING"))
-    best = _say_best(study, sink)
+    if not finals:
+        store_choice(study, None)
+    elif not elsewhere and not _finals(flags, study, config, space, sampler, sink):
+        _say_best(study, sink)
+        return 130
+    progress.say_luck()
+    choice = _say_best(study, sink)
     if elsewhere:
         sink.line(
             f"{plural(elsewhere, 'trial')} of this study {'is' if elsewhere == 1 else 'are'} "
             f"running in other processes"
         )
-    if best is None:
+    if choice is None:
         if elsewhere:
             return 0
         reasons = f"{command('studies', 'show', '--study', name)} lists the reasons"
         sink.line(f"no trial succeeded: {progress.last_error or reasons}")
         return 1
-    sink.line(f"test them:       {test_command(config, name, flags)}")
+    test = test_command(config, study.name_now(), flags)
+    sink.line(f"test them:       {test}")
+    if choice.finalists:
+        study.note([test], f"{choice.winner.title}, {choice.winner.reached}")
     return 0
+
+
+def _finals(
+    flags: EvolutionFlags,
+    study: Study,
+    config: EvolutionStudy,
+    space: SearchSpace,
+    sampler: Any,
+    sink: Sink,
+) -> bool:
+    """Live the finals, if there is something to choose from; False if they were interrupted."""
+    finalists = finalists_of(study, config, space, sampler, flags.finalists)
+    if len(finalists) < 2:
+        return True
+
+    def lives_of(params: dict[str, Any], seed: int) -> list[LifetimeSpec]:
+        return lifetimes(config, params, "finals", [seed])
+
+    return live_finals(flags, study, config, finalists, lives_of, sink)
 
 
 def test_command(config: EvolutionStudy, name: str, flags: EvolutionFlags) -> str:
@@ -312,45 +365,80 @@ def test_command(config: EvolutionStudy, name: str, flags: EvolutionFlags) -> st
     return command(kind, *words)
 
 
-def _say_what(campaign: Campaign, config: EvolutionStudy, space: SearchSpace, storage: str) -> None:
-    """Say what is evolved."""
+def finished(storage: str, name: str) -> int:
+    """How many trials of a study have ended; 0 if there is no such study yet."""
+    return 0 if stored_config(storage, name) is None else Study(storage, name).finished()
+
+
+def outlook_of(flags: EvolutionFlags, config: EvolutionStudy, done: int) -> Outlook:
+    """What is left of an evolution of which so many trials have ended."""
+    # The largest reservoirs that may be proposed, so that the time is an upper one.
+    of_a_trial = lifetimes(config, {k: r.high for k, r in search_space(config).items()})
+    trials = max(0, flags.nb_trials - done)
     environments = "" if config.env_ids is None else f"{len(config.env_ids)} environments x "
-    campaign.sink.line(
-        f"{campaign.name} in {shown(storage)}: {config.sampler} over {', '.join(space)}, "
-        f"generations of {config.popsize}, {environments}{config.nb_seeds} seeds x "
-        f"{config.training_steps:,} steps, {campaign.workers}"
+    counts = (
+        f"{plural(trials, 'trial')} x {environments}{plural(config.nb_seeds, 'seed')} x "
+        f"{config.training_steps:,} steps"
     )
+    finals = 0
+    if trials and flags.finalists > 0 and not config.published_code:
+        finals = min(flags.finalists, flags.nb_trials) * flags.finalist_seeds
+        counts += f" and {finals * len(config.environments)} in finals"
+    return Outlook(
+        counts,
+        of_a_trial * min(max(1, trials), config.popsize or 1),
+        trials * len(of_a_trial) + finals * len(config.environments),
+    )
+
+
+def _say_what(
+    name: str, config: EvolutionStudy, space: SearchSpace, storage: str, sink: Sink
+) -> None:
+    """Say what is evolved."""
+    sink.line(f"{name} in {shown(storage)}")
+    sink.line(f"{config.sampler} over {', '.join(space)}, generations of {config.popsize}")
     if config.start is not None:
-        campaign.sink.line(
+        sink.line(
             f"warm start from {config.warm_start}: {', '.join(config.start['parameters'])} of "
             f"{config.start['trials']} trials"
         )
 
 
-def _say_best(study: Study, sink: Sink) -> Any:
-    best = study.best()
-    if best is not None:
-        params = ", ".join(f"{k} {number(v)}" for k, v in best.params.items())
-        sink.line(
-            f"best trial:      {best.number} of {len(study.trials())}, fitness {figure(best.value)}"
-        )
-        sink.line(f"hyperparameters: {params}")
-        where = shown(study.address)
-        path = where.removeprefix("sqlite:///").partition("?")[0]
-        sink.line(
-            f"study database:  {where}"
-            + (f" ({os.path.abspath(path)})" if where.startswith("sqlite") else "")
-        )
-    return best
+def _say_best(study: Study, sink: Sink) -> Choice | None:
+    """Say what was found, and where it is stored."""
+    best, choice = study.best(), chosen(study)
+    if best is None or choice is None:
+        return None
+    trials = len(study.trials())
+    sink.line(f"best trial:      {best.number} of {trials}, fitness {figure(best.value)}")
+    winner = choice.winner
+    if choice.finalists:
+        sink.line(f"winner:          {winner.title}, {winner.reached}")
+        ended = len(study.trials("COMPLETE", "PRUNED", "FAIL"))
+        if ended > choice.ended:
+            sink.line(f"                 chosen when {choice.ended} of {ended} trials had ended")
+    params = ", ".join(f"{k} {number(v)}" for k, v in winner.params.items())
+    sink.line(f"hyperparameters: {params}")
+    where = shown(study.address)
+    path = where.removeprefix("sqlite:///").partition("?")[0]
+    sink.line(
+        f"study database:  {where}"
+        + (f" ({os.path.abspath(path)})" if where.startswith("sqlite") else "")
+    )
+    return choice
 
 
 class EvolutionProgress(Progress):
     """Counts trials and steps, and says how far an evolution is."""
 
-    def __init__(self, study: Study, config: EvolutionStudy, nb_trials: int, sink: Sink) -> None:
+    def __init__(
+        self, study: Study, config: EvolutionStudy, nb_trials: int, sink: Sink, skip: int = 0
+    ) -> None:
         done = study.finished()
         lifetimes_of_a_trial = len(config.environments) * config.nb_seeds
-        super().__init__(sink, (nb_trials - done) * lifetimes_of_a_trial * config.training_steps)
+        super().__init__(
+            sink, (nb_trials - done) * lifetimes_of_a_trial * config.training_steps, skip
+        )
         self.done = done
         self.last_error: str | None = None
         self._nb_trials = nb_trials
@@ -358,6 +446,8 @@ class EvolutionProgress(Progress):
         self._best = None if best is None else (float(best.value or 0.0), best.number)
         self._generation: Any = 0
         self._running = 0
+        self._luck = Luck(study, config)
+        self._hinted = False
 
     def begin(self, trials: Sequence[RunningTrial]) -> None:
         """A generation begins."""
@@ -365,6 +455,10 @@ class EvolutionProgress(Progress):
         if trials:
             self._running = len(trials)
             self._generation = trials[0].attrs.get("generation", 0)
+            self._luck.look()
+            if self._luck.hint is not None and not self._hinted:
+                self._hinted = True
+                self.sink.line(f"luck: {self._luck.line}")
             self.tick(0)
 
     def end(self, trial: RunningTrial, value: float | None) -> None:
@@ -378,10 +472,16 @@ class EvolutionProgress(Progress):
             self._best = (value, trial.number)
         super().end(trial, value)
 
+    def say_luck(self) -> None:
+        """Say how much of the fitness is luck."""
+        self._luck.look()
+        if self._luck.line is not None:
+            self.sink.line(f"luck:            {self._luck.line}")
+
     def trial_line(self, trial: RunningTrial, value: float | None) -> str:
         """See `Progress`."""
-        params = "  ".join(f"{k} {number(v, 4):<10s}" for k, v in trial.params.items())
-        head = f"trial {trial.number:4d}  generation {self._generation:3d}  {params}  "
+        params = "  ".join(f"{k} {number(v, 4):<9s}" for k, v in trial.params.items())
+        head = f"trial {trial.number:4d}  gen {self._generation:3d}  {params}  "
         if value is None:
             return f"{head}failed: {self.last_error}"
         if trial.pruned is not None:
@@ -389,14 +489,17 @@ class EvolutionProgress(Progress):
             return f"{head}pruned  {figure(trial.pruned.value):>10s}  {point}"
         best = figure(self._best[0] if self._best is not None else None)
         notes = sorted({r.note for r in trial.records.values() if r.note})
-        return f"{head}fitness {figure(value):>10s}  best {best:>10s}" + "".join(
+        return f"{head}fitness {figure(value):>8s}  best {best:>8s}" + "".join(
             f"  ({note})" for note in notes
         )
 
-    def status_line(self, steps: int, speed: float, left: str) -> str:
+    def status_line(self, steps: int, pace: str) -> str:
         """See `Progress`."""
-        best = "-" if self._best is None else f"{figure(self._best[0])} (trial {self._best[1]})"
+        best = "none yet"
+        if self._best is not None:
+            best = f"{figure(self._best[0])} (trial {self._best[1]})"
+        luck = "" if self._luck.share is None else f"luck {self._luck.share:.0%}  "
         return (
             f"generation {self._generation}  trials {self.done}/{self._nb_trials} "
-            f"({self._running} running)  best {best}  {speed:,.0f} steps/s  {left} left"
+            f"({self._running} running)  best {best}  {luck}{pace}"
         )

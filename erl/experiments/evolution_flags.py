@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from erl.cli import command, option
 from erl.errors import UserError
 from erl.experiments.flags import (
+    MAX_SEED,
     RunFlags,
     check_count,
     check_name,
@@ -41,6 +42,9 @@ class EvolutionFlags(RunFlags):
     """Flags that every evolution takes. Defaults are ER-MRL's."""
 
     h_test: str = option("main", "name of the experiment, part of the study's name")
+    study: str | None = option(
+        None, "name of a study to go on with, in place of the flags that make up its name"
+    )
     training_steps: int = option(
         300_000, "environment steps of one lifetime", "--training_timesteps", "--training-timesteps"
     )
@@ -56,6 +60,12 @@ class EvolutionFlags(RunFlags):
     env_kwargs: str | None = env_kwargs_option("; a set's environments are given the same")
     nb_seeds: int = option(3, "lifetimes of one trial; each draws its own reservoir")
     ep_eval: int = option(10, "episodes over which a fitness is averaged")
+    finalists: int = option(
+        5,
+        "best trials that are lived again, with the mean of the search, to choose the winner; 0 "
+        "takes the highest fitness",
+    )
+    finalist_seeds: int = option(5, "fresh seeds on which each finalist is lived")
     units: int = option(100, "neurons of one reservoir")
     skip_c: bool = option(
         False, "the policy also sees the observation, the last action and the last reward"
@@ -125,12 +135,24 @@ class EvolutionFlags(RunFlags):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name(self.h_test)
-        for name in ("training_steps", "nb_trials", "nb_seeds", "ep_eval", "units"):
+        for name in (
+            "training_steps",
+            "nb_trials",
+            "nb_seeds",
+            "ep_eval",
+            "units",
+            "finalist_seeds",
+        ):
             check_count(name, getattr(self, name))
         for name in ("popsize", "obs_units"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
+        check_number("finalists", self.finalists)
         check_seeds(self.seed, self.nb_seeds)
+        if self.finalist_seeds > MAX_SEED:
+            raise UserError(
+                f"--finalist_seeds must be at most {MAX_SEED}, not {self.finalist_seeds}"
+            )
         if self.popsize is not None and self.popsize < 2:
             raise UserError(f"--popsize must be at least 2, not {self.popsize}")
         self._check_reservoirs()

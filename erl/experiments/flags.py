@@ -34,7 +34,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "search": (
         *("nb_trials", "sampler", "popsize", "fitness", "evolve", "min_sr", "max_sr", "min_lr"),
         *("max_lr", "min_iss", "max_iss", "pruner", "restarts", "use_pruned", "warm_start"),
-        *("finalists", "finals_seeds"),
+        *("finalists", "finalist_seeds"),
     ),
     "learner": ("learner", "learner_config", "set", "engine"),
     "CEM-RL and AES-RL": (
@@ -43,7 +43,16 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("actor_executor", "ray_address", "ray_port", "redis_password"),
     ),
     "where it runs": ("workers", "cluster", "max_retries", "checkpoint_minutes", "dry_run"),
-    "storage": ("storage", "results_storage", "runs", "logs", "models", "track"),
+    "storage": (
+        "storage",
+        "results_storage",
+        "runs",
+        "logs",
+        "models",
+        "artifacts",
+        "video",
+        "track",
+    ),
 }
 
 
@@ -69,7 +78,12 @@ class RunFlags:
     checkpoint_minutes: float = option(
         5.0, "minutes between checkpoints of running lifetimes, for learners that write them"
     )
+    dry_run: bool = option(False, "say what would be done and how long it takes, and stop")
     runs: str = option("runs", "folder of checkpoints")
+    logs: str = option("logs", "folder of TensorBoard logs")
+    artifacts: bool = option(
+        True, "attach curve and model of each trial to it, in a folder beside the database"
+    )
     published_code: bool = option(
         False, "behave like ER-MRL's published code: no action in the reservoir, seeds 0, 1, 2, …"
     )
@@ -87,6 +101,7 @@ class RunFlags:
                 f"{self.checkpoint_minutes}"
             )
         check_folder("runs", self.runs)
+        check_folder("logs", self.logs)
 
     def subject(self) -> str:
         """What the study's name begins with."""
@@ -106,12 +121,13 @@ def env_kwargs_option(where: str = "") -> Any:
 class AgentFlags(RunFlags):
     """Flags of scripts whose trained agents are kept."""
 
-    logs: str = option("logs", "folder of TensorBoard logs")
     models: str = option("models", "folder of trained models")
+    video: bool = option(
+        False, "at the end, film the agent of each kind whose training return is the middle one"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_folder("logs", self.logs)
         check_folder("models", self.models)
 
 

@@ -10,27 +10,31 @@ from typing import Any
 
 from erl.cli import Sink
 from erl.errors import UserError
+from erl.executors.machines import default_workers
 from erl.experiments.campaign import (
     Campaign,
     GivenTrials,
     Progress,
     agent_cohort,
+    make_executor,
     outcome,
     say_where,
     status_path,
 )
+from erl.experiments.films import film_agents, film_commands, model_name, say_film
 from erl.experiments.flags import MAX_SEED, plural, read_settings, study_name
+from erl.experiments.forecast import Outlook, announce, dry_run, learning_starts
 from erl.experiments.single_flags import SingleConfig
 from erl.experiments.trials import Member
 from erl.files import folder_name, parse_yaml
-from erl.learners import canonical_name, published_settings, resolve_engine
+from erl.learners import canonical_name, cores, published_settings, resolve_engine
 from erl.lifetimes.living import Cohort, check
 from erl.studies.configuration import SingleStudy
 from erl.studies.distributions import integer
 from erl.studies.storage import shown
-from erl.studies.study import stored_config
+from erl.studies.study import Study, stored_config
 from erl.studies.tables import agent_tables, lines
-from erl.studies.trials import RunningTrial
+from erl.studies.trials import RunningTrial, why_failed
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
 
@@ -143,12 +147,27 @@ def run(flags: SingleConfig, sink: Sink) -> int:
     """
     indices = flags.indices()
     config = study_config(flags, sink)
-    name = study_name(flags.subject(), flags.h_test, flags.steps)
+    name = flags.study or study_name(flags.subject(), flags.h_test, flags.steps)
+    if flags.study is not None:
+        Study(flags.storage, name)  # it exists
     folder = folder_name(name)
     stored = stored_config(flags.storage, name)
     if isinstance(stored, SingleStudy) and flags.engine == "auto":
         config = replace(config, engine=stored.engine)
-    check(lifetime(config, indices[0]))
+    first = lifetime(config, indices[0])
+    check(first)
+    if flags.workers is None and flags.cluster is None and (taken := cores(first)) > 1:
+        flags = replace(flags, workers=max(1, default_workers() // taken))
+    there = set()
+    if stored is not None:
+        there = {t.params["seed"] for t in Study(flags.storage, name).trials("COMPLETE")}
+    todo = [seed for seed in indices if seed not in there]
+    specs = [lifetime(config, seed) for seed in todo or indices[:1]]
+    counts = f"{plural(len(indices), 'seed')} x {flags.steps:,} steps, {len(todo)} to train"
+    outlook = Outlook(counts, specs, len(todo))
+    sink.line(f"{name} in {shown(flags.storage)}")
+    if flags.dry_run:
+        return dry_run(flags, outlook, sink, make_executor)
     campaign = Campaign(flags, name, config, sink)
     study = campaign.study
 
@@ -157,18 +176,28 @@ def run(flags: SingleConfig, sink: Sink) -> int:
 
     def make_cohort(members: Sequence[Member]) -> Cohort:
         specs = [trial.specs[index] for trial, index in members]
-        names = [f"seed_{trial.params['seed']}" for trial, _ in members]
+        names = [model_name(trial.params) for trial, _ in members]
         return agent_cohort(flags, specs, folder, names, status=True)
 
     wanted = [{"seed": seed} for seed in indices]
     source = GivenTrials(study, wanted, {"seed": integer(0, MAX_SEED)}, plan, flags.max_retries)
-    if not campaign.run(source, make_cohort, TrainingProgress(campaign, flags, len(indices))):
-        sink.line("interrupted: run the same command again to continue from the last checkpoints")
+    if todo:
+        announce(outlook, campaign.executor, sink)
+    else:
+        sink.line(f"{len(indices)} of {len(indices)} seeds are there; raise --nb_seeds for more")
+    skip = learning_starts(specs[0]) * min(campaign.executor.workers, len(specs))
+
+    def commands(name: str, trial: RunningTrial | None) -> list[str]:
+        return film_commands(flags, folder, trial)
+
+    progress = TrainingProgress(campaign, flags, skip)
+    if not campaign.run(source, make_cohort, progress, commands=commands):
+        sink.line("interrupted: run the same command again to continue")
         return 130
     complete = {t.params["seed"] for t in study.trials("COMPLETE")}
     failed = {t.params["seed"]: t for t in study.trials("FAIL") if t.params["seed"] not in complete}
     for seed, trial in failed.items():
-        sink.line(f"failed: seed {seed}: {trial.user_attrs.get('error', {}).get('reason')}")
+        sink.line(f"failed: seed {seed}: {why_failed(trial)}")
     elsewhere = [seed for seed in indices if seed not in complete | failed.keys()]
     if elsewhere:
         sink.line(
@@ -177,7 +206,10 @@ def run(flags: SingleConfig, sink: Sink) -> int:
         )
     for line in lines(agent_tables(study)):
         sink.line(line)
-    say_where(campaign, flags, shown(flags.storage), folder)
+    say_where(campaign, flags, flags.storage, folder)
+    say_film(study, flags, folder, None, sink)
+    if flags.video:
+        film_agents(study, flags, folder, sink)
     return 1 if failed else 0
 
 
@@ -187,22 +219,18 @@ class TrainingProgress(Progress):
     Args:
         campaign: theirs.
         flags: theirs.
-        n: how many seeds were asked for.
+        skip: see `Progress`.
     """
 
-    def __init__(self, campaign: Campaign, flags: SingleConfig, n: int) -> None:
-        super().__init__(campaign.sink)
-        self._campaign, self._flags, self._n = campaign, flags, n
+    def __init__(self, campaign: Campaign, flags: SingleConfig, skip: int = 0) -> None:
+        super().__init__(campaign.sink, skip=skip)
+        self._campaign, self._flags = campaign, flags
         self._status: dict[int, Path] = {}  # seed -> file of its learner
 
     def begin(self, trials: Sequence[RunningTrial]) -> None:
         """These lifetimes begin."""
         super().begin(trials)
         name, steps = self._campaign.name, self._flags.steps
-        self.sink.line(
-            f"{name} in {shown(self._flags.storage)}: {plural(self._n, 'seed')} x {steps:,} "
-            f"steps, {len(trials)} to train, {self._campaign.workers}"
-        )
         self.budget += steps * len(trials)
         self._status |= {
             t.params["seed"]: Path(status_path(self._flags.runs, name, t.specs[0])) for t in trials
@@ -217,9 +245,9 @@ class TrainingProgress(Progress):
         """See `Progress`."""
         return f"seed {trial.params['seed']:3d}  {outcome(trial, value)}"
 
-    def status_line(self, steps: int, speed: float, left: str) -> str:
+    def status_line(self, steps: int, pace: str) -> str:
         """See `Progress`."""
-        parts = [f"{steps:,} of {self.budget:,} frames  {speed:,.0f} frames/s  {left} left"]
+        parts = [f"{steps:,} of {self.budget:,} steps  {pace}".rstrip()]
         for seed, path in self._status.items():
             try:
                 status = json.loads(path.read_text(encoding="utf-8"))

@@ -14,14 +14,19 @@ import numpy as np
 
 from erl.errors import describe
 from erl.executors.jobs import Executor, Result, Rows
-from erl.learners import get_learner
-from erl.learners.core.checkpoints import remove_checkpoint
-from erl.lifetimes.living import COLUMNS, Cohort
+from erl.experiments.display import Display
+from erl.learners.core.checkpoints import checkpoint_files, remove_checkpoint
+from erl.lifetimes.living import COLUMNS, Cohort, cohort_key
 from erl.lifetimes.record import LifetimeRecord
 from erl.search.pruning import Pruning, TrialPruner, values_at_points
 from erl.studies.study import Study
 from erl.studies.trials import RunningTrial, Score
 from erl.worlds.specification import LifetimeSpec
+
+# Seconds that running lifetimes have for their checkpoints after Ctrl-C; after SIGTERM they are
+# few, since a batch system kills soon after it.
+PATIENCE = 300.0
+PATIENCE_AT_SIGTERM = 20.0
 
 # A trial, and the index of one of its lifetimes.
 Member = tuple[RunningTrial, int]
@@ -39,6 +44,12 @@ class Listener(Protocol):
 
     def tick(self, steps: int) -> None:
         """So many environment steps were taken so far in this loop."""
+
+    def ending(self) -> None:
+        """The command was interrupted, and running lifetimes write their checkpoints."""
+
+    def ended_early(self, saved: int, running: int) -> None:
+        """So many of the lifetimes that ran have a checkpoint, after an interruption."""
 
 
 def own_return(spec: LifetimeSpec, value: float) -> float:
@@ -94,6 +105,7 @@ class TrialLoop:
         listener: is told what happens.
         score: what a lifetime's return contributes to its trial's fitness, their mean.
         pruning: ends trials early; by default none.
+        display: writes notes and files of trials; by default there are none.
     """
 
     def __init__(
@@ -105,13 +117,16 @@ class TrialLoop:
         listener: Listener,
         score: Score = own_return,
         pruning: Pruning | None = None,
+        display: Display | None = None,
     ) -> None:
         self._study, self._executor, self._make_cohort = study, executor, make_cohort
         self._listener, self._score, self._pruning = listener, score, pruning
         self._open = {t.trial_id: t for t in trials}
-        self._writer = Writer()
+        self._writer, self._display = Writer(), display
+        self._models: dict[int, dict[int, str]] = {}  # trial -> lifetime -> its saved model
         self._groups: list[list[Member]] = []
         self._cohorts: list[Cohort] = []
+        self._steps = np.zeros(0, dtype=np.int64)  # of each row
         self._rows: dict[int, dict[int, int]] = {}  # trial -> lifetime -> its row of the board
 
     def run(self) -> None:
@@ -123,9 +138,16 @@ class TrialLoop:
         try:
             self._begin()
             jobs = [cohort.job() for cohort in self._cohorts]
-            for result in self._executor.run(jobs, COLUMNS, self._tick):
-                self._take(result)
-                self._writer.collect()
+            results = self._executor.run(jobs, COLUMNS, self._tick, on_interrupt=self._interrupt)
+            try:
+                for result in results:
+                    self._take(result)
+                    self._writer.collect()
+            except KeyboardInterrupt as e:
+                with suppress(KeyboardInterrupt):  # if it came while a result was taken
+                    results.throw(e)
+                self._say_saved()
+                raise
             self._writer.collect(wait=True)
         except BaseException:
             self._executor.close()
@@ -151,6 +173,7 @@ class TrialLoop:
         members = (member for members in self._groups for member in members)
         for row, (trial, index) in enumerate(members):
             self._rows.setdefault(trial.trial_id, {})[index] = row
+        self._steps = np.zeros(sum(map(len, self._groups)), dtype=np.int64)
 
     def _tick(self, board: Rows) -> None:
         """The executor calls this with the board from time to time."""
@@ -160,7 +183,25 @@ class TrialLoop:
             self._compare(trial, {index: board["reports"][row] for index, row in rows.items()})
             if trial.pruned is not None:
                 board["stop"][list(rows.values())] = True
-        self._listener.tick(int(board["steps"].sum()))
+        self._steps = np.array(board["steps"])
+        self._listener.tick(int(self._steps.sum()))
+
+    def _interrupt(self, board: Rows, signal: KeyboardInterrupt) -> float:
+        """Ask all lifetimes to write their checkpoints and to end; the seconds that they have."""
+        self._listener.ending()
+        board["save"][:] = True
+        return PATIENCE_AT_SIGTERM if signal.args == ("SIGTERM",) else PATIENCE
+
+    def _say_saved(self) -> None:
+        """Tell the listener which lifetimes were taken up and will continue where they stopped."""
+        left = [
+            cohort.outputs[k].checkpoint if cohort.outputs else None
+            for members, cohort in zip(self._groups, self._cohorts)
+            for k, (trial, index) in enumerate(members)
+            if index not in trial.records and self._steps[self._rows[trial.trial_id][index]]
+        ]
+        saved = sum(path is not None and bool(checkpoint_files(path)) for path in left)
+        self._listener.ended_early(saved, len(left))
 
     def _take(self, result: Result) -> None:
         """A cohort has ended."""
@@ -168,6 +209,9 @@ class TrialLoop:
             if result.error is None:
                 record = result.value[k]
                 trial.add(index, record)
+                model = next(iter(self._cohorts[result.index].models[k : k + 1]), None)
+                if model is not None and record.error is None:
+                    self._models.setdefault(trial.trial_id, {})[index] = model
                 # A lifetime that failed may be repaired and continued: it keeps its checkpoint.
                 then = (
                     partial(_remove_checkpoint, self._cohorts[result.index], k)
@@ -185,11 +229,13 @@ class TrialLoop:
     def _compare(
         self, trial: RunningTrial, reports: Mapping[int, np.ndarray] = MappingProxyType({})
     ) -> None:
-        """Compare a trial at points that all its lifetimes have passed; it may be pruned."""
-        if trial.pruner is None or trial.pruned is not None:
+        """Report what a trial has reached at points that all its lifetimes have passed, and compare
+        it: it may be pruned.
+        """
+        if trial.pruned is not None:
             return
         values = values_at_points(trial.specs, trial.records, reports, self._score)
-        found = trial.pruner.compare(values)
+        found = trial.reporter.compare(values)
         trial.pruned = found.pruned
         if found.values or found.notes or found.pruned is not None:
             self._writer.write(None, self._study.store_comparison, trial.trial_id, found)
@@ -209,6 +255,9 @@ class TrialLoop:
             self._study.let_go(trial.trial_id)
             self._listener.end(trial, value)
 
+        if self._display is not None:
+            models = self._models.pop(trial.trial_id, {})
+            self._writer.write(None, self._display.trial, trial, state, value, models)
         end = (trial.trial_id, state, value, trial.error)
         self._writer.write(stored, self._study.store_end, *end)
 
@@ -231,7 +280,7 @@ def _set_pruners(
     for trial in trials:
         mine = generation(trial.number, trial.attrs)
         earlier = [t for t in finished if generation(t.number, t.user_attrs) < mine]
-        trial.pruner = TrialPruner(pruning.pruner, study.name, trial.number, earlier, values)
+        trial.reporter = TrialPruner(pruning.pruner, study.name, trial.number, earlier, values)
 
 
 def _remove_checkpoint(cohort: Cohort, k: int) -> None:
@@ -249,18 +298,26 @@ def group(trials: Sequence[RunningTrial], workers: int) -> list[list[Member]]:
     """Lifetimes that have not ended, in groups that are trained side by side: cohorts spread evenly
     over the workers, or each lifetime on its own.
     """
-    groups: list[list[Member]] = []
-    cohorts: dict[Any, list[Member]] = {}
-    for trial in trials:
-        for index, spec in enumerate(trial.specs):
-            if index in trial.records:
-                continue
-            key = get_learner(spec.learner.name, spec.learner.engine).cohort_key(spec)
-            if key is None:
-                groups.append([(trial, index)])
-            else:
-                cohorts.setdefault(key, []).append((trial, index))
+    members = [
+        (trial, index)
+        for trial in trials
+        for index in range(len(trial.specs))
+        if index not in trial.records
+    ]
+    parts = groups([trial.specs[index] for trial, index in members], workers)
+    return [[members[i] for i in part] for part in parts]
+
+
+def groups(specs: Sequence[LifetimeSpec], workers: int) -> list[list[int]]:
+    """Indices of lifetimes, in groups: see `group`."""
+    alone: list[list[int]] = []
+    cohorts: dict[Any, list[int]] = {}
+    for i, spec in enumerate(specs):
+        key = cohort_key(spec)
+        if key is None:
+            alone.append([i])
+        else:
+            cohorts.setdefault(key, []).append(i)
     for members in cohorts.values():
-        parts = np.array_split(np.arange(len(members)), min(workers, len(members)))
-        groups += [[members[i] for i in part] for part in parts]
-    return groups
+        alone += [part.tolist() for part in np.array_split(members, min(workers, len(members)))]
+    return alone

@@ -157,7 +157,7 @@ def performance_profiles(
     axes.set_xlabel(f"τ, {RETURNS.get(column, column)}")
     axes.set_ylabel("share of seeds above τ")
     axes.set_ylim(-0.02, 1.02)
-    axes.legend(loc="best")
+    figure.legend(loc="outside upper center", ncols=3)
     return caption(
         figure,
         f"Performance profiles over {seeds_of(frame)}, with pointwise 95 % bootstrap bands: a "

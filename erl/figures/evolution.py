@@ -482,7 +482,7 @@ def side_by_side(studies: Mapping[str, pd.DataFrame], about: str = "") -> Figure
     right.set_xlabel("study")
     right.set_xlim(-0.6, len(studies) - 0.4)
     left.legend(
-        [f"{i + 1}  {name}" for i, name in enumerate(studies)], loc="upper left", fontsize=7
+        [f"{i + 1}  {name}" for i, name in enumerate(studies)], loc="lower right", fontsize=7
     )
     return caption(
         figure,
@@ -568,7 +568,7 @@ def two_levels(
     top.xaxis.set_major_locator(MaxNLocator(integer=True))
     top.set_ylabel("fitness")
     top.margins(y=0.12)
-    top.legend(loc="lower right", ncols=3)
+    top.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     below: Any = None
     for i, (name, number) in enumerate(picks.items()):
         below = figure.add_subplot(grid[1, i], sharey=below)

@@ -31,6 +31,9 @@ class FigureConfig:
     )
     models: str = option("models", "folder of trained models, for film and behaviour")
     film: bool = option(True, "film an agent, where there is a model")
+    attach: bool = option(
+        False, "attach figures and film to the study and its trial too, for the dashboard"
+    )
     overwrite: bool = option(False, "replace the report that is in the folder")
 
     def __post_init__(self) -> None:

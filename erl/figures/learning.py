@@ -4,7 +4,7 @@ All functions take lifetimes, a row each (`erl.study.records`), with the column 
 of agent, and draw intervals over seeds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -93,13 +93,39 @@ def learning_curves(lifetimes: pd.DataFrame, order: Sequence[str] = (), about: s
             alone.append(arm)
     steps_axis(axes)
     axes.set_ylabel("return of training episodes")
-    axes.legend(loc="best")
+    figure.legend(loc="outside upper center", ncols=3)
     return caption(
         figure,
         f"Learning curves over {seeds_of(frame)}: interquartile mean and pointwise 95 % bootstrap "
         f"band; each curve averaged over {SMOOTHING} of at most 200 points.",
         f"One seed, hence no band: {', '.join(alone)}." if alone else "",
         about,
+    )
+
+
+@styled
+def lifetime_curves(curves: Mapping[str, Sequence[tuple[int, float]]], about: str = "") -> Figure:
+    """The learning curve of each lifetime of a trial.
+
+    Args:
+        curves: by the name of the lifetime, points (steps, return).
+        about: for the caption.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not curves:
+        raise UserError("no lifetime of this trial has a learning curve")
+    figure, axes = new(height=2.8)
+    for name, look in looks(curves).items():
+        steps, returns = zip(*smoothed(curves[name]))
+        axes.plot(steps, returns, color=look.colour, linestyle=look.line, label=name)
+    steps_axis(axes)
+    axes.set_ylabel("return of training episodes")
+    if 1 < len(curves) <= 10:
+        axes.legend(loc="best")
+    return caption(
+        figure, f"Learning curves, averaged over {SMOOTHING} of at most 200 points.", about
     )
 
 

@@ -24,15 +24,17 @@ from erl.files import check_writable, folder_name
 from erl.lifetimes.film import Sink, film_agent
 from erl.lifetimes.models import load_model
 from erl.lifetimes.trace import Trace, trace
-from erl.studies.configuration import EvolutionStudy, SingleStudy, TestStudy
+from erl.studies.configuration import EvolutionStudy, FinalsStudy, SingleStudy, TestStudy
 from erl.studies.data import (
     StudyData,
+    attach,
     drawn_reservoirs,
     evolved_reservoirs,
     importances,
     read_study,
     sampler_path,
 )
+from erl.studies.records import middle_lifetimes
 from erl.worlds.arguments import Arguments
 from erl.worlds.reservoirs import ReservoirParams
 
@@ -55,6 +57,7 @@ class Section:
         missing: (title, reason) of those that could not.
         tables: (title, table).
         film: file of the film, if there is one, and a line about it.
+        filmed: number of the trial whose agent it shows.
     """
 
     title: str
@@ -63,6 +66,7 @@ class Section:
     missing: list[tuple[str, str]] = field(default_factory=list)
     tables: list[tuple[str, str, pd.DataFrame]] = field(default_factory=list)
     film: tuple[Path, str] | None = None
+    filmed: int | None = None
 
     def draw(self, name: str, title: str, figure: Draw) -> None:
         """Draw a figure, or note why it cannot be."""
@@ -81,14 +85,17 @@ def describe(data: StudyData) -> str:
         return f"Study {data.name}, which stores no configuration."
     where = ", ".join(data.environments)
     hidden = " with hidden velocities" if setting.del_obs else ""
-    own = isinstance(config, TestStudy) and config.env_id is not None
-    arguments = Arguments(config.env_kwargs if own else setting.env_kwargs)
+    tested = config if isinstance(config, TestStudy) and config.env_id is not None else setting
+    arguments = Arguments(tested.env_kwargs)
     hidden += f" with arguments {arguments}" if arguments else ""
     if isinstance(config, EvolutionStudy):
         lives = (
             f"{count(config.nb_seeds, 'seed')} x {config.training_steps:,} steps a trial, "
             f"{config.sampler}, root seed {config.seed}"
         )
+    elif isinstance(config, FinalsStudy):
+        steps = config.evolution.training_steps
+        lives = f"finals, {steps:,} steps a lifetime, root seed {setting.seed}"
     else:
         steps = config.steps if isinstance(config, SingleStudy) else config.training_steps
         seeds = sorted(set(data.lifetimes.seed)) if len(data.lifetimes) else []
@@ -245,28 +252,29 @@ def agents_section(
     return section
 
 
-def model_of(data: StudyData, models: str | Path) -> tuple[str, int, Path]:
+def model_of(data: StudyData, models: str | Path) -> tuple[str, int, int, Path]:
     """The agent to look at: of the first arm with a reservoir (or the first arm), the seed with the
     middle training return. It is neither the best nor a chosen one.
 
     Returns:
-        Arm, seed, and the path of its model.
+        Arm, seed, number of the trial, and the path of its model.
 
     Raises:
         UserError: there is no model.
     """
-    frame = learning.finished(data.lifetimes, "training_return")
+    learning.finished(data.lifetimes, "training_return")  # says what is missing
+    middle = middle_lifetimes(data.lifetimes)
     arms = list(dict.fromkeys(data.lifetimes.arm))
     arm = next((a for a in arms if a.startswith("RES_")), arms[0])
-    part = frame[frame.arm == arm].sort_values("training_return", kind="stable")
-    if not len(part):
+    if arm not in set(middle.arm):
         raise UserError(f"no lifetime of {arm} has finished")
-    seed = int(part.seed.iloc[(len(part) - 1) // 2])
+    chosen = middle[middle.arm == arm].iloc[0]
+    seed = int(chosen.seed)
     folder = Path(models) / folder_name(data.name)
     path = folder / arm / f"seed_{seed}" if data.kind == "test" else folder / f"seed_{seed}"
     if not path.with_name(f"{path.name}.zip").is_file():
         raise UserError(f"there is no model {path}.zip")
-    return arm, seed, path
+    return arm, seed, int(chosen.trial), path
 
 
 def add_behaviour(section: Section, episode: Trace, about: str) -> None:
@@ -396,6 +404,8 @@ def report(config: FigureConfig, sink: Sink) -> int:
         for name, title, table in section.tables:
             text = f"{title}. {describe(section.data) if section.data else ''}"
             comparison.write_tables(table, place, name, text)
+        if config.attach and section.data is not None:
+            _attach(section, section.data, place, sink)
     write_text(page, as_html(sections))
     sink.close()
     drawn = sum(len(s.figures) for s in sections)
@@ -406,11 +416,22 @@ def report(config: FigureConfig, sink: Sink) -> int:
     return 0
 
 
+def _attach(section: Section, data: StudyData, place: Path, sink: Sink) -> None:
+    """Attach a section's figures to its study, and its film to the trial that it shows."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, _, figure in section.figures:
+            sink.status(f"attaching {name}")
+            [path] = save(figure, folder, name, ["png"])
+            attach(data, path)
+    if section.film is not None:
+        attach(data, section.film[0], section.filmed)
+
+
 def _look_at_an_agent(section: Section, place: Path, config: FigureConfig, sink: Sink) -> None:
     """Film and behaviour of one agent, where there is a model."""
     assert section.data is not None
     try:
-        arm, seed, path = model_of(section.data, config.models)
+        arm, seed, trial, path = model_of(section.data, config.models)
         spec, agent = load_model(path)
     except UserError as e:
         section.missing.append(("Film and behaviour", str(e)))
@@ -422,7 +443,7 @@ def _look_at_an_agent(section: Section, place: Path, config: FigureConfig, sink:
             file = place / "film.mp4"
             episode = film_agent(spec, agent, file, panel=True, width=400, sink=sink)
             said = f"{about} One episode without exploration, return {episode.rewards.sum():,.1f}."
-            section.film = file, said
+            section.film, section.filmed = (file, said), trial
         except UserError as e:
             section.missing.append(("Film", str(e)))
     add_behaviour(section, episode or trace(spec, agent), about)
@@ -439,6 +460,7 @@ img, video { max-width: 100%; height: auto } figure { margin: 1.5rem 0 }
 table { border-collapse: collapse; font-size: .85rem; display: block; overflow-x: auto }
 th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd; text-align: left;
   overflow-wrap: anywhere }
+th { overflow-wrap: normal } table.data td { overflow-wrap: normal; white-space: nowrap }
 td + td, th + th { font-variant-numeric: tabular-nums }
 details { margin: 1rem 0 } summary { cursor: pointer }
 """
@@ -501,6 +523,10 @@ def _what_was_run(data: StudyData) -> list[str]:
         facts["best trial"] = (
             f"{best.trial}, fitness {best.fitness:,.4g} (a maximum over noisy values): {values}"
         )
+    if data.choice is not None and data.choice.finalists:
+        winner = data.choice.winner
+        values = ", ".join(f"{n} {_plain(v)}" for n, v in winner.params.items())
+        facts["winner"] = f"{winner.title}, {winner.reached}: {values}"
     if isinstance(data.config, TestStudy):
         facts["hyperparameters"] = ", ".join(
             f"{n} {_plain(v)}" for n, v in data.config.params.items()
@@ -540,4 +566,4 @@ def _html_table(table: pd.DataFrame) -> str:
         "<tr>" + "".join(f"<td>{html.escape(str(v))}</td>" for v in row) + "</tr>"
         for row in table.itertuples(index=False)
     )
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return f'<table class="data"><tr>{head}</tr>{body}</table>'

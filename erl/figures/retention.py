@@ -7,7 +7,9 @@ others. A reservoir is fixed, so only the readout learns a task: ridge regressio
 CogScale's own: mean squared error for numbers, share of wrong symbols otherwise.
 """
 
+import tomllib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +25,9 @@ RIDGES = (1e-8, 1e-6, 1e-4, 1e-2, 1.0)
 # CogScale marks steps at which no answer is asked for with this target.
 MASKED = -100.0
 CONSTANT = "constant answer"
+# Networks with published hyperparameters, and what was reported of them.
+PUBLISHED = "hyperparameters of the report"
+REPORTED = "error of the report"
 
 
 def _cogscale() -> ModuleType:
@@ -40,6 +45,35 @@ def task_names() -> list[str]:
         UserError: CogScale is not installed.
     """
     return list(_cogscale().tasks)
+
+
+def published() -> dict[str, tuple[ReservoirParams, float]]:
+    """By task, the best echo state network of 100 units that CogScale's authors found for the
+    difficulty `small`, and the error that they report.
+    """
+    text = (Path(__file__).parent / "cogscale.toml").read_text(encoding="utf-8")
+    return {
+        task: (ReservoirParams(units=100, sr=row["sr"], lr=row["lr"], iss=row["iss"]), row["error"])
+        for task, row in tomllib.loads(text).items()
+    }
+
+
+def published_errors(tasks: Sequence[str] | None = None, seeds: Sequence[int] = (0,)) -> Any:
+    """The networks of `published`, each on its task, with this project's reservoir and readout.
+
+    Args:
+        tasks: CogScale's names; by default all.
+        seeds: of the weights.
+
+    Returns:
+        As `retention`, in the group `PUBLISHED`, with the column `published`: the reported error.
+    """
+    frames = []
+    for task, (params, error) in published().items():
+        if tasks is None or task in tasks:
+            frame = retention({PUBLISHED: [params]}, [task], seeds)
+            frames.append(frame[frame.group == PUBLISHED].assign(published=error))
+    return pd.concat(frames, ignore_index=True)
 
 
 def states_of(params: ReservoirParams, seed: int, sequences: np.ndarray) -> np.ndarray:
@@ -156,8 +190,15 @@ def _error(cogscale: ModuleType, data: Mapping[str, Any], states: Mapping[str, A
 
 
 @styled
-def profile(frame: pd.DataFrame, about: str = "") -> Figure:
-    """Errors on each task, by group (`retention`): median and quartiles."""
+def profile(frame: pd.DataFrame, about: str = "", with_published: bool = True) -> Figure:
+    """Errors on each task, by group (`retention`): median and quartiles.
+
+    Args:
+        frame: from `retention`.
+        about: for the caption.
+        with_published: whether the error of the best published network of 100 units is shown too:
+            for the difficulty `small`.
+    """
     if not len(frame):
         raise UserError("there are no errors to show")
     kinds = {
@@ -192,7 +233,18 @@ def profile(frame: pd.DataFrame, about: str = "") -> Figure:
                     markersize=5,
                     label=group if i == 0 else None,
                 )
+        known = published() if with_published else {}
         for i, task in enumerate(tasks):
+            if task in known:
+                axes.plot(
+                    known[task][1],
+                    i,
+                    marker="*",
+                    linestyle="",
+                    color="black",
+                    markersize=6,
+                    label=REPORTED if i == 0 else None,
+                )
             constant = part[(part.task == task) & (part.group == CONSTANT)].error
             if len(constant):
                 axes.plot(
@@ -219,6 +271,12 @@ def profile(frame: pd.DataFrame, about: str = "") -> Figure:
         figure,
         "Retention on CogScale's tasks: error of a linear readout of the reservoir's state (median "
         f"and quartiles over reservoirs: {sizes}), lower is better; the dashed line answers the "
-        "mean of the training set.",
+        "mean of the training set."
+        + (
+            " The star is the error that CogScale's authors report for their best network of 100 "
+            "units."
+            if with_published
+            else ""
+        ),
         about,
     )

@@ -268,6 +268,13 @@ def published_settings(name: str) -> dict[str, Any]:
     return {} if own is None else dict(getattr(own.load(), "published", {}))
 
 
+def cores(spec: "LifetimeSpec") -> int:
+    """How many cores a lifetime keeps busy."""
+    learner = get_learner(spec.learner.name, spec.learner.engine)
+    own: Callable[[LifetimeSpec], int] | None = getattr(learner, "cores", None)
+    return 1 if own is None else own(spec)
+
+
 def load_agent(spec: "LifetimeSpec", path: Path) -> "Agent":
     """The agent that its `save` wrote to `{path}.zip` after this lifetime.
 
@@ -299,6 +306,7 @@ __all__ = [
     "Outputs",
     "Unsupported",
     "canonical_name",
+    "cores",
     "get_learner",
     "learner_names",
     "load_agent",

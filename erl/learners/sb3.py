@@ -22,7 +22,7 @@ from stable_baselines3.common.noise import (
 )
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
-from erl.errors import Stopped, UserError
+from erl.errors import Interrupted, Stopped, UserError
 from erl.files import write_whole
 from erl.learners import SB3_ALGORITHMS, Agent, Outputs, one_by_one
 from erl.learners.core import sb3_settings
@@ -164,6 +164,8 @@ class _Callback(BaseCallback):
     def _on_step(self) -> bool:
         if self._ledger.steps < self._steps and self._ledger.stopped:
             raise Stopped
+        if self._ledger.interrupted:  # these algorithms have no checkpoints
+            raise Interrupted
         if self._telemetry.evaluation_due:
             agent = SB3Agent(self.model, self.model.get_vec_normalize_env())
             for score in self._telemetry.evaluate({"agent": agent}).values():

@@ -277,7 +277,10 @@ def panel_image(episode: Trace, i: int, height: int, width: int) -> np.ndarray:
         size = (width - 8, upper - 24)
         activity = Image.fromarray(diverging(past.T)).resize(size, Image.Resampling.NEAREST)
         panel.paste(activity, (4, 20))
-        pen.text((4, 4), f"reservoir: {neurons} neurons, last {HISTORY} steps", fill="black")
+        texts = (f"reservoir: {neurons} neurons, last {HISTORY} steps", f"{neurons} neurons", "")
+        # The longest that fits.
+        text = next(t for t in texts if not t or pen.textlength(t) <= width - 8)
+        pen.text((4, 4), text, fill="black")
     returns = np.concatenate([[0.0], np.cumsum(episode.rewards)])
     pen.text((4, upper + 4), f"return so far {returns[i]:,.1f}   step {i:,}", fill="black")
     low, high = float(returns.min()), float(returns.max())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from erl.errors import Stopped, describe
+from erl.errors import Interrupted, Stopped, describe
 from erl.executors.jobs import HERE, Column, Job, Rows, under
 from erl.learners import Agent, Outputs, get_learner
 from erl.learners.core.checkpoints import checkpoint_files, remove_checkpoint
@@ -31,11 +31,13 @@ from erl.worlds.tasks import Ledger, shared_seconds
 
 # What a running lifetime and its coordinator write on the board, a row for each lifetime:
 # environment steps so far; `return_at` each tenth of the budget, NaN before it is passed and -inf
-# where no episode had ended; whether the lifetime shall end now.
+# where no episode had ended; whether the lifetime shall end now; whether the command was
+# interrupted, so that the lifetime shall write its checkpoint and end.
 COLUMNS = {
     "steps": Column(np.int64),
     "reports": Column(np.float64, (POINTS,), np.nan),
     "stop": Column(np.bool_, from_coordinator=True),
+    "save": Column(np.bool_, from_coordinator=True),
 }
 
 
@@ -156,7 +158,7 @@ def _denormals_flushed() -> Iterator[None]:
 
 def _report(rows: Rows, i: int, spec: LifetimeSpec, ledger: Ledger) -> None:
     """Have a ledger report on the board how far its lifetime is, and read whether it shall stop."""
-    steps, reports, stop = rows["steps"], rows["reports"], rows["stop"]
+    steps, reports, stop, save = (rows[name] for name in ("steps", "reports", "stop", "save"))
     reported = 0
 
     def on_step(taken: int) -> None:
@@ -171,6 +173,7 @@ def _report(rows: Rows, i: int, spec: LifetimeSpec, ledger: Ledger) -> None:
 
     ledger.on_step = on_step
     ledger.should_stop = lambda: bool(stop[i])
+    ledger.should_save = lambda: bool(save[i])
 
 
 def _conclude(
@@ -217,6 +220,8 @@ def _conclude(
                 )
         if fitness is not None and not np.isfinite(fitness):
             fitness, error = None, f"the fitness is not finite: {fitness}"
+    except Interrupted:
+        error = "interrupted"
     except Stopped:
         note = f"pruned after {ledger.steps} of {spec.steps} steps"
     except Exception as e:

@@ -137,10 +137,10 @@ def check_whole(owner: str, name: str, value: Any, least: int, most: int | None 
         or (most is not None and value > most)
     ):
         to = "" if most is None else f" to {most}"
-        raise UserError(f"{owner}'s {name} is a whole number from {least}{to}, not {value!r}")
+        raise UserError(f"{owner}'s {name} must be a whole number from {least}{to}, not {value!r}")
 
 
 def check_flag(owner: str, name: str, value: Any) -> None:
     """Raise a UserError unless a setting is true or false."""
     if not isinstance(value, bool):
-        raise UserError(f"{owner}'s {name} is true or false, not {value!r}")
+        raise UserError(f"{owner}'s {name} must be true or false, not {value!r}")

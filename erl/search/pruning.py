@@ -23,6 +23,8 @@ from erl.errors import UserError
 from erl.lifetimes.record import POINTS, LifetimeRecord
 from erl.worlds.specification import LifetimeSpec
 
+# Begins the system attributes in which Optuna's Hyperband notes what a trial reached.
+RUNG = "completed_rung_"
 P_THRESHOLD = 0.1  # Optuna's for the signed-rank test
 # What a trial has reached at the first points says little of its end: benchmarks/pruning.py
 # measures it.
@@ -110,7 +112,46 @@ def values_at_points(
     return values
 
 
-class TrialPruner:
+class TrialReporter:
+    """Says what a trial has reached at each point, as soon as all its lifetimes have passed it."""
+
+    def __init__(self) -> None:
+        self._passed = 0
+
+    def compare(self, values: np.ndarray) -> Comparison:
+        """What there is to say of the points that are new.
+
+        Args:
+            values: the trial's `values_at_points`. A point counts when all lifetimes have passed it
+                and those before.
+        """
+        found = Comparison()
+        for point in range(self._passed + 1, POINTS + 1):
+            column = values[:, point - 1]
+            if np.isnan(column).any():
+                break
+            self._passed = point
+            if not np.isfinite(
+                column
+            ).all():  # a lifetime had no episode yet: there is nothing to compare
+                continue
+            value = float(column.mean())
+            found.values[point] = value
+            if self._prunes(point, value, column) and point < POINTS:  # at its end it has a fitness
+                found.pruned = Pruned(point, value)
+                break
+        if found.values:
+            found.notes = self._notes()
+        return found
+
+    def _prunes(self, point: int, value: float, column: np.ndarray) -> bool:
+        return False
+
+    def _notes(self) -> dict[str, Any]:
+        return {}
+
+
+class TrialPruner(TrialReporter):
     """Compares one running trial with finished ones, point by point.
 
     Optuna's pruners read a study; each running trial has one in memory, with the trials that it may
@@ -142,7 +183,8 @@ class TrialPruner:
         earlier: Sequence[FrozenTrial],
         lived: Callable[[FrozenTrial], np.ndarray],
     ) -> None:
-        self._pruner, self._study_name, self._passed = pruner, study_name, 0
+        super().__init__()
+        self._pruner, self._study_name = pruner, study_name
         if pruner == "wilcoxon":
             complete = [t for t in earlier if t.state == TrialState.COMPLETE]
             best = max(complete, key=lambda t: (t.value, -t.number)) if complete else None
@@ -165,7 +207,9 @@ class TrialPruner:
                     state=trial.state,
                     value=trial.value,
                     intermediate_values=trial.intermediate_values,
-                    system_attrs=trial.system_attrs,
+                    system_attrs={
+                        k: v for k, v in trial.system_attrs.items() if k.startswith(RUNG)
+                    },
                 )
             )
         self._trial = study.ask()
@@ -178,36 +222,15 @@ class TrialPruner:
             pruner=pruner,
         )
 
-    def compare(self, values: np.ndarray) -> Comparison:
-        """Compare at the points that are new.
+    def _prunes(self, point: int, value: float, column: np.ndarray) -> bool:
+        if self._pruner == "wilcoxon":
+            return self._prune_pairs(point, column)
+        return self._prune(point, value)
 
-        Args:
-            values: the trial's `values_at_points`. A point counts when all lifetimes have passed it
-                and those before.
-        """
-        found = Comparison()
-        for point in range(self._passed + 1, POINTS + 1):
-            column = values[:, point - 1]
-            if np.isnan(column).any():
-                break
-            self._passed = point
-            if not np.isfinite(
-                column
-            ).all():  # a lifetime had no episode yet: there is nothing to compare
-                continue
-            value = float(column.mean())
-            found.values[point] = value
-            prune = (
-                self._prune_pairs(point, column)
-                if self._pruner == "wilcoxon"
-                else self._prune(point, value)
-            )
-            if prune and point < POINTS:  # at its end a trial has a fitness
-                found.pruned = Pruned(point, value)
-                break
-        if found.values and self._pruner != "wilcoxon":
-            found.notes = self._trial.study.get_trials(deepcopy=False)[-1].system_attrs
-        return found
+    def _notes(self) -> dict[str, Any]:
+        if self._pruner == "wilcoxon":
+            return {}
+        return self._trial.study.get_trials(deepcopy=False)[-1].system_attrs
 
     def _prune(self, point: int, value: float) -> bool:
         self._trial.report(value, point)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from optuna import Study
 from optuna._transform import _SearchSpaceTransform
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
@@ -292,6 +292,42 @@ class CmaesSampler(BaseSampler):
                     rows.append((trial.number, self._cma.run, *self._cma.distribution()))
             self._source = None  # the next proposal replays its own study
         return rows
+
+    def mean(
+        self, trials: Sequence[FrozenTrial], run: int, maximize: bool = True
+    ) -> tuple[int, dict[str, Any]] | None:
+        """The mean of a run's last distribution, as parameters of a trial.
+
+        Args:
+            trials: of a study.
+            run: 0 before the first restart; see `run_of`.
+            maximize: the study's direction.
+
+        Returns:
+            How many trials had ended when the distribution came to this mean, and the numerical
+            parameters. None while no population was complete: the run is then where it began. (The
+            update after which a run ends is not part of it.)
+        """
+        if self._transform is None:
+            return None
+        path = self.path(trials, maximize)
+        # What a run begins with is where the first result found it: told, it moves with the last
+        # one of a population.
+        means = [(n + 1, mean) for n, (_, r, mean, _) in enumerate(path) if r == run]
+        moved = [i for i in range(1, len(means)) if np.any(means[i][1] != means[i - 1][1])]
+        if not moved:
+            return None
+        ended, mean = means[moved[-1]]
+        params = self._transform.untransform(np.clip(mean, 0.0, 1.0))
+        return ended, {
+            name: round(params[name]) if isinstance(d, IntDistribution) else float(params[name])
+            for name, d in self._space.items()
+        }
+
+    @staticmethod
+    def run_of(trial: FrozenTrial) -> int:
+        """The run that a trial was drawn in: 0 before the first restart."""
+        return trial.system_attrs.get(_RUN, 0)
 
     @property
     def parameters(self) -> list[str]:

@@ -1,9 +1,11 @@
 """Manage existing studies: list, show, export, copy."""
 
 import json
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,18 @@ from erl.cli import Sink, figure
 from erl.errors import UserError, nearest
 from erl.files import write_whole
 from erl.statistics import interquartile_mean
-from erl.studies.configuration import SingleStudy, TestStudy, from_stored
+from erl.studies.artefacts import copy_files, listed, of_trial
+from erl.studies.configuration import FinalsStudy, SingleStudy, TestStudy, from_stored
 from erl.studies.flags import DOCUMENTS, CopyConfig, ExportConfig, ListConfig, ShowConfig
+from erl.studies.following import UID
+from erl.studies.leases import PLACE
 from erl.studies.records import generations, records
 from erl.studies.storage import open_storage, shown
 from erl.studies.study import COPY, Study
 from erl.studies.tables import agent_tables, to_frame, to_latex, to_markdown, to_text_frame
 from erl.studies.tables import lines as table_lines
-from erl.studies.trials import lifetime_records
+from erl.studies.trials import lifetime_records, why_failed
+from erl.studies.winner import Choice, finals_name, stored_choice, without_finals
 
 COLUMNS = ("study", "kind", "trials", "result", "last change")
 
@@ -32,8 +38,8 @@ COLUMNS = ("study", "kind", "trials", "result", "last change")
 def _name(storage: BaseStorage, config: Any) -> str:
     """The study that is meant."""
     names = [s.study_name for s in storage.get_all_studies()]
-    if config.study is None and len(names) == 1:
-        return names[0]
+    if config.study is None and len(without_finals(names)) == 1:
+        return without_finals(names)[0]
     if config.study is None:
         if not names:
             raise UserError(f"{shown(config.storage)} has no study yet")
@@ -106,15 +112,21 @@ def list_studies(config: ListConfig, sink: Sink) -> int:
     for study in storage.get_all_studies():
         trials = storage.get_all_trials(study._study_id, deepcopy=False)
         ranked = _ranked(trials, study.directions)
-        best = f"best fitness {figure(ranked[0].value)}" if ranked else "-"
+        kind = _kind(study.user_attrs, study.system_attrs)
+        result = f"best fitness {figure(ranked[0].value)}" if ranked else "-"
+        choice = stored_choice(study.user_attrs)
         if ranked and _has_agents(study.user_attrs):
-            best = _agents(Study(config.storage, study.study_name))
+            result = _agents(Study(config.storage, study.study_name))
+        elif choice is not None:
+            result = f"winner's fitness {figure(choice.winner.expected)}"
+        elif kind == FinalsStudy.title:
+            result = "-"
         rows.append(
             (
                 study.study_name,
-                _kind(study.user_attrs, study.system_attrs),
+                kind,
                 _states(trials),
-                best,
+                result,
                 _last_change(trials),
             )
         )
@@ -146,7 +158,7 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
     if _has_agents(study.user_attrs):
         for line in table_lines(agent_tables(Study(config.storage, name))):
             sink.line(line)
-    elif ranked:
+    elif ranked and _kind(study.user_attrs, {}) != FinalsStudy.title:
         sink.line("best trials:")
         for trial in ranked:
             params = "  ".join(
@@ -161,12 +173,14 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
                     f"evolution inside trial {ranked[0].number}, lifetime {index}: "
                     f"{record.inner['generations']} generations; {totals}"
                 )
+    choice = stored_choice(study.user_attrs)
+    if choice is not None:
+        _show_choice(choice, trials, sink)
     failed = [t for t in trials if t.state.name == "FAIL"]
     if failed:
         sink.line("failed trials:")
         for trial in failed:
-            reason = (trial.user_attrs.get("error") or {}).get("reason", "no reason stored")
-            sink.line(f"  {trial.number:5d}  {reason}")
+            sink.line(f"  {trial.number:5d}  {why_failed(trial) or 'no reason stored'}")
     lost = {t.number: t.user_attrs["lost"] for t in trials if t.user_attrs.get("lost")}
     if lost:
         sink.line(
@@ -174,6 +188,16 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
             + ", ".join(f"trial {k} ({n} time{'s' * (n != 1)})" for k, n in lost.items())
         )
     return 0
+
+
+def _show_choice(choice: Choice, trials: Sequence[FrozenTrial], sink: Sink) -> None:
+    """Whom the finals of an evolution chose, and among whom."""
+    ended = sum(t.state.is_finished() for t in trials)
+    sink.line(f"winner of the finals, after {choice.ended} of {ended} trials:")
+    sink.line(f"  {choice.winner.title}, {choice.winner.reached}")
+    sink.line("finalists:")
+    for finalist in choice.finalists:
+        sink.line(f"  {finalist.title}, {finalist.reached}")
 
 
 def trial_rows(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
@@ -189,7 +213,7 @@ def trial_rows(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
             "begun": t.datetime_start,
             "ended": t.datetime_complete,
             "generation": t.user_attrs.get("generation"),
-            "error": (t.user_attrs.get("error") or {}).get("reason"),
+            "error": why_failed(t),
         }
         for t in trials
     )
@@ -282,14 +306,15 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
         trials = sorted(
             source.get_all_trials(original._study_id, deepcopy=False), key=lambda t: t.number
         )
+        ids = {}
         for done, trial in enumerate(trials):
             sink.status(f"copying {name}: {done} of {len(trials)} trials")
-            target.create_new_trial(study_id, template_trial=trial)
-        for key, value in original.system_attrs.items():
-            if key != COPY:
-                target.set_study_system_attr(study_id, key, value)
-        for key, value in original.user_attrs.items():
+            ids[trial._trial_id] = target.create_new_trial(study_id, template_trial=trial)
+        for key, value in _system_attrs(original, ids).items():
+            target.set_study_system_attr(study_id, key, value)
+        for key, value in _user_attrs(original).items():
             target.set_study_user_attr(study_id, key, value)
+        missing = _copy_files(config.storage, to, original, trials)
         _compare(original, trials, open_storage(to), target_name)
         target.set_study_system_attr(study_id, COPY, "whole")
     except BaseException:
@@ -298,16 +323,59 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
         raise
     finally:
         sink.close()
+    if missing:
+        sink.line(f"{len(missing)} of its files are missing: they are not beside {config.storage}")
     sink.line(f"{target_name} in {shown(to)}: {len(trials)} trials copied ({_states(trials)})")
+    if any(s.study_name == finals_name(name) for s in source.get_all_studies()):
+        part, whole = finals_name(name), finals_name(target_name)
+        return copy_study(replace(config, study=part, to_name=whole), sink)
     return 0
+
+
+def _user_attrs(study: Any) -> dict[str, Any]:
+    """What a copy takes along: no leases, and not what the original is known by."""
+    attrs = study.user_attrs
+    return {k: v for k, v in attrs.items() if k != UID and not k.startswith(PLACE)}
+
+
+def _system_attrs(study: Any, ids: Mapping[int, int]) -> dict[str, Any]:
+    """What a copy takes along: no leases. Notes and files of trials are named by their ids, which
+    are others in the copy.
+    """
+    attrs = {}
+    for key, value in study.system_attrs.items():
+        if key == COPY or key.startswith(PLACE):
+            continue
+        of_trial = re.match(r"(dashboard:(?:artifacts:)?)(\d+)(:.*)", key)
+        if of_trial is not None:
+            trial_id = ids.get(int(of_trial[2]))
+            if trial_id is None:
+                continue
+            key = f"{of_trial[1]}{trial_id}{of_trial[3]}"
+        attrs[key] = value
+    return attrs
+
+
+def _copy_files(source: str, target: str, study: Any, trials: Sequence[FrozenTrial]) -> list[str]:
+    """Copy the files of a study and its trials; those that are missing."""
+    files = listed(study.system_attrs)
+    for trial in trials:
+        files += listed(trial.system_attrs)
+        files += listed(study.system_attrs, of_trial(trial._trial_id))
+    try:
+        return copy_files(source, target, [f.id for f in files])
+    except OSError as e:
+        raise UserError(f"the files of the study cannot be copied: {e.strerror or e}") from e
 
 
 def _compare(original: Any, trials: Sequence[FrozenTrial], target: BaseStorage, name: str) -> None:
     """Raise a UserError unless a copy, read anew, has all that the original has."""
     copy = next(s for s in target.get_all_studies() if s.study_name == name)
-    same = copy.directions == original.directions and copy.user_attrs == original.user_attrs
-    same &= {**copy.system_attrs, COPY: None} == {**original.system_attrs, COPY: None}
     copies = target.get_all_trials(copy._study_id, deepcopy=False)
+    ids = {t._trial_id: c._trial_id for t, c in zip(trials, copies)}
+    same = copy.directions == original.directions and copy.user_attrs == _user_attrs(original)
+    there = {k: v for k, v in copy.system_attrs.items() if k != COPY}
+    same &= there == _system_attrs(original, ids)
     if not same or len(copies) != len(trials):
         raise UserError(f"the copy {name!r} differed from the original and was removed")
     for before, after in zip(trials, copies):

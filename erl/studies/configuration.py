@@ -1,8 +1,8 @@
 """What a study is: its configuration, as it is stored with it.
 
-There are three kinds of studies: evolutions, tests of what was evolved, and the training of one
-learner. A stored configuration says of which kind it is. Those that versions before 0.2.0 stored
-do not, and are read all the same.
+There are four kinds of studies: evolutions, their finals, tests of what was evolved, and the
+training of one learner. A stored configuration says of which kind it is. Those that versions before
+0.2.0 stored do not, and are read all the same.
 """
 
 import json
@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 
 from erl.errors import UserError, nearest
 from erl.search.space import SearchConfig
-from erl.worlds.specification import from_json, to_json
+from erl.statistics import normalised_score
+from erl.worlds.specification import LifetimeSpec, from_json, to_json
 
 CONFIG_VERSION = 1
 # Keys that earlier versions stored and nobody reads.
@@ -83,9 +84,41 @@ class EvolutionStudy(SearchConfig):
             return "evolution, settings"
         return "evolution" if self.nb_res is None else "evolution, several"
 
+    def score(self, spec: LifetimeSpec, value: float) -> float:
+        """What a lifetime's return contributes to its trial's: itself, on a set of environments on
+        the scale from random to target return.
+        """
+        if self.references is None:
+            return value
+        return float(normalised_score(value, *self.references[spec.task.env_id]))
+
     def settled(self) -> "EvolutionStudy":
         """With the engine that an earlier version's `auto` stood for."""
         return replace(self, engine=_settled_engine(self.learner, self.engine))
+
+
+@dataclass(frozen=True)
+class FinalsStudy:
+    """The finals of an evolution: its best trials, lived again on fresh seeds.
+
+    Attributes:
+        evolution: configuration of the evolution.
+    """
+
+    kind: ClassVar[str] = "finals"
+    may_change: ClassVar[frozenset[str]] = frozenset()
+    title: ClassVar[str] = "finals"
+
+    evolution: EvolutionStudy
+
+    @property
+    def environments(self) -> tuple[str, ...]:
+        """Those of the evolution."""
+        return self.evolution.environments
+
+    def settled(self) -> "FinalsStudy":
+        """With the engine that an earlier version's `auto` stood for."""
+        return replace(self, evolution=self.evolution.settled())
 
 
 @dataclass(frozen=True)
@@ -159,9 +192,9 @@ class SingleStudy:
         return replace(self, engine=_settled_engine(self.learner, self.engine))
 
 
-StudyConfig = EvolutionStudy | TestStudy | SingleStudy
+StudyConfig = EvolutionStudy | FinalsStudy | TestStudy | SingleStudy
 _KINDS: dict[str, type[StudyConfig]] = {
-    kind.kind: kind for kind in (EvolutionStudy, TestStudy, SingleStudy)
+    kind.kind: kind for kind in (EvolutionStudy, FinalsStudy, TestStudy, SingleStudy)
 }
 
 

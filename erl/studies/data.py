@@ -7,7 +7,7 @@ is computed here and handed out as data frames.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,18 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from erl.errors import UserError
 from erl.search.samplers import CmaesSampler
 from erl.search.space import SearchConfig, make_context, search_space
-from erl.studies.configuration import EvolutionStudy, SingleStudy, StudyConfig, TestStudy
-from erl.studies.records import generations, records
+from erl.studies.configuration import (
+    EvolutionStudy,
+    FinalsStudy,
+    SingleStudy,
+    StudyConfig,
+    TestStudy,
+)
+from erl.studies.records import decoded, generation_rows, lifetime_rows
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
 from erl.studies.study import Study
+from erl.studies.trials import why_failed
+from erl.studies.winner import Choice, chosen, without_finals
 from erl.worlds.reservoirs import ReservoirParams
 
 # Scalars in which a TensorBoard log may tell the return: Stable-Baselines3's, then CleanRL's.
@@ -84,13 +92,15 @@ class StudyData:
         kind: `evolution`, `test`, `single` (`python -m erl`), `journal` (another program's study)
             or `tensorboard`.
         config: what the study is; None where nothing is stored.
-        stored: the same as it is stored; empty where nothing is.
         versions, commit: of its creation, where they are stored.
         space: the searched parameters, by name.
         trials: a row each: `trial`, `state`, the parameters, `fitness` (the value that a pruned one
             had reached), `generation`, `begun`, `ended`, `pruned_at` (tenth of its life), `error`.
         lifetimes: `erl.study.records`, with `arm` and `seed` in tests, single runs and logs.
         generations: `erl.study.generations`: evolution within learning.
+        stored: the configuration as it is stored; empty where nothing is.
+        choice: what an evolution hands over: the winner of its finals, or the best trial. None
+            without a finished trial, and for other studies.
     """
 
     name: str
@@ -104,12 +114,16 @@ class StudyData:
     lifetimes: pd.DataFrame
     generations: pd.DataFrame
     stored: dict[str, Any] = field(default_factory=dict)
+    choice: Choice | None = None
     _frozen: tuple[FrozenTrial, ...] = field(default=(), repr=False)
+    _storage: str | None = field(default=None, repr=False)  # its address, as it was given
 
     @property
     def evolution(self) -> EvolutionStudy | None:
-        """The configuration of the evolution: of this study, or of the one that it tests."""
-        config = self.config.evolution if isinstance(self.config, TestStudy) else self.config
+        """The configuration of the evolution: of this study, or of the one that it belongs to."""
+        config = self.config
+        if isinstance(config, FinalsStudy | TestStudy):
+            return config.evolution
         return config if isinstance(config, EvolutionStudy) else None
 
     @property
@@ -146,32 +160,58 @@ def read_study(address: str, storage: str = DEFAULT_STORAGE) -> StudyData:
     else:
         name = address
     if not name:
-        names = study_names(open_storage(storage))
+        names = without_finals(study_names(open_storage(storage)))
         if len(names) != 1:
             has = f"it has {', '.join(sorted(names)[:12])}" if names else "it has no study yet"
             raise UserError(f"which study of {shown(storage)}? STORAGE#STUDY names one; {has}")
         name = names[0]
-    study = Study(storage, name)
-    trials = study.trials()
-    lifetimes = records(storage, name)
-    config = study.config
-    kind = "journal" if config is None else config.kind
-    if kind == "single" and len(lifetimes):
+    data = read_trials(Study(storage, name))
+    lived = decoded(data._frozen)
+    lifetimes = lifetime_rows(lived)
+    if data.kind == "single" and len(lifetimes):
         lifetimes = lifetimes.assign(arm=lifetimes.learner)
+    return replace(data, lifetimes=lifetimes, generations=generation_rows(lived))
+
+
+def read_trials(study: Study) -> StudyData:
+    """A study with its trials, and without what their lifetimes recorded."""
+    trials, config = study.trials(), study.config
     return StudyData(
-        name=name,
-        address=shown(storage),
-        kind=kind,
+        name=study.name,
+        address=shown(study.address),
+        kind="journal" if config is None else config.kind,
         config=config,
         versions=study.optuna.user_attrs.get("versions") or {},
         commit=study.optuna.user_attrs.get("commit"),
         space=_space(trials),
         trials=_trial_frame(trials),
-        lifetimes=lifetimes,
-        generations=generations(storage, name),
+        lifetimes=pd.DataFrame(),
+        generations=pd.DataFrame(),
         stored=study.stored or {},
+        choice=chosen(study) if config is None or isinstance(config, EvolutionStudy) else None,
         _frozen=tuple(trials),
+        _storage=study.address,
     )
+
+
+def attach(data: StudyData, path: Path, trial: int | None = None) -> None:
+    """Add a file to a study, or to a trial of it, for the dashboard. One of its name is replaced.
+
+    Args:
+        data: of the study.
+        path: of the file.
+        trial: number of the trial; None for the study itself.
+
+    Raises:
+        UserError: the study is no study of a storage, or the file cannot be stored.
+    """
+    if data._storage is None:
+        raise UserError(f"{data.name} is no study of a storage: nothing can be attached to it")
+    ids = {t.number: t._trial_id for t in data._frozen}
+    try:
+        Study(data._storage, data.name).attach(path, trial_id=None if trial is None else ids[trial])
+    except OSError as e:
+        raise UserError(f"{path} cannot be stored: {e.strerror or e}") from e
 
 
 def _space(trials: Sequence[FrozenTrial]) -> dict[str, Axis]:
@@ -200,7 +240,7 @@ def _trial_frame(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
             "begun": t.datetime_start,
             "ended": t.datetime_complete,
             "pruned_at": (t.user_attrs.get("pruned") or {}).get("point"),
-            "error": (t.user_attrs.get("error") or {}).get("reason"),
+            "error": why_failed(t),
         }
         for t in trials
     ]
@@ -395,18 +435,16 @@ def _replayed(data: StudyData, config: EvolutionStudy) -> pd.DataFrame:
 
 
 def evolved_reservoirs(data: StudyData) -> tuple[ReservoirParams, ...]:
-    """The reservoirs that an evolution found best, or that a test tests.
+    """The reservoirs that an evolution hands over, or that a test tests.
 
     Raises:
         UserError: no trial has a fitness, or no reservoir was evolved.
     """
     if isinstance(data.config, TestStudy):
         return _reservoirs(data, data.config.params)
-    done = data.trials[(data.trials.state == "COMPLETE") & data.trials.fitness.notna()]
-    if not len(done):
+    if data.choice is None:
         raise UserError(f"study {data.name!r} has no finished trial yet")
-    best = done.loc[done.fitness.idxmax()]
-    return _reservoirs(data, {name: best[name] for name in data.space})
+    return _reservoirs(data, data.choice.winner.params)
 
 
 def drawn_reservoirs(data: StudyData, n: int, seed: int = 0) -> list[ReservoirParams]:

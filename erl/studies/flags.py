@@ -74,8 +74,8 @@ class DashboardConfig(ListConfig):
     """Flags of the dashboard."""
 
     host: str = option("127.0.0.1", "address at which it listens; 0.0.0.0 for other machines")
-    port: int = option(8080, "port at which it listens")
+    port: int = option(8080, "port at which it listens; 0 for any that is free")
 
     def __post_init__(self) -> None:
-        if not 0 < self.port < 65536:
-            raise UserError(f"--port must be from 1 to 65535, not {self.port}")
+        if not 0 <= self.port < 65536:
+            raise UserError(f"--port must be from 0 to 65535, not {self.port}")

@@ -7,11 +7,13 @@ clock that is set forward or back changes nothing. The price: a new coordinator 
 so long before it takes up a trial of another machine.
 """
 
+import itertools
 import os
 import socket
 import threading
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,11 @@ import psutil
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
+from erl.studies.trials import attribute
+
 LEASE_SECONDS = 120.0
+# What the places of leases begin with, among the system attributes of a study.
+PLACE = "lease:"
 
 
 def machine() -> str:
@@ -111,6 +117,11 @@ class Changes:
 class Lease:
     """This coordinator's identity, its lease, and what it knows of others.
 
+    Leases lie in the study's system attributes `lease:0`, `lease:1`, …. Optuna cannot remove an
+    attribute. So a place is free again when its lease has ended, and a study has as many places as
+    it ever had coordinators at a time. Two that take a place at the same moment find out when they
+    renew, and the one whose lease is not there takes another place.
+
     Args:
         storage: of the study.
         study_id: its number there.
@@ -124,6 +135,7 @@ class Lease:
         self.owner = {"id": uuid.uuid4().hex, **myself()}
         self._changes = Changes()
         self._renewals = 0
+        self._place: str | None = None
         self._stop = threading.Event()
 
     def start(self) -> None:
@@ -133,27 +145,58 @@ class Lease:
         threading.Thread(target=self._keep_renewing, daemon=True).start()
 
     def stop(self) -> None:
-        """Renew it no more."""
+        """Renew it no more, and free its place if the storage answers."""
         self._stop.set()
         at_work.discard(self.owner["id"])
+        with suppress(Exception):
+            if self._place is not None and self._is_mine(self._leases().get(self._place)):
+                self._storage.set_study_system_attr(self._study_id, self._place, None)
 
     def wait(self, seconds: float) -> None:
         """Wait, and then see which leases were renewed."""
         self._stop.wait(seconds)
         self.look()
 
-    def look(self) -> None:
-        """See whose leases were renewed."""
-        for key, value in self._storage.get_study_user_attrs(self._study_id).items():
-            if key.startswith("lease:"):
-                self._changes.observe(key, value)
+    def look(self) -> dict[str, Any]:
+        """See whose leases were renewed.
+
+        Returns:
+            All leases, by their places; None in a place that is free.
+        """
+        leases = self._leases()
+        for lease in leases.values():
+            if lease is not None:
+                self._changes.observe(PLACE + lease["owner"]["id"], lease["renewals"])
+        return leases
+
+    def _leases(self) -> dict[str, Any]:
+        attrs = self._storage.get_study_system_attrs(self._study_id)
+        return {k: v for k, v in attrs.items() if k.startswith(PLACE)}
+
+    def _is_mine(self, lease: Any) -> bool:
+        return lease is not None and lease["owner"]["id"] == self.owner["id"]
+
+    def _is_spent(self, lease: Any) -> bool:
+        """Whether the coordinator of a lease is known to be gone."""
+        owner = lease["owner"]
+        if is_here(owner):
+            return not lives(owner)
+        return self._changes.recent(PLACE + owner["id"]) is False
 
     def _renew(self) -> None:
         self._renewals += 1
-        self._storage.set_study_user_attr(
-            self._study_id, f"lease:{self.owner['id']}", self._renewals
-        )
-        self.look()
+        leases = self.look()
+        if self._stop.is_set():
+            return
+        if self._place is None or not self._is_mine(leases.get(self._place)):
+            free = [k for k, lease in leases.items() if lease is None or self._is_spent(lease)]
+            unused = next(k for i in itertools.count() if (k := f"{PLACE}{i}") not in leases)
+            self._place = free[0] if free else unused
+        lease: Any = {"owner": self.owner, "renewals": self._renewals}
+        self._storage.set_study_system_attr(self._study_id, self._place, lease)
+        for place, other in leases.items():
+            if place != self._place and other is not None and self._is_spent(other):
+                self._storage.set_study_system_attr(self._study_id, place, None)
 
     def _keep_renewing(self) -> None:
         while not self._stop.wait(LEASE_SECONDS / 4):
@@ -169,7 +212,7 @@ class Lease:
             trial: of the study.
             held: whether this coordinator itself holds it.
         """
-        owner = trial.user_attrs.get("owner")
+        owner = attribute(trial, "owner")
         mine = owner is not None and owner.get("id") == self.owner["id"]
         if mine and held:
             return True
@@ -183,5 +226,5 @@ class Lease:
         elif is_here(owner):
             return lives(owner)
         else:
-            key = f"lease:{owner.get('id')}"
+            key = f"{PLACE}{owner.get('id')}"
         return self._changes.recent(key)

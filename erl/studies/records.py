@@ -4,16 +4,21 @@ lifetime.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from optuna.trial import FrozenTrial
 
+from erl.lifetimes.record import LifetimeRecord
 from erl.studies.study import Study
 from erl.studies.trials import lifetime_records
 from erl.worlds.specification import to_json
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Lived = list[tuple[FrozenTrial, dict[int, LifetimeRecord]]]
 
 
 def records(storage: str, name: str) -> pd.DataFrame:
@@ -26,11 +31,21 @@ def records(storage: str, name: str) -> pd.DataFrame:
         the budget), `inner` (dictionary, see `LifetimeRecord`, or None), `note`, `error`, `env_id`,
         `learner`, and the seeds.
     """
+    return lifetime_rows(decoded(Study(storage, name).trials()))
+
+
+def decoded(trials: Sequence[FrozenTrial]) -> Lived:
+    """Trials with their records, by the index of the lifetime."""
+    return [(trial, dict(sorted(lifetime_records(trial).items()))) for trial in trials]
+
+
+def lifetime_rows(lived: Lived) -> pd.DataFrame:
+    """The table of `records`."""
     import pandas as pd
 
     rows = []
-    for trial in Study(storage, name).trials():
-        for index, record in sorted(lifetime_records(trial).items()):
+    for trial, found in lived:
+        for index, record in found.items():
             rows.append(
                 {
                     "trial": trial.number,
@@ -71,11 +86,16 @@ def generations(storage: str, name: str) -> pd.DataFrame:
         episodes played after it was chosen), `rl_return`, `rl_head` (place of the RL head's copy)
         and `rl_fate` (of that copy: elites, selected, discarded). Empty for other learners.
     """
+    return generation_rows(decoded(Study(storage, name).trials()))
+
+
+def generation_rows(lived: Lived) -> pd.DataFrame:
+    """The table of `generations`."""
     import pandas as pd
 
     frames = []
-    for trial in Study(storage, name).trials():
-        for index, record in sorted(lifetime_records(trial).items()):
+    for trial, found in lived:
+        for index, record in found.items():
             kept = pd.DataFrame((record.inner or {}).get("kept", {}))
             spec = record.spec
             known = {
@@ -93,3 +113,26 @@ def generations(storage: str, name: str) -> pd.DataFrame:
         if any(map(len, frames))
         else pd.DataFrame()
     )
+
+
+def middle_lifetimes(lifetimes: pd.DataFrame) -> pd.DataFrame:
+    """Of each arm the finished lifetime with the middle training return: neither the best nor a
+    chosen one. Equal returns are told apart by the number of the trial.
+
+    Args:
+        lifetimes: of a test or of single runs (`records`).
+
+    Returns:
+        A row for each arm, in the order of the arms; the column `arm` is empty where there is none.
+    """
+    frame = lifetimes if "arm" in lifetimes else lifetimes.assign(arm="")
+    if not len(frame):
+        return frame
+    done = frame[(frame.state == "COMPLETE") & frame.training_return.notna()]
+    ordered = done.sort_values(["training_return", "trial"], kind="stable")
+    places = [
+        part.index[(len(part) - 1) // 2]
+        for arm in dict.fromkeys(frame.arm)
+        if len(part := ordered[ordered.arm == arm])
+    ]
+    return frame.loc[places]

@@ -60,7 +60,7 @@ def is_away(error: BaseException) -> bool:
 
 def _retried(name: str) -> Any:
     def operation(self: "RetryingStorage", *args: Any, **named: Any) -> Any:
-        return self._retry(getattr(self.backend, name), *args, **named)
+        return self._call(name, *args, **named)
 
     operation.__name__ = name
     return operation
@@ -89,6 +89,10 @@ class RetryingStorage(BaseStorage):
         """From now on no operation is tried again, in any thread."""
         self.retry_seconds = 0.0
         self._stopped.set()
+
+    def _call(self, name: str, *args: Any, **named: Any) -> Any:
+        """The operation of this name."""
+        return self._retry(getattr(self.backend, name), *args, **named)
 
     def _retry(self, operation: Callable[..., Any], *args: Any, **named: Any) -> Any:
         begun, pause, tries = time.monotonic(), 0.1, 0

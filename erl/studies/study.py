@@ -1,13 +1,18 @@
 """The study database: studies that store their configuration, and trials that this process holds.
 
-The records of a trial's lifetimes are its user attributes `lifetime:0`, `lifetime:1`, …. Each is
+The records of a trial's lifetimes are its system attributes `lifetime:0`, `lifetime:1`, …. Each is
 written when that lifetime ends, so a trial that is continued lives only the lifetimes that are
 missing. A running trial belongs to a coordinator with a lease. When the coordinator is gone, the
 trial waits for another one and keeps its number. Samplers draw by number and order, so an
 interrupted evolution proposes what it would have proposed without the interruption.
 """
 
+import uuid
+import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import optuna
@@ -21,13 +26,25 @@ from erl.lifetimes.record import LifetimeRecord
 from erl.search.pruning import Comparison, Pruned
 from erl.search.samplers import note_end
 from erl.studies import leases
+from erl.studies.artefacts import attach
 from erl.studies.configuration import StudyConfig, differences, from_stored, to_stored
 from erl.studies.distributions import SearchSpace, suggest
+from erl.studies.following import UID, FollowingStorage
+from erl.studies.notes import study_note, trial_note, write_note
 from erl.studies.retries import MOMENT_SECONDS, OUTAGE_SECONDS
 from erl.studies.storage import StorageError, open_storage, refused, shown, study_names
-from erl.studies.trials import Plan, RunningTrial, key_of, lifetime_records
+from erl.studies.trials import (
+    RECORD,
+    Plan,
+    RunningTrial,
+    attribute,
+    key_of,
+    lifetime_records,
+    stored_records,
+)
 from erl.worlds.specification import commit, to_json, versions
 
+METRIC = "fitness"  # what the value of a trial is called
 COPY = "copy"  # system attribute of a study that was copied: `incomplete`, then `whole`
 
 
@@ -49,7 +66,7 @@ class Study:
 
     def __init__(self, storage: str, name: str, config: StudyConfig | None = None) -> None:
         self.address, self.name = storage, name
-        self.storage = open_storage(storage, create=config is not None)
+        self.storage = FollowingStorage(open_storage(storage, create=config is not None))
         self.storage.retry_seconds = MOMENT_SECONDS  # it answers; other processes may lock it
         try:
             names = study_names(self.storage)
@@ -78,8 +95,10 @@ class Study:
                 self._settle(config)
         except (SQLAlchemyError, StorageInternalError, OSError) as e:
             raise refused(storage, e) from None
+        self.storage.follow(self._id, name, self.optuna.user_attrs.get(UID))
         self.lease = leases.Lease(self.storage, self._id)
         self._held: set[int] = set()  # ids of the trials that this coordinator holds
+        self._records: dict[int, dict[int, LifetimeRecord]] = {}  # of open trials, as stored
 
     def check_maximised(self) -> None:
         """Refuse a study that is minimised: its best trial would be the worst.
@@ -158,6 +177,10 @@ class Study:
         attrs = (t.user_attrs for t in self.trials())
         return {a["retry_of"] for a in attrs if "retry_of" in a}
 
+    def name_now(self) -> str:
+        """Its name, which may have been changed since it was opened."""
+        return self.storage.name_now() or self.name
+
     def best(self) -> FrozenTrial | None:
         """The trial with the highest fitness, none that was pruned; None without any."""
         done = [t for t in self.trials("COMPLETE") if t.value is not None]
@@ -172,13 +195,24 @@ class Study:
 
     def __enter__(self) -> "Study":
         self.storage.retry_seconds = OUTAGE_SECONDS
+        if UID not in self.optuna.user_attrs:
+            self.optuna.set_user_attr(UID, uuid.uuid4().hex)
+        uid = self.optuna.user_attrs[UID]
+        self.storage.follow(self._id, self.name, uid, self._name_metric)
+        self._name_metric()
         self.lease.start()
         return self
 
+    def _name_metric(self) -> None:
+        """Say what the values of trials are."""
+        if self.optuna.metric_names is None:
+            with warnings.catch_warnings(action="ignore"):  # that it is experimental
+                self.optuna.set_metric_names([METRIC])
+
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self.lease.stop()
         if error is not None:
             self.storage.stop_retrying()
+        self.lease.stop()
         for trial_id in list(self._held):
             with suppress(Exception):  # if the storage is what failed, the lease ends by itself
                 self._release(trial_id, self.lease.owner)
@@ -186,12 +220,13 @@ class Study:
             error = refused(self.address, error)
         if isinstance(error, StorageError):
             raise UserError(
-                f"{error}; finished lifetimes are stored; run the same command again to there"
+                f"{error}; finished lifetimes are stored; run the same command again to continue"
             )
 
     def _owner_lives(self, trial: FrozenTrial) -> bool | None:
         """Whether the coordinator of a running trial is alive; None while that is not known."""
-        return self.lease.owner_lives(trial, trial._trial_id in self._held)
+        held = trial._trial_id in map(self.storage.id_now, self._held)
+        return self.lease.owner_lives(trial, held)
 
     def reclaim(self, max_retries: int = 2) -> list[FrozenTrial]:
         """Set the trials of coordinators that are gone to waiting.
@@ -205,7 +240,7 @@ class Study:
         self.lease.look()
         for trial in self.trials("RUNNING"):
             if self._owner_lives(trial) is False:
-                owner = trial.user_attrs.get("owner")
+                owner = attribute(trial, "owner")
                 # A trial without a coordinator was not lost: the storage's answer was, or the
                 # coordinator ended while it took the trial up.
                 lost = (
@@ -222,8 +257,12 @@ class Study:
         """
         doubt = any(self._owner_lives(t) is None for t in self.trials("RUNNING"))
         if doubt:
-            self.lease.wait(min(1.0, leases.LEASE_SECONDS / 8))
+            self.pause()
         return doubt
+
+    def pause(self) -> None:
+        """Wait a moment for other coordinators."""
+        self.lease.wait(min(1.0, leases.LEASE_SECONDS / 8))
 
     def _release(
         self, trial_id: int, owner: dict[str, Any] | None, max_retries: int | None = None
@@ -235,7 +274,7 @@ class Study:
         self._held.discard(trial_id)
         with suppress(UpdateFinishedTrialError):  # another coordinator took it up and ended it
             trial = self.storage.get_trial(trial_id)
-            if trial.state != TrialState.RUNNING or trial.user_attrs.get("owner") != owner:
+            if trial.state != TrialState.RUNNING or attribute(trial, "owner") != owner:
                 return
             if max_retries is not None:
                 lost = trial.user_attrs.get("lost", 0) + 1
@@ -245,13 +284,13 @@ class Study:
                         f"lost {lost} times: the process that ran it ended "
                         "(killed, out of memory, or its machine went down)"
                     )
-                    self.storage.set_trial_user_attr(
+                    self.storage.set_trial_system_attr(
                         trial_id, "error", {"reason": reason, "traceback": None}
                     )
                     self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
                     return
             # If this process ends between these two lines, others see that its owner has ended.
-            self.storage.set_trial_user_attr(
+            self.storage.set_trial_system_attr(
                 trial_id, "owner", {**self.lease.owner, "let_go": True}
             )
             self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
@@ -277,15 +316,22 @@ class Study:
         with suppress(UpdateFinishedTrialError):
             if self.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
                 self._held.add(trial._trial_id)
-                self.storage.set_trial_user_attr(trial._trial_id, "owner", self.lease.owner)
+                self.storage.set_trial_system_attr(trial._trial_id, "owner", self.lease.owner)
                 if sampler is not None:
                     self._sample(trial._trial_id, sampler, space or {})
                 return self._in_hand(trial._trial_id, plan)
         return None
 
-    def create(self, params: dict[str, Any], space: SearchSpace, plan: Plan) -> RunningTrial:
-        """Begin a trial with given parameters."""
-        return self._in_hand(self._begin({}, params, space), plan)
+    def create(
+        self,
+        params: dict[str, Any],
+        space: SearchSpace,
+        plan: Plan,
+        attrs: dict[str, Any] | None = None,
+    ) -> RunningTrial:
+        """Begin a trial with given parameters, and user attributes beside them."""
+        named = {name: space[name] for name in params}
+        return self._in_hand(self._begin(attrs or {}, params, named), plan)
 
     def retry(
         self, failed: FrozenTrial, plan: Plan, sampler: BaseSampler, space: SearchSpace
@@ -293,10 +339,9 @@ class Study:
         """Begin a trial that replaces a failed one: with its parameters, and the records of its
         lifetimes that had succeeded.
         """
-        kept = {f"lifetime:{i}": r for i, r in lifetime_records(failed).items() if r.error is None}
-        attrs = {k: failed.user_attrs[k] for k in kept}
-        attrs |= {"generation": failed.user_attrs.get("generation", 0), "retry_of": failed.number}
-        trial_id = self._begin(attrs, failed.params, failed.distributions)
+        kept = {i: r for i, r in stored_records(failed).items() if r["error"] is None}
+        attrs = {"generation": failed.user_attrs.get("generation", 0), "retry_of": failed.number}
+        trial_id = self._begin(attrs, failed.params, failed.distributions, kept)
         self._sample(trial_id, sampler, space)
         return self._in_hand(trial_id, plan)
 
@@ -340,12 +385,22 @@ class Study:
         return first | {key_of(t.params): t.number for t in reversed(self.trials("COMPLETE"))}
 
     def _begin(
-        self, attrs: dict[str, Any], params: Any = None, space: SearchSpace | None = None
+        self,
+        attrs: dict[str, Any],
+        params: Any = None,
+        space: SearchSpace | None = None,
+        records: Mapping[int, Any] = MappingProxyType({}),
     ) -> int:
         """A new trial that is this coordinator's from its first moment; its id."""
-        attrs = {"owner": self.lease.owner, **attrs}
         template = create_trial(
-            state=TrialState.RUNNING, params=params, distributions=space, user_attrs=attrs
+            state=TrialState.RUNNING,
+            params=params,
+            distributions=space,
+            user_attrs=attrs,
+            system_attrs={
+                "owner": self.lease.owner,
+                **{f"{RECORD}{i}": record for i, record in records.items()},
+            },
         )
         trial_id = self.storage.create_new_trial(self._id, template_trial=template)
         self._held.add(trial_id)
@@ -356,7 +411,7 @@ class Study:
         # Optuna's study remembers the trials that it saw, and this one shall see all that have
         # finished.
         study = optuna.load_study(study_name=self.name, storage=self.storage, sampler=sampler)
-        trial = optuna.Trial(study, trial_id)
+        trial = optuna.Trial(study, self.storage.id_now(trial_id))
         for name, distribution in space.items():
             suggest(trial, name, distribution)
 
@@ -377,7 +432,8 @@ class Study:
     def store_record(self, trial_id: int, index: int, record: LifetimeRecord) -> None:
         """Store a lifetime's record."""
         with suppress(UpdateFinishedTrialError):
-            self.storage.set_trial_user_attr(trial_id, f"lifetime:{index}", to_json(record))
+            self._records.setdefault(trial_id, {})[index] = record
+            self.storage.set_trial_system_attr(trial_id, f"{RECORD}{index}", to_json(record))
 
     def store_comparison(self, trial_id: int, comparison: Comparison) -> None:
         """Store what a compared trial has reached, and that it is pruned.
@@ -404,18 +460,49 @@ class Study:
         """
         # Another coordinator may have taken the trial over and ended it, with the same result.
         with suppress(UpdateFinishedTrialError):
-            note_end(self.optuna, trial_id)
+            if self.storage.moves:  # what was written while the study was renamed may be lost
+                for index, record in self._records.get(trial_id, {}).items():
+                    self.store_record(trial_id, index, record)
+            note_end(self.optuna, self.storage.id_now(trial_id))
             if state == "FAIL":
                 reason, trace = error
-                self.storage.set_trial_user_attr(
+                self.storage.set_trial_system_attr(
                     trial_id, "error", {"reason": reason, "traceback": trace}
                 )
             values = None if value is None else [value]
             self.storage.set_trial_state_values(trial_id, TrialState[state], values)
 
+    def note_trial(
+        self, trial: RunningTrial, state: str, value: float | None, commands: Sequence[str] = ()
+    ) -> None:
+        """Write what came of a trial as its note; see `notes.trial_note`."""
+        text = trial_note(trial, state, value, commands)
+        write_note(self.storage, self._id, text, self.storage.id_now(trial.trial_id))
+
+    def note(self, commands: Sequence[str] = (), winner: str | None = None) -> None:
+        """Write what the study is, and what came of it so far, as its note.
+
+        Args:
+            commands: what to run next.
+            winner: whom the finals chose, and what it reached.
+        """
+        config = self.config
+        if config is not None:
+            begun = self.optuna.user_attrs.get("commit")
+            text = study_note(config, self.trials(), begun, commands, winner)
+            write_note(self.storage, self._id, text)
+
+    def attach(
+        self, path: str | Path, name: str | None = None, trial_id: int | None = None
+    ) -> None:
+        """Add a file to the study or to a trial of it; see `artefacts.attach`."""
+        trial = None if trial_id is None else self.storage.id_now(trial_id)
+        attach(self.address, self.storage, self._id, path, name, trial)
+
     def let_go(self, trial_id: int) -> None:
         """A trial has ended; this coordinator holds it no longer."""
         self._held.discard(trial_id)
+        self._records.pop(trial_id, None)
 
 
 def stored_config(storage: str, name: str) -> StudyConfig | None:

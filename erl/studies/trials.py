@@ -2,18 +2,20 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from optuna.trial import FrozenTrial
 
 from erl.lifetimes.record import LifetimeRecord
-from erl.search.pruning import Pruned, TrialPruner
+from erl.search.pruning import Pruned, TrialReporter
 from erl.worlds.specification import LifetimeSpec, from_json
 
 # From proposed parameters to the lifetimes of the trial.
 Plan = Callable[[dict[str, Any]], list[LifetimeSpec]]
+# Attribute of a trial with the record of its lifetime of this number.
+RECORD = "lifetime:"
 # What a lifetime's return contributes to its trial's fitness, their mean.
 Score = Callable[[LifetimeSpec, float], float]
 
@@ -30,7 +32,7 @@ class RunningTrial:
         records: of the lifetimes that have ended, by their index.
         error: why the trial cannot succeed any more: reason and traceback.
         pruned: where and at which value it was pruned.
-        pruner: compares it with earlier trials; None if it is not compared.
+        reporter: says what it has reached on the way, and compares it with earlier trials.
     """
 
     number: int
@@ -41,7 +43,7 @@ class RunningTrial:
     records: dict[int, LifetimeRecord]
     error: tuple[str, str | None] | None = None
     pruned: Pruned | None = None
-    pruner: TrialPruner | None = None
+    reporter: TrialReporter = field(default_factory=TrialReporter)
 
     def add(self, index: int, record: LifetimeRecord) -> None:
         """A lifetime has ended; one that failed is why the trial fails."""
@@ -71,10 +73,26 @@ def key_of(params: dict[str, Any]) -> str:
     return json.dumps(params, sort_keys=True)
 
 
+def attribute(trial: FrozenTrial, key: str) -> Any:
+    """One of a trial's own attributes: `owner`, `error`, `lifetime:0`; None if it has none.
+
+    They are system attributes, which dashboards do not show: a page of lines of 4,000 characters
+    cannot be read. Version 0.2.0 and earlier stored them as user attributes.
+    """
+    return trial.system_attrs.get(key, trial.user_attrs.get(key))
+
+
+def why_failed(trial: FrozenTrial) -> str | None:
+    """The reason of a failure; None if none is stored."""
+    return (attribute(trial, "error") or {}).get("reason")
+
+
+def stored_records(trial: FrozenTrial) -> dict[int, Any]:
+    """The records that a trial holds as they are stored, by the index of the lifetime."""
+    attrs = trial.user_attrs | trial.system_attrs
+    return {int(k.removeprefix(RECORD)): v for k, v in attrs.items() if k.startswith(RECORD)}
+
+
 def lifetime_records(trial: FrozenTrial) -> dict[int, LifetimeRecord]:
     """The records that a trial holds, by the index of the lifetime."""
-    return {
-        int(key.partition(":")[2]): from_json(LifetimeRecord, value)
-        for key, value in trial.user_attrs.items()
-        if key.startswith("lifetime:")
-    }
+    return {index: from_json(LifetimeRecord, r) for index, r in stored_records(trial).items()}

@@ -14,6 +14,8 @@ class Ledger:
         episodes: (steps so far at its end, return, length) of every finished episode, in order.
         on_step: called with `steps` after every 256th step.
         should_stop: asked, from time to time, whether the lifetime shall end before its budget.
+        should_save: asked between two iterations, whether the command was interrupted, so that the
+            lifetime shall write its checkpoint and end.
         earlier: steps, and seconds they took, before the lifetime was taken up from a checkpoint.
         reporting: seconds since then that went into what is only reported.
         notes: gives what else the learner has noted for the lifetime's record.
@@ -23,6 +25,7 @@ class Ledger:
     episodes: list[tuple[int, float, int]] = field(default_factory=list)
     on_step: Callable[[int], None] | None = None
     should_stop: Callable[[], bool] | None = None
+    should_save: Callable[[], bool] | None = None
     earlier: tuple[int, float] = (0, 0.0)
     reporting: float = 0.0
     notes: Callable[[], dict[str, Any] | None] | None = None
@@ -37,6 +40,11 @@ class Ledger:
     def stopped(self) -> bool:
         """Whether the lifetime was told to end."""
         return self.should_stop is not None and self.should_stop()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the command that trains the lifetime was interrupted."""
+        return self.should_save is not None and self.should_save()
 
     def episode(self, total_return: float, length: int) -> None:
         """Keep a finished episode."""

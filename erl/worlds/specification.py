@@ -39,8 +39,9 @@ _PACKAGES = (
 )
 
 # The roots from which the seeds of a phase are spawned; phases never share a seed.
-_PHASES = {"evolution": 0, "test": 1, "single": 2}
-Phase = Literal["evolution", "test", "single"]
+# 3 are the reservoirs that a test draws.
+_PHASES = {"evolution": 0, "test": 1, "single": 2, "finals": 4}
+Phase = Literal["evolution", "test", "single", "finals"]
 
 
 @dataclass(frozen=True)

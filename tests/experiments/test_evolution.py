@@ -30,6 +30,7 @@ def make(quick, **options):
         "env_id": ENV,
         "training_steps": 64,
         "nb_trials": 6,
+        "finalists": 0,
         "nb_seeds": 2,
         "units": 5,
         "popsize": 4,
@@ -117,8 +118,8 @@ def test_an_end_while_a_generation_is_proposed_changes_nothing(quick, inline, si
         with pytest.raises(SystemError):
             evolve(torn, sink)
     for trial in study_of(torn).trials("RUNNING"):  # as if that had been another process
-        gone = {**trial.user_attrs["owner"], "started": 1.0}
-        study_of(torn).storage.set_trial_user_attr(trial._trial_id, "owner", gone)
+        gone = {**trial.system_attrs["owner"], "started": 1.0}
+        study_of(torn).storage.set_trial_system_attr(trial._trial_id, "owner", gone)
     evolve(torn, sink)
     assert found(torn) == found(whole)
 
@@ -138,7 +139,7 @@ def test_bounds_may_coincide(quick, inline, sink):
 def test_published_code_uses_its_seeds(quick, inline, sink):
     config = make(quick, published_code=True, nb_trials=1, nb_seeds=3)
     evolve(config, sink)
-    records = [study_of(config).trials()[0].user_attrs[f"lifetime:{i}"] for i in range(3)]
+    records = [study_of(config).trials()[0].system_attrs[f"lifetime:{i}"] for i in range(3)]
     assert [set(r["spec"]["seeds"].values()) for r in records] == [{0}, {1}, {2}]
     assert not any(r["spec"]["context"]["feed_action"] for r in records)
     reservoirs = [r["spec"]["context"]["reservoirs"][0] for r in records]
@@ -150,7 +151,7 @@ def test_a_study_keeps_the_bias_that_it_had(quick, inline, sink):
     evolve(dataclasses.replace(flags, bias=0.0), sink)
     assert evolve(dataclasses.replace(flags, nb_trials=2), sink) == 0
     for trial in study_of(flags).trials():
-        [reservoir] = trial.user_attrs["lifetime:0"]["spec"]["context"]["reservoirs"]
+        [reservoir] = trial.system_attrs["lifetime:0"]["spec"]["context"]["reservoirs"]
         assert reservoir["bias"] == 0.0
     with pytest.raises(UserError, match=r"bias is 0\.0 there and 1\.0 here"):
         evolve(dataclasses.replace(flags, bias=1.0), sink)
@@ -159,7 +160,7 @@ def test_a_study_keeps_the_bias_that_it_had(quick, inline, sink):
 def test_the_reservoir_persists_if_told_so(quick, inline, sink):
     config = make(quick, reset_res=False, fitness="final_eval", nb_trials=1, nb_seeds=1)
     evolve(config, sink)
-    record = study_of(config).trials()[0].user_attrs["lifetime:0"]
+    record = study_of(config).trials()[0].system_attrs["lifetime:0"]
     assert record["spec"]["context"]["reset_res"] is False
     assert len(record["final_returns"]) == 10
 
@@ -169,14 +170,14 @@ def test_no_finished_episode_fails_the_trial_and_few_are_noted(quick, inline, si
     assert evolve(none, sink) == 1
     assert (
         "no episode was finished within 64 steps"
-        in study_of(none).trials()[0].user_attrs["error"]["reason"]
+        in study_of(none).trials()[0].system_attrs["error"]["reason"]
     )
     few = make(quick, ep_eval=20, nb_trials=1)
     assert evolve(few, sink) == 0
     assert (
         study_of(few)
         .trials()[0]
-        .user_attrs["lifetime:0"]["note"]
+        .system_attrs["lifetime:0"]["note"]
         .startswith("only 16 of 20 episodes")
     )
     assert "only 16 of 20 episodes" in str(sink)
@@ -188,8 +189,8 @@ def test_faulty_environments_fail_their_trials(fault, quick, inline, sink):
     assert evolve(config, sink) == 1
     for trial in study_of(config).trials():
         assert trial.state == TrialState.FAIL
-        assert "51" in trial.user_attrs["error"]["reason"]
-        assert "Traceback" in trial.user_attrs["error"]["traceback"]
+        assert "51" in trial.system_attrs["error"]["reason"]
+        assert "Traceback" in trial.system_attrs["error"]["traceback"]
 
 
 @pytest.mark.parametrize(
@@ -300,7 +301,7 @@ def wait_for_lifetimes(config, n):
                 stored = [
                     k
                     for t in study_of(config).trials()
-                    for k in t.user_attrs
+                    for k in t.system_attrs
                     if k.startswith("lifetime:")
                 ]
             except UserError:
@@ -342,13 +343,13 @@ def test_after_a_kill_the_same_command_ends_with_the_same_trials(quick, inline, 
     before = {
         (t.number, k): v
         for t in study_of(config).trials()
-        for k, v in t.user_attrs.items()
+        for k, v in t.system_attrs.items()
         if k.startswith("lifetime:")
     }
     assert 3 <= len(before) < 12
     assert evolve(config, sink) == 0
     assert found(config) == undisturbed
-    after = {(t.number, k): v for t in study_of(config).trials() for k, v in t.user_attrs.items()}
+    after = {(t.number, k): v for t in study_of(config).trials() for k, v in t.system_attrs.items()}
     assert {
         k: after[k] for k in before
     } == before  # wall-clock times and all: they were not lived again
@@ -383,8 +384,9 @@ def test_a_second_ctrl_c_ends_at_once(quick):
     processes = family(process)
     os.killpg(process.pid, signal.SIGINT)
     os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=30)
+    _, err = process.communicate(timeout=30)
     assert process.returncode == 130
+    assert err == ""  # no traceback
     assert all_gone(processes)
 
 

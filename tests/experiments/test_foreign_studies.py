@@ -26,6 +26,7 @@ def evolution(quick, **options):
         "env_id": "CartPole-v1",
         "training_steps": 64,
         "nb_trials": 2,
+        "finalists": 0,
         "nb_seeds": 1,
         "units": 5,
         "sampler": "Random",
@@ -138,7 +139,9 @@ def test_a_study_in_which_only_failures_are_stored_is_tried_again(quick, sink, m
         kept = [k for k, r in Study.lifetimes(old).items() if r.error is None]
         assert kept
         # To the last bit, the seconds that it took included.
-        assert all(new.user_attrs[f"lifetime:{k}"] == old.user_attrs[f"lifetime:{k}"] for k in kept)
+        assert all(
+            new.system_attrs[f"lifetime:{k}"] == old.system_attrs[f"lifetime:{k}"] for k in kept
+        )
     study = Study(flags.storage, name)
     assert study.finished() == 5
     assert not study.failed_alone()
@@ -173,7 +176,7 @@ def test_results_go_elsewhere_and_the_evolved_studys_file_stays_as_it_was(quick,
     assert len(records("sqlite:///results.db", name)) == 1
     assert f"curves:   study {name} in sqlite:///results.db" in str(sink)
     assert compare(test, sink) == 0
-    assert "0 lifetimes to train" in str(sink)
+    assert "lifetimes are there; raise --nb_seeds" in str(sink)
     assert (Path(journal).read_bytes(), Path(journal).stat().st_mtime_ns) == before
     # By default the journal is found, and the results lie in the usual storage; then too, when that
     # exists.
@@ -192,7 +195,7 @@ def test_a_test_that_exists_keeps_the_bias_that_its_journal_was_taken_to_have(si
         before.setattr("erl.experiments.comparison.ER_MRL_BIAS", NO_BIAS)
         assert compare(test, sink) == 0
     assert compare(test, sink) == 0
-    assert "0 lifetimes to live" in str(sink)
+    assert "lifetimes are there; raise --nb_seeds" in str(sink)
 
 
 @pytest.mark.usefixtures("inline")

@@ -131,7 +131,7 @@ def test_files_of_the_others(asked, learner, more, expected):
         ("--learner AES-RL --rl_ratio 0.1 --set rl_ratio=0.2", None, "by --set and by --rl_ratio"),
         ("--learner P-CEM-RL --parallel_critic --critic_workers 0", None, "--critic_workers 0 not"),
         ("--learner AES-RL --ray_port 7", None, "--ray_port needs --ray_address"),
-        ("--learner AES-RL --ray_address a --ray_port 99999", None, "--ray_address 'ray:a:99999'"),
+        ("--learner AES-RL --ray_address a --ray_port 99999", None, "--ray_address must be ray"),
         ("--learner PPO --rl_ratio 0.5", None, "PPO has no setting 'rl_ratio'"),
         ("--learner TD3 --set preset=fast", None, "TD3 has no preset 'fast': TD3 has aes_td3"),
         ("--learner DDPG --set preset=aes_td3", None, "DDPG has no preset 'aes_td3'"),
@@ -151,14 +151,15 @@ def test_published_code_leaves_the_mean_out_of_the_budget(sink, inline):
     config = SingleConfig(
         learner="AES-RL",
         env_id="toy_environments:Reach-v0",
-        steps=200,
-        set="hidden=[8],batch_size=8,learning_starts=60,mean_update_param=3,critic_job=20",
+        steps=400,
+        actor_workers=1,
+        set="hidden=[8],batch_size=8,learning_starts=60,mean_update_param=3,actor_update_cost=0.1",
         published_code=True,
         ep_eval=2,
         workers=1,
     )
     assert run(config, sink) == 0
-    table = generations(config.storage, "toy_environments:Reach-v0_AES-RL_single_0.2k_steps")
+    table = generations(config.storage, "toy_environments:Reach-v0_AES-RL_single_0.4k_steps")
     assert (table["steps"] == table["uncounted_steps"]).all()
     assert set(table["kind"]) == {"ES", "RL"}
 

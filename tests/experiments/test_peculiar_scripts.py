@@ -32,7 +32,7 @@ def returns(study):
     """Of each lifetime's final policy, or why it failed."""
     found = Study(STORAGE, study)
     return [
-        record.final_returns or trial.user_attrs.get("error")
+        record.final_returns or trial.system_attrs.get("error")
         for trial in found.trials()
         for record in found.lifetimes(trial).values()
     ]
@@ -49,7 +49,7 @@ def test_an_evolution_its_test_and_one_learner(name, sink):
     if fails:
         assert evolve(flags, sink) == 1
         assert run(single, sink) == 1
-        errors = [t.user_attrs["error"]["reason"] for t in Study(STORAGE, evolved).trials()]
+        errors = [t.system_attrs["error"]["reason"] for t in Study(STORAGE, evolved).trials()]
         with pytest.raises(RuntimeError, match=fails):
             raise RuntimeError(*errors)
         return

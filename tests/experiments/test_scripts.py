@@ -25,8 +25,8 @@ from erl.studies.study import Study
 pytestmark = pytest.mark.scripts
 ROOT = Path(__file__).parents[2]
 TINY = (
-    "--training_steps 300 --nb_trials 2 --nb_seeds 1 --units 5 --popsize 4 --workers 1 "
-    "--learner_config quick.yaml"
+    "--training_steps 300 --nb_trials 2 --nb_seeds 1 --finalists 0 --units 5 --popsize 4 "
+    "--workers 1 --learner_config quick.yaml"
 )
 
 
@@ -111,7 +111,7 @@ def test_evolve_then_the_printed_command(quick, sink):
 
     again = parse(ComparisonConfig, [*words[2:], "--nb_seeds", "2", "--workers", "1"])
     assert compare(again, sink) == 0
-    assert "0 lifetimes to train" in str(sink)
+    assert "lifetimes are there; raise --nb_seeds" in str(sink)
     tables = done.stdout.partition("return of the last")[2]
     assert str(sink).partition("return of the last")[2].strip() == tables.strip()
 
@@ -148,9 +148,9 @@ def test_generalisation_with_er_mrls_flags_then_the_printed_command(quick):
     done = call("evolve_generalization.py", flags.replace("--nb_trials 2", "--nb_trials 1"))
     assert (done.returncode, done.stderr) == (0, "")
     name = "Ant_Swimmer_2_try_1k_steps"
-    assert "2 environments x 1 seeds x 1,024 steps" in done.stdout
+    assert "2 environments x 1 seed x 1,024 steps" in done.stdout
     [trial] = Study(DEFAULT_STORAGE, name).trials()
-    swimmer, ant = (trial.user_attrs[f"lifetime:{k}"]["fitness"] for k in (1, 0))
+    swimmer, ant = (trial.system_attrs[f"lifetime:{k}"]["fitness"] for k in (1, 0))
     (low_ant, high_ant), (low, high) = Study(DEFAULT_STORAGE, name).stored["references"].values()
     by_hand = ((ant - low_ant) / (high_ant - low_ant) + (swimmer - low) / (high - low)) / 2
     assert trial.value == pytest.approx(by_hand)
@@ -252,6 +252,7 @@ def evolved(quick, inline, sink):
         env_id="toy_environments:Recall-v0",
         training_steps=64,
         nb_trials=2,
+        finalists=0,
         nb_seeds=1,
         units=5,
         learner_config=quick,

@@ -29,6 +29,7 @@ def flags(kind, quick, **options):
         "evolve": EVOLVE,
         "training_steps": 64,
         "nb_trials": 2,
+        "finalists": 0,
         "nb_seeds": 1,
         "learner_config": quick,
         "workers": 1,
@@ -45,7 +46,7 @@ def test_settings_are_evolved_and_tested_against_those_of_the_study(kind, quick,
     best = study.best()
     assert set(best.params) == {"learner.learning_rate", "learner.ent_coef"}
     for trial in study.trials():
-        spec = from_json(LifetimeSpec, trial.user_attrs["lifetime:0"]["spec"])
+        spec = from_json(LifetimeSpec, trial.system_attrs["lifetime:0"]["spec"])
         assert spec.context is None
         assert spec.learner.config["learning_rate"] == trial.params["learner.learning_rate"]
     assert f"erl test-multi --study {NAME}" in sink.lines[-1]
@@ -62,7 +63,7 @@ def test_settings_are_evolved_and_tested_against_those_of_the_study(kind, quick,
     assert list(frame.arm) == ["PPO", "EVOLVED_PPO", "RANDOM_PPO"]
     assert frame.seed_learner.nunique() == 1
     plain, evolved, random = (
-        from_json(LifetimeSpec, t.user_attrs["lifetime:0"]["spec"])
+        from_json(LifetimeSpec, t.system_attrs["lifetime:0"]["spec"])
         for t in Study(DEFAULT_STORAGE, f"{NAME}_trial_{best.number}_test_0.064k_steps").trials()
     )
     assert plain.context is evolved.context is random.context is None
@@ -99,5 +100,7 @@ def test_what_means_nothing_without_a_reservoir_is_refused(kind, options, messag
 
 
 def test_several_need_their_own_script():
-    with pytest.raises(UserError, match=r"1 or 0 here, not 2: evolve_multi_res\.py evolves"):
+    with pytest.raises(
+        UserError, match=r"must be 1 or 0 here, not 2; this evolves several: .*evolve-multi"
+    ):
         EvolutionConfig(nb_res=2)

@@ -226,13 +226,13 @@ def test_status_is_shown(sink):
     flags = config(steps=1000)
     study = study_config(flags, sink)
     trials = [RunningTrial(k, k, {"seed": k}, {}, [lifetime(study, k)], {}) for k in range(3)]
-    campaign = SimpleNamespace(name="x", sink=sink, workers="1 worker")
-    progress = TrainingProgress(campaign, flags, 3)
+    campaign = SimpleNamespace(name="x", sink=sink)
+    progress = TrainingProgress(campaign, flags)
     progress.begin(trials)
     path = Path(status_path("runs", "x", trials[0].specs[0]))
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"rl": 1234.5, "updates/s": 90.0}))
     progress.tick(100)
-    assert "100 of 3,000 frames" in sink.statuses[0]
+    assert "100 of 3,000 steps" in sink.statuses[0]
     assert "seed 0: rl 1,234.5, updates/s 90.0" in sink.statuses[0]
     assert "seed 1" not in sink.statuses[0]

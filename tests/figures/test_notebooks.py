@@ -84,7 +84,7 @@ def test_the_behaviour_runs(runs, tmp_path):
     pytest.importorskip("cogscale")
     cell = (
         f"MODEL, STUDY = {runs.model!r}, {runs.evolution!r}\n"
-        "STEPS, SHOWN, RESERVOIRS, TASKS = 60, 40, 2, ['simple_copy']"
+        "EPISODE, STEPS, SHOWN, RESERVOIRS, TASKS = 0, 60, 40, 2, ['simple_copy']"
     )
     notebook, drawn = executed("behaviour", cell, tmp_path)
     assert drawn == 6

@@ -11,15 +11,18 @@ import pandas as pd
 import pytest
 from figure_fixtures import runs
 
+from erl.commands import COMMANDS, start
 from erl.errors import UserError
 from erl.experiments.single import SingleConfig
 from erl.experiments.single import run as run_single
 from erl.figures import report as reports
-from erl.figures.__main__ import joined, main
+from erl.figures.flags import joined
 from erl.figures.report import FigureConfig, describe, report
 from erl.figures.style import caption_of
+from erl.studies.artefacts import folder_of, listed, of_trial
 from erl.studies.configuration import EvolutionStudy, SingleStudy, TestStudy
 from erl.studies.data import StudyData, read_study
+from erl.studies.study import Study
 
 
 def test_a_report_of_an_evolution_and_its_test(runs, sink):
@@ -56,13 +59,32 @@ def test_a_report_of_an_evolution_and_its_test(runs, sink):
 
 def test_the_agent_that_is_looked_at_is_the_middle_one(runs):
     data = read_study(runs.test)
-    arm, seed, path = reports.model_of(data, runs.models)
+    arm, seed, number, path = reports.model_of(data, runs.models)
+    assert data.lifetimes.set_index("trial").seed[number] == seed
     part = data.lifetimes[data.lifetimes.arm == arm].sort_values("training_return")
     assert arm == "RES_PPO_0.0003"
     assert seed == part.seed.iloc[1]
     assert path.name == f"seed_{seed}"
     with pytest.raises(UserError, match="there is no model elsewhere"):
         reports.model_of(data, "elsewhere")
+
+
+def test_figures_and_film_are_attached_if_asked_for(runs, sink):
+    flags = {"models": runs.models, "formats": "png", "attach": True}
+    storage, _, name = runs.test.rpartition("#")
+    study = Study(storage, name)
+    before = study.storage.get_study_system_attrs(study._id)
+    assert not listed(before)
+    report(FigureConfig(study=runs.test, folder="out", **flags), sink)
+    report(FigureConfig(study=runs.test, folder="out", overwrite=True, **flags), sink)
+    attrs = study.storage.get_study_system_attrs(study._id)
+    names = [a.name for a in listed(attrs)]
+    assert set(names) >= {"learning_curves.png", "profiles_final.png", "episode.png"}
+    assert len(names) == len(set(names))  # the second time they were replaced
+    number = reports.model_of(read_study(runs.test), runs.models)[2]
+    [film] = listed(attrs, of_trial(study.trials()[number]._trial_id))
+    stored = (folder_of(storage) / film.id).read_bytes()
+    assert (film.name, stored) == ("film.mp4", Path("out/film.mp4").read_bytes())
 
 
 def test_without_models_the_report_says_what_is_missing(runs, sink):
@@ -155,9 +177,9 @@ def test_bad_flags(options, said):
 
 def test_bad_input_leaves_nothing(sink, capsys, tmp_path):
     with pytest.raises(SystemExit) as e:
-        main(["--study", "missing", "--folder", "out"])
+        start(COMMANDS["plot"], "erl plot", ["--study", "missing", "--folder", "out"])
     assert e.value.code == 2
-    assert "erl.figures: error:" in capsys.readouterr().err
+    assert "erl plot: error:" in capsys.readouterr().err
     with pytest.raises(UserError, match="cannot be written"):
         report(FigureConfig(study="x", folder="/proc/x"), sink)
     assert not list(tmp_path.iterdir())

@@ -62,6 +62,24 @@ def test_every_task_has_an_error_and_its_place_in_the_figure():
     assert "a 1" in caption_of(figure)
 
 
+def test_the_best_published_networks_do_as_well_here():
+    """Their errors are the best of a search; ours are medians over seeds, so a tenth may lie
+    between them.
+    """
+    pytest.importorskip("cogscale")
+    assert set(retention.published()) == set(retention.task_names())
+    tasks = ["continuous_postcasting", "adding_problem", "induction_heads", "sinus_forecasting"]
+    frame = retention.published_errors(tasks, range(3))
+    assert len(frame) == 12
+    median = frame.groupby("task").error.median()
+    reported = frame.groupby("task").published.first()
+    assert set(median.index) == set(tasks)
+    assert (median <= 1.1 * reported).all()
+    figure = retention.profile(frame)
+    stars = [line for axes in figure.axes for line in axes.lines if line.get_marker() == "*"]
+    assert sorted(line.get_xdata()[0] for line in stars) == sorted(reported)
+
+
 def test_bad_input(monkeypatch):
     pytest.importorskip("cogscale")
     with pytest.raises(UserError, match=r"no task 'simple_cpy'; did you mean simple_copy"):

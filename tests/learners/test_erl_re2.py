@@ -102,7 +102,7 @@ def weights(agent):
 
 def test_it_is_in_the_registry_whatever_the_case():
     assert isinstance(get_learner("erl-re2"), Re2Learner)
-    with pytest.raises(UserError, match="no cohort engine"):
+    with pytest.raises(UserError, match="--engine cohort exists for"):
         get_learner("TQC", "cohort")
 
 
@@ -111,17 +111,17 @@ def test_it_is_in_the_registry_whatever_the_case():
     [
         (
             {"task": Task("CartPole-v1")},
-            "continuous .Box. actions, and those of CartPole-v1 are Discrete",
+            "continuous .Box. actions; CartPole-v1 has Discrete",
         ),
         ({"learner": LearnerSpec("ERL-Re2", {"thta": 1})}, "did you mean theta"),
         (
             {"learner": LearnerSpec("ERL-Re2", {}, "sb3"), "steps": 20000},
-            "no algorithm of Stable-Baselines3",
+            "is not an algorithm of Stable-Baselines3",
         ),
         ({"steps": 60}, "starts to learn after init_steps = 60 steps, but a lifetime has only 60"),
         (
             {"steps": 61, "learner": LearnerSpec("ERL-Re2", SMALL | {"learning_starts": 61})},
-            "after learning_starts, 61 steps",
+            "learning_starts = 61 steps",
         ),
     ],
 )
@@ -856,6 +856,7 @@ def test_reservoirs_evolve_around_it(tmp_path, sink):
     settings.write_text(json.dumps(SMALL))
     flags = {
         "nb_trials": 2,
+        "finalists": 0,
         "nb_seeds": 1,
         "training_steps": 200,
         "popsize": 2,
@@ -942,6 +943,7 @@ def test_all_six_scripts_take_it(evolution, comparison, flags, target, name, lif
     Path("sets.toml").write_text(SETS)
     small = {
         "nb_trials": 1,
+        "finalists": 0,
         "nb_seeds": 1,
         "training_steps": 200,
         "popsize": 2,

@@ -22,7 +22,6 @@ from erl.experiments.evolution import (
     GeneralizationConfig,
     MultiEvolutionConfig,
     lifetimes,
-    score,
     study_config,
 )
 from erl.experiments.flags import study_name
@@ -147,7 +146,7 @@ def test_a_trial_is_three_seeds_of_300000_steps_judged_by_the_last_ten_training_
     (record,) = live(Cohort(tuple(lifetimes(config, VALUES))))
     assert record.episodes > 10
     assert record.episodes_averaged == 10
-    assert record.fitness == record.training_return == score(config, record.spec, record.fitness)
+    assert record.fitness == record.training_return == config.score(record.spec, record.fitness)
     assert record.training_return != pytest.approx(np.mean([value for _, value in record.curve]))
 
 
@@ -254,7 +253,7 @@ def test_generalisation_fitness_runs_from_random_to_er_mrls_targets(stored):
     for env_id, (random, target) in config.references.items():
         spec = next(s for s in lifetimes(config, numbered(2)) if s.task.env_id == env_id)
         for value, expected in ((random, 0.0), (target, 1.0), ((random + target) / 2, 0.5)):
-            assert score(config, spec, value) == pytest.approx(expected)
+            assert config.score(spec, value) == pytest.approx(expected)
 
 
 def test_a_journal_on_a_shared_disk_opens_under_er_mrls_name(sink):
@@ -263,6 +262,7 @@ def test_a_journal_on_a_shared_disk_opens_under_er_mrls_name(sink):
     small = {
         "training_steps": 64,
         "nb_trials": 1,
+        "finalists": 0,
         "nb_seeds": 1,
         "units": 5,
         "popsize": 4,

@@ -339,7 +339,7 @@ def test_what_annotations_allow_and_defaults_do_not_show(name, config):
         ("DQN", {"gradient_steps": 0}, "gradient_steps must be a whole number from 1 or -1, not 0"),
         ("DQN", {"exploration_fraction": 0}, "above 0 up to 1"),
         ("DQN", {"buffer_size": 1e6 + 0.5}, "buffer_size must be a whole number from 1"),
-        ("DQN", {"policy": "CnnPolicy"}, "policy is MlpPolicy, not 'CnnPolicy'"),
+        ("DQN", {"policy": "CnnPolicy"}, "policy must be MlpPolicy, not 'CnnPolicy'"),
         ("SAC", {"ent_coef": "much"}, "auto or auto_NUMBER"),
         ("SAC", {"ent_coef": "auto_0"}, "auto or auto_NUMBER"),
         ("SAC", {"learning_rate": 0}, "learning_rate must be a number above 0"),

@@ -360,14 +360,14 @@ def test_settings_outside_their_range_are_refused_in_one_line(kind, setting):
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        (CEM, {"antithetic": 1}, "CEM's antithetic is true or false, not 1"),
+        (CEM, {"antithetic": 1}, "CEM's antithetic must be true or false, not 1"),
         (
             CEM,
             {"population_size": 4, "parents": 5},
             "parents must be a whole number from 1 to 4, not 5",
         ),
-        (OpenAIES, {"mirrored": None}, "OpenAI-ES's mirrored is true or false"),
-        (OpenAIES, {"rank_shaping": "no"}, "OpenAI-ES's rank_shaping is true or false"),
+        (OpenAIES, {"mirrored": None}, "OpenAI-ES's mirrored must be true or false"),
+        (OpenAIES, {"rank_shaping": "no"}, "OpenAI-ES's rank_shaping must be true or false"),
         (OpenAIES, {"sigma": 0}, "OpenAI-ES's sigma must be a number, above 0, not 0"),
         (AES, {"mean_update": "fixed"}, "AES has no mean_update 'fixed'; did you mean fixed-"),
         (AES, {"var_update": 3}, "AES has no var_update 3"),

@@ -352,6 +352,7 @@ def make(quick, **options):
         "training_steps": 960,
         "evolve": "learner.learning_rate=1e-7:1e-1:log",  # trials that differ at once
         "nb_trials": 12,
+        "finalists": 0,
         "nb_seeds": 2,
         "units": 5,
         "popsize": 4,
@@ -386,7 +387,7 @@ class TickingExecutor(InlineExecutor):
     there.
     """
 
-    def run(self, jobs, columns, tick, every=0.0):
+    def run(self, jobs, columns, tick, every=0.0, on_interrupt=None):
         first = first_rows(jobs)
         everything = new_rows(columns, first[-1])
         for index, job in enumerate(jobs):
@@ -456,7 +457,11 @@ def test_pruned_trials_cost_fewer_steps_count_and_are_never_the_best(quick, sink
     assert kept[["trial", "sr", "fitness", "steps"]].values.tolist() == (
         same[["trial", "sr", "fitness", "steps"]].values.tolist()
     )
-    assert not [t for t in study_of(plain).trials() if t.intermediate_values]
+    # What trials reach on the way is reported without a pruner too, and is the same.
+    reported = {t.number: t.intermediate_values for t in study_of(plain).trials()}
+    assert all(len(values) == 10 for values in reported.values())
+    for trial in study.trials("COMPLETE", "PRUNED"):
+        assert trial.intermediate_values.items() <= reported[trial.number].items()
     # A pruned trial may have had a high value where it ended.
     study.optuna.add_trial(create_trial(state=TrialState.PRUNED, value=1e6))
     assert study.best().state == TrialState.COMPLETE
@@ -492,8 +497,8 @@ def test_interrupted_or_not(pruner, where, quick, sink, monkeypatch):
             except SystemError:
                 deaths += 1
             for trial in study_of(torn).trials("RUNNING"):
-                gone = {**trial.user_attrs["owner"], "id": "gone", "started": 1.0}
-                study_of(torn).storage.set_trial_user_attr(trial._trial_id, "owner", gone)
+                gone = {**trial.system_attrs["owner"], "id": "gone", "started": 1.0}
+                study_of(torn).storage.set_trial_system_attr(trial._trial_id, "owner", gone)
                 study_of(torn).storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
     assert deaths >= 2
     assert found(torn) == found(whole)
@@ -576,6 +581,7 @@ def test_sets_of_environments_are_compared_by_their_scores(quick, sink, monkeypa
         nb_res=1,
         training_steps=640,
         nb_trials=4,
+        finalists=0,
         nb_seeds=2,
         units=5,
         popsize=4,
@@ -588,7 +594,7 @@ def test_sets_of_environments_are_compared_by_their_scores(quick, sink, monkeypa
     study = study_of(config)
     references = study.stored["references"]
     for trial in study.trials():
-        lived = [trial.user_attrs[f"lifetime:{i}"] for i in range(4)]
+        lived = [trial.system_attrs[f"lifetime:{i}"] for i in range(4)]
         for point in range(1, 11):
             scores = []
             for record in lived:

@@ -679,7 +679,7 @@ def test_pruned_trials_lead_away():
 def test_restarts_are_checked_and_a_start_is_for_cma_es():
     with pytest.raises(UserError, match="did you mean bipop"):
         make_sampler("Cmaes", UNIT, seed=0, restarts="bipopp")
-    with pytest.raises(UserError, match="Random has no distribution"):
+    with pytest.raises(UserError, match="Random cannot start from another study"):
         make_sampler("Random", UNIT, seed=0, start={})
 
 

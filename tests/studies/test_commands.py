@@ -40,6 +40,7 @@ def evolved(request, storage, quick, inline, sink):
     settings = {
         "training_steps": 64,
         "nb_trials": 2,
+        "finalists": 0,
         "nb_seeds": 2,
         "units": 5,
         "popsize": 3,
@@ -53,7 +54,7 @@ def evolved(request, storage, quick, inline, sink):
     )
     study = Study(storage, NAME)
     failed = study.storage.create_new_trial(study._id)
-    study.storage.set_trial_user_attr(
+    study.storage.set_trial_system_attr(
         failed, "error", {"reason": "the simulator exploded", "traceback": None}
     )
     study.storage.set_trial_user_attr(failed, "lost", 1)
@@ -85,15 +86,19 @@ def rich_study(storage, name="rich"):
     add(state=TrialState.RUNNING, params={}, distributions={})
     study.enqueue_trial({"x": 1.0, "n": 2, "c": "a"})
     study.set_user_attr("config", {"text": "words", "list": [1, 2.5, None]})
-    study.set_user_attr("lease:x", 17)
+    study.set_user_attr("lease:x", 17)  # of version 0.2.0
+    study._storage.set_study_system_attr(study._study_id, "lease:0", {"renewals": 3})
     study._storage.set_study_system_attr(study._study_id, "of the system", [1])
     return study
 
 
 def content(storage, name):
+    """All but leases, which are of the coordinators of one study, and of no copy of it."""
     opened = open_storage(storage)
     study = optuna.load_study(study_name=name, storage=opened)
-    system = {k: v for k, v in opened.get_study_system_attrs(study._study_id).items() if k != COPY}
+    system = opened.get_study_system_attrs(study._study_id)
+    system = {k: v for k, v in system.items() if k != COPY and not k.startswith("lease:")}
+    user = {k: v for k, v in study.user_attrs.items() if not k.startswith("lease:")}
     trials = []
     for t in study.get_trials():
         has = (
@@ -113,7 +118,7 @@ def content(storage, name):
                 t.datetime_complete,
             ]
         )
-    return study.directions, study.user_attrs, system, trials
+    return study.directions, user, system, trials
 
 
 # -- list and show --
@@ -125,15 +130,17 @@ def test_list_and_show(evolved, capsys):
     code, lines, err = call(capsys, "list", "--storage", evolved)
     assert (code, err) == (0, "")
     best = Study(evolved, NAME).best()
-    assert re.fullmatch(r"study +kind +trials +best fitness +last change", lines[0])
+    assert re.fullmatch(r"study +kind +trials +result +last change", lines[0])
     [line] = [s for s in lines if s.startswith(NAME)]
     assert re.search(
-        rf"evolution +2 complete, 1 fail +{re.escape(figure(best.value))} +20\d\d-\d\d-\d\d "
-        rf"\d\d:\d\d$",
+        rf"evolution +2 complete, 1 fail +best fitness {re.escape(figure(best.value))} +"
+        rf"20\d\d-\d\d-\d\d \d\d:\d\d$",
         line,
     )
     [line] = [s for s in lines if s.startswith("rich")]
-    assert re.search(r"2 complete, 1 pruned, 1 fail, 1 running, 1 waiting +0\.3333 ", line)
+    assert re.search(
+        r"2 complete, 1 pruned, 1 fail, 1 running, 1 waiting +best fitness 0\.3333 ", line
+    )
 
     code, lines, err = call(capsys, "show", "--storage", evolved, "--study", NAME)
     assert (code, err) == (0, "")
@@ -191,11 +198,11 @@ def test_a_single_study_needs_no_name_and_an_empty_storage_says_so(evolved, caps
             "its folder does not exist",
         ),
         (
-            "export --storage sqlite:///two.db --study two --file two.db --rows trials",
-            "two.db exists; --overwrite",
+            "export --storage sqlite:///two.db --study two --file there.csv --rows trials",
+            "there.csv exists; --overwrite",
         ),
         (
-            "export --storage sqlite:///two.db --study two --file . --rows trials --overwrite",
+            "export --storage sqlite:///two.db --study two --file d.csv --rows trials --overwrite",
             "is not a file",
         ),
         ("copy --storage sqlite:///two.db --study two", "--to is missing"),
@@ -220,14 +227,16 @@ def test_a_single_study_needs_no_name_and_an_empty_storage_says_so(evolved, caps
 def test_bad_input_is_one_line_and_changes_nothing(words, message, capsys):
     for name in ("one", "two"):
         optuna.create_study(study_name=name, storage="sqlite:///two.db")
-    before = {p: p.read_bytes() for p in Path().iterdir()}
+    Path("there.csv").write_text("kept\n")
+    Path("d.csv").mkdir()
+    before = {p: p.read_bytes() for p in Path().iterdir() if p.is_file()}
     code, lines, err = call(capsys, *words.split())
     assert (code, lines) == (2, [])
     assert err.startswith("python -m erl.studies")
     assert message in err
     assert err.count("\n") == 1
     assert "s3cret" not in err
-    assert {p: p.read_bytes() for p in Path().iterdir()} == before
+    assert {p: p.read_bytes() for p in Path().iterdir() if p.is_file()} == before
 
 
 @pytest.mark.scripts
@@ -302,6 +311,9 @@ def test_a_copy_has_everything(source, storage, capsys):
         study_name="other", storage=open_storage(storage, create=True)
     ).enqueue_trial({})
     assert call(capsys, "copy", "--storage", source, "--to", storage)[0] == 0
+    copy = optuna.load_study(study_name="rich", storage=open_storage(storage))
+    attrs = copy._storage.get_study_system_attrs(copy._study_id)
+    assert not [k for k in (*copy.user_attrs, *attrs) if k.startswith("lease:")]
     there, here = content(storage, "rich"), content(source, "rich")
     if storage.startswith("mysql"):  # keeps seconds
         assert [t[:-2] for t in there[3]] == [t[:-2] for t in here[3]]
@@ -322,6 +334,7 @@ def test_an_evolution_goes_on_in_its_copy(evolved, quick, inline, sink, capsys):
     settings = {
         "training_steps": 64,
         "nb_trials": 6,
+        "finalists": 0,
         "nb_seeds": 2,
         "units": 5,
         "popsize": 3,

@@ -140,6 +140,7 @@ def test_studies_of_0_1_0_go_on(quick, sink):
         env_id="CartPole-v1",
         training_steps=64,
         nb_trials=2,
+        finalists=0,
         nb_seeds=1,
         units=5,
         sampler="Random",
@@ -185,6 +186,7 @@ def test_auto_goes_on_with_the_engine_that_a_study_has(quick, sink):
         env_id="CartPole-v1",
         training_steps=64,
         nb_trials=1,
+        finalists=0,
         nb_seeds=1,
         units=5,
         learner_config=quick,
@@ -194,7 +196,7 @@ def test_auto_goes_on_with_the_engine_that_a_study_has(quick, sink):
     assert evolve(flags, sink) == 0
     assert evolve(replace(flags, nb_trials=2, engine="auto"), sink) == 0
     trials = Study(flags.storage, "CartPole-v1_main_0.064k_steps").trials()
-    engines = [t.user_attrs["lifetime:0"]["spec"]["learner"]["engine"] for t in trials]
+    engines = [t.system_attrs["lifetime:0"]["spec"]["learner"]["engine"] for t in trials]
     assert engines == ["sb3", "sb3"]
 
 
@@ -210,6 +212,7 @@ def test_a_test_is_not_evolved_further(sink, quick, inline):
         env_id="CartPole-v1",
         training_steps=64,
         nb_trials=1,
+        finalists=0,
         nb_seeds=1,
         units=5,
         workers=1,

@@ -129,7 +129,7 @@ def test_after_a_long_outage_the_run_ends_in_one_line_and_the_same_command_goes_
 
     with pytest.raises(
         UserError,
-        match=r"cannot use the storage postgresql.*; what had finished before is stored, and",
+        match=r"cannot use the storage postgresql.*; finished lifetimes are stored",
     ) as e:
         evolve(case.config, CutAfter())
     assert "s3cret" not in str(e.value)
@@ -163,7 +163,7 @@ class Reporting(LocalExecutor):
     came.
     """
 
-    def run(self, jobs, columns, tick, every=0.5):
+    def run(self, jobs, columns, tick, every=0.5, on_interrupt=None):
         away = False
         for k, result in enumerate(super().run(jobs, columns, tick, every)):
             self.results.append(away)
@@ -236,6 +236,7 @@ def test_a_trial_that_always_kills_its_coordinator_fails_in_the_end(storage):
         storage,
         env_id="toy_environments:Faulty-die-v0",
         nb_trials=2,
+        finalists=0,
         popsize=2,
         max_retries=2,
         nb_seeds=1,
@@ -248,7 +249,7 @@ def test_a_trial_that_always_kills_its_coordinator_fails_in_the_end(storage):
     assert codes == [7, 7, 7, 1]  # begun, and taken up again twice; then no trial has succeeded
     trials = Study(storage, case.name).trials()
     assert [t.state.name for t in trials] == ["FAIL"] * 2
-    assert {t.user_attrs["error"]["reason"][:12] for t in trials} == {"lost 3 times"}
+    assert {t.system_attrs["error"]["reason"][:12] for t in trials} == {"lost 3 times"}
 
 
 # -- files beside the database --
@@ -258,6 +259,7 @@ def cohort_config(storage, **more):
     settings = {
         "training_steps": 2048,
         "nb_trials": 2,
+        "finalists": 0,
         "nb_seeds": 1,
         "units": 5,
         "popsize": 2,
@@ -351,7 +353,7 @@ def test_a_full_disk_under_checkpoints_and_models(inline, sink, postgresql, data
     best = Study(storage, name).best().number
     test_name = f"{name}_trial_{best}_test_0.256k_steps"
     [failed] = Study(storage, test_name).trials()
-    assert "File too large" in failed.user_attrs["error"]["reason"]
+    assert "File too large" in failed.system_attrs["error"]["reason"]
     assert not [p for p in Path("models").rglob("*") if p.is_file()]
     assert compare(test, sink) == 0
     assert [t.state.name for t in Study(storage, test_name).trials()] == ["FAIL", "COMPLETE"]

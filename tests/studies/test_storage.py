@@ -39,6 +39,7 @@ def make(storage, quick, **options):
         "env_id": ENV,
         "training_steps": 64,
         "nb_trials": 3,
+        "finalists": 0,
         "nb_seeds": 1,
         "units": 5,
         "popsize": 3,

@@ -34,6 +34,7 @@ def config(quick, inline):
         env_id=ENV,
         training_steps=64,
         nb_trials=3,
+        finalists=0,
         nb_seeds=2,
         units=5,
         popsize=2,
@@ -115,11 +116,12 @@ def test_failed_trials_keep_reason_and_traceback_and_the_study_goes_on(config, s
     study = Study(DEFAULT_STORAGE, "toy_environments:Faulty-raise-v0_main_0.064k_steps")
     assert [t.state for t in study.trials()] == [TrialState.FAIL] * 3
     for trial in study.trials():
-        assert trial.user_attrs["error"]["reason"].endswith(
+        assert trial.system_attrs["error"]["reason"].endswith(
             "at step 51: RuntimeError: the simulator exploded"
         )
         assert (
-            'raise RuntimeError("the simulator exploded")' in trial.user_attrs["error"]["traceback"]
+            'raise RuntimeError("the simulator exploded")'
+            in trial.system_attrs["error"]["traceback"]
         )
     assert "no trial succeeded: lifetime 0: the environment raised" in str(sink)
 
@@ -145,7 +147,7 @@ def begin(study, config_of_study, who):
 
     space = distributions({"sr": Range(1e-4, 1e2), "lr": Range(1e-2, 1.0)})
     taken = study.create({"sr": 0.5, "lr": 0.5}, space, plan)
-    study.storage.set_trial_user_attr(taken.trial_id, "owner", who)
+    study.storage.set_trial_system_attr(taken.trial_id, "owner", who)
     study.store_record(taken.trial_id, 0, live(Cohort((taken.specs[0],)))[0])
     return taken, plan
 
@@ -156,7 +158,7 @@ def test_a_dead_owners_trial_is_taken_up_and_its_finished_lifetimes_are_kept(
     evolve(change(config, nb_trials=1), sink)
     study = Study(DEFAULT_STORAGE, NAME)
     left, _ = begin(study, study.config, owner(pid=dead_process()))
-    kept = study.optuna.trials[1].user_attrs["lifetime:0"]
+    kept = study.optuna.trials[1].system_attrs["lifetime:0"]
     lived = []
     monkeypatch.setattr(
         "erl.lifetimes.living.live", lambda job, rows: lived.append(job) or live(job)
@@ -165,7 +167,7 @@ def test_a_dead_owners_trial_is_taken_up_and_its_finished_lifetimes_are_kept(
     again = Study(DEFAULT_STORAGE, NAME).trials()
     assert [t.state for t in again] == [TrialState.COMPLETE] * 2
     assert again[1].params == left.params
-    assert again[1].user_attrs["lifetime:0"] == kept
+    assert again[1].system_attrs["lifetime:0"] == kept
     assert [len(job.specs) for job in lived] == [1]
 
 
@@ -216,7 +218,8 @@ def test_a_coordinator_elsewhere_is_gone_when_its_count_stood_still_whatever_the
     def watch(seconds, renewed=None):
         clocks.now += seconds
         if renewed is not None:
-            study.storage.set_study_user_attr(study._id, "lease:x", renewed)
+            lease = {"owner": owner(**ELSEWHERE), "renewals": renewed}
+            study.storage.set_study_system_attr(study._id, "lease:0", lease)
         return [t.number for t in newcomer.reclaim()], newcomer.in_doubt()
 
     monkeypatch.setattr("threading.Event.wait", lambda *_: None)
@@ -228,7 +231,7 @@ def test_a_coordinator_elsewhere_is_gone_when_its_count_stood_still_whatever_the
     assert watch(119.5) == ([], False)
     assert watch(1) == ([1], False)
     again = Study(DEFAULT_STORAGE, NAME).trials()[1]
-    assert (again.state.name, again.user_attrs["owner"]["let_go"], again.user_attrs["lost"]) == (
+    assert (again.state.name, again.system_attrs["owner"]["let_go"], again.user_attrs["lost"]) == (
         "WAITING",
         True,
         1,
@@ -259,7 +262,7 @@ def test_a_trial_that_is_lost_too_often_fails_and_says_so(config, sink):
     study = Study(DEFAULT_STORAGE, NAME)
     taken, plan = begin(study, study.config, owner(pid=dead_process()))
     for lost in (1, 2, 3):
-        study.storage.set_trial_user_attr(taken.trial_id, "owner", owner(pid=dead_process()))
+        study.storage.set_trial_system_attr(taken.trial_id, "owner", owner(pid=dead_process()))
         waiting = Study(DEFAULT_STORAGE, NAME).reclaim(max_retries=2)
         trial = Study(DEFAULT_STORAGE, NAME).trials()[1]
         assert trial.user_attrs["lost"] == lost
@@ -269,7 +272,7 @@ def test_a_trial_that_is_lost_too_often_fails_and_says_so(config, sink):
                 0
             ]  # the lifetime that had ended is kept
     assert trial.state == TrialState.FAIL
-    assert trial.user_attrs["error"]["reason"].startswith(
+    assert trial.system_attrs["error"]["reason"].startswith(
         "lost 3 times: the process that ran it ended"
     )
 
@@ -284,7 +287,7 @@ def test_an_end_in_the_midst_of_letting_go_or_taking_up_is_seen_at_once(
     with monkeypatch.context() as patch:
         ended = dict(study.lease.owner, pid=dead_process())
         patch.setattr(study.lease, "owner", ended)
-        stage = {"letting go": "set_trial_state_values", "taking up": "set_trial_user_attr"}[when]
+        stage = {"letting go": "set_trial_state_values", "taking up": "set_trial_system_attr"}[when]
         if when == "taking up":
             [waiting] = study.reclaim()
         patch.setattr(study.storage, stage, lambda *_: 1 / 0)
@@ -301,7 +304,7 @@ def test_a_trial_that_was_given_back_is_not_lost(config, sink):
     with study:
         begin(study, study.config, study.lease.owner)
     [waiting] = Study(DEFAULT_STORAGE, NAME).reclaim()
-    assert waiting.user_attrs["owner"]["let_go"]
+    assert waiting.system_attrs["owner"]["let_go"]
     assert "lost" not in waiting.user_attrs
 
 

@@ -63,8 +63,8 @@ class EvolvedSettings(EvaluationSettings):
     var: Positive = 1e-3
     actor_workers: Count = 5
     critic_workers: Literal[0, 1] = 1
-    actor_update_cost: NotNegative = 25.0
-    critic_update_cost: NotNegative = 45.0
+    actor_update_cost: NotNegative = 50.0
+    critic_update_cost: NotNegative = 85.0
     actor_executor: Literal["lockstep", "processes", "ray"] = "lockstep"
     ray_address: str = "ray"
     device: str = "cpu"

@@ -354,6 +354,11 @@ class EvolvedLearner:
         lengths = int(observation_space.shape[0]), int(np.prod(action_space.shape or (1,)))
         check_memory(s, [s.capacity(spec.steps)], *lengths)
 
+    def cores(self, spec: LifetimeSpec) -> int:
+        """Of this machine, that a lifetime keeps busy."""
+        s = self.settings.from_learner_config(spec.learner.config, spec.task.env_id)
+        return s.threads * (s.workers if s.actor_executor == "processes" else 1)
+
     def cohort_key(self, spec: LifetimeSpec) -> Hashable | None:
         """Each on its own."""
         return None

@@ -11,7 +11,7 @@ from typing import Generic, Protocol, TypeVar
 
 import torch
 
-from erl.errors import Stopped
+from erl.errors import Interrupted, Stopped
 from erl.learners import Agent, Outputs
 from erl.learners.core.checkpoints import Part, restore_parts, save_parts
 from erl.learners.core.settings import EvaluationSettings
@@ -168,12 +168,15 @@ class Run(Generic[S]):
         )
 
     def _save(self) -> None:
-        """Write checkpoints, if it is time."""
+        """Write checkpoints, if it is time, or if the command was interrupted: then all leave."""
         paths, specs, settings = self._of_members()
         elapsed = time.perf_counter() - self._saved_at
-        if any(paths) and elapsed >= self.outputs[0].checkpoint_seconds:
+        interrupted = any(self.ledgers[i].interrupted for i in self.members)
+        if any(paths) and (interrupted or elapsed >= self.outputs[0].checkpoint_seconds):
             save_parts(paths, specs, settings, self._parts())
             self._saved_at = time.perf_counter()
+        if interrupted:
+            self.fail({row: Interrupted() for row in range(len(self.members))})
 
     def _restore(self) -> None:
         paths, specs, settings = self._of_members()

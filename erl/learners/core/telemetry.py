@@ -190,6 +190,7 @@ class Generations:
 
     def __init__(self) -> None:
         self._stride = 1
+        self._held = 0  # numbers in the rows
         self.count = 0
         self.rows: list[dict[str, Any]] = []
         self.totals: dict[str, float] = {}
@@ -200,12 +201,12 @@ class Generations:
             self.totals[name] = self.totals.get(name, 0) + value
         if self.count % self._stride == 0:
             self.rows.append({"generation": self.count, **{k: _short(v) for k, v in row.items()}})
+            self._held += _numbers(self.rows[-1])
         self.count += 1
-        while len(self.rows) > 2 and (
-            len(self.rows) > ROWS or sum(map(_numbers, self.rows)) > NUMBERS
-        ):
+        while len(self.rows) > 2 and (len(self.rows) > ROWS or self._held > NUMBERS):
             self._stride *= 2
             self.rows = self.rows[::2]
+            self._held = sum(map(_numbers, self.rows))
 
     def to_json(self) -> dict[str, Any]:
         """Totals, and the rows as columns:

@@ -1,0 +1,408 @@
+"""AES-RL and its kin: what updates cost, actors in one batch, workers that are busy, and two cores.
+
+    python benchmarks/aes_rl.py costs
+    python benchmarks/aes_rl.py actors [--batches 256,100] [--precisions fp32,bf16] [--rounds 5]
+    python benchmarks/aes_rl.py utilisation [--workers 1,2,5,10,20,50] [--episodes 1000]
+    python benchmarks/aes_rl.py cores [--steps 30000] [--rounds 3]
+
+`costs` and `actors` measure one process on one core, in turns; only ratios within a round are
+compared. `utilisation` plays environments that do nothing but sleep, in worker processes: two cores
+suffice. `cores` compares one actor and one critic worker in processes of their own with the same on
+the virtual clock. Learning is compared by `benchmarks/learning_curves.py`.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+ENV_ID, HIDDEN, WORKERS = "HalfCheetah-v4", (400, 300), 5
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+
+
+class Sleeping(gym.Env):
+    """An episode of a few steps that takes `unit` to 10 `unit` seconds, drawn from its seed."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (2,))
+    action_space = spaces.Box(-1.0, 1.0, (1,))
+    unit, steps = 0.2 / 5.5, 4
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self._step_seconds = self.unit * self.np_random.uniform(1.0, 10.0) / self.steps
+        self._t = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        time.sleep(self._step_seconds)
+        self._t += 1
+        return np.zeros(2, np.float32), float(action[0]), self._t == self.steps, False, {}
+
+
+gym.register("Sleeping-v0", Sleeping)
+
+
+def at_work(learner: str, env_id: str, steps: int, **settings: Any) -> Any:
+    """An algorithm at work on a lifetime."""
+    from erl.learners import Outputs, get_learner
+    from erl.learners.core.run import Run
+    from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
+    from erl.worlds.tasks import Ledger, Task
+
+    seeds = Seeds.derive(0, "single", 0)
+    spec = LifetimeSpec(Task(env_id), LearnerSpec(learner, settings), steps, seeds)
+    implementation = get_learner(learner)
+    implementation.check(spec)
+    read = implementation.settings.from_learner_config(settings, env_id)  # type: ignore[attr-defined]
+    return implementation.algorithm(Run([spec], [Ledger()], [Outputs()], [read]))  # type: ignore[attr-defined]
+
+
+def seconds_of(run: Callable[[], object], times: int) -> float:
+    """Of one call, in processor time: others may use the machine too."""
+    run()
+    start = time.process_time()
+    for _ in range(times):
+        run()
+    return (time.process_time() - start) / times
+
+
+# -- costs, and actors in one batch --
+
+
+def filled_bench(batch: int, precision: str) -> tuple[Any, Any, Any]:
+    """A bench whose buffer holds two episodes, the genes and the critics."""
+    from erl.executors.lockstep import Job
+    from erl.learners.core.bench import Play
+
+    work = at_work(
+        "AES-RL", ENV_ID, 10**6, batch_size=batch, precision=precision, actor_workers=WORKERS
+    )
+    genes = work.distribution.mean
+    for seed in range(2):
+        play = Play(0, genes, seed, random=seed)
+        work.bench.play([Job("play", play)], None)
+        work.bench.receive(play.episode)
+    return work.bench, genes, work.critics
+
+
+def measure_play() -> float:
+    """Seconds of a step of one worker."""
+    from erl.executors.lockstep import Job
+    from erl.learners.core.bench import Play
+
+    bench, genes, _ = filled_bench(256, "fp32")
+    numbers = iter(range(100))
+
+    def run() -> None:
+        bench.play([Job("play", Play(0, genes, next(numbers)))], None)
+
+    return seconds_of(run, 3) / 1000
+
+
+def measure_actors(batch: int, precision: str, n: int) -> float:
+    """Seconds of an update of one of n actors that learn at the same time."""
+    from erl.executors.lockstep import Job
+    from erl.learners.core.bench import TrainActor
+
+    bench, genes, critics = filled_bench(batch, precision)
+    first = critics[0].view(2, -1)[0].numpy()
+    jobs = [Job("train_actor", TrainActor(k, genes, first, k), 10**6) for k in range(n)]
+    return seconds_of(lambda: bench.train_actors(jobs, [20] * n), 5) / (20 * n)
+
+
+def measure_critics(batch: int, precision: str) -> float:
+    """Seconds of an update of the critics."""
+    from erl.executors.lockstep import Job
+    from erl.learners.core.bench import TrainCritics
+
+    bench, genes, critics = filled_bench(batch, precision)
+    job = Job("train_critics", TrainCritics(WORKERS, critics, genes, 0), 10**6)
+    return seconds_of(lambda: bench.train_critics([job], [20]), 5) / 20
+
+
+def measure_sb3(batch: int) -> float:
+    """Seconds of an actor's update with Stable-Baselines3's networks and autograd, in which the
+    minibatch is given.
+    """
+    import torch
+
+    from erl.learners.core.export import PlainPolicy
+
+    bench, _, _ = filled_bench(batch, "fp32")
+    o, *_, a = bench.sizes
+    boxes = spaces.Box(-np.inf, np.inf, (o,)), spaces.Box(-1.0, 1.0, (a,))
+    policy: Any = PlainPolicy(*boxes, lambda _: 1e-3, net_arch=list(HIDDEN))
+    adam = torch.optim.Adam(policy.actor.parameters(), 1e-3)
+    policy.critic.requires_grad_(False)
+    seen = torch.randn(batch, o)
+
+    def run() -> None:
+        loss = -policy.critic.q1_forward(seen, policy.actor(seen)).mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+
+    return seconds_of(run, 60)
+
+
+def measure_limit(batch: int) -> float:
+    """Seconds of the matrix products that an actor's update requires, in single precision, each as
+    fast as PyTorch multiplies its shape.
+    """
+    import torch
+
+    o, a = 17, 6
+
+    def best(m: int, k: int, n: int) -> float:
+        x, y, xt, yt = (torch.randn(*s) for s in ((m, k), (k, n), (k, m), (n, k)))
+        ways = [
+            lambda: x @ y,
+            lambda: x @ yt.t(),
+            lambda: xt.t() @ y,
+            lambda: yt @ x.t(),
+            lambda: yt @ xt,
+            lambda: y.t() @ x.t(),
+        ]
+        times = max(3, int(1e8 / (2 * m * k * n)))
+        return min(seconds_of(way, times) for way in ways for _ in range(2))
+
+    actor = list(zip((o, *HIDDEN), (*HIDDEN, a)))
+    critic = list(zip((o + a, *HIDDEN), (*HIDDEN, 1)))
+    forward = [(batch, i, j) for net in (actor, critic) for i, j in net]
+    by_inputs = [(batch, j, i) for net in (actor, critic) for i, j in net[1:]]
+    by_inputs.append((batch, HIDDEN[0], a))
+    by_weights = [(i, batch, j) for i, j in actor]
+    with torch.inference_mode():
+        return sum(best(*shape) for shape in forward + by_inputs + by_weights)
+
+
+def child(what: str, *arguments: str) -> float:
+    """A measurement in a process of its own, on one core."""
+    command = [sys.executable, __file__, "--child", what, *arguments]
+    core = sorted(os.sched_getaffinity(0))[0]
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env={**os.environ, **ONE_THREAD},
+        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+CHILDREN: dict[str, Callable[..., float]] = {
+    "play": measure_play,
+    "actors": lambda batch, precision, n: measure_actors(int(batch), precision, int(n)),
+    "critics": lambda batch, precision: measure_critics(int(batch), precision),
+    "sb3": lambda batch: measure_sb3(int(batch)),
+    "limit": lambda batch: measure_limit(int(batch)),
+}
+
+
+def costs(arguments: argparse.Namespace) -> None:
+    """What an update costs in steps: the defaults of `actor_update_cost`, `critic_update_cost`."""
+    kinds = {
+        "step": ("play",),
+        "actor update": ("actors", "256", "fp32", "1"),
+        "critic update": ("critics", "256", "fp32"),
+    }
+    found: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for _ in range(arguments.rounds):
+        for kind, words in kinds.items():
+            found[kind].append(child(*words))
+    print(f"{ENV_ID}, {HIDDEN}, minibatches of 256, one core; median of {arguments.rounds}")
+    for kind, seconds in found.items():
+        steps = [s / step for s, step in zip(seconds, found["step"])]
+        spread = f"[{min(steps):.1f}, {max(steps):.1f}]"
+        print(f"{kind:14s} {1e6 * median(seconds):8.0f} us  {median(steps):6.1f} steps {spread}")
+
+
+def actors(arguments: argparse.Namespace) -> None:
+    """Updates of actors a second, in one batch and one after the other."""
+    for batch in arguments.batches.split(","):
+        kinds = {"limit, fp32": ("limit", batch), "Stable-Baselines3": ("sb3", batch)}
+        for precision in arguments.precisions.split(","):
+            for n in (1, WORKERS):
+                kinds[f"{n} at a time, {precision}"] = ("actors", batch, precision, str(n))
+        found: dict[str, list[float]] = {kind: [] for kind in kinds}
+        for _ in range(arguments.rounds):
+            for kind, words in kinds.items():
+                found[kind].append(child(*words))
+        print(f"\n{HIDDEN}, minibatches of {batch}, one core, {arguments.rounds} rounds")
+        print("| | updates/s | x Stable-Baselines3 | of the limit |\n|---|---|---|---|")
+        for kind, seconds in found.items():
+            by_sb3 = sorted(b / a for a, b in zip(seconds, found["Stable-Baselines3"]))
+            share = median(b / a for a, b in zip(seconds, found["limit, fp32"]))
+            print(
+                f"| {kind} | {1 / median(seconds):,.0f} | {median(by_sb3):.2f} "
+                f"[{by_sb3[0]:.2f}, {by_sb3[-1]:.2f}] | {share:.2f} |"
+            )
+
+
+# -- workers --
+
+
+def sleeping(learner: str, workers: int, episodes: int) -> tuple[float, float]:
+    """Share of time in which workers sleep in episodes, and seconds for so many of them."""
+    settings: dict[str, Any] = {
+        "hidden": [8],
+        "learning_starts": 0,
+        "actor_executor": "processes",
+        "actor_workers": workers,
+    }
+    if learner == "P-CEM-RL":
+        settings |= {"rl_population": 0, "population_size": max(10, workers)}
+    else:
+        settings |= {"rl_ratio": 0.0, "mean_evaluations": 1, "mean_update_param": 1.0}
+    work = at_work(learner, "aes_rl:Sleeping-v0", Sleeping.steps * 10**6, **settings)
+    slept, seconds = 0.0, 0.0
+    try:
+        played = 0
+        given = work.workers._next_job
+
+        def note(worker: int, ended: Any) -> Any:
+            nonlocal played, slept
+            if ended is not None and hasattr(ended.data, "episode"):
+                played += 1
+                rng = gym.utils.seeding.np_random(ended.data.seed)[0]
+                slept += Sleeping.unit * rng.uniform(1.0, 10.0)
+            return given(worker, ended)
+
+        while work.told < 2 * workers:  # all have imported what they need
+            work.iterate()
+        work.workers._next_job = note
+        start = time.perf_counter()
+        while played < episodes:
+            work.iterate()
+        seconds = time.perf_counter() - start
+    finally:
+        work.close()
+    return slept / (seconds * workers), seconds
+
+
+def utilisation(arguments: argparse.Namespace) -> None:
+    """How busy actor workers are."""
+    n, mean = arguments.episodes, 5.5 * Sleeping.unit
+    print(f"episodes of {Sleeping.unit:.3f} to {10 * Sleeping.unit:.3f} s, {mean:g} s on average")
+    print(
+        f"| workers | learner | busy | seconds for {n:,} episodes | ideal |\n|---|---|---|---|---|"
+    )
+    for workers in map(int, arguments.workers.split(",")):
+        for learner in ("AES-RL", "P-CEM-RL"):
+            busy, seconds = sleeping(learner, workers, n)
+            print(
+                f"| {workers} | {learner} | {100 * busy:.1f} % | {seconds:,.1f} | "
+                f"{n * mean / workers:,.1f} |",
+                flush=True,
+            )
+
+
+def aes_rl_seconds(executor: str, steps: int, cores: int) -> dict[str, float]:
+    """Seconds of a training, after the random steps, and of its workers."""
+    os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:cores]))
+    work = at_work(
+        "AES-RL",
+        ENV_ID,
+        10**7,
+        actor_executor=executor,
+        actor_workers=1,
+        learning_starts=2000,
+        mean_evaluations=1,
+    )
+    try:
+        while work.stored_steps < 3000:
+            work.iterate()
+        first, updates = work.ledger.steps, work.critic_updates
+        busy, start = list(work.workers.busy), time.perf_counter()
+        while work.ledger.steps < first + steps:
+            work.iterate()
+        seconds = time.perf_counter() - start
+        actor, critic = (b - a for a, b in zip(busy, work.workers.busy))
+        return {
+            "steps_per_second": (work.ledger.steps - first) / seconds,
+            "critic_updates": work.critic_updates - updates,
+            "actor": actor,
+            "critic": critic,
+            "seconds": seconds,
+        }
+    finally:
+        work.close()
+
+
+def cores(arguments: argparse.Namespace) -> None:
+    """One actor and one critic worker, on two cores and on one."""
+    print("| round | executor | counted steps/s | critic updates | actor s | critic s |")
+    print("|---|---|---|---|---|---|")
+    ratios = []
+    for k in range(arguments.rounds):
+        rates = []
+        for executor, n in (("lockstep", 1), ("processes", 2)):
+            command = [sys.executable, __file__, "--child-cores", executor, str(n)]
+            done = subprocess.run(
+                [*command, str(arguments.steps)],
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+                env={**os.environ, **ONE_THREAD},
+            )
+            row = json.loads(done.stdout.splitlines()[-1])
+            rates.append(row["steps_per_second"])
+            times = [f"{row[name]:.1f}" if n == 2 else "" for name in ("actor", "critic")]
+            print(
+                f"| {k} | {executor} | {rates[-1]:,.1f} | {row['critic_updates']:,} | "
+                f"{times[0]} | {times[1]} |",
+                flush=True,
+            )
+        bound = (row["actor"] + row["critic"]) / max(row["actor"], row["critic"])
+        ratios.append((rates[1] / rates[0], bound))
+    print(f"\nratio {median(r for r, _ in ratios):.2f}, bound {median(b for _, b in ratios):.2f}")
+
+
+def main() -> None:
+    if sys.argv[1:2] in (["--child"], ["--child-cores"]):
+        import torch
+
+        torch.set_num_threads(1)
+        torch.set_flush_denormal(True)
+        what, *words = sys.argv[2:]
+        if sys.argv[1] == "--child":
+            print(json.dumps(CHILDREN[what](*words)))
+        else:
+            print(json.dumps(aes_rl_seconds(what, int(words[1]), int(words[0]))))
+        return
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parts = parser.add_subparsers(required=True)
+    part = parts.add_parser("costs")
+    part.add_argument("--rounds", type=int, default=5)
+    part.set_defaults(do=costs)
+    part = parts.add_parser("actors")
+    part.add_argument("--batches", default="256,100")
+    part.add_argument("--precisions", default="fp32,bf16")
+    part.add_argument("--rounds", type=int, default=5)
+    part.set_defaults(do=actors)
+    part = parts.add_parser("utilisation")
+    part.add_argument("--workers", default="1,2,5,10,20,50")
+    part.add_argument("--episodes", type=int, default=1000)
+    part.set_defaults(do=utilisation)
+    part = parts.add_parser("cores")
+    part.add_argument("--steps", type=int, default=30_000)
+    part.add_argument("--rounds", type=int, default=3)
+    part.set_defaults(do=cores)
+    arguments = parser.parse_args()
+    arguments.do(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""Finals: the best trials of an evolution, and the mean of its search, are lived again on fresh
+seeds. The winner is the one of whom most is expected then.
+
+The trial with the highest of many noisy fitnesses is partly the luckiest one. Its fitness on the
+seeds that chose it says little of what it reaches on others.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from erl.cli import Sink
+from erl.experiments.campaign import Campaign, GivenTrials, Progress, checkpoint_cohort, outcome
+from erl.experiments.evolution_flags import EvolutionFlags
+from erl.experiments.flags import MAX_SEED, plural
+from erl.search.samplers import CmaesSampler
+from erl.studies.configuration import EvolutionStudy, FinalsStudy
+from erl.studies.distributions import SearchSpace, integer
+from erl.studies.study import Study
+from erl.studies.trials import RunningTrial, key_of, lifetime_records, why_failed
+from erl.studies.winner import Finalist, choose, finals_name, proposed_by, store_choice
+from erl.worlds.specification import LifetimeSpec
+
+# From hyperparameters and the index of a seed to the lifetimes on all environments.
+LivesOf = Callable[[dict[str, Any], int], list[LifetimeSpec]]
+# More trials than any study has: a parameter's range is the same for ever.
+MOST_TRIALS = 10**9
+
+
+def finalists_of(
+    study: Study, config: EvolutionStudy, space: SearchSpace, sampler: Any, n: int
+) -> list[Finalist]:
+    """The best completed trials of an evolution, and the mean of the search.
+
+    Of trials with the same hyperparameters one is enough. The mean is that of the run of CMA-ES
+    which holds the best trial. Other samplers have none.
+
+    Args:
+        study: of the evolution.
+        config: its configuration.
+        space: what is searched.
+        sampler: the evolution's.
+        n: how many trials at most.
+    """
+    done = [(float(t.value), t) for t in study.trials("COMPLETE") if t.value is not None]
+    ranked = [t for v, t in sorted(done, key=lambda d: (-d[0], d[1].number)) if np.isfinite(v)]
+    found: dict[str, Finalist] = {}
+    for trial in ranked:
+        if len(found) < n and key_of(trial.params) not in found:
+            found[key_of(trial.params)] = proposed_by(trial, config.score)
+    if ranked and isinstance(sampler, CmaesSampler):
+        mean = sampler.mean(study.trials(), sampler.run_of(ranked[0]))
+        if mean is not None:
+            ended, values = mean
+            # A parameter with one possible value is not searched.
+            params = {name: values.get(name, getattr(d, "low", None)) for name, d in space.items()}
+            found.setdefault(key_of(params), Finalist(None, ended, params, None))
+    return list(found.values())
+
+
+def live_finals(
+    flags: EvolutionFlags,
+    evolution: Study,
+    config: EvolutionStudy,
+    finalists: Sequence[Finalist],
+    lives_of: LivesOf,
+    sink: Sink,
+) -> bool:
+    """Live finalists on fresh seeds, choose the winner among all that ever were, and store it in
+    the evolution's study.
+
+    Args:
+        flags: how many seeds, and where it is computed.
+        evolution: the study.
+        config: its configuration.
+        finalists: the evolution's as it is now, more than one.
+        lives_of: the lifetimes of a finalist.
+        sink: where lines go.
+
+    Returns:
+        False if it was interrupted. What has ended is stored.
+    """
+    name = finals_name(evolution.name)
+    campaign = Campaign(flags, name, FinalsStudy(config), sink)
+    study = campaign.study
+    known = _known(study, evolution, config, finalists)
+    wanted = [f.key | {"seed": seed} for seed in range(flags.finalist_seeds) for f in finalists]
+
+    def plan(params: dict[str, Any]) -> list[LifetimeSpec]:
+        return lives_of(known[_owner(params)].params, params["seed"])
+
+    def notes(params: dict[str, Any]) -> dict[str, Any]:
+        finalist = known[_owner(params)]
+        return {"params": finalist.params} if finalist.trial is None else {}
+
+    space = {key: integer(0, MOST_TRIALS) for key in ("trial", "mean")}
+    space["seed"] = integer(0, MAX_SEED)
+    # A coordinator takes as many lifetimes as a generation has, on all of its workers.
+    workers, generation = campaign.executor.workers, (config.popsize or 1) * config.nb_seeds
+    at_once = -(-generation // workers) * workers
+    retries = flags.max_retries
+    source = GivenTrials(study, wanted, space, plan, retries, at_once, notes, wait=True)
+    progress = FinalsProgress(campaign, config, len(finalists), flags.finalist_seeds)
+    if not campaign.run(source, checkpoint_cohort(flags, name), progress, config.score):
+        done = {key_of(t.params) for t in study.trials("COMPLETE")}
+        sink.line(
+            f"interrupted: {sum(key_of(w) in done for w in wanted)} of {len(wanted)} lifetimes of "
+            f"the finals are finished and stored; run the same command again to continue"
+        )
+        return False
+    choice = choose(_lived(study, known, sink), len(evolution.trials("COMPLETE", "PRUNED", "FAIL")))
+    store_choice(evolution, choice)
+    records = [r for t in study.trials() for r in lifetime_records(t).values()]
+    sink.line(
+        f"finals:          {plural(len(records), 'lifetime')}, {sum(r.steps for r in records):,} "
+        f"steps beside those of the evolution"
+    )
+    if choice is None:
+        sink.line("no finalist could be lived again: the trial with the highest fitness stands")
+    return True
+
+
+def _owner(params: dict[str, Any]) -> str:
+    """Whose a trial of the finals is."""
+    return key_of({k: v for k, v in params.items() if k != "seed"})
+
+
+def _known(
+    study: Study, evolution: Study, config: EvolutionStudy, finalists: Sequence[Finalist]
+) -> dict[str, Finalist]:
+    """All finalists that there ever were, by the parameter that tells them apart.
+
+    A mean that was lived again already keeps the hyperparameters that it had there. Another machine
+    may have computed it with other last digits.
+    """
+    known = {key_of(f.key): f for f in finalists}
+    trials = {t.number: t for t in evolution.trials("COMPLETE")}
+    for trial in reversed(study.trials()):
+        number, mean, owner = trial.params.get("trial"), trial.params.get("mean"), None
+        if mean is not None and "params" in trial.user_attrs:
+            owner = Finalist(None, mean, trial.user_attrs["params"], None)
+        elif number in trials and key_of({"trial": number}) not in known:
+            owner = proposed_by(trials[number], config.score)
+        if owner is not None:
+            known[key_of(owner.key)] = owner
+    return known
+
+
+def _lived(study: Study, known: dict[str, Finalist], sink: Sink) -> list[Finalist]:
+    """Finalists with what they reached when they were lived again. One that failed on a seed is
+    left out, as a trial of the evolution is.
+    """
+    scores: dict[str, dict[int, float]] = {}
+    for trial in study.trials("COMPLETE"):
+        if trial.value is not None:
+            scores.setdefault(_owner(trial.params), {})[trial.params["seed"]] = float(trial.value)
+    for trial in study.trials("FAIL"):
+        owner, seed = _owner(trial.params), trial.params["seed"]
+        if owner in known and seed not in scores.get(owner, {}):
+            sink.line(f"failed: {known[owner].title} seed {seed}: {why_failed(trial)}")
+            known = {key: finalist for key, finalist in known.items() if key != owner}
+    return [
+        replace(known[owner], again=tuple(by_seed[seed] for seed in sorted(by_seed)))
+        for owner, by_seed in scores.items()
+        if owner in known
+    ]
+
+
+class FinalsProgress(Progress):
+    """Says how far the finals are.
+
+    Args:
+        campaign: theirs.
+        config: of the evolution.
+        finalists: how many there are.
+        seeds: on which each is lived.
+    """
+
+    def __init__(
+        self, campaign: Campaign, config: EvolutionStudy, finalists: int, seeds: int
+    ) -> None:
+        super().__init__(campaign.sink)
+        self._campaign, self._config, self._begun = campaign, config, 0
+        self._title = (
+            f"finals: {plural(finalists, 'finalist')} x {plural(seeds, 'fresh seed')} x "
+            f"{config.training_steps:,} steps"
+        )
+
+    def begin(self, trials: Sequence[RunningTrial]) -> None:
+        """These lifetimes begin."""
+        super().begin(trials)
+        lifetimes = sum(len(t.specs) - len(t.records) for t in trials)
+        self._begun += len(trials)
+        self.budget += lifetimes * self._config.training_steps
+        if trials and self._begun == len(trials):
+            self.sink.line(f"{self._title}, {self._campaign.workers}")
+
+    def trial_line(self, trial: RunningTrial, value: float | None) -> str:
+        """See `Progress`."""
+        mean = trial.params.get("mean")
+        title = f"trial {trial.params['trial']}" if mean is None else f"mean after {mean}"
+        return f"{title:16s} seed {trial.params['seed']:3d}  {outcome(trial, value)}"
+
+    def status_line(self, steps: int, pace: str) -> str:
+        """See `Progress`."""
+        return f"finals {self.done}/{self._begun}  {steps:,} of {self.budget:,} steps  {pace}"

@@ -1,0 +1,155 @@
+"""How much of a fitness is luck: seeds within trials tell the noise, and what stays of a value when
+it is taken into account.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+# The spread between finalists is at least this share of the noise of their means. The order of
+# finalists that nothing tells apart is then that of their means, and not a draw.
+LEAST_SPREAD = 0.01
+MOST_SEEDS = 100  # that `seeds_for_half` asks for
+
+
+def mean_interval(x: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
+    """Student's interval for the mean of independent values; None for less than two.
+
+    Args:
+        x: values (n,), one for each seed.
+        confidence: share of such intervals that cover the mean, in (0, 1).
+    """
+    if len(x) < 2:
+        return None
+    half = float(
+        stats.t.ppf((1 + confidence) / 2, len(x) - 1) * np.std(x, ddof=1) / math.sqrt(len(x))
+    )
+    return float(np.mean(x)) - half, float(np.mean(x)) + half
+
+
+def luck_share(scores: np.ndarray) -> float | None:
+    """Share of the variance of trials' fitness that comes from their seeds.
+
+    The fitness is the mean over environments and seeds. All trials have the same seeds, so what a
+    seed does to all of them is no luck of one: noise is what a two-way analysis of variance (trials
+    x seeds) leaves over, in each environment. The share is 1 minus the reliability of the mean
+    (Shrout and Fleiss, 1979, Psychological Bulletin 86, 420-428: the intraclass correlation
+    ICC(3, k)).
+
+    Args:
+        scores: (trials, environments, seeds) of completed trials.
+
+    Returns:
+        In [0, 1]; None with less than two trials or seeds, or where all trials are equally good.
+    """
+    trials, environments, seeds = scores.shape
+    if trials < 2 or seeds < 2:
+        return None
+    variance = float(scores.mean((1, 2)).var(ddof=1))
+    if not variance > 0:
+        return None
+    left = (
+        scores
+        - scores.mean(2, keepdims=True)
+        - scores.mean(0, keepdims=True)
+        + scores.mean((0, 2), keepdims=True)
+    )
+    squares = (left**2).sum((0, 2)) / ((trials - 1) * (seeds - 1))  # (environments,)
+    return min(1.0, float(squares.sum()) / (environments**2 * seeds) / variance)
+
+
+def seeds_for_half(share: float, nb_seeds: int) -> int:
+    """With how many seeds a trial half of the variance of the fitness would be luck; at most
+    `MOST_SEEDS`.
+
+    Args:
+        share: `luck_share` with `nb_seeds` seeds.
+        nb_seeds: of a trial now.
+    """
+    if share >= 1:
+        return MOST_SEEDS
+    return min(MOST_SEEDS, max(1, math.ceil(nb_seeds * share / (1 - share) - 1e-9)))
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What finalists are expected to reach on new seeds, see `expect`.
+
+    Attributes:
+        values: (n,); the finalist with the highest one is the one to choose.
+        low, high: ends of 95 % intervals, (n,); NaN where nothing tells the noise.
+    """
+
+    values: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def expect(proposed: Sequence[Sequence[float]], again: Sequence[Sequence[float]]) -> Expected:
+    """What finalists are expected to reach on new seeds, from all of their lifetimes.
+
+    1. A score is the finalist's value, plus what its seed does to all finalists, plus noise: a
+       two-way layout, solved by least squares. Finalists were chosen for their first scores, which
+       lie above the later ones by the luck that made them finalists. The effects of the first seeds
+       take that in. The level comes from the later seeds alone.
+    2. The values are shrunk towards their common mean: the empirical Bayes estimate for normal
+       values (Efron and Morris, 1975, JASA 70, 311-319; the positive part of James and Stein, 1961)
+       with the moment estimate of the spread for unequal numbers of lifetimes (Morris, 1983, JASA
+       78, 47-55). The noise is what the layout leaves over. So the winner's value is no maximum
+       over noisy means.
+    3. The interval has the shrunk noise of the finalist, that of the shrinkage itself (Morris,
+       1983: the spread is an estimate too), and that of the level, which has Student's distribution
+       over the later seeds.
+
+    Args:
+        proposed: of each finalist, the scores with which it was proposed, seed by seed; empty for
+            one that was not a trial.
+        again: of each, the scores on seeds that did not choose it, from the first on; at least one.
+            Finalists share their seeds. One may have fewer of them.
+    """
+    n, counts = len(again), np.array([len(p) + len(a) for p, a in zip(proposed, again)])
+    seeds = max(map(len, again))
+    rows, scores = _layout(proposed, again, seeds)
+    effects, _, rank, _ = np.linalg.lstsq(rows, scores, rcond=None)
+    means = effects[:n] + effects[n : n + seeds].mean()
+    freedom = len(scores) - int(rank)
+    noise = float(((scores - rows @ effects) ** 2).sum()) / max(1, freedom)
+    variances = noise / counts
+    spread = float(means.var(ddof=1) - variances.mean()) if n > 1 else math.inf
+    spread = max(spread, LEAST_SPREAD * float(variances.mean()))
+    # Without noise, and with one finalist, all of a difference is kept.
+    kept = np.ones(n) if not noise > 0 or n == 1 else spread / (spread + variances)
+    weights = kept / kept.sum()  # proportional to 1 / (spread + variances)
+    centre = float((weights * means).sum())
+    values = centre + kept * (means - centre)
+    if seeds < 2:
+        return Expected(values, np.full(n, np.nan), np.full(n, np.nan))
+    by_seed = [np.mean([a[k] for a in again if len(a) > k]) for k in range(seeds)]
+    of_shrinkage = 2 / (n - 3) * ((1 - kept) * (means - centre)) ** 2 if n > 3 else 0.0
+    of_level = np.var(by_seed, ddof=1) / seeds
+    half = np.sqrt(
+        stats.norm.ppf(0.975) ** 2 * (kept * variances + of_shrinkage)
+        + stats.t.ppf(0.975, seeds - 1) ** 2 * of_level
+    )
+    return Expected(values, values - half, values + half)
+
+
+def _layout(
+    proposed: Sequence[Sequence[float]], again: Sequence[Sequence[float]], seeds: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The two-way layout: a row for each score, with ones in the columns of its finalist and of its
+    seed, (scores, finalists + later seeds + first seeds); and the scores.
+    """
+    n, first = len(again), max((len(p) for p in proposed), default=0)
+    rows, scores = [], []
+    for offset, groups in ((n, again), (n + seeds, proposed)):
+        for finalist, group in enumerate(groups):
+            for seed, score in enumerate(group):
+                row = np.zeros(n + seeds + first)
+                row[[finalist, offset + seed]] = 1.0
+                rows.append(row)
+                scores.append(score)
+    return np.array(rows), np.array(scores, dtype=float)

@@ -1,0 +1,144 @@
+"""Files that belong to studies and trials: Optuna's artifacts, in a folder beside the database.
+
+This is the only file that knows the store. A file is there completely before the database knows of
+it. Files of a trial that has ended are known to its study, since Optuna lets nobody change such a
+trial; the dashboard shows them all the same.
+"""
+
+import json
+import mimetypes
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from optuna.artifacts import ArtifactMeta, FileSystemArtifactStore
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
+from sqlalchemy.engine import make_url
+
+from erl.files import write_whole
+
+PREFIX = "artifacts:"
+DEFAULT_FOLDER = "artifacts"
+
+
+def of_trial(trial_id: int) -> str:
+    """Prefix of the study's attributes that name files of a trial which had ended."""
+    return f"dashboard:{PREFIX}{trial_id}:"
+
+
+def folder_of(address: str) -> Path:
+    """The folder with the files of a storage: beside the file that it is, `studies.db.artifacts`;
+    for a database on a server `artifacts`, where the command is run.
+    """
+    if address.startswith("sqlite"):
+        return Path(f"{make_url(address).database}.{DEFAULT_FOLDER}")
+    if address.startswith("journal:") or address.endswith(".log"):
+        return Path(f"{address.removeprefix('journal:')}.{DEFAULT_FOLDER}")
+    return Path(DEFAULT_FOLDER)
+
+
+def store_of(address: str) -> FileSystemArtifactStore:
+    """The artifact store of a storage."""
+    return FileSystemArtifactStore(folder_of(address))
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A file that a study or a trial has.
+
+    Attributes:
+        key: of the attribute that names it.
+        id: of the file in the store.
+        name: of the file, as it is shown.
+    """
+
+    key: str
+    id: str
+    name: str
+
+
+def listed(attrs: Mapping[str, Any], prefix: str = PREFIX) -> list[Artefact]:
+    """The files that system attributes name."""
+    found = []
+    for key, value in attrs.items():
+        meta = json.loads(value) if key.startswith(prefix) else None
+        if meta is not None:  # else it was deleted in the dashboard
+            found.append(Artefact(key, meta["artifact_id"], meta["filename"]))
+    return found
+
+
+def attach(
+    address: str,
+    storage: BaseStorage,
+    study_id: int,
+    path: str | Path,
+    name: str | None = None,
+    trial_id: int | None = None,
+) -> None:
+    """Add a file to a study or a trial. One of the same name is replaced.
+
+    Args:
+        address: of the storage, which tells the folder.
+        storage: of the study.
+        study_id: its number.
+        path: of the file; it may be removed afterwards.
+        name: as it is shown; by default that of the file.
+        trial_id: of the trial; None for the study.
+
+    Raises:
+        OSError: the file cannot be read or written.
+    """
+    path, folder = Path(path), folder_of(address)
+    name = name or path.name
+    of_study = storage.get_study_system_attrs(study_id)
+    there = listed(of_study)
+    if trial_id is not None:
+        own = listed(storage.get_trial(trial_id).system_attrs)
+        there = own + listed(of_study, of_trial(trial_id))
+    same = next((a for a in there if a.name == name), None)
+    identity = str(uuid.uuid4()) if same is None else same.id
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / identity, partial(_copy, path))
+    if same is not None:
+        return
+    kind, encoding = mimetypes.guess_type(name)
+    meta = ArtifactMeta(identity, name, kind or "application/octet-stream", encoding)
+    text = json.dumps(vars(meta))
+    if trial_id is not None:
+        with suppress(UpdateFinishedTrialError):
+            storage.set_trial_system_attr(trial_id, PREFIX + identity, text)
+            return
+    prefix = PREFIX if trial_id is None else of_trial(trial_id)
+    storage.set_study_system_attr(study_id, prefix + identity, text)
+
+
+def _copy(path: Path, part: str) -> None:
+    """Have the same file under another name; a copy of it where file systems differ."""
+    try:
+        os.link(path, part)
+    except OSError:
+        shutil.copyfile(path, part)
+
+
+def copy_files(source: str, target: str, identities: Iterable[str]) -> list[str]:
+    """Copy files from one storage's folder to another's; those that are there stay.
+
+    Returns:
+        The identities of files that are missing in the source.
+    """
+    here, there = folder_of(source), folder_of(target)
+    missing = []
+    for identity in identities:
+        if not (here / identity).is_file():
+            missing.append(identity)
+        elif not (there / identity).exists():
+            there.mkdir(parents=True, exist_ok=True)
+            write_whole(there / identity, partial(_copy, here / identity))
+    return missing

@@ -1,0 +1,151 @@
+"""A study that is renamed while it is used.
+
+Optuna has no operation that renames a study. Its dashboard makes a study with the new name, copies
+the trials into it and deletes the old study. All numbers that a storage gives, those of the study
+and of its trials, are others then. A process that uses the study goes on with the new one, which
+it knows by an attribute that is copied with it.
+
+What is written between the copying and the deletion is lost with the old study. `Study` writes the
+records of its open trials again, and what else is lost is lived again.
+"""
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from optuna.exceptions import UpdateFinishedTrialError
+
+from erl.studies.retries import RetryingStorage
+
+# User attribute of a study: what it is known by, whatever it is called.
+UID = "uid"
+
+_OF_STUDY = frozenset(
+    {
+        "delete_study",
+        "set_study_user_attr",
+        "set_study_system_attr",
+        "get_study_name_from_id",
+        "get_study_directions",
+        "get_study_user_attrs",
+        "get_study_system_attrs",
+        "create_new_trial",
+        "get_trial_id_from_study_id_trial_number",
+        "get_all_trials",
+    }
+)
+_OF_TRIAL = frozenset(
+    {
+        "set_trial_param",
+        "set_trial_state_values",
+        "set_trial_intermediate_value",
+        "set_trial_user_attr",
+        "set_trial_system_attr",
+        "get_trial",
+    }
+)
+
+
+class FollowingStorage(RetryingStorage):
+    """A storage that goes on with a study of it when that is renamed.
+
+    Attributes:
+        moves: how often the study was found under new numbers.
+    """
+
+    def __init__(self, storage: RetryingStorage) -> None:
+        super().__init__(storage.backend, storage._explain)
+        self.retry_seconds = storage.retry_seconds
+        self.moves = 0
+        self._lock = threading.RLock()
+        self._name: str | None = None
+        self._uid: str | None = None
+        self._first = self._now = -1  # number of the study at first, and by now
+        self._numbers: dict[int, int] = {}  # of trials, by the ids that they ever had
+        self._moved: dict[int, int] = {}  # from ids of before the last move to those of now
+        self._then: Callable[[], None] | None = None
+
+    def follow(
+        self, study_id: int, name: str, uid: str | None, then: Callable[[], None] | None = None
+    ) -> None:
+        """Go on with this study from now on, wherever it goes.
+
+        Args:
+            study_id: its number now.
+            name: its name now. `get_study_id_from_name` goes on to know it by this name.
+            uid: its attribute `UID`; None for a study that has none, and cannot be followed.
+            then: called when it was found under another number.
+        """
+        self._first = self._now = study_id
+        self._name, self._uid, self._then = name, uid, then
+
+    def name_now(self) -> str | None:
+        """What the study is called by now; None if it is gone."""
+        for _ in range(2):
+            names = {s._study_id: s.study_name for s in self.get_all_studies()}
+            if self._now in names or not self._look():
+                break
+        return names.get(self._now)
+
+    def id_now(self, trial_id: int) -> int:
+        """The id of a trial by now."""
+        with suppress(UpdateFinishedTrialError):
+            return self._place("get_trial", trial_id)
+        return trial_id
+
+    def _call(self, name: str, *args: Any, **named: Any) -> Any:
+        if self._uid is None or not args:
+            return super()._call(name, *args, **named)
+        if name == "get_study_id_from_name" and args[0] == self._name:
+            return self._first
+        if name not in _OF_STUDY | _OF_TRIAL:
+            return super()._call(name, *args, **named)
+        for _ in range(2):
+            moves = self.moves
+            try:
+                place = self._place(name, args[0])
+                return self._noted(super()._call(name, place, *args[1:], **named))
+            except KeyError:
+                if self.moves == moves and not self._look():
+                    raise
+        return self._noted(super()._call(name, self._place(name, args[0]), *args[1:], **named))
+
+    def _place(self, name: str, given: int) -> int:
+        """The number by now of a study or a trial."""
+        if name in _OF_STUDY:
+            return self._now if given == self._first else given
+        if not self.moves or given not in self._numbers:
+            return given
+        if given not in self._moved:
+            number = self._numbers[given]
+            try:
+                found = super()._call("get_trial_id_from_study_id_trial_number", self._now, number)
+            except KeyError:
+                raise UpdateFinishedTrialError(
+                    f"trial {number} was begun while its study was renamed, and is gone"
+                ) from None
+            self._moved[given] = found
+        return self._moved[given]
+
+    def _noted(self, result: Any) -> Any:
+        """A result; of trials in it the numbers are kept in mind."""
+        trials = result if isinstance(result, list) else [result]
+        self._numbers |= {t._trial_id: t.number for t in trials if hasattr(t, "_trial_id")}
+        return result
+
+    def _look(self) -> bool:
+        """Whether the study was renamed: it is gone, and another one has its attribute."""
+        with self._lock:
+            studies = self.get_all_studies()
+            if self._uid is None or any(s._study_id == self._now for s in studies):
+                return False
+            heirs = [s._study_id for s in studies if s.user_attrs.get(UID) == self._uid]
+            if not heirs:
+                return False
+            self._now = max(heirs)
+            self._moved = {}
+            self.moves += 1
+            if self._then is not None:
+                self._then()
+            return True

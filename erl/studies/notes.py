@@ -1,0 +1,238 @@
+"""Notes of studies and trials, as Optuna's dashboard shows them: what something is, what came of
+it, and the command that comes next.
+
+A note is Markdown. The dashboard keeps it in system attributes of the study, cut into pieces. What
+a user writes below the line that ends a note stays when the note is written again.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial
+
+from erl.cli import duration, figure
+from erl.lifetimes.record import LifetimeRecord
+from erl.studies.configuration import (
+    EvolutionStudy,
+    FinalsStudy,
+    SingleStudy,
+    StudyConfig,
+    TestStudy,
+)
+from erl.studies.trials import RunningTrial, stored_records
+
+# Longest piece of a note: what the dashboard itself writes and reads.
+PIECE = 2045
+LINE = "*What you write below this line stays.*"
+# A note names so many agents, seeds or parameters at most.
+SHOWN = 12
+
+
+def _prefix(trial_id: int | None) -> str:
+    return "dashboard:" if trial_id is None else f"dashboard:{trial_id}:"
+
+
+def read_note(attrs: Mapping[str, Any], trial_id: int | None = None) -> str:
+    """A note.
+
+    Args:
+        attrs: system attributes of the study.
+        trial_id: of the trial; None for the study's own.
+    """
+    prefix = f"{_prefix(trial_id)}note_str:"
+    pieces = {int(k.removeprefix(prefix)): v for k, v in attrs.items() if k.startswith(prefix)}
+    return "".join(pieces[i] for i in sorted(pieces))
+
+
+def write_note(storage: BaseStorage, study_id: int, text: str, trial_id: int | None = None) -> None:
+    """Write a note, above what a user wrote; nothing is written where it is there already.
+
+    Args:
+        storage: of the study.
+        study_id: its number.
+        text: Markdown.
+        trial_id: of the trial; None for the study's own.
+    """
+    attrs = storage.get_study_system_attrs(study_id)
+    before = read_note(attrs, trial_id)
+    head, line, own = before.partition(LINE)
+    body = f"{text.rstrip()}\n\n{LINE}{own if line else (head and chr(10) * 2 + head)}"
+    if body == before:
+        return
+    prefix = _prefix(trial_id)
+    pieces = [body[i : i + PIECE] for i in range(0, len(body), PIECE)]
+    there = sum(k.startswith(f"{prefix}note_str:") for k in attrs)
+    for i, piece in enumerate(pieces + [""] * (there - len(pieces))):
+        storage.set_study_system_attr(study_id, f"{prefix}note_str:{i}", piece)
+    version = int(attrs.get(f"{prefix}note_ver", 0)) + 1
+    storage.set_study_system_attr(study_id, f"{prefix}note_ver", version)
+
+
+# -- what notes say --
+
+
+def study_note(
+    config: StudyConfig,
+    trials: Sequence[FrozenTrial],
+    commit: str | None,
+    commands: Sequence[str] = (),
+    winner: str | None = None,
+) -> str:
+    """What a study is and what came of it so far.
+
+    Args:
+        config: what it is.
+        trials: all of them.
+        commit: of the project, when it began.
+        commands: what to run next.
+        winner: whom the finals chose, and what it reached.
+    """
+    rows = {"what": _what(config), **_how(config)}
+    states = Counter(t.state.name.lower() for t in trials)
+    rows["trials"] = ", ".join(f"{n} {s}" for s, n in states.most_common()) or "none yet"
+    rows |= _reached(config, trials)
+    if winner is not None:
+        rows["winner"] = winner
+    lived = [r for t in trials for r in stored_records(t).values()]
+    steps, seconds = sum(r["steps"] for r in lived), sum(r["seconds"] for r in lived)
+    if lived:
+        rows["so far"] = f"{steps:,} steps in {duration(seconds)} of training"
+    rows["commit"] = commit or "not stored"
+    return _text(rows, commands)
+
+
+def trial_note(
+    trial: RunningTrial,
+    state: str,
+    value: float | None,
+    commands: Sequence[str] = (),
+) -> str:
+    """What a trial was and what came of it.
+
+    Args:
+        trial: it has ended.
+        state: `COMPLETE`, `PRUNED` or `FAIL`.
+        value: its fitness, or the value that it was pruned at.
+        commands: what to run next.
+    """
+    records = [trial.records[i] for i in sorted(trial.records)]
+    rows = {"parameters": _named(trial.params)}
+    if state == "FAIL":
+        rows["failed"] = _one_line(trial.error[0] if trial.error else "no reason is known")
+    elif trial.pruned is not None:
+        rows["pruned"] = f"at {trial.pruned.point}/10 of its life, with {figure(value)}"
+    else:
+        many = f", mean of {len(records)} lifetimes" if len(records) > 1 else ""
+        rows["fitness"] = f"{figure(value)}{many}"
+    for index, record in list(enumerate(records))[:SHOWN]:
+        name = "lifetime" if len(records) == 1 else f"lifetime {index}"
+        rows[name] = _of_lifetime(record)
+        seeds = record.spec.seeds
+        rows[f"its seeds {index}" if len(records) > 1 else "its seeds"] = (
+            f"reservoir {seeds.reservoir}, learner {seeds.learner}, "
+            f"environment {seeds.environment}, evaluation {seeds.evaluation}"
+        )
+    commits = sorted({r.commit for r in records if r.commit})
+    rows["commit"] = ", ".join(commits) or "not stored"
+    return _text(rows, commands)
+
+
+def _of_lifetime(record: LifetimeRecord) -> str:
+    if record.error is not None:
+        return f"failed after {record.steps:,} steps"
+    parts = [record.spec.task.env_id]
+    if record.training_return is not None:
+        parts.append(f"training return {figure(record.training_return)}")
+    if record.final_returns:
+        mean = sum(record.final_returns) / len(record.final_returns)
+        parts.append(f"final policy {figure(mean)}")
+    parts += [f"{record.episodes:,} episodes", f"{record.steps:,} steps"]
+    parts.append(f"{record.seconds:,.1f} s of training")
+    return ", ".join([*parts, *([record.note] if record.note else [])])
+
+
+def _what(config: StudyConfig) -> str:
+    """In a few words."""
+    if isinstance(config, SingleStudy):
+        return f"training of {config.learner} in {config.env_id}"
+    if isinstance(config, TestStudy):
+        where = config.env_id or ", ".join(config.evolution.environments)
+        return f"{config.title} in {where}, of {_named(config.params)}"
+    if isinstance(config, FinalsStudy):
+        return f"{config.title} of an {_what(config.evolution)}"
+    return f"{config.title}: {config.learner} in {', '.join(config.environments)}"
+
+
+def _how(config: StudyConfig) -> dict[str, str]:
+    """How many steps and seeds, and what is searched."""
+    if isinstance(config, SingleStudy):
+        return {"a trial": f"{config.steps:,} steps, root seed {config.seed}"}
+    if isinstance(config, TestStudy):
+        seed = config.evolution.seed
+        return {"a trial": f"{config.training_steps:,} steps, test seeds of root seed {seed}"}
+    if isinstance(config, FinalsStudy):
+        evolution = config.evolution
+        steps, seed = evolution.training_steps, evolution.seed
+        return {"a trial": f"{steps:,} steps, a seed of the finals of root seed {seed}"}
+    sets = f"{len(config.environments)} environments x " if config.env_ids else ""
+    what = "episodes of the final policy"
+    if config.fitness == "training":
+        what = f"the last {config.ep_eval} training episodes"
+    return {
+        "a trial": f"{sets}{config.nb_seeds} seeds x {config.training_steps:,} steps, "
+        f"root seed {config.seed}",
+        "sampler": f"{config.sampler}, generations of {config.popsize}"
+        + ("" if config.pruner == "none" else f", pruned by {config.pruner}"),
+        "fitness": f"mean return of {what}"
+        + (" on the scale from random to target" if config.references else ""),
+    }
+
+
+def _reached(config: StudyConfig, trials: Sequence[FrozenTrial]) -> dict[str, str]:
+    """The best trial of an evolution; mean returns of a test's agents."""
+    done = [t for t in trials if t.state.name == "COMPLETE" and t.value is not None]
+    if not done:
+        return {}
+    if isinstance(config, EvolutionStudy):
+        best = max(done, key=lambda t: (t.value, -t.number))
+        return {"best": f"trial {best.number}, {figure(best.value)}: {_named(best.params)}"}
+    groups: dict[str, list[float]] = {}
+    for trial in done:
+        name = _group(config, trial)
+        groups.setdefault(name, []).append(float(trial.value or 0.0))
+    return {
+        name: f"{figure(sum(v) / len(v))}, mean of {len(v)} {'seed' if len(v) == 1 else 'seeds'}"
+        for name, v in list(groups.items())[:SHOWN]
+    }
+
+
+def _group(config: StudyConfig, trial: FrozenTrial) -> str:
+    """What a trial's value is a value of: an agent of a test, a finalist."""
+    if isinstance(config, FinalsStudy):
+        finalist = {k: v for k, v in trial.params.items() if k != "seed"}
+        return ", ".join(f"{name} {number}" for name, number in finalist.items())
+    return str(trial.params.get("arm", "return"))
+
+
+def _named(params: Mapping[str, Any]) -> str:
+    shown = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in params.items()]
+    return ", ".join(shown) or "none"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:500]
+
+
+def _text(rows: Mapping[str, str], commands: Sequence[str]) -> str:
+    """Rows as a list, since cells of a table break no lines; commands as code."""
+    lines = [f"- **{_plain(name)}**: {_plain(value)}" for name, value in rows.items()]
+    for command in commands:
+        lines += ["", f"`{command}`"]
+    return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """A text in which Markdown finds no signs of its own."""
+    return "".join(f"\\{c}" if c in "\\`*_#|<>[]$~" else c for c in text)

@@ -1,0 +1,220 @@
+"""What an evolution hands over: the winner of its finals or, without finals, ER-MRL's choice, the
+trial with the highest fitness.
+
+Finals live in a study of their own beside the evolution, `{study}_finals`. So the evolution's
+trials keep their numbers, and neither its samplers nor its pruners know of them. Its trials are
+lifetimes of a finalist on a seed: parameters `trial` (number of the evolution's trial) or `mean`
+(of the search's distribution: how many trials had ended when it had this mean), and `seed`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from optuna.trial import FrozenTrial
+
+from erl.cli import figure
+from erl.errors import UserError
+from erl.search.noise import expect, mean_interval
+from erl.studies.configuration import EvolutionStudy
+from erl.studies.study import Study
+from erl.studies.trials import Score, lifetime_records
+from erl.worlds.specification import from_json, to_json
+
+WINNER = "winner"  # user attribute of an evolution's study
+SUFFIX = "_finals"
+
+
+def finals_name(study: str) -> str:
+    """The name of the study in which an evolution's finals are."""
+    return f"{study}{SUFFIX}"
+
+
+def without_finals(names: Iterable[str]) -> list[str]:
+    """Names of studies, without the finals of others among them."""
+    known = set(names)
+    return [n for n in names if not (n.endswith(SUFFIX) and n.removesuffix(SUFFIX) in known)]
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """Hyperparameters that may be handed over. One of `trial` and `mean` is given.
+
+    Attributes:
+        trial: number of the trial that proposed them.
+        mean: they are the mean of the search's distribution, after so many trials had ended.
+        params: the hyperparameters.
+        fitness: of the trial; None for a mean.
+        proposed: the trial's score with each of its seeds; empty where that is not known.
+        again: scores on the seeds of the finals.
+        expected: what it should reach on new seeds, see `expect`; None without finals.
+        interval: of that, 95 %; None where nothing tells the noise.
+    """
+
+    trial: int | None
+    mean: int | None
+    params: dict[str, Any]
+    fitness: float | None
+    proposed: tuple[float, ...] = ()
+    again: tuple[float, ...] = ()
+    expected: float | None = None
+    interval: tuple[float, float] | None = None
+
+    @property
+    def title(self) -> str:
+        """What it is called in a line."""
+        if self.trial is not None:
+            return f"trial {self.trial}"
+        return f"mean of the search after {self.mean} trials"
+
+    @property
+    def slug(self) -> str:
+        """What it is called in the names of studies and folders."""
+        return f"trial_{self.trial}" if self.trial is not None else f"mean_{self.mean}"
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """The parameter of the finals' trials that tells whose they are."""
+        return {"mean": self.mean} if self.trial is None else {"trial": self.trial}
+
+    @property
+    def reached(self) -> str:
+        """What it reached, with 95 % intervals.
+
+        The winner's mean over the seeds of the finals is a maximum over noisy means; what is
+        expected of it on new seeds is not.
+        """
+        parts = []
+        if self.fitness is not None:
+            seeds = f" ({_seeds(self.proposed)})" if self.proposed else ""
+            parts.append(f"{with_interval(self.proposed, self.fitness)} when proposed{seeds}")
+        if self.again:
+            parts.append(f"{with_interval(self.again)} lived again ({_seeds(self.again)})")
+        if self.expected is not None:
+            parts.append(f"{_shown(self.expected, self.interval)} expected on new seeds")
+        return f"fitness {', '.join(parts)}"
+
+
+def with_interval(scores: Sequence[float], mean: float | None = None) -> str:
+    """A mean and its 95 % interval: `301.00 [262.00, 340.00]`."""
+    return _shown(float(np.mean(scores)) if mean is None else mean, mean_interval(scores))
+
+
+def _shown(value: float, interval: tuple[float, float] | None) -> str:
+    ends = "" if interval is None else f" [{figure(interval[0])}, {figure(interval[1])}]"
+    return figure(value) + ends
+
+
+def _seeds(scores: Sequence[float]) -> str:
+    return f"{len(scores)} seed{'s' * (len(scores) != 1)}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What an evolution hands over, and why.
+
+    Attributes:
+        winner: the chosen one.
+        finalists: all that it was chosen among, the best first; empty where there were no finals
+            and the winner is the trial with the highest fitness.
+        ended: how many trials had ended when it was chosen.
+    """
+
+    winner: Finalist
+    finalists: tuple[Finalist, ...] = ()
+    ended: int = 0
+
+    @property
+    def line(self) -> str:
+        """Who was chosen, and what it reached."""
+        if not self.finalists:
+            return f"best trial is {self.winner.trial}, {self.winner.reached}"
+        return f"winner of {len(self.finalists)} finalists is {self.winner.title}, " + (
+            self.winner.reached
+        )
+
+
+def chosen(study: Study) -> Choice | None:
+    """What stands for an evolution wherever its best trial is asked for: the winner of the finals,
+    or the trial with the highest fitness if there were none. None if no trial succeeded.
+    """
+    stored = stored_choice(study.optuna.user_attrs)
+    if stored is not None:
+        return stored
+    best = study.best()
+    if best is None:
+        return None
+    config = study.config
+    score = config.score if isinstance(config, EvolutionStudy) else None
+    return Choice(proposed_by(best, score), (), len(study.trials("COMPLETE", "PRUNED", "FAIL")))
+
+
+def stored_choice(attrs: Mapping[str, Any]) -> Choice | None:
+    """Whom the finals of an evolution chose, from its study's user attributes; None without."""
+    stored = attrs.get(WINNER)
+    return None if stored is None else from_json(Choice, stored)
+
+
+def proposed_by(trial: FrozenTrial, score: Score | None) -> Finalist:
+    """A completed trial of an evolution as a finalist. Scores that another program stored, or
+    another version, are not known.
+    """
+    scores: list[float] = []
+    if score is not None:
+        with suppress(UserError):
+            scores = _by_seed(trial, score)
+    value = None if trial.value is None else float(trial.value)
+    return Finalist(trial.number, None, dict(trial.params), value, tuple(scores))
+
+
+def _by_seed(trial: FrozenTrial, score: Score) -> list[float]:
+    """Its score with each seed, the mean over its environments; none if it stores no lifetimes."""
+    table = score_table(trial, score)
+    return table.mean(0).tolist() if len(table) else []
+
+
+def score_table(trial: FrozenTrial, score: Score) -> np.ndarray:
+    """A completed trial's scores, (environments, seeds): its lifetimes are the seeds of the first
+    environment, then of the next.
+    """
+    records = lifetime_records(trial)
+    rows: dict[str, list[float]] = {}
+    for index in sorted(records):
+        record = records[index]
+        if record.fitness is not None:
+            value = score(record.spec, record.fitness)
+            rows.setdefault(record.spec.task.env_id, []).append(value)
+    return np.array(list(rows.values()), dtype=float).reshape(len(rows), -1 if rows else 0)
+
+
+def choose(finalists: Sequence[Finalist], ended: int) -> Choice | None:
+    """The winner among finalists that were lived again: the one of whom most is expected.
+
+    Args:
+        finalists: those that failed on some seed have no place here.
+        ended: see `Choice`.
+
+    Returns:
+        None without finalists.
+    """
+    if not finalists:
+        return None
+    found = expect([f.proposed for f in finalists], [f.again for f in finalists])
+    rows = [
+        replace(f, expected=float(v), interval=None if np.isnan(low) else (float(low), float(high)))
+        for f, v, low, high in zip(finalists, found.values, found.low, found.high)
+    ]
+    ranked = sorted(
+        rows,
+        # Of equals the trial before the mean, and the earlier one.
+        key=lambda f: (-(f.expected or 0.0), f.trial is None, f.trial or f.mean or 0),
+    )
+    return Choice(ranked[0], tuple(ranked), ended)
+
+
+def store_choice(study: Study, choice: Choice | None) -> None:
+    """Store whom the finals chose; None takes an earlier choice back."""
+    if choice is not None or WINNER in study.optuna.user_attrs:
+        study.optuna.set_user_attr(WINNER, to_json(choice))

@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from erl.experiments import display
+from erl.experiments.display import generation_scalars
+from erl.experiments.evolution import EvolutionConfig, evolve
+from erl.studies.data import read_trials, sampler_path
+from erl.studies.storage import DEFAULT_STORAGE
+from erl.studies.study import Study
+
+ENV = "toy_environments:Recall-v0"
+NAME = f"{ENV}_main_0.064k_steps"
+FOLDER = f"logs/{NAME.replace(':', '_')}/evolution"
+
+
+def config(quick, **more):
+    settings = {"training_steps": 64, "nb_trials": 12, "nb_seeds": 1, "units": 5, "popsize": 4}
+    settings |= {"learner_config": quick, "engine": "sb3", "workers": 1}
+    return EvolutionConfig(env_id=ENV, **(settings | more))
+
+
+def logged():
+    log = EventAccumulator(FOLDER)
+    log.Reload()
+    tags = log.Tags()["scalars"]
+    return {tag: [(e.step, pytest.approx(e.value)) for e in log.Scalars(tag)] for tag in tags}
+
+
+def test_tensorboard_shows_best_mean_and_where_the_sampler_was(quick, inline, sink):
+    evolve(config(quick, nb_trials=8), sink)
+    assert evolve(config(quick), sink) == 0  # it goes on; the log is written anew
+    data = read_trials(Study(DEFAULT_STORAGE, NAME))
+    fitness = data.trials.fitness.to_numpy().reshape(3, 4)
+    found = logged()
+    steps = [4, 8, 12]
+    best = np.maximum.accumulate(fitness.max(1))
+    assert found["evolution/best"] == list(zip(steps, best))
+    assert found["evolution/mean"] == list(zip(steps, fitness.mean(1)))
+    path = sampler_path(data)
+    for k, name in enumerate(path.parameters[0]):
+        means = [float(data.space[name].value(m[k])) for m in path["mean"]]
+        assert found[f"mean/{name}"] == list(zip(steps, means))
+        widths = [float(np.sqrt(c[k, k])) for c in path["cov"]]
+        assert found[f"std/{name}"] == list(zip(steps, widths))
+
+
+def test_a_generation_without_a_result_or_with_open_trials_has_no_scalars(quick, inline, sink):
+    evolve(config(quick, nb_trials=4, sampler="Random"), sink)
+    study = Study(DEFAULT_STORAGE, NAME)
+    data = read_trials(study)
+    assert len(generation_scalars(data)) == 1
+    data.trials.loc[3, "state"] = "RUNNING"
+    assert generation_scalars(data) == []
+    data.trials.loc[:, "state"] = "FAIL"
+    assert generation_scalars(data) == [(0, 4, {})]
+
+
+def test_a_log_that_cannot_be_written_costs_a_warning(quick, inline, sink, caplog, monkeypatch):
+    def refuse(*arguments):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(display.EvolutionLog, "_write", refuse)
+    assert evolve(config(quick, nb_trials=4), sink) == 0
+    assert "the evolution is not in TensorBoard: No space left" in caplog.text

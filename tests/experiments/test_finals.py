@@ -1,0 +1,418 @@
+"""Finals: who takes part, what is stored when, and who wins."""
+
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, InlineExecutor, Lines
+from told_lifetimes import NAME, Told, make, sr_of, study
+
+from erl.errors import UserError
+from erl.experiments.comparison import ComparisonConfig, compare
+from erl.experiments.evolution import GeneralizationConfig, evolve
+from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
+from erl.studies.study import Study
+from erl.studies.winner import WINNER, chosen, finals_name
+from erl.worlds.specification import Seeds
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    """An evolution of eight trials without finals."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("evolved")
+        patch.chdir(folder)
+        patch.setattr("erl.executors.local.LocalExecutor", Told)
+        assert evolve(make(finalists=0), Lines()) == 0
+    return folder / "studies.db"
+
+
+@pytest.fixture
+def evolved(told, database):
+    """That evolution, to go on with."""
+    shutil.copy(database, "studies.db")
+    return told
+
+
+def final_trials():
+    return study(finals_name(NAME)).trials()
+
+
+def found():
+    return [(t.number, t.state.name, t.params, t.value) for t in study().trials()]
+
+
+def is_final(spec):
+    """Whether a lifetime is one of the finals."""
+    return spec.seeds in [Seeds.derive(0, "finals", i) for i in range(10)]
+
+
+def test_the_best_trials_and_the_mean_are_lived_on_seeds_of_their_own(evolved, sink):
+    assert chosen(study()).winner.trial == study().best().number  # an older study has ER-MRL's
+    assert evolve(make(), sink) == 0
+    choice = chosen(study())
+    assert len(choice.finalists) == 3
+    best = sorted(study().trials("COMPLETE"), key=lambda t: -t.value)[:2]
+    assert {f.trial for f in choice.finalists} == {t.number for t in best} | {None}
+    (mean,) = [f for f in choice.finalists if f.trial is None]
+    assert mean.mean == 8
+    assert mean.params.keys() == best[0].params.keys()
+    assert mean.proposed == ()
+    assert choice.winner == choice.finalists[0]
+    assert choice.winner.expected == max(f.expected for f in choice.finalists)
+    assert all(len(f.again) == 3 for f in choice.finalists)
+    lived = [Study.lifetimes(t)[0].spec.seeds for t in final_trials()]
+    assert set(lived) == {Seeds.derive(0, "finals", i) for i in range(3)}
+    others = {Seeds.derive(0, phase, i) for phase in ("evolution", "test") for i in range(100)}
+    assert not {s.reservoir for s in lived} & {s.reservoir for s in others}
+    for trial in best:
+        (one,) = [f for f in choice.finalists if f.trial == trial.number]
+        assert np.mean(one.proposed) == pytest.approx(trial.value)
+    assert "winner:          " in str(sink)
+    assert "9 lifetimes, 1,152 steps beside those of the evolution" in str(sink)
+
+
+def test_an_evolution_does_not_notice_its_finals(told, sink):
+    evolve(make(finalists=0, nb_trials=12), sink)
+    without = found()
+    shutil.move("studies.db", "without.db")
+    for n in (5, 12):
+        evolve(make(nb_trials=n, finalist_seeds=1), sink)
+    assert found() == without
+    assert study().finished() == 12
+
+
+def test_zero_finalists_take_the_choice_back_and_finals_return_without_new_lifetimes(evolved, sink):
+    evolve(make(), sink)
+    first = chosen(study())
+    evolve(make(finalists=0), sink)
+    assert chosen(study()).finalists == ()
+    evolved.before = staticmethod(lambda spec: pytest.fail("lived once more"))
+    evolve(make(), sink)
+    assert chosen(study()) == first
+
+
+def test_a_study_that_goes_on_has_new_finals_and_keeps_the_old_lifetimes(evolved, sink):
+    evolve(make(nb_trials=8), sink)
+    before = chosen(study())
+    evolved.before = staticmethod(_once(final_trials()))
+    evolve(make(nb_trials=12), sink)
+    after = chosen(study())
+    assert after.ended == 12
+    old = {(f.trial, f.mean) for f in before.finalists}
+    assert old <= {(f.trial, f.mean) for f in after.finalists}
+    best = sorted(study().trials("COMPLETE"), key=lambda t: -t.value)[:2]
+    assert {t.number for t in best} <= {f.trial for f in after.finalists}
+
+
+def _once(trials):
+    """Fails a test in which a lifetime of these trials is lived again."""
+    known = {(sr_of(r.spec), r.spec.seeds) for t in trials for r in Study.lifetimes(t).values()}
+
+    def check(spec):
+        assert (sr_of(spec), spec.seeds) not in known
+        known.add((sr_of(spec), spec.seeds))
+
+    return check
+
+
+def test_more_seeds_add_to_those_that_were_lived(evolved, sink):
+    evolve(make(finalist_seeds=2), sink)
+    evolved.before = staticmethod(_once(final_trials()))
+    evolve(make(finalist_seeds=5), sink)
+    assert {len(f.again) for f in chosen(study()).finalists} == {5}
+    evolve(make(finalist_seeds=3), sink)  # what is known is used
+    assert {len(f.again) for f in chosen(study()).finalists} == {5}
+
+
+# -- ends at every stage --
+
+
+def stopped(told, sink, at, **options):
+    """The command, interrupted before the `at`-th lifetime that it would live in finals."""
+    lived = []
+
+    def stop(spec):
+        if is_final(spec):
+            lived.append(spec)
+            if len(lived) > at:
+                raise KeyboardInterrupt
+
+    told.before = staticmethod(stop)
+    code = evolve(make(**options), sink)
+    told.before = staticmethod(Told.before)
+    return code
+
+
+@pytest.mark.parametrize("at", [0, 4, 8])
+def test_interrupted_finals_go_on_where_they_stood(at, evolved, sink):
+    shutil.copy("studies.db", "before.db")
+    evolve(make(), sink)
+    whole, trials = chosen(study()), found()
+    shutil.move("before.db", "studies.db")
+    assert stopped(evolved, sink, at, workers=2) == 130
+    assert "lifetimes of the finals are finished and stored" in str(sink)
+    assert chosen(study()).finalists == ()
+    evolved.before = staticmethod(_once(t for t in final_trials() if t.state.name == "COMPLETE"))
+    assert evolve(make(), sink) == 0
+    assert (chosen(study()), found()) == (whole, trials)
+
+
+def test_an_end_before_the_choice_is_stored_costs_nothing(evolved, sink, monkeypatch):
+    def dies(*_):
+        raise SystemError("the end")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("erl.experiments.finals.store_choice", dies)
+        with pytest.raises(SystemError):
+            evolve(make(), sink)
+    evolved.before = staticmethod(lambda spec: pytest.fail("lived once more"))
+    assert evolve(make(), sink) == 0
+    assert len(chosen(study()).finalists) == 3
+
+
+def test_while_a_study_goes_on_the_earlier_winner_stands_and_says_so(evolved, sink):
+    evolve(make(nb_trials=8), sink)
+    before = chosen(study())
+    assert stopped(evolved, sink, 0, nb_trials=12) == 130
+    assert chosen(study()) == before
+    assert "chosen when 8 of 12 trials had ended" in str(sink)
+
+
+def test_two_coordinators_that_reach_the_finals_together_share_them(evolved):
+    both = threading.Barrier(2, timeout=30)
+    evolved.before = staticmethod(_once([]))
+    codes = []
+
+    class Together(evolved):
+        def run(self, jobs, columns, tick, every=0.0):
+            yield from super().run(jobs, columns, tick, every)
+            time.sleep(0.05)  # the other one has its turn
+
+    def coordinator():
+        both.wait()
+        codes.append(evolve(make(finalist_seeds=8), Lines()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("erl.executors.local.LocalExecutor", Together)
+        threads = [threading.Thread(target=coordinator) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=120)
+    assert codes == [0, 0]
+    complete = [t.params for t in final_trials() if t.state.name == "COMPLETE"]
+    assert len(complete) == len({str(p) for p in complete}) == 24
+    owners = {t.system_attrs["owner"]["id"] for t in final_trials() if t.state.name == "COMPLETE"}
+    assert len(owners) == 2
+    assert len(chosen(study()).finalists) == 3
+
+
+def test_finals_wait_for_trials_that_run_elsewhere(evolved, sink, monkeypatch):
+    other = study()
+    pauses = []
+    with other:
+        trial = other.storage.create_new_trial(other._id)
+        other._held.add(trial)
+        other.storage.set_trial_user_attr(trial, "owner", other.lease.owner)
+
+        def ends(self):
+            pauses.append(len(study_names(open_storage(DEFAULT_STORAGE))))
+            if len(pauses) == 3:
+                other.storage.set_trial_state_values(trial, other.trials()[0].state, [1.0])
+
+        monkeypatch.setattr(Study, "pause", ends)
+        assert evolve(make(nb_trials=9), sink) == 0
+    assert pauses == [1, 1, 1]  # the finals had not begun
+    assert chosen(study()).ended == 9
+
+
+def test_no_finals_while_a_longer_run_goes_on_elsewhere(evolved, sink):
+    other = study()
+    with other:
+        trial = other.storage.create_new_trial(other._id)
+        other._held.add(trial)
+        other.storage.set_trial_user_attr(trial, "owner", other.lease.owner)
+        assert evolve(make(nb_trials=8), sink) == 0
+    assert finals_name(NAME) not in study_names(open_storage(DEFAULT_STORAGE))
+    assert "1 trial of this study is running in other processes" in str(sink)
+
+
+@pytest.mark.scripts
+def test_finals_go_on_after_a_kill(quick, sink):
+    """Real lifetimes and processes: killed in the finals, and continued with two workers."""
+    config = make(nb_trials=4, nb_seeds=1, learner_config=quick, engine="sb3", finalists=2)
+    flags = [f"--{k}={v}" for k, v in dataclasses.asdict(config).items() if v is not None]
+    words = [sys.executable, str(ROOT / "evolve_res.py"), *flags]
+    process = subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    for _ in range(1200):
+        time.sleep(0.05)
+        try:
+            if len(study(finals_name(NAME)).trials("COMPLETE")) >= 1:
+                break
+        except UserError:
+            continue
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert study().stored is not None
+    subprocess.run([*words, "--workers=2"], check=True, timeout=300, capture_output=True)
+    after_kill = chosen(study())
+    trials = [t for t in final_trials() if t.state.name == "COMPLETE"]
+    assert len(trials) == len({str(t.params) for t in trials}) == 9
+    Path("studies.db").rename("killed.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("erl.executors.local.LocalExecutor", InlineExecutor)
+        assert evolve(config, sink) == 0
+    assert chosen(study()) == after_kill
+
+
+# -- who takes part --
+
+
+def test_one_trial_has_no_finals(told, sink):
+    assert evolve(make(nb_trials=1), sink) == 0
+    assert study_names(open_storage(DEFAULT_STORAGE)) == [NAME]
+    assert chosen(study()).winner.trial == 0
+
+
+def test_more_finalists_than_trials(told, sink):
+    evolve(make(nb_trials=3, finalists=50), sink)
+    assert {f.trial for f in chosen(study()).finalists} == {0, 1, 2}  # no mean: no generation
+
+
+def test_samplers_without_a_distribution_have_no_mean(told, sink):
+    evolve(make(sampler="Random"), sink)
+    assert None not in {f.trial for f in chosen(study()).finalists}
+
+
+def test_trials_with_the_same_hyperparameters_are_one(told, sink):
+    evolve(make(min_sr=1.0, max_sr=1.0, min_lr=0.5, max_lr=0.5), sink)
+    assert study_names(open_storage(DEFAULT_STORAGE)) == [NAME]
+
+
+def test_a_mean_has_every_parameter_and_whole_numbers_where_they_are(told, sink):
+    evolve(make(evolve="units=5:9", min_lr=0.5, max_lr=0.5), sink)
+    (mean,) = [f for f in chosen(study()).finalists if f.trial is None]
+    assert mean.params.keys() == {"sr", "lr", "units"}
+    assert mean.params["lr"] == 0.5
+    assert isinstance(mean.params["units"], int)
+    assert 5 <= mean.params["units"] <= 9
+
+
+def test_every_failed_trial_and_no_finals(told, sink):
+    told.error = staticmethod(lambda spec: "broken")
+    assert evolve(make(), sink) == 1
+    assert study_names(open_storage(DEFAULT_STORAGE)) == [NAME]
+
+
+def test_failed_and_pruned_trials_are_no_finalists(told, sink):
+    told.error = staticmethod(lambda spec: "broken" if sr_of(spec) > 0.1 else None)
+    assert evolve(make(pruner="median", nb_trials=12), sink) == 0
+    states = {t.number: t.state.name for t in study().trials()}
+    assert set(states.values()) >= {"COMPLETE", "FAIL"}
+    for finalist in chosen(study()).finalists:
+        assert finalist.trial is None or states[finalist.trial] == "COMPLETE"
+
+
+def test_a_finalist_that_fails_on_a_seed_is_out_and_tried_again_by_the_next_command(evolved, sink):
+    best = study().best()
+    bad = Seeds.derive(0, "finals", 2)
+
+    def broken(spec):
+        return "broken" if spec.seeds == bad and sr_of(spec) == best.params["sr"] else None
+
+    evolved.error = staticmethod(broken)
+    assert evolve(make(), sink) == 0
+    assert best.number not in {f.trial for f in chosen(study()).finalists}
+    assert f"failed: trial {best.number} seed 2: lifetime 0: broken" in str(sink)
+    evolved.error = staticmethod(Told.error)
+    evolve(make(), sink)
+    assert best.number in {f.trial for f in chosen(study()).finalists}
+
+
+def test_where_all_finalists_fail_the_highest_fitness_stands(evolved, sink):
+    evolved.error = staticmethod(lambda spec: "broken" if is_final(spec) else None)
+    assert evolve(make(), sink) == 0
+    assert chosen(study()).finalists == ()
+    assert "no finalist could be lived again" in str(sink)
+
+
+def test_published_code_has_no_finals(told, sink):
+    assert evolve(make(published_code=True), sink) == 0
+    assert study_names(open_storage(DEFAULT_STORAGE)) == [NAME]
+
+
+def test_scores_of_a_set_of_environments_are_normalised(told, sink):
+    Path("sets.toml").write_text(
+        '[sets]\nToys = ["CartPole-v1", "Acrobot-v1"]\n'
+        "[target_returns]\nCartPole-v1 = 300.0\nAcrobot-v1 = 1000.0\n"
+        "[random_returns]\nCartPole-v1 = 20.0\nAcrobot-v1 = -500.0\n"
+    )
+    settings = dataclasses.asdict(make()) | {"env_type": "Toys", "sets": "sets.toml", "nb_res": 1}
+    del settings["env_id"]
+    assert evolve(GeneralizationConfig(**settings), sink) == 0
+    evolved = study("Toys_1_main_0.128k_steps")
+    trials = study(finals_name(evolved.name)).trials("COMPLETE")
+    for trial in trials:
+        records = Study.lifetimes(trial)
+        tasks = [records[i].spec.task.env_id for i in sorted(records)]
+        assert tasks == ["CartPole-v1", "Acrobot-v1"]
+        expected = [(records[0].fitness - 20) / 280, (records[1].fitness + 500) / 1500]
+        assert trial.value == pytest.approx(np.mean(expected))
+    best = evolved.best()
+    (one,) = [f for f in chosen(evolved).finalists if f.trial == best.number]
+    assert np.mean(one.proposed) == pytest.approx(best.value)
+    assert len(one.proposed) == 2
+
+
+def test_flags_that_cannot_be(told):
+    with pytest.raises(UserError, match="--finalists must be at least 0"):
+        make(finalists=-1)
+    with pytest.raises(UserError, match="--finalist_seeds must be at least 1"):
+        make(finalist_seeds=0)
+    with pytest.raises(UserError, match="--finalist_seeds must be at most"):
+        make(finalist_seeds=10**7)
+
+
+# -- what takes the winner --
+
+
+def won_by(trial):
+    """Have the finals won by the mean, or by a trial."""
+    stored = study().optuna.user_attrs[WINNER]
+    (winner,) = [f for f in stored["finalists"] if f["trial"] == trial]
+    study().optuna.set_user_attr(WINNER, stored | {"winner": winner})
+    return chosen(study()).winner
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_a_test_takes_the_winner(mean, told, quick, sink, monkeypatch):
+    evolve(make(learner_config=quick, engine="sb3", finalist_seeds=1), sink)
+    others = {f.trial for f in chosen(study()).finalists} - {study().best().number, None}
+    winner = won_by(None if mean else others.pop())
+    monkeypatch.setattr("erl.executors.local.LocalExecutor", InlineExecutor)
+    test = ComparisonConfig(
+        env_id="CartPole-v1",
+        HP_training_steps=128,
+        training_steps=64,
+        nb_seeds=2,
+        arms="RES_PPO_0.0003",
+        workers=1,
+    )
+    assert compare(test, sink) == 0
+    name = f"{NAME}_{winner.slug}_test_0.064k_steps"
+    assert winner.slug == ("mean_8" if mean else f"trial_{winner.trial}")
+    assert Study(DEFAULT_STORAGE, name).config.params == winner.params
+    line = next(line for line in sink.lines if line.startswith("evolved:"))
+    assert line.startswith(f"evolved:  {winner.title} as RES_PPO_0.0003, {winner.reached}; ")
+    assert line.endswith("on test seeds (2 seeds, after 64 steps)")

@@ -1,0 +1,265 @@
+"""What a command says before it starts, the time that it says is left, and its end at Ctrl-C."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from erl.executors.jobs import Result, new_rows
+from erl.executors.local import LocalExecutor
+from erl.experiments.campaign import Progress
+from erl.experiments.comparison import ComparisonConfig, compare
+from erl.experiments.evolution import EvolutionConfig, evolve
+from erl.experiments.forecast import (
+    Outlook,
+    Pace,
+    announce,
+    cautions,
+    learning_starts,
+    measured_speed,
+    rollout_of,
+    updates_of,
+)
+from erl.experiments.single import SingleConfig, run
+from erl.learners.core.checkpoints import checkpoint_files
+from erl.studies.study import Study
+from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
+from erl.worlds.tasks import Task
+
+TOY = "toy_environments:Recall-v0"
+REACH = "toy_environments:Reach-v0"
+RE2 = (
+    "init_steps=60,learning_starts=50,batch_size=16,pr=8,frac_frames_train=0.1,time_steps=5,"
+    "eval_freq=0"
+)
+
+
+def spec(learner="PPO", steps=10_000, env_id=TOY, fitness="training", **config):
+    seeds = Seeds.published(0)
+    return LifetimeSpec(Task(env_id), LearnerSpec(learner, config), steps, seeds, fitness=fitness)
+
+
+# -- how much is learned --
+
+
+@pytest.mark.parametrize(
+    ("lifetime", "updates"),
+    [
+        (spec(), 5),  # rollouts of 2,048 steps
+        (spec(n_steps=100), 100),
+        (spec(n_steps=100, n_envs=4), 25),
+        (spec("A2C"), 2000),
+        (spec("SAC", env_id=REACH), 9900),  # from step 100 on
+        (spec("SAC", env_id=REACH, train_freq=10), 990),
+        (spec("SAC", env_id=REACH, train_freq=10, gradient_steps=-1), 9900),
+        (spec("DQN", learning_starts=1000, train_freq=4), 2250),
+        (spec("ERL-Re2", env_id=REACH), None),
+    ],
+)
+def test_updates_of_a_lifetime(lifetime, updates):
+    assert updates_of(lifetime) == updates
+
+
+def test_updates_are_those_that_stable_baselines3_makes():
+    from stable_baselines3 import SAC
+
+    lifetime = spec("SAC", 100, REACH, train_freq=7, gradient_steps=2, learning_starts=50)
+    model = SAC("MlpPolicy", lifetime.make_env(), **lifetime.learner.config)
+    model.learn(100)
+    assert abs(updates_of(lifetime) - model._n_updates) <= 2  # those at the edges of a rollout
+
+
+def test_steps_before_learning():
+    assert learning_starts(spec()) == 0
+    assert learning_starts(spec("SAC", env_id=REACH)) == 100
+    assert learning_starts(spec("ERL-Re2", env_id=REACH)) == 10_000
+    assert learning_starts(spec("ERL-Re2", env_id=REACH, init_steps=60, learning_starts=70)) == 70
+
+
+def test_a_lifetime_of_one_rollout_is_named():
+    assert rollout_of(spec()) == 2048
+    [note] = cautions(spec(steps=2048))
+    assert "one rollout of 2,048 steps: nothing is learned" in note
+    assert cautions(spec(steps=2049)) == []
+    assert cautions(spec(steps=2048, fitness="final_eval")) == []
+    assert cautions(spec("SAC", steps=2048, env_id=REACH)) == []
+
+
+# -- before it starts --
+
+
+class Simulated:
+    """Workers at a known speed: each takes 100 steps between two looks, a tenth of a second."""
+
+    def __init__(self, workers, monkeypatch):
+        self.workers, self.now, self.asked = workers, 0.0, []
+        monkeypatch.setattr("time.monotonic", lambda: self.now)
+
+    def run(self, jobs, columns, tick, every=0.5, on_interrupt=None):
+        rows = new_rows(columns, sum(job.rows for job in jobs))
+        self.asked.append([job.rows for job in jobs])
+        for k in range(10_000):
+            self.now += 0.1
+            if k >= 20:  # workers start
+                rows["steps"] += 100
+            tick(rows)
+            if rows["save"].all():
+                break
+        yield from (Result(i, None) for i in range(len(jobs)))
+
+
+def test_the_speed_is_measured_on_what_would_run_side_by_side(monkeypatch):
+    simulated = Simulated(2, monkeypatch)
+    speed = measured_speed([spec(steps=10**6)] * 6, simulated)
+    assert simulated.asked == [[3, 3]]
+    assert speed == pytest.approx(6 * 1000)
+    assert simulated.now < 30
+
+
+def test_a_measurement_that_comes_to_nothing_is_given_up(monkeypatch):
+    simulated = Simulated(1, monkeypatch)
+    assert measured_speed([spec(steps=10**7, n_steps=10**6)], simulated) == pytest.approx(1000)
+    assert simulated.now < 30
+    assert measured_speed([spec("ERL-Re2", 10**7, REACH, init_steps=10**6)], simulated) is None
+
+
+def test_the_line_before(monkeypatch, sink):
+    outlook = Outlook("6 trials x 2 seeds x 1,000,000 steps", [spec(steps=10**6)] * 12, 12)
+    announce(outlook, Simulated(2, monkeypatch), sink)
+    assert sink.lines == [
+        "6 trials x 2 seeds x 1,000,000 steps, 489 updates each, 2 workers, about 16 min 40 s"
+    ]
+    short = Outlook("1 seed x 100 steps", [spec(steps=100, n_steps=50)], 1, ("known",))
+    announce(short, Simulated(1, monkeypatch), sink)
+    assert sink.lines[1:] == ["1 seed x 100 steps, 2 updates each, 1 worker", "note: known"]
+
+
+def test_a_real_measurement(lasting, sink):
+    lifetime = spec(steps=10**6, n_steps=64, batch_size=64, n_epochs=1)
+    assert measured_speed([lifetime] * 2, LocalExecutor(1)) > 10
+
+
+FLAGS = {"training_steps": 64, "nb_trials": 2, "nb_seeds": 2, "units": 5, "popsize": 4}
+FLAGS |= {"finalists": 0}
+
+
+def small(**flags):
+    return EvolutionConfig(env_id=TOY, workers=1, **{**FLAGS, **flags})
+
+
+def test_a_dry_run_stores_nothing(quick, inline, sink):
+    before = sorted(Path().rglob("*"))
+    assert evolve(small(learner_config=quick, dry_run=True), sink) == 0
+    assert "2 trials x 2 seeds x 64 steps, 2 updates each, 1 worker" in sink.lines
+    assert run(SingleConfig(env_id=REACH, learner="PPO", steps=5000, dry_run=True), sink) == 0
+    assert sorted(Path().rglob("*")) == before
+    assert sink.lines.count("dry run: nothing was trained or stored") == 2
+
+
+def test_what_is_there_already_is_said(quick, inline, sink, monkeypatch):
+    config = small(learner_config=quick)
+    assert evolve(config, sink) == 0
+    assert evolve(config, sink) == 0
+    assert "2 of 2 trials are there; raise --nb_trials for more" in sink.lines
+    flags = ComparisonConfig(
+        env_id=TOY, HP_training_steps=64, training_steps=64, nb_seeds=1, arms="PPO", workers=1
+    )
+    sink.lines.clear()
+    assert compare(flags, sink) == 0
+    assert "1 agent x 1 seed x 64 steps, 1 lifetime to train, 2 updates each, 1 worker" in (
+        sink.lines
+    )
+    assert compare(flags, sink) == 0
+    assert "1 of 1 lifetimes are there; raise --nb_seeds for more" in sink.lines
+    sink.lines.clear()
+    monkeypatch.setattr("erl.experiments.forecast.measured_speed", lambda *_: None)
+    plain = ComparisonConfig(env_id=TOY, HP_training_steps=64, workers=1, dry_run=True)
+    assert compare(plain, sink) == 0
+    assert "--training_steps is 10,000,000, ER-MRL's number: 150,000,000 steps in all" in str(sink)
+
+
+# -- while it runs --
+
+
+def test_the_time_left_comes_from_recent_speed():
+    now = 0.0
+    pace = Pace(clock=lambda: now)
+    steps, texts = 0, []
+    for second in range(120):  # slow for a minute, then ten times as fast
+        now = float(second)
+        steps += 100 if second < 60 else 1000
+        pace.mark(steps)
+        texts.append(pace.text(100_000))
+    assert texts[0] == ""  # not "0 steps/s  - left"
+    assert texts[59] == "100 steps/s  16 min 40 s left"
+    assert texts[119] == "1,000 steps/s  1 min 40 s left"
+
+
+def test_steps_before_learning_are_no_measure():
+    now = 0.0
+    pace = Pace(skip=10_000, clock=lambda: now)
+    for second, steps in enumerate([3000, 6000, 9000, 10_001, 10_051, 10_101, 10_151]):
+        now = float(second)
+        pace.mark(steps)
+    assert pace.text(1000) == "50 steps/s  20 s left"
+
+
+def test_nothing_is_shown_while_nothing_is_known(sink):
+    class Mine(Progress):
+        def status_line(self, steps, pace):
+            return f"{steps:,} steps  {pace}"
+
+    progress = Mine(sink, budget=100)
+    progress.tick(0)
+    assert sink.statuses == ["0 steps"]
+
+
+# -- at the end --
+
+
+def interrupting(sink, at):
+    """Press Ctrl-C when so many steps were taken."""
+
+    def status(text):
+        taken = re.match(r"([\d,]+) of", text)
+        if taken and int(taken[1].replace(",", "")) >= at and not sink.statuses:
+            sink.statuses.append(text)
+            raise KeyboardInterrupt("SIGINT")
+
+    sink.status = status
+    return sink
+
+
+def test_ctrl_c_writes_a_checkpoint_from_which_the_command_continues(lasting, sink):
+    """ERL-Re2 has one before its first interval has passed."""
+    flags = SingleConfig(learner="ERL-Re2", env_id=REACH, steps=1500, set=RE2, ep_eval=2, workers=1)
+    assert run(flags, interrupting(sink, 256)) == 130
+    assert "interrupted: writing checkpoints (Ctrl-C again ends at once)" in sink.lines
+    assert "checkpoints: 1 of 1 running lifetime" in sink.lines
+    [saved] = Path("runs").rglob("*.pkl")
+    assert checkpoint_files(str(saved))
+    assert run(flags, sink) == 0
+    [trial] = Study(flags.storage, f"{REACH}_ERL-Re2_single_1k_steps").trials("COMPLETE")
+    once = SingleConfig(**{**vars(flags), "storage": "sqlite:///once.db", "runs": "once"})
+    assert run(once, sink) == 0
+    [other] = Study(once.storage, f"{REACH}_ERL-Re2_single_1k_steps").trials("COMPLETE")
+    records = [Study.lifetimes(t)[0] for t in (trial, other)]
+    assert records[0].curve == records[1].curve
+    assert records[0].final_returns == records[1].final_returns
+    assert not list(Path("runs").rglob("*.pkl"))
+
+
+def test_what_has_no_checkpoint_ends_at_once(lasting, sink):
+    flags = SingleConfig(
+        learner="PPO", engine="sb3", env_id=REACH, steps=10**6, workers=1, set="n_steps=64"
+    )
+    assert run(flags, interrupting(sink, 256)) == 130
+    assert "checkpoints: 0 of 1 running lifetime; the others start again" in sink.lines
+
+
+def test_a_run_that_failed_names_no_folder_of_models(inline, sink, monkeypatch):
+    monkeypatch.setattr("erl.learners.sb3.SB3Learner.train", lambda *a: [ValueError("broken")])
+    flags = SingleConfig(learner="PPO", engine="sb3", env_id=REACH, steps=64, workers=1)
+    assert run(flags, sink) == 1
+    assert "failed: seed 0: lifetime 0: ValueError: broken" in str(sink)
+    assert not [line for line in sink.lines if line.startswith(("models:", "logs:"))]

@@ -1,0 +1,31 @@
+"""The share of luck that an evolution tells."""
+
+import numpy as np
+import pytest
+from told_lifetimes import make, study
+
+from erl.experiments.evolution import evolve
+from erl.experiments.luck import LEAST, Luck
+from erl.search.noise import luck_share
+
+
+def test_it_is_told_while_it_runs_and_at_the_end_with_what_to_do(told, sink):
+    # Nearly equal trials differ by the noise of their seeds.
+    assert evolve(make(nb_trials=16, finalists=0, min_sr=1.0, max_sr=1.01), sink) == 0
+    scores = [[r.fitness for r in study().lifetimes(t).values()] for t in study().trials()]
+    share = luck_share(np.array(scores)[:, None])
+    assert Luck(study(), study().config).share == pytest.approx(share)
+    assert share > 0.5
+    assert any("  luck " in status for status in sink.statuses)
+    (line,) = [line for line in sink.lines if line.startswith("luck:            ")]
+    assert f"{share:.0%}"[:-1] in line
+    assert "the latest 16 trials" in line
+    assert "a study with --nb_seeds " in line
+    assert len([line for line in sink.lines if line.startswith("luck: ")]) <= 2  # one of a hint
+
+
+def test_few_trials_and_one_seed_tell_nothing(told, sink):
+    evolve(make(nb_trials=LEAST - 2, finalists=0), sink)
+    assert "luck:" not in str(sink)
+    evolve(make(nb_trials=1, nb_seeds=1, finalists=0, h_test="one"), sink)
+    assert "luck:            unknown: with --nb_seeds 1" in str(sink)

@@ -1,0 +1,130 @@
+import optuna
+import pytest
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import TrialState
+
+from erl.experiments.evolution import EvolutionConfig, evolve
+from erl.studies.distributions import distributions
+from erl.studies.following import UID
+from erl.studies.notes import read_note
+from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
+from erl.studies.study import Study
+from erl.studies.trials import stored_records
+
+ENV = "toy_environments:Recall-v0"
+NAME = f"{ENV}_main_0.064k_steps"
+STORAGES = [DEFAULT_STORAGE, "journal.log"]
+
+
+def copied(address, name, new):
+    """Rename a study as Optuna's dashboard does where it cannot do better."""
+    storage = open_storage(address)
+    old = optuna.load_study(study_name=name, storage=storage)
+    study = optuna.create_study(study_name=new, storage=storage, directions=old.directions)
+    study.add_trials(old.get_trials(deepcopy=False))
+    for key, value in old.user_attrs.items():
+        study.set_user_attr(key, value)
+    storage.delete_study(old._study_id)
+
+
+def config(quick, **more):
+    settings = {"training_steps": 64, "nb_trials": 8, "nb_seeds": 2, "units": 5, "popsize": 4}
+    settings |= {"finalists": 0}
+    settings |= {"sampler": "Cmaes", "learner_config": quick, "engine": "sb3", "workers": 1}
+    return EvolutionConfig(env_id=ENV, **(settings | more))
+
+
+def found(address, name):
+    return [(t.number, t.state.name, t.params, t.value) for t in Study(address, name).trials()]
+
+
+class Renaming:
+    """A sink in whose hands the study is renamed when its sixth trial has ended."""
+
+    def __init__(self, rename):
+        self.lines, self.rename = [], rename
+
+    def line(self, text):
+        self.lines.append(text)
+        if text.startswith("trial    5"):
+            self.rename()
+
+    def status(self, text):
+        pass
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("address", STORAGES)
+def test_a_command_whose_study_is_renamed_goes_on_and_so_does_the_next(
+    address, quick, inline, sink
+):
+    evolve(config(quick, storage="sqlite:///undisturbed.db"), sink)
+    renaming = Renaming(lambda: copied(address, NAME, "another name"))
+    assert evolve(config(quick, storage=address), renaming) == 0
+    assert study_names(open_storage(address)) == ["another name"]
+    assert found(address, "another name") == found("sqlite:///undisturbed.db", NAME)
+    trials = Study(address, "another name").trials()
+    assert all(stored_records(t).keys() == {0, 1} for t in trials)
+    assert "--study 'another name'" in renaming.lines[-1]
+    study = Study(address, "another name")
+    assert study.optuna.metric_names == ["fitness"]
+    assert "--study 'another name'" in read_note(study.storage.get_study_system_attrs(study._id))
+
+    longer = config(quick, storage=address, nb_trials=9, study="another name")
+    assert evolve(longer, sink) == 0
+    assert len(found(address, "another name")) == 9
+
+
+def begun(study):
+    """A trial of a study that this process holds."""
+    space = distributions({})
+    return study.create({}, space, lambda params: [])
+
+
+def test_a_storage_follows_ids_that_changed_and_forgets_what_is_gone(quick, inline, sink):
+    evolve(config(quick, nb_trials=3), sink)
+    study = Study(DEFAULT_STORAGE, NAME)
+    with study:
+        before = begun(study)
+        ids = [t._trial_id for t in study.trials()]
+        copied(DEFAULT_STORAGE, NAME, "new")
+        late = study.trials()
+        assert [t.number for t in late] == [0, 1, 2, 3]
+        assert not {t._trial_id for t in late} & set(ids)
+        assert [study.storage.id_now(i) for i in ids] == [t._trial_id for t in late]
+        assert study._owner_lives(late[3]) is True  # it is still held
+        study.storage.set_trial_user_attr(before.trial_id, "here", 1)
+        assert study.trials()[3].user_attrs["here"] == 1
+        assert study.name_now() == "new"
+        copied(DEFAULT_STORAGE, "new", "newer")  # once more
+        study.storage.set_trial_user_attr(before.trial_id, "here", 2)
+        assert study.trials()[3].user_attrs["here"] == 2
+        assert study.storage.moves == 2
+    # Left behind, the trial waits for another coordinator.
+    assert Study(DEFAULT_STORAGE, "newer").trials()[3].state == TrialState.WAITING
+
+
+def test_a_trial_that_was_begun_while_the_study_was_copied_is_as_good_as_taken(quick, inline, sink):
+    evolve(config(quick, nb_trials=3), sink)
+    study = Study(DEFAULT_STORAGE, NAME)
+    with study:
+        copy = optuna.create_study(study_name="copy", storage=DEFAULT_STORAGE)
+        copy.set_user_attr(UID, study.optuna.user_attrs[UID])
+        lost = begun(study)
+        optuna.delete_study(study_name=NAME, storage=DEFAULT_STORAGE)
+        with pytest.raises(UpdateFinishedTrialError, match="trial 3 was begun while"):
+            study.storage.set_trial_user_attr(lost.trial_id, "a", 1)
+        study.store_end(lost.trial_id, "COMPLETE", 1.0)  # no error: it does not count
+        study.let_go(lost.trial_id)
+
+
+def test_a_study_that_was_deleted_is_an_error(quick, inline, sink):
+    evolve(config(quick, nb_trials=3), sink)
+    study = Study(DEFAULT_STORAGE, NAME)
+    study.__enter__()
+    optuna.delete_study(study_name=NAME, storage=DEFAULT_STORAGE)
+    with pytest.raises(KeyError):
+        study.trials()
+    study.lease.stop()

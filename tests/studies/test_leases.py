@@ -1,0 +1,86 @@
+import optuna
+
+from erl.studies import leases
+from erl.studies.leases import Lease
+
+
+def places(study):
+    attrs = study._storage.get_study_system_attrs(study._study_id)
+    return {k: v and v["owner"]["id"] for k, v in attrs.items() if k.startswith("lease:")}
+
+
+def made():
+    study = optuna.create_study(storage="sqlite:///studies.db")
+    return study, lambda: Lease(study._storage, study._study_id)
+
+
+def test_a_study_has_as_many_places_as_it_ever_had_coordinators_at_a_time():
+    study, lease = made()
+    for _ in range(3):  # one after the other
+        one = lease()
+        one.start()
+        assert places(study) == {"lease:0": one.owner["id"]}
+        one.stop()
+        assert places(study) == {"lease:0": None}
+    first, second = lease(), lease()
+    first.start()
+    second.start()
+    assert places(study) == {"lease:0": first.owner["id"], "lease:1": second.owner["id"]}
+    first.stop()
+    third = lease()
+    third.start()
+    assert places(study) == {"lease:0": third.owner["id"], "lease:1": second.owner["id"]}
+    for one in (second, third):
+        one.stop()
+    assert not study.user_attrs
+
+
+def test_the_place_of_a_coordinator_that_was_killed_is_taken_or_freed():
+    study, lease = made()
+    for place in range(2):
+        owner = {**lease().owner, "pid": 2**22 + 7, "started": 1.0}
+        kept = {"owner": owner, "renewals": 5}
+        study._storage.set_study_system_attr(study._study_id, f"lease:{place}", kept)
+    newcomer = lease()
+    newcomer.start()
+    assert places(study) == {"lease:0": newcomer.owner["id"], "lease:1": None}
+    newcomer.stop()
+
+
+def test_two_that_took_one_place_at_once_have_one_each_after_the_next_renewal(monkeypatch):
+    study, lease = made()
+    one, other = lease(), lease()
+    looked = other.look
+    monkeypatch.setattr(other, "look", dict)  # it sees none yet
+    leases.at_work.update({one.owner["id"], other.owner["id"]})
+    one._renew()
+    other._renew()
+    assert places(study) == {"lease:0": other.owner["id"]}
+    monkeypatch.setattr(other, "look", looked)
+    one._renew()
+    other._renew()
+    assert places(study) == {"lease:0": other.owner["id"], "lease:1": one.owner["id"]}
+    other.stop()
+    one.stop()
+    assert places(study) == {"lease:0": None, "lease:1": None}
+
+
+def test_a_place_elsewhere_is_free_when_its_lease_was_not_renewed_for_long(monkeypatch):
+    study, lease = made()
+    now = [0.0]
+    monkeypatch.setattr("erl.studies.leases.time.monotonic", lambda: now[0])
+    elsewhere, here = lease(), lease()
+    elsewhere.owner = {**elsewhere.owner, "machine": "elsewhere"}
+    leases.at_work.add(here.owner["id"])
+    elsewhere._renew()
+    here._renew()
+    now[0] = leases.LEASE_SECONDS - 1
+    here._renew()
+    both = {"lease:0": elsewhere.owner["id"], "lease:1": here.owner["id"]}
+    assert places(study) == both
+    now[0] += 2
+    here._renew()
+    assert places(study) == {"lease:0": None, "lease:1": here.owner["id"]}
+    elsewhere._renew()  # it was only slow
+    assert places(study) == both
+    here.stop()

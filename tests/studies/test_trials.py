@@ -1,0 +1,57 @@
+import optuna
+from optuna.trial import TrialState, create_trial
+
+from erl.lifetimes.living import Cohort, live
+from erl.studies.records import middle_lifetimes, records
+from erl.studies.trials import lifetime_records, stored_records, why_failed
+from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, Task, to_json
+
+
+def record(quick, seed):
+    settings = {"n_steps": 32, "batch_size": 32, "n_epochs": 1}
+    spec = LifetimeSpec(
+        task=Task("toy_environments:Recall-v0"),
+        learner=LearnerSpec("PPO", settings, "sb3"),
+        steps=64,
+        seeds=Seeds.derive(0, "single", seed),
+    )
+    return live(Cohort((spec,)))[0]
+
+
+def test_records_of_earlier_versions_are_read_as_those_of_today(quick):
+    kept = record(quick, 0)
+    study = optuna.create_study(
+        study_name="s", storage="sqlite:///studies.db", direction="maximize"
+    )
+    attrs = {"lifetime:0": to_json(kept)}
+    old = create_trial(value=1.0, user_attrs=attrs | {"generation": 0})
+    new = create_trial(value=1.0, system_attrs=attrs | {"cmaes:begun": 3})
+    error = {"reason": "it broke", "traceback": None}
+    failed = create_trial(state=TrialState.FAIL, user_attrs={"error": error})
+    study.add_trials([old, new, failed])
+    trials = study.trials
+    assert [lifetime_records(t) for t in trials] == [{0: kept}, {0: kept}, {}]
+    assert stored_records(trials[0]) == stored_records(trials[1]) == {0: to_json(kept)}
+    assert [why_failed(t) for t in trials] == [None, None, "it broke"]
+    frame = records("sqlite:///studies.db", "s")
+    assert list(frame.trial) == [0, 1]
+    # One that an earlier version began, and this one goes on with.
+    both = create_trial(value=1.0, user_attrs={"lifetime:0": {"a": 1}}, system_attrs=attrs)
+    assert stored_records(both) == {0: to_json(kept)}
+
+
+def test_the_middle_lifetime_of_each_arm():
+    import pandas as pd
+
+    frame = pd.DataFrame(
+        {
+            "arm": ["b", "a", "a", "a", "a", "b", "c"],
+            "trial": [0, 1, 2, 3, 4, 5, 6],
+            "state": ["COMPLETE"] * 5 + ["FAIL"] * 2,
+            "training_return": [1.0, 9.0, 3.0, 3.0, 1.0, 2.0, 2.0],
+        }
+    )
+    assert list(middle_lifetimes(frame).trial) == [0, 2]
+    alone = frame.drop(columns="arm")
+    assert list(middle_lifetimes(alone).trial) == [2]
+    assert len(middle_lifetimes(frame[:0])) == 0
