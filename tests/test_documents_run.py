@@ -238,6 +238,10 @@ def prepare(document, folder, monkeypatch):
         (main,) = [b for b in blocks("README.md") if "--sampler Cmaes" in b]
         for call in calls(main, folder):
             follow(call, monkeypatch)
+    for name, module in re.findall(
+        r"^```python\n# (\w+\.py)\n(.*?)^```", text(document), re.M | re.S
+    ):
+        Path(name).write_text(module, encoding="utf-8")
     for example in blocks(document, "toml"):
         Path(re.search(r"# (\S+)", example).group(1)).write_text(example, encoding="utf-8")
 
@@ -260,6 +264,8 @@ def test_blocks_run(document, folder, small, monkeypatch, capfd):
     prepare(document, folder, monkeypatch)
     namespace = {}
     for language, block in re.findall(r"^```(sh|python)\n(.*?)^```", text(document), re.M | re.S):
+        if re.match(r"# \w+\.py\n", block):
+            continue  # a file, written above
         if language == "python":
             run_snippet(block, namespace)
         else:

@@ -15,7 +15,7 @@ from erl.errors import UserError
 from erl.experiments.single import SingleConfig
 from erl.experiments.single import run as run_single
 from erl.figures import report as reports
-from erl.figures.__main__ import joined, main
+from erl.figures.flags import joined, main
 from erl.figures.report import FigureConfig, describe, report
 from erl.figures.style import caption_of
 from erl.studies.artefacts import folder_of, listed, of_trial
