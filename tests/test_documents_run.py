@@ -15,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import gymnasium as gym
@@ -248,7 +249,9 @@ def prepare(document, folder, monkeypatch):
 
 def run_snippet(code, namespace):
     """A Python block after those before it, with the trial that was tested here."""
-    exec(code.replace("trial_42", _best_trial()), namespace)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", module="stable_baselines3.common.evaluation")
+        exec(code.replace("trial_42", _best_trial()), namespace)
     if "total" in namespace:
         assert isinstance(namespace["total"], float)
     if "frame" in namespace:

@@ -384,7 +384,8 @@ def outlook_of(flags: EvolutionFlags, config: EvolutionStudy, done: int) -> Outl
     )
     finals = 0
     if trials and flags.finalists > 0 and not config.published_code:
-        finals = min(flags.finalists, flags.nb_trials) * flags.finalist_seeds
+        mean = config.sampler == "Cmaes"  # that of the search takes part
+        finals = (min(flags.finalists, flags.nb_trials) + mean) * flags.finalist_seeds
         counts += f" and {finals * len(config.environments)} in finals"
     return Outlook(
         counts,

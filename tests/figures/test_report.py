@@ -11,11 +11,12 @@ import pandas as pd
 import pytest
 from figure_fixtures import runs
 
+from erl.commands import main
 from erl.errors import UserError
 from erl.experiments.single import SingleConfig
 from erl.experiments.single import run as run_single
 from erl.figures import report as reports
-from erl.figures.flags import joined, main
+from erl.figures.flags import joined
 from erl.figures.report import FigureConfig, describe, report
 from erl.figures.style import caption_of
 from erl.studies.artefacts import folder_of, listed, of_trial
@@ -176,9 +177,9 @@ def test_bad_flags(options, said):
 
 def test_bad_input_leaves_nothing(sink, capsys, tmp_path):
     with pytest.raises(SystemExit) as e:
-        main(["--study", "missing", "--folder", "out"])
+        main(["plot", "--study", "missing", "--folder", "out"])
     assert e.value.code == 2
-    assert "erl.figures: error:" in capsys.readouterr().err
+    assert "erl plot: error:" in capsys.readouterr().err
     with pytest.raises(UserError, match="cannot be written"):
         report(FigureConfig(study="x", folder="/proc/x"), sink)
     assert not list(tmp_path.iterdir())
