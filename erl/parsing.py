@@ -147,16 +147,17 @@ def _add(group: Any, field: "dataclasses.Field[Any]", plain: Any) -> None:
 
 
 def _lines(command: str) -> list[str]:
-    """A command in lines of 80 columns, as a shell takes them."""
+    """A command in lines of 80 columns, as a shell takes them; flags stay beside their values."""
+    together = re.sub(r"(--\S+) (?!--)", "\\1\0", command)
     lines = textwrap.wrap(
-        command,
+        together,
         WIDTH - 2,
         initial_indent="  ",
         subsequent_indent="      ",
         break_on_hyphens=False,
         break_long_words=False,
     )
-    return [line + " \\" * (line is not lines[-1]) for line in lines]
+    return [line.replace("\0", " ") + " \\" * (line is not lines[-1]) for line in lines]
 
 
 class _Help(argparse.HelpFormatter):

@@ -100,8 +100,9 @@ COMMANDS = [
     (d, c)
     for d in PLAIN
     for c in commands(d)
-    if c.startswith("python ")
+    if c.startswith(("python ", "erl "))
     and c not in ("python -m erl.film", "python -m erl.figures", "python -m erl.studies")
+    and not re.fullmatch(r"erl [a-z-]+( [a-z]+)?", c)
 ]
 
 

@@ -15,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import gymnasium as gym
@@ -24,13 +25,14 @@ import pytest
 import servers
 from documents import DOCUMENTS, ROOT, blocks, parsed, section, text
 
+from erl import commands
 from erl.worlds.specification import LifetimeSpec
 
 PAGES = [d for d in DOCUMENTS if d == "README.md" or re.match("docs/|parallel", d)]
 RUN = [d for d in PAGES if blocks(d)]
 PROJECT = ("erl", "benchmarks", "examples", "parallelization_tutorials", "Makefile")
 # Programs that only note their call. `parallelization_tutorials/postgresql.sh` has a test below.
-STANDINS = ("python", "make", "pip", "tensorboard", "optuna-dashboard", "postgresql.sh")
+STANDINS = ("python", "erl", "make", "pip", "tensorboard", "optuna-dashboard", "postgresql.sh")
 STANDINS += ("sbatch", "ray", "sinfo", "slurmctld", "slurmd", "setpriv", "chown", "mkdir")
 STANDIN = """#!{bash}
 printf '%s\\037' "${{0##*/}}" "$@" >> "$CALLS"; printf '\\036' >> "$CALLS"
@@ -171,6 +173,16 @@ def run_python(words, monkeypatch):
         return e.code
 
 
+def run_erl(words, monkeypatch):
+    """What `erl WORDS` does, in this process; its exit code."""
+    kind = {"train": "single"}.get(words[0], words[0].partition("-")[0])
+    flags = [w.replace("trial_42", _best_trial()) for w in words] + SMALL.get(kind, "").split()
+    monkeypatch.setattr(sys, "argv", ["erl", *flags])
+    with pytest.raises(SystemExit) as e:
+        commands.main()
+    return e.value.code
+
+
 def _best_trial():
     """The name of the trial that was tested, for the page's `trial_42`."""
     found = [re.search(rf"{MAIN_STUDY}_(trial_\d+)_test", p.name) for p in Path("models").glob("*")]
@@ -188,6 +200,9 @@ def follow(call, monkeypatch):
     elif program == "python":
         parsed(line)
         assert run_python(words, monkeypatch) == 0, line
+    elif program == "erl":
+        parsed(line)
+        assert run_erl(words, monkeypatch) == 0, line
     elif program == "make":
         recipe = make_recipe(words[0])
         if recipe is not None and words[0] == "evolve":
@@ -223,13 +238,19 @@ def prepare(document, folder, monkeypatch):
         (main,) = [b for b in blocks("README.md") if "--sampler Cmaes" in b]
         for call in calls(main, folder):
             follow(call, monkeypatch)
+    for name, module in re.findall(
+        r"^```python\n# (\w+\.py)\n(.*?)^```", text(document), re.M | re.S
+    ):
+        Path(name).write_text(module, encoding="utf-8")
     for example in blocks(document, "toml"):
         Path(re.search(r"# (\S+)", example).group(1)).write_text(example, encoding="utf-8")
 
 
 def run_snippet(code, namespace):
     """A Python block after those before it, with the trial that was tested here."""
-    exec(code.replace("trial_42", _best_trial()), namespace)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", module="stable_baselines3.common.evaluation")
+        exec(code.replace("trial_42", _best_trial()), namespace)
     if "total" in namespace:
         assert isinstance(namespace["total"], float)
     if "frame" in namespace:
@@ -245,6 +266,8 @@ def test_blocks_run(document, folder, small, monkeypatch, capfd):
     prepare(document, folder, monkeypatch)
     namespace = {}
     for language, block in re.findall(r"^```(sh|python)\n(.*?)^```", text(document), re.M | re.S):
+        if re.match(r"# \w+\.py\n", block):
+            continue  # a file, written above
         if language == "python":
             run_snippet(block, namespace)
         else:

@@ -107,6 +107,15 @@ def test_an_example_is_a_command(name):
     assert parse(KINDS[name], words) is not None
 
 
+def test_a_long_example_is_broken_between_flags():
+    example = "erl evolve " + " ".join(f"--nb_trials {10**n}" for n in range(9))
+    lines = make_parser(EvolutionConfig, "erl evolve", None, example).format_help().splitlines()
+    shown = lines[lines.index("example:") + 1 :]
+    assert max(map(len, shown)) <= 80
+    assert " ".join(line.strip(" \\") for line in shown) == example
+    assert all(line.split()[0] in ("erl", "--nb_trials") for line in shown)
+
+
 def test_help_fits_a_narrow_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "50")
     shown = make_parser(EvolutionConfig, "erl evolve").format_help()

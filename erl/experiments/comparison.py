@@ -31,7 +31,7 @@ from erl.experiments.comparison_flags import (
 )
 from erl.experiments.films import film_agents, film_commands, model_name, say_film
 from erl.experiments.flags import MAX_SEED, plural, seed_indices, study_name, thousands
-from erl.experiments.forecast import Outlook, announce, dry_run, learning_starts
+from erl.experiments.forecast import Outlook, announce, dry_run, learning_starts, steps_of
 from erl.experiments.trials import Member
 from erl.files import folder_name
 from erl.learners import resolve_engine
@@ -278,7 +278,7 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
         sink.line(f"{len(wanted)} of {len(wanted)} lifetimes are there; raise --nb_seeds for more")
     source = GivenTrials(study, wanted, space, plan, flags.max_retries)
     skip = learning_starts(outlook.specs[0]) * min(campaign.executor.workers, len(outlook.specs))
-    progress = ComparisonProgress(sink, flags.training_steps, skip)
+    progress = ComparisonProgress(sink, skip)
 
     def commands(name: str, trial: RunningTrial | None) -> list[str]:
         return film_commands(flags, folder, trial)
@@ -427,13 +427,12 @@ class ComparisonProgress(Progress):
 
     Args:
         sink: where the lines go.
-        steps: of one lifetime.
         skip: see `Progress`.
     """
 
-    def __init__(self, sink: Sink, steps: int, skip: int) -> None:
+    def __init__(self, sink: Sink, skip: int) -> None:
         super().__init__(sink, skip=skip)
-        self._steps, self._n = steps, 0
+        self._n = 0
         self._width = 0
 
     def begin(self, trials: Sequence[RunningTrial]) -> None:
@@ -441,7 +440,7 @@ class ComparisonProgress(Progress):
         super().begin(trials)
         self._n += len(trials)
         self._width = max([self._width, *(len(t.params["arm"]) for t in trials)])
-        self.budget += len(trials) * self._steps
+        self.budget += sum(steps_of(t.specs[0]) for t in trials)
 
     def trial_line(self, trial: RunningTrial, value: float | None) -> str:
         """See `Progress`."""

@@ -23,7 +23,7 @@ from erl.experiments.evolution_flags import (
 )
 from erl.experiments.finals import finalists_of, live_finals
 from erl.experiments.flags import number, plural, read_settings, study_name
-from erl.experiments.forecast import Outlook, announce, dry_run, learning_starts
+from erl.experiments.forecast import Outlook, announce, dry_run, learning_starts, steps_of
 from erl.experiments.luck import Luck
 from erl.files import folder_name
 from erl.learners import canonical_name, resolve_engine
@@ -284,7 +284,9 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
         return lifetimes(config, params)
 
     skip = learning_starts(outlook.specs[0]) * min(campaign.executor.workers, len(outlook.specs))
-    progress = EvolutionProgress(study, config, flags.nb_trials, sink, skip)
+    progress = EvolutionProgress(
+        study, config, flags.nb_trials, sink, steps_of(outlook.specs[0]), skip
+    )
     finals = flags.finalists > 0 and not config.published_code
     retries = flags.max_retries
     source = Generations(study, sampler, space, plan, popsize, flags.nb_trials, retries, finals)
@@ -382,7 +384,8 @@ def outlook_of(flags: EvolutionFlags, config: EvolutionStudy, done: int) -> Outl
     )
     finals = 0
     if trials and flags.finalists > 0 and not config.published_code:
-        finals = min(flags.finalists, flags.nb_trials) * flags.finalist_seeds
+        mean = config.sampler == "Cmaes"  # that of the search takes part
+        finals = (min(flags.finalists, flags.nb_trials) + mean) * flags.finalist_seeds
         counts += f" and {finals * len(config.environments)} in finals"
     return Outlook(
         counts,
@@ -432,13 +435,17 @@ class EvolutionProgress(Progress):
     """Counts trials and steps, and says how far an evolution is."""
 
     def __init__(
-        self, study: Study, config: EvolutionStudy, nb_trials: int, sink: Sink, skip: int = 0
+        self,
+        study: Study,
+        config: EvolutionStudy,
+        nb_trials: int,
+        sink: Sink,
+        steps: int,
+        skip: int = 0,
     ) -> None:
         done = study.finished()
         lifetimes_of_a_trial = len(config.environments) * config.nb_seeds
-        super().__init__(
-            sink, (nb_trials - done) * lifetimes_of_a_trial * config.training_steps, skip
-        )
+        super().__init__(sink, (nb_trials - done) * lifetimes_of_a_trial * steps, skip)
         self.done = done
         self.last_error: str | None = None
         self._nb_trials = nb_trials

@@ -102,7 +102,8 @@ class EvolutionFlags(RunFlags):
     )
     learner: str = option(
         "PPO",
-        "algorithm: PPO, one of this project, or any other of Stable-Baselines3 and sb3-contrib",
+        "algorithm: PPO, one of this project, any other of Stable-Baselines3 and sb3-contrib, or "
+        "MODULE:CLASS, one of yours",
     )
     learner_config: str | None = option(
         None, "YAML or JSON file with its settings (files of the SB3 Zoo work)"

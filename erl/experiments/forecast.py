@@ -57,7 +57,7 @@ def announce(outlook: Outlook, executor: Executor, sink: Sink, measure: bool = F
     if updates is not None:
         parts.append(f"{updates:,} updates each")
     parts.append(plural(executor.workers, "worker"))
-    steps = outlook.left * outlook.specs[0].steps
+    steps = outlook.left * steps_of(outlook.specs[0])
     if outlook.left and (measure or steps >= WORTH_MEASURING):
         sink.status("measuring the speed")
         speed = measured_speed(outlook.specs, executor)
@@ -124,6 +124,12 @@ def rollout_of(spec: LifetimeSpec) -> int | None:
     if not isinstance(n_steps, int) or setting(spec, "buffer_size") is not None:
         return None
     return n_steps * int(spec.learner.config.get("n_envs", 1))
+
+
+def steps_of(spec: LifetimeSpec) -> int:
+    """Steps that a lifetime takes: its budget, and what is left of its last rollout."""
+    rollout = rollout_of(spec) or 1
+    return -(-spec.steps // rollout) * rollout
 
 
 def learning_starts(spec: LifetimeSpec) -> int:

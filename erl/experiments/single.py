@@ -23,7 +23,7 @@ from erl.experiments.campaign import (
 )
 from erl.experiments.films import film_agents, film_commands, model_name, say_film
 from erl.experiments.flags import MAX_SEED, plural, read_settings, study_name
-from erl.experiments.forecast import Outlook, announce, dry_run, learning_starts
+from erl.experiments.forecast import Outlook, announce, dry_run, learning_starts, steps_of
 from erl.experiments.single_flags import SingleConfig
 from erl.experiments.trials import Member
 from erl.files import folder_name, parse_yaml
@@ -230,8 +230,8 @@ class TrainingProgress(Progress):
     def begin(self, trials: Sequence[RunningTrial]) -> None:
         """These lifetimes begin."""
         super().begin(trials)
-        name, steps = self._campaign.name, self._flags.steps
-        self.budget += steps * len(trials)
+        name = self._campaign.name
+        self.budget += sum(steps_of(t.specs[0]) for t in trials)
         self._status |= {
             t.params["seed"]: Path(status_path(self._flags.runs, name, t.specs[0])) for t in trials
         }

@@ -38,7 +38,9 @@ class SingleConfig(AgentFlags):
     """Flags of `python -m erl`."""
 
     learner: str = option(
-        "ERL-Re2", "algorithm: ERL-Re2, PPO, or any other of Stable-Baselines3 or sb3-contrib"
+        "ERL-Re2",
+        "algorithm: ERL-Re2, one of this project, any other of Stable-Baselines3 and sb3-contrib, "
+        "or MODULE:CLASS, one of yours",
     )
     env_id: str = option("HalfCheetah-v4", "Gymnasium environment", "--env_name")
     steps: int = option(

@@ -194,10 +194,15 @@ def get_learner(name: str, engine: str = "auto") -> "Learner":
     Raises:
         UserError: unknown name or engine, or the engine does not have the learner.
     """
+    if ":" in name:
+        if engine != "auto":
+            raise UserError(f"--engine {engine} is not for {name}: your learners have no engines")
+        return _of_user(name)
     known, name = learner_names(), canonical_name(name)
     if name not in known:
         raise UserError(
-            f"unknown learner {name!r}{nearest(name, known)} (known: {', '.join(known)})"
+            f"unknown learner {name!r}{nearest(name, known)} (known: {', '.join(known)}; "
+            f"MODULE:CLASS names one of yours)"
         )
     if engine not in ENGINES:
         raise UserError(
@@ -215,6 +220,27 @@ def get_learner(name: str, engine: str = "auto") -> "Learner":
     from erl.learners.sb3 import SB3Learner
 
     return SB3Learner(name)
+
+
+def _of_user(name: str) -> "Learner":
+    """An instance of a user's class, `MODULE:CLASS`, which follows the protocol `Learner`.
+
+    Raises:
+        UserError: it cannot be imported or made, or lacks a method.
+    """
+    from erl.worlds.tasks import see_working_folder
+
+    module, _, kind = name.partition(":")
+    see_working_folder()
+    try:
+        learner = getattr(import_module(module), kind)()
+    except Exception as e:  # the module runs when it is imported
+        raise UserError(f"the learner {name} cannot be made: {type(e).__name__}: {e}") from e
+    methods = ("check_settings", "check", "cohort_key", "train")
+    missing = [method for method in methods if not callable(getattr(learner, method, None))]
+    if missing:
+        raise UserError(f"the learner {name} has no method {', '.join(missing)}")
+    return learner
 
 
 def resolve_engine(
@@ -236,7 +262,7 @@ def resolve_engine(
             a setting.
     """
     own = OWN.get(canonical_name(name))
-    if engine != "auto" or (own and not own.cohort):
+    if engine != "auto" or ":" in name or (own and not own.cohort):
         return engine
     if own is None:
         return "sb3"
@@ -283,6 +309,12 @@ def load_agent(spec: "LifetimeSpec", path: Path) -> "Agent":
     from erl.learners import sb3
 
     name = canonical_name(spec.learner.name)
+    if ":" in name:
+        learner = _of_user(name)
+        load: Callable[[LifetimeSpec, Path], Agent] | None = getattr(learner, "load", None)
+        if load is None:
+            raise UserError(f"the learner {name} has no method load, which reads its saved agents")
+        return load(spec, path)
     saved_as = OWN[name].saved_as if name in OWN else name
     if not isinstance(saved_as, str):
         _, action_space = spec.spaces()

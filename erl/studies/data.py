@@ -15,11 +15,6 @@ import numpy as np
 import optuna
 import pandas as pd
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.importance import (
-    FanovaImportanceEvaluator,
-    PedAnovaImportanceEvaluator,
-    get_param_importances,
-)
 from optuna.trial import FrozenTrial, create_trial
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -338,6 +333,13 @@ def importances(data: StudyData, repeats: int = 5) -> pd.DataFrame:
     Raises:
         UserError: too few trials with a fitness, one parameter, or all trials equally good.
     """
+    # scikit-learn comes with it and takes seconds.
+    from optuna.importance import (
+        FanovaImportanceEvaluator,
+        PedAnovaImportanceEvaluator,
+        get_param_importances,
+    )
+
     names = [n for n, a in data.space.items() if a.choices is None and a.high > a.low]
     done = data.trials[(data.trials.state == "COMPLETE") & data.trials.fitness.notna()]
     done = done.dropna(subset=names)

@@ -94,7 +94,7 @@ def find(env_id: str) -> Any:
             warnings.simplefilter("ignore")
             module, _, name = env_id.rpartition(":")
             if module:
-                _see_working_folder()
+                see_working_folder()
                 importlib.import_module(module)
             return gym.spec(name)
     except ModuleNotFoundError as e:
@@ -133,7 +133,7 @@ def _similar(env_id: str) -> str:
     return nearest(close[0], alike) if close else "; MODULE:NAME names one of a module of yours"
 
 
-def _see_working_folder() -> None:
+def see_working_folder() -> None:
     """Have modules in the working folder found, whatever script is run."""
     folder = os.getcwd()
     if not {"", folder} & set(sys.path):
