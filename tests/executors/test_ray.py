@@ -40,9 +40,15 @@ from erl.worlds.tasks import Task
 
 SETTINGS = {"n_steps": 32, "batch_size": 32, "n_epochs": 1}
 # Small stores, no dashboard, no statistics sent; workers that do not make way for everything else
-# on the machine.
+# on the machine. A node that was killed is missed after two seconds, and not after fifteen.
 NODE = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
-ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_failure_threshold": "4",
+}
 
 
 @pytest.fixture(scope="module")
