@@ -8,6 +8,12 @@ import sys
 import uuid
 from pathlib import Path
 
+# Before NumPy and torch start their threads: here, and in all processes that tests start. Two
+# processes of tests with two threads each would wait for one another on two cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+os.environ["MKL_NUM_THREADS"] = "1"
+
 import numpy as np
 import pytest
 import servers
