@@ -187,15 +187,14 @@ def test_while_a_study_goes_on_the_earlier_winner_stands_and_says_so(evolved, si
     assert "chosen when 8 of 12 trials had ended" in str(sink)
 
 
-@pytest.mark.xfail(reason="both run in threads of one process here", strict=False)
 def test_two_coordinators_that_reach_the_finals_together_share_them(evolved):
     both = threading.Barrier(2, timeout=30)
     evolved.before = staticmethod(_once([]))
     codes = []
 
     class Together(evolved):
-        def run(self, jobs, columns, tick, every=0.0):
-            yield from super().run(jobs, columns, tick, every)
+        def run(self, jobs, columns, tick, every=0.0, on_interrupt=None):
+            yield from super().run(jobs, columns, tick, every, on_interrupt)
             time.sleep(0.05)  # the other one has its turn
 
     def coordinator():
