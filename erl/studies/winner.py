@@ -130,7 +130,7 @@ class Finalist:
             parts.append(f"{with_interval(self.again)} lived again ({_seeds(self.again)})")
         if self.expected is not None:
             parts.append(f"{_shown(self.expected, self.interval)} expected on new seeds")
-        return f"fitness {', '.join(parts)}"
+        return f"fitness {', '.join(parts) or 'not known'}"
 
 
 def with_interval(scores: Sequence[float], mean: float | None = None) -> str:

@@ -194,7 +194,7 @@ def test_two_coordinators_that_reach_the_finals_together_share_them(evolved):
     codes = []
 
     class Together(evolved):
-        def run(self, jobs, columns, tick, every=0.0):
+        def run(self, jobs, columns, tick, every=0.0, on_interrupt=None):
             yield from super().run(jobs, columns, tick, every)
             time.sleep(0.05)  # the other one has its turn
 
