@@ -110,7 +110,8 @@ def evolved_for(flags: SingleConfig, sink: Sink) -> Evolved | None:
     """
     if flags.reservoir is None:
         return None
-    entry = find_evolved(flags.reservoir, flags.env_id, flags.learner)
+    learner = None if flags.learner is None else canonical_name(flags.learner)
+    entry = find_evolved(flags.reservoir, flags.env_id, learner)
     evolution = entry.evolution
     if flags.env_id in evolution.environments and flags.del_obs != evolution.del_obs:
         hidden = "without" if flags.del_obs else "with"

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from erl.errors import UserError, nearest
-from erl.learners import canonical_name
 from erl.search.space import make_context
 from erl.studies.configuration import EvolutionStudy
 from erl.studies.winner import Finalist
@@ -122,7 +121,7 @@ def find_evolved(
     Args:
         name: of the entry, or `ANY` for the first one of the environment.
         env_id: the environment, or the name of a set of environments.
-        learner: for whom it was evolved; None for anyone.
+        learner: its name in the registry, for whom it was evolved; None for anyone.
         flag: which names an entry, for messages.
 
     Raises:
@@ -140,10 +139,9 @@ def find_evolved(
         )
     of_env = [e for e in entries if env_id in (e.evolution.env_id, e.evolution.env_type)]
     if learner is not None:
-        wanted = canonical_name(learner)
-        of_env = [e for e in of_env if e.evolution.learner == wanted]
+        of_env = [e for e in of_env if e.evolution.learner == learner]
     if not of_env:
-        for_whom = "" if learner is None else f" and {canonical_name(learner)}"
+        for_whom = "" if learner is None else f" and {learner}"
         raise UserError(
             f"nothing was evolved yet for {env_id}{for_whom}; the catalogue has "
             f"{_listed(entries)}; {flag} NAME takes one of them"

@@ -63,7 +63,7 @@ def test_an_environment_a_learner_or_a_name_without_an_entry():
     with pytest.raises(UserError, match=r"nothing was evolved yet for Hopper-v4; .*pendulum \(Pen"):
         find_evolved("evolved", "Hopper-v4")
     with pytest.raises(UserError, match="nothing was evolved yet for Swimmer-v4 and SAC"):
-        find_evolved("evolved", "Swimmer-v4", "sac")
+        find_evolved("evolved", "Swimmer-v4", "SAC")
     with pytest.raises(UserError, match=r"'pendulun'; did you mean pendulum\?"):
         find_evolved("pendulun", "Swimmer-v4")
     assert find_evolved("pendulum", "Swimmer-v4", "SAC") is PENDULUM
