@@ -108,6 +108,8 @@ def run(args: argparse.Namespace) -> None:
         for command in each.commands(args.small):
             script, *flags = shlex.split(command)
             print(f"{each.name}: python {command}", flush=True)
+            # Of files in this folder too: the command runs in another one.
+            flags = [str(HERE.parent / f) if f.startswith("benchmarks/") else f for f in flags]
             flags += ["--storage", storage, "--workers", str(args.workers)]
             code = subprocess.run(
                 [sys.executable, str(HERE.parent / script), *flags], cwd=place

@@ -4,7 +4,7 @@ selection never saw.
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from erl.files import folder_name
 from erl.learners import resolve_engine
 from erl.lifetimes.living import Cohort, check
 from erl.search.space import ER_MRL_BIAS, NO_BIAS, is_searched, make_context
+from erl.studies.catalogue import ANY, find_evolved
 from erl.studies.configuration import EvolutionStudy, TestStudy
 from erl.studies.distributions import categorical, integer
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
@@ -56,8 +57,51 @@ __all__ = [
 ]
 
 
-def load_best(flags: ComparisonFlags, sink: Sink) -> tuple[str, EvolutionStudy, Finalist]:
-    """The evolved study's name, its configuration, and what it hands over: see `chosen`.
+@dataclass(frozen=True)
+class Best:
+    """What is tested.
+
+    Attributes:
+        name: of the evolution's study, or what the catalogue calls it.
+        stem: what the names of its tests begin with.
+        title: what its hyperparameters are called in a line.
+        evolution: the configuration.
+        winner: what the evolution hands over, see `chosen`; its parameters are numbers.
+    """
+
+    name: str
+    stem: str
+    title: str
+    evolution: EvolutionStudy
+    winner: Finalist
+
+
+def load_best(flags: ComparisonFlags, sink: Sink) -> Best:
+    """What the flags ask for.
+
+    Raises:
+        UserError: no such study, or none of its trials succeeded.
+    """
+    return load_evolved(flags, sink) if flags.evolved else load_study(flags, sink)
+
+
+def load_evolved(flags: ComparisonFlags, sink: Sink) -> Best:
+    """An entry of the catalogue.
+
+    Raises:
+        UserError: there is none.
+    """
+    entry = find_evolved(flags.study or ANY, flags.evolved_in, flag="--study")
+    evolution = replace(entry.evolution, published_code=flags.published_code)
+    name = f"{ANY}_{entry.name}"
+    _say_reservoirs(flags, name, evolution, False, sink)
+    values = ", ".join(f"{k} {v:.6g}" for k, v in entry.winner.params.items())
+    sink.line(f"{entry.title}: evolved in {entry.where}, {entry.winner.reached}, {values}")
+    return Best(name, name, entry.title, evolution, entry.winner)
+
+
+def load_study(flags: ComparisonFlags, sink: Sink) -> Best:
+    """What an evolution hands over.
 
     Raises:
         UserError: no such study, or none of its trials succeeded.
@@ -104,7 +148,8 @@ def load_best(flags: ComparisonFlags, sink: Sink) -> tuple[str, EvolutionStudy, 
     values = ", ".join(f"{k} {v:.6g}" for k, v in params.items())
     of = f"winner of {len(choice.finalists)} finalists" if choice.finalists else "best"
     sink.line(f"{name}: {of} of {trials} trials is {winner.title}, {winner.reached}, {values}")
-    return name, evolution, replace(winner, params=params)
+    stem = f"{name}_{winner.slug}"
+    return Best(name, stem, winner.title, evolution, replace(winner, params=params))
 
 
 def _address(flags: ComparisonFlags, name: str, sink: Sink) -> str:
@@ -213,8 +258,8 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     Raises:
         UserError: bad input; nothing has been written then.
     """
-    name, evolution, winner = load_best(flags, sink)
-    params = winner.params
+    best = load_best(flags, sink)
+    name, evolution, params = best.name, best.evolution, best.winner.params
     where = ""
     env_id = None
     env_kwargs: dict[str, Any] = {}
@@ -228,7 +273,7 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
             f"{command('test-generalization')}"
         )
     # An evolution that went on and found better has a test of its own.
-    test_name = f"{name}_{winner.slug}{where}_test_{thousands(flags.training_steps)}_steps"
+    test_name = f"{best.stem}{where}_test_{thousands(flags.training_steps)}_steps"
     test_name += "_published" * flags.published_code
     stored = stored_config(flags.results, test_name)
     if isinstance(stored, TestStudy):  # journals were once taken for reservoirs without a bias
@@ -303,7 +348,7 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
         )
     report(study, sink)
     if env_id is None:
-        _say_winner(study, arms[1], winner, evolution, flags.training_steps, sink)
+        _say_winner(study, arms[1], best, flags.training_steps, sink)
     say_where(campaign, flags, flags.results, folder)
     say_film(study, flags, folder, arms[1], sink)
     if flags.video:
@@ -391,16 +436,13 @@ def report(study: Study, sink: Sink) -> None:
         sink.line(line)
 
 
-def _say_winner(
-    study: Study, arm: str, winner: Finalist, evolution: EvolutionStudy, steps: int, sink: Sink
-) -> None:
+def _say_winner(study: Study, arm: str, best: Best, steps: int, sink: Sink) -> None:
     """Say what the evolved agent reached: when proposed, lived again, and on the seeds of the test.
 
     Args:
         study: of the test.
         arm: the agent with the settings that it was evolved with.
-        winner: what the evolution handed over.
-        evolution: its configuration.
+        best: what is tested.
         steps: of a lifetime of the test.
         sink: where the line goes.
     """
@@ -409,16 +451,16 @@ def _say_winner(
         for t in study.trials("COMPLETE")
         if t.params["arm"] == arm
     }
-    if evolution.fitness == "training":
+    if best.evolution.fitness == "training":
         scores = [r.training_return for _, r in sorted(records.items())]
     else:
         scores = [float(np.mean(r.final_returns)) for _, r in sorted(records.items())]
     known = [s for s in scores if s is not None]
     if known:
-        longer = "" if steps == evolution.training_steps else f", after {steps:,} steps"
+        longer = "" if steps == best.evolution.training_steps else f", after {steps:,} steps"
         sink.line(
-            f"evolved:  {winner.title} as {arm}, {winner.reached}; {with_interval(known)} on test "
-            f"seeds ({plural(len(known), 'seed')}{longer})"
+            f"evolved:  {best.title} as {arm}, {best.winner.reached}; {with_interval(known)} on "
+            f"test seeds ({plural(len(known), 'seed')}{longer})"
         )
 
 

@@ -20,6 +20,11 @@ DEFAULT_STEPS = 10_000_000  # ER-MRL's
 class ComparisonFlags(AgentFlags):
     """Flags that every test takes."""
 
+    evolved: bool = option(
+        False,
+        "test what the catalogue has for this environment or set, or under the name --study, "
+        "without an evolution of your own",
+    )
     h_test: str = option("main", "name of the experiment that was evolved")
     study: str | None = option(
         None, "whole name of the study, instead of the flags from which its name is made"
@@ -74,12 +79,22 @@ class ComparisonFlags(AgentFlags):
         """The number of reservoirs that the command names; None for a script of a single one."""
         return None
 
+    @property
+    def evolved_in(self) -> str:
+        """The environment, or the set of environments, of the evolution."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class ComparisonConfig(ComparisonFlags):
     """A test in the environment of the evolution, with one reservoir."""
 
     env_id: str = option("HalfCheetah-v4", "environment of the study, unless --study names it")
+
+    @property
+    def evolved_in(self) -> str:
+        """See `ComparisonFlags`."""
+        return self.env_id
 
     def subject(self) -> str:
         """The environment."""
@@ -121,6 +136,11 @@ class GeneralizationComparisonConfig(ComparisonFlags):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("nb_res", self.nb_res)
+
+    @property
+    def evolved_in(self) -> str:
+        """See `ComparisonFlags`."""
+        return self.HP_env_type
 
     def subject(self) -> str:
         """Set and number of reservoirs."""

@@ -16,6 +16,7 @@ import numpy as np
 from erl.errors import UserError
 from erl.studies.study import Study
 from erl.studies.trials import RunningTrial
+from erl.studies.winner import stored_choice
 
 if TYPE_CHECKING:
     from erl.studies.data import StudyData
@@ -42,7 +43,9 @@ class Display:
 
     def study(self) -> None:
         """Write the note of the study."""
-        self._study.note(self._commands(self._study.name_now(), None))
+        choice = stored_choice(self._study.optuna.user_attrs)
+        winner = None if choice is None else f"{choice.winner.title}, {choice.winner.reached}"
+        self._study.note(self._commands(self._study.name_now(), None), winner)
 
     def trial(
         self,

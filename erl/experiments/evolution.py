@@ -14,7 +14,7 @@ from typing import Any
 from erl.cli import Sink, command, figure
 from erl.errors import UserError
 from erl.experiments.campaign import Campaign, Progress, checkpoint_cohort, make_executor
-from erl.experiments.display import EvolutionLog
+from erl.experiments.display import Display, EvolutionLog
 from erl.experiments.evolution_flags import (
     EvolutionConfig,
     EvolutionFlags,
@@ -325,10 +325,8 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
         reasons = f"{command('studies', 'show', '--study', name)} lists the reasons"
         sink.line(f"no trial succeeded: {progress.last_error or reasons}")
         return 1
-    test = test_command(config, study.name_now(), flags)
-    sink.line(f"test them:       {test}")
-    if choice.finalists:
-        study.note([test], f"{choice.winner.title}, {choice.winner.reached}")
+    sink.line(f"test them:       {test_command(config, study.name_now(), flags)}")
+    Display(study, flags.artifacts, commands).study()
     return 0
 
 

@@ -20,7 +20,14 @@ from erl.studies.configuration import EvolutionStudy, FinalsStudy
 from erl.studies.distributions import SearchSpace, integer
 from erl.studies.study import Study
 from erl.studies.trials import RunningTrial, key_of, lifetime_records, why_failed
-from erl.studies.winner import Finalist, choose, finals_name, proposed_by, store_choice
+from erl.studies.winner import (
+    Finalist,
+    choose,
+    finals_name,
+    link_finals,
+    proposed_by,
+    store_choice,
+)
 from erl.worlds.specification import LifetimeSpec
 
 # From hyperparameters and the index of a seed to the lifetimes on all environments.
@@ -82,9 +89,10 @@ def live_finals(
     Returns:
         False if it was interrupted. What has ended is stored.
     """
-    name = finals_name(evolution.name)
+    name = finals_name(evolution.storage, evolution.name_now())
     campaign = Campaign(flags, name, FinalsStudy(config), sink)
     study = campaign.study
+    link_finals(study, evolution)
     known = _known(study, evolution, config, finalists)
     wanted = [f.key | {"seed": seed} for seed in range(flags.finalist_seeds) for f in finalists]
 

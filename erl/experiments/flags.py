@@ -24,11 +24,12 @@ MAX_SEED = 10**6
 GROUPS: dict[str, tuple[str, ...]] = {
     "task": (
         *("env_id", "env_type", "HP_env_type", "env_ids", "sets", "env_kwargs", "del_obs"),
-        *("study", "h_test", "steps", "training_steps", "HP_training_steps", "nb_seeds", "seeds"),
+        *("evolved", "study", "h_test", "steps", "training_steps", "HP_training_steps"),
+        *("nb_seeds", "seeds"),
         *("seed", "ep_eval", "arms", "controls", "allow_seen", "published_code"),
     ),
     "reservoirs": (
-        *("nb_res", "units", "obs_units", "skip_c", "feed_action", "reset_res"),
+        *("reservoir", "nb_res", "units", "obs_units", "skip_c", "feed_action", "reset_res"),
         *("fixed_iss", "bias", "bias_connectivity"),
     ),
     "search": (

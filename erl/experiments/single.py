@@ -24,11 +24,13 @@ from erl.experiments.campaign import (
 from erl.experiments.films import film_agents, film_commands, model_name, say_film
 from erl.experiments.flags import MAX_SEED, plural, read_settings, study_name
 from erl.experiments.forecast import Outlook, announce, dry_run, learning_starts, steps_of
-from erl.experiments.single_flags import SingleConfig
+from erl.experiments.single_flags import DEFAULT_LEARNER, SingleConfig
 from erl.experiments.trials import Member
 from erl.files import folder_name, parse_yaml
 from erl.learners import canonical_name, cores, published_settings, resolve_engine
 from erl.lifetimes.living import Cohort, check
+from erl.search.space import learner_settings, make_context
+from erl.studies.catalogue import Evolved, find_evolved
 from erl.studies.configuration import SingleStudy
 from erl.studies.distributions import integer
 from erl.studies.storage import shown
@@ -95,17 +97,56 @@ def lifetime(config: SingleStudy, index: int) -> LifetimeSpec:
         seeds=Seeds.published(index)
         if config.published_code
         else Seeds.derive(config.seed, "single", index),
+        context=config.context,
         ep_eval=config.ep_eval,
     )
 
 
-def study_config(flags: SingleConfig, sink: Sink) -> SingleStudy:
-    """What the flags ask for, as a study stores it."""
-    learner = canonical_name(flags.learner)
+def evolved_for(flags: SingleConfig, sink: Sink) -> Evolved | None:
+    """The entry of the catalogue that the flags ask for; None without `--reservoir`.
+
+    Raises:
+        UserError: there is none, or it is for a task of which the agent sees more, or less.
+    """
+    if flags.reservoir is None:
+        return None
+    learner = None if flags.learner is None else canonical_name(flags.learner)
+    entry = find_evolved(flags.reservoir, flags.env_id, learner)
+    evolution = entry.evolution
+    if flags.env_id in evolution.environments and flags.del_obs != evolution.del_obs:
+        hidden = "without" if flags.del_obs else "with"
+        raise UserError(
+            f"--reservoir: {entry.line} is not for {flags.env_id} {hidden} velocities; "
+            f"--del_obs {evolution.del_obs} is what it was evolved with"
+        )
+    values = ", ".join(f"{k} {v:.6g}" for k, v in entry.winner.params.items())
+    sink.line(f"reservoir:       {entry.line}, {values}")
+    return entry
+
+
+def study_config(flags: SingleConfig, sink: Sink, entry: Evolved | None = None) -> SingleStudy:
+    """What the flags ask for, as a study stores it.
+
+    Args:
+        flags: of the command.
+        sink: where lines go.
+        entry: of the catalogue, whose reservoirs the agent has.
+    """
+    usual = DEFAULT_LEARNER if entry is None else entry.evolution.learner
+    learner = canonical_name(flags.learner or usual)
     settings, env_kwargs = read_settings(
         flags.learner_config, flags.env_kwargs, [flags.env_id], sink.line, learner
     )
     settings = settings | further_settings(flags)
+    context = None
+    if entry is not None:
+        evolution = replace(entry.evolution, published_code=flags.published_code)
+        context = make_context(evolution, entry.winner.params)
+        if learner == evolution.learner:
+            evolved = learner_settings(evolution, entry.winner.params)
+            settings = evolved | settings
+            if evolved:
+                sink.line(f"its settings:    {json.dumps(evolved)}")
     if flags.published_code:
         settings = published_settings(learner) | settings
     if flags.redis_password is not None:
@@ -121,6 +162,8 @@ def study_config(flags: SingleConfig, sink: Sink) -> SingleStudy:
         del_obs=flags.del_obs,
         ep_eval=flags.ep_eval,
         published_code=flags.published_code,
+        reservoir=None if entry is None else entry.name,
+        context=context,
     )
 
 
@@ -146,7 +189,9 @@ def run(flags: SingleConfig, sink: Sink) -> int:
         UserError: bad input; nothing has been written then.
     """
     indices = flags.indices()
-    config = study_config(flags, sink)
+    entry = evolved_for(flags, sink)
+    config = study_config(flags, sink, entry)
+    flags = replace(flags, learner=config.learner)
     name = flags.study or study_name(flags.subject(), flags.h_test, flags.steps)
     if flags.study is not None:
         Study(flags.storage, name)  # it exists

@@ -18,6 +18,7 @@ from erl.experiments.flags import (
 )
 from erl.learners import ENGINES, canonical_name
 
+DEFAULT_LEARNER = "ERL-Re2"
 # Settings of learners that have a flag each.
 SETTINGS = (
     "actor_workers",
@@ -37,10 +38,15 @@ SETTINGS = (
 class SingleConfig(AgentFlags):
     """Flags of `python -m erl`."""
 
-    learner: str = option(
-        "ERL-Re2",
+    learner: str | None = option(
+        None,
         "algorithm: ERL-Re2, one of this project, any other of Stable-Baselines3 and sb3-contrib, "
-        "or MODULE:CLASS, one of yours",
+        "or MODULE:CLASS, one of yours; by default ERL-Re2, or the one of --reservoir",
+    )
+    reservoir: str | None = option(
+        None,
+        "reservoirs of the catalogue: evolved, those that were evolved for --env_id, or a name "
+        "there; with them the settings with which they were evolved",
     )
     env_id: str = option("HalfCheetah-v4", "Gymnasium environment", "--env_name")
     steps: int = option(
@@ -142,8 +148,9 @@ class SingleConfig(AgentFlags):
         return {name: value for name, value in given.items() if value is not None}
 
     def subject(self) -> str:
-        """Environment and learner."""
-        return f"{self.env_id}_{canonical_name(self.learner)}"
+        """Environment and learner, and whether it has a reservoir."""
+        kind = "" if self.reservoir is None else "RES_"
+        return f"{self.env_id}_{kind}{canonical_name(self.learner or DEFAULT_LEARNER)}"
 
     def indices(self) -> list[int]:
         """Numbers of the seeds.

@@ -315,11 +315,29 @@ def load_agent(spec: "LifetimeSpec", path: Path) -> "Agent":
         if load is None:
             raise UserError(f"the learner {name} has no method load, which reads its saved agents")
         return load(spec, path)
+    return sb3.load(_saved_as(spec), path, spec)
+
+
+def _saved_as(spec: "LifetimeSpec") -> str:
+    """The algorithm of Stable-Baselines3 or sb3-contrib as whose models a lifetime's are saved."""
+    name = canonical_name(spec.learner.name)
     saved_as = OWN[name].saved_as if name in OWN else name
     if not isinstance(saved_as, str):
         _, action_space = spec.spaces()
         saved_as = saved_as[type(action_space).__name__]
-    return sb3.load(saved_as, path, spec)
+    return saved_as
+
+
+def zoo_name(spec: "LifetimeSpec") -> str:
+    """What the RL Baselines3 Zoo calls the algorithm as whose models a lifetime's are saved.
+
+    Raises:
+        UserError: the agents of this learner are no models of Stable-Baselines3.
+    """
+    if ":" in spec.learner.name:
+        raise UserError(f"the Zoo cannot open agents of {spec.learner.name}, a learner of yours")
+    saved_as = _saved_as(spec)
+    return {"RecurrentPPO": "ppo_lstm"}.get(saved_as, saved_as.lower())
 
 
 def __getattr__(name: str) -> Any:
@@ -346,4 +364,5 @@ __all__ = [
     "published_settings",
     "resolve_engine",
     "setting_names",
+    "zoo_name",
 ]

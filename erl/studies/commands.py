@@ -25,12 +25,19 @@ from erl.studies.flags import DOCUMENTS, CopyConfig, ExportConfig, ListConfig, S
 from erl.studies.following import UID
 from erl.studies.leases import PLACE
 from erl.studies.records import generations, records
-from erl.studies.storage import open_storage, shown
+from erl.studies.storage import open_storage, shown, study_names
 from erl.studies.study import COPY, Study
 from erl.studies.tables import agent_tables, to_frame, to_latex, to_markdown, to_text_frame
 from erl.studies.tables import lines as table_lines
 from erl.studies.trials import lifetime_records, why_failed
-from erl.studies.winner import Choice, finals_name, stored_choice, without_finals
+from erl.studies.winner import (
+    FINALS_OF,
+    Choice,
+    finals_name,
+    link_finals,
+    stored_choice,
+    without_finals,
+)
 
 COLUMNS = ("study", "kind", "trials", "result", "last change")
 
@@ -38,8 +45,8 @@ COLUMNS = ("study", "kind", "trials", "result", "last change")
 def _name(storage: BaseStorage, config: Any) -> str:
     """The study that is meant."""
     names = [s.study_name for s in storage.get_all_studies()]
-    if config.study is None and len(without_finals(names)) == 1:
-        return without_finals(names)[0]
+    if config.study is None and len(meant := without_finals(storage)) == 1:
+        return meant[0]
     if config.study is None:
         if not names:
             raise UserError(f"{shown(config.storage)} has no study yet")
@@ -283,6 +290,7 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
         raise UserError(f"study {name!r} is an incomplete copy itself")
     target = open_storage(to, create=True)
     there = {s.study_name: s for s in target.get_all_studies()}
+    finals, copied_finals = finals_name(source, name), finals_name(target, target_name)
     if target_name in there:
         if not config.overwrite:
             mark = (
@@ -326,16 +334,19 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
     if missing:
         sink.line(f"{len(missing)} of its files are missing: they are not beside {config.storage}")
     sink.line(f"{target_name} in {shown(to)}: {len(trials)} trials copied ({_states(trials)})")
-    if any(s.study_name == finals_name(name) for s in source.get_all_studies()):
-        part, whole = finals_name(name), finals_name(target_name)
-        return copy_study(replace(config, study=part, to_name=whole), sink)
+    if finals in study_names(source):
+        copy_study(replace(config, study=finals, to_name=copied_finals), sink)
+        link_finals(Study(to, copied_finals), Study(to, target_name))
     return 0
 
 
 def _user_attrs(study: Any) -> dict[str, Any]:
-    """What a copy takes along: no leases, and not what the original is known by."""
+    """What a copy takes along: no leases, and not what the original, or the evolution of finals,
+    is known by.
+    """
     attrs = study.user_attrs
-    return {k: v for k, v in attrs.items() if k != UID and not k.startswith(PLACE)}
+    left = (UID, FINALS_OF)
+    return {k: v for k, v in attrs.items() if k not in left and not k.startswith(PLACE)}
 
 
 def _system_attrs(study: Any, ids: Mapping[int, int]) -> dict[str, Any]:

@@ -7,12 +7,13 @@ training of one learner. A stored configuration says of which kind it is. Those 
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 from erl.errors import UserError, nearest
 from erl.search.space import SearchConfig
 from erl.statistics import normalised_score
+from erl.worlds.reservoirs import Context
 from erl.worlds.specification import LifetimeSpec, from_json, to_json
 
 CONFIG_VERSION = 1
@@ -164,6 +165,8 @@ class SingleStudy:
         steps: environment steps of one lifetime.
         engine: which implementation trains the learner.
         env_kwargs: arguments of the environment.
+        reservoir: the entry of the catalogue whose reservoirs the agent has; None without any.
+        context: these reservoirs.
     """
 
     kind: ClassVar[str] = "single"
@@ -180,6 +183,9 @@ class SingleStudy:
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     ep_eval: int = 10
     published_code: bool = False
+    # Left out of what is stored where there are none, as before there were any.
+    reservoir: str | None = field(default=None, metadata={"omit_default": True})
+    context: Context | None = field(default=None, metadata={"omit_default": True})
     config_version: int = CONFIG_VERSION
 
     @property
@@ -254,7 +260,7 @@ def differences(there: StudyConfig, here: StudyConfig) -> list[str]:
 def _differences(there: Any, here: Any, prefix: str = "") -> Iterator[str]:
     for name in (f.name for f in fields(here) if f.name not in here.may_change):
         a, b = getattr(there, name), getattr(here, name)
-        if is_dataclass(b):
+        if isinstance(b, EvolutionStudy):
             yield from _differences(a, b, f"{prefix}{name}.")
         elif to_json(a) != to_json(b):
             yield f"{prefix}{name} is {to_json(a)!r} there and {to_json(b)!r} here"

@@ -29,7 +29,7 @@ from erl.studies.configuration import (
     TestStudy,
 )
 from erl.studies.records import decoded, generation_rows, lifetime_rows
-from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
+from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown
 from erl.studies.study import Study
 from erl.studies.trials import why_failed
 from erl.studies.winner import Choice, chosen, without_finals
@@ -155,7 +155,7 @@ def read_study(address: str, storage: str = DEFAULT_STORAGE) -> StudyData:
     else:
         name = address
     if not name:
-        names = without_finals(study_names(open_storage(storage)))
+        names = without_finals(open_storage(storage))
         if len(names) != 1:
             has = f"it has {', '.join(sorted(names)[:12])}" if names else "it has no study yet"
             raise UserError(f"which study of {shown(storage)}? STORAGE#STUDY names one; {has}")

@@ -181,6 +181,12 @@ class Study:
         """Its name, which may have been changed since it was opened."""
         return self.storage.name_now() or self.name
 
+    def known_by(self) -> str:
+        """What it is known by, whatever it is called; stored when it is first asked for."""
+        if UID not in self.optuna.user_attrs:
+            self.optuna.set_user_attr(UID, uuid.uuid4().hex)
+        return self.optuna.user_attrs[UID]
+
     def best(self) -> FrozenTrial | None:
         """The trial with the highest fitness, none that was pruned; None without any."""
         done = [t for t in self.trials("COMPLETE") if t.value is not None]
@@ -195,10 +201,7 @@ class Study:
 
     def __enter__(self) -> "Study":
         self.storage.retry_seconds = OUTAGE_SECONDS
-        if UID not in self.optuna.user_attrs:
-            self.optuna.set_user_attr(UID, uuid.uuid4().hex)
-        uid = self.optuna.user_attrs[UID]
-        self.storage.follow(self._id, self.name, uid, self._name_metric)
+        self.storage.follow(self._id, self.name, self.known_by(), self._name_metric)
         self._name_metric()
         self.lease.start()
         return self

@@ -2,40 +2,76 @@
 trial with the highest fitness.
 
 Finals live in a study of their own beside the evolution, `{study}_finals`. So the evolution's
-trials keep their numbers, and neither its samplers nor its pruners know of them. Its trials are
+trials keep their numbers, and neither its samplers nor its pruners know of them. Finals store what
+their evolution is known by, so that they are found when one of the two is renamed. Its trials are
 lifetimes of a finalist on a seed: parameters `trial` (number of the evolution's trial) or `mean`
 (of the search's distribution: how many trials had ended when it had this mean), and `seed`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from erl.cli import figure
 from erl.errors import UserError
 from erl.search.noise import expect, mean_interval
 from erl.studies.configuration import EvolutionStudy
+from erl.studies.following import UID
 from erl.studies.study import Study
 from erl.studies.trials import Score, lifetime_records
 from erl.worlds.specification import from_json, to_json
 
 WINNER = "winner"  # user attribute of an evolution's study
 SUFFIX = "_finals"
+FINALS_OF = "finals_of"  # user attribute of finals: the `UID` of their evolution
 
 
-def finals_name(study: str) -> str:
-    """The name of the study in which an evolution's finals are."""
-    return f"{study}{SUFFIX}"
+def finals_name(storage: BaseStorage, study: str) -> str:
+    """The name of the study in which an evolution's finals are, or would be.
+
+    Finals without `FINALS_OF` were made by version 0.2.0 or earlier, and are known by their name.
+
+    Args:
+        storage: of both.
+        study: the name of the evolution's study.
+    """
+    there = {s.study_name: s.user_attrs for s in storage.get_all_studies()}
+    uid = there.get(study, {}).get(UID)
+    if uid is not None:
+        for name, attrs in there.items():
+            if attrs.get(FINALS_OF) == uid:
+                return name
+    name, count = f"{study}{SUFFIX}", 1
+    while there.get(name, {}).get(FINALS_OF) is not None:  # another evolution's
+        count += 1
+        name = f"{study}{SUFFIX}_{count}"
+    return name
 
 
-def without_finals(names: Iterable[str]) -> list[str]:
-    """Names of studies, without the finals of others among them."""
-    known = set(names)
-    return [n for n in names if not (n.endswith(SUFFIX) and n.removesuffix(SUFFIX) in known)]
+def without_finals(storage: BaseStorage) -> list[str]:
+    """Names of the studies of a storage, without the finals of others among them."""
+    there = {s.study_name: s.user_attrs for s in storage.get_all_studies()}
+    evolutions = {attrs[UID] for attrs in there.values() if UID in attrs}
+
+    def is_part(name: str) -> bool:
+        owner = there[name].get(FINALS_OF)
+        if owner is not None:
+            return owner in evolutions
+        return name.endswith(SUFFIX) and name.removesuffix(SUFFIX) in there
+
+    return [name for name in there if not is_part(name)]
+
+
+def link_finals(finals: Study, evolution: Study) -> None:
+    """Have finals know their evolution, whatever the two are called."""
+    uid = evolution.known_by()
+    if finals.optuna.user_attrs.get(FINALS_OF) != uid:
+        finals.optuna.set_user_attr(FINALS_OF, uid)
 
 
 @dataclass(frozen=True)
@@ -94,7 +130,7 @@ class Finalist:
             parts.append(f"{with_interval(self.again)} lived again ({_seeds(self.again)})")
         if self.expected is not None:
             parts.append(f"{_shown(self.expected, self.interval)} expected on new seeds")
-        return f"fitness {', '.join(parts)}"
+        return f"fitness {', '.join(parts) or 'not known'}"
 
 
 def with_interval(scores: Sequence[float], mean: float | None = None) -> str:

@@ -22,7 +22,7 @@ from gymnasium import spaces
 from erl.errors import UserError
 from erl.worlds.context import ReservoirWrapper, context_space
 from erl.worlds.reservoirs import Context
-from erl.worlds.tasks import Ledger, Task, check_task, make_env
+from erl.worlds.tasks import Ledger, Task, check_task, make_env, wrap_env
 
 SPEC_VERSION = 1
 _PACKAGES = (
@@ -119,7 +119,13 @@ class LifetimeSpec:
 
     def make_env(self, ledger: Ledger | None = None, render_mode: str | None = None) -> gym.Env:
         """The environment as the policy sees it; steps are entered in `ledger`."""
-        env = make_env(self.task, ledger, render_mode)
+        return self._within_context(make_env(self.task, ledger, render_mode))
+
+    def wrap_env(self, env: gym.Env) -> gym.Env:
+        """Gymnasium's environment of this task, made elsewhere, as the policy sees it."""
+        return self._within_context(wrap_env(env, self.task))
+
+    def _within_context(self, env: gym.Env) -> gym.Env:
         return (
             env
             if self.context is None

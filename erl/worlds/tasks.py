@@ -210,8 +210,13 @@ def make_env(task: Task, ledger: Ledger | None = None, render_mode: str | None =
         UserError: see `check_task`.
     """
     check_task(task)
-    env, keep = make_bare_env(task, render_mode)
-    env = Metered(env, ledger, keep)
+    env, _ = make_bare_env(task, render_mode)
+    return wrap_env(env, task, ledger)
+
+
+def wrap_env(env: gym.Env, task: Task, ledger: Ledger | None = None) -> gym.Env:
+    """Gymnasium's environment of a task as agents without a context meet it: see `make_env`."""
+    env = Metered(env, ledger, _seen_entries(env, task))
     return env if task.frame_stack == 1 else StackedFrames(env, task.frame_stack)
 
 
@@ -221,6 +226,11 @@ def make_bare_env(task: Task, render_mode: str | None = None) -> tuple[gym.Env, 
     """
     # An environment that cannot be rendered may not know the argument.
     env = _make(task) if render_mode is None else _make(task, render_mode=render_mode)
+    return env, _seen_entries(env, task)
+
+
+def _seen_entries(env: gym.Env, task: Task) -> np.ndarray | None:
+    """Indices of the flat observation's entries that the agent sees; None for all."""
     hidden = _hidden(task)
     size = 0 if hidden is None else Observations(env.observation_space, task.env_id).size
-    return env, _keep(hidden, size)
+    return _keep(hidden, size)

@@ -17,7 +17,7 @@ from erl.experiments.comparison import ComparisonConfig, compare
 from erl.experiments.evolution import GeneralizationConfig, evolve
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
 from erl.studies.study import Study
-from erl.studies.winner import WINNER, chosen, finals_name
+from erl.studies.winner import WINNER, chosen
 from erl.worlds.specification import Seeds
 
 
@@ -40,7 +40,7 @@ def evolved(told, database):
 
 
 def final_trials():
-    return study(finals_name(NAME)).trials()
+    return study(f"{NAME}_finals").trials()
 
 
 def found():
@@ -239,7 +239,7 @@ def test_no_finals_while_a_longer_run_goes_on_elsewhere(evolved, sink):
         other._held.add(trial)
         other.storage.set_trial_user_attr(trial, "owner", other.lease.owner)
         assert evolve(make(nb_trials=8), sink) == 0
-    assert finals_name(NAME) not in study_names(open_storage(DEFAULT_STORAGE))
+    assert f"{NAME}_finals" not in study_names(open_storage(DEFAULT_STORAGE))
     assert "1 trial of this study is running in other processes" in str(sink)
 
 
@@ -249,7 +249,7 @@ def waits_after_the_first_final():
 
     def waiting(self, *record):
         store(self, *record)
-        if self.name == finals_name(NAME):
+        if self.name == f"{NAME}_finals":
             Path("stored").touch()
             time.sleep(1000)
 
@@ -365,7 +365,7 @@ def test_scores_of_a_set_of_environments_are_normalised(told, sink):
     del settings["env_id"]
     assert evolve(GeneralizationConfig(**settings), sink) == 0
     evolved = study("Toys_1_main_0.128k_steps")
-    trials = study(finals_name(evolved.name)).trials("COMPLETE")
+    trials = study(f"{evolved.name}_finals").trials("COMPLETE")
     for trial in trials:
         records = Study.lifetimes(trial)
         tasks = [records[i].spec.task.env_id for i in sorted(records)]

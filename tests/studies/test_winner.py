@@ -1,8 +1,17 @@
 """What an evolution hands over, as studies store and show it."""
 
-from told_lifetimes import NAME, make, study
+import itertools
+import shutil
+
+import optuna
+import pytest
+from conftest import Lines
+from optuna_dashboard import get_note
+from test_following import copied
+from told_lifetimes import NAME, Told, make, study
 
 from erl.cli import figure
+from erl.experiments.display import Display
 from erl.experiments.evolution import evolve
 from erl.figures.report import _what_was_run
 from erl.studies.commands import (
@@ -14,10 +23,22 @@ from erl.studies.commands import (
     show_study,
 )
 from erl.studies.data import evolved_reservoirs, read_study
+from erl.studies.following import UID
+from erl.studies.notes import _plain
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
 from erl.studies.study import Study
-from erl.studies.winner import WINNER, Choice, Finalist, choose, chosen, proposed_by, without_finals
-from erl.worlds.specification import from_json, to_json
+from erl.studies.winner import (
+    FINALS_OF,
+    WINNER,
+    Choice,
+    Finalist,
+    choose,
+    chosen,
+    finals_name,
+    proposed_by,
+    without_finals,
+)
+from erl.worlds.specification import Seeds, from_json, to_json
 
 TRIAL = Finalist(7, None, {"sr": 1.0}, 436.0, (430.0, 442.0), (290.0, 300.0, 313.0))
 MEAN = Finalist(None, 30, {"sr": 1.1}, None, (), (200.0, 201.0, 199.0))
@@ -47,8 +68,111 @@ def test_of_equals_the_earlier_trial_wins():
     assert choose(equals, 10).winner.trial == 2
 
 
-def test_finals_are_part_of_their_evolution_where_a_study_is_meant():
-    assert without_finals(["a", "a_finals", "b_finals"]) == ["a", "b_finals"]
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    """A small evolution and its finals."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("evolved")
+        patch.chdir(folder)
+        patch.setattr("erl.executors.local.LocalExecutor", Told)
+        assert evolve(small(), Lines()) == 0
+    return folder / "studies.db"
+
+
+def small(**options):
+    return make(**({"nb_trials": 4, "finalist_seeds": 2} | options))
+
+
+@pytest.fixture
+def evolved(told, database):
+    """That evolution, to go on with."""
+    shutil.copy(database, "studies.db")
+    return told
+
+
+def named(**uids):
+    """An empty database with studies of these names, known by these."""
+    storage = open_storage("sqlite:///named.db", create=True)
+    for name, attrs in uids.items():
+        optuna.create_study(storage=storage, study_name=name)
+        study_id = storage.get_study_id_from_name(name)
+        for key, value in attrs.items():
+            storage.set_study_user_attr(study_id, key, value)
+    return storage
+
+
+def test_finals_are_part_of_their_evolution_where_a_study_is_meant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    link = {FINALS_OF: "1"}
+    storage = named(a={}, a_finals={}, b_finals={}, c={UID: "1"}, old_finals=link)
+    assert without_finals(storage) == ["a", "b_finals", "c"]
+    assert finals_name(storage, "a") == "a_finals"  # of an older version, by their name
+    assert finals_name(storage, "c") == "old_finals"
+    # Another evolution that has the old name now has finals of its own.
+    assert finals_name(storage, "old") == "old_finals_2"
+    storage.delete_study(storage.get_study_id_from_name("c"))
+    assert without_finals(storage) == ["a", "b_finals", "old_finals"]
+
+
+@pytest.mark.parametrize("renamed", [NAME, f"{NAME}_finals"])
+def test_a_renamed_evolution_and_renamed_finals_find_each_other(renamed, evolved, sink):
+    first = chosen(study())
+    copied(DEFAULT_STORAGE, renamed, "new")
+    name = "new" if renamed == NAME else NAME
+    evolved.before = staticmethod(lambda spec: pytest.fail("lived once more"))
+    assert evolve(small(study=name), sink) == 0
+    assert chosen(study(name)) == first
+    assert len(study_names(open_storage(DEFAULT_STORAGE))) == 2
+    assert show_study(ShowConfig(), sink) == 0  # finals are no second study
+    assert copy_study(CopyConfig(study=name, to="sqlite:///copy.db", to_name="other"), sink) == 0
+    target = open_storage("sqlite:///copy.db")
+    assert sorted(study_names(target)) == ["other", "other_finals"]
+    copied("sqlite:///copy.db", "other", "another")  # a copy and its finals are linked too
+    assert finals_name(target, "another") == "other_finals"
+    assert without_finals(target) == ["another"]
+
+
+def test_an_evolution_that_is_renamed_during_its_finals_keeps_them(told, sink):
+    calls = itertools.count()
+
+    def rename(spec):
+        if spec.seeds.reservoir == Seeds.derive(0, "finals", 1).reservoir and not next(calls):
+            copied(DEFAULT_STORAGE, NAME, "new")
+
+    told.before = staticmethod(rename)
+    assert evolve(small(), sink) == 0
+    choice = chosen(study("new"))
+    assert len(choice.finalists) == 3
+    told.before = staticmethod(lambda spec: pytest.fail("lived once more"))
+    assert evolve(small(study="new"), sink) == 0
+    assert chosen(study("new")) == choice
+
+
+def test_a_new_evolution_under_the_name_of_a_renamed_one_has_finals_of_its_own(evolved, sink):
+    first = chosen(study())
+    copied(DEFAULT_STORAGE, NAME, "new")
+    evolve(small(seed=1), sink)
+    assert chosen(study()) not in (None, first)
+    assert chosen(study("new")) == first
+    assert {t.state.name for t in study(f"{NAME}_finals_2").trials()} == {"COMPLETE"}
+
+
+def test_notes_say_who_won_and_go_on_saying_it(evolved, sink):
+
+    def note():
+        return get_note(optuna.load_study(study_name=NAME, storage=DEFAULT_STORAGE))
+
+    winner = chosen(study()).winner
+    line = f"- **winner**: {_plain(f'{winner.title}, {winner.reached}')}\n"
+    assert line in note()
+    before = note()
+    evolve(small(), sink)  # nothing is left to do
+    assert note() == before
+    Display(study(), False, lambda name, trial: ()).study()  # the note while a command runs
+    assert line in note()
+    evolve(small(finalists=0), sink)
+    assert "winner" not in note()
+    assert "4 complete" in note()
 
 
 def test_commands_and_figures_show_the_winner(told, sink):
