@@ -9,16 +9,18 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 from erl.cli import option
-from erl.errors import UserError
+from erl.errors import UserError, nearest
 from erl.executors.machines import check_cluster
 from erl.files import check_writable
 from erl.learners import AES_RL_FILES, setting_names
 from erl.studies import DEFAULT_STORAGE
 
 MAX_SEED = 10**6
+TRACKERS = ("wandb", "mlflow")
 
 # Sections of the help: title -> flags, whichever of them a command has.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -81,6 +83,11 @@ class RunFlags:
     dry_run: bool = option(False, "say what would be done and how long it takes, and stop")
     runs: str = option("runs", "folder of checkpoints")
     logs: str = option("logs", "folder of TensorBoard logs")
+    track: str | None = option(
+        None,
+        "send what TensorBoard gets to Weights & Biases or MLflow too",
+        choices=TRACKERS,
+    )
     artifacts: bool = option(
         True, "attach curve and model of each trial to it, in a folder beside the database"
     )
@@ -102,6 +109,8 @@ class RunFlags:
             )
         check_folder("runs", self.runs)
         check_folder("logs", self.logs)
+        if self.track is not None:
+            check_tracker(self.track)
 
     def subject(self) -> str:
         """What the study's name begins with."""
@@ -140,6 +149,17 @@ def check_folder(name: str, folder: str) -> None:
         check_writable(folder)
     except OSError as e:
         raise UserError(f"--{name} {folder!r} cannot be written: {e.strerror or e}") from e
+
+
+def check_tracker(name: str) -> None:
+    """Refuse a service that is unknown, or whose package is not installed."""
+    if name not in TRACKERS:
+        raise UserError(
+            f"unknown --track {name!r}{nearest(name, TRACKERS)} (known: {', '.join(TRACKERS)})"
+        )
+    found = find_spec(name)
+    if found is None or found.origin is None:  # the folder wandb/ of its runs is no package
+        raise UserError(f"--track {name} needs the package {name}: pip install {name}")
 
 
 def check_name(name: str) -> None:

@@ -26,7 +26,7 @@ from erl.studies.following import UID
 from erl.studies.leases import PLACE
 from erl.studies.records import generations, records
 from erl.studies.storage import open_storage, shown
-from erl.studies.study import COPY, Study
+from erl.studies.study import COPY, TRACKED, Study
 from erl.studies.tables import agent_tables, to_frame, to_latex, to_markdown, to_text_frame
 from erl.studies.tables import lines as table_lines
 from erl.studies.trials import lifetime_records, why_failed
@@ -339,12 +339,12 @@ def _user_attrs(study: Any) -> dict[str, Any]:
 
 
 def _system_attrs(study: Any, ids: Mapping[int, int]) -> dict[str, Any]:
-    """What a copy takes along: no leases. Notes and files of trials are named by their ids, which
-    are others in the copy.
+    """What a copy takes along: no leases, and no runs in other services, which are the original's.
+    Notes and files of trials are named by their ids, which are others in the copy.
     """
     attrs = {}
     for key, value in study.system_attrs.items():
-        if key == COPY or key.startswith(PLACE):
+        if key == COPY or key.startswith((PLACE, TRACKED)):
             continue
         of_trial = re.match(r"(dashboard:(?:artifacts:)?)(\d+)(:.*)", key)
         if of_trial is not None:

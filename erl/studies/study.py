@@ -45,6 +45,7 @@ from erl.studies.trials import (
 from erl.worlds.specification import commit, to_json, versions
 
 METRIC = "fitness"  # what the value of a trial is called
+TRACKED = "track:"  # system attributes of a study that name its runs in other services
 COPY = "copy"  # system attribute of a study that was copied: `incomplete`, then `whole`
 
 
@@ -498,6 +499,16 @@ class Study:
         """Add a file to the study or to a trial of it; see `artefacts.attach`."""
         trial = None if trial_id is None else self.storage.id_now(trial_id)
         attach(self.address, self.storage, self._id, path, name, trial)
+
+    def tracked(self, service: str, name: str) -> dict[str, Any] | None:
+        """What is stored of a run in another service, such as its id there."""
+        attrs = self.storage.get_study_system_attrs(self._id)
+        return attrs.get(f"{TRACKED}{service}:{name}")
+
+    def store_tracked(self, service: str, name: str, note: Mapping[str, Any]) -> None:
+        """Store what `tracked` gives."""
+        key = f"{TRACKED}{service}:{name}"
+        self.storage.set_study_system_attr(self._id, key, dict(note))
 
     def let_go(self, trial_id: int) -> None:
         """A trial has ended; this coordinator holds it no longer."""
