@@ -221,6 +221,6 @@ def test_a_service_that_cannot_be_used_is_said_before_anything_is_written(
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(UserError, match="--track mlflow cannot be used: .*localhost"):
+    with pytest.raises(UserError, match=r"--track mlflow cannot be used: .*localhost"):
         run(flags(track="mlflow"), sink)
     assert not list(tmp_path.iterdir())
