@@ -35,7 +35,7 @@ from erl.studies.winner import Choice, finals_name, stored_choice, without_final
 COLUMNS = ("study", "kind", "trials", "result", "last change")
 
 
-def _name(storage: BaseStorage, config: Any) -> str:
+def name_of(storage: BaseStorage, config: Any) -> str:
     """The study that is meant."""
     names = [s.study_name for s in storage.get_all_studies()]
     if config.study is None and len(without_finals(names)) == 1:
@@ -142,7 +142,7 @@ def list_studies(config: ListConfig, sink: Sink) -> int:
 def show_study(config: ShowConfig, sink: Sink) -> int:
     """What a study is, its best trials, and why others failed."""
     storage = open_storage(config.storage)
-    name = _name(storage, config)
+    name = name_of(storage, config)
     study = next(s for s in storage.get_all_studies() if s.study_name == name)
     trials = storage.get_all_trials(study._study_id, deepcopy=False)
     sink.line(f"{name} in {shown(config.storage)}: {_kind(study.user_attrs, study.system_attrs)}")
@@ -219,6 +219,16 @@ def trial_rows(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
     )
 
 
+def with_json(lifetimes: pd.DataFrame) -> pd.DataFrame:
+    """Lifetimes for a file: curves and inner evolutions as JSON."""
+    frame = lifetimes.copy()
+    for column in {"curve", "inner"} & {*frame.columns}:
+        frame[column] = frame[column].map(
+            lambda value: None if value is None else json.dumps(value)
+        )
+    return frame
+
+
 def export_study(config: ExportConfig, sink: Sink) -> int:
     """Write a study as a table, whole or not at all; curves are lists in JSON."""
     path, document = Path(config.file or ""), None
@@ -229,7 +239,7 @@ def export_study(config: ExportConfig, sink: Sink) -> int:
         )
     if not path.absolute().parent.is_dir():
         raise UserError(f"cannot write {path}: its folder does not exist")
-    name = _name(open_storage(config.storage), config)
+    name = name_of(open_storage(config.storage), config)
     if config.rows == "trials":
         frame = trial_rows(Study(config.storage, name).trials())
     elif config.rows == "generations":
@@ -251,10 +261,7 @@ def export_study(config: ExportConfig, sink: Sink) -> int:
         frame = records(config.storage, name)
         if not len(frame):
             raise UserError(f"study {name!r} stores no lifetimes; --rows trials exports its trials")
-        for column in ("curve", "inner"):
-            frame[column] = frame[column].map(
-                lambda value: None if value is None else json.dumps(value)
-            )
+        frame = with_json(frame)
     try:
         if document is None:
             write_whole(path, lambda part: frame.to_csv(part, index=False))
@@ -273,7 +280,7 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
     The copy bears the mark `incomplete` until all of it was read back and found equal.
     """
     source = open_storage(config.storage)
-    name = _name(source, config)
+    name = name_of(source, config)
     target_name = config.to_name or name
     to = config.to or ""
     if (to, target_name) == (config.storage, name):
