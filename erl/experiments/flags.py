@@ -4,6 +4,7 @@ Nothing here needs a library that takes long to load: `--help`, and flags that c
 answered at once.
 """
 
+import json
 import math
 import os
 import re
@@ -15,7 +16,7 @@ from typing import Any, ClassVar
 from erl.cli import option
 from erl.errors import UserError, nearest
 from erl.executors.machines import check_cluster
-from erl.files import check_writable
+from erl.files import check_writable, parse_yaml
 from erl.learners import AES_RL_FILES, setting_names
 from erl.studies import DEFAULT_STORAGE
 
@@ -31,7 +32,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "reservoirs": (
         *("nb_res", "units", "obs_units", "skip_c", "feed_action", "reset_res"),
-        *("fixed_iss", "bias", "bias_connectivity"),
+        *("fixed_iss", "bias", "bias_connectivity", "context", "context_set"),
     ),
     "search": (
         *("nb_trials", "sampler", "popsize", "fitness", "evolve", "min_sr", "max_sr", "min_lr"),
@@ -124,6 +125,16 @@ def env_kwargs_option(where: str = "") -> Any:
         "arguments of the environment in YAML or JSON, such as '{gravity: 5}', or a .yaml or .json "
         f"file of them{where}",
     )
+
+
+def context_option() -> Any:
+    """The flag `--context`."""
+    return option(None, "a context of yours in place of reservoirs, MODULE:CLASS")
+
+
+def context_set_option() -> Any:
+    """The flag `--context_set`."""
+    return option(None, "settings of that context, NAME=VALUE,…")
 
 
 @dataclass(frozen=True)
@@ -285,3 +296,59 @@ def read_settings(
     if arguments[0]:
         note(f"{path}: environments are made with its env_kwargs {arguments[0]}")
     return settings, dict(arguments[0])
+
+
+def parse_settings(text: str | None, flag: str = "--set") -> dict[str, Any]:
+    """Settings as `--set` spells them: `NAME=VALUE,NAME=VALUE`, values as in YAML; commas in
+    brackets and quotes belong to a value. A mapping in YAML or JSON, `{NAME: VALUE}`, means the
+    same.
+
+    Raises:
+        UserError: something has no name or two values, or a value cannot be read.
+    """
+    settings: dict[str, Any] = {}
+    if (text or "").lstrip().startswith("{"):
+        try:
+            settings = parse_yaml(text or "")
+            json.dumps(settings)
+        except (TypeError, ValueError) as e:
+            raise UserError(f"{flag} does not understand {text!r}: {e}") from e
+        return settings
+    for part in _parts(text or ""):
+        name, equals, value = (word.strip() for word in part.partition("="))
+        if not equals or not name.isidentifier():
+            raise UserError(f"{flag} takes NAME=VALUE,NAME=VALUE, and does not understand {part!r}")
+        if name in settings:
+            raise UserError(f"{flag} gives {name} twice")
+        try:
+            settings[name] = parse_yaml(value)
+            json.dumps(settings)  # what cannot be stored, such as a date, is no setting
+        except (TypeError, ValueError) as e:
+            raise UserError(f"{flag} does not understand the value of {part!r}: {e}") from e
+    return settings
+
+
+def _parts(text: str) -> list[str]:
+    """Cut a text at its commas, but for those within brackets or quotes."""
+    parts, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        else:
+            depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth <= 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part for part in parts if part.strip()]
+
+
+def check_context(context: str | None, context_set: str | None) -> None:
+    """Refuse a context that names no class, and settings without a context."""
+    if context is None and context_set is not None:
+        raise UserError("--context_set needs --context")
+    if context is not None and not re.fullmatch(r"[\w.]+:\w+", context):
+        raise UserError(f"--context must be MODULE:CLASS, not {context!r}")
+    parse_settings(context_set, "--context_set")

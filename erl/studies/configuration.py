@@ -164,6 +164,8 @@ class SingleStudy:
         steps: environment steps of one lifetime.
         engine: which implementation trains the learner.
         env_kwargs: arguments of the environment.
+        context: a context of the user's own between environment and policy, `MODULE:CLASS`.
+        context_settings: its settings.
     """
 
     kind: ClassVar[str] = "single"
@@ -181,6 +183,9 @@ class SingleStudy:
     ep_eval: int = 10
     published_code: bool = False
     config_version: int = CONFIG_VERSION
+    # Left out of JSON where there is none, as before there was any.
+    context: str | None = field(default=None, metadata={"omit_default": True})
+    context_settings: dict[str, Any] | None = field(default=None, metadata={"omit_default": True})
 
     @property
     def environments(self) -> tuple[str, ...]:
