@@ -1,7 +1,7 @@
 """Where the tests' time goes: CPU seconds of each test, with those of the processes that it starts.
 
-    python benchmarks/test_times.py tests/search
-    python benchmarks/test_times.py --slowest 25 --out times.jsonl
+    python benchmarks/slow_tests.py tests/search
+    python benchmarks/slow_tests.py --slowest 25 --out times.jsonl
 
 The clock says little on a machine that others use; CPU seconds change much less. Ray's processes
 are not counted: they leave the family of the process that starts them.
