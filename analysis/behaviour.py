@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Behaviour
 #
-# What a trained agent does, and what its reservoir computes. One cell to change: the next one. It names
-# a saved model (without `.zip`), and the study that its reservoir came from.
+# What a trained agent does, and what its reservoir computes. One cell to change: the next one. It
+# names a saved model (without `.zip`), and the study that its reservoir came from.
 
 # %% tags=["parameters"]
 MODEL = "models/Swimmer-v4_swim_100k_steps_trial_5_test_300k_steps/RES_PPO/seed_0"
@@ -33,7 +33,8 @@ spec.task, spec.context
 # %% [markdown]
 # ## Film
 #
-# Beside the frames: the state of every neuron (violet below zero, orange above), and the return so far.
+# Beside the frames: the state of every neuron (violet below zero, orange above), and the return so
+# far.
 
 # %%
 film_agent(spec, agent, Path("film.mp4"), EPISODE, STEPS, panel=True, width=320)
@@ -49,8 +50,8 @@ behaviour.aligned(episode, 0, SHOWN)
 # %% [markdown]
 # ## Frequencies
 #
-# The gait is the dominant rhythm of the observations. A reservoir can follow it, double it, or average
-# over it; the histogram tells which of its neurons do what.
+# The gait is the dominant rhythm of the observations. A reservoir can follow it, double it, or
+# average over it; the histogram tells which of its neurons do what.
 
 # %%
 attempt(behaviour.spectra, episode)
@@ -64,8 +65,8 @@ attempt(behaviour.phase_plane, episode)
 # %% [markdown]
 # ## The reservoir as a ReservoirPy node
 #
-# `make_node` gives the agent's own reservoir. Driven by what the agent's reservoir was fed, it has the
-# states that the policy saw; as any node it joins readouts with `>>`.
+# `make_node` gives the agent's own reservoir. Driven by what the agent's reservoir was fed, it has
+# the states that the policy saw; as any node it joins readouts with `>>`.
 
 # %%
 node = make_node(spec.context.reservoirs[0], episode.inputs.shape[1], spec.seeds.reservoir)
@@ -75,8 +76,8 @@ abs(states - episode.states[:, : node.units]).max()
 # %% [markdown]
 # ## Memory
 #
-# ReservoirPy's memory capacity and effective spectral radius: the evolved hyperparameters, over seeds,
-# beside reservoirs drawn from the search space.
+# ReservoirPy's memory capacity and effective spectral radius: the evolved hyperparameters, over
+# seeds, beside reservoirs drawn from the search space.
 
 # %%
 report.memory_figure(data, report.describe(data))
@@ -84,8 +85,8 @@ report.memory_figure(data, report.describe(data))
 # %% [markdown]
 # ## Retention
 #
-# CogScale's memory tasks with a linear readout: the evolved hyperparameters against those that evolution
-# began from.
+# CogScale's memory tasks with a linear readout: the evolved hyperparameters against those that
+# evolution began from.
 
 # %%
 errors = report.retention_errors(data, RESERVOIRS, TASKS)

@@ -3,8 +3,8 @@
 #
 # What an evolution tried, where, and what came of it. One cell to change: the next one.
 #
-# A study's address is its name (in `sqlite:///studies.db`), `STORAGE#STUDY`, or the path of a journal
-# of ER-MRL's. Several studies are shown side by side at the end.
+# A study's address is its name (in `sqlite:///studies.db`), `STORAGE#STUDY`, or the path of a
+# journal of ER-MRL's. Several studies are shown side by side at the end.
 
 # %% tags=["parameters"]
 STUDIES = ["CartPole-v1_memory_100k_steps"]
@@ -25,8 +25,8 @@ data.trials.describe()
 # %% [markdown]
 # ## Optimisation history
 #
-# The line is a maximum over noisy values: partly luck. What the best hyperparameters reach is seen in
-# the test, on seeds that the evolution did not use (`results.ipynb`).
+# The line is a maximum over noisy values: partly luck. What the best hyperparameters reach is seen
+# in the test, on seeds that the evolution did not use (`results.ipynb`).
 
 # %%
 attempt(evolution.optimisation_history, data.trials, about)
@@ -54,8 +54,8 @@ attempt(evolution.contours, data.trials, data.space, about=about)
 
 # %% [markdown]
 # fANOVA attributes shares of the variance to parameters over the whole range that was searched;
-# PED-ANOVA asks what tells the best trials from the rest. They may disagree: a parameter can ruin an
-# agent at one end of its range and not matter among the good ones.
+# PED-ANOVA asks what tells the best trials from the rest. They may disagree: a parameter can ruin
+# an agent at one end of its range and not matter among the good ones.
 
 # %%
 attempt(report.importance_figure, data, about)
@@ -65,7 +65,8 @@ attempt(report.importance_figure, data, about)
 #
 # Above, evolution over development: a point is a trial, the mean of its lifetimes. Below, what
 # happened within the lifetimes of chosen trials: the generations of the inner evolution where the
-# learner is a population (ERL-Re2), learning curves otherwise. `chosen={"title": number}` shows others.
+# learner is a population (ERL-Re2), learning curves otherwise. `chosen={"title": number}` shows
+# others.
 
 # %%
 attempt(evolution.two_levels, data.trials, data.lifetimes, data.generations, about=about)

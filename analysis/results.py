@@ -1,11 +1,12 @@
 # %% [markdown]
 # # Results
 #
-# What agents learn, and how they compare: of a test, of single runs (`python -m erl`), of TensorBoard
-# logs. One cell to change: the next one.
+# What agents learn, and how they compare: of a test, of single runs (`python -m erl`), of
+# TensorBoard logs. One cell to change: the next one.
 #
-# A study's address is its name (in `sqlite:///studies.db`), `STORAGE#STUDY`, or a folder of TensorBoard
-# logs. Several tests make a generalisation matrix; several single runs are compared with one another.
+# A study's address is its name (in `sqlite:///studies.db`), `STORAGE#STUDY`, or a folder of
+# TensorBoard logs. Several tests make a generalisation matrix; several single runs are compared
+# with one another.
 
 # %% tags=["parameters"]
 STUDIES = ["CartPole-v1_memory_100k_steps_trial_22_test_100k_steps"]
@@ -37,8 +38,8 @@ learning.learning_curves(lifetimes, order, about)
 # %% [markdown]
 # ## What was reached
 #
-# The interquartile mean leaves out the lowest and the highest quarter of the seeds. Training returns
-# include exploration; final policies act without it, in fresh episodes.
+# The interquartile mean leaves out the lowest and the highest quarter of the seeds. Training
+# returns include exploration; final policies act without it, in fresh episodes.
 
 # %%
 learning.interquartile_means(lifetimes, "training_return", order, about)
@@ -64,8 +65,8 @@ comparison.performance_profiles(lifetimes, reached, order, about)
 # %% [markdown]
 # ## Sample efficiency
 #
-# The share of seeds that have reached a return, over steps. Seeds that never reach it keep the curve
-# below 1, and nothing has to be assumed about them.
+# The share of seeds that have reached a return, over steps. Seeds that never reach it keep the
+# curve below 1, and nothing has to be assumed about them.
 
 # %%
 learning.sample_efficiency(lifetimes, THRESHOLDS, order, about)
@@ -73,7 +74,8 @@ learning.sample_efficiency(lifetimes, THRESHOLDS, order, about)
 # %% [markdown]
 # ## Generalisation
 #
-# Several tests, each of reservoirs that evolved in one place and were tested in another, make a matrix.
+# Several tests, each of reservoirs that evolved in one place and were tested in another, make a
+# matrix.
 
 # %%
 report.show(report.together(studies, baseline))

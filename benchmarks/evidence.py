@@ -4,6 +4,7 @@ their tables.
     python benchmarks/evidence.py plan
     python benchmarks/evidence.py run --folder evidence [--parts memory] [--names swimmer_0]
     python benchmarks/evidence.py table [--small small]
+    python benchmarks/evidence.py cost
     python benchmarks/evidence.py run --folder small --small
 
 `benchmarks/evidence.toml` lists the experiments: an evolution and its tests, as commands of the
@@ -12,9 +13,11 @@ it was: the scripts continue in their database, and experiments that have their 
 When an experiment ends, its rows are in `benchmarks/results/evidence/`: every lifetime of the
 tests, and every trial of the evolution. `table` prints their tables. `--small` runs all of them at
 a small budget, with the rows in the folder; `table --small FOLDER` prints both side by side.
+`cost` prints what everything took, or is planned to take, beside the published codes.
 """
 
 import argparse
+import json
 import shlex
 import subprocess
 import sys
@@ -22,6 +25,7 @@ import time
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -32,12 +36,30 @@ from erl.studies.configuration import EvolutionStudy, TestStudy
 from erl.studies.records import records
 from erl.studies.storage import open_storage, study_names
 from erl.studies.study import Study
+from erl.worlds.task_sets import load_task_set
 
 HERE = Path(__file__).resolve().parent
 ROWS = HERE / "results" / "evidence"
 LIFETIME = ["env_id", "arm", "seed", "state", "training_return", "final_return", "steps", "seconds"]
-SMALL_EVOLUTION = "--nb_trials 4 --nb_seeds 1 --training_steps {steps}"
+# Of a flag that is given twice the last one counts. Final policies play two episodes, and not ten.
+SMALL_EVOLUTION = (
+    "--nb_trials 4 --nb_seeds 1 --training_steps {steps} --ep_eval 2 "
+    "--finalists 1 --finalist_seeds 1"
+)
 SMALL_TEST = "--HP_training_steps {steps} --training_steps {steps} --nb_seeds 2"
+
+
+# Environment steps a second of published codes on one core. ER-MRL's: HalfCheetah-v4, cohort.md.
+# ERL-Re2's: updates, of which it does one a step, on another core, erl_re2.md.
+PUBLISHED = {"PPO": 1220, "ERL-Re2": 18}
+# Other results whose steps are stored: name of the page and of the rows, the arm (None for all),
+# and whose published code takes such steps.
+OTHERS = (
+    ("learning_curves", None, ""),
+    ("learning_curves", "ERL-Re2", "ERL-Re2"),
+    ("derl", None, ""),
+    ("pruning", None, "PPO"),
+)
 
 
 @dataclass(frozen=True)
@@ -60,15 +82,41 @@ class Experiment:
     evolve: str
     tests: tuple[str, ...]
     baseline: str = "PPO"
-    small_steps: int = 8_192
+    small_steps: int = 4_096
+
+    @property
+    def learner(self) -> str:
+        """Whom its reservoirs are evolved for."""
+        return str(flag(self.evolve, "learner", "PPO"))
+
+    def steps(self) -> int:
+        """Environment steps at full size, with finals of six finalists, as planned."""
+        env_type = flag(self.evolve, "env_type", None)
+        sets = flag(self.evolve, "sets", None)
+        path = None if sets is None else str(HERE.parent / sets)
+        envs = 1 if env_type is None else len(load_task_set(env_type, path).env_ids)
+        lifetimes = int(flag(self.evolve, "nb_trials", 100)) * int(flag(self.evolve, "nb_seeds", 3))
+        total = (lifetimes + 6 * 5) * envs * int(flag(self.evolve, "training_steps", 300_000))
+        for test in self.tests:
+            # Without --arms: with and without reservoirs, or with settings evolved and drawn.
+            arms = len(str(flag(test, "arms", "")).split(",")) if "--arms" in test else 2
+            arms += "--controls" in test
+            total += arms * int(flag(test, "nb_seeds", 5)) * int(flag(test, "training_steps", 0))
+        return total
 
     def commands(self, small: bool) -> list[str]:
         """What is run, in this order."""
         evolve, tests = self.evolve, list(self.tests)
-        if small:  # of a flag that is given twice the last one counts
+        if small:
             evolve = f"{evolve} {SMALL_EVOLUTION.format(steps=self.small_steps)}"
             tests = [f"{test} {SMALL_TEST.format(steps=self.small_steps)}" for test in tests]
         return [evolve, *tests]
+
+
+def flag(command: str, name: str, default: Any) -> Any:
+    """The value of a flag in a command."""
+    words = shlex.split(command)
+    return words[words.index(f"--{name}") + 1] if f"--{name}" in words else default
 
 
 def experiments() -> list[Experiment]:
@@ -173,6 +221,76 @@ def table(args: argparse.Namespace) -> None:
                         print(e)
 
 
+def cost(args: argparse.Namespace) -> None:
+    """Print what the experiments of each part took and what the others are planned to take, and
+    what other results took whose steps are stored. Beside it what the published code would take for
+    as many steps on one core.
+    """
+    print("| what | million steps | core-hours | wall time, h | published code, core-hours |")
+    print("|---|---|---|---|---|")
+    every = chosen(args)
+    for part in dict.fromkeys(e.part for e in every):
+        of_part = [e for e in every if e.part == part]
+        ended = [e for e in of_part if (ROWS / f"{e.name}.csv").exists()]
+        if ended:
+            cost_row(f"{part}, {len(ended)} of {len(of_part)} experiments", *map(taken, ended))
+        if left := [e for e in of_part if e not in ended]:
+            title = f"{part}, {len(left)} experiments, not run yet: estimates"
+            cost_row(title, *(Cost(e.steps(), e.minutes * 60, None, e.learner) for e in left))
+    if args.parts or args.names:
+        return
+    for name, arm, learner in OTHERS:
+        lines = (HERE / "results" / f"{name}.jsonl").read_text().splitlines()
+        frame = pd.DataFrame([json.loads(line) for line in lines])
+        frame = frame if arm is None else frame[frame.arm == arm]
+        title = (
+            f"{name}.md, {len(frame)} runs" if arm is None else f"of these {len(frame)} of {arm}"
+        )
+        seconds = frame.seconds.sum() if "seconds" in frame else None
+        cost_row(title, Cost(frame.steps.sum(), seconds, None, learner))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What something took: environment steps, seconds of cores and of the clock; None where nobody
+    measured it; and whose steps they were.
+    """
+
+    steps: float
+    seconds: float | None
+    wall: float | None
+    learner: str
+
+    @property
+    def published(self) -> float | None:
+        """Seconds of one core in which the published code would take these steps."""
+        speed = PUBLISHED.get(self.learner)
+        return None if speed is None else self.steps / speed
+
+
+def taken(each: Experiment) -> Cost:
+    """What an experiment took, of its rows."""
+    rows, trials = (pd.read_csv(ROWS / f"{each.name}{end}.csv") for end in ("", "_trials"))
+    return Cost(
+        rows.steps.sum() + trials.steps.sum(),
+        rows.seconds.sum() + trials.seconds.sum(),
+        rows.wall_seconds.iloc[0],
+        each.learner,
+    )
+
+
+def cost_row(title: str, *costs: Cost) -> None:
+    """Print the sum of some costs as a row of the table; a dash where one is unknown."""
+
+    def hours(values: list[float | None]) -> str:
+        known = [v for v in values if v is not None]
+        return f"{sum(known) / 3600:,.1f}" if len(known) == len(values) else "-"
+
+    columns = [[c.seconds for c in costs], [c.wall for c in costs], [c.published for c in costs]]
+    steps = sum(c.steps for c in costs) / 1e6
+    print(f"| {title} | {steps:,.1f} | {' | '.join(map(hours, columns))} |")
+
+
 def plan(args: argparse.Namespace) -> None:
     """Print what there is and what is done."""
     for each in chosen(args):
@@ -185,7 +303,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
-    for name, function in (("plan", plan), ("run", run), ("table", table)):
+    for name, function in (("plan", plan), ("run", run), ("table", table), ("cost", cost)):
         sub = commands.add_parser(name)
         sub.set_defaults(function=function)
         sub.add_argument("--parts", help="comma-separated; by default all")

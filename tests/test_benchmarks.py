@@ -173,6 +173,31 @@ def test_the_experiments_are_commands_of_the_scripts(small):
             parsed(f"python {command}")
 
 
+def test_the_planned_steps_of_an_experiment():
+    of = {e.name: e for e in evidence.experiments()}
+    # 100 trials x 3 seeds and finals of 6 x 5 lifetimes, then 6 agents x 10 seeds.
+    assert of["swimmer_0"].steps() == 330 * 300_000 + 60 * 1_000_000
+    assert of["swimmer_learner"].steps() == 330 * 300_000 + 30 * 1_000_000
+    assert of["on_popgym"].steps() == (60 + 30) * 2 * 200_000 + 3 * 40 * 1_000_000
+    assert of["pendulum_erl_re2"].steps() == (12 + 30) * 100_000 + 6 * 100_000
+
+
+def test_the_table_of_costs_has_every_part_once_run_or_not(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evidence, "ROWS", tmp_path)
+    name = "swimmer_plain"
+    rows = "steps,seconds,wall_seconds\n1000000,1800,3600\n500000,1800,3600\n"
+    (tmp_path / f"{name}.csv").write_text(rows)
+    (tmp_path / f"{name}_trials.csv").write_text("steps,seconds\n500000,3600\n")
+    evidence.cost(Namespace(parts="inputs", names=None))
+    ended, left = capsys.readouterr().out.splitlines()[2:]
+    assert ended == "| inputs, 1 of 8 experiments | 2.0 | 2.0 | 1.0 | 0.5 |"
+    assert left.startswith("| inputs, 7 experiments, not run yet: estimates | 168.0 | 4.1 | - |")
+    evidence.cost(Namespace(parts=None, names=None))
+    printed = capsys.readouterr().out
+    assert all(f"| {part}, " in printed for part in {e.part for e in evidence.experiments()})
+    assert "pruning.md, 10 runs" in printed
+
+
 def test_the_page_of_results_names_every_part():
     named = set(re.findall("`([a-z ]+)`", (ROOT / "docs/results.md").read_text()))
     assert {e.part for e in evidence.experiments()} == named - {"make evidence"}

@@ -228,13 +228,13 @@ def _of_user(name: str) -> "Learner":
     Raises:
         UserError: it cannot be imported or made, or lacks a method.
     """
-    from erl.worlds.tasks import see_working_folder
+    from erl.worlds.own_context import class_of_user
 
-    module, _, kind = name.partition(":")
-    see_working_folder()
     try:
-        learner = getattr(import_module(module), kind)()
-    except Exception as e:  # the module runs when it is imported
+        learner = class_of_user(name, "learner")()
+    except UserError:
+        raise
+    except Exception as e:
         raise UserError(f"the learner {name} cannot be made: {type(e).__name__}: {e}") from e
     methods = ("check_settings", "check", "cohort_key", "train")
     missing = [method for method in methods if not callable(getattr(learner, method, None))]

@@ -42,9 +42,21 @@ def load_model(path: str | Path) -> tuple[LifetimeSpec, Agent]:
     if described is None or not Path(f"{stem}.zip").is_file():
         raise UserError(f"no model {stem}.zip with its specification {beside[0].name} beside it")
     try:
-        spec = from_json(LifetimeSpec, json.loads(described.read_text(encoding="utf-8")))
+        spec = _specification(described)
         return spec, load_agent(spec, Path(stem))
     except UserError:
         raise
     except Exception as e:
         raise UserError(f"the model {stem}.zip cannot be read: {' '.join(str(e).split())}") from e
+
+
+def _specification(path: Path) -> LifetimeSpec:
+    """The specification in a file.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    try:
+        return from_json(LifetimeSpec, json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, AttributeError, ValueError) as e:
+        raise UserError(f"{path}, beside the model, does not say what its lifetime was") from e

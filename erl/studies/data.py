@@ -347,8 +347,8 @@ def importances(data: StudyData, repeats: int = 5) -> pd.DataFrame:
         raise UserError(f"study {data.name!r} searches {len(names)} parameters: none to compare")
     if len(done) < MIN_IMPORTANCE:
         raise UserError(
-            f"study {data.name!r} has {len(done)} trials with a fitness; importances need at least "
-            f"{MIN_IMPORTANCE}"
+            f"study {data.name!r} has {len(done)} trial{'s' * (len(done) != 1)} with a fitness; "
+            f"importances need at least {MIN_IMPORTANCE}"
         )
     if done.fitness.nunique() < 2:
         raise UserError(f"all trials of study {data.name!r} are equally good: nothing matters")
@@ -482,6 +482,6 @@ def _reservoirs(data: StudyData, params: Mapping[str, Any]) -> tuple[ReservoirPa
         context = make_context(config, plain)
     except KeyError:
         context = None
-    if context is None:
+    if context is None or context.own is not None:
         raise UserError(f"study {data.name!r} did not evolve a reservoir")
     return context.reservoirs

@@ -5,8 +5,6 @@ Knows no learner. Only here is `gym.make` called.
 
 import importlib
 import logging
-import os
-import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +23,7 @@ from erl.worlds.arguments import Arguments
 from erl.worlds.env_check import try_out
 from erl.worlds.ledger import Ledger, shared_seconds
 from erl.worlds.observations import Observations
+from erl.worlds.own_context import see_working_folder
 from erl.worlds.wrappers import Metered, StackedFrames, close_quietly, stacked_space
 
 __all__ = [
@@ -131,13 +130,6 @@ def _similar(env_id: str) -> str:
     alike = [i for i, s in gym.registry.items() if (s.namespace or "") == namespace]
     close = get_close_matches(env_id.casefold(), [i.casefold() for i in alike], 3, cutoff=0.7)
     return nearest(close[0], alike) if close else "; MODULE:NAME names one of a module of yours"
-
-
-def see_working_folder() -> None:
-    """Have modules in the working folder found, whatever script is run."""
-    folder = os.getcwd()
-    if not {"", folder} & set(sys.path):
-        sys.path.append(folder)
 
 
 def _hidden(task: Task) -> np.ndarray | None:
