@@ -229,7 +229,8 @@ def test_a_job_goes_on_elsewhere_from_its_checkpoint(cluster, address, learner):
     """Its node dies after the first checkpoint has come to the coordinator; the next attempt takes
     it along.
     """
-    spec = replace(lifetime("toy_environments:Slow-v0", steps=10_000), learner=learner)
+    # Its first thousand steps are in a checkpoint that comes at most 5,000 steps later.
+    spec = replace(lifetime("toy_environments:Slow-v0", steps=7_000), learner=learner)
     checkpoint = Path("runs/one.pkl").absolute()
     job = Cohort((spec,), (Outputs(None, str(checkpoint), 0.2),)).job()
     executor = RayExecutor(address, workers=1, max_retries=1)
