@@ -25,7 +25,7 @@ evolve: $(READY)  ## run the main job at a small budget: a few minutes on 2 core
 	$(BIN)/python evolve_res.py --env_id HalfCheetah-v4 --sampler Cmaes --h_test quick --training_steps 100000 --nb_trials 18 --nb_seeds 2 --finalist_seeds 2
 
 test: $(READY)  ## all tests: about 8 minutes on 2 cores
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -q
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -q --durations=25
 
 # Processors round differently. These have the arithmetic of others, as far as this one has it too.
 NUMERIC := tests/networks tests/populations tests/worlds tests/learners tests/lifetimes tests/search

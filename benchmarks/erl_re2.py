@@ -26,10 +26,12 @@ sys.path.append(str(Path(__file__).parent.parent / "tests"))
 import numpy as np
 import torch
 from plain_erl_re2 import Plain
+from torch import Tensor
 
 from erl.learners.core.replay import ReplayBuffer
 from erl.learners.erl_re2.settings import Re2Settings
 from erl.learners.erl_re2.update import Draws, TwoScale, new_heads
+from erl.networks.captured import Captured
 from erl.worlds.tasks import Task, check_task
 
 TRANSITIONS = 100_000
@@ -40,13 +42,23 @@ PRODUCTS = 21.5
 
 
 class Contender:
-    """Something that makes updates, with its own minibatches."""
+    """Something that makes updates, with its own minibatches; on a GPU as the learner makes them,
+    from recorded graphs.
+    """
 
     def __init__(
         self, update: Callable, buffer: ReplayBuffer, heads: torch.Tensor, actions: int, batch: int
     ) -> None:
-        self.update, self.buffer, self.heads, self.k = update, buffer, heads, 0
+        self.heads, self.k = heads, 0
         device = heads.device
+
+        def captured(
+            improve: bool, places: Tensor, noise: Tensor, evaluated: Tensor, ascending: Tensor
+        ) -> dict[str, Tensor]:
+            update(buffer.batch(places), Draws(noise, evaluated, ascending), improve)
+            return {}
+
+        self.update = Captured(captured, str(device))
         self.places = torch.randint(len(buffer), (1000, batch)).to(device)
         self.noise = torch.randn(1000, batch, actions).to(device)
 
@@ -55,8 +67,8 @@ class Contender:
         for _ in range(2):
             k = self.k
             head = self.heads[k % len(self.heads)]
-            draws = Draws(self.noise[k], head, self.heads[k // 2 % len(self.heads)].unsqueeze(0))
-            self.update(self.buffer.batch(self.places[k]), draws, k % 2 == 0)
+            ascending = self.heads[k // 2 % len(self.heads)].unsqueeze(0)
+            self.update(k % 2 == 0, self.places[k], self.noise[k], head, ascending)
             self.k = (k + 1) % len(self.places)
 
 

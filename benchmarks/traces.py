@@ -36,14 +36,17 @@ from typing import Any
 # Of studies, trials, records and settings, wherever the key stands. Times and versions; who ran a
 # trial, and how often it was lost; traces of calls, which hold paths and line numbers.
 IGNORED = frozenset(
-    {"seconds", "versions", "commit", "traceback", "owner", "lost", "config_version"}
+    {"seconds", "versions", "commit", "traceback", "owner", "lost", "config_version", "uid"}
 )
 IGNORED_PREFIXES = ("lease:", "dashboard:", "artifacts:")
 # A lifetime that is pruned goes on until it hears of it, some steps beyond the point or some more.
 # What it was is the same; how far it came is not.
 OF_PRUNED = frozenset({"spec"})
 # Keys that only the newer version writes, and keys that have another name in it (new: old).
-ADDED = frozenset({"kind", "uid", "study:metric_names", "intermediate_values"})
+ADDED = frozenset(
+    {"kind", "study:metric_names", "intermediate_values"}
+    | {"bias", "bias_connectivity", "env_kwargs", "feed_action"}
+)
 RENAMED: dict[str, str] = {}
 # Attributes of trials that version 0.2.0 kept among those of the user.
 MOVED = ("lifetime:", "owner", "error")
@@ -225,6 +228,9 @@ def live(trace: Trace, tree: Path, folder: Path) -> None:
         if script.startswith("evolve") and _has_finals(tree):
             # Earlier versions had none, and tested the trial with the highest fitness.
             flags += ["--finalists", "0"]
+            # With this one, reservoirs have a bias since there are finals.
+            if "--published_code" in flags:
+                flags += ["--bias", "0"]
         program = ["-m", "erl"] if script == "erl" else [str(tree / script)]
         words = [sys.executable, *program, *flags]
         if position == 0 and trace.interrupted is not None:

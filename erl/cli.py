@@ -140,6 +140,25 @@ def command(*words: str) -> str:
     return shlex.join([python, "-m", "erl", *words])
 
 
+def this_command() -> str | None:
+    """The command that started this process, as others can type it; None where it is none of this
+    project's, as in a notebook.
+    """
+    program, words = Path(sys.argv[0] if sys.argv else ""), sys.argv[1:]
+    if program.name in SCRIPTS.values():
+        start = ["python", program.name]
+    elif program.stem == "erl" and program.suffix != ".py":
+        start = ["erl"]
+    elif program.parts[-2:] == ("erl", "__main__.py"):
+        start = ["python", "-m", "erl"]
+    else:
+        return None
+    for i, word in enumerate(words[:-1]):
+        if word.endswith("password"):  # of a flag
+            words[i + 1] = "***"
+    return without_passwords(shlex.join([*start, *words]))
+
+
 def _program(name: str, path: Path) -> str:
     """A program by its name if the shell finds this one, else by its path."""
     for known in dict.fromkeys((name, path.name)):

@@ -128,6 +128,12 @@ STUDIES = {
         "Copy a study to another storage, with everything that it holds.",
         "--study CartPole-v1_main_50k_steps --to sqlite:///copy.db",
     ),
+    "push": Command(
+        "erl.studies.push:push_study",
+        "erl.studies.flags:PushConfig",
+        "Upload a study and its agents to the Hugging Face Hub, with a model card.",
+        "--study CartPole-v1_PPO_single_50k_steps --repo USER/NAME",
+    ),
 }
 SECTIONS = {
     "evolve reservoirs, and test them": (

@@ -61,6 +61,13 @@ def parse_data(text: str, name: str | Path) -> Any:
     return parse_json(text) if Path(name).suffix.casefold() == ".json" else parse_yaml(text)
 
 
+def to_yaml(data: Any) -> str:
+    """Plain data as YAML, which every reader of YAML takes for the same."""
+    import yaml
+
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
 def parse_yaml(text: str) -> Any:
     """What a YAML text holds. Unlike PyYAML alone, it takes `5e-3` and `1e6` for numbers, as YAML
     1.2 does, and refuses a key that is given twice.

@@ -8,11 +8,19 @@ import sys
 import uuid
 from pathlib import Path
 
+# Before NumPy and torch start their threads: here, and in all processes that tests start. Two
+# processes of tests with two threads each would wait for one another on two cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+os.environ["MKL_NUM_THREADS"] = "1"
+
+import numpy as np
 import pytest
 import servers
 import torch
+from optuna.storages._rdb.storage import _VersionManager
 
-from erl.executors.jobs import HERE, Result, new_rows
+from erl.executors.jobs import HERE, Result, first_rows, new_rows
 from erl.executors.local import LocalExecutor
 
 TESTS = Path(__file__).parent
@@ -31,6 +39,20 @@ if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 << 30:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
+# Optuna reads its migrations anew whenever a database is opened, a tenth of the time of a short
+# evolution. They are the same for all.
+read_migrations, MIGRATIONS = _VersionManager._create_alembic_script, []
+
+
+def _migrations(self):
+    if not MIGRATIONS:
+        MIGRATIONS.append(read_migrations(self))
+    return MIGRATIONS[0]
+
+
+_VersionManager._create_alembic_script = _migrations
+
+
 class InlineExecutor:
     """`LocalExecutor`'s interface without processes."""
 
@@ -47,6 +69,40 @@ class InlineExecutor:
 
     def close(self):
         pass
+
+
+class Observed(np.ndarray):
+    """A column of a board that calls `after(key, value)` when something was written."""
+
+    def __array_finalize__(self, other):
+        self.after = getattr(other, "after", None)
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, value)
+        if self.after is not None:
+            self.after(key, value)
+
+
+def observed(rows, column, after):
+    """The same rows, and `after` is called when this column is written."""
+    array = rows[column].view(Observed)
+    array.after = after
+    return rows | {column: array}
+
+
+class TickingExecutor(InlineExecutor):
+    """Without processes, and the coordinator looks at the board whenever a lifetime writes
+    there.
+    """
+
+    def run(self, jobs, columns, tick, every=0.0, on_interrupt=None):
+        first = first_rows(jobs)
+        everything = new_rows(columns, first[-1])
+        for index, job in enumerate(jobs):
+            mine = {k: v[first[index] : first[index + 1]] for k, v in everything.items()}
+            rows = observed(mine, "steps", lambda *_: tick(everything))
+            yield Result(index, job.function(rows, HERE, *job.arguments))
+            tick(everything)
 
 
 # Idle workers of `LastingExecutor`.
@@ -104,6 +160,7 @@ STARTED = {
     "undisturbed": "interrupted",
     "postgresql": "servers",
     "mariadb": "servers",
+    "kernel": "notebooks",
 }
 SERVED = {"postgresql": "postgresql", "grpc": "postgresql", "mysql": "mariadb"}
 

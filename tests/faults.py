@@ -94,9 +94,7 @@ class Case:
 
     def start(self, executor=InlineExecutor, before=None):
         """The command, in a process of its own."""
-        process = FORK.Process(target=_coordinate, args=(self.config, executor, before))
-        process.start()
-        return process
+        return start(self.config, executor, before)
 
     def study(self, config=None):
         return Study((config or self.config).storage, self.name)
@@ -126,9 +124,7 @@ class Case:
         assert process.exitcode == 0, "the command does not end"
         self.look()
         whole = dataclasses.replace(self.config, storage="sqlite:///undisturbed.db", workers=1)
-        process = FORK.Process(target=_coordinate, args=(whole, InlineExecutor, None))
-        process.start()
-        process.join()
+        start(whole).join()
         n, trials = self.config.nb_trials, self.study().trials()
         done = {t.number: (t.params, t.value) for t in trials if t.state.name == "COMPLETE"}
         wanted = {t.number: (t.params, t.value) for t in self.study(whole).trials()}
@@ -141,6 +137,13 @@ class Case:
             beyond=sum(k >= n for k in done),
             retaken=sum(t.user_attrs.get("lost", 0) for t in trials),
         )
+
+
+def start(config, executor=InlineExecutor, before=None):
+    """The command of an evolution, in a process of its own; it calls `before` first."""
+    process = FORK.Process(target=_coordinate, args=(config, executor, before))
+    process.start()
+    return process
 
 
 def _coordinate(config, executor, before):

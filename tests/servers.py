@@ -69,7 +69,9 @@ class Server:
 
     def __init__(self):
         self.port = free_port()
-        self.folder = Path(tempfile.mkdtemp(prefix="erl-server-"))
+        # In memory where tests are: each of them has a database of its own there, of 8 megabytes.
+        where = os.environ.get("PYTEST_DEBUG_TEMPROOT")
+        self.folder = Path(tempfile.mkdtemp(prefix="erl-server-", dir=where))
         self.as_user = {}
         if os.geteuid() == 0:
             entry = next(e for e in pwd.getpwall() if e.pw_name in (self.user, "nobody"))

@@ -115,6 +115,7 @@ def small(inline, monkeypatch):
         object.__setattr__(self.learner, "config", config)
         object.__setattr__(self, "ep_eval", min(self.ep_eval, 2))
 
+    monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setattr(LifetimeSpec, "__init__", init)
     monkeypatch.setattr("erl.search.samplers.MIN_SOURCE", 2)
 

@@ -138,6 +138,7 @@ def test_libraries_have_one_door():
     assert importers("joblib") == {"erl.executors.local"}
     assert {room(module) for module in importers("matplotlib")} <= {"figures"}
     assert importers("shtab") == {"erl.commands"}
+    assert importers("wandb") == importers("mlflow") == {"erl.experiments.tracking"}
     assert importers("optuna_dashboard") == {"erl.studies.dashboard"}
     assert importers("ray") == {"erl.executors.ray_cluster", "erl.executors.ray_workers"}
 

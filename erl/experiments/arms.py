@@ -11,7 +11,8 @@ that show what made the difference.
 | `RANDOM_RES_PPO…` | reservoirs that were not evolved, drawn from the search space |
 | `NOREC_RES_PPO…` | the evolved reservoirs with W = 0 (a leak below 1 still remembers) |
 
-Where no reservoir was evolved, but settings of the learner alone:
+With a context of the user's own in place of reservoirs, `CONTEXT_` stands for `RES_`, and there is
+no `NOREC_`. Where no reservoir was evolved, but settings of the learner alone:
 
 | agent | what it is |
 |---|---|
@@ -51,10 +52,11 @@ def arm_names(evolution: EvolutionStudy, params: dict[str, float]) -> list[str]:
     learner = evolution.learner
     if evolution.nb_res == 0:
         return [learner, f"EVOLVED_{learner}"]
+    memory = "RES" if evolution.context is None else "CONTEXT"
     if learner not in RATED or "learning_rate" in learner_settings(evolution, params):
-        return [learner, f"RES_{learner}"]
+        return [learner, f"{memory}_{learner}"]
     rates = RATES + (MORE_RATES if evolution.del_obs or evolution.nb_res else ())
-    return [learner, *(f"RES_{learner}_{rate:.10f}".rstrip("0") for rate in rates)]
+    return [learner, *(f"{memory}_{learner}_{rate:.10f}".rstrip("0") for rate in rates)]
 
 
 def control_names(evolution: EvolutionStudy, params: dict[str, float]) -> list[str]:
@@ -62,7 +64,8 @@ def control_names(evolution: EvolutionStudy, params: dict[str, float]) -> list[s
     if evolution.nb_res == 0:
         return [f"RANDOM_{evolution.learner}"]
     reservoir = arm_names(evolution, params)[1]
-    controls = [f"STACK_{evolution.learner}", f"RANDOM_{reservoir}", f"NOREC_{reservoir}"]
+    controls = [f"STACK_{evolution.learner}", f"RANDOM_{reservoir}"]
+    controls += [f"NOREC_{reservoir}"] * (evolution.context is None)
     return controls if evolution.learner == LSTM else [*controls, LSTM]
 
 

@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from erl.cli import Sink, command, figure
@@ -132,7 +133,8 @@ class Campaign:
         storage: of the study; by default that of the flags.
 
     Raises:
-        UserError: the storage or the cluster cannot be used, or the study is something else.
+        UserError: the storage, the cluster or the service of `--track` cannot be used, or the study
+            is something else.
     """
 
     def __init__(
@@ -145,6 +147,12 @@ class Campaign:
     ) -> None:
         self.name, self.sink = name, sink
         self._artifacts = flags.artifacts
+        self._service = None
+        if flags.track is not None:
+            from erl.experiments.tracking import connect
+
+            self._service = connect(flags.track)
+        self._logs = f"{flags.logs}/{folder_name(name)}"
         self.executor = make_executor(flags)
         self.executor.note = lambda line: sink.line(f"warning: {line}")
         try:
@@ -185,7 +193,7 @@ class Campaign:
         """
         display = Display(self.study, self._artifacts, commands)
         try:
-            with self.study:
+            with self._tracking(), self.study:
                 first = True
                 while True:
                     display.study()
@@ -222,6 +230,21 @@ class Campaign:
             if log is not None:
                 log.close()
         return True
+
+    @contextmanager
+    def _tracking(self) -> Iterator[None]:
+        """Meanwhile, send logs to the service that `--track` names."""
+        if self._service is None:
+            yield
+            return
+        from erl.experiments.tracking import Tracker
+
+        tracker = Tracker(self._service, self.study, self._logs, self.sink.line)
+        tracker.start()
+        try:
+            yield
+        finally:
+            tracker.close()
 
 
 class GivenTrials:

@@ -22,7 +22,7 @@ from erl.experiments.evolution_flags import (
     MultiEvolutionConfig,
 )
 from erl.experiments.finals import finalists_of, live_finals
-from erl.experiments.flags import number, plural, read_settings, study_name
+from erl.experiments.flags import number, parse_settings, plural, read_settings, study_name
 from erl.experiments.forecast import Outlook, announce, dry_run, learning_starts, steps_of
 from erl.experiments.luck import Luck
 from erl.files import folder_name
@@ -101,6 +101,8 @@ def study_config(flags: EvolutionFlags, sink: Sink) -> EvolutionStudy:
         asked["learner"],
     )
     asked |= {"nb_res": flags.reservoirs(), **bias(flags), **flags.tasks(env_kwargs)}
+    if isinstance(flags, EvolutionConfig):
+        asked["context_settings"] = parse_settings(flags.context_set, "--context_set") or None
     config = EvolutionStudy(**asked)
     if env_kwargs and config.references is not None:
         sink.line(

@@ -9,10 +9,13 @@ from erl.errors import UserError
 from erl.experiments.flags import (
     MAX_SEED,
     RunFlags,
+    check_context,
     check_count,
     check_name,
     check_number,
     check_seeds,
+    context_option,
+    context_set_option,
     env_kwargs_option,
 )
 from erl.learners import ENGINES
@@ -35,6 +38,9 @@ RESERVOIR_FLAGS = frozenset(
     }
     | {f"{bound}_{name}" for bound in ("min", "max") for name in ("sr", "lr", "iss")}
 )
+
+# Those that say it of a context of the user's own too.
+CONTEXT_FLAGS = frozenset({"skip_c", "feed_action", "reset_res"})
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class EvolutionFlags(RunFlags):
     evolve: str | None = option(
         None,
         "search more: units, rc_connectivity, input_connectivity, bias, "
-        "bias_connectivity, learner.SETTING=low:high[:log]",
+        "bias_connectivity, learner.SETTING=low:high[:log], context.SETTING=low:high[:log]",
     )
     bias: float | None = option(
         None, "scale of the neurons' bias; by default 0, with --published_code 1"
@@ -219,14 +225,28 @@ class EvolutionConfig(EvolutionFlags):
 
     env_id: str = option("HalfCheetah-v4", "Gymnasium environment")
     nb_res: int = option(1, "0 evolves the learner's settings alone, without a reservoir")
+    context: str | None = context_option()
+    context_set: str | None = context_set_option()
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_context(self.context, self.context_set)
+        if self.context is not None:
+            self._refuse_reservoirs()
         if self.nb_res not in (0, 1):
             raise UserError(
                 f"--nb_res must be 1 or 0 here, not {self.nb_res}; this evolves several: "
                 f"{command('evolve-multi')}"
             )
+
+    def _refuse_reservoirs(self) -> None:
+        """Refuse flags that say how reservoirs are: a context stands in their place."""
+        if self.nb_res == 0:
+            raise UserError("--nb_res 0 evolves without a context, and --context names one")
+        for field in fields(self):
+            own = field.name in RESERVOIR_FLAGS - CONTEXT_FLAGS
+            if own and getattr(self, field.name) != field.default:
+                raise UserError(f"--{field.name} is for reservoirs, and --context stands for them")
 
     def subject(self) -> str:
         """The environment."""

@@ -4,21 +4,24 @@ Nothing here needs a library that takes long to load: `--help`, and flags that c
 answered at once.
 """
 
+import json
 import math
 import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 from erl.cli import option
-from erl.errors import UserError
+from erl.errors import UserError, nearest
 from erl.executors.machines import check_cluster
-from erl.files import check_writable
+from erl.files import check_writable, parse_yaml
 from erl.learners import AES_RL_FILES, setting_names
 from erl.studies import DEFAULT_STORAGE
 
 MAX_SEED = 10**6
+TRACKERS = ("wandb", "mlflow")
 
 # Sections of the help: title -> flags, whichever of them a command has.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -30,7 +33,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "reservoirs": (
         *("reservoir", "nb_res", "units", "obs_units", "skip_c", "feed_action", "reset_res"),
-        *("fixed_iss", "bias", "bias_connectivity"),
+        *("fixed_iss", "bias", "bias_connectivity", "context", "context_set"),
     ),
     "search": (
         *("nb_trials", "sampler", "popsize", "fitness", "evolve", "min_sr", "max_sr", "min_lr"),
@@ -82,6 +85,11 @@ class RunFlags:
     dry_run: bool = option(False, "say what would be done and how long it takes, and stop")
     runs: str = option("runs", "folder of checkpoints")
     logs: str = option("logs", "folder of TensorBoard logs")
+    track: str | None = option(
+        None,
+        "send what TensorBoard gets to Weights & Biases or MLflow too",
+        choices=TRACKERS,
+    )
     artifacts: bool = option(
         True, "attach curve and model of each trial to it, in a folder beside the database"
     )
@@ -103,6 +111,8 @@ class RunFlags:
             )
         check_folder("runs", self.runs)
         check_folder("logs", self.logs)
+        if self.track is not None:
+            check_tracker(self.track)
 
     def subject(self) -> str:
         """What the study's name begins with."""
@@ -116,6 +126,16 @@ def env_kwargs_option(where: str = "") -> Any:
         "arguments of the environment in YAML or JSON, such as '{gravity: 5}', or a .yaml or .json "
         f"file of them{where}",
     )
+
+
+def context_option() -> Any:
+    """The flag `--context`."""
+    return option(None, "a context of yours in place of reservoirs, MODULE:CLASS")
+
+
+def context_set_option() -> Any:
+    """The flag `--context_set`."""
+    return option(None, "settings of that context, NAME=VALUE,…")
 
 
 @dataclass(frozen=True)
@@ -141,6 +161,17 @@ def check_folder(name: str, folder: str) -> None:
         check_writable(folder)
     except OSError as e:
         raise UserError(f"--{name} {folder!r} cannot be written: {e.strerror or e}") from e
+
+
+def check_tracker(name: str) -> None:
+    """Refuse a service that is unknown, or whose package is not installed."""
+    if name not in TRACKERS:
+        raise UserError(
+            f"unknown --track {name!r}{nearest(name, TRACKERS)} (known: {', '.join(TRACKERS)})"
+        )
+    found = find_spec(name)
+    if found is None or found.origin is None:  # the folder wandb/ of its runs is no package
+        raise UserError(f"--track {name} needs the package {name}: pip install {name}")
 
 
 def check_name(name: str) -> None:
@@ -266,3 +297,59 @@ def read_settings(
     if arguments[0]:
         note(f"{path}: environments are made with its env_kwargs {arguments[0]}")
     return settings, dict(arguments[0])
+
+
+def parse_settings(text: str | None, flag: str = "--set") -> dict[str, Any]:
+    """Settings as `--set` spells them: `NAME=VALUE,NAME=VALUE`, values as in YAML; commas in
+    brackets and quotes belong to a value. A mapping in YAML or JSON, `{NAME: VALUE}`, means the
+    same.
+
+    Raises:
+        UserError: something has no name or two values, or a value cannot be read.
+    """
+    settings: dict[str, Any] = {}
+    if (text or "").lstrip().startswith("{"):
+        try:
+            settings = parse_yaml(text or "")
+            json.dumps(settings)
+        except (TypeError, ValueError) as e:
+            raise UserError(f"{flag} does not understand {text!r}: {e}") from e
+        return settings
+    for part in _parts(text or ""):
+        name, equals, value = (word.strip() for word in part.partition("="))
+        if not equals or not name.isidentifier():
+            raise UserError(f"{flag} takes NAME=VALUE,NAME=VALUE, and does not understand {part!r}")
+        if name in settings:
+            raise UserError(f"{flag} gives {name} twice")
+        try:
+            settings[name] = parse_yaml(value)
+            json.dumps(settings)  # what cannot be stored, such as a date, is no setting
+        except (TypeError, ValueError) as e:
+            raise UserError(f"{flag} does not understand the value of {part!r}: {e}") from e
+    return settings
+
+
+def _parts(text: str) -> list[str]:
+    """Cut a text at its commas, but for those within brackets or quotes."""
+    parts, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        else:
+            depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth <= 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part for part in parts if part.strip()]
+
+
+def check_context(context: str | None, context_set: str | None) -> None:
+    """Refuse a context that names no class, and settings without a context."""
+    if context is None and context_set is not None:
+        raise UserError("--context_set needs --context")
+    if context is not None and not re.fullmatch(r"[\w.]+:\w+", context):
+        raise UserError(f"--context must be MODULE:CLASS, not {context!r}")
+    parse_settings(context_set, "--context_set")

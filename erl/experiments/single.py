@@ -22,11 +22,11 @@ from erl.experiments.campaign import (
     status_path,
 )
 from erl.experiments.films import film_agents, film_commands, model_name, say_film
-from erl.experiments.flags import MAX_SEED, plural, read_settings, study_name
+from erl.experiments.flags import MAX_SEED, parse_settings, plural, read_settings, study_name
 from erl.experiments.forecast import Outlook, announce, dry_run, learning_starts, steps_of
 from erl.experiments.single_flags import DEFAULT_LEARNER, SingleConfig
 from erl.experiments.trials import Member
-from erl.files import folder_name, parse_yaml
+from erl.files import folder_name
 from erl.learners import canonical_name, cores, published_settings, resolve_engine
 from erl.lifetimes.living import Cohort, check
 from erl.search.space import learner_settings, make_context
@@ -37,55 +37,10 @@ from erl.studies.storage import shown
 from erl.studies.study import Study, stored_config
 from erl.studies.tables import agent_tables, lines
 from erl.studies.trials import RunningTrial, why_failed
+from erl.worlds.own_context import OwnContext
+from erl.worlds.reservoirs import Context
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
-
-
-def parse_settings(text: str | None) -> dict[str, Any]:
-    """Settings as `--set` spells them: `NAME=VALUE,NAME=VALUE`, values as in YAML; commas in
-    brackets and quotes belong to a value. A mapping in YAML or JSON, `{NAME: VALUE}`, means the
-    same.
-
-    Raises:
-        UserError: something has no name or two values, or a value cannot be read.
-    """
-    settings: dict[str, Any] = {}
-    if (text or "").lstrip().startswith("{"):
-        try:
-            settings = parse_yaml(text or "")
-            json.dumps(settings)
-        except (TypeError, ValueError) as e:
-            raise UserError(f"--set does not understand {text!r}: {e}") from e
-        return settings
-    for part in _parts(text or ""):
-        name, equals, value = (word.strip() for word in part.partition("="))
-        if not equals or not name.isidentifier():
-            raise UserError(f"--set takes NAME=VALUE,NAME=VALUE, and does not understand {part!r}")
-        if name in settings:
-            raise UserError(f"--set gives {name} twice")
-        try:
-            settings[name] = parse_yaml(value)
-            json.dumps(settings)  # what cannot be stored, such as a date, is no setting
-        except (TypeError, ValueError) as e:
-            raise UserError(f"--set does not understand the value of {part!r}: {e}") from e
-    return settings
-
-
-def _parts(text: str) -> list[str]:
-    """Cut a text at its commas, but for those within brackets or quotes."""
-    parts, depth, quote = [""], 0, ""
-    for letter in text:
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "'\"":
-            quote = letter
-        else:
-            depth += (letter in "([{") - (letter in ")]}")
-        if letter == "," and depth <= 0 and not quote:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return [part for part in parts if part.strip()]
 
 
 def lifetime(config: SingleStudy, index: int) -> LifetimeSpec:
@@ -139,6 +94,9 @@ def study_config(flags: SingleConfig, sink: Sink, entry: Evolved | None = None) 
     )
     settings = settings | further_settings(flags)
     context = None
+    if flags.context is not None:
+        own = OwnContext(flags.context, parse_settings(flags.context_set, "--context_set"))
+        context = Context((), own=own)
     if entry is not None:
         evolution = replace(entry.evolution, published_code=flags.published_code)
         context = make_context(evolution, entry.winner.params)

@@ -10,9 +10,12 @@ from erl.executors.machines import check_cluster
 from erl.experiments.flags import (
     MAX_SEED,
     AgentFlags,
+    check_context,
     check_count,
     check_name,
     check_seeds,
+    context_option,
+    context_set_option,
     env_kwargs_option,
     seed_indices,
 )
@@ -84,6 +87,8 @@ class SingleConfig(AgentFlags):
         "delete velocities from the observation (CartPole, Pendulum, MountainCar, LunarLander and "
         "their continuous variants)",
     )
+    context: str | None = context_option()
+    context_set: str | None = context_set_option()
     env_kwargs: str | None = env_kwargs_option()
     ep_eval: int = option(10, "episodes over which returns are averaged")
     actor_workers: int | None = option(
@@ -124,6 +129,9 @@ class SingleConfig(AgentFlags):
         for name in ("steps", "nb_seeds", "ep_eval"):
             check_count(name, getattr(self, name))
         check_seeds(self.seed, self.nb_seeds)
+        check_context(self.context, self.context_set)
+        if self.context is not None and self.reservoir is not None:
+            raise UserError("an agent has --reservoir or --context, not both")
 
     def settings(self) -> dict[str, Any]:
         """Settings of the learner that have a flag of their own, as far as they were given.

@@ -265,7 +265,7 @@ def model_of(data: StudyData, models: str | Path) -> tuple[str, int, int, Path]:
     learning.finished(data.lifetimes, "training_return")  # says what is missing
     middle = middle_lifetimes(data.lifetimes)
     arms = list(dict.fromkeys(data.lifetimes.arm))
-    arm = next((a for a in arms if a.startswith("RES_")), arms[0])
+    arm = next((a for a in arms if a.startswith(("RES_", "CONTEXT_"))), arms[0])
     if arm not in set(middle.arm):
         raise UserError(f"no lifetime of {arm} has finished")
     chosen = middle[middle.arm == arm].iloc[0]
@@ -353,7 +353,7 @@ def generalisation_tests(
         evolved = "+".join(config.evolution.environments)
         tested = config.env_id or config.evolution.environments[0]
         arms = list(dict.fromkeys(data.lifetimes.arm)) if len(data.lifetimes) else []
-        arm = next((a for a in arms if a.startswith("RES_")), "")
+        arm = next((a for a in arms if a.startswith(("RES_", "CONTEXT_"))), "")
         found[evolved, tested] = (data.lifetimes, config.evolution.learner, arm)
     return found
 

@@ -228,13 +228,13 @@ def _of_user(name: str) -> "Learner":
     Raises:
         UserError: it cannot be imported or made, or lacks a method.
     """
-    from erl.worlds.tasks import see_working_folder
+    from erl.worlds.own_context import class_of_user
 
-    module, _, kind = name.partition(":")
-    see_working_folder()
     try:
-        learner = getattr(import_module(module), kind)()
-    except Exception as e:  # the module runs when it is imported
+        learner = class_of_user(name, "learner")()
+    except UserError:
+        raise
+    except Exception as e:
         raise UserError(f"the learner {name} cannot be made: {type(e).__name__}: {e}") from e
     methods = ("check_settings", "check", "cohort_key", "train")
     missing = [method for method in methods if not callable(getattr(learner, method, None))]
@@ -315,11 +315,29 @@ def load_agent(spec: "LifetimeSpec", path: Path) -> "Agent":
         if load is None:
             raise UserError(f"the learner {name} has no method load, which reads its saved agents")
         return load(spec, path)
+    return sb3.load(_saved_as(spec), path, spec)
+
+
+def _saved_as(spec: "LifetimeSpec") -> str:
+    """The algorithm of Stable-Baselines3 or sb3-contrib as whose models a lifetime's are saved."""
+    name = canonical_name(spec.learner.name)
     saved_as = OWN[name].saved_as if name in OWN else name
     if not isinstance(saved_as, str):
         _, action_space = spec.spaces()
         saved_as = saved_as[type(action_space).__name__]
-    return sb3.load(saved_as, path, spec)
+    return saved_as
+
+
+def zoo_name(spec: "LifetimeSpec") -> str:
+    """What the RL Baselines3 Zoo calls the algorithm as whose models a lifetime's are saved.
+
+    Raises:
+        UserError: the agents of this learner are no models of Stable-Baselines3.
+    """
+    if ":" in spec.learner.name:
+        raise UserError(f"the Zoo cannot open agents of {spec.learner.name}, a learner of yours")
+    saved_as = _saved_as(spec)
+    return {"RecurrentPPO": "ppo_lstm"}.get(saved_as, saved_as.lower())
 
 
 def __getattr__(name: str) -> Any:
@@ -346,4 +364,5 @@ __all__ = [
     "published_settings",
     "resolve_engine",
     "setting_names",
+    "zoo_name",
 ]

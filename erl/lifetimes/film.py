@@ -277,7 +277,11 @@ def panel_image(episode: Trace, i: int, height: int, width: int) -> np.ndarray:
         size = (width - 8, upper - 24)
         activity = Image.fromarray(diverging(past.T)).resize(size, Image.Resampling.NEAREST)
         panel.paste(activity, (4, 20))
-        texts = (f"reservoir: {neurons} neurons, last {HISTORY} steps", f"{neurons} neurons", "")
+        context = episode.spec.context
+        name, of = "reservoir", "neurons"
+        if context is not None and context.own is not None:
+            name, of = context.own.name, "numbers"
+        texts = (f"{name}: {neurons} {of}, last {HISTORY} steps", f"{neurons} {of}", "")
         # The longest that fits.
         text = next(t for t in texts if not t or pen.textlength(t) <= width - 8)
         pen.text((4, 4), text, fill="black")

@@ -133,6 +133,7 @@ def _play(
             seen = observation
         else:
             seen = encoder.step(observation[None], action[:1], np.asarray([reward]))[0]
+            encoder.check()
         over, start = terminated or truncated, np.zeros(1, dtype=bool)
         shown.append(observation)
         states.append(_state(encoder))

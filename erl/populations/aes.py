@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from erl.errors import UserError, nearest
-from erl.populations.vectors import check_number, count, frozen, given, normal, own, told
+from erl.populations.gaussian import Gaussian
+from erl.populations.vectors import check_number, frozen, given, told
 
 MEAN_UPDATES = ("fixed-linear", "fixed-sigmoid", "baseline-absolute", "baseline-relative")
 VAR_UPDATES = ("fixed", "adaptive")
@@ -23,7 +24,7 @@ VAR_UPDATES = ("fixed", "adaptive")
 _SHORTEST = 1e-3
 
 
-class AES:
+class AES(Gaussian):
     """A normal distribution whose mean goes a part p of the way to each solution: the further, the
     better the solution is than the mean.
 
@@ -82,29 +83,10 @@ class AES:
         check_number("AES", "negative_ratio", negative_ratio, least=0.0, most=1.0)
         check_number("AES", "var", var, above=0.0)
         check_number("AES", "var_floor", var_floor, least=0.0)
-        self._mean, self._rng = own(mean), rng
-        self._var = frozen(np.full_like(self._mean, var))
+        super().__init__(mean, rng, var)
         self._mean_update, self._r, self._negative = mean_update, mean_update_param, negative_ratio
         self._var_update, self._fixed_n, self._var_floor = var_update, fixed_var_n, var_floor
         self.p: float | None = None
-
-    @property
-    def mean(self) -> np.ndarray:
-        """Mean (dim,), read-only; setting it copies."""
-        return self._mean
-
-    @mean.setter
-    def mean(self, mean: np.ndarray) -> None:
-        self._mean = own(mean, self._mean)
-
-    @property
-    def var(self) -> np.ndarray:
-        """Variances (dim,), read-only."""
-        return self._var
-
-    def ask(self, n: int) -> np.ndarray:
-        """Draw n solutions (n, dim)."""
-        return self._mean + np.sqrt(self._var) * normal(self._rng, count(n), self._mean)
 
     def tell(
         self, solutions: np.ndarray, fitness: np.ndarray, mean_fitness: float | None = None
@@ -148,15 +130,9 @@ class AES:
 
     def get_state(self) -> dict[str, Any]:
         """Distribution, the latest step and random stream."""
-        return {
-            "mean": self._mean.copy(),
-            "var": self._var.copy(),
-            "p": self.p,
-            "rng": self._rng.bit_generator.state,
-        }
+        return super().get_state() | {"p": self.p}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from `get_state`."""
-        self._mean, self._var = own(state["mean"], self._mean), own(state["var"], self._mean)
+        super().set_state(state)
         self.p = state["p"]
-        self._rng.bit_generator.state = state["rng"]

@@ -10,19 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from erl.populations.vectors import (
-    check_flag,
-    check_number,
-    check_whole,
-    count,
-    frozen,
-    normal,
-    own,
-    told,
-)
+from erl.populations.gaussian import Gaussian
+from erl.populations.vectors import check_flag, check_number, check_whole, frozen, told
 
 
-class CEM:
+class CEM(Gaussian):
     """The cross-entropy method with a diagonal covariance, damped variance and mirrored draws.
 
     Args:
@@ -57,29 +49,9 @@ class CEM:
         parents = population_size // 2 if parents is None else parents
         _check("CEM", population_size, parents, var, damp, damp_limit, damp_tau)
         check_flag("CEM", "antithetic", antithetic)
-        self._mean, self._rng, self._antithetic = own(mean), rng, antithetic
-        self._var = frozen(np.full_like(self._mean, var))
+        super().__init__(mean, rng, var, antithetic)
         self._population_size, self._weights = population_size, _weights(parents)
         self._damp, self._damp_limit, self._damp_tau = damp, damp_limit, damp_tau
-
-    @property
-    def mean(self) -> np.ndarray:
-        """Mean (dim,), read-only; setting it copies."""
-        return self._mean
-
-    @mean.setter
-    def mean(self, mean: np.ndarray) -> None:
-        self._mean = own(mean, self._mean)
-
-    @property
-    def var(self) -> np.ndarray:
-        """Variances (dim,), read-only."""
-        return self._var
-
-    def ask(self, n: int) -> np.ndarray:
-        """Draw n solutions (n, dim)."""
-        noise = normal(self._rng, count(n), self._mean, self._antithetic)
-        return self._mean + np.sqrt(self._var) * noise
 
     def tell(
         self, solutions: np.ndarray, fitness: np.ndarray, mean_fitness: float | None = None
@@ -108,21 +80,15 @@ class CEM:
 
     def get_state(self) -> dict[str, Any]:
         """Distribution, damping and random stream."""
-        return {
-            "mean": self._mean.copy(),
-            "var": self._var.copy(),
-            "damp": self._damp,
-            "rng": self._rng.bit_generator.state,
-        }
+        return super().get_state() | {"damp": self._damp}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from `get_state`."""
-        self._mean, self._var = own(state["mean"], self._mean), own(state["var"], self._mean)
+        super().set_state(state)
         self._damp = state["damp"]
-        self._rng.bit_generator.state = state["rng"]
 
 
-class ACEM:
+class ACEM(Gaussian):
     """The cross-entropy method for results that come one by one.
 
     Every result replaces the oldest of the last `memory` ones, and a CEM update over these follows.
@@ -158,8 +124,7 @@ class ACEM:
         check_whole("ACEM", "memory", memory, 2)
         parents = memory // 2 if parents is None else parents
         _check("ACEM", memory, parents, var, damp, damp_limit, damp_tau)
-        self._mean, self._rng = own(mean), rng
-        self._var = frozen(np.full_like(self._mean, var))
+        super().__init__(mean, rng, var)
         self._memory, self._weights = memory, _weights(parents)
         self._damp, self._damp_limit = damp, damp_limit
         self._damp_tau = damp_tau ** (1 / memory)
@@ -167,24 +132,6 @@ class ACEM:
         self._solutions = np.zeros((memory, len(self._mean)), self._mean.dtype)
         self._fitness = np.zeros(memory)
         self._told = 0
-
-    @property
-    def mean(self) -> np.ndarray:
-        """Mean (dim,), read-only; setting it copies."""
-        return self._mean
-
-    @mean.setter
-    def mean(self, mean: np.ndarray) -> None:
-        self._mean = own(mean, self._mean)
-
-    @property
-    def var(self) -> np.ndarray:
-        """Variances (dim,), read-only."""
-        return self._var
-
-    def ask(self, n: int) -> np.ndarray:
-        """Draw n solutions (n, dim)."""
-        return self._mean + np.sqrt(self._var) * normal(self._rng, count(n), self._mean)
 
     def tell(
         self, solutions: np.ndarray, fitness: np.ndarray, mean_fitness: float | None = None
@@ -219,22 +166,18 @@ class ACEM:
 
     def get_state(self) -> dict[str, Any]:
         """Distribution, damping, the latest results and random stream."""
-        return {
-            "mean": self._mean.copy(),
-            "var": self._var.copy(),
+        return super().get_state() | {
             "damp": self._damp,
             "solutions": self._solutions.copy(),
             "fitness": self._fitness.copy(),
             "told": self._told,
-            "rng": self._rng.bit_generator.state,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from `get_state`."""
-        self._mean, self._var = own(state["mean"], self._mean), own(state["var"], self._mean)
+        super().set_state(state)
         self._damp, self._told = state["damp"], state["told"]
         self._solutions[:], self._fitness[:] = state["solutions"], state["fitness"]
-        self._rng.bit_generator.state = state["rng"]
 
 
 def _check(

@@ -11,19 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from erl.populations.vectors import (
-    check_number,
-    check_whole,
-    count,
-    frozen,
-    given,
-    normal,
-    own,
-    told,
-)
+from erl.populations.gaussian import Gaussian
+from erl.populations.vectors import check_number, check_whole, frozen, given, told
 
 
-class OnePlusOneES:
+class OnePlusOneES(Gaussian):
     """A solution that is better than the mean becomes the mean; the variance grows where more than
     a fifth of the latest solutions were better, and shrinks otherwise.
 
@@ -55,28 +47,9 @@ class OnePlusOneES:
         check_number("(1+1)-ES", "success_rate", success_rate, least=0.0, most=1.0)
         check_number("(1+1)-ES", "decay", decay, above=0.0, most=1.0)
         check_number("(1+1)-ES", "var_floor", var_floor, least=0.0)
-        self._mean, self._rng = own(mean), rng
-        self._var = frozen(np.full_like(self._mean, var))
+        super().__init__(mean, rng, var)
         self._success_rate, self._decay, self._var_floor = success_rate, decay, var_floor
         self._memory, self._successes = memory, deque[bool](maxlen=memory)
-
-    @property
-    def mean(self) -> np.ndarray:
-        """Mean (dim,), read-only; setting it copies."""
-        return self._mean
-
-    @mean.setter
-    def mean(self, mean: np.ndarray) -> None:
-        self._mean = own(mean, self._mean)
-
-    @property
-    def var(self) -> np.ndarray:
-        """Variances (dim,), read-only."""
-        return self._var
-
-    def ask(self, n: int) -> np.ndarray:
-        """Draw n solutions (n, dim)."""
-        return self._mean + np.sqrt(self._var) * normal(self._rng, count(n), self._mean)
 
     def tell(
         self, solutions: np.ndarray, fitness: np.ndarray, mean_fitness: float | None = None
@@ -106,15 +79,9 @@ class OnePlusOneES:
 
     def get_state(self) -> dict[str, Any]:
         """Distribution, the latest successes and random stream."""
-        return {
-            "mean": self._mean.copy(),
-            "var": self._var.copy(),
-            "successes": list(self._successes),
-            "rng": self._rng.bit_generator.state,
-        }
+        return super().get_state() | {"successes": list(self._successes)}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from `get_state`."""
-        self._mean, self._var = own(state["mean"], self._mean), own(state["var"], self._mean)
+        super().set_state(state)
         self._successes = deque(state["successes"], self._memory)
-        self._rng.bit_generator.state = state["rng"]

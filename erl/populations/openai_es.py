@@ -4,22 +4,13 @@ Salimans, Ho, Chen, Sidor and Sutskever, "Evolution Strategies as a Scalable Alt
 Reinforcement Learning", 2017, arXiv 1703.03864.
 """
 
-from typing import Any
-
 import numpy as np
 
-from erl.populations.vectors import (
-    check_flag,
-    check_number,
-    count,
-    frozen,
-    normal,
-    own,
-    told,
-)
+from erl.populations.gaussian import Gaussian
+from erl.populations.vectors import check_flag, check_number, frozen, told
 
 
-class OpenAIES:
+class OpenAIES(Gaussian):
     """A mean that follows an estimate of the gradient of E[F(mean + sigma noise)].
 
     Args:
@@ -49,27 +40,13 @@ class OpenAIES:
         check_number("OpenAI-ES", "learning_rate", learning_rate, above=0.0)
         check_flag("OpenAI-ES", "mirrored", mirrored)
         check_flag("OpenAI-ES", "rank_shaping", rank_shaping)
-        self._mean, self._rng, self._mirrored = own(mean), rng, mirrored
+        super().__init__(mean, rng, sigma**2, mirrored)
         self._sigma, self._learning_rate = float(sigma), float(learning_rate)
         self._shape = ranks if rank_shaping else standardised
 
-    @property
-    def mean(self) -> np.ndarray:
-        """Mean (dim,), read-only; setting it copies."""
-        return self._mean
-
-    @mean.setter
-    def mean(self, mean: np.ndarray) -> None:
-        self._mean = own(mean, self._mean)
-
-    @property
-    def var(self) -> np.ndarray:
-        """Variances (dim,), read-only."""
-        return frozen(np.full_like(self._mean, self._sigma**2))
-
     def ask(self, n: int) -> np.ndarray:
         """Draw n solutions (n, dim)."""
-        return self._mean + self._sigma * normal(self._rng, count(n), self._mean, self._mirrored)
+        return self._mean + self._sigma * self._noise(n)
 
     def tell(
         self, solutions: np.ndarray, fitness: np.ndarray, mean_fitness: float | None = None
@@ -101,15 +78,6 @@ class OpenAIES:
         noise = (np.asarray(solutions, self._mean.dtype) - self._mean) / self._sigma
         weights = np.asarray(utilities, dtype=np.float64) / (len(noise) * self._sigma)
         return weights.astype(noise.dtype) @ noise
-
-    def get_state(self) -> dict[str, Any]:
-        """Mean and random stream."""
-        return {"mean": self._mean.copy(), "rng": self._rng.bit_generator.state}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from `get_state`."""
-        self._mean = own(state["mean"], self._mean)
-        self._rng.bit_generator.state = state["rng"]
 
 
 def standardised(fitness: np.ndarray) -> np.ndarray:

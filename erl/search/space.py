@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from erl.errors import UserError, nearest
+from erl.worlds.own_context import OwnContext
 from erl.worlds.reservoirs import Context, ReservoirParams
 
 # Ranges of the parameters that --evolve names without one. Shares are in (0, 1], a bias of 1 is as
@@ -28,6 +29,7 @@ NO_BIAS = {"bias": 0.0, "bias_connectivity": 1.0}
 # bias of +1 or -1.
 ER_MRL_BIAS = {"bias": 1.0, "bias_connectivity": 0.1}
 LEARNER = "learner."
+CONTEXT = "context."
 # What is searched anyway, within bounds that flags of their own give.
 _SEARCHED = {
     "sr": "spectral radius: --min_sr and --max_sr",
@@ -66,6 +68,8 @@ class SearchConfig:
         bias, bias_connectivity: of every reservoir, where they are not searched. Their defaults
             are those of studies that were made before there were such flags.
         learner_config: the learner's settings.
+        context: a context of the user's own in place of reservoirs, `MODULE:CLASS`.
+        context_settings: its settings that are not searched.
     """
 
     nb_res: int | None = None
@@ -86,13 +90,16 @@ class SearchConfig:
     bias: float = 0.0
     bias_connectivity: float = 1.0
     learner_config: dict[str, Any] = field(default_factory=dict)
+    # Left out of JSON where there is none, as before there was any.
+    context: str | None = field(default=None, metadata={"omit_default": True})
+    context_settings: dict[str, Any] | None = field(default=None, metadata={"omit_default": True})
 
 
 def parse_evolve(text: str | None) -> dict[str, Range]:
     """Read `--evolve`: names, or `name=low:high` or `name=low:high:log`, comma-separated.
 
-    Units, and settings of the learner whose bounds are both written without a decimal point, are
-    whole numbers.
+    Units, and settings of the learner or of a context whose bounds are both written without a
+    decimal point, are whole numbers.
 
     Raises:
         UserError: a name or a range that cannot be.
@@ -102,10 +109,10 @@ def parse_evolve(text: str | None) -> dict[str, Range]:
         name, _, written = item.partition("=")
         if name in _SEARCHED:
             raise UserError(f"--evolve {name}: other flags set the range of the {_SEARCHED[name]}")
-        if not name.startswith(LEARNER) and name not in _RANGES:
+        if not name.startswith((LEARNER, CONTEXT)) and name not in _RANGES:
             raise UserError(
                 f"--evolve does not know {name!r}{nearest(name, _RANGES)} (known: "
-                f"{', '.join(_RANGES)}, learner.SETTING=low:high)"
+                f"{', '.join(_RANGES)}, learner.SETTING=low:high, context.SETTING=low:high)"
             )
         if name in found:
             raise UserError(f"--evolve names {name!r} twice")
@@ -123,7 +130,7 @@ def _range(name: str, written: str) -> Range:
         low, high = (int(w) if re.fullmatch(r"-?\d+", w) else float(w) for w in match.group(1, 2))
     except ValueError:
         raise UserError(f"--evolve {name}={written}: a range is low:high or low:high:log") from None
-    if type(low) is not type(high) or not (name == "units" or name.startswith(LEARNER)):
+    if type(low) is not type(high) or not (name == "units" or name.startswith((LEARNER, CONTEXT))):
         low, high = float(low), float(high)
     log = match.group(3) == ":log"
     if not (math.isfinite(low) and math.isfinite(high)) or low > high:
@@ -146,9 +153,11 @@ def _range(name: str, written: str) -> Range:
 
 
 def is_searched(name: str) -> bool:
-    """Whether a parameter of this name describes a reservoir or a setting of the learner."""
+    """Whether a parameter of this name describes a reservoir, or a setting of the learner or of a
+    context.
+    """
     own = re.sub(r"_[0-9]+$", "", name)
-    return name.startswith(LEARNER) or own in ("sr", "lr", "iss", *_RANGES)
+    return name.startswith((LEARNER, CONTEXT)) or own in ("sr", "lr", "iss", *_RANGES)
 
 
 def _suffixes(config: SearchConfig) -> list[str]:
@@ -159,21 +168,43 @@ def _suffixes(config: SearchConfig) -> list[str]:
 
 
 def search_space(config: SearchConfig) -> dict[str, Range]:
-    """The searched parameters of a study."""
+    """The searched parameters of a study.
+
+    Raises:
+        UserError: `--evolve` names what there is not, or cannot be read.
+    """
+    more = parse_evolve(config.evolve)
+    for name in more:
+        if name.startswith(CONTEXT) and config.context is None:
+            raise UserError(f"--evolve {name} needs --context MODULE:CLASS")
+        if not name.startswith((LEARNER, CONTEXT)) and config.context is not None:
+            raise UserError(f"--evolve {name} is for reservoirs, and --context stands for them")
+        if name.removeprefix(CONTEXT) in (config.context_settings or {}):
+            raise UserError(f"{name.removeprefix(CONTEXT)} is searched and set by --context_set")
+    if config.context is not None:
+        if not more:
+            raise UserError(
+                "--evolve context.SETTING=low:high is missing: nothing is searched; train trains "
+                "with --context as it is"
+            )
+        return more
     ranges = {
         "sr": Range(float(config.min_sr), float(config.max_sr)),
         "lr": Range(float(config.min_lr), float(config.max_lr)),
     }
     if not config.fixed_iss:
         ranges["iss"] = Range(float(config.min_iss), float(config.max_iss))
-    more = parse_evolve(config.evolve)
     ranges |= {name: r for name, r in more.items() if not name.startswith(LEARNER)}
     space = {f"{name}{suffix}": r for suffix in _suffixes(config) for name, r in ranges.items()}
     return space | {name: r for name, r in more.items() if name.startswith(LEARNER)}
 
 
 def make_context(config: SearchConfig, params: dict[str, float]) -> Context | None:
-    """The reservoirs that hyperparameters describe; None where none are evolved."""
+    """The reservoirs that hyperparameters describe, or the context of the user's own; None where
+    only the learner is evolved.
+    """
+    if config.context is not None:
+        return own_context(config, params)
     if config.nb_res == 0:
         return None
     reservoirs = []
@@ -198,6 +229,18 @@ def make_context(config: SearchConfig, params: dict[str, float]) -> Context | No
         reset_res=config.reset_res,
         feed_action=config.feed_action and not config.published_code,
         obs_units=config.obs_units,
+    )
+
+
+def own_context(config: SearchConfig, params: dict[str, float]) -> Context:
+    """The context of the user's own that a configuration names, with what was proposed."""
+    proposed = {k.removeprefix(CONTEXT): v for k, v in params.items() if k.startswith(CONTEXT)}
+    return Context(
+        reservoirs=(),
+        skip_c=config.skip_c,
+        reset_res=config.reset_res,
+        feed_action=config.feed_action and not config.published_code,
+        own=OwnContext(config.context or "", {**(config.context_settings or {}), **proposed}),
     )
 
 

@@ -26,7 +26,7 @@ from erl.studies.following import UID
 from erl.studies.leases import PLACE
 from erl.studies.records import generations, records
 from erl.studies.storage import open_storage, shown, study_names
-from erl.studies.study import COPY, Study
+from erl.studies.study import COPY, TRACKED, Study
 from erl.studies.tables import agent_tables, to_frame, to_latex, to_markdown, to_text_frame
 from erl.studies.tables import lines as table_lines
 from erl.studies.trials import lifetime_records, why_failed
@@ -42,7 +42,7 @@ from erl.studies.winner import (
 COLUMNS = ("study", "kind", "trials", "result", "last change")
 
 
-def _name(storage: BaseStorage, config: Any) -> str:
+def name_of(storage: BaseStorage, config: Any) -> str:
     """The study that is meant."""
     names = [s.study_name for s in storage.get_all_studies()]
     if config.study is None and len(meant := without_finals(storage)) == 1:
@@ -149,7 +149,7 @@ def list_studies(config: ListConfig, sink: Sink) -> int:
 def show_study(config: ShowConfig, sink: Sink) -> int:
     """What a study is, its best trials, and why others failed."""
     storage = open_storage(config.storage)
-    name = _name(storage, config)
+    name = name_of(storage, config)
     study = next(s for s in storage.get_all_studies() if s.study_name == name)
     trials = storage.get_all_trials(study._study_id, deepcopy=False)
     sink.line(f"{name} in {shown(config.storage)}: {_kind(study.user_attrs, study.system_attrs)}")
@@ -226,6 +226,16 @@ def trial_rows(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
     )
 
 
+def with_json(lifetimes: pd.DataFrame) -> pd.DataFrame:
+    """Lifetimes for a file: curves and inner evolutions as JSON."""
+    frame = lifetimes.copy()
+    for column in {"curve", "inner"} & {*frame.columns}:
+        frame[column] = frame[column].map(
+            lambda value: None if value is None else json.dumps(value)
+        )
+    return frame
+
+
 def export_study(config: ExportConfig, sink: Sink) -> int:
     """Write a study as a table, whole or not at all; curves are lists in JSON."""
     path, document = Path(config.file or ""), None
@@ -236,7 +246,7 @@ def export_study(config: ExportConfig, sink: Sink) -> int:
         )
     if not path.absolute().parent.is_dir():
         raise UserError(f"cannot write {path}: its folder does not exist")
-    name = _name(open_storage(config.storage), config)
+    name = name_of(open_storage(config.storage), config)
     if config.rows == "trials":
         frame = trial_rows(Study(config.storage, name).trials())
     elif config.rows == "generations":
@@ -258,10 +268,7 @@ def export_study(config: ExportConfig, sink: Sink) -> int:
         frame = records(config.storage, name)
         if not len(frame):
             raise UserError(f"study {name!r} stores no lifetimes; --rows trials exports its trials")
-        for column in ("curve", "inner"):
-            frame[column] = frame[column].map(
-                lambda value: None if value is None else json.dumps(value)
-            )
+        frame = with_json(frame)
     try:
         if document is None:
             write_whole(path, lambda part: frame.to_csv(part, index=False))
@@ -280,7 +287,7 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
     The copy bears the mark `incomplete` until all of it was read back and found equal.
     """
     source = open_storage(config.storage)
-    name = _name(source, config)
+    name = name_of(source, config)
     target_name = config.to_name or name
     to = config.to or ""
     if (to, target_name) == (config.storage, name):
@@ -350,12 +357,12 @@ def _user_attrs(study: Any) -> dict[str, Any]:
 
 
 def _system_attrs(study: Any, ids: Mapping[int, int]) -> dict[str, Any]:
-    """What a copy takes along: no leases. Notes and files of trials are named by their ids, which
-    are others in the copy.
+    """What a copy takes along: no leases, and no runs in other services, which are the original's.
+    Notes and files of trials are named by their ids, which are others in the copy.
     """
     attrs = {}
     for key, value in study.system_attrs.items():
-        if key == COPY or key.startswith(PLACE):
+        if key == COPY or key.startswith((PLACE, TRACKED)):
             continue
         of_trial = re.match(r"(dashboard:(?:artifacts:)?)(\d+)(:.*)", key)
         if of_trial is not None:

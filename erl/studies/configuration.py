@@ -166,7 +166,8 @@ class SingleStudy:
         engine: which implementation trains the learner.
         env_kwargs: arguments of the environment.
         reservoir: the entry of the catalogue whose reservoirs the agent has; None without any.
-        context: these reservoirs.
+        context: these reservoirs, or a context of the user's own; None for an agent on the
+            observations alone.
     """
 
     kind: ClassVar[str] = "single"

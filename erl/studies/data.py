@@ -482,6 +482,6 @@ def _reservoirs(data: StudyData, params: Mapping[str, Any]) -> tuple[ReservoirPa
         context = make_context(config, plain)
     except KeyError:
         context = None
-    if context is None:
+    if context is None or context.own is not None:
         raise UserError(f"study {data.name!r} did not evolve a reservoir")
     return context.reservoirs

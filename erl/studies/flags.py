@@ -1,5 +1,6 @@
 """Flags of the commands on studies. Nothing here needs a library that takes long to load."""
 
+import re
 from dataclasses import dataclass
 
 from erl.cli import option
@@ -67,6 +68,23 @@ class CopyConfig(ListConfig):
     def __post_init__(self) -> None:
         if not self.to:
             raise UserError("--to is missing: the storage to copy to")
+
+
+@dataclass(frozen=True)
+class PushConfig(ListConfig):
+    """Flags of `push`."""
+
+    study: str | None = option(None, "name of the study; needed if the storage has several")
+    repo: str | None = option(None, "repository of the Hugging Face Hub to upload to, USER/NAME")
+    folder: str | None = option(None, "instead, a new folder to write, without a network")
+    private: bool = option(False, "nobody else sees the repository, if it is a new one")
+    models: str = option("models", "folder of trained models")
+
+    def __post_init__(self) -> None:
+        if bool(self.repo) == bool(self.folder):
+            raise UserError("name either --repo, the repository to upload to, or --folder")
+        if self.repo and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
+            raise UserError(f"--repo must be USER/NAME, not {self.repo!r}")
 
 
 @dataclass(frozen=True)

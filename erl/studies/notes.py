@@ -180,9 +180,9 @@ def _how(config: StudyConfig) -> dict[str, str]:
     what = "episodes of the final policy"
     if config.fitness == "training":
         what = f"the last {config.ep_eval} training episodes"
+    seeds = "1 seed" if config.nb_seeds == 1 else f"{config.nb_seeds} seeds"
     return {
-        "a trial": f"{sets}{config.nb_seeds} seeds x {config.training_steps:,} steps, "
-        f"root seed {config.seed}",
+        "a trial": f"{sets}{seeds} x {config.training_steps:,} steps, root seed {config.seed}",
         "sampler": f"{config.sampler}, generations of {config.popsize}"
         + ("" if config.pruner == "none" else f", pruned by {config.pruner}"),
         "fitness": f"mean return of {what}"

@@ -21,6 +21,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
+from erl.cli import this_command
 from erl.errors import UserError, nearest
 from erl.lifetimes.record import LifetimeRecord
 from erl.search.pruning import Comparison, Pruned
@@ -45,6 +46,8 @@ from erl.studies.trials import (
 from erl.worlds.specification import commit, to_json, versions
 
 METRIC = "fitness"  # what the value of a trial is called
+COMMAND = "command"  # user attribute of a study: the command that began it
+TRACKED = "track:"  # system attributes of a study that name its runs in other services
 COPY = "copy"  # system attribute of a study that was copied: `incomplete`, then `whole`
 
 
@@ -124,6 +127,8 @@ class Study:
             self.optuna.set_user_attr("config", to_stored(config))
             self.optuna.set_user_attr("versions", versions())
             self.optuna.set_user_attr("commit", commit())
+            if (command := this_command()) is not None:
+                self.optuna.set_user_attr(COMMAND, command)
             return
         differ = differences(from_stored(self.stored), from_stored(to_stored(config)))
         if differ:
@@ -501,6 +506,16 @@ class Study:
         """Add a file to the study or to a trial of it; see `artefacts.attach`."""
         trial = None if trial_id is None else self.storage.id_now(trial_id)
         attach(self.address, self.storage, self._id, path, name, trial)
+
+    def tracked(self, service: str, name: str) -> dict[str, Any] | None:
+        """What is stored of a run in another service, such as its id there."""
+        attrs = self.storage.get_study_system_attrs(self._id)
+        return attrs.get(f"{TRACKED}{service}:{name}")
+
+    def store_tracked(self, service: str, name: str, note: Mapping[str, Any]) -> None:
+        """Store what `tracked` gives."""
+        key = f"{TRACKED}{service}:{name}"
+        self.storage.set_study_system_attr(self._id, key, dict(note))
 
     def let_go(self, trial_id: int) -> None:
         """A trial has ended; this coordinator holds it no longer."""

@@ -2,7 +2,7 @@
 action and reward.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,23 +12,27 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
 from erl.worlds.actions import Actions
+from erl.worlds.own_context import OwnBank, OwnContext
 from erl.worlds.reservoirs import Context, ReservoirBank
 
 
 def context_space(
     context: Context, observation_space: spaces.Box, action_space: spaces.Space
 ) -> spaces.Box:
-    """The space of what a policy sees, a float32 Box vector. Nothing is drawn for it.
+    """The space of what a policy sees, a float32 Box vector. No reservoir is drawn for it.
 
     Args:
         context: the reservoirs and what else the policy sees.
         observation_space: of what agents see without reservoirs, a flat Box.
         action_space: of what agents choose.
     """
-    visible = context.obs_units or sum(r.units for r in context.reservoirs)
-    low, high = [np.full(visible, -1.0)], [np.full(visible, 1.0)]
+    actions = Actions(action_space)
+    visible, bound = context.obs_units or sum(r.units for r in context.reservoirs), 1.0
+    if context.own is not None:
+        input_dim = int(observation_space.shape[0]) + actions.size + 1
+        visible, bound = context.own.sizes(input_dim)[1], np.inf
+    low, high = [np.full(visible, -bound)], [np.full(visible, bound)]
     if context.skip_c:
-        actions = Actions(action_space)
         low += [observation_space.low, actions.low, np.array([-np.inf])]
         high += [observation_space.high, actions.high, np.array([np.inf])]
     return spaces.Box(
@@ -60,7 +64,7 @@ class ContextEncoder:
         action_space: spaces.Space,
     ) -> None:
         first = contexts[0]
-        if any(replace(c, reservoirs=first.reservoirs) != first for c in contexts):
+        if any(replace(c, reservoirs=first.reservoirs, own=first.own) != first for c in contexts):
             raise ValueError("the contexts of one encoder differ in their reservoirs only")
         self.skip_c, self.reset_res, self.feed_action = (
             first.skip_c,
@@ -69,10 +73,14 @@ class ContextEncoder:
         )
         self._actions = Actions(action_space)
         self._obs_dim = int(observation_space.shape[0])
-        self.bank = ReservoirBank(
-            [c.reservoirs for c in contexts], seeds, self._obs_dim + self._actions.size + 1
+        input_dim = self._obs_dim + self._actions.size + 1
+        own = [c.own for c in contexts if c.own is not None]
+        self.bank: ReservoirBank | OwnBank = (
+            OwnBank(own, seeds, input_dim)
+            if own
+            else ReservoirBank([c.reservoirs for c in contexts], seeds, input_dim)
         )
-        self._visible = first.obs_units or self.bank.units
+        self._visible = first.obs_units or self.bank.size
         self.space = context_space(first, observation_space, action_space)
         self._allocate()
 
@@ -143,10 +151,33 @@ class ContextEncoder:
         """
         return self._inputs
 
+    @property
+    def faults(self) -> dict[int, Exception]:
+        """Why contexts of the user's own failed, by the agent's index. Reservoirs do not."""
+        return self.bank.faults if isinstance(self.bank, OwnBank) else {}
+
+    def check(self) -> None:
+        """Raise what made a context of the user's own fail, if one did."""
+        for fault in self.faults.values():
+            raise fault
+
     def drop(self, keep: Sequence[int]) -> None:
         """Keep only these agents."""
         self.bank.drop(keep)
         self._allocate()
+
+
+def cohort_part(context: Context | None, input_dim: int) -> Hashable:
+    """In what the contexts of agents that train side by side agree: kind and sizes. Parameters of
+    reservoirs and settings of own contexts may differ.
+    """
+    if context is None:
+        return None, 0
+    if context.own is not None:
+        sizes = context.own.sizes(input_dim)
+        return replace(context, own=OwnContext(context.own.name)), *sizes
+    units = sum(r.units for r in context.reservoirs)
+    return replace(context, reservoirs=(), obs_units=None), units
 
 
 class ReservoirWrapper(gym.Wrapper, RecordConstructorArgs):
@@ -166,15 +197,19 @@ class ReservoirWrapper(gym.Wrapper, RecordConstructorArgs):
                 f"reservoirs are fed vectors, not observations of {env.observation_space}"
             )
         self.encoder = ContextEncoder([context], [seed], env.observation_space, env.action_space)
+        self.encoder.check()
         self.observation_space = self.encoder.space
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin an episode: the reservoir sees its observation, and zeros for action and reward."""
         observation, info = self.env.reset(**kwargs)
-        return self.encoder.reset(0, observation).copy(), info
+        seen = self.encoder.reset(0, observation).copy()
+        self.encoder.check()
+        return seen, info
 
     def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
         """Step the environment, then the reservoir with observation, action and reward."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         seen = self.encoder.step(observation[None], np.asarray(action)[None], np.asarray([reward]))
+        self.encoder.check()
         return seen[0].copy(), reward, terminated, truncated, info

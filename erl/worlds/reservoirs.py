@@ -24,6 +24,7 @@ import numpy as np
 from scipy import sparse
 
 from erl.errors import UserError
+from erl.worlds.own_context import OwnContext
 
 if TYPE_CHECKING:
     from reservoirpy.nodes import Reservoir
@@ -247,6 +248,7 @@ class ReservoirBank:
 
     Attributes:
         state: array (n_agents, units), the current states.
+        size: how many of them a policy can see: all.
     """
 
     def __init__(
@@ -256,6 +258,7 @@ class ReservoirBank:
         if len(units) != 1:
             raise ValueError(f"agents of one bank own equally many neurons, not {sorted(units)}")
         self.units, self.input_dim = units.pop(), input_dim
+        self.size = self.units
         # Agents with several environments share their weights between them.
         made = {pair: draw_weights(*pair, input_dim) for pair in {*zip(map(tuple, params), seeds)}}
         drawn = [made[tuple(ps), seed] for ps, seed in zip(params, seeds)]
@@ -347,6 +350,7 @@ class Context:
             feeds zeros, or the one-hot of action 0 after a step, instead.
         obs_units: how many neurons the policy sees, the first ones of all reservoirs side by side;
             None for all.
+        own: a context of the user's own in place of reservoirs, of which there are none then.
     """
 
     reservoirs: tuple[ReservoirParams, ...]
@@ -354,8 +358,12 @@ class Context:
     reset_res: bool = True
     feed_action: bool = True
     obs_units: int | None = None
+    # Left out of JSON where there is none, as before there was any.
+    own: OwnContext | None = field(default=None, metadata={"omit_default": True})
 
     def __post_init__(self) -> None:
+        if self.own is not None and (self.reservoirs or self.obs_units is not None):
+            raise UserError("a context of one's own has no reservoirs beside it, and no obs_units")
         units = sum(r.units for r in self.reservoirs)
         if self.obs_units is not None and self.reservoirs and not 1 <= self.obs_units <= units:
             raise UserError(

@@ -7,7 +7,7 @@ import dataclasses
 import platform
 import subprocess
 import typing
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
@@ -20,9 +20,10 @@ import numpy as np
 from gymnasium import spaces
 
 from erl.errors import UserError
-from erl.worlds.context import ReservoirWrapper, context_space
+from erl.worlds.actions import Actions
+from erl.worlds.context import ReservoirWrapper, cohort_part, context_space
 from erl.worlds.reservoirs import Context
-from erl.worlds.tasks import Ledger, Task, check_task, make_env
+from erl.worlds.tasks import Ledger, Task, check_task, make_env, wrap_env
 
 SPEC_VERSION = 1
 _PACKAGES = (
@@ -117,9 +118,21 @@ class LifetimeSpec:
             return observation_space, action_space
         return context_space(self.context, observation_space, action_space), action_space
 
+    def context_shape(self) -> Hashable:
+        """In what the contexts of lifetimes that are trained side by side agree."""
+        observation_space, action_space = check_task(self.task)
+        input_dim = int(observation_space.shape[0]) + Actions(action_space).size + 1
+        return cohort_part(self.context, input_dim)
+
     def make_env(self, ledger: Ledger | None = None, render_mode: str | None = None) -> gym.Env:
         """The environment as the policy sees it; steps are entered in `ledger`."""
-        env = make_env(self.task, ledger, render_mode)
+        return self._within_context(make_env(self.task, ledger, render_mode))
+
+    def wrap_env(self, env: gym.Env) -> gym.Env:
+        """Gymnasium's environment of this task, made elsewhere, as the policy sees it."""
+        return self._within_context(wrap_env(env, self.task))
+
+    def _within_context(self, env: gym.Env) -> gym.Env:
         return (
             env
             if self.context is None

@@ -5,8 +5,6 @@ Knows no learner. Only here is `gym.make` called.
 
 import importlib
 import logging
-import os
-import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +23,7 @@ from erl.worlds.arguments import Arguments
 from erl.worlds.env_check import try_out
 from erl.worlds.ledger import Ledger, shared_seconds
 from erl.worlds.observations import Observations
+from erl.worlds.own_context import see_working_folder
 from erl.worlds.wrappers import Metered, StackedFrames, close_quietly, stacked_space
 
 __all__ = [
@@ -133,13 +132,6 @@ def _similar(env_id: str) -> str:
     return nearest(close[0], alike) if close else "; MODULE:NAME names one of a module of yours"
 
 
-def see_working_folder() -> None:
-    """Have modules in the working folder found, whatever script is run."""
-    folder = os.getcwd()
-    if not {"", folder} & set(sys.path):
-        sys.path.append(folder)
-
-
 def _hidden(task: Task) -> np.ndarray | None:
     """Indices of the flat observation's entries that the agent does not see; None for none."""
     if not task.del_obs:
@@ -210,8 +202,13 @@ def make_env(task: Task, ledger: Ledger | None = None, render_mode: str | None =
         UserError: see `check_task`.
     """
     check_task(task)
-    env, keep = make_bare_env(task, render_mode)
-    env = Metered(env, ledger, keep)
+    env, _ = make_bare_env(task, render_mode)
+    return wrap_env(env, task, ledger)
+
+
+def wrap_env(env: gym.Env, task: Task, ledger: Ledger | None = None) -> gym.Env:
+    """Gymnasium's environment of a task as agents without a context meet it: see `make_env`."""
+    env = Metered(env, ledger, _seen_entries(env, task))
     return env if task.frame_stack == 1 else StackedFrames(env, task.frame_stack)
 
 
@@ -221,6 +218,11 @@ def make_bare_env(task: Task, render_mode: str | None = None) -> tuple[gym.Env, 
     """
     # An environment that cannot be rendered may not know the argument.
     env = _make(task) if render_mode is None else _make(task, render_mode=render_mode)
+    return env, _seen_entries(env, task)
+
+
+def _seen_entries(env: gym.Env, task: Task) -> np.ndarray | None:
+    """Indices of the flat observation's entries that the agent sees; None for all."""
     hidden = _hidden(task)
     size = 0 if hidden is None else Observations(env.observation_space, task.env_id).size
-    return env, _keep(hidden, size)
+    return _keep(hidden, size)

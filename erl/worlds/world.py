@@ -69,6 +69,7 @@ class World:
             contexts = [c for c in self._contexts(specs, visible) for _ in range(n_envs)]
             reservoir_seeds = [spec.seeds.reservoir for spec in specs for _ in range(n_envs)]
             self._encoder = ContextEncoder(contexts, reservoir_seeds, visible, self.action_space)
+            self._collect_context_faults()
         self.observation_space: spaces.Box = (
             visible if self._encoder is None else self._encoder.space
         )
@@ -87,6 +88,9 @@ class World:
             context = spec.context
             if context is None:
                 raise ValueError("either all agents of a world have reservoirs or none")
+            if context.own is not None:  # what cannot be made is among the encoder's faults
+                contexts.append(context)
+                continue
             try:
                 draw_weights(context.reservoirs, spec.seeds.reservoir, input_dim)
             except UnsoundReservoir as error:
@@ -150,7 +154,7 @@ class World:
             if self._encoder is None
             else self._encoder.step(observations, actions, rewards, slots)
         )
-        if self._lockstep.faults:
+        if self._lockstep.faults or (self._encoder is not None and self._encoder.faults):
             self._collect_faults()
         return seen, rewards, terminated, truncated
 
@@ -228,6 +232,12 @@ class World:
                 if fault.traceback:
                     error.add_note(fault.traceback)
                 self.faults[agent] = error
+        self._collect_context_faults()
+
+    def _collect_context_faults(self) -> None:
+        if self._encoder is not None:
+            for slot, error in self._encoder.faults.items():
+                self.faults.setdefault(slot // self.n_envs, error)
 
     def drop(self, keep: Sequence[int]) -> None:
         """Keep only these agents; nothing changes for them."""

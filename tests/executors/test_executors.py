@@ -166,8 +166,8 @@ def count(rows, folder, name):
     return name, rows["limit"].tolist()
 
 
-def test_an_executor_runs_any_function_and_its_board_goes_both_ways():
-    executor, boards = LocalExecutor(2), []
+def test_an_executor_runs_any_function_and_its_board_goes_both_ways(lasting):
+    executor, boards = lasting(2), []
 
     def tick(board):
         boards.append({name: array.copy() for name, array in board.items()})
@@ -193,8 +193,8 @@ def dies_once(rows, folder, path):
     return rows["done"].tolist()
 
 
-def test_a_job_that_is_begun_again_finds_its_rows_as_at_first(tmp_path):
-    executor = LocalExecutor(1)
+def test_a_job_that_is_begun_again_finds_its_rows_as_at_first(tmp_path, lasting):
+    executor = lasting(1)
     try:
         [result] = executor.run([Job(dies_once, (str(tmp_path / "x"),))], COLUMNS, lambda _: None)
     finally:
@@ -208,8 +208,8 @@ def add(rows, folder, a, b):
     return a + b
 
 
-def test_jobs_without_a_board():
-    executor = LocalExecutor(1)
+def test_jobs_without_a_board(lasting):
+    executor = lasting(1)
     try:
         jobs = [Job(add, (a, 2), rows=0) for a in (1, -1)]
         good, bad = sorted(executor.run(jobs, {}, lambda _: None), key=lambda r: r.index)

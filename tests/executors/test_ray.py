@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import threading
 import time
@@ -40,9 +41,15 @@ from erl.worlds.tasks import Task
 
 SETTINGS = {"n_steps": 32, "batch_size": 32, "n_epochs": 1}
 # Small stores, no dashboard, no statistics sent; workers that do not make way for everything else
-# on the machine.
+# on the machine. A node that was killed is missed after two seconds, and not after fifteen.
 NODE = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
-ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_failure_threshold": "4",
+}
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +188,13 @@ def busy(node):
     )
 
 
+def steps_of(checkpoint):
+    """How far a lifetime was when its checkpoint was written; 0 without one."""
+    if not checkpoint.exists():
+        return 0
+    return pickle.loads(checkpoint.read_bytes())["state"]["ledger"][0]
+
+
 # Checkpoints of one file, and with a replay buffer beside it.
 RE2 = {
     "init_steps": 100,
@@ -207,9 +221,9 @@ def test_a_job_goes_on_elsewhere_from_its_checkpoint(cluster, address, learner):
 
     def tick(board):
         seen.append(int(board["steps"][0]))
-        if checkpoint.exists() and seen[-1] >= 5000 and not lost:
+        if not lost and steps_of(checkpoint) >= 1000:
             [node] = [n for n in cluster.worker_nodes if busy(n)]
-            lost.append(seen[-1])
+            lost.extend([steps_of(checkpoint), len(seen)])
             cluster.remove_node(node, allow_graceful=False)
             cluster.add_node(**NODE)
 
@@ -218,11 +232,10 @@ def test_a_job_goes_on_elsewhere_from_its_checkpoint(cluster, address, learner):
     finally:
         executor.close()
     assert result.error is None
-    assert lost
+    saved, begun = lost
     # A board that was lost as well begins at zero. A lifetime that begins anew has at most 2,000
-    # steps a second, and is heard of four times a second; the checkpoint came within two seconds.
-    after = [s for s in seen[seen.index(lost[0]) + 1 :] if s not in (0, lost[0])]
-    assert after[0] > 1000, "it began anew"
+    # steps a second, and is heard of four times a second.
+    assert min(s for s in seen[begun:] if s) >= saved, "it began anew"
     [expected] = live(Cohort((replace(lifetime(steps=spec.steps), learner=learner),)))
     assert plain(result.value[0])["curve"] == plain(expected)["curve"]
 
@@ -241,9 +254,9 @@ def test_workers_inside_a_lifetime_outlive_a_machine(cluster, address):
         before = work.critic_updates
         cluster.remove_node(spare, allow_graceful=False)
         cluster.add_node(**NODE)
-        while work.told < 20 or work.critic_updates < before + 100:
+        # Individuals, critics, and Ray has missed the machine.
+        while work.told < 20 or work.critic_updates < before + 100 or not work.workers.lost:
             work.iterate()
-        assert work.workers.lost > 0
         assert len(set(told)) == len(told)
         assert len(set(range(max(told))) - set(told)) <= 2  # at work
         assert min(work.stored_steps, 2000) == len(work.bench.buffer)

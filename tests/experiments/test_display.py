@@ -16,7 +16,7 @@ FOLDER = f"logs/{NAME.replace(':', '_')}/evolution"
 
 def config(quick, **more):
     settings = {"training_steps": 64, "nb_trials": 12, "nb_seeds": 1, "units": 5, "popsize": 4}
-    settings |= {"learner_config": quick, "engine": "sb3", "workers": 1}
+    settings |= {"learner_config": quick, "engine": "sb3", "workers": 1, "finalists": 0}
     return EvolutionConfig(env_id=ENV, **(settings | more))
 
 
@@ -27,7 +27,7 @@ def logged():
     return {tag: [(e.step, pytest.approx(e.value)) for e in log.Scalars(tag)] for tag in tags}
 
 
-def test_tensorboard_shows_best_mean_and_where_the_sampler_was(quick, inline, sink):
+def test_tensorboard_shows_best_mean_and_where_the_sampler_was(quick, told, sink):
     evolve(config(quick, nb_trials=8), sink)
     assert evolve(config(quick), sink) == 0  # it goes on; the log is written anew
     data = read_trials(Study(DEFAULT_STORAGE, NAME))
@@ -45,7 +45,7 @@ def test_tensorboard_shows_best_mean_and_where_the_sampler_was(quick, inline, si
         assert found[f"std/{name}"] == list(zip(steps, widths))
 
 
-def test_a_generation_without_a_result_or_with_open_trials_has_no_scalars(quick, inline, sink):
+def test_a_generation_without_a_result_or_with_open_trials_has_no_scalars(quick, told, sink):
     evolve(config(quick, nb_trials=4, sampler="Random"), sink)
     study = Study(DEFAULT_STORAGE, NAME)
     data = read_trials(study)
@@ -56,7 +56,7 @@ def test_a_generation_without_a_result_or_with_open_trials_has_no_scalars(quick,
     assert generation_scalars(data) == [(0, 4, {})]
 
 
-def test_a_log_that_cannot_be_written_costs_a_warning(quick, inline, sink, caplog, monkeypatch):
+def test_a_log_that_cannot_be_written_costs_a_warning(quick, told, sink, caplog, monkeypatch):
     def refuse(*arguments):
         raise OSError("No space left on device")
 

@@ -1,18 +1,15 @@
 """Finals: who takes part, what is stored when, and who wins."""
 
 import dataclasses
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
+import faults
 import numpy as np
 import pytest
-from conftest import ROOT, InlineExecutor, Lines
+from conftest import InlineExecutor, Lines
 from told_lifetimes import NAME, Told, make, sr_of, study
 
 from erl.errors import UserError
@@ -187,7 +184,6 @@ def test_while_a_study_goes_on_the_earlier_winner_stands_and_says_so(evolved, si
     assert "chosen when 8 of 12 trials had ended" in str(sink)
 
 
-@pytest.mark.xfail(reason="both run in threads of one process here", strict=False)
 def test_two_coordinators_that_reach_the_finals_together_share_them(evolved):
     both = threading.Barrier(2, timeout=30)
     evolved.before = staticmethod(_once([]))
@@ -195,7 +191,7 @@ def test_two_coordinators_that_reach_the_finals_together_share_them(evolved):
 
     class Together(evolved):
         def run(self, jobs, columns, tick, every=0.0, on_interrupt=None):
-            yield from super().run(jobs, columns, tick, every)
+            yield from super().run(jobs, columns, tick, every, on_interrupt)
             time.sleep(0.05)  # the other one has its turn
 
     def coordinator():
@@ -247,33 +243,39 @@ def test_no_finals_while_a_longer_run_goes_on_elsewhere(evolved, sink):
     assert "1 trial of this study is running in other processes" in str(sink)
 
 
-@pytest.mark.scripts
-def test_finals_go_on_after_a_kill(quick, sink):
+def waits_after_the_first_final():
+    """A patch for a coordinator: it stores one lifetime of the finals, and no second."""
+    store = Study.store_record
+
+    def waiting(self, *record):
+        store(self, *record)
+        if self.name == f"{NAME}_finals":
+            Path("stored").touch()
+            time.sleep(1000)
+
+    Study.store_record = waiting
+
+
+def test_finals_go_on_after_a_kill(quick, sink, lasting, monkeypatch):
     """Real lifetimes and processes: killed in the finals, and continued with two workers."""
     config = make(nb_trials=4, nb_seeds=1, learner_config=quick, engine="sb3", finalists=2)
-    flags = [f"--{k}={v}" for k, v in dataclasses.asdict(config).items() if v is not None]
-    words = [sys.executable, str(ROOT / "evolve_res.py"), *flags]
-    process = subprocess.Popen(
-        words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    for _ in range(1200):
-        time.sleep(0.05)
-        try:
-            if len(study(f"{NAME}_finals").trials("COMPLETE")) >= 1:
-                break
-        except UserError:
-            continue
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert study().stored is not None
-    subprocess.run([*words, "--workers=2"], check=True, timeout=300, capture_output=True)
+    process = faults.start(config, before=waits_after_the_first_final)
+    deadline = time.monotonic() + 200
+    while not Path("stored").exists():
+        assert process.is_alive(), "it ended before"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.join()
+    assert len(Study.lifetimes(final_trials()[0])) == 1
+    monkeypatch.setattr("erl.executors.local.LocalExecutor", lasting)
+    assert evolve(dataclasses.replace(config, workers=2), sink) == 0
     after_kill = chosen(study())
     trials = [t for t in final_trials() if t.state.name == "COMPLETE"]
     assert len(trials) == len({str(t.params) for t in trials}) == 9
     Path("studies.db").rename("killed.db")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("erl.executors.local.LocalExecutor", InlineExecutor)
-        assert evolve(config, sink) == 0
+    monkeypatch.setattr("erl.executors.local.LocalExecutor", InlineExecutor)
+    assert evolve(config, sink) == 0
     assert chosen(study()) == after_kill
 
 

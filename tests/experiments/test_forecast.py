@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from erl.executors.jobs import Result, new_rows
-from erl.executors.local import LocalExecutor
 from erl.experiments.campaign import Progress
 from erl.experiments.comparison import ComparisonConfig, compare
 from erl.experiments.evolution import EvolutionConfig, evolve
@@ -136,7 +135,7 @@ def test_the_line_before(monkeypatch, sink):
 
 def test_a_real_measurement(lasting, sink):
     lifetime = spec(steps=10**6, n_steps=64, batch_size=64, n_epochs=1)
-    assert measured_speed([lifetime] * 2, LocalExecutor(1)) > 10
+    assert measured_speed([lifetime] * 2, lasting(1)) > 10
 
 
 FLAGS = {"training_steps": 64, "nb_trials": 2, "nb_seeds": 2, "units": 5, "popsize": 4}
@@ -230,7 +229,13 @@ def interrupting(sink, at):
     return sink
 
 
-def test_ctrl_c_writes_a_checkpoint_from_which_the_command_continues(lasting, sink):
+@pytest.fixture
+def workers(lasting, monkeypatch):
+    """Commands find the worker processes that last from test to test."""
+    monkeypatch.setattr("erl.executors.local.LocalExecutor", lasting)
+
+
+def test_ctrl_c_writes_a_checkpoint_from_which_the_command_continues(workers, sink):
     """ERL-Re2 has one before its first interval has passed."""
     flags = SingleConfig(learner="ERL-Re2", env_id=REACH, steps=1500, set=RE2, ep_eval=2, workers=1)
     assert run(flags, interrupting(sink, 256)) == 130
@@ -249,7 +254,7 @@ def test_ctrl_c_writes_a_checkpoint_from_which_the_command_continues(lasting, si
     assert not list(Path("runs").rglob("*.pkl"))
 
 
-def test_what_has_no_checkpoint_ends_at_once(lasting, sink):
+def test_what_has_no_checkpoint_ends_at_once(workers, sink):
     flags = SingleConfig(
         learner="PPO", engine="sb3", env_id=REACH, steps=10**6, workers=1, set="n_steps=64"
     )

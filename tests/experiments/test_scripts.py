@@ -3,6 +3,7 @@
 import os
 import pty
 import re
+import runpy
 import select
 import shlex
 import sqlite3
@@ -11,13 +12,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Lines
+from conftest import Lines, TickingExecutor
 from stable_baselines3 import PPO
 
+import erl.executors.local
 from erl.cli import parse
 from erl.errors import UserError
 from erl.experiments.comparison import ComparisonConfig, GeneralizationComparisonConfig, compare
 from erl.experiments.evolution import EvolutionConfig, evolve
+from erl.experiments.forecast import Pace
 from erl.studies.records import records
 from erl.studies.storage import DEFAULT_STORAGE
 from erl.studies.study import Study
@@ -55,14 +58,6 @@ SCRIPTS = [
     *(f"{kind}{n}.py" for kind in ("evolve", "test") for n in ("_multi_res", "_generalization")),
     *("evolve_res.py", "test.py"),
 ]
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_help(name):
-    done = call(name, "--help")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "--training_steps N" in done.stdout
-    assert not list(Path().iterdir())
 
 
 def test_evolve_then_the_printed_command(quick, sink):
@@ -122,23 +117,35 @@ ER_MRL = (
 )
 
 
-def test_several_reservoirs_with_er_mrls_flags(quick):
+@pytest.fixture
+def here(inline, monkeypatch, capsys):
+    """Start a script in this process, without workers; its output."""
+
+    def start(words):
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as e:
+            runpy.run_path(words[0], run_name="__main__")
+        out, err = capsys.readouterr()
+        assert (e.value.code, err) == (0, "")
+        return out
+
+    return start
+
+
+def test_several_reservoirs_with_er_mrls_flags(quick, here):
     task = "--env_id CartPole-v1 --nb_res 2 --h_test try_2 --training_timesteps 320 --del_obs True"
-    flags = f"{TINY} {task} {ER_MRL}"
-    done = call("evolve_multi_res.py", flags)
-    assert (done.returncode, done.stderr) == (0, "")
+    here(command("evolve_multi_res.py", f"{TINY} {task} {ER_MRL}")[1:])
     best = Study(DEFAULT_STORAGE, name := "CartPole-v1_2_try_2_0.32k_steps").best()
     assert set(best.params) == {f"{p}_{k}" for k in (1, 2) for p in ("sr", "lr", "iss")}
     steps = "--HP_training_steps 320 --training_steps 320 --nb_seeds 1"
     flags = f"--env_id CartPole-v1 --nb_res 2 --h_test try_2 {steps}"
-    done = call("test_multi_res.py", f"{flags} --workers 1")
-    assert (done.returncode, done.stderr) == (0, "")
+    out = here(command("test_multi_res.py", f"{flags} --workers 1")[1:])
     for arm in ("PPO", "RES_PPO_0.0003", "RES_PPO_0.0001", "RES_PPO_0.00005"):
-        assert len(re.findall(rf"^{re.escape(arm)} +1 ", done.stdout, re.MULTILINE)) == 2
+        assert len(re.findall(rf"^{re.escape(arm)} +1 ", out, re.MULTILINE)) == 2
     assert PPO.load(f"models/{name}_trial_{best.number}_test_0.32k_steps/RES_PPO_0.0001/seed_0.zip")
 
 
-def test_generalisation_with_er_mrls_flags_then_the_printed_command(quick):
+def test_generalisation_with_er_mrls_flags_then_the_printed_command(quick, here):
     """A real set, whose environments no cohort can share; the test's environment has other
     sizes.
     """
@@ -156,8 +163,7 @@ def test_generalisation_with_er_mrls_flags_then_the_printed_command(quick):
     assert trial.value == pytest.approx(by_hand)
     printed = done.stdout.partition("test them:")[2].split("\n")[0]
     assert shlex.split(printed)[1] == str(ROOT / "test_generalization.py")
-    done = type_in(printed, "--nb_seeds 1 --workers 1 --arms RES_PPO_0.0003")
-    assert (done.returncode, done.stderr) == (0, "")
+    here(shlex.split(f"{printed} --nb_seeds 1 --workers 1 --arms RES_PPO_0.0003")[1:])
     assert Path(
         f"models/{name}_trial_0_on_HalfCheetah-v4_test_1k_steps/RES_PPO_0.0003/seed_0.zip"
     ).exists()
@@ -195,52 +201,46 @@ def test_bad_input_in_a_process_of_its_own(name, flags, quick):
     assert sorted(Path().rglob("*")) == before
 
 
+def on_the_terminal(name, flags):
+    """The script, in a process that a terminal was made for; it says so whenever a lifetime takes
+    steps.
+    """
+    os.environ["TERM"] = "xterm"
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    erl.executors.local.LocalExecutor = TickingExecutor
+    Pace.SHORTEST = 0.0  # a speed is known at once
+    sys.argv = command(name, flags)[1:]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
 def test_a_terminal_shows_live_progress(quick):
-    main, side = pty.openpty()
-    process = subprocess.Popen(
-        command("evolve_res.py", f"{TINY} --env_id CartPole-v1 --training_steps 2500 --engine sb3"),
-        stdout=side,
-        stderr=side,
-        env={**os.environ, "TERM": "xterm"},
-    )
-    os.close(side)
-    shown = b""
-    while True:
+    environment = "--env_id toy_environments:Slow-v0"  # the line is drawn four times a second
+    child, main = pty.fork()
+    if not child:
+        code = 1
         try:
-            if select.select([main], [], [], 120)[0]:
-                shown += os.read(main, 65536)
-            else:
-                break
+            on_the_terminal(
+                "evolve_res.py", f"{TINY} {environment} --training_steps 2500 --engine sb3"
+            )
+        except SystemExit as e:
+            code = e.code
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    shown = b""
+    while select.select([main], [], [], 120)[0]:
+        try:
+            shown += os.read(main, 65536)
         except OSError:  # the other end is closed
             break
-    assert process.wait() == 0
+    os.close(main)
     text = " ".join(shown.decode().split())  # lines are wrapped at the terminal's width
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, text
     assert re.search(r"generation 0 trials \d/2 .*best", text)
     assert re.search(
         r"trials 1/2 \(1 running\) best \d+\.\d+ \(trial \d\) [\d,]+ steps/s \d+ s left", text
     )
-    assert text.count("\x1b[?25l") == text.count("\x1b[?25h")  # the cursor is back
-
-
-def test_two_commands_at_once_share_a_study(quick):
-    processes = [
-        subprocess.Popen(
-            command("evolve_res.py", f"{TINY} --env_id CartPole-v1 --nb_trials 8"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    said = [p.communicate(timeout=240) for p in processes]
-    assert [p.returncode for p in processes] == [0, 0], said
-    trials = Study(DEFAULT_STORAGE, "CartPole-v1_main_0.3k_steps").trials()
-    asked, beyond = trials[:8], trials[8:]
-    assert [t.state.name for t in asked] == ["COMPLETE"] * 8
-    assert len({str(t.params) for t in asked}) == 8
-    # Begun by both at the same moment: it waits until the study is made longer.
-    assert all(t.state.name == "WAITING" for t in beyond)
-    assert len(beyond) <= 4
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") > 0  # the cursor is back
 
 
 # -- the test phase, without processes --
@@ -331,24 +331,28 @@ LIBRARIES = SLOW | {"gymnasium", "mujoco", "optuna", "sqlalchemy", "grpc", "scip
 
 
 def loaded(*words):
-    """Exit code of a command, and the libraries that it has loaded."""
+    """Exit code of a command, the libraries that it has loaded, and its output."""
     script = [str(ROOT / words[0]), *words[1:]] if words[0].endswith(".py") else words
     done = subprocess.run([sys.executable, "-c", LOADED, *script], capture_output=True, text=True)
-    code, *names = done.stdout.splitlines()[-1].split()
-    return int(code), LIBRARIES & set(names)
+    *out, last = done.stdout.splitlines()
+    code, *names = last.split()
+    return int(code), LIBRARIES & set(names), ["\n".join(out), done.stderr]
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, "-m erl"])
 def test_help_and_unknown_flags_need_no_library(name):
-    assert loaded(*name.split(), "--help") == (0, set())
+    *loading, (out, err) = loaded(*name.split(), "--help")
+    assert (loading, err) == ([0, set()], "")
+    assert ("--training_steps N" if name in SCRIPTS else "usage: ") in out
+    assert not list(Path().iterdir())
     if name == "evolve_res.py":
-        assert loaded(name, "--nb_trails", "3") == (2, set())
+        assert loaded(name, "--nb_trails", "3")[:2] == (2, set())
 
 
 @pytest.mark.parametrize(
     "flags", [["--env_id", "HalfCheeta-v4"], ["--sampler", "Cmes"], ["--learner", "PPPO"]]
 )
 def test_what_is_misspelt_is_refused_without_the_libraries_of_learning(flags):
-    code, names = loaded("evolve_res.py", *flags)
+    code, names, _ = loaded("evolve_res.py", *flags)
     assert code == 2
     assert not names & SLOW

@@ -35,7 +35,7 @@ def first(config):
     return [t.params for t in study_of(config).trials()[:4]]
 
 
-def test_a_warm_start_goes_on_without_its_source(quick, inline):
+def test_a_warm_start_goes_on_without_its_source(quick, told):
     add_source()
     sink = Lines()
     config = make(quick, warm_start="source", nb_trials=4, nb_seeds=1, h_test="warm")
@@ -66,7 +66,7 @@ def test_a_warm_start_goes_on_without_its_source(quick, inline):
         evolve(make(quick, nb_trials=8, nb_seeds=1, h_test="warm"), sink)
 
 
-def test_a_source_in_another_storage(quick, inline, sink):
+def test_a_source_in_another_storage(quick, told, sink):
     add_source("sqlite:///elsewhere.db")
     add_source(shift=-20.0)  # of the same name, and it says something else
     here, there = (
@@ -79,7 +79,7 @@ def test_a_source_in_another_storage(quick, inline, sink):
     assert study_of(there).stored["warm_start"] == "sqlite:///elsewhere.db#source"
 
 
-def test_an_evolution_as_a_source(quick, inline, sink):
+def test_an_evolution_as_a_source(quick, told, sink):
     cold = make(quick, nb_trials=10, nb_seeds=1)
     assert evolve(cold, sink) == 0
     warm = make(quick, nb_trials=4, nb_seeds=1, h_test="warm", warm_start=study_of(cold).name)
@@ -110,7 +110,7 @@ def test_an_evolution_as_a_source(quick, inline, sink):
     ],
 )
 def test_sources_that_cannot_be_used_are_refused_before_anything_is_written(
-    options, message, quick, inline, sink
+    options, message, quick, told, sink
 ):
     add_source()
     add_source(name="few", n=9)
@@ -121,7 +121,7 @@ def test_sources_that_cannot_be_used_are_refused_before_anything_is_written(
     assert optuna.get_all_study_names("sqlite:///studies.db") == ["source", "few", "stranger"]
 
 
-def test_passwords_of_sources_are_not_stored(quick, inline, sink, monkeypatch):
+def test_passwords_of_sources_are_not_stored(quick, told, sink, monkeypatch):
     source = add_source()
     real = Study
 
@@ -142,7 +142,7 @@ def test_passwords_of_sources_are_not_stored(quick, inline, sink, monkeypatch):
     assert evolve(make(quick, nb_trials=8, nb_seeds=1, warm_start=address), sink) == 0
 
 
-def test_studies_from_before_these_flags_go_on(quick, inline, sink):
+def test_studies_from_before_these_flags_go_on(quick, told, sink):
     config = make(quick, nb_trials=4, nb_seeds=1)
     assert evolve(config, sink) == 0
     study = study_of(config).optuna

@@ -8,6 +8,7 @@ import nbformat
 import pytest
 from conftest import ROOT
 from figure_fixtures import journal, runs
+from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
 
 ANALYSIS = ROOT / "analysis"
@@ -50,43 +51,58 @@ def test_notebooks_hold_no_logic(name):
     assert not re.search(r"^\s*(def|class|while|if|try|with|for) ", source, re.M)
 
 
-def executed(name, cell, folder):
-    """The notebook, run with another cell of parameters."""
+@pytest.fixture(scope="module")
+def kernel():
+    """One for all: it imports everything once, and forgets each notebook's names."""
+    kernel, client = start_new_kernel(kernel_name="python3")
+    yield kernel
+    client.stop_channels()
+    kernel.shutdown_kernel(now=True)
+
+
+@pytest.fixture
+def execute(kernel, tmp_path):
+    """Run a notebook with another cell of parameters, in a folder of its own."""
+    return lambda name, cell: executed(name, cell, kernel, tmp_path)
+
+
+def executed(name, cell, kernel, folder):
+    """The notebook when it has run, and how many figures it shows."""
     notebook = jupytext.read(ANALYSIS / f"{name}.py")
     (parameters,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
-    parameters.source = cell
+    parameters.source = f"%reset -f\n%cd -q {folder}\n{cell}"
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "", "language": "python"}
-    NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(notebook, km=kernel, timeout=200).execute()
     outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
     return notebook, sum("image/png" in o.get("data", {}) for o in outputs)
 
 
-def test_the_evolution_runs(runs, tmp_path):
-    _, drawn = executed("evolution", f"STUDIES = [{runs.evolution!r}]", tmp_path)
+def test_the_evolution_runs(runs, execute):
+    _, drawn = execute("evolution", f"STUDIES = [{runs.evolution!r}]")
     assert drawn == 8
 
 
-def test_the_evolution_runs_on_a_journal_of_er_mrls(journal, tmp_path):
-    _, drawn = executed("evolution", f"STUDIES = [{journal(12)!r}]", tmp_path)
+def test_the_evolution_runs_on_a_journal_of_er_mrls(journal, execute):
+    _, drawn = execute("evolution", f"STUDIES = [{journal(12)!r}]")
     assert drawn == 7  # it stores no lifetimes: both levels cannot be shown
 
 
 @pytest.mark.parametrize(("source", "figures"), [("test", 6), ("logs", 5)])
-def test_the_results_run_on_a_test_and_on_logs(source, figures, runs, tmp_path):
+def test_the_results_run_on_a_test_and_on_logs(source, figures, runs, execute, tmp_path):
     address = getattr(runs, source)
     cell = f"STUDIES, BASELINE, THRESHOLDS, TABLES = [{address!r}], None, None, 'tables'"
-    _, drawn = executed("results", cell, tmp_path)
+    _, drawn = execute("results", cell)
     assert drawn == figures  # logs know training returns only
     assert (tmp_path / "tables" / "results.tex").exists()
 
 
-def test_the_behaviour_runs(runs, tmp_path):
+def test_the_behaviour_runs(runs, execute):
     pytest.importorskip("cogscale")
     cell = (
         f"MODEL, STUDY = {runs.model!r}, {runs.evolution!r}\n"
         "EPISODE, STEPS, SHOWN, RESERVOIRS, TASKS = 0, 60, 40, 2, ['simple_copy']"
     )
-    notebook, drawn = executed("behaviour", cell, tmp_path)
+    notebook, drawn = execute("behaviour", cell)
     assert drawn == 6
     assert Path("film.mp4").stat().st_size > 1000
     (node,) = [c for c in notebook.cells if "make_node(spec" in c.source]

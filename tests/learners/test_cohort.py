@@ -184,6 +184,8 @@ def live_until(specs, folder, at, monkeypatch):
     "config", [{}, {"n_envs": 2, "normalize": True, "eval_freq": 600, "eval_episodes": 1}]
 )
 def test_a_killed_cohort_goes_on_as_if_nothing_had_happened(env_id, config, tmp_path, monkeypatch):
+    if env_id == "HalfCheetah-v4":  # its episodes of a thousand steps tell no more on the way
+        config = {k: v for k, v in config.items() if not k.startswith("eval_")}
     specs = [lifetime(i, env_id, 1536, **config) for i in range(3)]
     if env_id == "Pendulum-v1":
         specs = [

@@ -362,7 +362,8 @@ def test_it_is_an_inner_learner_of_evolution_and_test(sink):
     Path("derl.json").write_text(json.dumps(SMALL))
     small = {"env_id": CARTPOLE, "training_steps": 600, "nb_seeds": 1, "workers": 1}
     small |= {"learner": "DERL", "learner_config": "derl.json", "ep_eval": 1}
-    assert evolve(EvolutionConfig(units=5, nb_trials=2, sampler="Random", **small), sink) == 0
+    search = {"units": 5, "nb_trials": 2, "finalists": 0, "sampler": "Random"}
+    assert evolve(EvolutionConfig(**search, **small), sink) == 0
     name = f"{CARTPOLE}_main_0.6k_steps"
     frame = generations(DEFAULT_STORAGE, name)
     assert {"fitness", "es_length", "rl_length", "cosine", "policy_return"} <= {*frame.columns}

@@ -179,7 +179,10 @@ def test_same_seed_same_record(name):
     assert result(live(Cohort((other,)))[0]) != result(first)
 
 
-def test_same_seed_same_record_in_another_process():
+def test_same_seed_same_record_in_another_process_which_leaves_nothing_behind(tmp_path):
+    """In the temporary folder neither ReservoirPy leaves a folder for each process, nor
+    Stable-Baselines3's logger one for each lifetime without logs.
+    """
     lifetime = spec("PPO")
     code = (
         "import sys, json, torch; torch.set_num_threads(1)\n"
@@ -193,10 +196,12 @@ def test_same_seed_same_record_in_another_process():
         capture_output=True,
         text=True,
         check=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
     )
     there = json.loads(out.stdout.splitlines()[-1])
     here = json.loads(result(live(Cohort((lifetime,)))[0]))
     assert there | {"seconds": 0.0, "commit": here["commit"]} == here
+    assert not list(tmp_path.iterdir())
 
 
 def test_tensorboard_log_is_written(tmp_path):
@@ -227,25 +232,6 @@ def test_a_full_disk_costs_the_logs_and_not_the_training(writes, tmp_path, monke
     (tmp_path / "file").write_text("in the way")
     (record,) = live(Cohort((lifetime,), (Outputs(tensorboard=str(tmp_path / "file/log")),)))
     assert record.error is None
-
-
-def test_nothing_is_left_in_the_temporary_folder(tmp_path):
-    """Neither by ReservoirPy, for each process, nor by Stable-Baselines3's logger, for each
-    lifetime without logs.
-    """
-    script = (
-        "import json, sys\nfrom erl.lifetimes.living import Cohort, live\nfrom "
-        "erl.worlds.specification import LifetimeSpec, from_json\n"
-        "(record,) = live(Cohort((from_json(LifetimeSpec, json.loads(sys.argv[1])),)))\nassert "
-        "record.error is None"
-    )
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    subprocess.run(
-        [sys.executable, "-c", script, json.dumps(to_json(spec("A2C")))],
-        check=True,
-        env=environment,
-    )
-    assert not list(tmp_path.iterdir())
 
 
 def test_lifetimes_are_lived_without_denormal_numbers(monkeypatch):

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
-from conftest import InlineExecutor, Lines
+from conftest import InlineExecutor, Lines, TickingExecutor, observed
 from optuna.pruners import HyperbandPruner, MedianPruner
 from optuna.trial import TrialState, create_trial
 from scipy.stats import wilcoxon
 
 from erl.errors import UserError
-from erl.executors.jobs import HERE, Result, first_rows, new_rows
+from erl.executors.jobs import new_rows
 from erl.experiments.evolution import (
     EvolutionConfig,
     GeneralizationConfig,
@@ -50,25 +50,6 @@ def essence(record):
 
 def new_board(n):
     return new_rows(COLUMNS, n)
-
-
-class Observed(np.ndarray):
-    """A column of a board that calls `after(key, value)` when something was written."""
-
-    def __array_finalize__(self, other):
-        self.after = getattr(other, "after", None)
-
-    def __setitem__(self, key, value):
-        super().__setitem__(key, value)
-        if self.after is not None:
-            self.after(key, value)
-
-
-def observed(rows, column, after):
-    """The same rows, and `after` is called when this column is written."""
-    array = rows[column].view(Observed)
-    array.after = after
-    return rows | {column: array}
 
 
 def stopping(n, stop_at):
@@ -380,21 +361,6 @@ def found(config):
         )
         for t in study_of(config).trials()
     ]
-
-
-class TickingExecutor(InlineExecutor):
-    """Without processes, and the coordinator looks at the board whenever a lifetime writes
-    there.
-    """
-
-    def run(self, jobs, columns, tick, every=0.0, on_interrupt=None):
-        first = first_rows(jobs)
-        everything = new_rows(columns, first[-1])
-        for index, job in enumerate(jobs):
-            mine = {k: v[first[index] : first[index + 1]] for k, v in everything.items()}
-            rows = observed(mine, "steps", lambda *_: tick(everything))
-            yield Result(index, job.function(rows, HERE, *job.arguments))
-            tick(everything)
 
 
 @pytest.mark.parametrize("pruner", ["median", "hyperband", "wilcoxon"])

@@ -1,6 +1,7 @@
 import http.client
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -66,7 +67,7 @@ def server():
 
 def evolution(quick, **more):
     settings = {"training_steps": 256, "nb_trials": 4, "nb_seeds": 2, "units": 5, "popsize": 4}
-    settings |= {"learner_config": quick, "engine": "sb3", "workers": 1}
+    settings |= {"learner_config": quick, "engine": "sb3", "workers": 1, "finalists": 0}
     return EvolutionConfig(env_id="CartPole-v1", **(settings | more))
 
 
@@ -87,7 +88,7 @@ def fail(study):
 def test_pages_show_study_best_trial_curve_and_film_and_none_is_wider_than_the_window(
     server, quick, inline, sink, curves, tmp_path
 ):
-    evolve(evolution(quick), sink)
+    evolve(evolution(quick, nb_trials=2, nb_seeds=1), sink)
     study = Study(DEFAULT_STORAGE, NAME)
     best = study.best().number
     fail(study)
@@ -111,9 +112,9 @@ def test_pages_show_study_best_trial_curve_and_film_and_none_is_wider_than_the_w
         assert browser.overflow() <= 0
         until_loaded(browser, "img", "naturalWidth")
 
-        browser.open(f"{page}/{study._id}/trials?numbers=4", "Trial 4", "Fail")
+        browser.open(f"{page}/{study._id}/trials?numbers=2", "Trial 2", "Fail")
         assert browser.overflow() <= 0
-        browser.open(f"{page}/{study._id}/note", "2 seeds x 256 steps", f"--study {NAME}")
+        browser.open(f"{page}/{study._id}/note", "1 seed x 256 steps", f"--study {NAME}")
         assert browser.overflow() <= 0
 
         if available_renderer() is not None:
@@ -132,7 +133,7 @@ def until_loaded(browser, tag, size):
     until(lambda: browser.run(script))
 
 
-def test_notes_are_what_the_dashboard_reads_and_a_users_words_stay(quick, inline, sink):
+def test_notes_are_what_the_dashboard_reads_and_a_users_words_stay(quick, told, sink):
     evolve(evolution(quick), sink)
     study = Study(DEFAULT_STORAGE, NAME)
     loaded = optuna.load_study(study_name=NAME, storage=DEFAULT_STORAGE)
@@ -182,7 +183,7 @@ def test_curves_and_models_are_files_of_their_trials_and_a_copy_takes_them_along
 ):
     from erl.studies.commands import CopyConfig, copy_study
 
-    evolve(evolution(quick), sink)
+    evolve(evolution(quick, nb_trials=1, nb_seeds=1), sink)
     best = Study(DEFAULT_STORAGE, NAME).best().number
     flags = ComparisonConfig(study=NAME, training_steps=256, nb_seeds=1, arms="PPO", workers=1)
     compare(flags, sink)
@@ -236,15 +237,16 @@ def test_curves_and_models_are_files_of_their_trials_and_a_copy_takes_them_along
 def test_no_files_are_attached_where_none_are_wanted_or_the_disk_refuses(
     quick, inline, sink, curves, caplog
 ):
-    evolve(evolution(quick, artifacts=False), sink)
+    one = evolution(quick, nb_trials=1, nb_seeds=1)
+    evolve(replace(one, artifacts=False), sink)
     assert not folder_of(DEFAULT_STORAGE).exists()
     folder_of(DEFAULT_STORAGE).write_text("a file is in the way")
-    assert evolve(evolution(quick, h_test="other"), sink) == 0
+    assert evolve(replace(one, h_test="other"), sink) == 0
     assert "has not all its files in the dashboard" in caplog.text
     assert Study(DEFAULT_STORAGE, "CartPole-v1_other_0.256k_steps").best() is not None
 
 
-def test_a_rename_keeps_the_study_and_all_that_belongs_to_it(server, quick, inline, sink):
+def test_a_rename_keeps_the_study_and_all_that_belongs_to_it(server, quick, told, sink):
     evolve(evolution(quick), sink)
     optuna.create_study(study_name="taken", storage=DEFAULT_STORAGE)
     dashboard, study = server(), Study(DEFAULT_STORAGE, NAME)
@@ -266,7 +268,7 @@ def test_a_rename_keeps_the_study_and_all_that_belongs_to_it(server, quick, inli
 
 
 def test_a_command_goes_on_under_its_new_name_when_it_is_renamed_in_place(
-    server, quick, inline, sink
+    server, quick, told, sink
 ):
     evolve(evolution(quick, storage="sqlite:///undisturbed.db", nb_trials=8), sink)
 

@@ -57,9 +57,7 @@ class Renaming:
 
 
 @pytest.mark.parametrize("address", STORAGES)
-def test_a_command_whose_study_is_renamed_goes_on_and_so_does_the_next(
-    address, quick, inline, sink
-):
+def test_a_command_whose_study_is_renamed_goes_on_and_so_does_the_next(address, quick, told, sink):
     evolve(config(quick, storage="sqlite:///undisturbed.db"), sink)
     renaming = Renaming(lambda: copied(address, NAME, "another name"))
     assert evolve(config(quick, storage=address), renaming) == 0
@@ -83,7 +81,7 @@ def begun(study):
     return study.create({}, space, lambda params: [])
 
 
-def test_a_storage_follows_ids_that_changed_and_forgets_what_is_gone(quick, inline, sink):
+def test_a_storage_follows_ids_that_changed_and_forgets_what_is_gone(quick, told, sink):
     evolve(config(quick, nb_trials=3), sink)
     study = Study(DEFAULT_STORAGE, NAME)
     with study:
@@ -106,7 +104,7 @@ def test_a_storage_follows_ids_that_changed_and_forgets_what_is_gone(quick, inli
     assert Study(DEFAULT_STORAGE, "newer").trials()[3].state == TrialState.WAITING
 
 
-def test_a_trial_that_was_begun_while_the_study_was_copied_is_as_good_as_taken(quick, inline, sink):
+def test_a_trial_that_was_begun_while_the_study_was_copied_is_as_good_as_taken(quick, told, sink):
     evolve(config(quick, nb_trials=3), sink)
     study = Study(DEFAULT_STORAGE, NAME)
     with study:
@@ -120,7 +118,7 @@ def test_a_trial_that_was_begun_while_the_study_was_copied_is_as_good_as_taken(q
         study.let_go(lost.trial_id)
 
 
-def test_a_study_that_was_deleted_is_an_error(quick, inline, sink):
+def test_a_study_that_was_deleted_is_an_error(quick, told, sink):
     evolve(config(quick, nb_trials=3), sink)
     study = Study(DEFAULT_STORAGE, NAME)
     study.__enter__()

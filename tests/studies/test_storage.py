@@ -98,6 +98,7 @@ def test_coordinators_that_start_together_share_the_trials_exactly(storage, quic
     assert [p.exitcode for p in processes] == [0, 0, 0]
     trials = Study(storage, NAME).trials()
     assert [t.state.name for t in trials[:8]] == ["COMPLETE"] * 8
+    assert len({str(t.params) for t in trials[:8]}) == 8
     # Numbers beyond the last are proposals that nobody lives unless the study is made longer.
     assert {t.state.name for t in trials[8:]} <= {"WAITING"}
     assert evolve(dataclasses.replace(config, nb_trials=12), Lines()) == 0

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -60,11 +59,7 @@ class OffPolicyLearner:
         budgets may differ.
         """
         s = self.settings.from_learner_config(spec.learner.config)
-        context = (
-            None if spec.context is None else replace(spec.context, reservoirs=(), obs_units=None)
-        )
-        units = 0 if spec.context is None else sum(r.units for r in spec.context.reservoirs)
-        return (self.name, spec.task, context, units, s.cohort_key(*spec.spaces()))
+        return (self.name, spec.task, spec.context_shape(), s.cohort_key(*spec.spaces()))
 
     def train(
         self, cohort: Sequence[LifetimeSpec], ledgers: Sequence[Ledger], outputs: Sequence[Outputs]

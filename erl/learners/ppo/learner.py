@@ -1,7 +1,6 @@
 """PPO as a learner: many lifetimes side by side, in one thread."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,11 +36,11 @@ class CohortPPOLearner:
         """
         config = PPOConfig.from_learner_config(spec.learner.config)
         observation_space, action_space = spec.spaces()
-        context = (
-            None if spec.context is None else replace(spec.context, reservoirs=(), obs_units=None)
+        return (
+            spec.task,
+            spec.context_shape(),
+            cohort_key(config, observation_space, action_space),
         )
-        units = 0 if spec.context is None else sum(r.units for r in spec.context.reservoirs)
-        return (spec.task, context, units, cohort_key(config, observation_space, action_space))
 
     def train(
         self, cohort: Sequence[LifetimeSpec], ledgers: Sequence[Ledger], outputs: Sequence[Outputs]
