@@ -248,20 +248,14 @@ def _unversioned(env_id: str) -> str:
     return re.sub(r"-v[0-9]+$", "", env_id.rpartition(":")[2])
 
 
-def compare(flags: ComparisonFlags, sink: Sink) -> int:
-    """Train every agent on every test seed, store the curves in the sibling study, and print the
-    table.
-
-    Returns:
-        Exit code: 0, or 1 if a lifetime failed.
+def _the_test(flags: ComparisonFlags, best: Best, sink: Sink) -> tuple[str, TestStudy]:
+    """Name and configuration of the test's study.
 
     Raises:
-        UserError: bad input; nothing has been written then.
+        UserError: the evolution is for another script, or saw the environment.
     """
-    best = load_best(flags, sink)
-    name, evolution, params = best.name, best.evolution, best.winner.params
-    where = ""
-    env_id = None
+    name, evolution = best.name, best.evolution
+    env_id, where = None, ""
     env_kwargs: dict[str, Any] = {}
     if isinstance(flags, GeneralizationComparisonConfig):
         env_kwargs = dict(parse_arguments(flags.env_kwargs or ""))
@@ -280,7 +274,23 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
         same = {name: getattr(stored.evolution, name) for name in NO_BIAS}
         evolution = replace(evolution, **same)
     engine = _engine(flags, evolution, stored, sink)
-    config = TestStudy(evolution, params, flags.training_steps, engine, env_id, env_kwargs)
+    params, steps = best.winner.params, flags.training_steps
+    return test_name, TestStudy(evolution, params, steps, engine, env_id, env_kwargs)
+
+
+def compare(flags: ComparisonFlags, sink: Sink) -> int:
+    """Train every agent on every test seed, store the curves in the sibling study, and print the
+    table.
+
+    Returns:
+        Exit code: 0, or 1 if a lifetime failed.
+
+    Raises:
+        UserError: bad input; nothing has been written then.
+    """
+    best = load_best(flags, sink)
+    test_name, config = _the_test(flags, best, sink)
+    evolution, params, env_id = config.evolution, best.winner.params, config.env_id
     arms = arm_names(evolution, params) + control_names(evolution, params)
     chosen = _chosen(flags, evolution, params)
     for arm in chosen:
@@ -335,6 +345,23 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
             f"again to continue"
         )
         return 130
+    failed = _say_missing(study, sink)
+    report(study, sink)
+    if env_id is None:
+        _say_winner(study, arms[1], best, flags.training_steps, sink)
+    say_where(campaign, flags, flags.results, folder)
+    say_film(study, flags, folder, arms[1], sink)
+    if flags.video:
+        film_agents(study, flags, folder, sink)
+    return 1 if failed else 0
+
+
+def _say_missing(study: Study, sink: Sink) -> bool:
+    """Say which lifetimes are not in the tables: those that failed, and those that others train.
+
+    Returns:
+        Whether any has failed.
+    """
     complete = {_key(t) for t in study.trials("COMPLETE")}
     failed = {_key(t): t for t in study.trials("FAIL") if _key(t) not in complete}.values()
     for trial in failed:
@@ -346,14 +373,7 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
             f"{plural(elsewhere, 'lifetime')} of this test {'is' if elsewhere == 1 else 'are'} "
             f"running in other processes and not in the tables"
         )
-    report(study, sink)
-    if env_id is None:
-        _say_winner(study, arms[1], best, flags.training_steps, sink)
-    say_where(campaign, flags, flags.results, folder)
-    say_film(study, flags, folder, arms[1], sink)
-    if flags.video:
-        film_agents(study, flags, folder, sink)
-    return 1 if failed else 0
+    return bool(failed)
 
 
 def _finished(storage: str, name: str) -> set[tuple[str, int]]:
