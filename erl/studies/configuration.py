@@ -192,7 +192,9 @@ class SingleStudy:
     @property
     def arm(self) -> str:
         """What its agents are called in tables and figures."""
-        return self.learner if self.context is None else f"RES_{self.learner}"
+        if self.context is None:
+            return self.learner
+        return f"{'RES' if self.context.own is None else 'CONTEXT'}_{self.learner}"
 
     @property
     def environments(self) -> tuple[str, ...]:

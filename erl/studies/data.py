@@ -445,7 +445,9 @@ def evolved_reservoirs(data: StudyData) -> tuple[ReservoirParams, ...]:
     if isinstance(data.config, TestStudy):
         return _reservoirs(data, data.config.params)
     if isinstance(data.config, SingleStudy) and data.config.context is not None:
-        return data.config.context.reservoirs
+        if data.config.context.reservoirs:
+            return data.config.context.reservoirs
+        raise UserError(f"study {data.name!r} has no reservoir")
     if data.choice is None:
         raise UserError(f"study {data.name!r} has no finished trial yet")
     return _reservoirs(data, data.choice.winner.params)
