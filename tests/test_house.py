@@ -4,6 +4,7 @@ import ast
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,7 @@ KEPT_NAMES = {"erl.study", "erl.lifetime", "erl.film", "erl.learners.settings"}
 REGISTRY = "erl.learners"
 
 
+@cache
 def imports(path):
     """Full names of the modules that a file imports anywhere."""
     found = set()
@@ -55,7 +57,7 @@ def imports(path):
             assert not node.level, f"{path} imports relatively"
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= {name if name in FILES else node.module for name in names}
-    return found
+    return frozenset(found)
 
 
 def own(name):

@@ -190,6 +190,11 @@ class SingleStudy:
     config_version: int = CONFIG_VERSION
 
     @property
+    def arm(self) -> str:
+        """What its agents are called in tables and figures."""
+        return self.learner if self.context is None else f"RES_{self.learner}"
+
+    @property
     def environments(self) -> tuple[str, ...]:
         """Its environment."""
         return (self.env_id,)

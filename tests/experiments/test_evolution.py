@@ -279,7 +279,7 @@ def test_a_killed_workers_lifetime_is_lived_again_by_another(lasting):
 
 # Of a lifetime: ten of twelve are to come when a trial has ended, and the command is ended among
 # them.
-STEPS = 640
+STEPS = 320
 
 
 def start(config):

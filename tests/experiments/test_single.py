@@ -201,7 +201,7 @@ def test_a_slurm_array_index_picks_the_seed(monkeypatch):
 
 
 @pytest.mark.scripts
-def test_the_command_with_workers():
+def test_the_command_with_a_worker():
     flags = [
         "--env_id",
         "toy_environments:Reach-v0",
@@ -212,7 +212,7 @@ def test_the_command_with_workers():
         "--ep_eval",
         "2",
     ]
-    command = [sys.executable, "-m", "erl", *flags, "--nb_seeds", "2", "--workers", "2"]
+    command = [sys.executable, "-m", "erl", *flags, "--nb_seeds", "2", "--workers", "1"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "ERL-Re2 (rl)" in done.stdout

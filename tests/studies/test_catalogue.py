@@ -16,6 +16,7 @@ from erl.experiments.comparison import (
 from erl.experiments.single import SingleConfig, lifetime, run, study_config
 from erl.search.space import learner_settings, make_context
 from erl.studies.catalogue import CATALOGUE, catalogue, find_evolved, read_catalogue
+from erl.studies.data import evolved_reservoirs, read_study
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
 from erl.studies.study import Study
 
@@ -100,6 +101,9 @@ def test_one_learner_with_an_evolved_reservoir(quick, inline, sink):
     )
     assert spec.learner.config["n_steps"] == 32
     assert CARTPOLE.name in sink.lines[0]
+    data = read_study(study.name)
+    assert set(data.lifetimes.arm) == {"RES_PPO"}
+    assert evolved_reservoirs(data) == spec.context.reservoirs
     assert run(flags(learner_config=quick, nb_seeds=2), sink) == 0  # it goes on
     assert len(study.trials("COMPLETE")) == 2
 
