@@ -298,7 +298,7 @@ def plan(args: argparse.Namespace) -> None:
         print(f"{each.name:28} {each.part:14} {each.minutes:5d} core-minutes  {done}")
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -316,7 +316,8 @@ def main() -> None:
             sub.add_argument("--small", help="folder of a small run, to print beside")
     args = parser.parse_args()
     args.function(args)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

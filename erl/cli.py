@@ -36,6 +36,7 @@ __all__ = [
     "main",
     "option",
     "parse",
+    "this_command",
     "without_passwords",
 ]
 
@@ -156,7 +157,7 @@ def this_command() -> str | None:
     for i, word in enumerate(words[:-1]):
         if word.endswith("password"):  # of a flag
             words[i + 1] = "***"
-    return without_passwords(shlex.join([*start, *words]))
+    return shlex.join([*start, *map(without_passwords, words)])
 
 
 def _program(name: str, path: Path) -> str:

@@ -225,7 +225,13 @@ def _overview(program: str) -> str:
 def _table(rows: dict[str, str]) -> list[str]:
     """Names and what they mean, in 80 columns."""
     return [
-        textwrap.fill(text, WIDTH, initial_indent=f"  {name:24s}", subsequent_indent=" " * 26)
+        textwrap.fill(
+            text,
+            WIDTH,
+            initial_indent=f"  {name:24s}",
+            subsequent_indent=" " * 26,
+            break_on_hyphens=False,
+        )
         for name, text in rows.items()
     ]
 

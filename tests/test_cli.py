@@ -1,12 +1,22 @@
 import importlib.util
 import os
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from erl.cli import Display, Interruptible, duration, figure, main, option, parse
+from erl.cli import (
+    Display,
+    Interruptible,
+    duration,
+    figure,
+    main,
+    option,
+    parse,
+    this_command,
+)
 from erl.errors import UserError
 from erl.experiments.comparison import compare
 from erl.experiments.evolution import evolve
@@ -292,3 +302,23 @@ def test_durations(seconds, text):
 )
 def test_figures_have_digits_where_they_are_small(value, text):
     assert figure(value) == text
+
+
+@pytest.mark.parametrize(
+    ("argv", "command"),
+    [
+        (["/home/me/bin/erl", "train", "--set", "a=1 2"], "erl train --set 'a=1 2'"),
+        (["evolve_res.py", "--env_id", "X-v0"], "python evolve_res.py --env_id X-v0"),
+        (["/x/erl/__main__.py", "test"], "python -m erl test"),
+        (["erl", "train", "--redis_password", "word"], "erl train --redis_password '***'"),
+        (
+            ["erl", "evolve", "--storage", "postgresql://me:word@host/x"],
+            "erl evolve --storage 'postgresql://me:***@host/x'",
+        ),
+        (["/x/ipykernel_launcher.py", "-f", "y"], None),
+        ([""], None),
+    ],
+)
+def test_the_command_that_runs_as_others_can_type_it(argv, command, monkeypatch):
+    monkeypatch.setattr(sys, "argv", argv)
+    assert this_command() == command

@@ -177,7 +177,8 @@ def run_python(words, monkeypatch):
 def run_erl(words, monkeypatch):
     """What `erl WORDS` does, in this process; its exit code."""
     kind = {"train": "single"}.get(words[0], words[0].partition("-")[0])
-    flags = [w.replace("trial_42", _best_trial()) for w in words] + SMALL.get(kind, "").split()
+    small = SMALL.get(kind, "").replace("--units 5" if "--context" in words else "\0", "")
+    flags = [w.replace("trial_42", _best_trial()) for w in words] + small.split()
     monkeypatch.setattr(sys, "argv", ["erl", *flags])
     with pytest.raises(SystemExit) as e:
         commands.main()

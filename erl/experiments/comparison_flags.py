@@ -47,7 +47,9 @@ class ComparisonFlags(AgentFlags):
         "without recurrence",
     )
     arms: str | None = option(
-        None, "agents to compare, comma-separated; by default all of ER-MRL's"
+        None,
+        "agents to compare, by their names in the tables, comma-separated; by default the "
+        "learner alone and with the reservoir",
     )
     engine: str | None = option(
         None,

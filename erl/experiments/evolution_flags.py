@@ -63,15 +63,15 @@ class EvolutionFlags(RunFlags):
         "delete velocities from the observation (CartPole, Pendulum, MountainCar, LunarLander and "
         "their continuous variants)",
     )
-    env_kwargs: str | None = env_kwargs_option("; a set's environments are given the same")
+    env_kwargs: str | None = env_kwargs_option()
     nb_seeds: int = option(3, "lifetimes of one trial; each draws its own reservoir")
     ep_eval: int = option(10, "episodes over which a fitness is averaged")
     finalists: int = option(
         5,
-        "best trials that are lived again, with the mean of the search, to choose the winner; 0 "
+        "best trials that are trained again, with the mean of the search, to choose the winner; 0 "
         "takes the highest fitness",
     )
-    finalist_seeds: int = option(5, "fresh seeds on which each finalist is lived")
+    finalist_seeds: int = option(5, "fresh seeds on which each finalist is trained")
     units: int = option(100, "neurons of one reservoir")
     skip_c: bool = option(
         False, "the policy also sees the observation, the last action and the last reward"
@@ -116,8 +116,8 @@ class EvolutionFlags(RunFlags):
     )
     engine: str = option(
         "auto",
-        "code that trains: agents side by side (cohort), one at a time (sb3), or side by side "
-        "where that is possible (auto)",
+        "code that trains: cohort, many agents side by side; sb3, one at a time; auto, side by "
+        "side where that is possible",
         choices=ENGINES,
     )
     seed: int = option(0, "root of all seeds")
@@ -300,6 +300,7 @@ class GeneralizationConfig(EvolutionFlags):
         "Ant_Swimmer", "set of environments: ER-MRL's, or one that --sets declares"
     )
     env_ids: str | None = option(None, "environments instead of a set, comma-separated")
+    env_kwargs: str | None = env_kwargs_option(", the same for all environments")
     sets: str | None = option(
         None, "TOML or YAML file that declares sets, target and random returns"
     )

@@ -76,8 +76,8 @@ class RunFlags:
     )
     max_retries: int = option(
         2,
-        "how often lifetimes start again after their worker process died, and trials after their "
-        "coordinator died",
+        "how often lifetimes start again after their worker process died, and trials after the "
+        "command that ran them died",
     )
     checkpoint_minutes: float = option(
         5.0, "minutes between checkpoints of running lifetimes, for learners that write them"

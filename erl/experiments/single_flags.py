@@ -78,8 +78,8 @@ class SingleConfig(AgentFlags):
     set: str | None = option(None, "settings of the learner, NAME=VALUE,…; they override the file")
     engine: str = option(
         "auto",
-        "code that trains: agents side by side (cohort), one at a time (sb3), or side by side "
-        "where that is possible (auto)",
+        "code that trains: cohort, many agents side by side; sb3, one at a time; auto, side by "
+        "side where that is possible",
         choices=ENGINES,
     )
     del_obs: bool = option(
@@ -99,16 +99,18 @@ class SingleConfig(AgentFlags):
     )
     parallel_critic: bool = option(False, "the same as --critic_workers 1")
     mean_update: str | None = option(
-        None, "setting of AES-RL: how far the mean goes", "--aesrl_mean_update"
+        None,
+        "setting of AES-RL: how far the mean goes, such as baseline-relative",
+        "--aesrl_mean_update",
     )
     mean_update_param: float | None = option(
-        None, "setting of AES-RL: parameter of that", "--aesrl_mean_update_param"
+        None, "setting of AES-RL: parameter of --mean_update", "--aesrl_mean_update_param"
     )
     var_update: str | None = option(
-        None, "setting of AES-RL: fixed or adaptive", "--aesrl_var_update"
+        None, "setting of AES-RL: how the variance changes, fixed or adaptive", "--aesrl_var_update"
     )
     fixed_var_n: float | None = option(
-        None, "setting of AES-RL: parameter of a fixed update", "--aesrl_fixed_var_n"
+        None, "setting of AES-RL: parameter of --var_update fixed", "--aesrl_fixed_var_n"
     )
     rl_ratio: float | None = option(
         None, "setting: share of individuals that learn", "--aesrl_rl_ratio"

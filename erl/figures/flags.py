@@ -17,17 +17,19 @@ class FigureConfig:
 
     study: str | None = option(
         None,
-        "study, STORAGE#STUDY, journal file or folder of TensorBoard logs; several "
+        "required: study, STORAGE#STUDY, journal file or folder of TensorBoard logs; several "
         "comma-separated, or the flag repeated",
     )
     storage: str = option(DEFAULT_STORAGE, "study database of studies that are only named")
-    folder: str | None = option(None, "folder that figures, tables, film and report.html go to")
-    formats: str = option("png,pdf,svg", "of the figures, comma-separated", choices=FORMATS)
+    folder: str | None = option(
+        None, "required: folder that figures, tables, film and report.html go to"
+    )
+    formats: str = option("png,pdf,svg", "files of each figure, comma-separated", choices=FORMATS)
     baseline: str | None = option(None, "agent that others are compared with; by default the first")
     thresholds: str | None = option(
         None,
-        "returns for sample efficiency, comma-separated; by default three between beginning "
-        "and end",
+        "returns, comma-separated: how many steps each agent needs to reach them; by default "
+        "three between beginning and end",
     )
     models: str = option("models", "folder of trained models, for film and behaviour")
     film: bool = option(True, "film an agent, where there is a model")

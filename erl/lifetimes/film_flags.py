@@ -12,11 +12,13 @@ FORMATS = (".mp4", ".gif", ".webp")
 class FilmConfig:
     """Flags of `python -m erl.film`."""
 
-    model: str | None = option(None, "saved model, with or without .zip")
+    model: str | None = option(None, "required: saved model, with or without .zip")
     file: str | None = option(
         None, "film to write, .mp4, .gif or .webp; by default the model's name, .mp4"
     )
-    steps: int | None = option(None, "most environment steps; the film ends when the episode ends")
+    steps: int | None = option(
+        None, "at most so many environment steps; by default to the end of the episode"
+    )
     episode_seed: int = option(0, "seed of the episode")
     panel: bool = option(False, "reservoir activity and return so far beside the frames")
     width: int | None = option(None, "width of the frames in pixels; by default as drawn")

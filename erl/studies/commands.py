@@ -26,7 +26,7 @@ from erl.studies.following import UID
 from erl.studies.leases import PLACE
 from erl.studies.records import generations, records
 from erl.studies.storage import open_storage, shown, study_names
-from erl.studies.study import COPY, TRACKED, Study
+from erl.studies.study import COMMAND, COPY, TRACKED, Study
 from erl.studies.tables import agent_tables, to_frame, to_latex, to_markdown, to_text_frame
 from erl.studies.tables import lines as table_lines
 from erl.studies.trials import lifetime_records, why_failed
@@ -156,6 +156,8 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
     sink.line(f"trials: {_states(trials)}; last change {_last_change(trials)}")
     if study.user_attrs.get("commit"):
         sink.line(f"created with commit {study.user_attrs['commit']}")
+    if study.user_attrs.get(COMMAND):
+        sink.line(f"begun by: {study.user_attrs[COMMAND]}")
     stored = study.user_attrs.get("config")
     if stored:
         sink.line("configuration:")

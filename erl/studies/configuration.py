@@ -190,6 +190,13 @@ class SingleStudy:
     config_version: int = CONFIG_VERSION
 
     @property
+    def arm(self) -> str:
+        """What its agents are called in tables and figures."""
+        if self.context is None:
+            return self.learner
+        return f"{'RES' if self.context.own is None else 'CONTEXT'}_{self.learner}"
+
+    @property
     def environments(self) -> tuple[str, ...]:
         """Its environment."""
         return (self.env_id,)

@@ -163,8 +163,8 @@ def read_study(address: str, storage: str = DEFAULT_STORAGE) -> StudyData:
     data = read_trials(Study(storage, name))
     lived = decoded(data._frozen)
     lifetimes = lifetime_rows(lived)
-    if data.kind == "single" and len(lifetimes):
-        lifetimes = lifetimes.assign(arm=lifetimes.learner)
+    if isinstance(data.config, SingleStudy) and len(lifetimes):
+        lifetimes = lifetimes.assign(arm=data.config.arm)
     return replace(data, lifetimes=lifetimes, generations=generation_rows(lived))
 
 
@@ -437,13 +437,17 @@ def _replayed(data: StudyData, config: EvolutionStudy) -> pd.DataFrame:
 
 
 def evolved_reservoirs(data: StudyData) -> tuple[ReservoirParams, ...]:
-    """The reservoirs that an evolution hands over, or that a test tests.
+    """The reservoirs that an evolution hands over, or that a test or a training has.
 
     Raises:
         UserError: no trial has a fitness, or no reservoir was evolved.
     """
     if isinstance(data.config, TestStudy):
         return _reservoirs(data, data.config.params)
+    if isinstance(data.config, SingleStudy) and data.config.context is not None:
+        if data.config.context.reservoirs:
+            return data.config.context.reservoirs
+        raise UserError(f"study {data.name!r} has no reservoir")
     if data.choice is None:
         raise UserError(f"study {data.name!r} has no finished trial yet")
     return _reservoirs(data, data.choice.winner.params)

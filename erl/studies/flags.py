@@ -37,7 +37,7 @@ class ExportConfig(ListConfig):
     """Flags of `export`."""
 
     study: str | None = option(None, "name of the study; needed if the storage has several")
-    file: str | None = option(None, "file to write: .csv, and of arms also .md and .tex")
+    file: str | None = option(None, "required: file to write, .csv; of arms also .md and .tex")
     rows: str = option("lifetimes", "what each row is; arms: the agents of a test", choices=ROWS)
     overwrite: bool = option(False, "replace the file if it exists")
 
@@ -61,7 +61,9 @@ class CopyConfig(ListConfig):
     """Flags of `copy`."""
 
     study: str | None = option(None, "name of the study; needed if the storage has several")
-    to: str | None = option(None, "storage to copy to; a file is created if it does not exist")
+    to: str | None = option(
+        None, "required: storage to copy to; a file is created if it does not exist"
+    )
     to_name: str | None = option(None, "name of the copy; by default the study's")
     overwrite: bool = option(False, "replace a study of that name")
 
@@ -75,8 +77,10 @@ class PushConfig(ListConfig):
     """Flags of `push`."""
 
     study: str | None = option(None, "name of the study; needed if the storage has several")
-    repo: str | None = option(None, "repository of the Hugging Face Hub to upload to, USER/NAME")
-    folder: str | None = option(None, "instead, a new folder to write, without a network")
+    repo: str | None = option(None, "required: repository of the Hugging Face Hub, USER/NAME")
+    folder: str | None = option(
+        None, "in place of --repo: a new folder to write, without a network"
+    )
     private: bool = option(False, "nobody else sees the repository, if it is a new one")
     models: str = option("models", "folder of trained models")
 

@@ -100,7 +100,7 @@ def agent_records(study: Study) -> Records:
     found: dict[str, dict[int, LifetimeRecord]] = {}
     for trial in study.trials("COMPLETE"):
         if isinstance(config, SingleStudy):
-            name = config.learner
+            name = config.arm
         else:
             name = trial.params["arm"]
             for arm in getattr(trial.distributions["arm"], "choices", ()):

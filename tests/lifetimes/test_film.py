@@ -184,3 +184,6 @@ def test_bad_input_and_what_it_leaves(tmp_path, sink):
     (tmp_path / "seed_0.zip").write_bytes(b"torn")
     with pytest.raises(UserError, match="cannot be read"):
         film(FilmConfig(model=f"{tmp_path}/seed_0"), sink)
+    (tmp_path / "seed_0.json").write_text("{}")
+    with pytest.raises(UserError, match=r"seed_0\.json, beside the model, does not say what"):
+        film(FilmConfig(model=f"{tmp_path}/seed_0"), sink)

@@ -1,12 +1,14 @@
 """An episode with all that went on in it: the evaluation's own, and ReservoirPy's states."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from stable_baselines3 import PPO
 
 from erl.lifetimes.living import Cohort, live
 from erl.lifetimes.models import load_model
 from erl.lifetimes.trace import seconds_per_step, trace
-from erl.worlds.evaluation import evaluate
+from erl.worlds.evaluation import evaluate, evaluate_afresh
 from erl.worlds.reservoirs import Context, ReservoirParams, make_node
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task, make_env
@@ -58,6 +60,31 @@ def test_its_states_are_those_of_reservoirpys_nodes(env_id, tmp_path):
     assert episode.inputs[1:, -size - 1 : -1] == pytest.approx(episode.actions, abs=1e-6)
     assert episode.inputs[1:, -1] == pytest.approx(episode.rewards)
     assert episode.inputs[:, : -size - 1] == pytest.approx(episode.observations)
+
+
+def test_an_evaluation_is_a_loop_of_the_libraries_written_by_hand(tmp_path):
+    spec, agent = saved(tmp_path)
+    model = PPO.load(tmp_path / "seed_0")
+    env = gym.make("Pendulum-v1")
+    nodes = [
+        make_node(p, 3 + 1 + 1, spec.seeds.reservoir + k) for k, p in enumerate(TWO.reservoirs)
+    ]
+    expected = []
+    for seed in (7, None):
+        seen, _ = env.reset(seed=seed)
+        fed, total, ended = np.concatenate([seen, [0.0, 0.0]]), 0.0, False
+        for node in nodes:
+            node.reset()
+        while not ended:
+            state = np.concatenate([node.step(fed) for node in nodes]).astype(np.float32)
+            action, _ = model.predict(state, deterministic=True)  # clipped to the space
+            seen, reward, terminated, truncated, _ = env.step(action)
+            fed, total = np.concatenate([seen, action, [reward]]), total + reward
+            ended = terminated or truncated
+        expected.append(total)
+    found = evaluate(agent, spec.make_env(), 2, 7)
+    assert found.returns == pytest.approx(expected, rel=1e-4)
+    assert evaluate_afresh({"": agent}, spec, 2, 7)[""].returns == found.returns
 
 
 def test_discrete_actions_are_one_hot(tmp_path):

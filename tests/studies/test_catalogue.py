@@ -16,8 +16,11 @@ from erl.experiments.comparison import (
 from erl.experiments.single import SingleConfig, lifetime, run, study_config
 from erl.search.space import learner_settings, make_context
 from erl.studies.catalogue import CATALOGUE, catalogue, find_evolved, read_catalogue
+from erl.studies.data import evolved_reservoirs, read_study
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
 from erl.studies.study import Study
+from erl.worlds.own_context import OwnContext
+from erl.worlds.reservoirs import Context
 
 CARTPOLE = next(e for e in catalogue() if e.evolution.env_id == "CartPole-v1")
 PENDULUM = next(e for e in catalogue() if e.name == "pendulum")
@@ -100,6 +103,9 @@ def test_one_learner_with_an_evolved_reservoir(quick, inline, sink):
     )
     assert spec.learner.config["n_steps"] == 32
     assert CARTPOLE.name in sink.lines[0]
+    data = read_study(study.name)
+    assert set(data.lifetimes.arm) == {"RES_PPO"}
+    assert evolved_reservoirs(data) == spec.context.reservoirs
     assert run(flags(learner_config=quick, nb_seeds=2), sink) == 0  # it goes on
     assert len(study.trials("COMPLETE")) == 2
 
@@ -111,6 +117,9 @@ def test_settings_of_an_entry_come_first_and_flags_go_before(sink):
     assert lifetime(config, 0).learner.config == expected
     other = study_config(flags(**pendulum, learner="A2C"), sink, PENDULUM)
     assert other.learner_config == {"gamma": 0.5}  # the rest is PPO's
+    assert (config.arm, other.arm) == ("RES_PPO", "RES_A2C")
+    own = dataclasses.replace(config, context=Context((), own=OwnContext("module:Class", {})))
+    assert own.arm == "CONTEXT_PPO"
 
 
 def test_a_study_without_a_reservoir_is_stored_as_it_ever_was(quick, inline, sink):

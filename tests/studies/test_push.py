@@ -18,7 +18,8 @@ from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.experiments.single import SingleConfig, run
 from erl.files import parse_yaml
 from erl.lifetimes.models import load_model
-from erl.studies.flags import PushConfig
+from erl.studies.commands import show_study
+from erl.studies.flags import PushConfig, ShowConfig
 from erl.studies.push import push_study
 from erl.studies.storage import open_storage, study_names
 from erl.studies.study import Study
@@ -138,6 +139,8 @@ def test_an_evolution_and_its_test(inline, sink, quick, monkeypatch):
     )
     monkeypatch.setattr(sys, "argv", ["/x/erl/__main__.py", "test", "--redis_password", "word"])
     compare(ComparisonConfig(study=EVOLVED, training_steps=64, nb_seeds=1, workers=1), sink)
+    show_study(ShowConfig(study=EVOLVED), sink)
+    assert f"begun by: python evolve_res.py --env_id {ENV}" in sink.lines
     push_study(PushConfig(study=EVOLVED, folder="evolved"), sink)
     card = Path("evolved/README.md").read_text(encoding="utf-8")
     assert "Every trial has the seeds 0 to 0" in card

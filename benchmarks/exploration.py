@@ -1,0 +1,49 @@
+"""What do trained policies earn with their exploration, and what without it?
+
+    python benchmarks/exploration.py models/STUDY/RES_PPO --episodes 8
+
+Every agent in the folder plays episodes of the same seeds twice, through the evaluation that tests
+use: with the actions that its policy prefers, and with actions drawn from its policy.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from erl.lifetimes.models import load_model
+from erl.worlds.evaluation import evaluate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", help="of saved agents of one kind")
+    parser.add_argument("--episodes", type=int, default=8, help="of each agent, each way")
+    parser.add_argument("--seed", type=int, default=0, help="of the drawn actions")
+    args = parser.parse_args()
+    files = sorted(Path(args.folder).glob("*.zip"))
+    if not files:
+        raise SystemExit(f"{args.folder} has no saved agents")
+    torch.set_num_threads(1)
+    rows = []
+    print("| agent | without exploration | with exploration |")
+    print("|---|---|---|")
+    for file in files:
+        spec, agent = load_model(file)
+        torch.manual_seed(args.seed)
+        rows.append([])
+        for deterministic in (True, False):
+            env = spec.make_env()
+            found = evaluate(agent, env, args.episodes, spec.seeds.evaluation, deterministic)
+            env.close()
+            rows[-1].append(float(np.mean(found.returns)))
+        print(f"| {file.stem} | {rows[-1][0]:,.1f} | {rows[-1][1]:,.1f} |", flush=True)
+    means, stds = np.mean(rows, axis=0), np.std(rows, axis=0)
+    print(f"| mean ± std | {' | '.join(f'{m:,.1f} ± {s:,.1f}' for m, s in zip(means, stds))} |")
+
+
+if __name__ == "__main__":
+    main()
