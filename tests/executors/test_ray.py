@@ -62,9 +62,25 @@ def cluster(tmp_path_factory):
             "RAY_TMPDIR", str(Path("/tmp") / f"erl{os.getpid()}")
         )  # paths of sockets are short
         started = Cluster(initialize_head=True, head_node_args=NODE | {"num_cpus": 0})
-        started.add_node(**NODE)
+        add_node(started)
         yield started
         started.shutdown()
+
+
+def add_node(cluster, **more):
+    """A node that has joined. On a busy machine Ray gives up a node whose own helpers have not
+    started within 15 seconds: then another one is tried.
+    """
+    for tries_left in (3, 2, 1, 0):
+        before = set(cluster.worker_nodes)
+        try:
+            return cluster.add_node(**NODE | more)
+        except Exception:  # of several kinds, by what was waited for
+            if not tries_left:
+                raise
+            for node in cluster.worker_nodes - before:
+                cluster.remove_node(node, allow_graceful=False)
+    return None
 
 
 @pytest.fixture
@@ -137,7 +153,7 @@ def test_a_lifetime_that_kills_its_worker_fails_alone(executor):
 
 def test_an_evolution_loses_a_node_and_nothing_else(cluster, address, quick, sink, inline):
     """Another node is there when the one that has lifetimes dies in the middle of them."""
-    spare = cluster.add_node(**NODE)
+    spare = add_node(cluster)
     config = EvolutionConfig(
         env_id="toy_environments:Steady-v0",
         training_steps=6000,
@@ -225,7 +241,7 @@ def test_a_job_goes_on_elsewhere_from_its_checkpoint(cluster, address, learner):
             [node] = [n for n in cluster.worker_nodes if busy(n)]
             lost.extend([steps_of(checkpoint), len(seen)])
             cluster.remove_node(node, allow_graceful=False)
-            cluster.add_node(**NODE)
+            add_node(cluster)
 
     try:
         [result] = executor.run([job], COLUMNS, tick, every=0.1)
@@ -242,7 +258,7 @@ def test_a_job_goes_on_elsewhere_from_its_checkpoint(cluster, address, learner):
 
 def test_workers_inside_a_lifetime_outlive_a_machine(cluster, address):
     """Individuals, or critics, that were there are asked again; every step was counted."""
-    spare = cluster.add_node(**NODE | {"num_cpus": 3})
+    spare = add_node(cluster, num_cpus=3)
     spec = evolved.lifetime(
         "AES-RL", 10**6, actor_executor="ray", ray_address=address, actor_workers=2
     )
@@ -253,7 +269,7 @@ def test_workers_inside_a_lifetime_outlive_a_machine(cluster, address):
         evolved.until(work, 8)
         before = work.critic_updates
         cluster.remove_node(spare, allow_graceful=False)
-        cluster.add_node(**NODE)
+        add_node(cluster)
         # Individuals, critics, and Ray has missed the machine.
         while work.told < 20 or work.critic_updates < before + 100 or not work.workers.lost:
             work.iterate()

@@ -13,8 +13,9 @@ from erl.experiments.evolution import EvolutionConfig, MultiEvolutionConfig, stu
 from erl.learners.sb3 import algorithms
 from erl.lifetimes.living import check
 from erl.search.space import make_context, search_space
-from erl.studies.configuration import TestStudy
+from erl.studies.configuration import EvolutionStudy, TestStudy
 from erl.worlds.context import ContextEncoder
+from erl.worlds.own_context import OwnContext
 from erl.worlds.reservoirs import ReservoirBank
 from erl.worlds.specification import Seeds
 from erl.worlds.tasks import check_task, make_env
@@ -303,3 +304,26 @@ def test_the_lstm_as_the_studys_learner_keeps_all_its_settings():
     spec = arm_lifetime("RecurrentPPO", 0, config, PARAMS)
     assert spec.learner.config == {"n_steps": 32, "policy": "MlpLstmPolicy"}
     assert arm_lifetime("RES_RecurrentPPO_0.0003", 0, config, PARAMS).context is not None
+
+
+def test_agents_with_a_context_of_ones_own():
+    params = {"context.length": 3, "context.gain": 0.5}
+    evolution = EvolutionStudy(
+        env_id="CartPole-v1",
+        engine="cohort",
+        context="mine:Line",
+        context_settings={"kind": "slow"},
+        evolve="context.length=1:9,context.gain=0.1:1:log",
+    )
+    names = arm_names(evolution, params)
+    assert names == ["PPO", "CONTEXT_PPO_0.0003", "CONTEXT_PPO_0.0001"]
+    controls = control_names(evolution, params)
+    assert controls == ["STACK_PPO", "RANDOM_CONTEXT_PPO_0.0003", "RecurrentPPO"]
+    config = TestStudy(evolution, params, 123, "cohort")
+    own, drawn = (arm_lifetime(a, 2, config, params).context.own for a in (names[1], controls[1]))
+    assert own == OwnContext("mine:Line", {"kind": "slow", "length": 3, "gain": 0.5})
+    assert drawn.name == own.name
+    assert drawn.settings["kind"] == "slow"
+    assert isinstance(drawn.settings["length"], int)
+    assert drawn.settings["gain"] != 0.5
+    assert arm_lifetime("PPO", 2, config, params).context is None

@@ -102,7 +102,7 @@ def lifetime(
     return LifetimeSpec(
         Task(env_id),
         LearnerSpec(learner, {**settings, **more.pop("config", {})}, engine),
-        more.pop("steps", 512),
+        more.pop("steps", 128),
         Seeds.derive(1, "single", index),
         dataclasses.replace(context, **more),
         2,
@@ -188,7 +188,7 @@ def test_a_cohort_is_its_members_alone_to_the_last_bit(n_envs):
     ],
 )
 def test_learners_train_with_it_and_their_models_are_loaded(learner, engine, config, tmp_path):
-    steps = 1300 if learner == "ERL-Re2" else 512
+    steps = {"PPO": 256, "ERL-Re2": 700}.get(learner, 500)
     spec = lifetime("DelayLine", 0, learner, engine, steps=steps, config=config)
     (record,) = live(Cohort((spec,), models=("agent",)))
     assert record.error is None, record.traceback
@@ -288,7 +288,7 @@ def test_settings_are_evolved_and_tested(inline, quick, sink):
     }
     words = ["test", "--study", name, "--training_steps", "64", "--nb_seeds", "1", "--workers", "1"]
     with pytest.raises(SystemExit) as e:
-        main([*words, "--controls", "--arms", "PPO,CONTEXT_PPO_0.0003,RANDOM_CONTEXT_PPO_0.0003"])
+        main([*words, "--controls", "--arms", "PPO,CONTEXT_PPO_0.0003"])
     assert e.value.code == 0
     spec, _ = load_model(
         f"models/{name}_trial_{study.best().number}_test_0.064k_steps/CONTEXT_PPO_0.0003/seed_0"
