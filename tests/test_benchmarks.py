@@ -14,6 +14,7 @@ from conftest import ROOT
 from documents import parsed
 from stable_baselines3 import PPO
 
+from erl.experiments.flags import study_name
 from erl.experiments.single import study_config
 from erl.learners import get_learner
 
@@ -165,12 +166,15 @@ def test_lifetimes_with_and_without_a_bias_are_paired_by_root_and_test_seed():
 
 
 @pytest.mark.parametrize("small", [False, True])
-def test_the_experiments_are_commands_of_the_scripts(small):
+def test_the_experiments_are_commands_of_the_scripts(small, monkeypatch):
+    monkeypatch.chdir(ROOT)  # they name files of the project; nothing is written
     every = evidence.experiments()
     assert len({e.name for e in every}) == len(every)
     for experiment in every:
-        for command in experiment.commands(small):
-            parsed(f"python {command}")
+        evolve, *tests = [parsed(f"python {c}") for c in experiment.commands(small)]
+        evolved = study_name(evolve.subject(), evolve.h_test, evolve.training_steps)
+        for test in tests:  # of the study that was evolved
+            assert study_name(test.subject(), test.h_test, test.HP_training_steps) == evolved
 
 
 def test_the_planned_steps_of_an_experiment():

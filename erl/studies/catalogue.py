@@ -150,4 +150,8 @@ def find_evolved(
 
 
 def _listed(entries: Sequence[Evolved]) -> str:
-    return ", ".join(entry.line for entry in entries)
+    """All names, by task and learner."""
+    names: dict[str, list[str]] = {}
+    for entry in entries:
+        names.setdefault(f"{entry.where}, {entry.evolution.learner}", []).append(entry.name)
+    return "; ".join(f"{', '.join(of)} ({what})" for what, of in names.items())
