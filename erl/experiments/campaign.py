@@ -392,7 +392,8 @@ def say_where(campaign: Campaign, flags: AgentFlags, storage: str, folder: str) 
         say(f"models:   {models}")
     if os.path.isdir(logs):
         say(f"logs:     {shlex.join(['tensorboard', '--logdir', logs])}")
-    words = ["plot", "--study", campaign.study.name_now(), "--folder", "report"]
+    name = campaign.study.name_now()
+    words = ["plot", "--study", name, "--folder", f"reports/{folder_name(name)}"]
     if storage != DEFAULT_STORAGE:
         words += ["--storage", shown(storage)]
     say(f"figures:  {command(*words)}")

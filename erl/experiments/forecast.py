@@ -55,7 +55,7 @@ def announce(outlook: Outlook, executor: Executor, sink: Sink, measure: bool = F
     parts = [outlook.counts]
     updates = updates_of(outlook.specs[0])
     if updates is not None:
-        parts.append(f"{updates:,} updates each")
+        parts.append(f"{updates:,} update{'s' * (updates != 1)} each")
     parts.append(plural(executor.workers, "worker"))
     steps = outlook.left * steps_of(outlook.specs[0])
     if outlook.left and (measure or steps >= WORTH_MEASURING):

@@ -104,7 +104,7 @@ def _agents(study: Study) -> str:
         return "-"
     first, *others = [(arm.name, interquartile_mean(arm.scores)) for arm in tables[0].arms]
     shown = [first, *([max(others, key=lambda pair: pair[1])] if others else [])]
-    return "IQM " + ", ".join(f"{name} {value:,.4g}" for name, value in shown)
+    return "training IQM " + ", ".join(f"{name} {value:,.4g}" for name, value in shown)
 
 
 def _last_change(trials: Sequence[FrozenTrial]) -> str:

@@ -48,7 +48,8 @@ def push_study(config: PushConfig, sink: Sink) -> int:
     if client is None:
         folder = Path(config.folder or "")
         _write_folder(study, models, folder, None)
-        sink.line(f"{folder}: the model card README.md, tables and models of {name}")
+        beside = ", ".join(sorted(p.name for p in folder.iterdir() if p.name != "README.md"))
+        sink.line(f"{folder}: the model card README.md of {name}, and beside it {beside}")
         words = ["hf", "upload", "USER/NAME", str(folder)]
         sink.line(f"upload it with the Hub's own command: {shlex.join(words)}")
         return 0

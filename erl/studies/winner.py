@@ -134,8 +134,11 @@ class Finalist:
 
 
 def with_interval(scores: Sequence[float], mean: float | None = None) -> str:
-    """A mean and its 95 % interval: `301.00 [262.00, 340.00]`."""
-    return _shown(float(np.mean(scores)) if mean is None else mean, mean_interval(scores))
+    """A mean and its 95 % interval: `301.00 [262.00, 340.00]`; of two scores none, which would be
+    wider than anything that they can be.
+    """
+    interval = mean_interval(scores) if len(scores) > 2 else None
+    return _shown(float(np.mean(scores)) if mean is None else mean, interval)
 
 
 def _shown(value: float, interval: tuple[float, float] | None) -> str:

@@ -126,7 +126,7 @@ def test_the_line_before(monkeypatch, sink):
     outlook = Outlook("6 trials x 2 seeds x 1,000,000 steps", [spec(steps=10**6)] * 12, 12)
     announce(outlook, Simulated(2, monkeypatch), sink)
     assert sink.lines == [
-        "6 trials x 2 seeds x 1,000,000 steps, 489 updates each, 2 workers, about 16 min 40 s"
+        "6 trials x 2 seeds x 1,000,000 steps, 489 updates each, 2 workers, about 16 min 41 s"
     ]
     short = Outlook("1 seed x 100 steps", [spec(steps=100, n_steps=50)], 1, ("known",))
     announce(short, Simulated(1, monkeypatch), sink)

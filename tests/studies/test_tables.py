@@ -121,7 +121,9 @@ def test_show_and_list_of_a_test(tested, capsys):
     out = said(capsys, "show", "--study", "tested")
     assert "\n".join(lines(agent_tables(tested))).rstrip() in out
     assert "fitness" not in out.partition("last change")[2].replace('"fitness": "training"', "")
-    assert re.search(rf"tested +test +6 complete +IQM PPO 20, {ARMS[1]} 120 ", said(capsys, "list"))
+    assert re.search(
+        rf"tested +test +6 complete +training IQM PPO 20, {ARMS[1]} 120 ", said(capsys, "list")
+    )
 
 
 def test_export_of_agents(tested, capsys):
