@@ -42,6 +42,11 @@ RESERVOIR_FLAGS = frozenset(
 # Those that say it of a context of the user's own too.
 CONTEXT_FLAGS = frozenset({"skip_c", "feed_action", "reset_res"})
 
+_SEARCH_MORE = (
+    "search more: units, rc_connectivity, input_connectivity, bias, bias_connectivity, "
+    "learner.SETTING=low:high[:log]"
+)
+
 
 @dataclass(frozen=True)
 class EvolutionFlags(RunFlags):
@@ -68,7 +73,7 @@ class EvolutionFlags(RunFlags):
     ep_eval: int = option(10, "episodes over which a fitness is averaged")
     finalists: int = option(
         5,
-        "best trials that are trained again, with the mean of the search, to choose the winner; 0 "
+        "best trials that are trained again, with the mean of CMA-ES, to choose the winner; 0 "
         "takes the highest fitness",
     )
     finalist_seeds: int = option(5, "fresh seeds on which each finalist is trained")
@@ -80,11 +85,7 @@ class EvolutionFlags(RunFlags):
         True, "the last action reaches the reservoir; never with --published_code"
     )
     fixed_iss: bool = option(True, "the input scaling is 1; False searches it too")
-    evolve: str | None = option(
-        None,
-        "search more: units, rc_connectivity, input_connectivity, bias, "
-        "bias_connectivity, learner.SETTING=low:high[:log], context.SETTING=low:high[:log]",
-    )
+    evolve: str | None = option(None, _SEARCH_MORE)
     bias: float | None = option(
         None, "scale of the neurons' bias; by default 0, with --published_code 1"
     )
@@ -225,6 +226,7 @@ class EvolutionConfig(EvolutionFlags):
 
     env_id: str = option("HalfCheetah-v4", "Gymnasium environment")
     nb_res: int = option(1, "0 evolves the learner's settings alone, without a reservoir")
+    evolve: str | None = option(None, f"{_SEARCH_MORE}, context.SETTING=low:high[:log]")
     context: str | None = context_option()
     context_set: str | None = context_set_option()
 
