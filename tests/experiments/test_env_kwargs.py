@@ -38,6 +38,12 @@ def tasks(name):
     ]
 
 
+def of_a_set(flags):
+    """Flags that an evolution for a set of environments has as well."""
+    only_one = ("env_id", "context", "context_set")
+    return {k: v for k, v in vars(flags).items() if k not in only_one}
+
+
 @pytest.mark.usefixtures("inline")
 def test_an_evolution_and_its_test_use_what_is_stored(quick, sink):
     flags = evolution(quick, env_kwargs=TEXT, training_steps=64)
@@ -96,7 +102,7 @@ def test_environments_of_a_set_are_given_the_same(quick, sink):
         "target_returns: {CartPole-v1: 5e2, CartPole-v0: 2e2}\n"
         "random_returns: {CartPole-v1: 20, CartPole-v0: 20}\n"
     )
-    given = {k: v for k, v in vars(evolution(quick)).items() if k != "env_id"}
+    given = of_a_set(evolution(quick))
     flags = GeneralizationConfig(
         **given | {"env_type": "two", "sets": "sets.yaml", "nb_res": 1, "env_kwargs": TEXT}
     )
@@ -149,7 +155,7 @@ def test_different_arguments_for_environments_of_a_set_are_refused(quick, sink):
         "CartPole-v0: {env_kwargs: {max_episode_steps: 8}, n_steps: 32, batch_size: 32}\n"
         "CartPole-v1:\n  env_kwargs: {max_episode_steps: 9}\n"
     )
-    given = {k: v for k, v in vars(evolution(file)).items() if k != "env_id"}
+    given = of_a_set(evolution(file))
     flags = GeneralizationConfig(**given | {"env_ids": "CartPole-v0,CartPole-v1", "nb_res": 1})
     with pytest.raises(UserError, match="different env_kwargs for CartPole-v0, CartPole-v1"):
         evolve(flags, sink)

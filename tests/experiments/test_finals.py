@@ -362,7 +362,8 @@ def test_scores_of_a_set_of_environments_are_normalised(told, sink):
         "[random_returns]\nCartPole-v1 = 20.0\nAcrobot-v1 = -500.0\n"
     )
     settings = dataclasses.asdict(make()) | {"env_type": "Toys", "sets": "sets.toml", "nb_res": 1}
-    del settings["env_id"]
+    for name in ("env_id", "context", "context_set"):
+        del settings[name]
     assert evolve(GeneralizationConfig(**settings), sink) == 0
     evolved = study("Toys_1_main_0.128k_steps")
     trials = study(f"{evolved.name}_finals").trials("COMPLETE")

@@ -167,6 +167,7 @@ def test_weights_and_biases_gets_the_logs_of_worker_processes(monkeypatch, sink)
     from wandb.proto.wandb_internal_pb2 import Record
 
     monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb.teardown()  # of another test, in its folder
     assert run(flags(track="wandb"), sink) == 0
     wandb.teardown()
     (path,) = Path("wandb").glob("offline-run-*/*.wandb")
