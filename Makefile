@@ -24,7 +24,7 @@ setup: $(READY)  ## make the environment .venv with everything in it
 evolve: $(READY)  ## run the main job at a small budget: a few minutes on 2 cores
 	$(BIN)/python evolve_res.py --env_id HalfCheetah-v4 --sampler Cmaes --h_test quick --training_steps 100000 --nb_trials 18 --nb_seeds 2 --finalist_seeds 2
 
-test: $(READY)  ## all tests: about 8 minutes on 2 cores
+test: $(READY)  ## all tests: about 13 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -q --durations=25
 
 # Processors round differently. These have the arithmetic of others, as far as this one has it too.
@@ -33,7 +33,7 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS
 PLAIN := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
 AVX512 := OPENBLAS_CORETYPE=SkylakeX
 
-test-processors: $(READY)  ## numeric tests with the arithmetic of other processors: about 8 minutes
+test-processors: $(READY)  ## numeric tests with the arithmetic of other processors: about 12 minutes
 	$(AVX2) $(BIN)/python -m pytest -n 2 --dist loadgroup -q $(NUMERIC)
 	$(PLAIN) $(BIN)/python -m pytest -n 2 --dist loadgroup -q $(NUMERIC)
 	if ! grep -q avx512f /proc/cpuinfo; then echo "no AVX-512 here: not run with it"; \
