@@ -117,7 +117,7 @@ class PostgreSQL(Server):
             file.write(
                 f"port = {self.port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = "
                 f"''\nfsync = off\n"
-                "full_page_writes = off\nshared_buffers = 16MB\nmax_connections = 60\n"
+                "full_page_writes = off\nshared_buffers = 16MB\nmax_connections = 300\n"
             )
         self.start()
 
