@@ -75,7 +75,7 @@ class FollowingStorage(RetryingStorage):
             study_id: its number now.
             name: its name now. `get_study_id_from_name` goes on to know it by this name.
             uid: its attribute `UID`; None for a study that has none, and cannot be followed.
-            then: called when it was found under another number.
+            then: called when it was found under another number, before anything else is written.
         """
         self._first = self._now = study_id
         self._name, self._uid, self._then = name, uid, then
@@ -112,7 +112,14 @@ class FollowingStorage(RetryingStorage):
         return self._noted(super()._call(name, self._place(name, args[0]), *args[1:], **named))
 
     def _place(self, name: str, given: int) -> int:
-        """The number by now of a study or a trial."""
+        """The number by now of a study or a trial. While another thread finds a study that was
+        renamed, this waits until what was lost is written again: a trial that has ended takes no
+        records.
+        """
+        with self._lock:
+            return self._place_now(name, given)
+
+    def _place_now(self, name: str, given: int) -> int:
         if name in _OF_STUDY:
             return self._now if given == self._first else given
         if not self.moves or given not in self._numbers:

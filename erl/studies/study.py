@@ -206,10 +206,17 @@ class Study:
 
     def __enter__(self) -> "Study":
         self.storage.retry_seconds = OUTAGE_SECONDS
-        self.storage.follow(self._id, self.name, self.known_by(), self._name_metric)
+        self.storage.follow(self._id, self.name, self.known_by(), self._renamed)
         self._name_metric()
         self.lease.start()
         return self
+
+    def _renamed(self) -> None:
+        """Write again what may have been lost while the study was renamed."""
+        self._name_metric()
+        for trial_id, records in list(self._records.items()):
+            for index, record in list(records.items()):
+                self.store_record(trial_id, index, record)
 
     def _name_metric(self) -> None:
         """Say what the values of trials are."""
@@ -468,9 +475,6 @@ class Study:
         """
         # Another coordinator may have taken the trial over and ended it, with the same result.
         with suppress(UpdateFinishedTrialError):
-            if self.storage.moves:  # what was written while the study was renamed may be lost
-                for index, record in self._records.get(trial_id, {}).items():
-                    self.store_record(trial_id, index, record)
             note_end(self.optuna, self.storage.id_now(trial_id))
             if state == "FAIL":
                 reason, trace = error

@@ -16,15 +16,16 @@ NAME = f"{ENV}_main_0.064k_steps"
 STORAGES = [DEFAULT_STORAGE, "journal.log"]
 
 
-def copied(address, name, new):
-    """Rename a study as Optuna's dashboard does where it cannot do better."""
+def copied(address, name, new, delete=True):
+    """Rename a study as Optuna's dashboard does where it cannot do better; or only the copying."""
     storage = open_storage(address)
     old = optuna.load_study(study_name=name, storage=storage)
     study = optuna.create_study(study_name=new, storage=storage, directions=old.directions)
     study.add_trials(old.get_trials(deepcopy=False))
     for key, value in old.user_attrs.items():
         study.set_user_attr(key, value)
-    storage.delete_study(old._study_id)
+    if delete:
+        storage.delete_study(old._study_id)
 
 
 def config(quick, **more):
@@ -57,9 +58,7 @@ class Renaming:
 
 
 @pytest.mark.parametrize("address", STORAGES)
-def test_a_command_whose_study_is_renamed_goes_on_and_so_does_the_next(
-    address, quick, inline, sink
-):
+def test_a_command_whose_study_is_renamed_goes_on_and_so_does_the_next(address, quick, told, sink):
     evolve(config(quick, storage="sqlite:///undisturbed.db"), sink)
     renaming = Renaming(lambda: copied(address, NAME, "another name"))
     assert evolve(config(quick, storage=address), renaming) == 0
@@ -104,6 +103,29 @@ def test_a_storage_follows_ids_that_changed_and_forgets_what_is_gone(quick, told
         assert study.storage.moves == 2
     # Left behind, the trial waits for another coordinator.
     assert Study(DEFAULT_STORAGE, "newer").trials()[3].state == TrialState.WAITING
+
+
+def test_records_survive_a_rename_that_is_noticed_when_their_trial_ends(
+    quick, told, sink, monkeypatch
+):
+    evolve(config(quick, nb_trials=3), sink)
+    study = Study(DEFAULT_STORAGE, NAME)
+    record = study.lifetimes(study.trials()[0])[0]
+    with study:
+        mine = begun(study)
+        copied(DEFAULT_STORAGE, NAME, "new", delete=False)
+        study.store_record(mine.trial_id, 0, record)  # into the old study, which is copied already
+
+        def deleted(*_):
+            optuna.delete_study(study_name=NAME, storage=DEFAULT_STORAGE)
+
+        monkeypatch.setattr("erl.studies.study.note_end", deleted)
+        study.store_end(mine.trial_id, "COMPLETE", 1.0)
+        ended = study.trials()[3]
+        assert study.storage.moves == 1
+        assert (ended.state, ended.value) == (TrialState.COMPLETE, 1.0)
+        assert stored_records(ended).keys() == {0}
+        study.let_go(mine.trial_id)
 
 
 def test_a_trial_that_was_begun_while_the_study_was_copied_is_as_good_as_taken(quick, told, sink):
