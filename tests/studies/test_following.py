@@ -58,7 +58,9 @@ class Renaming:
 
 
 @pytest.mark.parametrize("address", STORAGES)
-def test_a_command_whose_study_is_renamed_goes_on_and_so_does_the_next(address, quick, told, sink):
+def test_a_command_whose_study_is_renamed_goes_on_and_so_does_the_next(
+    address, quick, inline, sink
+):
     evolve(config(quick, storage="sqlite:///undisturbed.db"), sink)
     renaming = Renaming(lambda: copied(address, NAME, "another name"))
     assert evolve(config(quick, storage=address), renaming) == 0
