@@ -1,6 +1,7 @@
 """The house rules that code can check: which module imports which, and what pytest collects."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -159,6 +160,13 @@ def test_assertions_tell_the_type_checker_a_type_and_check_nothing():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Assert):
                 assert of_types(node.test), f"{path}: {ast.unparse(node)}"
+
+
+def test_a_test_gives_a_clock_to_one_module_and_not_to_the_process():
+    """Threads of pytest, of its workers and of libraries go on while a test runs."""
+    of_process = re.compile(r"""setattr\(\s*"?(\w+\.)*(time|threading)(\.|, "|", ")""")
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        assert not of_process.findall(path.read_text(encoding="utf-8")), path
 
 
 def test_scripts_import_the_package_only():

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from optuna.trial import FrozenTrial
+
 from erl.cli import Sink, command
 from erl.errors import UserError
 from erl.experiments.flags import AgentFlags
@@ -31,14 +33,22 @@ def _film_command(flags: AgentFlags, folder: str, params: dict[str, object]) -> 
 
 def say_film(study: Study, flags: AgentFlags, folder: str, arm: str | None, sink: Sink) -> None:
     """Say how to film an agent: of an arm, or of all, the one with the middle training return."""
-    trials = {t.number: t for t in study.trials("COMPLETE")}
-    rows = middle_lifetimes(records(study.address, study.name_now())) if trials else None
-    numbers = [] if rows is None else list(rows.trial)
-    chosen = [n for n in numbers if arm is None or trials[n].params.get("arm") == arm]
-    for number in chosen[:1] or numbers[:1]:
-        line = _film_command(flags, folder, trials[number].params)
-        if (Path(flags.models) / folder / f"{model_name(trials[number].params)}.zip").exists():
+    middle = _middle_trials(study)
+    chosen = [t for t in middle if arm is None or t.params.get("arm") == arm]
+    for trial in chosen[:1] or middle[:1]:
+        line = _film_command(flags, folder, trial.params)
+        if (Path(flags.models) / folder / f"{model_name(trial.params)}.zip").exists():
             sink.line(f"film it:  {line}")
+
+
+def _middle_trials(study: Study) -> list[FrozenTrial]:
+    """Of each arm the trial with the middle training return."""
+    if not study.trials("COMPLETE"):
+        return []
+    numbers = middle_lifetimes(records(study.address, study.name_now())).trial
+    # Read after the records: other processes may end trials of the study at any time.
+    trials = {t.number: t for t in study.trials("COMPLETE")}
+    return [trials[n] for n in numbers]
 
 
 def film_agents(study: Study, flags: AgentFlags, folder: str, sink: Sink) -> None:
@@ -53,9 +63,7 @@ def film_agents(study: Study, flags: AgentFlags, folder: str, sink: Sink) -> Non
     """
     from erl.lifetimes.film import film_agent
 
-    trials = {t.number: t for t in study.trials("COMPLETE")}
-    for number in middle_lifetimes(records(study.address, study.name_now())).trial:
-        trial = trials[number]
+    for trial in _middle_trials(study):
         name = model_name(trial.params)
         path = Path(flags.models) / folder / f"{name}.mp4"
         try:
@@ -65,4 +73,4 @@ def film_agents(study: Study, flags: AgentFlags, folder: str, sink: Sink) -> Non
             if flags.artifacts:
                 study.attach(path, trial_id=trial._trial_id)
         except (UserError, OSError) as e:
-            sink.line(f"no film of trial {number}, {name}: {e}")
+            sink.line(f"no film of trial {trial.number}, {name}: {e}")

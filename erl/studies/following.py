@@ -14,9 +14,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
 
-from erl.studies.retries import RetryingStorage
+from erl.studies.retries import RetryingStorage, cause
 
 # User attribute of a study: what it is known by, whatever it is called.
 UID = "uid"
@@ -45,6 +47,13 @@ _OF_TRIAL = frozenset(
         "get_trial",
     }
 )
+
+
+def is_of_gone(error: Exception) -> bool:
+    """Whether an error may mean that a study or a trial is gone: also if it went in the middle of
+    an operation, between a database's reading and its writing.
+    """
+    return isinstance(cause(error), KeyError | IntegrityError | ObjectDeletedError | StaleDataError)
 
 
 class FollowingStorage(RetryingStorage):
@@ -106,8 +115,8 @@ class FollowingStorage(RetryingStorage):
             try:
                 place = self._place(name, args[0])
                 return self._noted(super()._call(name, place, *args[1:], **named))
-            except KeyError:
-                if self.moves == moves and not self._look():
+            except (KeyError, IntegrityError, StorageInternalError) as e:
+                if not is_of_gone(e) or (self.moves == moves and not self._look()):
                     raise
         return self._noted(super()._call(name, self._place(name, args[0]), *args[1:], **named))
 

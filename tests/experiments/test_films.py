@@ -2,6 +2,7 @@ from pathlib import Path
 
 from erl.experiments.comparison import ComparisonConfig, compare
 from erl.experiments.evolution import EvolutionConfig, evolve
+from erl.experiments.films import film_agents
 from erl.experiments.single import run
 from erl.experiments.single_flags import SingleConfig
 from erl.lifetimes.film import available_renderer
@@ -61,3 +62,22 @@ def test_what_cannot_be_filmed_is_said_and_costs_nothing(inline, sink):
     Path(f"models/{study.name.replace(':', '_')}/seed_0.zip").unlink()
     assert run(config, sink) == 0
     assert "no film of trial 0, seed_0: no model models/" in str(sink)
+
+
+def test_a_trial_that_ends_elsewhere_meanwhile_is_filmed_or_not_and_no_error(
+    inline, sink, monkeypatch
+):
+    flags = {"learner": "PPO", "engine": "sb3", "set": "n_steps=32,batch_size=32,n_epochs=1"}
+    config = SingleConfig(env_id=TOY, steps=64, workers=1, video=True, **flags)
+    assert run(config, sink) == 0
+    name = f"{TOY}_PPO_single_0.064k_steps"
+
+    def records_after_an_end(address, name):
+        study = Study(address, name).optuna
+        [first] = study.trials
+        study.add_trial(first)
+        return records(address, name).assign(training_return=lambda frame: -frame.trial)
+
+    monkeypatch.setattr("erl.experiments.films.records", records_after_an_end)
+    film_agents(Study(DEFAULT_STORAGE, name), config, "nowhere", sink)
+    assert "no film of trial 1" in str(sink)

@@ -185,14 +185,18 @@ def test_while_a_study_goes_on_the_earlier_winner_stands_and_says_so(evolved, si
 
 
 def test_two_coordinators_that_reach_the_finals_together_share_them(evolved):
-    both = threading.Barrier(2, timeout=30)
+    both = threading.Barrier(2, timeout=60)
     evolved.before = staticmethod(_once([]))
     codes = []
 
     class Together(evolved):
+        met = False
+
         def run(self, jobs, columns, tick, every=0.0, on_interrupt=None):
+            if not self.met:  # each of the two has lifetimes in hand
+                both.wait()
+                self.met = True
             yield from super().run(jobs, columns, tick, every, on_interrupt)
-            time.sleep(0.05)  # the other one has its turn
 
     def coordinator():
         both.wait()

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -92,7 +93,8 @@ class Simulated:
 
     def __init__(self, workers, monkeypatch):
         self.workers, self.now, self.asked = workers, 0.0, []
-        monkeypatch.setattr("time.monotonic", lambda: self.now)
+        clock = SimpleNamespace(monotonic=lambda: self.now)
+        monkeypatch.setattr("erl.experiments.forecast.time", clock)
 
     def run(self, jobs, columns, tick, every=0.5, on_interrupt=None):
         rows = new_rows(columns, sum(job.rows for job in jobs))

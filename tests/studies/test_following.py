@@ -2,6 +2,7 @@ import optuna
 import pytest
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
+from sqlalchemy import event
 
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.studies.distributions import distributions
@@ -58,9 +59,7 @@ class Renaming:
 
 
 @pytest.mark.parametrize("address", STORAGES)
-def test_a_command_whose_study_is_renamed_goes_on_and_so_does_the_next(
-    address, quick, inline, sink
-):
+def test_a_command_whose_study_is_renamed_goes_on_and_so_does_the_next(address, quick, told, sink):
     evolve(config(quick, storage="sqlite:///undisturbed.db"), sink)
     renaming = Renaming(lambda: copied(address, NAME, "another name"))
     assert evolve(config(quick, storage=address), renaming) == 0
@@ -127,6 +126,29 @@ def test_records_survive_a_rename_that_is_noticed_when_their_trial_ends(
         assert study.storage.moves == 1
         assert (ended.state, ended.value) == (TrialState.COMPLETE, 1.0)
         assert stored_records(ended).keys() == {0}
+        study.let_go(mine.trial_id)
+
+
+def test_a_rename_between_a_database_s_reading_and_its_writing_is_followed(quick, told, sink):
+    evolve(config(quick, nb_trials=3), sink)
+    study = Study(DEFAULT_STORAGE, NAME)
+    deletions = []
+
+    def delete_before_update(connection, cursor, statement, *_):
+        if statement.startswith("UPDATE trials") and not deletions:
+            deletions.append(statement)
+            optuna.delete_study(study_name=NAME, storage=DEFAULT_STORAGE)
+
+    with study:
+        mine = begun(study)
+        copied(DEFAULT_STORAGE, NAME, "new", delete=False)
+        engine = study.storage.backend._backend.engine
+        event.listen(engine, "before_cursor_execute", delete_before_update)
+        study.store_end(mine.trial_id, "COMPLETE", 1.0)
+        event.remove(engine, "before_cursor_execute", delete_before_update)
+        assert (len(deletions), study.storage.moves) == (1, 1)
+        ended = study.trials()[3]
+        assert (ended.state, ended.value) == (TrialState.COMPLETE, 1.0)
         study.let_go(mine.trial_id)
 
 

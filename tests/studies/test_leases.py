@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import optuna
 
 from erl.studies import leases
@@ -68,7 +70,7 @@ def test_two_that_took_one_place_at_once_have_one_each_after_the_next_renewal(mo
 def test_a_place_elsewhere_is_free_when_its_lease_was_not_renewed_for_long(monkeypatch):
     study, lease = made()
     now = [0.0]
-    monkeypatch.setattr("erl.studies.leases.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("erl.studies.leases.time", SimpleNamespace(monotonic=lambda: now[0]))
     elsewhere, here = lease(), lease()
     elsewhere.owner = {**elsewhere.owner, "machine": "elsewhere"}
     leases.at_work.add(here.owner["id"])

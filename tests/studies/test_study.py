@@ -197,14 +197,20 @@ def test_who_is_gone(who, gone, config, sink):
 
 
 class Clocks:
-    """This process's monotonic clock, in the test's hands; the wall clock leaps whenever it is
-    read.
+    """Clocks of leases in the test's hands: the monotonic one goes as told, the wall clock leaps
+    whenever it is read. Threads of other tests keep theirs.
     """
 
     def __init__(self, monkeypatch):
         self.now, self._leaps = 0.0, itertools.cycle([0.0, 1e9, 5.0, -1e9])
-        monkeypatch.setattr("erl.studies.leases.time.monotonic", lambda: self.now)
-        monkeypatch.setattr("time.time", lambda: next(self._leaps))
+        monkeypatch.setattr("erl.studies.leases.time", self)
+        monkeypatch.setattr("erl.studies.leases.Lease.wait", lambda lease, _: lease.look())
+
+    def monotonic(self):
+        return self.now
+
+    def time(self):
+        return next(self._leaps)
 
 
 def test_a_coordinator_elsewhere_is_gone_when_its_count_stood_still_whatever_the_clocks_say(
@@ -222,7 +228,6 @@ def test_a_coordinator_elsewhere_is_gone_when_its_count_stood_still_whatever_the
             study.storage.set_study_system_attr(study._id, "lease:0", lease)
         return [t.number for t in newcomer.reclaim()], newcomer.in_doubt()
 
-    monkeypatch.setattr("threading.Event.wait", lambda *_: None)
     assert watch(0, 1) == ([], True)
     assert watch(119) == ([], True)
     assert watch(0.5, 2) == ([], False)  # it lives
@@ -240,7 +245,6 @@ def test_a_coordinator_elsewhere_is_gone_when_its_count_stood_still_whatever_the
 
 def test_the_clock_does_not_move_when_a_process_began(monkeypatch):
     before = leases.myself()
-    monkeypatch.setattr("time.time", lambda: 1e9)
     monkeypatch.setattr("psutil.boot_time", lambda: 1e9)
     monkeypatch.setattr("psutil._pslinux.boot_time", lambda: 1e9, raising=False)
     assert leases.myself() == before
