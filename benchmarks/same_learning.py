@@ -9,7 +9,10 @@ tests of their difference.
         --env_ids Pendulum-v1,Hopper-v4 --steps 30000 --out td3_sb3.jsonl
 
 PPO has its defaults; `--settings small` are networks and minibatches of 64, with which off-policy
-learners reach something in 30,000 steps.
+learners reach something in 30,000 steps. `wide` are networks of 256 and minibatches of 256, and
+`wide_bf16` the same in bfloat16: `compare` shows what that costs in return.
+
+    python benchmarks/same_learning.py compare wide.jsonl wide_bf16.jsonl
 
 A run can be interrupted and continued: finished lifetimes are kept. The engines use seeds that do
 not overlap.
@@ -29,11 +32,15 @@ from erl.worlds.tasks import Task
 
 ENVIRONMENTS = ("CartPole-v1", "Pendulum-v1", "Hopper-v4")
 SMALL = {"batch_size": 64, "learning_starts": 1000, "policy_kwargs": {"net_arch": [64, 64]}}
+WIDE = {"batch_size": 256, "learning_starts": 1000}
+BF16 = {"precision": "bf16"}
 NOISE = {"noise_type": "normal", "noise_std": 0.1}
 # Name -> learner -> settings.
 SETTINGS: dict[str, dict[str, dict]] = {
     "default": {},
     "small": {"TD3": {**SMALL, **NOISE}, "DDPG": {**SMALL, **NOISE}, "SAC": SMALL},
+    "wide": {"TD3": {**WIDE, **NOISE}, "SAC": WIDE},
+    "wide_bf16": {"TD3": {**WIDE, **NOISE, **BF16}, "SAC": {**WIDE, **BF16}},
 }
 
 
@@ -79,34 +86,35 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    rows = [
-        json.loads(line) for file in arguments.files for line in Path(file).read_text().splitlines()
-    ]
+    files = [Path(arguments.first), Path(arguments.second)]
+    groups = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
     print(
-        "mean return [95 % bootstrap interval]; difference cohort - sb3; two-sided p of "
-        "Mann-Whitney and Kolmogorov-Smirnov"
+        f"mean return [95 % bootstrap interval]; difference {files[1].stem} - {files[0].stem}; "
+        "two-sided p of Mann-Whitney and Kolmogorov-Smirnov"
     )
     rng = np.random.default_rng(0)
-    for env_id in dict.fromkeys(r["env_id"] for r in rows):
+    for env_id in dict.fromkeys(row["env_id"] for row in groups[0]):
         for measure in ("last 10 episodes", "whole training", "10 fresh episodes"):
-            cohort, sb3 = (
-                np.array(
-                    [r[measure] for r in rows if r["env_id"] == env_id and r["engine"] == engine]
-                )
-                for engine in ("cohort", "sb3")
+            if not all(measure in row for rows in groups for row in rows):
+                continue  # rows from before it was measured
+            first, second = (
+                np.array([row[measure] for row in rows if row["env_id"] == env_id])
+                for rows in groups
             )
             draws = [
-                rng.choice(cohort, len(cohort)).mean() - rng.choice(sb3, len(sb3)).mean()
+                rng.choice(second, len(second)).mean() - rng.choice(first, len(first)).mean()
                 for _ in range(10_000)
             ]
             low, high = np.quantile(draws, [0.025, 0.975])
+            means = "  ".join(
+                f"{file.stem} {x.mean():9.1f} (n {len(x)}, sd {x.std(ddof=1):.1f})"
+                for file, x in zip(files, (first, second))
+            )
             print(
-                f"{env_id:14s} {measure:17s} cohort {cohort.mean():9.1f} (n {len(cohort)}, sd "
-                f"{cohort.std(ddof=1):.1f})  "
-                f"sb3 {sb3.mean():9.1f} (n {len(sb3)}, sd {sb3.std(ddof=1):.1f})  "
-                f"difference {cohort.mean() - sb3.mean():8.1f} [{low:.1f}, {high:.1f}]  "
-                f"p {stats.mannwhitneyu(cohort, sb3).pvalue:.2f} "
-                f"{stats.ks_2samp(cohort, sb3).pvalue:.2f}"
+                f"{env_id:14s} {measure:17s} {means}  "
+                f"difference {second.mean() - first.mean():8.1f} [{low:.1f}, {high:.1f}]  "
+                f"p {stats.mannwhitneyu(first, second).pvalue:.2f} "
+                f"{stats.ks_2samp(first, second).pvalue:.2f}"
             )
 
 
@@ -125,7 +133,8 @@ if __name__ == "__main__":
     part.add_argument("--out", required=True)
     part.set_defaults(call=run)
     part = commands.add_parser("compare")
-    part.add_argument("files", nargs="+")
+    part.add_argument("first")
+    part.add_argument("second")
     part.set_defaults(call=compare)
     chosen = parser.parse_args()
     chosen.call(chosen)

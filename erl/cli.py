@@ -14,6 +14,7 @@ import time
 import typing
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -84,7 +85,25 @@ def main(
         sys.exit(130)
     except BrokenPipeError:
         os._exit(1)
-    sys.exit(code or 0)
+    except SystemExit as e:  # help was asked for
+        leave(e.code)
+    leave(code or 0)
+
+
+def show(text: str) -> typing.NoReturn:
+    """Print what was asked for, and exit."""
+    with suppress(BrokenPipeError):
+        print(text)
+    leave(0)
+
+
+def leave(code: Any) -> typing.NoReturn:
+    """Exit, also if whoever reads the output, such as `head`, has seen enough."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os._exit(1)
+    sys.exit(code)
 
 
 def _shown_once(display: "Display") -> Callable[..., None]:

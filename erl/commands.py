@@ -152,11 +152,9 @@ def main(argv: Sequence[str] | None = None, program: str = "erl") -> typing.NoRe
     """The command line: a subcommand, then its flags. Flags alone are those of `train`."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] in (["-h"], ["--help"], ["help"]) or (not words and program == "erl"):
-        print(_overview(program))
-        sys.exit(0)
+        cli.show(_overview(program))
     if words[:1] == ["--version"]:
-        print(f"erl {__version__}")
-        sys.exit(0)
+        cli.show(f"erl {__version__}")
     if not words or words[0].startswith("-"):
         words = ["train", *words]
     name, *rest = words
@@ -200,8 +198,8 @@ def studies(
     if words[0] in ("-h", "--help"):
         lines = [f"usage: {program} COMMAND [flags]", "", STUDIES_TEXT, ""]
         lines += _table({name: command.text for name, command in STUDIES.items()})
-        print("\n".join([*lines, "", f"{program} COMMAND --help lists the flags of a command."]))
-        sys.exit(0)
+        lines += ["", f"{program} COMMAND --help lists the flags of a command."]
+        cli.show("\n".join(lines))
     if words[0] not in STUDIES:
         said = f"unknown command {words[0]!r}{nearest(words[0], STUDIES, 1)}"
         cli.fail(program, f"{said} (known: {', '.join(STUDIES)})")
@@ -246,11 +244,9 @@ def _completion(words: Sequence[str], program: str) -> typing.NoReturn:
     if len(words) != 1 or words[0] not in (*SHELLS, "-h", "--help"):
         cli.fail(f"{program} completion", f"name one shell: {', '.join(SHELLS)}")
     if words[0] in ("-h", "--help"):
-        print(f"usage: {program} completion SHELL\n\n{COMPLETION_TEXT}\n")
-        print(f'example:\n  eval "$({program} completion bash)"')
-        sys.exit(0)
-    print(shtab.complete(whole_parser(), words[0]))
-    sys.exit(0)
+        usage = f"usage: {program} completion SHELL\n\n{COMPLETION_TEXT}\n\n"
+        cli.show(f'{usage}example:\n  eval "$({program} completion bash)"')
+    cli.show(shtab.complete(whole_parser(), words[0]))
 
 
 def whole_parser() -> argparse.ArgumentParser:

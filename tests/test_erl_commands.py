@@ -201,3 +201,17 @@ def test_another_python_on_the_path_is_not_named(environment, monkeypatch, tmp_p
     monkeypatch.chdir(tmp_path)
     start_as(monkeypatch, "evolve_res.py", environment / "python", other)
     assert cli.command("test") == "'a checkout/.venv/bin/python' test.py"
+
+
+@pytest.mark.scripts
+@pytest.mark.parametrize("words", ["--help", "studies --help", "evolve --help", "completion bash"])
+def test_a_reader_that_has_seen_enough_is_no_error(words):
+    command = [sys.executable, "-u", "-m", "erl", *words.split()]
+    for buffered in (command, [c for c in command if c != "-u"]):
+        process = subprocess.Popen(
+            buffered, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        process.wait(60)
+        process.stderr.close()

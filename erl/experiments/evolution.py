@@ -278,6 +278,8 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     )
     _say_what(name, config, space, flags.storage, sink)
     if outlook.left:
+        if done:
+            sink.line(f"goes on: {done} of {plural(flags.nb_trials, 'trial')} are there")
         announce(outlook, campaign.executor, sink)
     else:
         sink.line(f"{done} of {flags.nb_trials} trials are there; raise --nb_trials for more")
@@ -315,21 +317,32 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
         _say_best(study, sink)
         return 130
     progress.say_luck()
+    if _say_winner(study, elsewhere, progress.last_error, sink) is None:
+        return 0 if elsewhere else 1
+    sink.line(f"test them:       {test_command(config, study.name_now(), flags)}")
+    Display(study, flags.artifacts, commands).study()
+    return 0
+
+
+def _say_winner(study: Study, elsewhere: int, last_error: str | None, sink: Sink) -> Choice | None:
+    """Say whom an evolution hands over, or why nobody.
+
+    Args:
+        study: whose trials have ended, but for those that run in other processes.
+        elsewhere: number of the latter.
+        last_error: why a trial failed last, in this process.
+        sink: for lines.
+    """
     choice = _say_best(study, sink)
     if elsewhere:
         sink.line(
             f"{plural(elsewhere, 'trial')} of this study {'is' if elsewhere == 1 else 'are'} "
             f"running in other processes"
         )
-    if choice is None:
-        if elsewhere:
-            return 0
-        reasons = f"{command('studies', 'show', '--study', name)} lists the reasons"
-        sink.line(f"no trial succeeded: {progress.last_error or reasons}")
-        return 1
-    sink.line(f"test them:       {test_command(config, study.name_now(), flags)}")
-    Display(study, flags.artifacts, commands).study()
-    return 0
+    elif choice is None:
+        reasons = f"{command('studies', 'show', '--study', study.name_now())} lists the reasons"
+        sink.line(f"no trial succeeded: {last_error or reasons}")
+    return choice
 
 
 def _finals(

@@ -158,8 +158,8 @@ class SingleConfig(AgentFlags):
         return {name: value for name, value in given.items() if value is not None}
 
     def subject(self) -> str:
-        """Environment and learner, and whether it has a reservoir."""
-        kind = "" if self.reservoir is None else "RES_"
+        """Environment and learner, and whether it has a reservoir or a context of its own."""
+        kind = "RES_" if self.reservoir is not None else "CONTEXT_" if self.context else ""
         return f"{self.env_id}_{kind}{canonical_name(self.learner or DEFAULT_LEARNER)}"
 
     def indices(self) -> list[int]:

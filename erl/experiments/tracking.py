@@ -75,15 +75,13 @@ class Service(Protocol):
         """Where a user finds the runs of a study."""
 
 
-def connect(name: str | None) -> Service | None:
-    """The service that `--track` names; None for none.
+def connect(name: str) -> Service:
+    """The service that `--track` names.
 
     Raises:
         UserError: it cannot be used: nobody is logged in, or it does not answer.
     """
     services: dict[str, type[WandB] | type[MLflow]] = {"wandb": WandB, "mlflow": MLflow}
-    if name is None:
-        return None
     try:
         return services[name]()
     except Exception as e:  # each library has its own errors
