@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-from optuna.trial import FrozenTrial
-
 from erl.cli import Sink, command
 from erl.errors import UserError
 from erl.experiments.flags import AgentFlags
 from erl.lifetimes.models import load_model
-from erl.studies.records import middle_lifetimes, records
+from erl.studies.records import middle_trials
 from erl.studies.study import Study
 from erl.studies.trials import RunningTrial
 
@@ -33,22 +31,12 @@ def _film_command(flags: AgentFlags, folder: str, params: dict[str, object]) -> 
 
 def say_film(study: Study, flags: AgentFlags, folder: str, arm: str | None, sink: Sink) -> None:
     """Say how to film an agent: of an arm, or of all, the one with the middle training return."""
-    middle = _middle_trials(study)
+    middle = middle_trials(study)
     chosen = [t for t in middle if arm is None or t.params.get("arm") == arm]
     for trial in chosen[:1] or middle[:1]:
         line = _film_command(flags, folder, trial.params)
         if (Path(flags.models) / folder / f"{model_name(trial.params)}.zip").exists():
             sink.line(f"film it:  {line}")
-
-
-def _middle_trials(study: Study) -> list[FrozenTrial]:
-    """Of each arm the trial with the middle training return."""
-    if not study.trials("COMPLETE"):
-        return []
-    numbers = middle_lifetimes(records(study.address, study.name_now())).trial
-    # Read after the records: other processes may end trials of the study at any time.
-    trials = {t.number: t for t in study.trials("COMPLETE")}
-    return [trials[n] for n in numbers]
 
 
 def film_agents(study: Study, flags: AgentFlags, folder: str, sink: Sink) -> None:
@@ -63,7 +51,7 @@ def film_agents(study: Study, flags: AgentFlags, folder: str, sink: Sink) -> Non
     """
     from erl.lifetimes.film import film_agent
 
-    for trial in _middle_trials(study):
+    for trial in middle_trials(study):
         name = model_name(trial.params)
         path = Path(flags.models) / folder / f"{name}.mp4"
         try:

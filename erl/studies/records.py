@@ -136,3 +136,17 @@ def middle_lifetimes(lifetimes: pd.DataFrame) -> pd.DataFrame:
         if len(part := ordered[ordered.arm == arm])
     ]
     return frame.loc[places]
+
+
+def middle_trials(study: Study) -> list[FrozenTrial]:
+    """The trials of `middle_lifetimes`; none if none has ended.
+
+    Args:
+        study: a test, or single runs.
+    """
+    if not study.trials("COMPLETE"):
+        return []
+    numbers = middle_lifetimes(records(study.address, study.name_now())).trial
+    # Read after the records: other processes may end trials of the study at any time.
+    trials = {t.number: t for t in study.trials("COMPLETE")}
+    return [trials[n] for n in numbers]

@@ -78,6 +78,6 @@ def test_a_trial_that_ends_elsewhere_meanwhile_is_filmed_or_not_and_no_error(
         study.add_trial(first)
         return records(address, name).assign(training_return=lambda frame: -frame.trial)
 
-    monkeypatch.setattr("erl.experiments.films.records", records_after_an_end)
+    monkeypatch.setattr("erl.studies.records.records", records_after_an_end)
     film_agents(Study(DEFAULT_STORAGE, name), config, "nowhere", sink)
     assert "no film of trial 1" in str(sink)

@@ -243,7 +243,7 @@ def test_bad_input_is_one_line_and_changes_nothing(words, message, capsys):
 def test_as_a_user_starts_it():
     for words, code in ((["--help"], 0), (["copy", "--help"], 0), (["list"], 2)):
         command = [sys.executable, "-m", "erl.studies", *words]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200)
         assert done.returncode == code, done
         assert bool(done.stderr) == (code == 2)
     assert f"there is no study database {Path('studies.db').absolute()}: run" in done.stderr

@@ -191,7 +191,7 @@ def test_a_host_that_went_down_is_noticed_by_another_whose_clock_leaps(storage, 
     assert case.look() < 8, "killed too late"
     start = time.monotonic()
     process = case.start(before=lambda: _be("second", leap=10**6))
-    process.join(100)
+    process.join(200)
     assert process.exitcode == 0
     assert time.monotonic() - start > 3.0
     outcome = case.finish()
@@ -244,7 +244,7 @@ def test_a_trial_that_always_kills_its_coordinator_fails_in_the_end(storage):
     codes = []
     while not codes or codes[-1] == 7:
         process = case.start()
-        process.join(60)
+        process.join(200)
         codes.append(process.exitcode)
     assert codes == [7, 7, 7, 1]  # begun, and taken up again twice; then no trial has succeeded
     trials = Study(storage, case.name).trials()
@@ -382,7 +382,7 @@ def test_two_tests_at_once_live_each_lifetime_once(storage, quick, inline, sink)
     for process in processes:
         process.start()
     for process in processes:
-        process.join(100)
+        process.join(200)
     assert [p.exitcode for p in processes] == [0, 0, 0]
     trials = Study(storage, f"{name}_trial_0_test_0.064k_steps").trials(
         "COMPLETE", "FAIL", "RUNNING", "WAITING"

@@ -94,7 +94,7 @@ def test_coordinators_that_start_together_share_the_trials_exactly(storage, quic
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(200)
     assert [p.exitcode for p in processes] == [0, 0, 0]
     trials = Study(storage, NAME).trials()
     assert [t.state.name for t in trials[:8]] == ["COMPLETE"] * 8

@@ -341,7 +341,7 @@ def test_a_single_training_has_it(inline, sink):
         context_set="length=2",
     )
     assert run(flags, sink) == 0
-    spec, _ = load_model("models/CartPole-v1_PPO_single_0.064k_steps/seed_0")
+    spec, _ = load_model("models/CartPole-v1_CONTEXT_PPO_single_0.064k_steps/seed_0")
     assert spec.context == Context((), own=own("DelayLine", length=2))
     with pytest.raises(UserError, match="context is "):
         run(dataclasses.replace(flags, context_set="length=3"), sink)
