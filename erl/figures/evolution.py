@@ -355,6 +355,55 @@ def ellipse(mean: np.ndarray, cov: np.ndarray, points: int = 73) -> np.ndarray:
     return (mean[:, None] + vectors @ (np.sqrt(np.maximum(values, 0))[:, None] * circle)).T
 
 
+def _draw_path(
+    axes: Axes, path: pd.DataFrame, names: tuple[str, str], at: Sequence[int], space: Space
+) -> None:
+    """Mean and one standard deviation of the sampler's distribution, generation by generation.
+
+    Args:
+        axes: drawn on.
+        path: from `erl.studies.data.sampler_path`.
+        names: of the two parameters.
+        at: their places in the distribution.
+        space: the searched parameters.
+    """
+    means = np.stack([space[n].value(np.stack(path["mean"])[:, i]) for n, i in zip(names, at)], 1)
+    for restart, part in path.reset_index(drop=True).groupby("restart"):
+        rows = part.index.to_numpy()
+        axes.plot(
+            *means[rows].T,
+            "-",
+            marker="D",
+            color=COLOURS[1],
+            markersize=4,
+            zorder=4,
+            label="mean" if restart == path.restart.iloc[0] else None,
+        )
+    if path.restart.nunique() > 1:
+        firsts = path.reset_index(drop=True).groupby("restart").head(1).index.to_numpy()[1:]
+        axes.plot(*means[firsts].T, "*", color=COLOURS[6], markersize=11, zorder=5, label="restart")
+    strength = np.linspace(0.25, 0.9, len(path))
+    for i, (mean, cov) in enumerate(zip(path["mean"], path["cov"])):
+        outline = ellipse(np.asarray(mean)[at], np.asarray(cov)[np.ix_(at, at)])
+        axes.plot(
+            space[names[0]].value(outline[:, 0]),
+            space[names[1]].value(outline[:, 1]),
+            color=COLOURS[1],
+            alpha=float(strength[i]),
+            linewidth=1.0,
+            label="one standard deviation" if i == len(path) - 1 else None,
+        )
+    for i in sorted({0, len(path) - 1}):
+        axes.annotate(
+            str(path.generation.iloc[i]),
+            means[i],
+            textcoords="offset points",
+            xytext=(5, 5),
+            fontsize=8,
+            zorder=6,
+        )
+
+
 @styled
 def search_map(
     trials: pd.DataFrame,
@@ -395,41 +444,7 @@ def search_map(
         linewidths=0.5,
         zorder=3,
     )
-    means = np.stack([space[n].value(np.stack(path["mean"])[:, i]) for n, i in zip((x, y), at)], 1)
-    for restart, part in path.reset_index(drop=True).groupby("restart"):
-        rows = part.index.to_numpy()
-        axes.plot(
-            *means[rows].T,
-            "-",
-            marker="D",
-            color=COLOURS[1],
-            markersize=4,
-            zorder=4,
-            label="mean" if restart == path.restart.iloc[0] else None,
-        )
-    if path.restart.nunique() > 1:
-        firsts = path.reset_index(drop=True).groupby("restart").head(1).index.to_numpy()[1:]
-        axes.plot(*means[firsts].T, "*", color=COLOURS[6], markersize=11, zorder=5, label="restart")
-    strength = np.linspace(0.25, 0.9, len(path))
-    for i, (mean, cov) in enumerate(zip(path["mean"], path["cov"])):
-        outline = ellipse(np.asarray(mean)[at], np.asarray(cov)[np.ix_(at, at)])
-        axes.plot(
-            space[x].value(outline[:, 0]),
-            space[y].value(outline[:, 1]),
-            color=COLOURS[1],
-            alpha=float(strength[i]),
-            linewidth=1.0,
-            label="one standard deviation" if i == len(path) - 1 else None,
-        )
-    for i in sorted({0, len(path) - 1}):
-        axes.annotate(
-            str(path.generation.iloc[i]),
-            means[i],
-            textcoords="offset points",
-            xytext=(5, 5),
-            fontsize=8,
-            zorder=6,
-        )
+    _draw_path(axes, path, (x, y), at, space)
     _scale(axes, x, space[x])
     _scale(axes, y, space[y], "y")
     figure.colorbar(shown, ax=axes, label=FITNESS, pad=0.02)

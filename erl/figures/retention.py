@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from erl.errors import UserError, nearest
-from erl.figures.style import caption, looks, new, styled
+from erl.figures.style import Look, caption, looks, new, styled
 from erl.worlds.reservoirs import ReservoirBank, ReservoirParams
 
 RIDGES = (1e-8, 1e-6, 1e-4, 1e-2, 1.0)
@@ -189,6 +190,58 @@ def _error(cogscale: ModuleType, data: Mapping[str, Any], states: Mapping[str, A
     return float(cogscale.compute_score(Y=truth, Y_hat=answers, category=data["category"]))
 
 
+def _draw_groups(
+    axes: Axes, part: pd.DataFrame, tasks: Sequence[str], styles: Mapping[str, Look]
+) -> None:
+    """Median and quartiles of the errors of each group, a row for each task."""
+    for g, (group, look) in enumerate(styles.items()):
+        offset = (g - (len(styles) - 1) / 2) * 0.6 / max(1, len(styles))
+        for i, task in enumerate(tasks):
+            errors = part[(part.task == task) & (part.group == group)].error
+            if not len(errors):
+                continue
+            low, middle, high = np.quantile(errors, [0.25, 0.5, 0.75])
+            axes.plot([low, high], [i + offset] * 2, color=look.colour, linewidth=2.5)
+            axes.plot(
+                middle,
+                i + offset,
+                look.marker,
+                color=look.colour,
+                markersize=5,
+                label=group if i == 0 else None,
+            )
+
+
+def _draw_references(
+    axes: Axes,
+    part: pd.DataFrame,
+    tasks: Sequence[str],
+    known: Mapping[str, tuple[ReservoirParams, float]],
+) -> None:
+    """The published error of each task, and that of a constant answer."""
+    for i, task in enumerate(tasks):
+        if task in known:
+            axes.plot(
+                known[task][1],
+                i,
+                marker="*",
+                linestyle="",
+                color="black",
+                markersize=6,
+                label=REPORTED if i == 0 else None,
+            )
+        constant = part[(part.task == task) & (part.group == CONSTANT)].error
+        if len(constant):
+            axes.plot(
+                [constant.iloc[0]] * 2,
+                [i - 0.4, i + 0.4],
+                color="0.4",
+                linestyle="--",
+                linewidth=1,
+                label=CONSTANT if i == 0 else None,
+            )
+
+
 @styled
 def profile(frame: pd.DataFrame, about: str = "", with_published: bool = True) -> Figure:
     """Errors on each task, by group (`retention`): median and quartiles.
@@ -217,44 +270,8 @@ def profile(frame: pd.DataFrame, about: str = "", with_published: bool = True) -
     styles = looks([g for g in frame.group.unique() if g != CONSTANT])
     for axes, (name, part) in zip(rows[:, 0], kinds.items()):
         tasks = list(dict.fromkeys(part.task))
-        for g, (group, look) in enumerate(styles.items()):
-            offset = (g - (len(styles) - 1) / 2) * 0.6 / max(1, len(styles))
-            for i, task in enumerate(tasks):
-                errors = part[(part.task == task) & (part.group == group)].error
-                if not len(errors):
-                    continue
-                low, middle, high = np.quantile(errors, [0.25, 0.5, 0.75])
-                axes.plot([low, high], [i + offset] * 2, color=look.colour, linewidth=2.5)
-                axes.plot(
-                    middle,
-                    i + offset,
-                    look.marker,
-                    color=look.colour,
-                    markersize=5,
-                    label=group if i == 0 else None,
-                )
-        known = published() if with_published else {}
-        for i, task in enumerate(tasks):
-            if task in known:
-                axes.plot(
-                    known[task][1],
-                    i,
-                    marker="*",
-                    linestyle="",
-                    color="black",
-                    markersize=6,
-                    label=REPORTED if i == 0 else None,
-                )
-            constant = part[(part.task == task) & (part.group == CONSTANT)].error
-            if len(constant):
-                axes.plot(
-                    [constant.iloc[0]] * 2,
-                    [i - 0.4, i + 0.4],
-                    color="0.4",
-                    linestyle="--",
-                    linewidth=1,
-                    label=CONSTANT if i == 0 else None,
-                )
+        _draw_groups(axes, part, tasks, styles)
+        _draw_references(axes, part, tasks, published() if with_published else {})
         axes.set_yticks(range(len(tasks)), [t.replace("_", " ") for t in tasks])
         axes.set_ylim(len(tasks) - 0.5, -0.5)
         axes.set_xlabel(name)
