@@ -50,6 +50,7 @@ class ComparedArm:
         settings: as `--set` takes them.
         policies: that are evaluated, the one handed over first.
         colour: in the figure; none if it is run only where it is asked for.
+        engine: that trains it.
         own: settings for single environments.
     """
 
@@ -58,6 +59,7 @@ class ComparedArm:
     settings: str
     policies: tuple[str, ...]
     colour: str = ""
+    engine: str = "auto"
     own: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -89,7 +91,8 @@ COMPARISONS = {
             "ERL-Re2": ComparedArm("ERL-Re2", "curves", "", BOTH, "C0"),
             "EA only": ComparedArm("ERL-Re2", "EA_only", "RL=false", ("champion",), "C2"),
             "RL only": ComparedArm("ERL-Re2", "RL_only", "EA=false", ("rl",), "C1"),
-            "TD3 (SB3)": ComparedArm("TD3", "curves", TD3, ("agent",), "0.4", SWIMMER),
+            "TD3 (SB3)": ComparedArm("TD3", "sb3", TD3, ("agent",), "0.4", "sb3", SWIMMER),
+            "TD3 (cohort)": ComparedArm("TD3", "curves", TD3, ("agent",), own=SWIMMER),
             "bf16": ComparedArm("ERL-Re2", "bf16", "precision=bf16", BOTH),
             "RL only without norm": ComparedArm(
                 "ERL-Re2", "plain_RL", "EA=false,use_ln=false", ("rl",)
@@ -137,7 +140,7 @@ COMPARISONS = {
             "CEM-RL": ComparedArm("CEM-RL", "curves", "", MEAN, "C3"),
             "CEM-RL batched": ComparedArm("CEM-RL", "batched", "batched=true", MEAN),
             "P-CEM-RL": ComparedArm("P-CEM-RL", "curves", "", MEAN, "C4"),
-            "TD3": ComparedArm("TD3", "aes_td3", "preset=aes_td3", ("agent",), "0.4", SWIMMER),
+            "TD3": ComparedArm("TD3", "aes_td3", "preset=aes_td3", ("agent",), "0.4", own=SWIMMER),
         },
         envs="HalfCheetah-v4,Swimmer-v4",
         seeds="0,1,2",
@@ -169,6 +172,7 @@ def commands(args: argparse.Namespace) -> list[list[str]]:
             task += ["--steps", str(args.steps or compared.steps), "--h_test", arm.h_test]
             if config := compared.learner_configs.get(env_id):
                 task += ["--learner_config", config]
+            task += ["--engine", arm.engine]
             result.append([sys.executable, "-m", "erl", *task, "--set", settings, *rest])
     return result
 
