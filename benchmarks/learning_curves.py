@@ -92,7 +92,9 @@ COMPARISONS = {
             "EA only": ComparedArm("ERL-Re2", "EA_only", "RL=false", ("champion",), "C2"),
             "RL only": ComparedArm("ERL-Re2", "RL_only", "EA=false", ("rl",), "C1"),
             "TD3 (SB3)": ComparedArm("TD3", "sb3", TD3, ("agent",), "0.4", "sb3", SWIMMER),
-            "TD3 (cohort)": ComparedArm("TD3", "curves", TD3, ("agent",), own=SWIMMER),
+            "TD3 (cohort)": ComparedArm(
+                "TD3", "curves", TD3, ("agent",), engine="cohort", own=SWIMMER
+            ),
             "bf16": ComparedArm("ERL-Re2", "bf16", "precision=bf16", BOTH),
             "RL only without norm": ComparedArm(
                 "ERL-Re2", "plain_RL", "EA=false,use_ln=false", ("rl",)

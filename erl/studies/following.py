@@ -49,7 +49,7 @@ _OF_TRIAL = frozenset(
 )
 
 
-def is_of_gone(error: Exception) -> bool:
+def _may_be_gone(error: Exception) -> bool:
     """Whether an error may mean that a study or a trial is gone: also if it went in the middle of
     an operation, between a database's reading and its writing.
     """
@@ -116,7 +116,7 @@ class FollowingStorage(RetryingStorage):
                 place = self._place(name, args[0])
                 return self._noted(super()._call(name, place, *args[1:], **named))
             except (KeyError, IntegrityError, StorageInternalError) as e:
-                if not is_of_gone(e) or (self.moves == moves and not self._look()):
+                if not _may_be_gone(e) or (self.moves == moves and not self._look()):
                     raise
         return self._noted(super()._call(name, self._place(name, args[0]), *args[1:], **named))
 

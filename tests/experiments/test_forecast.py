@@ -162,6 +162,9 @@ def test_what_is_there_already_is_said(quick, inline, sink, monkeypatch):
     assert evolve(config, sink) == 0
     assert evolve(config, sink) == 0
     assert "2 of 2 trials are there; raise --nb_trials for more" in sink.lines
+    assert not any(line.startswith("goes on:") for line in sink.lines)
+    assert evolve(small(learner_config=quick, nb_trials=4), sink) == 0
+    assert "goes on: 2 of 4 trials are there" in sink.lines
     flags = ComparisonConfig(
         env_id=TOY, HP_training_steps=64, training_steps=64, nb_seeds=1, arms="PPO", workers=1
     )
