@@ -48,7 +48,7 @@ class Sleeping(gym.Env):
         return np.zeros(2, np.float32), float(action[0]), self._t == self.steps, False, {}
 
 
-gym.register("Sleeping-v0", Sleeping)
+gym.register("Sleeping-v0", lambda **_: Sleeping())
 
 
 def at_work(learner: str, env_id: str, steps: int, **settings: Any) -> Any:
@@ -230,7 +230,10 @@ def costs(arguments: argparse.Namespace) -> None:
 def actors(arguments: argparse.Namespace) -> None:
     """Updates of actors a second, in one batch and one after the other."""
     for batch in arguments.batches.split(","):
-        kinds = {"limit, fp32": ("limit", batch), "Stable-Baselines3": ("sb3", batch)}
+        kinds: dict[str, tuple[str, ...]] = {
+            "limit, fp32": ("limit", batch),
+            "Stable-Baselines3": ("sb3", batch),
+        }
         for precision in arguments.precisions.split(","):
             for n in (1, WORKERS):
                 kinds[f"{n} at a time, {precision}"] = ("actors", batch, precision, str(n))

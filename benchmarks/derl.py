@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Callable
 from statistics import median
+from typing import Any
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before NumPy starts its threads
 
@@ -121,7 +122,7 @@ def rates(contenders: dict[str, Callable[[], int]], rounds: int) -> dict[str, li
 
 def measure(env_id: str, balanced: bool, rounds: int) -> None:
     """Print a table for one environment."""
-    settings = {"population_size": POPULATION, "sigma": SIGMA}
+    settings: dict[str, Any] = {"population_size": POPULATION, "sigma": SIGMA}
     spec = LifetimeSpec(
         Task(env_id), LearnerSpec("DERL", settings), 10**12, Seeds.derive(0, "single", 0)
     )

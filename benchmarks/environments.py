@@ -11,6 +11,7 @@ of gym.make in a loop. All three live through the same episodes:
 import argparse
 import time
 import warnings
+from typing import Any
 
 import gymnasium as gym
 import mujoco
@@ -26,7 +27,8 @@ class Raw:
     """
 
     def __init__(self, envs: list[gym.Env], ends: list[list[int]]) -> None:
-        self.envs, self.ends = [e.unwrapped for e in envs], ends
+        self.envs: list[Any] = [e.unwrapped for e in envs]
+        self.ends = ends
 
     def begin(self) -> None:
         for i, env in enumerate(self.envs):
@@ -109,7 +111,8 @@ def main() -> None:
     print(f"{'environment':28}{'slots':>6}{'raw physics':>14}{'Lockstep':>18}{'gym.make loop':>18}")
     for env_id in args.env:
         for n in args.slots:
-            steps, space = max(1, args.env_steps // n), gym.make(env_id).action_space
+            steps = max(1, args.env_steps // n)
+            space: Any = gym.make(env_id).action_space
             rng = np.random.default_rng(0)
             if isinstance(space, spaces.Box):
                 actions = rng.uniform(space.low, space.high, (steps, n, *space.shape)).astype(
@@ -124,7 +127,7 @@ def main() -> None:
             }
             contenders["together"].begin()
             ends = contenders["together"].run(actions)
-            if hasattr(sets[2][0].unwrapped, "model"):
+            if ends is not None and hasattr(sets[2][0].unwrapped, "model"):
                 contenders["raw"] = Raw(sets[2], ends)
             us = microseconds(contenders, actions, args.rounds)
             raw = us.get("raw")

@@ -190,9 +190,11 @@ def collect(each: Experiment, storage: str, folder: Path, seconds: float) -> Non
     for suffix, frames in (("_trials", trials), ("", lifetimes)):
         rows = pd.concat(frames).assign(commit=commit, wall_seconds=round(seconds))
         text = rows.to_csv(index=False, float_format="%.6g")
-        write_whole(
-            folder / f"{each.name}{suffix}.csv", lambda path, t=text: Path(path).write_text(t)
-        )
+        _write(folder / f"{each.name}{suffix}.csv", text)
+
+
+def _write(path: Path, text: str) -> None:
+    write_whole(path, lambda beside: Path(beside).write_text(text, encoding="utf-8"))
 
 
 def table(args: argparse.Namespace) -> None:

@@ -28,7 +28,7 @@ def main() -> None:
     if not files:
         raise SystemExit(f"{args.folder} has no saved agents")
     torch.set_num_threads(1)
-    rows = []
+    rows: list[list[float]] = []
     print("| agent | without exploration | with exploration |")
     print("|---|---|---|")
     for file in files:

@@ -77,12 +77,13 @@ def measure_sb3(arguments: argparse.Namespace) -> float:
 def measure_cohort(arguments: argparse.Namespace, n: int) -> float:
     """Steps per second of all agents of a cohort together."""
     from erl.learners import Outputs, get_learner
-    from erl.learners.core.off_policy_training import OffPolicyTraining
+    from erl.learners.core.off_policy_training import OffPolicyLearner, OffPolicyTraining
     from erl.learners.core.run import Run
     from erl.worlds.tasks import Ledger
 
     cohort = [spec(arguments, i, "cohort") for i in range(n)]
     learner = get_learner(arguments.algorithm, "cohort")
+    assert isinstance(learner, OffPolicyLearner)
     settings = [learner.settings.from_learner_config(each.learner.config) for each in cohort]
     run = Run(cohort, [Ledger() for _ in cohort], [Outputs()] * n, settings)
     training = OffPolicyTraining(run, learner.cohort)

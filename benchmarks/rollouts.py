@@ -15,6 +15,7 @@ import time
 import warnings
 
 import numpy as np
+from gymnasium import spaces
 
 from erl.learners.core.episodes import Stage
 from erl.worlds.reservoirs import Context, ReservoirParams
@@ -73,6 +74,7 @@ def compare(env_id: str, n: int, units: int, pairs: int, limit: int) -> str:
     context = Context((ReservoirParams(units=units, sr=0.9, lr=0.5),)) if units else None
     spec = LifetimeSpec(Task(env_id), LearnerSpec(), 1 << 60, Seeds(1, 2, 3, 4), context)
     observation_space, action_space = spec.spaces()
+    assert isinstance(action_space, spaces.Box)
     heads = Heads(n, int(observation_space.shape[0]), int(np.prod(action_space.shape)))
     stage, envs = Stage(spec, Ledger(), n), [spec.make_env() for _ in range(n)]
     rng = np.random.default_rng(spec.seeds.environment)

@@ -36,11 +36,13 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import FloatDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
+from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 
 from erl.search.samplers import CmaesSampler, make_sampler
 
@@ -70,7 +72,7 @@ class Function:
         x, d = u - self.optimum, self.dim
         match self.kind:
             case "sphere":
-                y = np.sum(x**2)
+                y = float(np.sum(x**2))
             case "ellipsoid":  # rotated, condition number 1000
                 y = np.sum(1000 ** (np.arange(d) / (d - 1)) * (self.rotation @ x) ** 2)
             case "rastrigin":  # four waves along each side of the cube
@@ -92,7 +94,7 @@ class Function:
                 raise ValueError(self.kind)
         return float(y / self.scale)
 
-    def space(self) -> dict[str, FloatDistribution]:
+    def ranges(self) -> dict[str, FloatDistribution]:
         if self.kind == "plateau":
             return {
                 "sr": FloatDistribution(1e-4, 1e2, log=True),
@@ -101,11 +103,14 @@ class Function:
             }
         return {f"x{i}": FloatDistribution(0.0, 1.0) for i in range(self.dim)}
 
+    def space(self) -> dict[str, BaseDistribution]:
+        return dict(self.ranges())
+
     def unit(self, params: dict[str, float]) -> np.ndarray:
         return np.array(
             [
                 math.log(params[n] / d.low) / math.log(d.high / d.low) if d.log else params[n]
-                for n, d in self.space().items()
+                for n, d in self.ranges().items()
             ]
         )
 
@@ -371,12 +376,12 @@ def print_shares() -> None:
 
 def opened(storage: str) -> optuna.storages.BaseStorage:
     if storage.startswith("journal:"):
-        backend = optuna.storages.journal.JournalFileBackend(storage.removeprefix("journal:"))
+        backend = JournalFileBackend(storage.removeprefix("journal:"))
         return optuna.storages.JournalStorage(backend)
     return optuna.storages.RDBStorage(storage) if storage else optuna.storages.InMemoryStorage()
 
 
-class Logs(optuna.storages.journal.BaseJournalBackend):
+class Logs(BaseJournalBackend):
     """A journal in memory: written into a file at once, it saves 10,000 locks."""
 
     def __init__(self) -> None:
@@ -394,7 +399,7 @@ def fill(storage: str, n: int) -> optuna.Study:
     function, rng = Function("plateau-3", 0), np.random.default_rng(0)
     space = function.space()
     points = [
-        {k: float(d.low * (d.high / d.low) ** rng.random()) for k, d in space.items()}
+        {k: float(d.low * (d.high / d.low) ** rng.random()) for k, d in function.ranges().items()}
         for _ in range(n)
     ]
     trials = [
@@ -406,7 +411,7 @@ def fill(storage: str, n: int) -> optuna.Study:
         optuna.create_study(
             storage=optuna.storages.JournalStorage(logs), study_name="s"
         ).add_trials(trials)
-        opened(storage)._backend.append_logs(logs.logs)
+        JournalFileBackend(storage.removeprefix("journal:")).append_logs(logs.logs)
         return optuna.load_study(study_name="s", storage=opened(storage))
     study = optuna.create_study(storage=opened(storage), study_name="s")
     if not storage:
@@ -429,7 +434,8 @@ def fill(storage: str, n: int) -> optuna.Study:
         finite = models.TrialValueModel.TrialValueType.FINITE
         value = {"trial_id": i + 1, "objective": 0, "value": t.value, "value_type": finite}
         rows[models.TrialValueModel].append(value)
-    with study._storage._backend.engine.begin() as connection:
+    cached: Any = study._storage
+    with cached._backend.engine.begin() as connection:
         for model, lines in rows.items():
             connection.execute(insert(model), lines)
     return study

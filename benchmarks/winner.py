@@ -37,7 +37,7 @@ from erl.experiments.flags import study_name
 from erl.experiments.luck import Luck
 from erl.lifetimes.living import Cohort, live
 from erl.search.asynchronous_cma import AsynchronousCMA, Result
-from erl.search.noise import expect
+from erl.search.noise import Expected, expect
 from erl.studies.configuration import EvolutionStudy
 from erl.studies.study import Study
 from erl.studies.trials import lifetime_records
@@ -119,7 +119,7 @@ def finals(search: Search, with_mean: bool, seeds: int) -> tuple[np.ndarray, dic
     points, proposed = search.finalists(with_mean)
     fresh = range(SEEDS_OF_A_TRIAL, SEEDS_OF_A_TRIAL + seeds)
     again = [search.live(x, fresh, 10**6 + i) for i, x in enumerate(points)]
-    found = expect(proposed, again)
+    found = _expected(proposed, again)
     k = int(np.argmax(found.values))
     said = {"lived again": float(again[k].mean()), "expected": float(found.values[k])}
     said |= {"low": float(found.low[k]), "high": float(found.high[k])}
@@ -141,8 +141,12 @@ def race(search: Search) -> np.ndarray:
     return points[_best(alive, proposed, again)[0]]
 
 
+def _expected(proposed: list[np.ndarray], again: list[np.ndarray]) -> Expected:
+    return expect([p.tolist() for p in proposed], [a.tolist() for a in again])
+
+
 def _best(alive: list[int], proposed: list[np.ndarray], again: list[np.ndarray]) -> list[int]:
-    values = expect([proposed[i] for i in alive], [again[i] for i in alive]).values
+    values = _expected([proposed[i] for i in alive], [again[i] for i in alive]).values
     return [alive[k] for k in np.argsort(-values, kind="stable")]
 
 
@@ -315,7 +319,8 @@ def outcome(config: EvolutionConfig, tests: int) -> dict[str, Any]:
             test[who] = [r.fitness for r in live(Cohort(tuple(specs)))]
         else:
             test[who] = test["best"]
-    cost = {"evolution": _cost(study), "finals": _cost(Study(config.storage, finals_name(name)))}
+    finals = Study(config.storage, finals_name(study.storage, name))
+    cost = {"evolution": _cost(study), "finals": _cost(finals)}
     return {
         "env_id": config.env_id,
         "seed": config.seed,
