@@ -120,6 +120,24 @@ def test_a_diverging_agent_leaves_and_the_others_go_on():
     assert good == lived(specs[1])[0]
 
 
+def test_an_agent_that_cannot_be_evaluated_leaves_and_the_others_go_on():
+    """An evaluation is due before the agent's next action tells that its weights are not finite."""
+    often = {"eval_freq": 52, "eval_episodes": 1}
+    specs = [lifetime(0, learning_rate=1e30, **often), lifetime(1, **often)]
+    bad, good = lived(*specs)
+    assert "weights are not finite after 52 steps" in bad[0]
+    assert good == lived(specs[1])[0]
+
+
+def test_evaluations_hurt_nobody_where_nothing_was_learned():
+    """The first has spent its budget before its first episode, and so its first update, ends."""
+    often = {"eval_freq": 100, "eval_episodes": 1, "train_freq": [1, "episode"]}
+    specs = [lifetime(0, steps=100, **often), lifetime(1, **often)]
+    idle, good = lived(*specs)
+    assert idle[0] == "nothing was learned within 100 steps"
+    assert good == lived(specs[1])[0]
+
+
 def test_an_agent_that_is_told_to_stop_leaves():
     specs = [lifetime(0), lifetime(1)]
     ledgers = [Ledger(), Ledger()]
@@ -161,6 +179,9 @@ def live_until(specs, folder, at, monkeypatch):
         ("TD3", {"noise_type": "ornstein-uhlenbeck", "n_envs": 2, "buffer_size": 80}),
         ("TD3", {"train_freq": [2, "episode"], "gradient_steps": -1, "context": True}),
         ("SAC", {"train_freq": 3, "eval_freq": 100, "eval_episodes": 1}),
+        # The one that begins is at another point of its schedule.
+        ("TD3", {"learning_rate": "lin_1e-2"}),
+        ("SAC", {"learning_rate": "lin_1e-2"}),
     ],
 )
 def test_a_killed_cohort_goes_on_as_if_nothing_had_happened(name, config, tmp_path, monkeypatch):

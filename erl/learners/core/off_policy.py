@@ -185,8 +185,7 @@ class OffPolicy(Generic[S]):
     def _bind(self) -> None:
         """Make what looks into the members' rows; called when they changed."""
         self._blocks: dict[tuple[int, int], Block[S]] = {}
-        budgets = zip(self.settings, self._budgets)
-        self._same_rates = len({(s.learning_rate, budget) for s, budget in budgets}) == 1
+        self._alike = True
         self._said: dict[tuple[int, int, Hashable], dict[str, Tensor]] = {}
         self._captured = Captured(self._update_block, str(self.device))
         widths = sum(self.actor_shape.hidden) + 2 * len(self.settings[0].qf) * sum(
@@ -323,6 +322,8 @@ class OffPolicy(Generic[S]):
                 self._sample(begin, end)
                 key = begin, end, courses[begin]
                 places, noise = self._sampled[begin:end], self._noise[begin:end]
+                # Behind what was said before, so that the latest of a name is the last one.
+                self._said.pop(key, None)
                 self._said[key] = self._captured(
                     key,
                     torch.from_numpy(places).to(self.device),
@@ -342,8 +343,12 @@ class OffPolicy(Generic[S]):
     def set_rates(self, progress_remaining: Sequence[float]) -> None:
         """Follow schedules of learning rates."""
         rates = [s.rate(p) for s, p in zip(self.settings, progress_remaining)]
+        if self._alike and len({*rates}) > 1:
+            # What a GPU recorded has one rate for all. Members whose rates met would part again.
+            self._alike = False
+            self._captured = Captured(self._update_block, str(self.device))
         for trained in self.networks.values():
-            trained.alike = self._same_rates
+            trained.alike = self._alike
             if rates != trained.rates:
                 trained.set_rates(rates)
 

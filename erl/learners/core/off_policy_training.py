@@ -151,7 +151,10 @@ class OffPolicyTraining:
             self.learner.learn(due, [max(0.0, 1.0 - t / budgets[i].steps) for t, i in members])
 
     def report(self) -> None:
-        """Evaluations and logs, where it is time."""
+        """Evaluations and logs, where it is time; agents that cannot be evaluated since a weight is
+        not finite leave.
+        """
+        failed: dict[int, Exception] = {}
         self.iterations += 1
         in_turn = self.iterations % _LOG_EVERY == 0
         for row, i in enumerate(self.run.members):
@@ -160,12 +163,18 @@ class OffPolicyTraining:
                 continue
             scalars: dict[str, float] = {"time/fps": int(self.run.steps_per_second)}
             if telemetry.evaluation_due:
-                for score in telemetry.evaluate({"agent": self.agent(row)}).values():
+                try:
+                    agent = self.agent(row)
+                except Exception as e:
+                    failed[row] = e
+                    continue
+                for score in telemetry.evaluate({"agent": agent}).values():
                     scalars["eval/mean_reward"] = score
             for name, value in self.learner.statistics(row).items():
                 scalars[f"train/{name}"] = value
             scalars["train/n_updates"] = float(self.learner.updates[row])
             telemetry.scalars(scalars)
+        self.run.fail(failed)
 
     def agent(self, row: int) -> SB3Agent:
         """The agent of a row as it is now.
