@@ -152,6 +152,18 @@ gym.register("Lottery-v0", Lottery)
 gym.register(
     "Push-v0", Lottery, kwargs={"good": 10**9}
 )  # the action is the reward: soon learned with a high rate
+
+
+class Square(Lottery):
+    """An action has two dimensions."""
+
+    action_space = spaces.Box(-1, 1, (2, 2), dtype=np.float32)
+
+    def step(self, action):
+        return super().step(action.mean(1))
+
+
+gym.register("Square-v0", Square, kwargs={"good": 10**9})
 gym.register("ExitLottery-v0", Lottery, kwargs={"error": SystemExit})
 
 

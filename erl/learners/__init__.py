@@ -260,6 +260,9 @@ def resolve_engine(
         config: settings of the learner.
         note: is given a line where `auto` takes Stable-Baselines3 because the cohort does not know
             a setting.
+
+    Raises:
+        UserError: `auto`, and settings that no engine knows together.
     """
     own = OWN.get(canonical_name(name))
     if engine != "auto" or ":" in name or (own and not own.cohort):
@@ -269,8 +272,13 @@ def resolve_engine(
     try:
         own.load().check_settings(config or {})
     except Unsupported as e:
+        reason = str(e).partition(": use")[0]
+        if only := sorted(set(config or {}) & cohort_settings(name)):
+            raise UserError(
+                f"{name}'s {' and '.join(only)} needs the cohort engine, but {reason}: leave one "
+                f"of them out"
+            ) from None
         if note is not None:
-            reason = str(e).partition(": use")[0]
             note(
                 f"{name} is trained by Stable-Baselines3, one lifetime at a time: {reason}. "
                 f"Without it lifetimes would train side by side, several times as fast"
@@ -279,6 +287,13 @@ def resolve_engine(
     except UserError:
         pass  # `Learner.check` refuses it
     return "cohort"
+
+
+def cohort_settings(name: str) -> frozenset[str]:
+    """Names of the settings that a learner's engine `cohort` has and Stable-Baselines3 has not."""
+    own = OWN.get(canonical_name(name))
+    settings = getattr(own.load(), "settings", None) if own and own.cohort else None
+    return frozenset(getattr(settings, "own", ()))
 
 
 def setting_names(name: str) -> list[str]:
@@ -356,6 +371,7 @@ __all__ = [
     "Outputs",
     "Unsupported",
     "canonical_name",
+    "cohort_settings",
     "cores",
     "get_learner",
     "learner_names",

@@ -15,16 +15,11 @@ from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.noise import (
-    ActionNoise,
-    NormalActionNoise,
-    OrnsteinUhlenbeckActionNoise,
-)
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from erl.errors import Interrupted, Stopped, UserError
 from erl.files import write_whole
-from erl.learners import SB3_ALGORITHMS, Agent, Outputs, one_by_one
+from erl.learners import SB3_ALGORITHMS, Agent, Outputs, cohort_settings, one_by_one
 from erl.learners.core import sb3_settings
 from erl.learners.core.settings import EvaluationSettings, check_budget
 from erl.learners.core.settings_file import activation, parse_value
@@ -185,6 +180,11 @@ class SB3Learner:
 
     def check_settings(self, config: Mapping[str, Any]) -> None:
         """Raise a UserError for settings that cannot be."""
+        if only := sorted(set(config) & cohort_settings(self.name)):
+            raise UserError(
+                f"{self.name}'s {' and '.join(only)} needs the cohort engine: use --engine cohort, "
+                f"or leave it out"
+            )
         sb3_settings.read(self.name, self.algorithm, config)
 
     def check(self, spec: LifetimeSpec) -> None:
@@ -199,6 +199,7 @@ class SB3Learner:
                 f"{self.name} does not take the {kind} actions of {spec.task.env_id}; these do: "
                 f"{', '.join(sorted(fits))}"
             )
+        self.check_settings(spec.learner.config)
         settings = self._settings(spec)
         env = self._make_vec_env(spec, settings, Ledger())
         try:
@@ -263,7 +264,8 @@ class SB3Learner:
         policy_kwargs = arguments.get("policy_kwargs") or {}
         if "activation_fn" in policy_kwargs:
             policy_kwargs["activation_fn"] = activation(policy_kwargs["activation_fn"])
-        noise = self._action_noise(settings, env.action_space)
+        kind, std = settings.get("noise_type"), settings.get("noise_std", 0.0)
+        noise = sb3_settings.action_noise(kind, std, env.action_space)
         if noise is not None:
             arguments["action_noise"] = noise
         policy = arguments.pop("policy", sb3_settings.policies(self.algorithm)[0])
@@ -273,13 +275,3 @@ class SB3Learner:
             # project.
             vars(model.policy)["_process_sequence"] = whole_sequences
         return model
-
-    @staticmethod
-    def _action_noise(settings: dict[str, Any], action_space: spaces.Space) -> ActionNoise | None:
-        if settings.get("noise_type") is None:
-            return None
-        shape = action_space.shape or ()
-        mean, sigma = np.zeros(shape), np.full(shape, settings.get("noise_std", 0.0))
-        if settings["noise_type"] == "normal":
-            return NormalActionNoise(mean, sigma)
-        return OrnsteinUhlenbeckActionNoise(mean, sigma)

@@ -39,6 +39,7 @@ class TD3Settings(OffPolicySettings):
     """
 
     learner: ClassVar[str] = "TD3"
+    own: ClassVar[Mapping[str, Any]] = {**OffPolicySettings.own, "preset": Literal["aes_td3"]}
     algorithm: ClassVar[type[OffPolicyAlgorithm]] = TD3
     policy: ClassVar[type[BasePolicy]] = TD3Policy
     shared: ClassVar[tuple[str, ...]] = (*OffPolicySettings.shared, "policy_delay", "preset")
@@ -95,6 +96,7 @@ class DDPGSettings(TD3Settings):
     """Settings of a DDPG agent; what TD3 adds is no setting here."""
 
     learner: ClassVar[str] = "DDPG"
+    own: ClassVar[Mapping[str, Any]] = OffPolicySettings.own
     algorithm: ClassVar[type[OffPolicyAlgorithm]] = DDPG
 
     n_critics: Count = 1

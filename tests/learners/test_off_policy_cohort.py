@@ -15,6 +15,7 @@ from erl.errors import UserError
 from erl.learners import Outputs, get_learner
 from erl.learners.core import off_policy, off_policy_training
 from erl.learners.core.off_policy_training import OffPolicyTraining
+from erl.learners.core.replay import ReplayBuffer
 from erl.learners.core.run import Run
 from erl.lifetimes.living import Cohort, live
 from erl.worlds.reservoirs import Context, ReservoirParams
@@ -228,6 +229,7 @@ def test_a_damaged_buffer_begins_anew(tmp_path, monkeypatch, caplog):
         ("TD3", TD3, {"learning_rate": "lin_1e-3", "noise_type": "ornstein-uhlenbeck"}),
         ("DDPG", DDPG, {"n_envs": 2}),
         ("SAC", SAC, {"train_freq": [1, "episode"], "env_id": "toy_environments:Reach-v0"}),
+        ("TD3", TD3, {"env_id": "toy_environments:Square-v0"}),
         ("SAC", SAC, {"ent_coef": 0.3, "policy_kwargs": {"net_arch": {"pi": [16], "qf": [8, 8]}}}),
     ],
 )
@@ -238,7 +240,8 @@ def test_stable_baselines3_opens_the_agent_and_goes_on(name, kind, config, tmp_p
     agent.save(tmp_path, "agent")
     model = kind.load(tmp_path / "agent.zip", device="cpu")
     assert type(model) is kind
-    observation = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
+    shape = (7, *model.observation_space.shape)
+    observation = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     expected, _ = agent.predict(observation, deterministic=True)
     assert np.array_equal(model.predict(observation, deterministic=True)[0], expected)
     assert model.num_timesteps == 100
@@ -345,6 +348,15 @@ def test_rows_of_the_buffer_are_what_was_lived(monkeypatch):
         ("TD3", {"noise_type": "pink"}, "noise_type must be"),
         ("SAC", {"ent_coef": "auto_0"}, "ent_coef must be"),
         ("SAC", {"ent_coef": "much"}, "ent_coef must be"),
+        ("SAC", {"ent_coef": "auto_"}, "ent_coef must be"),
+        ("SAC", {"ent_coef": "auto_1.5.5"}, "auto_NUMBER (above 0), not 'auto_1.5.5'"),
+        ("SAC", {"ent_coef": "auto_1e400"}, "ent_coef must be"),
+        ("SAC", {"ent_coef": "auto_1e-50"}, "ent_coef must be"),
+        ("SAC", {"ent_coef": "auto_1_0"}, "ent_coef must be"),
+        ("SAC", {"ent_coef": "auto_nan"}, "ent_coef must be"),
+        ("SAC", {"ent_coef": "auto_-1"}, "ent_coef must be"),
+        ("SAC", {"ent_coef": -0.1}, "a number from 0"),
+        ("TD3", {"policy_kwargs": {"share_features_extractor": 3}}, "must be true or false"),
         ("TD3", {"policy_kwargs": {"net_arch": {"pi": [4]}}}, "net_arch is"),
     ],
 )
@@ -356,6 +368,20 @@ def test_settings_that_cannot_be(name, config, says):
     assert says in str(error.value)
 
 
+def test_values_without_effect_change_nothing():
+    given = {
+        "sde_sample_freq": 4,
+        "replay_buffer_kwargs": {},
+        "policy_kwargs": {
+            "share_features_extractor": True,
+            "log_std_init": -3,
+            "optimizer_kwargs": {"amsgrad": False},
+        },
+    }
+    settings = get_learner("SAC", "cohort").settings
+    assert settings.from_learner_config(given) == settings.from_learner_config({})
+
+
 def test_discrete_actions_are_refused():
     with pytest.raises(UserError, match=r"TD3 needs continuous \(Box\) actions, not Discrete"):
         get_learner("TD3", "cohort").check(lifetime(0, env_id="CartPole-v1"))
@@ -363,7 +389,7 @@ def test_discrete_actions_are_refused():
 
 def test_buffers_that_do_not_fit_are_refused_with_the_size_that_would(monkeypatch):
     class Memory:
-        available = 10_000_000
+        available, total = 10_000_000, 10**9
 
     monkeypatch.setattr(off_policy.psutil, "virtual_memory", lambda: Memory)
     # Observation, action, reward, whether it goes on, and where the next one is: 28 bytes.
@@ -376,6 +402,31 @@ def test_buffers_that_do_not_fit_are_refused_with_the_size_that_would(monkeypatc
     assert one.error == two.error
     assert "for 2 agents side by side" in one.error
     assert "buffer_size=160714 fits" in one.error
+
+
+def test_buffers_for_which_the_machine_is_too_small_are_refused(monkeypatch):
+    """Twice as many rows are asked for as there are transitions."""
+
+    class Memory:
+        available, total = 10_000_000, 12_000_000
+
+    monkeypatch.setattr(off_policy.psutil, "virtual_memory", lambda: Memory)
+    with pytest.raises(UserError, match=r"this machine has .* GB of memory: buffer_size=") as error:
+        get_learner("TD3", "cohort").check(lifetime(0, steps=300_000))
+    fits = int(str(error.value).partition("buffer_size=")[2].split()[0])
+    get_learner("TD3", "cohort").check(lifetime(0, steps=300_000, buffer_size=fits))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: not enough")])
+def test_buffers_that_cannot_be_allocated_are_refused_in_one_line(error, monkeypatch):
+    class Refusing(ReplayBuffer):
+        def __init__(self, *_):
+            raise error
+
+    monkeypatch.setattr(off_policy, "ReplayBuffer", Refusing)
+    (record,) = live(Cohort((lifetime(0),)))
+    assert "for an agent, and this machine does not give them: set a smaller" in record.error
+    assert "\n" not in record.error
 
 
 def test_blocks_are_runs_of_one_course():

@@ -2,6 +2,8 @@
 Adam, minibatch and noise.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -219,7 +221,7 @@ def test_statistics_are_the_latest():
     made = cohort("TD3", [{"policy_delay": 1}] * 2)
     rng = np.random.default_rng(0)
     observations = rng.normal(size=(80, 2, 1, OBSERVATIONS)).astype(np.float32)
-    for now, after in zip(observations, observations[1:]):
+    for now, after in pairwise(observations):
         actions, rewards = made.act(now), rng.normal(size=(2, 1))
         made.record(now, actions, after, rewards, np.zeros((2, 1), bool), [])
     said = []

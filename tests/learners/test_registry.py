@@ -96,6 +96,23 @@ def test_what_a_new_study_stores():
     get_learner("PPO", "sb3").check_settings({"use_sde": True})
 
 
+def test_settings_of_the_cohort_alone():
+    """Where another setting needs Stable-Baselines3, both are named."""
+    config = {"device": "cpu", "normalize": True}
+    with pytest.raises(UserError) as error:
+        resolve_engine("TD3", "auto", config)
+    assert str(error.value) == (
+        "TD3's device needs the cohort engine, but the cohort engine of TD3 does not know "
+        "normalize=True: leave one of them out"
+    )
+    for config in ({"device": "cpu"}, {"precision": "bf16"}, {"preset": "aes_td3"}):
+        assert resolve_engine("TD3", "auto", config) == "cohort"
+        with pytest.raises(UserError, match="needs the cohort engine: use --engine cohort"):
+            get_learner("TD3", "sb3").check_settings(config)
+    with pytest.raises(UserError, match="DDPG has no setting 'preset'"):
+        get_learner("DDPG", "sb3").check_settings({"preset": "aes_td3"})
+
+
 def test_names_are_known_without_loading_a_learner():
     script = (
         "import sys\nfrom erl.learners import learner_names, canonical_name\n"

@@ -11,17 +11,12 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3 import TD3
-from stable_baselines3.common.noise import (
-    ActionNoise,
-    NormalActionNoise,
-    OrnsteinUhlenbeckActionNoise,
-)
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 
+from erl.learners.core import sb3_settings
 from erl.learners.core.off_policy import OffPolicy
-from erl.learners.core.off_policy_settings import OffPolicySettings
 from erl.networks.perceptrons import STD_EPS, Layer, unbias
 
 
@@ -138,7 +133,8 @@ def off_policy_model(cohort: OffPolicy[Any], i: int, total_steps: int) -> OffPol
         total_steps: its budget, which schedules refer to.
     """
     s, steps = cohort.settings[i], int(cohort.steps[i])
-    settings = s.arguments() | {"action_noise": _action_noise(s, cohort.actions)}
+    noise = sb3_settings.action_noise(s.noise_type, s.noise_std, cohort.action_space)
+    settings = s.arguments() | {"action_noise": noise}
     if settings.get("target_entropy") == "auto":
         settings["target_entropy"] = -float(cohort.actions)
     model = s.algorithm(
@@ -158,10 +154,3 @@ def off_policy_model(cohort: OffPolicy[Any], i: int, total_steps: int) -> OffPol
     cohort.store_policy(i, model.policy)
     cohort.store_rest(i, model)
     return model
-
-
-def _action_noise(s: OffPolicySettings, actions: int) -> ActionNoise | None:
-    if s.noise_type is None:
-        return None
-    kind = NormalActionNoise if s.noise_type == "normal" else OrnsteinUhlenbeckActionNoise
-    return kind(np.zeros(actions), np.full(actions, s.noise_std))

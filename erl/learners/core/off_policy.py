@@ -117,9 +117,14 @@ class OffPolicy(Generic[S]):
         self.device, self._budgets = s.resolved_device(), list(steps)
         capacities = [each.capacity(budget) for each, budget in zip(settings, steps)]
         check_memory(s, capacities, self.observations, self.actions)
-        self.buffer = ReplayBuffer(
-            capacities, self.observations, self.actions, self.device, n, s.n_envs
-        )
+        sizes = (self.observations, self.actions)
+        try:
+            self.buffer = ReplayBuffer(capacities, *sizes, self.device, n, s.n_envs)
+        # NumPy's error, and PyTorch's.
+        except (MemoryError, RuntimeError) as e:
+            asked = ReplayBuffer.bytes_asked(capacities, *sizes, s.n_envs)
+            advice = "set a smaller buffer_size"
+            raise too_large(s, n, asked, "this machine does not give them", advice) from e
         self.actor_shape, self.critic_shape = self.shapes()
         self.actor = self._trained(self.actor_shape.size())
         self.critic = self._trained(s.n_critics * self.critic_shape.size())
@@ -507,22 +512,42 @@ class Buffered(Protocol):
 
 
 def check_memory(s: Buffered, capacities: Sequence[int], observations: int, actions: int) -> None:
-    """Raise a UserError if the replay buffers of members do not fit into the memory that is free.
+    """Raise a UserError if the replay buffers of members do not fit into the memory that is free,
+    or if the machine has less than what is asked for at once.
 
     Args:
         s: settings that the members have in common.
         capacities: transitions of each member at most.
         observations, actions: their lengths.
     """
-    each, device = ReplayBuffer.bytes_each(observations, actions), s.resolved_device()
+    # On a GPU all that is asked for is taken at once.
+    asked = ReplayBuffer.bytes_asked(capacities, observations, actions, s.n_envs)
+    device = s.resolved_device()
     if device.type == "cuda":
-        each, free = 2 * each, torch.cuda.mem_get_info(device)[0]
+        free = total = torch.cuda.mem_get_info(device)[0]
+        needed = asked
     else:
-        free = psutil.virtual_memory().available
-    if sum(capacities) * each > free:
-        fits = int(0.9 * free / each / len(capacities)) // s.n_envs * s.n_envs
-        agents = "an agent" if len(capacities) == 1 else f"{len(capacities)} agents side by side"
-        raise UserError(
-            f"{s.learner}'s replay buffers take {sum(capacities) * each / 1e9:,.1f} GB for "
-            f"{agents}, and {free / 1e9:,.1f} GB of memory are free: buffer_size={fits} fits"
+        memory = psutil.virtual_memory()
+        free, total = memory.available, memory.total
+        needed = sum(capacities) * ReplayBuffer.bytes_each(observations, actions)
+    if needed > free or asked > total:
+        share = 0.9 * min(free / needed, total / asked)
+        fits = int(share * sum(capacities) / len(capacities)) // s.n_envs * s.n_envs
+        raise too_large(
+            s,
+            len(capacities),
+            needed if needed > free else asked,
+            f"{free / 1e9:,.1f} GB of memory are free"
+            if needed > free
+            else f"this machine has {total / 1e9:,.1f} GB of memory",
+            f"buffer_size={fits} fits",
         )
+
+
+def too_large(s: Buffered, agents: int, needed: int, given: str, advice: str) -> UserError:
+    """For replay buffers of so many agents, which take more bytes than what is given."""
+    whose = "an agent" if agents == 1 else f"{agents} agents side by side"
+    return UserError(
+        f"{s.learner}'s replay buffers take {needed / 1e9:,.1f} GB for {whose}, and {given}: "
+        f"{advice}"
+    )

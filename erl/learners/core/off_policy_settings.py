@@ -33,8 +33,15 @@ from erl.learners.core.settings_file import activation
 from erl.networks.perceptrons import ACTIVATIONS
 
 _Beta = Annotated[float, Range(0, 0.999999)]
-# Settings beside Stable-Baselines3's.
-_OWN: dict[str, Any] = {"device": str, "precision": Literal["fp32", "bf16"]}
+# What has an effect only together with settings that the cohort does not know, or on images.
+_WITHOUT_EFFECT = frozenset({"sde_sample_freq", "use_sde_at_warmup"})
+_POLICY_WITHOUT_EFFECT: dict[str, Any] = {
+    "share_features_extractor": bool,
+    "normalize_images": bool,
+    "log_std_init": float,
+    "use_expln": bool,
+    "clip_mean": float,
+}
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,8 @@ class OffPolicySettings(EvaluationSettings):
         "adam_eps": "optimizer_kwargs eps",
         "weight_decay": "optimizer_kwargs weight_decay",
     }
+    # What Stable-Baselines3 has not.
+    own: ClassVar[Mapping[str, Any]] = {"device": str, "precision": Literal["fp32", "bf16"]}
     algorithm: ClassVar[type[OffPolicyAlgorithm]]
     policy: ClassVar[type[BasePolicy]]
     # What the agents of a cohort agree in.
@@ -140,7 +149,7 @@ class OffPolicySettings(EvaluationSettings):
         names = {f.name for f in fields(cls)}
         signature = inspect.signature(cls.algorithm).parameters
         settings: dict[str, Any] = {}
-        for key, value in sb3_settings.read(cls.learner, cls.algorithm, config, _OWN).items():
+        for key, value in sb3_settings.read(cls.learner, cls.algorithm, config, cls.own).items():
             if key == "policy_kwargs":
                 settings |= cls._policy_settings(value or {})
             elif key == "train_freq":
@@ -150,7 +159,9 @@ class OffPolicySettings(EvaluationSettings):
             elif key == "normalize":
                 if value is not False:
                     raise cls.unsupported(f"normalize={value}")
-            elif key != "policy" and value != signature[key].default:
+            elif key in ("policy", *_WITHOUT_EFFECT):
+                pass
+            elif value != signature[key].default and value != {}:
                 raise cls.unsupported(f"{key}={value}")
         return cls(**settings)
 
@@ -172,7 +183,9 @@ class OffPolicySettings(EvaluationSettings):
                 settings[key] = value
             elif key == "optimizer_kwargs" and value is not None:
                 settings |= cls._adam_settings(value)
-            elif value != known[key].default:
+            elif key in _POLICY_WITHOUT_EFFECT:
+                convert(cls.learner, key, _POLICY_WITHOUT_EFFECT[key], value)
+            elif value != known[key].default and value != {}:
                 raise cls.unsupported(f"{key}={value} in policy_kwargs")
         return settings
 
@@ -182,6 +195,8 @@ class OffPolicySettings(EvaluationSettings):
         names = {"betas": "adam_betas", "eps": "adam_eps", "weight_decay": "weight_decay"}
         # How PyTorch computes it is this project's affair.
         for key in kwargs.keys() - names.keys() - {"fused", "foreach"}:
+            if key in ("amsgrad", "maximize") and kwargs[key] is False:
+                continue
             raise cls.unsupported(f"{key}={kwargs[key]} in optimizer_kwargs")
         return {names[key]: value for key, value in kwargs.items() if key in names}
 

@@ -79,6 +79,13 @@ def _save(rows: np.ndarray, path: str) -> None:
     np.save(path, rows)
 
 
+def _rows(capacity: int, n_envs: int) -> int:
+    """Rows of a member: of its transitions, of what was seen last in each environment, and of as
+    many ends of episodes as there may be transitions.
+    """
+    return 2 * capacity + n_envs
+
+
 class ReplayBuffer:
     """The latest transitions of n members, each with places of its own.
 
@@ -116,7 +123,7 @@ class ReplayBuffer:
         # environment, and those of observations that stand apart.
         self._pending = int(self._capacity.max())
         self._apart = self._pending + n_envs
-        rows = self._apart + self._pending
+        rows = _rows(self._pending, n_envs)
         self._rows = torch.empty(n * rows, observations + actions + 2, device=device)
         self._on_cpu = self._rows.device.type == "cpu"
         self._numpy = self._rows.numpy() if self._on_cpu else None
@@ -140,6 +147,14 @@ class ReplayBuffer:
     def bytes_each(observations: int, actions: int) -> int:
         """Memory that a transition takes on a CPU; on a GPU twice as much."""
         return 4 * (observations + actions + 2) + 4
+
+    @staticmethod
+    def bytes_asked(capacities: Sequence[int], observations: int, actions: int, n_envs: int) -> int:
+        """Memory that is asked for at once for members of these capacities, though most of it may
+        never be touched. Linux gives no more than the machine has.
+        """
+        each = _rows(max(capacities), n_envs) * 4 * (observations + actions + 2)
+        return len(capacities) * (each + 4 * max(capacities))
 
     def __len__(self) -> int:
         """Transitions held of the first member."""

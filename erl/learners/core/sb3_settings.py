@@ -7,13 +7,20 @@ annotations do not have.
 
 import copy
 import inspect
-import re
+import math
 import typing
 from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, Union
 
+import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.noise import (
+    ActionNoise,
+    NormalActionNoise,
+    OrnsteinUhlenbeckActionNoise,
+)
 from stable_baselines3.common.vec_env import VecEnv
 
 from erl.errors import UserError
@@ -194,6 +201,36 @@ def _normalize(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     return {key: convert(what, key, NORMALIZE[key], value) for key, value in arguments.items()}
 
 
+def _check_ent_coef(name: str, ent_coef: float | str) -> None:
+    """Refuse a coefficient of the entropy that cannot be, where `auto` learns it."""
+    single = np.finfo(np.float32)
+    if isinstance(ent_coef, str):
+        learned, _, initial = ent_coef.partition("_")
+        try:
+            value = float(initial) if initial else 1.0
+        except ValueError:
+            value = math.nan
+        # Its logarithm is learned. Stable-Baselines3 reads up to a second underscore.
+        fits = learned == "auto" and single.tiny <= value <= single.max
+        fits = fits and "_" not in initial and (bool(initial) or ent_coef == "auto")
+    else:
+        fits = 0.0 <= ent_coef <= single.max
+    if not fits:
+        raise UserError(
+            f"{name}'s ent_coef must be a number from 0, auto or auto_NUMBER (above 0), not "
+            f"{ent_coef!r}"
+        )
+
+
+def action_noise(kind: str | None, std: float, action_space: spaces.Space) -> ActionNoise | None:
+    """The noise that `noise_type` and `noise_std` mean, as a model of Stable-Baselines3 has it."""
+    if kind is None:
+        return None
+    shape = action_space.shape or ()
+    made = NormalActionNoise if kind == "normal" else OrnsteinUhlenbeckActionNoise
+    return made(np.zeros(shape), np.full(shape, std))
+
+
 def _check_together(name: str, algorithm: type[BaseAlgorithm], settings: Mapping[str, Any]) -> None:
     """Refuse settings that the constructor takes and training fails over, or learns nothing with.
 
@@ -222,11 +259,8 @@ def _check_together(name: str, algorithm: type[BaseAlgorithm], settings: Mapping
     train_freq = setting("train_freq")
     if isinstance(train_freq, tuple) and train_freq[1] == "episode" and n_envs > 1:
         raise UserError(f"{name}'s train_freq counts episodes, which needs n_envs 1, not {n_envs}")
-    ent_coef = setting("ent_coef")
-    if isinstance(ent_coef, str) and not re.fullmatch(r"auto(_0*\.?0*[1-9][0-9.e+-]*)?", ent_coef):
-        raise UserError(
-            f"{name}'s ent_coef must be a number, auto or auto_NUMBER (above 0), not {ent_coef!r}"
-        )
+    if usual.get("ent_coef") is not None and isinstance(usual["ent_coef"].default, str):
+        _check_ent_coef(name, setting("ent_coef"))
     dropped = setting("top_quantiles_to_drop_per_net")
     n_quantiles = (setting("policy_kwargs") or {}).get("n_quantiles", 25)
     if dropped is not None and dropped >= n_quantiles:
