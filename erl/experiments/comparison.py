@@ -31,7 +31,14 @@ from erl.experiments.comparison_flags import (
 )
 from erl.experiments.films import film_agents, film_commands, model_name, say_film
 from erl.experiments.flags import MAX_SEED, plural, seed_indices, study_name, thousands
-from erl.experiments.forecast import Outlook, announce, dry_run, learning_starts, steps_of
+from erl.experiments.forecast import (
+    Outlook,
+    announce,
+    check_at_once,
+    dry_run,
+    learning_starts,
+    steps_of,
+)
 from erl.experiments.trials import Member
 from erl.files import folder_name
 from erl.learners import resolve_engine
@@ -311,6 +318,7 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
         [arm_lifetime(w["arm"], w["seed"], config, params) for w in todo or wanted[:1]],
         len(todo),
     )
+    check_at_once(flags, outlook)
     sink.line(f"{test_name} in {shown(flags.results)}")
     if flags.dry_run:
         return dry_run(flags, outlook, sink, make_executor)

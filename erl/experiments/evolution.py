@@ -23,7 +23,14 @@ from erl.experiments.evolution_flags import (
 )
 from erl.experiments.finals import finalists_of, live_finals
 from erl.experiments.flags import number, parse_settings, plural, read_settings, study_name
-from erl.experiments.forecast import Outlook, announce, dry_run, learning_starts, steps_of
+from erl.experiments.forecast import (
+    Outlook,
+    announce,
+    check_at_once,
+    dry_run,
+    learning_starts,
+    steps_of,
+)
 from erl.experiments.luck import Luck
 from erl.files import folder_name
 from erl.learners import canonical_name, resolve_engine
@@ -261,6 +268,7 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     check_lifetimes(config)
     done = finished(flags.storage, name)
     outlook = outlook_of(flags, config, done)
+    check_at_once(flags, outlook)
     if flags.dry_run:
         _say_what(name, config, space, flags.storage, sink)
         return dry_run(flags, outlook, sink, make_executor)

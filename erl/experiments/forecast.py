@@ -12,11 +12,12 @@ from typing import Any
 
 from erl.cli import Sink, duration
 from erl.executors.jobs import Executor, Rows
+from erl.executors.machines import default_workers
 from erl.experiments.flags import RunFlags, plural
 from erl.experiments.trials import groups
 from erl.learners import OWN, SB3_ALGORITHMS, canonical_name
 from erl.learners.core.settings import Settings
-from erl.lifetimes.living import COLUMNS, Cohort
+from erl.lifetimes.living import COLUMNS, Cohort, check_together
 from erl.worlds.specification import LifetimeSpec
 
 # Steps in all from which on a run is worth a measurement before it starts.
@@ -40,6 +41,16 @@ class Outlook:
     specs: Sequence[LifetimeSpec]
     left: int
     notes: tuple[str, ...] = ()
+
+
+def check_at_once(flags: RunFlags, outlook: Outlook) -> None:
+    """Raise a UserError if the lifetimes that would train at the same time do not fit into this
+    machine's memory together. What a cluster's machines have is not known here.
+    """
+    if flags.cluster is None and outlook.left:
+        workers = flags.workers or default_workers()
+        parts = groups(outlook.specs, workers)[:workers]
+        check_together([[outlook.specs[i] for i in part] for part in parts])
 
 
 def announce(outlook: Outlook, executor: Executor, sink: Sink, measure: bool = False) -> None:

@@ -23,7 +23,14 @@ from erl.experiments.campaign import (
 )
 from erl.experiments.films import film_agents, film_commands, model_name, say_film
 from erl.experiments.flags import MAX_SEED, parse_settings, plural, read_settings, study_name
-from erl.experiments.forecast import Outlook, announce, dry_run, learning_starts, steps_of
+from erl.experiments.forecast import (
+    Outlook,
+    announce,
+    check_at_once,
+    dry_run,
+    learning_starts,
+    steps_of,
+)
 from erl.experiments.single_flags import DEFAULT_LEARNER, SingleConfig
 from erl.experiments.trials import Member
 from erl.files import folder_name
@@ -168,6 +175,7 @@ def run(flags: SingleConfig, sink: Sink) -> int:
     specs = [lifetime(config, seed) for seed in todo or indices[:1]]
     counts = f"{plural(len(indices), 'seed')} x {flags.steps:,} steps, {len(todo)} to train"
     outlook = Outlook(counts, specs, len(todo))
+    check_at_once(flags, outlook)
     sink.line(f"{name} in {shown(flags.storage)}")
     if flags.dry_run:
         return dry_run(flags, outlook, sink, make_executor)

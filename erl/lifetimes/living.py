@@ -4,7 +4,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -82,6 +82,18 @@ class Cohort:
 def check(spec: LifetimeSpec) -> None:
     """Raise a UserError if this lifetime cannot be lived."""
     get_learner(spec.learner.name, spec.learner.engine).check(spec)
+
+
+def check_together(cohorts: Sequence[Sequence[LifetimeSpec]]) -> None:
+    """Raise a UserError if these cohorts cannot be trained at the same time on this machine."""
+    by_learner: dict[tuple[str, str], list[Sequence[LifetimeSpec]]] = {}
+    for cohort in cohorts:
+        learner = cohort[0].learner
+        by_learner.setdefault((learner.name, learner.engine), []).append(cohort)
+    for (name, engine), theirs in by_learner.items():
+        own: Callable[..., None] | None = getattr(get_learner(name, engine), "check_together", None)
+        if own is not None:
+            own(theirs)
 
 
 def cohort_key(spec: LifetimeSpec) -> Hashable | None:

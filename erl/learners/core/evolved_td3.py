@@ -352,7 +352,7 @@ class EvolvedLearner:
                 f"{type(action_space).__name__}"
             )
         lengths = int(observation_space.shape[0]), int(np.prod(action_space.shape or (1,)))
-        check_memory(s, [s.capacity(spec.steps)], *lengths)
+        check_memory(s, [(s.capacity(spec.steps), *lengths)])
 
     def cores(self, spec: LifetimeSpec) -> int:
         """Of this machine, that a lifetime keeps busy."""

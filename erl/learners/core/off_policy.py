@@ -116,8 +116,8 @@ class OffPolicy(Generic[S]):
         self.observations, self.actions = s.lengths(observation_space, action_space)
         self.device, self._budgets = s.resolved_device(), list(steps)
         capacities = [each.capacity(budget) for each, budget in zip(settings, steps)]
-        check_memory(s, capacities, self.observations, self.actions)
         sizes = (self.observations, self.actions)
+        check_memory(s, [(capacity, *sizes) for capacity in capacities])
         try:
             self.buffer = ReplayBuffer(capacities, *sizes, self.device, n, s.n_envs)
         # NumPy's error, and PyTorch's.
@@ -511,32 +511,35 @@ class Buffered(Protocol):
         """Where the buffer lies."""
 
 
-def check_memory(s: Buffered, capacities: Sequence[int], observations: int, actions: int) -> None:
+def check_memory(s: Buffered, *cohorts: Sequence[tuple[int, int, int]]) -> None:
     """Raise a UserError if the replay buffers of members do not fit into the memory that is free,
     or if the machine has less than what is asked for at once.
 
     Args:
         s: settings that the members have in common.
-        capacities: transitions of each member at most.
-        observations, actions: their lengths.
+        cohorts: for each member of each cohort, transitions at most, and the lengths of an
+            observation and of an action.
     """
-    # On a GPU all that is asked for is taken at once.
-    asked = ReplayBuffer.bytes_asked(capacities, observations, actions, s.n_envs)
-    device = s.resolved_device()
+    asked = [
+        ReplayBuffer.bytes_asked([capacity for capacity, *_ in cohort], *cohort[0][1:], s.n_envs)
+        for cohort in cohorts
+    ]
+    device, buffers = s.resolved_device(), [buffer for cohort in cohorts for buffer in cohort]
     if device.type == "cuda":
+        # All that is asked for is taken at once.
         free = total = torch.cuda.mem_get_info(device)[0]
-        needed = asked
+        needed = most = sum(asked)
     else:
         memory = psutil.virtual_memory()
-        free, total = memory.available, memory.total
-        needed = sum(capacities) * ReplayBuffer.bytes_each(observations, actions)
-    if needed > free or asked > total:
-        share = 0.9 * min(free / needed, total / asked)
-        fits = int(share * sum(capacities) / len(capacities)) // s.n_envs * s.n_envs
+        free, total, most = memory.available, memory.total, max(asked)
+        needed = sum(n * ReplayBuffer.bytes_each(*lengths) for n, *lengths in buffers)
+    if needed > free or most > total:
+        share = 0.9 * min(free / needed, total / most)
+        fits = int(share * sum(n for n, *_ in buffers) / len(buffers)) // s.n_envs * s.n_envs
         raise too_large(
             s,
-            len(capacities),
-            needed if needed > free else asked,
+            len(buffers),
+            needed if needed > free else most,
             f"{free / 1e9:,.1f} GB of memory are free"
             if needed > free
             else f"this machine has {total / 1e9:,.1f} GB of memory",

@@ -52,7 +52,19 @@ class OffPolicyLearner:
         self.cohort_key(spec)
         s = self.settings.from_learner_config(spec.learner.config)
         check_budget(self.name, spec, "learning_starts", s.learning_starts)
-        check_memory(s, [s.capacity(spec.steps)], *s.lengths(*spec.spaces()))
+        check_memory(s, [self._buffer(spec)])
+
+    def check_together(self, cohorts: Sequence[Sequence[LifetimeSpec]]) -> None:
+        """Raise a UserError if the replay buffers of cohorts that train at the same time do not fit
+        into memory together.
+        """
+        s = self.settings.from_learner_config(cohorts[0][0].learner.config)
+        check_memory(s, *([self._buffer(spec) for spec in cohort] for cohort in cohorts))
+
+    def _buffer(self, spec: LifetimeSpec) -> tuple[int, int, int]:
+        """Transitions that a lifetime keeps, and the lengths of an observation and of an action."""
+        s = self.settings.from_learner_config(spec.learner.config)
+        return (s.capacity(spec.steps), *s.lengths(*spec.spaces()))
 
     def cohort_key(self, spec: LifetimeSpec) -> Hashable:
         """Lifetimes that agree in task, shapes and sizes; their reservoirs, rates, buffers and

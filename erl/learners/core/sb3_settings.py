@@ -211,10 +211,10 @@ def _check_ent_coef(name: str, ent_coef: float | str) -> None:
         except ValueError:
             value = math.nan
         # Its logarithm is learned. Stable-Baselines3 reads up to a second underscore.
-        fits = learned == "auto" and single.tiny <= value <= single.max
-        fits = fits and "_" not in initial and (bool(initial) or ent_coef == "auto")
+        spelled = ent_coef == "auto" or (learned == "auto" and initial and "_" not in initial)
+        fits = bool(spelled and single.tiny <= value <= single.max)
     else:
-        fits = 0.0 <= ent_coef <= single.max
+        fits = bool(0.0 <= ent_coef <= single.max)
     if not fits:
         raise UserError(
             f"{name}'s ent_coef must be a number from 0, auto or auto_NUMBER (above 0), not "
