@@ -154,7 +154,8 @@ class Shape:
                 for each row.
         output_scale: factor on the output layer's initial weights.
         aligned: whether each block begins at a multiple of 64 bytes, and narrow output matrices
-            lie transposed: for members of a cohort, which get the same bits in whatever place.
+            lie transposed: for members of a cohort, which get the same bits in whatever place where
+            the widths of hidden layers and the batch are multiples of 16.
     """
 
     inputs: int

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from erl.errors import UserError
 from erl.executors.jobs import Result, new_rows
 from erl.experiments.campaign import Progress
 from erl.experiments.comparison import ComparisonConfig, compare
@@ -15,6 +16,7 @@ from erl.experiments.forecast import (
     Pace,
     announce,
     cautions,
+    check_at_once,
     learning_starts,
     measured_speed,
     rollout_of,
@@ -37,6 +39,24 @@ RE2 = (
 def spec(learner="PPO", steps=10_000, env_id=TOY, fitness="training", **config):
     seeds = Seeds.published(0)
     return LifetimeSpec(Task(env_id), LearnerSpec(learner, config), steps, seeds, fitness=fitness)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_buffers_that_do_not_fit_together_are_refused_before_anything_is_stored(
+    workers, sink, monkeypatch
+):
+    """28 bytes a transition: one of these agents would fit, and three do not."""
+    memory = SimpleNamespace(available=10_000_000, total=10**9)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    config = {"env_id": REACH, "learner": "TD3", "steps": 300_000, "workers": workers}
+    for dry in (True, False):
+        with pytest.raises(UserError, match=r"for 3 agents side by side.*buffer_size=107142 fits"):
+            run(SingleConfig(**config, nb_seeds=3, dry_run=dry), sink)
+    settings = {"learner": "TD3", "env_id": REACH, "training_steps": 300_000, "nb_seeds": 3}
+    with pytest.raises(UserError, match=r"agents side by side.* fits"):
+        evolve(EvolutionConfig(**settings, nb_trials=1, workers=workers), sink)
+    assert list(Path.cwd().iterdir()) == []
+    check_at_once(SingleConfig(**config), Outlook("", [spec("TD3", 300_000, REACH)], 1))
 
 
 # -- how much is learned --

@@ -2,8 +2,9 @@
 
 Each member has an actor, critics, targets, Adam, a replay buffer and random streams of its own. In
 one update all members that are due take a gradient step, in blocks that share every matrix product:
-`Block`. A member's results are the same, to the last bit, in whatever company it is (on one
-machine, for one number of threads).
+`Block`. A member's results are the same in whatever company it is, on one machine and for one
+number of threads: to the last bit where the widths of hidden layers and the minibatch are multiples
+of 16, else to rounding, since kernels treat the end of a row in ways that depend on its place.
 
 Semantics are Stable-Baselines3's. What differs: random numbers come from NumPy generators of each
 member, one for actions, one for minibatches and one for noise in updates.
