@@ -45,18 +45,21 @@ def spec(learner="PPO", steps=10_000, env_id=TOY, fitness="training", **config):
 def test_buffers_that_do_not_fit_together_are_refused_before_anything_is_stored(
     workers, sink, monkeypatch
 ):
-    """28 bytes a transition: one of these agents would fit, and three do not."""
+    """28 bytes a transition, with a reservoir more: one of these agents would fit, and three do
+    not.
+    """
     memory = SimpleNamespace(available=10_000_000, total=10**9)
     monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
     config = {"env_id": REACH, "learner": "TD3", "steps": 300_000, "workers": workers}
     for dry in (True, False):
         with pytest.raises(UserError, match=r"for 3 agents side by side.*buffer_size=107142 fits"):
             run(SingleConfig(**config, nb_seeds=3, dry_run=dry), sink)
+    check_at_once(SingleConfig(**config), Outlook("", [spec("TD3", 300_000, REACH)], 1))
+    memory.available = 300_000_000
     settings = {"learner": "TD3", "env_id": REACH, "training_steps": 300_000, "nb_seeds": 3}
     with pytest.raises(UserError, match=r"agents side by side.* fits"):
         evolve(EvolutionConfig(**settings, nb_trials=1, workers=workers), sink)
     assert list(Path.cwd().iterdir()) == []
-    check_at_once(SingleConfig(**config), Outlook("", [spec("TD3", 300_000, REACH)], 1))
 
 
 # -- how much is learned --
