@@ -14,8 +14,8 @@ class Sum:
 
     Attributes:
         about: whatever the test wants to find again; it stays here.
-        fault: what goes wrong: `raise`, `raise odd` (what pickle cannot load), `die` (if the file is
-            not there yet), `die always`, or nothing.
+        fault: what goes wrong: `raise`, `raise odd` (what pickle cannot load), `die` (if the file
+            is not there yet), `die always`, or nothing.
     """
 
     about: object = None

@@ -10,7 +10,6 @@ from typing import Any
 
 from erl.cli import Sink
 from erl.errors import UserError
-from erl.executors.machines import default_workers
 from erl.experiments.campaign import (
     Campaign,
     GivenTrials,
@@ -27,7 +26,7 @@ from erl.experiments.forecast import Outlook, announce, dry_run, learning_starts
 from erl.experiments.single_flags import DEFAULT_LEARNER, SingleConfig
 from erl.experiments.trials import Member
 from erl.files import folder_name
-from erl.learners import canonical_name, cores, published_settings, resolve_engine
+from erl.learners import canonical_name, published_settings, resolve_engine
 from erl.lifetimes.living import Cohort, check
 from erl.search.space import learner_settings, make_context
 from erl.studies.catalogue import Evolved, find_evolved
@@ -157,10 +156,7 @@ def run(flags: SingleConfig, sink: Sink) -> int:
     stored = stored_config(flags.storage, name)
     if isinstance(stored, SingleStudy) and flags.engine == "auto":
         config = replace(config, engine=stored.engine)
-    first = lifetime(config, indices[0])
-    check(first)
-    if flags.workers is None and flags.cluster is None and (taken := cores(first)) > 1:
-        flags = replace(flags, workers=max(1, default_workers() // taken))
+    check(lifetime(config, indices[0]))
     there = set()
     if stored is not None:
         there = {t.params["seed"] for t in Study(flags.storage, name).trials("COMPLETE")}
@@ -171,7 +167,7 @@ def run(flags: SingleConfig, sink: Sink) -> int:
     sink.line(f"{name} in {shown(flags.storage)}")
     if flags.dry_run:
         return dry_run(flags, outlook, sink, make_executor)
-    campaign = Campaign(flags, name, config, sink)
+    campaign = Campaign(flags, name, config, sink, specs[0])
     study = campaign.study
 
     def plan(params: dict[str, Any]) -> list[LifetimeSpec]:

@@ -68,6 +68,13 @@ class AsynchronousSettings(EvolvedSettings):
     critic_workers: Literal[1] = 1
     critic_job: Count = 1000
 
+    @property
+    def counted_per_step(self) -> int:
+        """See `EvolvedSettings`: with the mean's episodes, taken to be as long as individuals'.
+        Those that serve again may cost nothing.
+        """
+        return 1 + self.mean_evaluations * (self.charge_mean and not self.reuse_mean)
+
 
 @dataclass(frozen=True, kw_only=True)
 class AESRLSettings(AsynchronousSettings):

@@ -501,13 +501,20 @@ class Buffered(Protocol):
         """Where the buffer lies."""
 
 
-def check_memory(s: Buffered, capacities: Sequence[int], observations: int, actions: int) -> None:
+def check_memory(
+    s: Buffered,
+    capacities: Sequence[int],
+    observations: int,
+    actions: int,
+    owners: str | None = None,
+) -> None:
     """Raise a UserError if the replay buffers of members do not fit into the memory that is free.
 
     Args:
         s: settings that the members have in common.
         capacities: transitions of each member at most.
         observations, actions: their lengths.
+        owners: whose buffers they are, in words; by default agents'.
     """
     each, device = ReplayBuffer.bytes_each(observations, actions), s.resolved_device()
     if device.type == "cuda":
@@ -519,5 +526,6 @@ def check_memory(s: Buffered, capacities: Sequence[int], observations: int, acti
         agents = "an agent" if len(capacities) == 1 else f"{len(capacities)} agents side by side"
         raise UserError(
             f"{s.learner}'s replay buffers take {sum(capacities) * each / 1e9:,.1f} GB for "
-            f"{agents}, and {free / 1e9:,.1f} GB of memory are free: buffer_size={fits} fits"
+            f"{owners or agents}, and {free / 1e9:,.1f} GB of memory are free: "
+            f"buffer_size={fits} fits"
         )
