@@ -3,7 +3,7 @@ like any test.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,16 @@ def study_config(flags: SingleConfig, sink: Sink, entry: Evolved | None = None) 
     settings, env_kwargs = read_settings(
         flags.learner_config, flags.env_kwargs, [flags.env_id], sink.line, learner
     )
-    settings = settings | further_settings(flags)
+    further = further_settings(flags, learner, sink.line)
+    if "mean_update" in further and "mean_update_param" in settings.keys() - further.keys():
+        r, before = settings["mean_update_param"], settings.get("mean_update", "baseline-relative")
+        if further["mean_update"] != before:
+            sink.line(
+                f"{flags.learner_config}: mean_update_param {r} is kept for "
+                f"{further['mean_update']}, though the file has it for {before}; in AES-RL's paper "
+                f"it is negative for baseline-absolute, and positive for the others"
+            )
+    settings = settings | further
     context = None
     if flags.context is not None:
         own = OwnContext(flags.context, parse_settings(flags.context_set, "--context_set"))
@@ -124,8 +133,15 @@ def study_config(flags: SingleConfig, sink: Sink, entry: Evolved | None = None) 
     )
 
 
-def further_settings(flags: SingleConfig) -> dict[str, Any]:
+def further_settings(
+    flags: SingleConfig, learner: str, note: Callable[[str], None]
+) -> dict[str, Any]:
     """Settings from `--set` and from flags of their own.
+
+    Args:
+        flags: of the command.
+        learner: whom they are for.
+        note: is given a line where flags do not apply to it.
 
     Raises:
         UserError: one is given by both.
@@ -133,6 +149,11 @@ def further_settings(flags: SingleConfig) -> dict[str, Any]:
     by_set, by_flag = parse_settings(flags.set), flags.settings()
     for name in by_flag.keys() & by_set.keys():
         raise UserError(f"{name} is given by --set and by --{name}")
+    if learner == "TD3" and by_flag.pop("ray_address", None) is not None:
+        # The commands of AES-RL's published code have them for every algorithm.
+        if flags.actor_executor is None:
+            del by_flag["actor_executor"]
+        note("--ray_address does not apply to TD3, which has no workers, and is left out")
     return by_set | by_flag
 
 

@@ -163,8 +163,9 @@ def test_an_evolution_counts_the_cores_that_a_lifetime_keeps_busy(monkeypatch, t
     settings = {"learning_starts": 100, "mean_update_param": 3, "actor_workers": 5}
     for executor, workers in (("lockstep", 12), ("processes", 2)):
         file.write_text(json.dumps({**settings, "actor_executor": executor}))
-        flags = small(env_id=REACH, learner="AES-RL", learner_config=str(file), dry_run=True)
-        assert evolve(replace(flags, training_steps=1000, workers=None), sink) == 0
+        flags = small(learner="AES-RL", learner_config=str(file), dry_run=True)
+        flags = replace(flags, env_id=REACH, training_steps=1000, workers=None)
+        assert evolve(flags, sink) == 0
         assert any(line.endswith(f", {workers} workers") for line in sink.lines[-3:])
 
 
