@@ -1,5 +1,5 @@
-"""AES-RL and its kin: what updates cost, actors in one batch, batched CEM-RL, workers that are busy,
-and two cores.
+"""AES-RL and its kin: what updates cost, actors in one batch, batched CEM-RL, workers that are
+busy, and two cores.
 
     python benchmarks/aes_rl.py costs
     python benchmarks/aes_rl.py actors [--batches 256,100] [--precisions fp32,bf16] [--rounds 5]
@@ -8,9 +8,9 @@ and two cores.
     python benchmarks/aes_rl.py cores [--steps 30000] [--rounds 3]
 
 `costs`, `actors` and `batched` measure one process on one core, in turns; only ratios within a
-round are compared. `utilisation` plays environments that do nothing but sleep, in worker processes: two cores
-suffice. `cores` compares one actor and one critic worker in processes of their own with the same on
-the virtual clock. Learning is compared by `benchmarks/learning_curves.py`.
+round are compared. `utilisation` plays environments that do nothing but sleep, in worker processes:
+two cores suffice. `cores` compares one actor and one critic worker in processes of their own with
+the same on the virtual clock. Learning is compared by `benchmarks/learning_curves.py`.
 """
 
 import argparse

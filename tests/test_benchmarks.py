@@ -43,7 +43,8 @@ def test_batched_cem_rl_is_measured_beside_cem_rl(monkeypatch, capsys):
     aes_rl.batched(flags)
     title, *_, turn, batched = capsys.readouterr().out.splitlines()
     assert title.endswith("[8,8], one core, 1 rounds")
-    assert turn.startswith("| in turn | ") and turn.endswith("| 1.00 [1.00, 1.00] |")
+    assert turn.startswith("| in turn | ")
+    assert turn.endswith("| 1.00 [1.00, 1.00] |")
     assert batched.startswith("| batched | ")
 
 
