@@ -1,14 +1,16 @@
-"""AES-RL and its kin: what updates cost, actors in one batch, workers that are busy, and two cores.
+"""AES-RL and its kin: what updates cost, actors in one batch, batched CEM-RL, workers that are
+busy, and two cores.
 
     python benchmarks/aes_rl.py costs
     python benchmarks/aes_rl.py actors [--batches 256,100] [--precisions fp32,bf16] [--rounds 5]
-    python benchmarks/aes_rl.py utilisation [--workers 1,2,5,10,20,50] [--episodes 1000]
+    python benchmarks/aes_rl.py batched [--steps 20000] [--rounds 3]
+    python benchmarks/aes_rl.py utilisation [--workers 1,2,5,10,20,50] [--individuals 1000]
     python benchmarks/aes_rl.py cores [--steps 30000] [--rounds 3]
 
-`costs` and `actors` measure one process on one core, in turns; only ratios within a round are
-compared. `utilisation` plays environments that do nothing but sleep, in worker processes: two cores
-suffice. `cores` compares one actor and one critic worker in processes of their own with the same on
-the virtual clock. Learning is compared by `benchmarks/learning_curves.py`.
+`costs`, `actors` and `batched` measure one process on one core, in turns; only ratios within a
+round are compared. `utilisation` plays environments that do nothing but sleep, in worker processes:
+two cores suffice. `cores` compares one actor and one critic worker in processes of their own with
+the same on the virtual clock. Learning is compared by `benchmarks/learning_curves.py`.
 """
 
 import argparse
@@ -185,6 +187,23 @@ def measure_limit(batch: int) -> float:
         return sum(best(*shape) for shape in forward + by_inputs + by_weights)
 
 
+def measure_batched(env_id: str, steps: int, hidden: tuple[int, ...], batched: bool) -> float:
+    """Seconds of a step of CEM-RL, in whole generations that learn."""
+    settings: dict[str, Any] = {"hidden": hidden, "learning_starts": 1, "batched": batched}
+    work = at_work("CEM-RL", env_id, 10**8, **settings)
+    try:
+        while work.generations < 2:  # one at random, and one that learns: all is imported
+            work.iterate()
+        first, start = work.ledger.steps, time.process_time()
+        while work.ledger.steps < first + steps:
+            begun = work.generations
+            while work.generations == begun:
+                work.iterate()
+        return (time.process_time() - start) / (work.ledger.steps - first)
+    finally:
+        work.close()
+
+
 def child(what: str, *arguments: str) -> float:
     """A measurement in a process of its own, on one core."""
     command = [sys.executable, __file__, "--child", what, *arguments]
@@ -206,6 +225,9 @@ CHILDREN: dict[str, Callable[..., float]] = {
     "critics": lambda batch, precision: measure_critics(int(batch), precision),
     "sb3": lambda batch: measure_sb3(int(batch)),
     "limit": lambda batch: measure_limit(int(batch)),
+    "batched": lambda env_id, steps, hidden, batched: measure_batched(
+        env_id, int(steps), tuple(map(int, hidden.split(","))), batched == "batched"
+    ),
 }
 
 
@@ -252,11 +274,30 @@ def actors(arguments: argparse.Namespace) -> None:
             )
 
 
+def batched(arguments: argparse.Namespace) -> None:
+    """Steps a second of CEM-RL, and of CEM-RL whose individuals learn side by side."""
+    found: dict[str, list[float]] = {"in turn": [], "batched": []}
+    for _ in range(arguments.rounds):
+        for kind, seconds in found.items():
+            words = (arguments.env_id, str(arguments.steps), arguments.hidden, kind)
+            seconds.append(child("batched", *words))
+    print(f"CEM-RL, {arguments.env_id}, [{arguments.hidden}], one core, {arguments.rounds} rounds")
+    print("| | steps/s | x in turn |\n|---|---|---|")
+    for kind, seconds in found.items():
+        ratios = sorted(b / a for a, b in zip(seconds, found["in turn"]))
+        print(
+            f"| {kind} | {1 / median(seconds):,.1f} | {median(ratios):.2f} "
+            f"[{ratios[0]:.2f}, {ratios[-1]:.2f}] |"
+        )
+
+
 # -- workers --
 
 
-def sleeping(learner: str, workers: int, episodes: int) -> tuple[float, float]:
-    """Share of time in which workers sleep in episodes, and seconds for so many of them."""
+def sleeping(learner: str, workers: int, individuals: int) -> tuple[float, float, int]:
+    """Share of time in which workers sleep in episodes, seconds until so many individuals are told,
+    and all episodes that were played meanwhile, the mean's among them.
+    """
     settings: dict[str, Any] = {
         "hidden": [8],
         "learning_starts": 0,
@@ -284,28 +325,29 @@ def sleeping(learner: str, workers: int, episodes: int) -> tuple[float, float]:
         while work.told < 2 * workers:  # all have imported what they need
             work.iterate()
         work.workers._next_job = note
-        start = time.perf_counter()
-        while played < episodes:
+        start, first = time.perf_counter(), work.told
+        while work.told < first + individuals:
             work.iterate()
         seconds = time.perf_counter() - start
     finally:
         work.close()
-    return slept / (seconds * workers), seconds
+    return slept / (seconds * workers), seconds, played
 
 
 def utilisation(arguments: argparse.Namespace) -> None:
     """How busy actor workers are."""
-    n, mean = arguments.episodes, 5.5 * Sleeping.unit
+    n, mean = arguments.individuals, 5.5 * Sleeping.unit
     print(f"episodes of {Sleeping.unit:.3f} to {10 * Sleeping.unit:.3f} s, {mean:g} s on average")
     print(
-        f"| workers | learner | busy | seconds for {n:,} episodes | ideal |\n|---|---|---|---|---|"
+        f"| workers | learner | busy | seconds for {n:,} individuals | episodes | ideal seconds |"
     )
+    print("|---|---|---|---|---|---|")
     for workers in map(int, arguments.workers.split(",")):
         for learner in ("AES-RL", "P-CEM-RL"):
-            busy, seconds = sleeping(learner, workers, n)
+            busy, seconds, episodes = sleeping(learner, workers, n)
             print(
-                f"| {workers} | {learner} | {100 * busy:.1f} % | {seconds:,.1f} | "
-                f"{n * mean / workers:,.1f} |",
+                f"| {workers} | {learner} | {100 * busy:.1f} % | {seconds:,.1f} | {episodes:,} | "
+                f"{episodes * mean / workers:,.1f} |",
                 flush=True,
             )
 
@@ -395,9 +437,15 @@ def main() -> None:
     part.add_argument("--precisions", default="fp32,bf16")
     part.add_argument("--rounds", type=int, default=5)
     part.set_defaults(do=actors)
+    part = parts.add_parser("batched")
+    part.add_argument("--env_id", default=ENV_ID)
+    part.add_argument("--hidden", default=",".join(map(str, HIDDEN)))
+    part.add_argument("--steps", type=int, default=20_000)
+    part.add_argument("--rounds", type=int, default=3)
+    part.set_defaults(do=batched)
     part = parts.add_parser("utilisation")
     part.add_argument("--workers", default="1,2,5,10,20,50")
-    part.add_argument("--episodes", type=int, default=1000)
+    part.add_argument("--individuals", type=int, default=1000)
     part.set_defaults(do=utilisation)
     part = parts.add_parser("cores")
     part.add_argument("--steps", type=int, default=30_000)

@@ -14,8 +14,8 @@ class Sum:
 
     Attributes:
         about: whatever the test wants to find again; it stays here.
-        fault: what goes wrong: `raise`, `die` (if the file is not there yet), `die always`, or
-            nothing.
+        fault: what goes wrong: `raise`, `raise odd` (what pickle cannot load), `die` (if the file
+            is not there yet), `die always`, or nothing.
     """
 
     about: object = None
@@ -27,6 +27,13 @@ class Sum:
 
     def shipped(self):
         return replace(self, about=None)
+
+
+class Odd(Exception):
+    """Pickle can write it, but not load it."""
+
+    def __init__(self, what, how):
+        super().__init__(f"{what} {how}")
 
 
 class CountingBench:
@@ -42,6 +49,8 @@ class CountingBench:
         data = job.data
         if data.fault == "raise":
             raise ValueError("the job failed")
+        if data.fault == "raise odd":
+            raise Odd("the job", "failed oddly")
         if data.fault == "die always" or (data.fault == "die" and not os.path.exists(data.file)):
             if data.file:
                 with open(data.file, "w", encoding="utf-8"):
@@ -61,3 +70,17 @@ class CountingBench:
 
     def close(self):
         pass
+
+
+class BrokenBench(CountingBench):
+    """It cannot be made."""
+
+    def __init__(self, count):
+        raise ValueError("the simulator has no licence")
+
+
+class ForgetfulBench(CountingBench):
+    """It does not take what others shared before."""
+
+    def receive(self, item):
+        raise ValueError("the item does not fit")

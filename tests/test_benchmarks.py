@@ -31,6 +31,21 @@ def load(name):
 
 sizes, traces, bias, evidence = map(load, ("sizes", "traces", "bias", "evidence"))
 curves = load("learning_curves")
+aes_rl = load("aes_rl")
+
+
+# -- AES-RL and its kin --
+
+
+def test_batched_cem_rl_is_measured_beside_cem_rl(monkeypatch, capsys):
+    monkeypatch.setattr(aes_rl, "child", lambda what, *words: aes_rl.CHILDREN[what](*words))
+    flags = Namespace(env_id="toy_environments:Reach-v0", hidden="8,8", steps=100, rounds=1)
+    aes_rl.batched(flags)
+    title, *_, turn, batched = capsys.readouterr().out.splitlines()
+    assert title.endswith("[8,8], one core, 1 rounds")
+    assert turn.startswith("| in turn | ")
+    assert turn.endswith("| 1.00 [1.00, 1.00] |")
+    assert batched.startswith("| batched | ")
 
 
 # -- sizes --

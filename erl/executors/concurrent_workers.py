@@ -68,8 +68,8 @@ class Host(Protocol):
         """Give all workers an item."""
 
     def wait(self, seconds: float) -> list[tuple[int, Any]]:
-        """Results of jobs that have ended meanwhile, by worker; an exception where one failed, a
-        `WorkerLost` where a worker died.
+        """Results of jobs that have ended meanwhile, by worker; an exception where a job failed or
+        a worker could not begin, a `WorkerLost` where a worker died, with a job or without one.
         """
 
     def close(self) -> None:
@@ -161,7 +161,7 @@ class ConcurrentWorkers:
 
         Raises:
             WorkerLost: the workers of one job died too often.
-            Exception: what a job raised.
+            Exception: what a job raised, or the making of a bench.
         """
         for worker, job in enumerate(self._jobs):
             if job is None:
@@ -172,12 +172,12 @@ class ConcurrentWorkers:
             return False
         for worker, result in self._host.wait(self._every):
             ended = self._jobs[worker]
-            assert ended is not None
             if isinstance(result, WorkerLost):
-                self._ask_again(worker, ended, result)
+                self._lose(worker, ended, result)
             elif isinstance(result, BaseException):
                 raise result
             else:
+                assert ended is not None
                 self.busy[worker] += time.monotonic() - self._since[worker]
                 self._retries[worker] = 0
                 ended.data.result = result
@@ -198,10 +198,15 @@ class ConcurrentWorkers:
         self._since[worker] = time.monotonic()
         self._host.submit(worker, replace(job, data=job.data.shipped()))
 
-    def _ask_again(self, worker: int, job: Job, loss: WorkerLost) -> None:
+    def _lose(self, worker: int, job: Job | None, loss: WorkerLost) -> None:
+        """A worker died: ask its job again, of another one that begins now. Where it had none, the
+        other one begins with the next job.
+        """
         self.lost += 1
-        self._retries[worker] += 1
         self._started.discard(worker)
+        if job is None:
+            return
+        self._retries[worker] += 1
         if self._retries[worker] > self._max_retries:
             raise WorkerLost(
                 f"the worker of one job died {self._retries[worker]} times ({loss})"

@@ -233,31 +233,54 @@ def _end_with(forker: int) -> None:
     os._exit(1)
 
 
+def _portable(error: Exception) -> Exception:
+    """An exception that the parent can read: itself, or else its text."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever its class does
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
 def _serve(handle: int, folder: Path) -> None:
     """Do jobs until the parent has no more."""
     connection = Connection(handle)
-    path = Path(connection.recv())
-    worker, n, make, backlog = _read(path)
-    path.unlink()
+    begin = Path(connection.recv())
     connection.send(os.getpid())
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    cells = np.memmap(folder / "cells", np.int64, "r+", shape=(2, n))
+    answers = 0
 
-    def count(units: int) -> int:
-        cells[0, worker] += units
-        return int(cells[0].sum())
+    def answer(result: Any) -> None:
+        nonlocal answers
+        answers += 1
+        if isinstance(result, Exception):
+            result = _portable(result)
+        name = _write(folder / f"result-{os.getpid()}-{answers}", result)
+        with suppress(OSError):  # the parent is gone, as it will find out at once
+            connection.send(name)
 
-    def drain() -> list[Any]:
-        items = []
-        while (item := folder / "items" / str(int(cells[1, worker]))).exists():
-            items.append(_read(item))
-            cells[1, worker] += 1
-        return items
+    try:
+        worker, n, make, backlog = _read(begin)
+        begin.unlink()
+        cells = np.memmap(folder / "cells", np.int64, "r+", shape=(2, n))
 
-    bench = make(count)
-    for item in backlog:
-        bench.receive(item)
-    results = 0
+        def count(units: int) -> int:
+            cells[0, worker] += units
+            return int(cells[0].sum())
+
+        def drain() -> list[Any]:
+            items = []
+            while (item := folder / "items" / str(int(cells[1, worker]))).exists():
+                items.append(_read(item))
+                cells[1, worker] += 1
+            return items
+
+        bench = make(count)
+        for item in backlog:
+            bench.receive(item)
+    except Exception as e:  # another worker would fail in the same way
+        answer(e)
+        return
     while True:
         try:
             path = Path(connection.recv())
@@ -270,14 +293,4 @@ def _serve(handle: int, folder: Path) -> None:
             result = work(bench, job, drain)
         except Exception as e:
             result = e
-        results += 1
-        try:
-            name = _write(folder / f"result-{worker}-{results}", result)
-        except (pickle.PicklingError, TypeError, AttributeError):
-            assert isinstance(result, Exception)
-            name = _write(
-                folder / f"result-{worker}-{results}",
-                RuntimeError(f"{type(result).__name__}: {result}"),
-            )
-        with suppress(OSError):  # the parent is gone, as it will find out at once
-            connection.send(name)
+        answer(result)

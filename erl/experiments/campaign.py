@@ -21,7 +21,7 @@ from erl.experiments.flags import AgentFlags, RunFlags, plural
 from erl.experiments.forecast import Pace
 from erl.experiments.trials import MakeCohort, Member, TrialLoop, own_return
 from erl.files import folder_name
-from erl.learners import Outputs
+from erl.learners import Outputs, cores
 from erl.lifetimes.living import Cohort
 from erl.search.pruning import Pruning
 from erl.studies.configuration import StudyConfig
@@ -32,8 +32,12 @@ from erl.studies.trials import Plan, RunningTrial, Score, key_of
 from erl.worlds.specification import LifetimeSpec, commit, to_json, versions
 
 
-def make_executor(flags: RunFlags) -> Executor:
-    """The workers that the flags ask for.
+def make_executor(flags: RunFlags, spec: LifetimeSpec | None = None) -> Executor:
+    """The workers that the flags ask for; by default as many as fit on the cores of this machine.
+
+    Args:
+        flags: where and how.
+        spec: a lifetime that they will live, which may keep several cores busy; None for one.
 
     Raises:
         UserError: there is no such cluster, or it cannot be used.
@@ -46,7 +50,8 @@ def make_executor(flags: RunFlags) -> Executor:
         return RayExecutor(flags.cluster, flags.workers, flags.max_retries, identify)
     from erl.executors.local import LocalExecutor
 
-    return LocalExecutor(flags.workers or default_workers(), flags.max_retries)
+    fitting = max(1, default_workers() // (1 if spec is None else cores(spec)))
+    return LocalExecutor(flags.workers or fitting, flags.max_retries)
 
 
 def identify() -> dict[str, str | None]:
@@ -130,6 +135,7 @@ class Campaign:
         name: of the study.
         config: of the study.
         sink: where lines go.
+        spec: a lifetime of it, see `make_executor`.
         storage: of the study; by default that of the flags.
 
     Raises:
@@ -143,6 +149,7 @@ class Campaign:
         name: str,
         config: StudyConfig,
         sink: Sink,
+        spec: LifetimeSpec,
         storage: str | None = None,
     ) -> None:
         self.name, self.sink = name, sink
@@ -153,7 +160,7 @@ class Campaign:
 
             self._service = connect(flags.track)
         self._logs = f"{flags.logs}/{folder_name(name)}"
-        self.executor = make_executor(flags)
+        self.executor = make_executor(flags, spec)
         self.executor.note = lambda line: sink.line(f"warning: {line}")
         try:
             self.study = Study(storage or flags.storage, name, config)

@@ -322,7 +322,7 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     sink.line(f"{test_name} in {shown(flags.results)}")
     if flags.dry_run:
         return dry_run(flags, outlook, sink, make_executor)
-    campaign = Campaign(flags, test_name, config, sink, flags.results)
+    campaign = Campaign(flags, test_name, config, sink, outlook.specs[0], flags.results)
     study = campaign.study
     space = {"arm": categorical(arms), "seed": integer(0, MAX_SEED)}
     folder = folder_name(test_name)

@@ -272,7 +272,7 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     if flags.dry_run:
         _say_what(name, config, space, flags.storage, sink)
         return dry_run(flags, outlook, sink, make_executor)
-    campaign = Campaign(flags, name, config, sink)
+    campaign = Campaign(flags, name, config, sink, outlook.specs[0])
     study = campaign.study
     popsize = config.popsize or generation_size(config.sampler, space)
     sampler = make_sampler(

@@ -90,7 +90,8 @@ def live_finals(
         False if it was interrupted. What has ended is stored.
     """
     name = finals_name(evolution.storage, evolution.name_now())
-    campaign = Campaign(flags, name, FinalsStudy(config), sink)
+    first = lives_of(finalists[0].params, 0)[0]
+    campaign = Campaign(flags, name, FinalsStudy(config), sink, first)
     study = campaign.study
     link_finals(study, evolution)
     known = _known(study, evolution, config, finalists)

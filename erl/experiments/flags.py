@@ -94,7 +94,9 @@ class RunFlags:
         True, "attach curve and model of each trial to it, in a folder beside the database"
     )
     published_code: bool = option(
-        False, "behave like ER-MRL's published code: no action in the reservoir, seeds 0, 1, 2, …"
+        False,
+        "behave like the published code: of ER-MRL, no action in the reservoir, seeds 0, 1, 2, …; "
+        "of AES-RL and its kin, the settings in which it differs",
     )
 
     def __post_init__(self) -> None:
@@ -278,10 +280,11 @@ def read_settings(
     for line in dict.fromkeys(line for file in files for line in file.notes):
         note(line)
     settings = files[0].settings
-    if "algorithm" in settings and learner in AES_RL_FILES:
+    mine = learner in AES_RL_FILES
+    if settings.get("algorithm") in AES_RL_FILES or (mine and "algorithm" in settings):
         from erl.learners.core.aes_rl_files import adopt
 
-        settings, notes = adopt(learner, settings, setting_names(learner))
+        settings, notes = adopt(learner, settings, setting_names(learner) if mine else ())
         for line in notes:
             note(f"{path}: {line}")
     arguments = [Arguments(file.env_kwargs) for file in files]

@@ -5,7 +5,7 @@ should be known before.
 import inspect
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -80,10 +80,13 @@ def announce(outlook: Outlook, executor: Executor, sink: Sink, measure: bool = F
 
 
 def dry_run(
-    flags: RunFlags, outlook: Outlook, sink: Sink, make: Callable[[RunFlags], Executor]
+    flags: RunFlags,
+    outlook: Outlook,
+    sink: Sink,
+    make: Callable[[RunFlags, LifetimeSpec], Executor],
 ) -> int:
     """What `--dry_run` does: announce, with the workers that `make` gives, and store nothing."""
-    executor = make(flags)
+    executor = make(flags, outlook.specs[0])
     try:
         announce(outlook, executor, sink, measure=True)
     finally:
@@ -117,16 +120,15 @@ def setting(spec: LifetimeSpec, name: str) -> Any:
 
         found = inspect.signature(algorithms()[learner].__init__).parameters.get(name)
         return None if found is None else found.default
-    return _own_defaults(OWN[learner].module, spec).get(name) if learner in OWN else None
+    return getattr(_own_settings(learner, spec), name, None) if learner in OWN else None
 
 
-def _own_defaults(module: str, spec: LifetimeSpec) -> Mapping[str, Any]:
-    """Settings of a learner of this project; none where they cannot be found."""
-    for kind in vars(import_module(module)).values():
-        own = isinstance(kind, type) and issubclass(kind, Settings)
-        if own and kind.learner != Settings.learner:
-            return vars(kind.from_learner_config(spec.learner.config, spec.task.env_id))
-    return {}
+def _own_settings(learner: str, spec: LifetimeSpec) -> Settings | None:
+    """Settings of a learner of this project; None where they cannot be found."""
+    for kind in vars(import_module(OWN[learner].module)).values():
+        if isinstance(kind, type) and issubclass(kind, Settings) and kind.learner == learner:
+            return kind.from_learner_config(spec.learner.config, spec.task.env_id)
+    return None
 
 
 def rollout_of(spec: LifetimeSpec) -> int | None:
@@ -144,9 +146,10 @@ def steps_of(spec: LifetimeSpec) -> int:
 
 
 def learning_starts(spec: LifetimeSpec) -> int:
-    """Steps of a lifetime before its learner learns."""
+    """Counted steps of a lifetime before its learner learns."""
     found = [setting(spec, name) for name in ("learning_starts", "init_steps")]
-    return max([int(n) for n in found if isinstance(n, int)], default=0)
+    cost = setting(spec, "counted_per_step") or 1
+    return cost * max([int(n) for n in found if isinstance(n, int)], default=0)
 
 
 def updates_of(spec: LifetimeSpec) -> int | None:

@@ -3,14 +3,13 @@ like any test.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from erl.cli import Sink
 from erl.errors import UserError
-from erl.executors.machines import default_workers
 from erl.experiments.campaign import (
     Campaign,
     GivenTrials,
@@ -34,7 +33,7 @@ from erl.experiments.forecast import (
 from erl.experiments.single_flags import DEFAULT_LEARNER, SingleConfig
 from erl.experiments.trials import Member
 from erl.files import folder_name
-from erl.learners import canonical_name, cores, published_settings, resolve_engine
+from erl.learners import canonical_name, published_settings, resolve_engine
 from erl.lifetimes.living import Cohort, check
 from erl.search.space import learner_settings, make_context
 from erl.studies.catalogue import Evolved, find_evolved
@@ -99,7 +98,16 @@ def study_config(flags: SingleConfig, sink: Sink, entry: Evolved | None = None) 
     settings, env_kwargs = read_settings(
         flags.learner_config, flags.env_kwargs, [flags.env_id], sink.line, learner
     )
-    settings = settings | further_settings(flags)
+    further = further_settings(flags, learner, sink.line)
+    if "mean_update" in further and "mean_update_param" in settings.keys() - further.keys():
+        r, before = settings["mean_update_param"], settings.get("mean_update", "baseline-relative")
+        if further["mean_update"] != before:
+            sink.line(
+                f"{flags.learner_config}: mean_update_param {r} is kept for "
+                f"{further['mean_update']}, though the file has it for {before}; in AES-RL's paper "
+                f"it is negative for baseline-absolute, and positive for the others"
+            )
+    settings = settings | further
     context = None
     if flags.context is not None:
         own = OwnContext(flags.context, parse_settings(flags.context_set, "--context_set"))
@@ -132,8 +140,15 @@ def study_config(flags: SingleConfig, sink: Sink, entry: Evolved | None = None) 
     )
 
 
-def further_settings(flags: SingleConfig) -> dict[str, Any]:
+def further_settings(
+    flags: SingleConfig, learner: str, note: Callable[[str], None]
+) -> dict[str, Any]:
     """Settings from `--set` and from flags of their own.
+
+    Args:
+        flags: of the command.
+        learner: whom they are for.
+        note: is given a line where flags do not apply to it.
 
     Raises:
         UserError: one is given by both.
@@ -141,6 +156,11 @@ def further_settings(flags: SingleConfig) -> dict[str, Any]:
     by_set, by_flag = parse_settings(flags.set), flags.settings()
     for name in by_flag.keys() & by_set.keys():
         raise UserError(f"{name} is given by --set and by --{name}")
+    if learner == "TD3" and by_flag.pop("ray_address", None) is not None:
+        # The commands of AES-RL's published code have them for every algorithm.
+        if flags.actor_executor is None:
+            del by_flag["actor_executor"]
+        note("--ray_address does not apply to TD3, which has no workers, and is left out")
     return by_set | by_flag
 
 
@@ -164,10 +184,7 @@ def run(flags: SingleConfig, sink: Sink) -> int:
     stored = stored_config(flags.storage, name)
     if isinstance(stored, SingleStudy) and flags.engine == "auto":
         config = replace(config, engine=stored.engine)
-    first = lifetime(config, indices[0])
-    check(first)
-    if flags.workers is None and flags.cluster is None and (taken := cores(first)) > 1:
-        flags = replace(flags, workers=max(1, default_workers() // taken))
+    check(lifetime(config, indices[0]))
     there = set()
     if stored is not None:
         there = {t.params["seed"] for t in Study(flags.storage, name).trials("COMPLETE")}
@@ -179,7 +196,7 @@ def run(flags: SingleConfig, sink: Sink) -> int:
     sink.line(f"{name} in {shown(flags.storage)}")
     if flags.dry_run:
         return dry_run(flags, outlook, sink, make_executor)
-    campaign = Campaign(flags, name, config, sink)
+    campaign = Campaign(flags, name, config, sink, specs[0])
     study = campaign.study
 
     def plan(params: dict[str, Any]) -> list[LifetimeSpec]:

@@ -32,8 +32,8 @@ SETTINGS = (
     "fixed_var_n",
     "rl_ratio",
     "mean_evaluations",
-    "actor_executor",
     "ray_address",
+    "actor_executor",
 )
 
 

@@ -11,8 +11,8 @@ worker trains the critics without pause, as long as they had fewer updates than 
 Differences from the published code:
 
 - The episodes of the mean drive the update, and are charged to the budget (`charge_mean`).
-- ACEM-RL and its like do not look at the score of the mean: by default the mean plays no episode
-  there.
+- ACEM-RL does not look at the score of the mean: by default the mean plays no episode there. So the
+  critics have less time for each individual.
 - The success history of (1+1)-ES has the last ten results; there it ends with the first ten.
 - `rl_ratio` 0 and 1 are what they say; there the control of the share begins at a half.
 - Settings of the distributions: see `populations.aes`, `populations.cem` and
@@ -67,6 +67,13 @@ class AsynchronousSettings(EvolvedSettings):
     reuse_mean: bool = False
     critic_workers: Literal[1] = 1
     critic_job: Count = 1000
+
+    @property
+    def counted_per_step(self) -> int:
+        """See `EvolvedSettings`: with the mean's episodes, taken to be as long as individuals'.
+        Those that serve again may cost nothing.
+        """
+        return 1 + self.mean_evaluations * (self.charge_mean and not self.reuse_mean)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +133,15 @@ class ACEMRLSettings(AsynchronousSettings):
     Attributes:
         population_size: results that an update looks at.
         damp, damp_limit, damp_tau: of the variance, see `populations.cem.ACEM`.
-        mean_evaluations: of no influence on what is learned.
+        mean_evaluations: the distribution is not told their score. But they take time, in which the
+            critics go on.
     """
 
     learner: ClassVar[str] = "ACEM-RL"
+    published: ClassVar[dict[str, Any]] = {
+        **AsynchronousSettings.published,
+        "mean_evaluations": 5,
+    }
 
     population_size: Annotated[int, Range(2)] = 10
     damp: NotNegative = 1e-3

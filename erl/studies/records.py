@@ -79,12 +79,22 @@ def generations(storage: str, name: str) -> pd.DataFrame:
 
     Returns:
         Columns: `trial`, `lifetime`, the trial's parameters, `env_id`, `learner`, `generation`,
-            `steps` (taken when it ended), and what the learner noted, None where it did not.
-            ERL-Re²: `whole` (1 if
-        judged by whole episodes), `fitness` and `surrogate` (lists, of every head), `champion`
-        (place of the best), `champion_return` (of the champion of the generation before, in whole
-        episodes played after it was chosen), `rl_return`, `rl_head` (place of the RL head's copy)
-        and `rl_fate` (of that copy: elites, selected, discarded). Empty for other learners.
+        `steps` (taken when it ended), and what the learner noted, None where it did not. Empty
+        where no learner has a population.
+
+        ERL-Re²: `whole` (1 if judged by whole episodes), `fitness` and `surrogate` (lists, of every
+        head), `champion` (place of the best), `champion_return` (of the champion of the generation
+        before, in whole episodes played after it was chosen), `rl_return`, `rl_head` (place of the
+        RL head's copy) and `rl_fate` (of that copy: elites, selected, discarded).
+
+        AES-RL, ACEM-RL and (1+1)-ES, for each individual: `individual` (its number), `kind` (RL or
+        ES), `fitness` (a list of one), `mean_return` (score of the mean), `p` (how far the mean
+        went to it), `age` (results told since it was asked). CEM-RL and P-CEM-RL: `fitness` and
+        `kind` of each individual of a generation (lists). All five: `uncounted_steps` (of
+        individuals alone), `individuals` (told so far), `var` (mean variance of the weights),
+        `rl_share` (share of RL individuals).
+
+        DERL: what its iterations noted.
     """
     return generation_rows(decoded(Study(storage, name).trials()))
 

@@ -35,12 +35,12 @@ from erl.studies.notes import study_note, trial_note, write_note
 from erl.studies.retries import MOMENT_SECONDS, OUTAGE_SECONDS
 from erl.studies.storage import StorageError, open_storage, refused, shown, study_names
 from erl.studies.trials import (
-    RECORD,
     Plan,
     RunningTrial,
     attribute,
     key_of,
     lifetime_records,
+    record_attributes,
     stored_records,
 )
 from erl.worlds.specification import commit, to_json, versions
@@ -414,7 +414,11 @@ class Study:
             user_attrs=attrs,
             system_attrs={
                 "owner": self.lease.owner,
-                **{f"{RECORD}{i}": record for i, record in records.items()},
+                **{
+                    key: value
+                    for index, record in records.items()
+                    for key, value in record_attributes(index, record).items()
+                },
             },
         )
         trial_id = self.storage.create_new_trial(self._id, template_trial=template)
@@ -448,7 +452,8 @@ class Study:
         """Store a lifetime's record."""
         with suppress(UpdateFinishedTrialError):
             self._records.setdefault(trial_id, {})[index] = record
-            self.storage.set_trial_system_attr(trial_id, f"{RECORD}{index}", to_json(record))
+            for key, value in record_attributes(index, to_json(record)).items():
+                self.storage.set_trial_system_attr(trial_id, key, value)
 
     def store_comparison(self, trial_id: int, comparison: Comparison) -> None:
         """Store what a compared trial has reached, and that it is pruned.

@@ -16,6 +16,10 @@ from erl.worlds.specification import LifetimeSpec, from_json
 Plan = Callable[[dict[str, Any]], list[LifetimeSpec]]
 # Attribute of a trial with the record of its lifetime of this number.
 RECORD = "lifetime:"
+# Attribute with a column of the table of generations in that record, where it is a long one.
+COLUMN = "kept:"
+# Characters of a record that is stored as one attribute: MySQL's have 65,535 bytes.
+LONGEST = 40_000
 # What a lifetime's return contributes to its trial's fitness, their mean.
 Score = Callable[[LifetimeSpec, float], float]
 
@@ -90,7 +94,32 @@ def why_failed(trial: FrozenTrial) -> str | None:
 def stored_records(trial: FrozenTrial) -> dict[int, Any]:
     """The records that a trial holds as they are stored, by the index of the lifetime."""
     attrs = trial.user_attrs | trial.system_attrs
-    return {int(k.removeprefix(RECORD)): v for k, v in attrs.items() if k.startswith(RECORD)}
+    found = {int(k.removeprefix(RECORD)): v for k, v in attrs.items() if k.startswith(RECORD)}
+    for index, record in found.items():
+        inner = record.get("inner") or {}
+        if isinstance(names := inner.get("kept"), list):
+            kept = {name: attrs[f"{COLUMN}{index}:{name}"] for name in names}
+            found[index] = {**record, "inner": {**inner, "kept": kept}}
+    return found
+
+
+def record_attributes(index: int, record: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of a trial that hold a record, in the order in which they are to be written.
+
+    A long table of generations has an attribute for each column, and the record has their names.
+
+    Args:
+        index: of the lifetime.
+        record: as `stored_records` gives it.
+    """
+    inner = record.get("inner") or {}
+    kept = inner.get("kept")
+    if not kept or len(json.dumps(record)) <= LONGEST:
+        return {f"{RECORD}{index}": record}
+    return {
+        **{f"{COLUMN}{index}:{name}": values for name, values in kept.items()},
+        f"{RECORD}{index}": {**record, "inner": {**inner, "kept": list(kept)}},
+    }
 
 
 def lifetime_records(trial: FrozenTrial) -> dict[int, LifetimeRecord]:

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from erl.experiments.campaign import make_executor
 from erl.experiments.comparison import ComparisonConfig
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.studies.study import Study
+from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
+from erl.worlds.tasks import Task
 
 
 @pytest.mark.parametrize(
@@ -66,6 +69,20 @@ def test_without_a_cluster_lifetimes_run_in_processes_here():
     assert isinstance(executor, LocalExecutor)
     assert executor.workers == default_workers()
     assert make_executor(EvolutionConfig(workers=3)).workers == 3
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(12, 2), (13, 2), (5, 1)])
+def test_as_many_lifetimes_as_fit_with_all_that_they_keep_busy(monkeypatch, cores, workers):
+    """Five workers for actors and one for critics, in processes: six cores each."""
+    monkeypatch.setattr("erl.experiments.campaign.default_workers", lambda: cores)
+    inside = {"actor_executor": "processes", "actor_workers": 5}
+    learner = LearnerSpec("AES-RL", inside)
+    task = Task("toy_environments:Reach-v0")
+    spec = LifetimeSpec(task, learner, 10**6, Seeds.derive(0, "single", 0))
+    assert make_executor(EvolutionConfig(), spec).workers == workers
+    assert make_executor(EvolutionConfig(workers=3), spec).workers == 3
+    alone = replace(spec, learner=LearnerSpec("AES-RL"))
+    assert make_executor(EvolutionConfig(), alone).workers == cores
 
 
 def free_port():

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from counting_bench import CountingBench, Sum
+from counting_bench import BrokenBench, CountingBench, ForgetfulBench, Sum
 
 from erl.executors.concurrent_workers import ConcurrentWorkers
 from erl.executors.jobs import WorkerLost
@@ -23,8 +23,8 @@ def hosts():
     """Makes hosts of two workers, and closes them."""
     made = []
 
-    def make():
-        made.append(ProcessHost(2, CountingBench))
+    def make(bench=CountingBench):
+        made.append(ProcessHost(2, bench))
         return made[-1]
 
     yield make
@@ -94,6 +94,53 @@ def test_a_worker_that_dies_is_replaced_and_its_job_is_asked_again(hosts, tmp_pa
 def test_what_a_job_raises_is_raised(hosts):
     with pytest.raises(ValueError, match="the job failed"):
         run(hosts(), [Job("sum", Sum("a", fault="raise"), 1)])
+
+
+def test_an_exception_that_cannot_travel_is_told_in_words(hosts):
+    with pytest.raises(RuntimeError, match="Odd: the job failed oddly"):
+        run(hosts(), [Job("sum", Sum("a", fault="raise odd"), 1)])
+
+
+@pytest.mark.parametrize(
+    ("bench", "message"),
+    [(BrokenBench, "has no licence"), (ForgetfulBench, "the item does not fit")],
+)
+def test_why_a_worker_cannot_begin_is_raised_at_once(hosts, bench, message):
+    """It did not die, and another one would fail in the same way."""
+    host = hosts(bench)
+    begun, start = [], host.start
+    host.start = lambda worker, backlog: (begun.append(worker), start(worker, backlog))
+    with pytest.raises(ValueError, match=message):
+        run(host, [Job("sum", Sum("a"), 1)], lambda: [3])
+    assert begun == [0]
+
+
+def test_a_worker_that_dies_without_a_job_is_replaced_when_there_is_one(hosts):
+    host = hosts()
+    jobs, results = [Job("sum", Sum(k), 1) for k in "ab"], {}
+
+    def next_job(worker, ended):
+        if ended is not None:
+            results[ended.data.about] = ended.data.result
+        return jobs.pop(0) if jobs and (worker == 0 or not idle) else None
+
+    idle = False
+    workers = ConcurrentWorkers(2, host, next_job)
+    while len(results) < 2:
+        workers.advance()
+    idle = True
+    jobs += [Job("sum", Sum("long", seconds=0.5), 1)]
+    workers.advance()
+    os.kill(host.pids[1], signal.SIGKILL)
+    while workers.lost == 0:
+        assert workers.advance()
+    idle = False
+    jobs += [Job("sum", Sum(k), 1) for k in "cd"]
+    while workers.advance():
+        pass
+    assert results.keys() == {"a", "b", "long", "c", "d"}
+    assert workers.lost == 1
+    assert workers.counted == 5
 
 
 def test_a_job_whose_workers_die_again_and_again_is_given_up(hosts):

@@ -1,6 +1,8 @@
 """What a command says before it starts, the time that it says is left, and its end at Ctrl-C."""
 
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -97,6 +99,12 @@ def test_steps_before_learning():
     assert learning_starts(spec("SAC", env_id=REACH)) == 100
     assert learning_starts(spec("ERL-Re2", env_id=REACH)) == 10_000
     assert learning_starts(spec("ERL-Re2", env_id=REACH, init_steps=60, learning_starts=70)) == 70
+    # Each in its own settings, and counted with the episodes of the mean.
+    assert learning_starts(spec("CEM-RL", env_id=REACH, batched=True)) == 10_000
+    assert learning_starts(spec("AES-RL", env_id=REACH)) == 60_000
+    assert learning_starts(spec("AES-RL", env_id=REACH, charge_mean=False)) == 10_000
+    assert learning_starts(spec("ACEM-RL", env_id=REACH)) == 10_000
+    assert learning_starts(spec("(1+1)-ES", env_id=REACH, mean_evaluations=2)) == 30_000
 
 
 def test_a_lifetime_of_one_rollout_is_named():
@@ -169,6 +177,19 @@ FLAGS |= {"finalists": 0}
 
 def small(**flags):
     return EvolutionConfig(env_id=TOY, workers=1, **{**FLAGS, **flags})
+
+
+def test_an_evolution_counts_the_cores_that_a_lifetime_keeps_busy(monkeypatch, tmp_path, sink):
+    monkeypatch.setattr("erl.experiments.campaign.default_workers", lambda: 12)
+    monkeypatch.setattr("erl.experiments.forecast.measured_speed", lambda specs, executor: None)
+    file = tmp_path / "settings.json"
+    settings = {"learning_starts": 100, "mean_update_param": 3, "actor_workers": 5}
+    for executor, workers in (("lockstep", 12), ("processes", 2)):
+        file.write_text(json.dumps({**settings, "actor_executor": executor}))
+        flags = small(learner="AES-RL", learner_config=str(file), dry_run=True)
+        flags = replace(flags, env_id=REACH, training_steps=1000, workers=None)
+        assert evolve(flags, sink) == 0
+        assert any(line.endswith(f", {workers} workers") for line in sink.lines[-3:])
 
 
 def test_a_dry_run_stores_nothing(quick, inline, sink):

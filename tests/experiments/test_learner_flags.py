@@ -11,7 +11,7 @@ from stable_baselines3 import TD3
 from erl.cli import parse
 from erl.errors import UserError
 from erl.experiments.single import SingleConfig, run, study_config
-from erl.learners import get_learner
+from erl.learners import get_learner, published_settings
 from erl.learners.core.export import PlainPolicy
 from erl.learners.td3 import TD3Settings
 from erl.lifetimes.models import load_model
@@ -87,11 +87,43 @@ def test_a_published_file(asked, sink):
     settings = asked("--learner AES-RL --env_id Swimmer-v4", SWIMMER)
     kind = get_learner("AES-RL").settings
     mine = kind.from_learner_config(settings, "Swimmer-v4")
-    # All else is the default of Swimmer, but for the discount.
-    assert mine == kind.from_learner_config({"gamma": 0.99}, "Swimmer-v4")
+    # All else is the default of Swimmer, but for the discount and the number of workers.
+    there = {"gamma": 0.99, "actor_workers": 1}
+    assert mine == kind.from_learner_config(there, "Swimmer-v4")
+    assert "published code: discount 0.99, num_actor_worker 1" in str(sink)
     for name in ("env_name (--env_id)", "expl_noise", "max_timestep (--steps)"):
         assert name in str(sink)
     assert "lr" not in str(sink).split("file.json: ")[1].split()[0]
+
+
+def test_what_a_file_does_not_say_is_what_the_published_code_takes(asked):
+    settings = asked("--learner TD3", {"algorithm": "TD3"})
+    assert settings["policy_kwargs"] == {"net_arch": [400, 300]}
+    assert settings["learning_rate"] == 1e-3
+    assert "actor_workers" not in settings
+    settings = asked("--learner AES-RL --env_id Humanoid-v4", {"algorithm": "AES-RL"})
+    assert (settings["hidden"], settings["actor_workers"]) == ([400, 300], 1)
+
+
+def test_ray_flags_of_a_published_command_do_not_apply_to_td3(asked, sink):
+    words = "--learner TD3 --ray_address 10.0.0.1 --ray_port 12345 --redis_password 12345"
+    settings = asked(words, {"algorithm": "TD3", "hidden": [256, 256], "lr": 3e-4})
+    assert not {"ray_address", "actor_executor"} & settings.keys()
+    assert "--ray_address does not apply to TD3" in str(sink)
+    settings = asked(words.replace("TD3", "AES-RL"))
+    assert settings == {"ray_address": "ray:10.0.0.1:12345", "actor_executor": "ray"}
+
+
+def test_a_parameter_of_the_file_for_an_update_of_a_flag_is_named(asked, sink):
+    """For baseline-absolute the paper has the other sign."""
+    words = "--learner AES-RL --aesrl_mean_update baseline-absolute"
+    settings = asked(words, SWIMMER)
+    assert settings["mean_update_param"] == 48
+    assert "mean_update_param 48 is kept for baseline-absolute" in str(sink)
+    before = len(sink.lines)
+    asked(f"{words} --mean_update_param -48", SWIMMER)
+    asked("--learner AES-RL --mean_update baseline-relative", SWIMMER)
+    assert not any("is kept" in line for line in sink.lines[before:])
 
 
 def test_a_flag_wins_over_the_file_also_where_it_is_the_default(asked):
@@ -126,6 +158,10 @@ def test_files_of_the_others(asked, learner, more, expected):
     ("words", "settings", "message"),
     [
         ("--learner AES-RL", {"algorithm": "TD3"}, "are for TD3: add --learner TD3, in place of"),
+        ("", SWIMMER, "are for AES-RL: add --learner AES-RL, in place of ERL-Re2"),
+        ("--learner SAC", SWIMMER, "are for AES-RL: add --learner AES-RL, in place of SAC"),
+        ("--learner A2C", SWIMMER, "are for AES-RL: add --learner AES-RL, in place of A2C"),
+        ("--learner PPO --ray_address ray", None, "PPO has no setting 'ray_address'"),
         ("--learner AES-RL", SWIMMER | {"lrr": 1}, "has no setting 'lrr'; did you mean lr"),
         ("--learner AES-RL", SWIMMER | {"actor_activation": "relu"}, "activation is tanh here"),
         ("--learner AES-RL --rl_ratio 0.1 --set rl_ratio=0.2", None, "by --set and by --rl_ratio"),
@@ -162,6 +198,13 @@ def test_published_code_leaves_the_mean_out_of_the_budget(sink, inline):
     table = generations(config.storage, "toy_environments:Reach-v0_AES-RL_single_0.4k_steps")
     assert (table["steps"] == table["uncounted_steps"]).all()
     assert set(table["kind"]) == {"ES", "RL"}
+
+
+def test_published_settings_of_acem_rl():
+    """There the mean plays its episodes too, outside of the budget."""
+    expected = {"gamma": 0.99, "charge_mean": False, "mean_evaluations": 5}
+    assert published_settings("ACEM-RL") == expected
+    assert published_settings("AES-RL") == {"gamma": 0.99, "charge_mean": False}
 
 
 def test_the_preset_of_td3(sink, inline, tmp_path):

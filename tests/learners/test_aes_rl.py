@@ -7,6 +7,7 @@ import json
 import zipfile
 from collections import deque
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -19,6 +20,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from erl.errors import Stopped, UserError
 from erl.learners import Outputs, get_learner
 from erl.learners.core.bench import TrainActor
+from erl.learners.core.replay import ReplayBuffer
 from erl.lifetimes.living import Cohort, live
 from erl.lifetimes.models import load_model
 from erl.lifetimes.record import LifetimeRecord
@@ -289,6 +291,12 @@ def test_aes_rl_learns(seed):
         ("(1+1)-ES", {"success_decay": 0}, "success_decay must be a number above 0 up to 1, not 0"),
         ("ACEM-RL", {"success_rate": 0.1}, "ACEM-RL has no setting 'success_rate'"),
         ("ACEM-RL", {"learning_starts": 600}, "starts to learn after learning_starts = 600"),
+        (
+            "(1+1)-ES",
+            {"mean_evaluations": 5},
+            "learning_starts = 100 steps, which count as 600 with the episodes of the mean, but a "
+            "lifetime has only 600",
+        ),
         ("ACEM-RL", {"env_id": "CartPole-v1"}, "takes continuous .Box. actions, and those of Cart"),
     ],
 )
@@ -296,6 +304,29 @@ def test_what_cannot_be_is_refused(name, settings, message):
     with pytest.raises(UserError, match=message) as e:
         get_learner(name).check(lifetime(name, **settings))
     assert "\n" not in str(e.value)
+
+
+def test_a_budget_counts_the_episodes_of_the_mean_where_they_are_charged():
+    check, five = get_learner("AES-RL").check, {"mean_evaluations": 5}
+    check(lifetime("AES-RL", 601, **five))
+    check(lifetime("AES-RL", 101, charge_mean=False, **five))
+    check(lifetime("AES-RL", 101, reuse_mean=True, **five))
+    get_learner("ACEM-RL").check(lifetime("ACEM-RL", 101))
+    for steps, more in ((600, {}), (100, {"charge_mean": False})):
+        with pytest.raises(UserError, match="starts to learn after"):
+            check(lifetime("AES-RL", steps, **five, **more))
+
+
+def test_each_process_has_a_replay_buffer(monkeypatch):
+    """Three actors' workers, the critics' and the lifetime itself: five."""
+    check, each = get_learner("AES-RL").check, ReplayBuffer.bytes_each(3, 1)
+    free = SimpleNamespace(available=4 * 603 * each)
+    monkeypatch.setattr("erl.learners.core.off_policy.psutil.virtual_memory", lambda: free)
+    check(lifetime("AES-RL"))
+    with pytest.raises(UserError, match="for a lifetime and the processes of its workers, and"):
+        check(lifetime("AES-RL", actor_executor="processes"))
+    free.available = 5 * 603 * each
+    check(lifetime("AES-RL", actor_executor="processes"))
 
 
 def test_defaults_of_an_environment():

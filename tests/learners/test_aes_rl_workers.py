@@ -68,6 +68,29 @@ def test_individuals_are_asked_again_when_workers_die(work):
     assert len(w.bench.buffer) == w.stored_steps
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("AES-RL", {"env_id": SLOW, "learning_starts": 40, "critic_job": 50}),
+        ("P-CEM-RL", {"rl_population": 1, "learning_starts": 40}),
+    ],
+)
+def test_a_worker_that_dies_while_it_waits_is_replaced(work, name, settings):
+    """The critics' at the limit of its updates; or an actor's that waits for the others."""
+    w = work(processes(name, 10**6, **settings))
+    host, jobs = w.workers._host, w.workers._jobs
+    until(w, 6)
+    worker = 2 if name == "AES-RL" else 1
+    while jobs[worker] is not None or worker not in host.pids:
+        w.iterate()
+    os.kill(host.pids[worker], signal.SIGKILL)
+    updates = w.critic_updates
+    while not w.workers.lost or worker not in host.pids or w.critic_updates == updates:
+        w.iterate()
+    until(w, w.told + 4)
+    assert w.workers.lost == 1
+
+
 class Killed(BaseException):
     """Nothing catches it."""
 

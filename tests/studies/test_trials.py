@@ -1,9 +1,14 @@
+import json
+from dataclasses import replace
+
 import optuna
 from optuna.trial import TrialState, create_trial
 
+from erl.learners.core.evolved_settings import EvolvedSettings
+from erl.learners.core.telemetry import Generations
 from erl.lifetimes.living import Cohort, live
-from erl.studies.records import middle_lifetimes, records
-from erl.studies.trials import lifetime_records, stored_records, why_failed
+from erl.studies.records import generations, middle_lifetimes, records
+from erl.studies.trials import lifetime_records, record_attributes, stored_records, why_failed
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, Task, to_json
 
 
@@ -38,6 +43,33 @@ def test_records_of_earlier_versions_are_read_as_those_of_today(quick):
     # One that an earlier version began, and this one goes on with.
     both = create_trial(value=1.0, user_attrs={"lifetime:0": {"a": 1}}, system_attrs=attrs)
     assert stored_records(both) == {0: to_json(kept)}
+
+
+def test_a_long_record_is_stored_by_columns(quick):
+    """Each attribute fits into 65,535 bytes, as MySQL asks; who reads it sees one record."""
+    n = 2000
+    rows = Generations(*EvolvedSettings.kept)
+    for k in range(n):
+        counts = {"steps": 6000 * k, "uncounted_steps": 1000 * k, "individuals": k, "age": 5}
+        values = {"fitness": [-1234.5678 - k], "var": 1e-3 / (k + 3), "p": 1 / (k + 3)}
+        shares = {"rl_share": k / (k + 3), "mean_return": -1234.567 - k}
+        rows.add({**counts, **values, **shares, "individual": k, "kind": "RL"}, {"rl": 1})
+    assert len(rows.rows) == n
+    short = record(quick, 0)
+    kept = replace(short, inner={**rows.to_json(), "evaluations": []})
+    assert record_attributes(3, to_json(short)) == {"lifetime:3": to_json(short)}
+    attrs = record_attributes(3, to_json(kept))
+    assert list(attrs)[-1] == "lifetime:3"
+    sizes = [len(json.dumps(value)) for value in attrs.values()]
+    assert max(sizes) < 40_000
+    assert 100_000 < sum(sizes) < 300_000
+    study = optuna.create_study(study_name="s", storage="sqlite:///studies.db")
+    study.add_trial(create_trial(value=1.0, system_attrs=attrs))
+    (trial,) = study.trials
+    assert stored_records(trial) == {3: to_json(kept)}
+    assert lifetime_records(trial) == {3: kept}
+    table = generations("sqlite:///studies.db", "s")
+    assert list(table["individual"]) == list(range(n))
 
 
 def test_the_middle_lifetime_of_each_arm():

@@ -52,8 +52,15 @@ _TD3_NAMES = {
     "expl_noise": "noise_std",
     "update_freq": "policy_delay",
 }
-# What it takes where a file does not say, and we do not.
-_DEFAULTS = {"discount": 0.99, "batch_size": 100, "replay_size": 200_000}
+# What it takes where a file does not say, and we do not, at least in some environment.
+_DEFAULTS = {
+    "discount": 0.99,
+    "batch_size": 100,
+    "replay_size": 200_000,
+    "num_actor_worker": 1,
+    "hidden": [400, 300],
+    "lr": 1e-3,
+}
 # Counts that are 0 there where they are not given.
 _NONE = ("population_size", "aesrl_fixed_var_n", "cemrl_rl_population", "aesrl_mean_update_param")
 _SWITCHES = ("parallel_critic", "cemrl_no_antithetic")
@@ -110,9 +117,13 @@ def adopt(learner: str, settings: Mapping[str, Any], known: Collection[str]) -> 
     names = _TD3_NAMES if learner == "TD3" else NAMES
     adopted: dict[str, Any] = {}
     left_out: list[str] = []
+    by_default: list[str] = []
     for key, value in {**_DEFAULTS, **settings}.items():
         if key == "algorithm":
             continue
+        known_here = names.get(key) in known or (learner == "TD3" and key == "hidden")
+        if key not in settings and known_here:
+            by_default.append(f"{key} {value}")
         if key not in every:
             raise UserError(f"the published code has no setting {key!r}{nearest(key, every)}")
         if key in _FIXED:
@@ -134,4 +145,6 @@ def adopt(learner: str, settings: Mapping[str, Any], known: Collection[str]) -> 
     if learner == "TD3":
         adopted["preset"] = "aes_td3"
     notes = [f"{', '.join(left_out)} do not apply here and are left out"] if left_out else []
+    if by_default:
+        notes.append(f"not in the file, so as in the published code: {', '.join(by_default)}")
     return Adopted(adopted, tuple(notes))

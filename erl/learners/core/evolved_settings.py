@@ -48,6 +48,8 @@ class EvolvedSettings(EvaluationSettings):
     defaults: ClassVar[Path] = Path(__file__).with_name("evolved_td3.toml")
     # What `--published_code` asks for.
     published: ClassVar[dict[str, Any]] = {"gamma": 0.99}
+    # Each individual of a million steps of episodes of 500 steps and more.
+    kept: ClassVar[tuple[int, int]] = 2048, 32_768
     n_critics: ClassVar[int] = 2
     n_envs: ClassVar[int] = 1
 
@@ -85,6 +87,11 @@ class EvolvedSettings(EvaluationSettings):
     def workers(self) -> int:
         """All of them."""
         return self.players + self.critic_workers
+
+    @property
+    def counted_per_step(self) -> int:
+        """Steps that are counted, at least, for each step of an individual."""
+        return 1
 
     def capacity(self, steps: int) -> int:
         """Transitions that the replay buffer of a lifetime of so many steps holds at most."""

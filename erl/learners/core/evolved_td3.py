@@ -344,7 +344,8 @@ class EvolvedLearner:
         """
         s = self.settings.from_learner_config(spec.learner.config, spec.task.env_id)
         s.check_complete(spec.task.env_id)
-        check_budget(self.name, spec, "learning_starts", s.learning_starts)
+        cost, of = s.counted_per_step, "the episodes of the mean"
+        check_budget(self.name, spec, "learning_starts", s.learning_starts, cost, of)
         observation_space, action_space = spec.spaces()
         if not isinstance(action_space, spaces.Box):
             raise UserError(
@@ -352,7 +353,10 @@ class EvolvedLearner:
                 f"{type(action_space).__name__}"
             )
         lengths = int(observation_space.shape[0]), int(np.prod(action_space.shape or (1,)))
-        check_memory(s, [(s.capacity(spec.steps), *lengths)])
+        # Each process has a buffer of its own.
+        buffers = 1 + s.workers * (s.actor_executor == "processes")
+        owners = "a lifetime and the processes of its workers" if buffers > 1 else None
+        check_memory(s, *[[(s.capacity(spec.steps), *lengths)]] * buffers, owners=owners)
 
     def cores(self, spec: LifetimeSpec) -> int:
         """Of this machine, that a lifetime keeps busy."""

@@ -512,7 +512,9 @@ class Buffered(Protocol):
         """Where the buffer lies."""
 
 
-def check_memory(s: Buffered, *cohorts: Sequence[tuple[int, int, int]]) -> None:
+def check_memory(
+    s: Buffered, *cohorts: Sequence[tuple[int, int, int]], owners: str | None = None
+) -> None:
     """Raise a UserError if the replay buffers of members do not fit into the memory that is free,
     or if the machine has less than what is asked for at once.
 
@@ -520,6 +522,7 @@ def check_memory(s: Buffered, *cohorts: Sequence[tuple[int, int, int]]) -> None:
         s: settings that the members have in common.
         cohorts: for each member of each cohort, transitions at most, and the lengths of an
             observation and of an action.
+        owners: whose buffers they are, in words; by default agents'.
     """
     asked = [
         ReplayBuffer.bytes_asked([capacity for capacity, *_ in cohort], *cohort[0][1:], s.n_envs)
@@ -545,12 +548,15 @@ def check_memory(s: Buffered, *cohorts: Sequence[tuple[int, int, int]]) -> None:
             if needed > free
             else f"this machine has {total / 1e9:,.1f} GB of memory",
             f"buffer_size={fits} fits",
+            owners,
         )
 
 
-def too_large(s: Buffered, agents: int, needed: int, given: str, advice: str) -> UserError:
+def too_large(
+    s: Buffered, agents: int, needed: int, given: str, advice: str, owners: str | None = None
+) -> UserError:
     """For replay buffers of so many agents, which take more bytes than what is given."""
-    whose = "an agent" if agents == 1 else f"{agents} agents side by side"
+    whose = owners or ("an agent" if agents == 1 else f"{agents} agents side by side")
     return UserError(
         f"{s.learner}'s replay buffers take {needed / 1e9:,.1f} GB for {whose}, and {given}: "
         f"{advice}"

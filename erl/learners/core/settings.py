@@ -292,16 +292,31 @@ class EvaluationSettings(Settings):
         eval_episodes: episodes of each policy in such an evaluation.
     """
 
+    # Rows of an evolution that a record keeps at most, and numbers in all of them.
+    kept: ClassVar[tuple[int, int]] = 200, 4000
+
     eval_freq: Annotated[int, Range(0)] = 0
     eval_episodes: Count = 5
 
 
-def check_budget(learner: str, spec: LifetimeSpec, name: str, steps: int) -> None:
-    """Raise a UserError if a lifetime ends before a setting lets its learner begin to learn."""
-    if steps >= spec.steps:
+def check_budget(
+    learner: str, spec: LifetimeSpec, name: str, steps: int, cost: int = 1, of: str = ""
+) -> None:
+    """Raise a UserError if a lifetime ends before a setting lets its learner begin to learn.
+
+    Args:
+        learner: who says so.
+        spec: of the lifetime.
+        name: of the setting.
+        steps: its value.
+        cost: steps that are counted for each of these.
+        of: what makes it more than 1, in words.
+    """
+    if steps * cost >= spec.steps:
+        counted = f", which count as {steps * cost:,} with {of}" if cost > 1 else ""
         raise UserError(
-            f"{learner} starts to learn after {name} = {steps:,} steps, but a lifetime has only "
-            f"{spec.steps:,}; lower {name} or raise the steps"
+            f"{learner} starts to learn after {name} = {steps:,} steps{counted}, but a lifetime "
+            f"has only {spec.steps:,}; lower {name} or raise the steps"
         )
 
 

@@ -23,9 +23,8 @@ from erl.worlds.tasks import Ledger
 
 _log = logging.getLogger(__name__)
 
-# Bounds of what a record keeps of an evolution.
-ROWS = 200
-NUMBERS = 4000
+# What a record keeps of an evolution, unless its learner's settings say otherwise.
+ROWS, NUMBERS = EvaluationSettings.kept
 
 
 class Telemetry:
@@ -52,7 +51,7 @@ class Telemetry:
         self._eval_freq, self._eval_episodes = settings.eval_freq, settings.eval_episodes
         self._evaluated_at = 0
         self._status: dict[str, float] = {}
-        self.generations = Generations()
+        self.generations = Generations(*settings.kept)
         self.evaluations: list[dict[str, Any]] = []
         self.logger = TensorBoardLogger(output.tensorboard)
         ledger.notes = self.to_json
@@ -179,8 +178,12 @@ class Generations:
     """Rows of an evolution, thinned evenly so that they fit into a study's database, and totals of
     all.
 
-    When the rows are more than `ROWS`, or hold more than `NUMBERS` numbers, every second one goes,
-    and from then on only every second generation is kept.
+    When they are too many, or hold too many numbers, every second row goes, and from then on only
+    every second generation is kept.
+
+    Args:
+        most_rows: that are kept at most.
+        most_numbers: in all of them.
 
     Attributes:
         count: how many generations there were.
@@ -188,7 +191,8 @@ class Generations:
         totals: sums over all generations, kept or not.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_rows: int = ROWS, most_numbers: int = NUMBERS) -> None:
+        self._most_rows, self._most_numbers = most_rows, most_numbers
         self._stride = 1
         self._held = 0  # numbers in the rows
         self.count = 0
@@ -203,7 +207,9 @@ class Generations:
             self.rows.append({"generation": self.count, **{k: _short(v) for k, v in row.items()}})
             self._held += _numbers(self.rows[-1])
         self.count += 1
-        while len(self.rows) > 2 and (len(self.rows) > ROWS or self._held > NUMBERS):
+        while len(self.rows) > 2 and (
+            len(self.rows) > self._most_rows or self._held > self._most_numbers
+        ):
             self._stride *= 2
             self.rows = self.rows[::2]
             self._held = sum(map(_numbers, self.rows))
