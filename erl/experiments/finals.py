@@ -118,7 +118,8 @@ def live_finals(
             f"the finals are finished and stored; run the same command again to continue"
         )
         return False
-    choice = choose(_lived(study, known, sink), len(evolution.trials("COMPLETE", "PRUNED", "FAIL")))
+    lived, again = _lived(study, known, sink)
+    choice = choose(lived, len(evolution.trials("COMPLETE", "PRUNED", "FAIL")), again)
     store_choice(evolution, choice)
     records = [r for t in study.trials() for r in lifetime_records(t).values()]
     sink.line(
@@ -156,9 +157,12 @@ def _known(
     return known
 
 
-def _lived(study: Study, known: dict[str, Finalist], sink: Sink) -> list[Finalist]:
-    """Finalists with what they reached when they were lived again. One that failed on a seed is
-    left out, as a trial of the evolution is.
+def _lived(
+    study: Study, known: dict[str, Finalist], sink: Sink
+) -> tuple[list[Finalist], list[list[float]]]:
+    """Finalists with what they reached when they were lived again, and their scores by the number
+    of the seed, NaN where there is none: interrupted finals leave gaps. A finalist that failed on a
+    seed is left out, as a trial of the evolution is.
     """
     scores: dict[str, dict[int, float]] = {}
     for trial in study.trials("COMPLETE"):
@@ -169,11 +173,13 @@ def _lived(study: Study, known: dict[str, Finalist], sink: Sink) -> list[Finalis
         if owner in known and seed not in scores.get(owner, {}):
             sink.line(f"failed: {known[owner].title} seed {seed}: {why_failed(trial)}")
             known = {key: finalist for key, finalist in known.items() if key != owner}
-    return [
+    scores = {owner: by_seed for owner, by_seed in scores.items() if owner in known}
+    lived = [
         replace(known[owner], again=tuple(by_seed[seed] for seed in sorted(by_seed)))
         for owner, by_seed in scores.items()
-        if owner in known
     ]
+    again = [[s.get(seed, np.nan) for seed in range(max(s) + 1)] for s in scores.values()]
+    return lived, again
 
 
 class FinalsProgress(Progress):

@@ -84,9 +84,9 @@ class Finalist:
         params: the hyperparameters.
         fitness: of the trial; None for a mean.
         proposed: the trial's score with each of its seeds; empty where that is not known.
-        again: scores on the seeds of the finals.
+        again: scores on the seeds of the finals, without those that it lacks.
         expected: what it should reach on new seeds, see `expect`; None without finals.
-        interval: of that, 95 %; None where nothing tells the noise.
+        interval: of that, 95 %; None with less than three seeds.
     """
 
     trial: int | None
@@ -228,19 +228,24 @@ def score_table(trial: FrozenTrial, score: Score) -> np.ndarray:
     return np.array(list(rows.values()), dtype=float).reshape(len(rows), -1 if rows else 0)
 
 
-def choose(finalists: Sequence[Finalist], ended: int) -> Choice | None:
+def choose(
+    finalists: Sequence[Finalist], ended: int, again: Sequence[Sequence[float]] | None = None
+) -> Choice | None:
     """The winner among finalists that were lived again: the one of whom most is expected.
 
     Args:
         finalists: those that failed on some seed have no place here.
         ended: see `Choice`.
+        again: of each finalist, the scores by the number of their seed, NaN where it lacks one; by
+            default those of `Finalist.again`, of the first seeds.
 
     Returns:
         None without finalists.
     """
     if not finalists:
         return None
-    found = expect([f.proposed for f in finalists], [f.again for f in finalists])
+    by_seed = [f.again for f in finalists] if again is None else again
+    found = expect([f.proposed for f in finalists], by_seed)
     rows = [
         replace(f, expected=float(v), interval=None if np.isnan(low) else (float(low), float(high)))
         for f, v, low, high in zip(finalists, found.values, found.low, found.high)

@@ -15,9 +15,10 @@ from told_lifetimes import NAME, Told, make, sr_of, study
 from erl.errors import UserError
 from erl.experiments.comparison import ComparisonConfig, compare
 from erl.experiments.evolution import GeneralizationConfig, evolve
+from erl.experiments.finals import finalists_of
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
 from erl.studies.study import Study
-from erl.studies.winner import WINNER, chosen
+from erl.studies.winner import WINNER, choose, chosen
 from erl.worlds.specification import Seeds
 
 
@@ -128,6 +129,38 @@ def test_more_seeds_add_to_those_that_were_lived(evolved, sink):
     assert {len(f.again) for f in chosen(study()).finalists} == {5}
     evolve(make(finalist_seeds=3), sink)  # what is known is used
     assert {len(f.again) for f in chosen(study()).finalists} == {5}
+
+
+def test_a_former_finalist_keeps_its_scores_at_their_seeds(evolved, sink, monkeypatch):
+    evolve(make(finalist_seeds=5), sink)
+    left_out = min(f.trial for f in chosen(study()).finalists if f.trial is not None)
+    finals, given = study(f"{NAME}_finals"), []
+
+    def trials(self, *states):  # finals that were interrupted while workers lived other seeds
+        gap = {"trial": left_out, "seed": 2}
+        return [t for t in all_trials(self, *states) if t.params != gap or self.name != finals.name]
+
+    def seen(finalists, ended, again):
+        given.append(again)
+        return choose(finalists, ended, again)
+
+    all_trials = Study.trials
+    monkeypatch.setattr(Study, "trials", trials)
+    monkeypatch.setattr("erl.experiments.finals.choose", seen)
+    monkeypatch.setattr("erl.experiments.evolution.finalists_of", _others(left_out))
+    assert evolve(make(finalist_seeds=5), sink) == 0
+    (one,) = [f for f in chosen(study()).finalists if f.trial == left_out]
+    of_seeds = {
+        t.params["seed"]: t.value for t in final_trials() if t.params.get("trial") == left_out
+    }
+    assert one.again == tuple(of_seeds[k] for k in (0, 1, 3, 4))
+    gap = [[k for k, v in enumerate(scores) if np.isnan(v)] for scores in given[0]]
+    assert sorted(gap) == [[], [], [2]]
+
+
+def _others(left_out):
+    """Finalists but for this trial."""
+    return lambda *args: [f for f in finalists_of(*args) if f.trial != left_out]
 
 
 # -- ends at every stage --

@@ -1,7 +1,9 @@
 """What an evolution hands over, as studies store and show it."""
 
 import itertools
+import json
 import shutil
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -55,6 +57,24 @@ def test_what_a_finalist_reached_is_said_with_intervals_and_seeds():
     assert (TRIAL.slug, MEAN.slug) == ("trial_7", "mean_30")
     assert Finalist(3, None, {}, 5.0, (5.0,)).reached == "fitness 5 when proposed (1 seed)"
     assert Finalist(3, None, {}, 5.0).reached == "fitness 5 when proposed"
+
+
+def test_two_seeds_are_said_without_an_interval():
+    pairs = [replace(TRIAL, again=(290.0, 300.0)), replace(MEAN, again=(200.0, 210.0))]
+    winner = choose(pairs, 30).winner
+    assert winner.interval is None
+    assert winner.reached == (
+        f"fitness 436.00 when proposed (2 seeds), 295.00 lived again (2 seeds), "
+        f"{figure(winner.expected)} expected on new seeds"
+    )
+
+
+def test_gaps_are_no_scores():
+    again = [[float("nan"), 290.0, 300.0], [200.0, 201.0, 199.0]]
+    choice = choose([replace(TRIAL, again=(290.0, 300.0)), MEAN], 30, again)
+    assert "295.00 lived again (2 seeds)" in choice.winner.reached
+    json.dumps(to_json(choice), allow_nan=False)
+    assert from_json(Choice, to_json(choice)) == choice
 
 
 def test_a_choice_is_stored_without_loss():
