@@ -12,7 +12,7 @@ from scipy import stats
 # The spread between finalists is at least this share of the noise of their means. The order of
 # finalists that nothing tells apart is then that of their means, and not a draw.
 LEAST_SPREAD = 0.01
-MOST_SEEDS = 100  # that `seeds_for_half` asks for
+MOST_SEEDS = 100  # a trial, that `seeds_for_half` asks for
 
 
 def mean_interval(x: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
@@ -61,17 +61,18 @@ def luck_share(scores: np.ndarray) -> float | None:
     return min(1.0, float(squares.sum()) / (environments**2 * seeds) / variance)
 
 
-def seeds_for_half(share: float, nb_seeds: int) -> int:
-    """With how many seeds a trial half of the variance of the fitness would be luck; at most
-    `MOST_SEEDS`.
+def seeds_for_half(share: float, nb_seeds: int) -> int | None:
+    """With how many seeds a trial half of the variance of the fitness would be luck; None if
+    `MOST_SEEDS` are not enough.
 
     Args:
         share: `luck_share` with `nb_seeds` seeds.
         nb_seeds: of a trial now.
     """
     if share >= 1:
-        return MOST_SEEDS
-    return min(MOST_SEEDS, max(1, math.ceil(nb_seeds * share / (1 - share) - 1e-9)))
+        return None
+    seeds = max(1, math.ceil(nb_seeds * share / (1 - share) - 1e-9))
+    return seeds if seeds <= MOST_SEEDS else None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial
 from erl.cli import figure
 from erl.errors import UserError
 from erl.search.noise import expect, mean_interval
-from erl.studies.configuration import EvolutionStudy
+from erl.studies.configuration import EvolutionStudy, FinalsStudy
 from erl.studies.following import UID
 from erl.studies.study import Study
 from erl.studies.trials import Score, lifetime_records
@@ -40,17 +40,33 @@ def finals_name(storage: BaseStorage, study: str) -> str:
         storage: of both.
         study: the name of the evolution's study.
     """
-    there = {s.study_name: s.user_attrs for s in storage.get_all_studies()}
-    uid = there.get(study, {}).get(UID)
+    there = {s.study_name: s for s in storage.get_all_studies()}
+    uid = there[study].user_attrs.get(UID) if study in there else None
     if uid is not None:
-        for name, attrs in there.items():
-            if attrs.get(FINALS_OF) == uid:
+        for name, other in there.items():
+            if other.user_attrs.get(FINALS_OF) == uid:
                 return name
+
+    def is_taken(name: str) -> bool:
+        """Whether it is the name of another evolution's finals, or of no finals at all."""
+        if name not in there:
+            return False
+        attrs = there[name].user_attrs
+        if "config" not in attrs:  # perhaps finals that another coordinator is about to begin
+            return storage.get_n_trials(there[name]._study_id) > 0
+        return not _are_finals(attrs) or FINALS_OF in attrs
+
     name, count = f"{study}{SUFFIX}", 1
-    while there.get(name, {}).get(FINALS_OF) is not None:  # another evolution's
+    while is_taken(name):
         count += 1
         name = f"{study}{SUFFIX}_{count}"
     return name
+
+
+def _are_finals(attrs: Mapping[str, Any]) -> bool:
+    """Whether a study is finals, from its user attributes."""
+    stored = attrs.get("config")
+    return isinstance(stored, Mapping) and stored.get("kind") == FinalsStudy.kind
 
 
 def without_finals(storage: BaseStorage) -> list[str]:
@@ -62,7 +78,8 @@ def without_finals(storage: BaseStorage) -> list[str]:
         owner = there[name].get(FINALS_OF)
         if owner is not None:
             return owner in evolutions
-        return name.endswith(SUFFIX) and name.removesuffix(SUFFIX) in there
+        named = name.endswith(SUFFIX) and name.removesuffix(SUFFIX) in there
+        return named and _are_finals(there[name])
 
     return [name for name in there if not is_part(name)]
 

@@ -1,6 +1,7 @@
 """Finals: who takes part, what is stored when, and who wins."""
 
 import dataclasses
+import re
 import shutil
 import threading
 import time
@@ -14,8 +15,10 @@ from told_lifetimes import NAME, Told, make, sr_of, study
 
 from erl.errors import UserError
 from erl.experiments.comparison import ComparisonConfig, compare
-from erl.experiments.evolution import GeneralizationConfig, evolve
-from erl.experiments.finals import finalists_of
+from erl.experiments.evolution import GeneralizationConfig, evolve, study_config
+from erl.experiments.finals import finalists_of, left_of_finals
+from erl.search.space import search_space
+from erl.studies.distributions import distributions
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
 from erl.studies.study import Study
 from erl.studies.winner import WINNER, choose, chosen
@@ -55,7 +58,13 @@ def is_final(spec):
 
 def test_the_best_trials_and_the_mean_are_lived_on_seeds_of_their_own(evolved, sink):
     assert chosen(study()).winner.trial == study().best().number  # an older study has ER-MRL's
+    assert evolve(make(dry_run=True), sink) == 0
+    announced = "finals: 9 lifetimes x 128 steps, 1 update each, 1 worker"
+    assert sink.lines[-2:] == [announced, "dry run: nothing was trained or stored"]
+    sink.lines.clear()
     assert evolve(make(), sink) == 0
+    assert "goes on: 8 of 8 trials are there, finals are left" in sink.lines
+    assert announced in sink.lines
     choice = chosen(study())
     assert len(choice.finalists) == 3
     best = sorted(study().trials("COMPLETE"), key=lambda t: -t.value)[:2]
@@ -75,7 +84,11 @@ def test_the_best_trials_and_the_mean_are_lived_on_seeds_of_their_own(evolved, s
         (one,) = [f for f in choice.finalists if f.trial == trial.number]
         assert np.mean(one.proposed) == pytest.approx(trial.value)
     assert "winner:          " in str(sink)
-    assert "9 lifetimes, 1,152 steps beside those of the evolution" in str(sink)
+    said = "finals:          9 lifetimes, 1,152 steps beside those of the evolution"
+    assert said in sink.lines
+    evolve(make(), sink)
+    assert f"{said}; none of them new" in sink.lines
+    assert "8 of 8 trials are there; raise --nb_trials for more" in sink.lines
 
 
 def test_an_evolution_does_not_notice_its_finals(told, sink):
@@ -323,6 +336,38 @@ def test_one_trial_has_no_finals(told, sink):
     assert evolve(make(nb_trials=1), sink) == 0
     assert study_names(open_storage(DEFAULT_STORAGE)) == [NAME]
     assert chosen(study()).winner.trial == 0
+    line = (
+        "no finals:       trial 0 is the only finalist, as no other hyperparameters have a fitness"
+    )
+    assert line in sink.lines
+    assert "in finals" not in str(sink)
+
+
+def test_one_finalist_without_a_mean_has_no_finals(told, sink):
+    assert evolve(make(sampler="Random", finalists=1, nb_trials=4), sink) == 0
+    assert study_names(open_storage(DEFAULT_STORAGE)) == [NAME]
+    best = study().best().number
+    line = f"no finals:       trial {best} is the only finalist, as --finalists is 1"
+    assert line in sink.lines
+    assert "in finals" not in str(sink)
+
+
+@pytest.mark.parametrize(
+    ("options", "lifetimes"),
+    [
+        ({"nb_trials": 8}, 9),
+        ({"nb_trials": 3}, 6),  # no whole generation, no mean
+        ({"nb_trials": 3, "finalists": 1}, 0),
+        ({"nb_trials": 4, "finalists": 1}, 6),
+        ({"sampler": "Random", "finalists": 1}, 0),
+        ({"sampler": "Random"}, 6),
+        ({"min_sr": 1.0, "max_sr": 1.0, "min_lr": 0.5, "max_lr": 0.5}, 6),
+    ],
+)
+def test_announced_finals_are_those_that_there_will_be(options, lifetimes, told, sink):
+    config = study_config(make(**options), sink)
+    space = distributions(search_space(config))
+    assert left_of_finals(make(**options), config, space, NAME, 1) == lifetimes
 
 
 def test_more_finalists_than_trials(told, sink):
@@ -402,6 +447,12 @@ def test_scores_of_a_set_of_environments_are_normalised(told, sink):
     for name in ("env_id", "context", "context_set"):
         del settings[name]
     assert evolve(GeneralizationConfig(**settings), sink) == 0
+    assert "8 trials x 2 environments x 2 seeds x 128 steps and up to 18 lifetimes in finals" in (
+        str(sink)
+    )
+    title = "finals: 3 finalists x 2 environments x 3 fresh seeds x 128 steps, 1 worker"
+    assert title in sink.lines
+    assert any(re.match(r"trial \d+ +seed +0  score -?[\d.]+$", line) for line in sink.lines)
     evolved = study("Toys_1_main_0.128k_steps")
     trials = study(f"{evolved.name}_finals").trials("COMPLETE")
     for trial in trials:

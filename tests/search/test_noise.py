@@ -56,7 +56,9 @@ def test_seeds_for_half_of_the_variance():
     assert seeds_for_half(0.5, 3) == 3
     assert seeds_for_half(0.75, 3) == 9
     assert seeds_for_half(0.1, 3) == 1
-    assert seeds_for_half(1.0, 3) == MOST_SEEDS
+    assert seeds_for_half(0.5, MOST_SEEDS) == MOST_SEEDS
+    assert seeds_for_half(0.51, MOST_SEEDS) is None
+    assert seeds_for_half(1.0, 3) is None
 
 
 def test_without_noise_values_are_those_of_the_later_seeds():
