@@ -45,7 +45,7 @@ from erl.studies.distributions import SearchSpace, distributions
 from erl.studies.storage import DEFAULT_STORAGE, shown
 from erl.studies.study import Study, stored_config
 from erl.studies.trials import Plan, RunningTrial, key_of
-from erl.studies.winner import Choice, chosen, store_choice
+from erl.studies.winner import Choice, chosen, store_choice, tests_of
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Phase, Seeds
 from erl.worlds.task_sets import load_task_set
 from erl.worlds.tasks import Task
@@ -291,7 +291,7 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     make_cohort = checkpoint_cohort(flags, name)
 
     def commands(name: str, trial: RunningTrial | None) -> list[str]:
-        return [test_command(config, name, flags)] if trial is None else []
+        return [test_command(config, name, flags.storage)] if trial is None else []
 
     log = EvolutionLog(study, f"{flags.logs}/{folder_name(name)}/evolution")
     if not campaign.run(source, make_cohort, progress, config.score, pruning, commands, log):
@@ -312,7 +312,7 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     progress.say_luck()
     if _say_winner(study, elsewhere, progress.last_error, sink) is None:
         return 0 if elsewhere else 1
-    sink.line(f"test them:       {test_command(config, study.name_now(), flags)}")
+    sink.line(f"test them:       {test_command(config, study.name_now(), flags.storage)}")
     Display(study, flags.artifacts, commands).study()
     return 0
 
@@ -363,7 +363,7 @@ def _finals(
     return live_finals(flags, study, config, finalists, lives_of, sink)
 
 
-def test_command(config: EvolutionStudy, name: str, flags: EvolutionFlags) -> str:
+def test_command(config: EvolutionStudy, name: str, storage: str) -> str:
     """The command that tests what was evolved."""
     kind = "test" if config.nb_res is None else "test-multi"
     if config.env_ids is not None:
@@ -374,8 +374,8 @@ def test_command(config: EvolutionStudy, name: str, flags: EvolutionFlags) -> st
         known = load_task_set("forward_mujoco").env_ids
         unseen = [e for e in known if e.rpartition("-v")[0] not in seen]
         words += ["--env_id", unseen[0] if unseen else "Humanoid-v4"]
-    if flags.storage != DEFAULT_STORAGE:
-        words += ["--storage", shown(flags.storage)]
+    if storage != DEFAULT_STORAGE:
+        words += ["--storage", shown(storage)]
     return command(kind, *words)
 
 
@@ -442,6 +442,8 @@ def _say_best(study: Study, sink: Sink) -> Choice | None:
         ended = len(study.trials("COMPLETE", "PRUNED", "FAIL"))
         if ended > choice.ended:
             sink.line(f"                 chosen when {choice.ended} of {ended} trials had ended")
+    for test in tests_of(study.optuna.user_attrs, winner).values():
+        sink.line(f"tested:          {winner.title}, {test.line}")
     params = ", ".join(f"{k} {number(v)}" for k, v in winner.params.items())
     sink.line(f"hyperparameters: {params}")
     where = shown(study.address)

@@ -28,6 +28,7 @@ from erl.worlds.specification import from_json, to_json
 
 WINNER = "winner"  # user attribute of an evolution's study
 SUFFIX = "_finals"
+TESTED = "tested:"  # user attributes of an evolution's study: what its tests found, by their names
 FINALS_OF = "finals_of"  # user attribute of finals: the `UID` of their evolution
 
 
@@ -165,6 +166,59 @@ def _shown(value: float, interval: tuple[float, float] | None) -> str:
 
 def _seeds(scores: Sequence[float]) -> str:
     return f"{len(scores)} seed{'s' * (len(scores) != 1)}"
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What the agent with a finalist's hyperparameters reached in a test.
+
+    Attributes:
+        finalist: its `slug`.
+        arm: the agent.
+        env_id: environment of a test of generalisation; None for that of the evolution.
+        mean: over seeds.
+        interval: of that, 95 %; None with less than three seeds.
+        seeds: how many.
+        steps: of a lifetime.
+    """
+
+    finalist: str
+    arm: str
+    env_id: str | None
+    mean: float
+    interval: tuple[float, float] | None
+    seeds: int
+    steps: int
+
+    @property
+    def line(self) -> str:
+        """What was reached."""
+        where = "" if self.env_id is None else f" in {self.env_id}"
+        return (
+            f"{_shown(self.mean, self.interval)} on test seeds{where} "
+            f"({self.seeds} seed{'s' * (self.seeds != 1)}, after {self.steps:,} steps)"
+        )
+
+
+def tested(
+    finalist: Finalist, arm: str, env_id: str | None, scores: Sequence[float], steps: int
+) -> Tested:
+    """What a finalist reached in a test, from its agent's scores; see `Tested`."""
+    interval = mean_interval(scores) if len(scores) > 2 else None
+    mean = float(np.mean(scores))
+    return Tested(finalist.slug, arm, env_id, mean, interval, len(scores), steps)
+
+
+def store_tested(evolution: Study, test: str, found: Tested) -> None:
+    """Store with an evolution what the test of this name found."""
+    evolution.optuna.set_user_attr(f"{TESTED}{test}", to_json(found))
+
+
+def tests_of(attrs: Mapping[str, Any], finalist: Finalist) -> dict[str, Tested]:
+    """What tests of a finalist found, by their names, from user attributes of the evolution."""
+    stored = {k.removeprefix(TESTED): v for k, v in attrs.items() if k.startswith(TESTED)}
+    found = {name: from_json(Tested, value) for name, value in sorted(stored.items())}
+    return {name: test for name, test in found.items() if test.finalist == finalist.slug}
 
 
 @dataclass(frozen=True)

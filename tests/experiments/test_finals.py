@@ -5,24 +5,30 @@ import re
 import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import faults
 import numpy as np
+import optuna
 import pytest
 from conftest import InlineExecutor, Lines
+from optuna_dashboard import get_note
 from told_lifetimes import NAME, Told, make, sr_of, study
 
+from erl.cli import command
 from erl.errors import UserError
 from erl.experiments.comparison import ComparisonConfig, compare
 from erl.experiments.evolution import GeneralizationConfig, evolve, study_config
 from erl.experiments.finals import finalists_of, left_of_finals
 from erl.search.space import search_space
+from erl.studies.commands import ShowConfig, show_study
 from erl.studies.distributions import distributions
+from erl.studies.notes import _plain
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
 from erl.studies.study import Study
-from erl.studies.winner import WINNER, choose, chosen
-from erl.worlds.specification import Seeds
+from erl.studies.winner import WINNER, Finalist, Tested, choose, chosen, tested, tests_of
+from erl.worlds.specification import Seeds, from_json, to_json
 
 
 @pytest.fixture(scope="module")
@@ -508,3 +514,24 @@ def test_a_test_takes_the_winner(mean, told, quick, sink, monkeypatch):
     line = next(line for line in sink.lines if line.startswith("evolved:"))
     assert line.startswith(f"evolved:  {winner.title} as RES_PPO_0.0003, {winner.reached}; ")
     assert line.endswith("on test seeds (2 seeds, after 64 steps)")
+    (found,) = tests_of(study().optuna.user_attrs, winner).values()
+    assert line.endswith(f"; {found.line}")
+    assert (found.seeds, found.steps, found.env_id, found.interval) == (2, 64, None, None)
+    # The evolution says it too: in `studies show`, in its note, and when it is run again.
+    shown = Lines()
+    assert show_study(ShowConfig(study=NAME), shown) == 0
+    assert shown.lines[shown.lines.index(f"tests of {winner.title}:") + 1] == (
+        f"  {found.line}: {name}"
+    )
+    note = get_note(optuna.load_study(study_name=NAME, storage=DEFAULT_STORAGE))
+    assert _plain(f"{winner.reached}; {found.line}") in note
+    assert command("test", "--study", NAME) in note
+    # Another winner has not been tested.
+    assert tests_of(study().optuna.user_attrs, replace(winner, trial=77, mean=None)) == {}
+
+
+def test_a_test_in_another_environment_is_told_apart():
+    one = Finalist(3, None, {}, 5.0)
+    found = tested(one, "RES_PPO", "Ant-v4", [1.0, 2.0, 3.0], 1000)
+    assert from_json(Tested, to_json(found)) == found
+    assert found.line == "2.00 [-0.484, 4.48] on test seeds in Ant-v4 (3 seeds, after 1,000 steps)"
