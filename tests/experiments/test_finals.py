@@ -66,7 +66,8 @@ def test_the_best_trials_and_the_mean_are_lived_on_seeds_of_their_own(evolved, s
     assert chosen(study()).winner.trial == study().best().number  # an older study has ER-MRL's
     assert evolve(make(dry_run=True), sink) == 0
     announced = "finals: 9 lifetimes x 128 steps, 1 update each, 1 worker"
-    assert sink.lines[-2:] == [announced, "dry run: nothing was trained or stored"]
+    assert announced in sink.lines
+    assert sink.lines[-1] == "dry run: nothing was trained or stored"
     sink.lines.clear()
     assert evolve(make(), sink) == 0
     assert "goes on: 8 of 8 trials are there, finals are left" in sink.lines
@@ -534,4 +535,4 @@ def test_a_test_in_another_environment_is_told_apart():
     one = Finalist(3, None, {}, 5.0)
     found = tested(one, "RES_PPO", "Ant-v4", [1.0, 2.0, 3.0], 1000)
     assert from_json(Tested, to_json(found)) == found
-    assert found.line == "2.00 [-0.484, 4.48] on test seeds in Ant-v4 (3 seeds, after 1,000 steps)"
+    assert found.line == "2 [-0.4841, 4.484] on test seeds in Ant-v4 (3 seeds, after 1,000 steps)"
