@@ -315,6 +315,7 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
     target = open_storage(to, create=True)
     there = {s.study_name: s for s in target.get_all_studies()}
     finals, copied_finals = finals_name(source, name), finals_name(target, target_name)
+    has_finals = finals in study_names(source)  # the copy itself may get this name
     if target_name in there:
         if not config.overwrite:
             mark = (
@@ -358,7 +359,7 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
     if missing:
         sink.line(f"{len(missing)} of its files are missing: they are not beside {config.storage}")
     sink.line(f"{target_name} in {shown(to)}: {len(trials)} trials copied ({_states(trials)})")
-    if finals in study_names(source):
+    if has_finals:
         copy_study(replace(config, study=finals, to_name=copied_finals), sink)
         link_finals(Study(to, copied_finals), Study(to, target_name))
     return 0
