@@ -169,7 +169,7 @@ def _seeds(scores: Sequence[float]) -> str:
 
 
 @dataclass(frozen=True)
-class Tested:
+class Reached:
     """What the agent with a finalist's hyperparameters reached in a test.
 
     Attributes:
@@ -202,22 +202,22 @@ class Tested:
 
 def tested(
     finalist: Finalist, arm: str, env_id: str | None, scores: Sequence[float], steps: int
-) -> Tested:
-    """What a finalist reached in a test, from its agent's scores; see `Tested`."""
+) -> Reached:
+    """What a finalist reached in a test, from its agent's scores; see `Reached`."""
     interval = mean_interval(scores) if len(scores) > 2 else None
     mean = float(np.mean(scores))
-    return Tested(finalist.slug, arm, env_id, mean, interval, len(scores), steps)
+    return Reached(finalist.slug, arm, env_id, mean, interval, len(scores), steps)
 
 
-def store_tested(evolution: Study, test: str, found: Tested) -> None:
+def store_tested(evolution: Study, test: str, found: Reached) -> None:
     """Store with an evolution what the test of this name found."""
     evolution.optuna.set_user_attr(f"{TESTED}{test}", to_json(found))
 
 
-def tests_of(attrs: Mapping[str, Any], finalist: Finalist) -> dict[str, Tested]:
+def tests_of(attrs: Mapping[str, Any], finalist: Finalist) -> dict[str, Reached]:
     """What tests of a finalist found, by their names, from user attributes of the evolution."""
     stored = {k.removeprefix(TESTED): v for k, v in attrs.items() if k.startswith(TESTED)}
-    found = {name: from_json(Tested, value) for name, value in sorted(stored.items())}
+    found = {name: from_json(Reached, value) for name, value in sorted(stored.items())}
     return {name: test for name, test in found.items() if test.finalist == finalist.slug}
 
 

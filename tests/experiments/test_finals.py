@@ -27,7 +27,7 @@ from erl.studies.distributions import distributions
 from erl.studies.notes import _plain
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
 from erl.studies.study import Study
-from erl.studies.winner import WINNER, Finalist, Tested, choose, chosen, tested, tests_of
+from erl.studies.winner import WINNER, Finalist, Reached, choose, chosen, tested, tests_of
 from erl.worlds.specification import Seeds, from_json, to_json
 
 
@@ -534,5 +534,5 @@ def test_a_test_takes_the_winner(mean, told, quick, sink, monkeypatch):
 def test_a_test_in_another_environment_is_told_apart():
     one = Finalist(3, None, {}, 5.0)
     found = tested(one, "RES_PPO", "Ant-v4", [1.0, 2.0, 3.0], 1000)
-    assert from_json(Tested, to_json(found)) == found
+    assert from_json(Reached, to_json(found)) == found
     assert found.line == "2 [-0.4841, 4.484] on test seeds in Ant-v4 (3 seeds, after 1,000 steps)"
