@@ -346,6 +346,10 @@ def _cost(study: Study) -> dict[str, float]:
     }
 
 
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
 def table(arguments: argparse.Namespace) -> None:
     rows = [r for file in arguments.files for r in read(Path(file))]
     print("mean over root seeds [95 % bootstrap interval over them]\n")
@@ -367,11 +371,15 @@ def table(arguments: argparse.Namespace) -> None:
             "the same, where they differ": (winner - best)[other],
             "fitness of the highest - its test": np.array([r["best"]["fitness"] for r in part])
             - best,
+            "fitness of the winner - its test": np.array(
+                [_or_nan(r["winner"]["fitness"]) for r in part]  # the mean has none
+            )
+            - winner,
             "winner lived again - its test": np.array([np.mean(r["winner"]["again"]) for r in part])
             - winner,
             "winner expected - its test": np.array([r["winner"]["expected"] for r in part])
             - winner,
-            "luck in the latest fitnesses": np.array([r["luck"] or np.nan for r in part]),
+            "luck in the latest fitnesses": np.array([_or_nan(r["luck"]) for r in part]),
             "steps of finals / evolution": np.array(
                 [r["cost"]["finals"]["steps"] / r["cost"]["evolution"]["steps"] for r in part]
             ),

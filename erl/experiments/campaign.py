@@ -120,10 +120,10 @@ class Progress:
         raise NotImplementedError
 
 
-def outcome(trial: RunningTrial, value: float | None) -> str:
-    """What a trial of one lifetime reached, or why it failed."""
+def outcome(trial: RunningTrial, value: float | None, what: str = "return") -> str:
+    """What a trial reached, or why it failed; `what` is what its value is."""
     if value is not None:
-        return f"return {figure(value)}"
+        return f"{what} {figure(value)}"
     return f"failed: {trial.error[0] if trial.error else ''}"
 
 

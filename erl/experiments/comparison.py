@@ -4,6 +4,7 @@ selection never saw.
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from erl.experiments.comparison_flags import (
     GeneralizationComparisonConfig,
     MultiComparisonConfig,
 )
+from erl.experiments.display import Display
+from erl.experiments.evolution import test_command
 from erl.experiments.films import film_agents, film_commands, model_name, say_film
 from erl.experiments.flags import MAX_SEED, plural, seed_indices, study_name, thousands
 from erl.experiments.forecast import (
@@ -51,7 +54,7 @@ from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_name
 from erl.studies.study import Study, stored_config
 from erl.studies.tables import agent_tables, lines
 from erl.studies.trials import RunningTrial, why_failed
-from erl.studies.winner import Finalist, chosen, with_interval
+from erl.studies.winner import Finalist, chosen, store_tested, tested
 from erl.worlds.arguments import Arguments, parse_arguments
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.task_sets import TASK_SETS, load_task_set, load_task_sets
@@ -74,6 +77,7 @@ class Best:
         title: what its hyperparameters are called in a line.
         evolution: the configuration.
         winner: what the evolution hands over, see `chosen`; its parameters are numbers.
+        study: the evolution's; None for the catalogue, and for what another program made.
     """
 
     name: str
@@ -81,6 +85,7 @@ class Best:
     title: str
     evolution: EvolutionStudy
     winner: Finalist
+    study: Study | None = None
 
 
 def load_best(flags: ComparisonFlags, sink: Sink) -> Best:
@@ -156,7 +161,8 @@ def load_study(flags: ComparisonFlags, sink: Sink) -> Best:
     of = f"winner of {len(choice.finalists)} finalists" if choice.finalists else "best"
     sink.line(f"{name}: {of} of {trials} trials is {winner.title}, {winner.reached}, {values}")
     stem = f"{name}_{winner.slug}"
-    return Best(name, stem, winner.title, evolution, replace(winner, params=params))
+    winner = replace(winner, params=params)
+    return Best(name, stem, winner.title, evolution, winner, None if guessed else study)
 
 
 def _address(flags: ComparisonFlags, name: str, sink: Sink) -> str:
@@ -297,7 +303,7 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     """
     best = load_best(flags, sink)
     test_name, config = _the_test(flags, best, sink)
-    evolution, params, env_id = config.evolution, best.winner.params, config.env_id
+    evolution, params = config.evolution, best.winner.params
     arms = arm_names(evolution, params) + control_names(evolution, params)
     chosen = _chosen(flags, evolution, params)
     for arm in chosen:
@@ -355,8 +361,7 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
         return 130
     failed = _say_missing(study, sink)
     report(study, sink)
-    if env_id is None:
-        _say_winner(study, arms[1], best, flags.training_steps, sink)
+    _say_winner(study, arms[1], best, config, sink)
     say_where(campaign, flags, flags.results, folder)
     say_film(study, flags, folder, arms[1], sink)
     if flags.video:
@@ -464,14 +469,15 @@ def report(study: Study, sink: Sink) -> None:
         sink.line(line)
 
 
-def _say_winner(study: Study, arm: str, best: Best, steps: int, sink: Sink) -> None:
+def _say_winner(study: Study, arm: str, best: Best, config: TestStudy, sink: Sink) -> None:
     """Say what the evolved agent reached: when proposed, lived again, and on the seeds of the test.
+    The last is stored with the evolution too.
 
     Args:
         study: of the test.
         arm: the agent with the settings that it was evolved with.
         best: what is tested.
-        steps: of a lifetime of the test.
+        config: of the test.
         sink: where the line goes.
     """
     records = {
@@ -484,12 +490,21 @@ def _say_winner(study: Study, arm: str, best: Best, steps: int, sink: Sink) -> N
     else:
         scores = [float(np.mean(r.final_returns)) for _, r in sorted(records.items())]
     known = [s for s in scores if s is not None]
-    if known:
-        longer = "" if steps == best.evolution.training_steps else f", after {steps:,} steps"
-        sink.line(
-            f"evolved:  {best.title} as {arm}, {best.winner.reached}; {with_interval(known)} on "
-            f"test seeds ({plural(len(known), 'seed')}{longer})"
-        )
+    if not known:
+        return
+    found = tested(best.winner, arm, config.env_id, known, config.training_steps)
+    sink.line(f"evolved:  {best.title} as {arm}, {best.winner.reached}; {found.line}")
+    evolution = best.study
+    if evolution is None:
+        return
+
+    def commands(name: str, trial: RunningTrial | None) -> list[str]:
+        return [test_command(best.evolution, name, evolution.address)] if trial is None else []
+
+    # The evolution may have been deleted meanwhile, or its storage may not be written to.
+    with suppress(UserError, KeyError):
+        store_tested(evolution, study.name_now(), found)
+        Display(evolution, False, commands).study()
 
 
 class ComparisonProgress(Progress):

@@ -16,7 +16,7 @@ import numpy as np
 from erl.errors import UserError
 from erl.studies.study import Study
 from erl.studies.trials import RunningTrial
-from erl.studies.winner import stored_choice
+from erl.studies.winner import TESTED, chosen, stored_choice, tests_of
 
 if TYPE_CHECKING:
     from erl.studies.data import StudyData
@@ -43,8 +43,13 @@ class Display:
 
     def study(self) -> None:
         """Write the note of the study."""
-        choice = stored_choice(self._study.optuna.user_attrs)
-        winner = None if choice is None else f"{choice.winner.title}, {choice.winner.reached}"
+        attrs = self._study.optuna.user_attrs
+        were_tests = any(key.startswith(TESTED) for key in attrs)
+        choice = chosen(self._study) if were_tests else stored_choice(attrs)
+        winner = None
+        if choice is not None:
+            tests = [test.line for test in tests_of(attrs, choice.winner).values()]
+            winner = "; ".join([f"{choice.winner.title}, {choice.winner.reached}", *tests])
         self._study.note(self._commands(self._study.name_now(), None), winner)
 
     def trial(

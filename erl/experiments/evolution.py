@@ -21,7 +21,7 @@ from erl.experiments.evolution_flags import (
     GeneralizationConfig,
     MultiEvolutionConfig,
 )
-from erl.experiments.finals import finalists_of, live_finals
+from erl.experiments.finals import finalists_of, left_of_finals, live_finals, sampler_of
 from erl.experiments.flags import number, parse_settings, plural, read_settings, study_name
 from erl.experiments.forecast import (
     Outlook,
@@ -38,7 +38,7 @@ from erl.lifetimes.living import check
 from erl.lifetimes.record import POINTS
 from erl.search.choices import SAMPLERS
 from erl.search.pruning import Pruning, check_pruner
-from erl.search.samplers import generation_size, make_sampler, warm_start
+from erl.search.samplers import generation_size, warm_start
 from erl.search.space import (
     ER_MRL_BIAS,
     NO_BIAS,
@@ -51,8 +51,8 @@ from erl.studies.configuration import EvolutionStudy
 from erl.studies.distributions import SearchSpace, distributions
 from erl.studies.storage import DEFAULT_STORAGE, shown
 from erl.studies.study import Study, stored_config
-from erl.studies.trials import Plan, RunningTrial
-from erl.studies.winner import Choice, chosen, store_choice
+from erl.studies.trials import Plan, RunningTrial, key_of
+from erl.studies.winner import Choice, chosen, store_choice, tests_of
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Phase, Seeds
 from erl.worlds.task_sets import load_task_set
 from erl.worlds.tasks import Task
@@ -267,7 +267,7 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     config = continued(flags, name, config, space)
     check_lifetimes(config)
     done = finished(flags.storage, name)
-    outlook = outlook_of(flags, config, done)
+    outlook = outlook_of(flags, config, space, name, done)
     check_at_once(flags, outlook)
     if flags.dry_run:
         _say_what(name, config, space, flags.storage, sink)
@@ -275,19 +275,12 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     campaign = Campaign(flags, name, config, sink, outlook.specs[0])
     study = campaign.study
     popsize = config.popsize or generation_size(config.sampler, space)
-    sampler = make_sampler(
-        config.sampler,
-        space,
-        config.seed,
-        popsize,
-        config.restarts,
-        config.use_pruned,
-        config.start,
-    )
+    sampler = sampler_of(config, space)
     _say_what(name, config, space, flags.storage, sink)
     if outlook.left:
         if done:
-            sink.line(f"goes on: {done} of {plural(flags.nb_trials, 'trial')} are there")
+            left = ", finals are left" * (done >= flags.nb_trials)
+            sink.line(f"goes on: {done} of {plural(flags.nb_trials, 'trial')} are there{left}")
         announce(outlook, campaign.executor, sink)
     else:
         sink.line(f"{done} of {flags.nb_trials} trials are there; raise --nb_trials for more")
@@ -306,7 +299,7 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     make_cohort = checkpoint_cohort(flags, name)
 
     def commands(name: str, trial: RunningTrial | None) -> list[str]:
-        return [test_command(config, name, flags)] if trial is None else []
+        return [test_command(config, name, flags.storage)] if trial is None else []
 
     log = EvolutionLog(study, f"{flags.logs}/{folder_name(name)}/evolution")
     if not campaign.run(source, make_cohort, progress, config.score, pruning, commands, log):
@@ -327,7 +320,7 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     progress.say_luck()
     if _say_winner(study, elsewhere, progress.last_error, sink) is None:
         return 0 if elsewhere else 1
-    sink.line(f"test them:       {test_command(config, study.name_now(), flags)}")
+    sink.line(f"test them:       {test_command(config, study.name_now(), flags.storage)}")
     Display(study, flags.artifacts, commands).study()
     return 0
 
@@ -364,6 +357,12 @@ def _finals(
     """Live the finals, if there is something to choose from; False if they were interrupted."""
     finalists = finalists_of(study, config, space, sampler, flags.finalists)
     if len(finalists) < 2:
+        for one in finalists:
+            others = len({key_of(t.params) for t in study.trials("COMPLETE")}) > 1
+            why = "no other hyperparameters have a fitness"
+            if others and flags.finalists == 1:
+                why = "--finalists is 1"
+            sink.line(f"no finals:       {one.title} is the only finalist, as {why}")
         return True
 
     def lives_of(params: dict[str, Any], seed: int) -> list[LifetimeSpec]:
@@ -372,7 +371,7 @@ def _finals(
     return live_finals(flags, study, config, finalists, lives_of, sink)
 
 
-def test_command(config: EvolutionStudy, name: str, flags: EvolutionFlags) -> str:
+def test_command(config: EvolutionStudy, name: str, storage: str) -> str:
     """The command that tests what was evolved."""
     kind = "test" if config.nb_res is None else "test-multi"
     if config.env_ids is not None:
@@ -383,8 +382,8 @@ def test_command(config: EvolutionStudy, name: str, flags: EvolutionFlags) -> st
         known = load_task_set("forward_mujoco").env_ids
         unseen = [e for e in known if e.rpartition("-v")[0] not in seen]
         words += ["--env_id", unseen[0] if unseen else "Humanoid-v4"]
-    if flags.storage != DEFAULT_STORAGE:
-        words += ["--storage", shown(flags.storage)]
+    if storage != DEFAULT_STORAGE:
+        words += ["--storage", shown(storage)]
     return command(kind, *words)
 
 
@@ -393,25 +392,35 @@ def finished(storage: str, name: str) -> int:
     return 0 if stored_config(storage, name) is None else Study(storage, name).finished()
 
 
-def outlook_of(flags: EvolutionFlags, config: EvolutionStudy, done: int) -> Outlook:
-    """What is left of an evolution of which so many trials have ended."""
+def outlook_of(
+    flags: EvolutionFlags, config: EvolutionStudy, space: SearchSpace, name: str, done: int
+) -> Outlook:
+    """What is left of an evolution and its finals.
+
+    Args:
+        flags: how many trials and finalists.
+        config: of the evolution.
+        space: what is searched.
+        name: of the study.
+        done: how many of its trials have ended.
+    """
     # The largest reservoirs that may be proposed, so that the time is an upper one.
     of_a_trial = lifetimes(config, {k: r.high for k, r in search_space(config).items()})
     trials = max(0, flags.nb_trials - done)
+    finals = left_of_finals(flags, config, space, name, trials)
     environments = "" if config.env_ids is None else f"{len(config.env_ids)} environments x "
-    counts = (
-        f"{plural(trials, 'trial')} x {environments}{plural(config.nb_seeds, 'seed')} x "
-        f"{config.training_steps:,} steps"
-    )
-    finals = 0
-    if trials and flags.finalists > 0 and not config.published_code:
-        mean = config.sampler == "Cmaes"  # that of the search takes part
-        finals = (min(flags.finalists, flags.nb_trials) + mean) * flags.finalist_seeds
-        counts += f" and {finals * len(config.environments)} in finals"
+    steps = f"{config.training_steps:,} steps"
+    counts = f"finals: {plural(finals, 'lifetime')} x {steps}"
+    if trials:
+        counts = (
+            f"{plural(trials, 'trial')} x {environments}{plural(config.nb_seeds, 'seed')} x {steps}"
+        )
+        counts += f" and up to {finals} lifetimes in finals" * (finals > 0)
+    together = trials or -(-finals // len(of_a_trial))
     return Outlook(
         counts,
-        of_a_trial * min(max(1, trials), config.popsize or 1),
-        trials * len(of_a_trial) + finals * len(config.environments),
+        of_a_trial * min(max(1, together), config.popsize or 1),
+        trials * len(of_a_trial) + finals,
     )
 
 
@@ -441,6 +450,8 @@ def _say_best(study: Study, sink: Sink) -> Choice | None:
         ended = len(study.trials("COMPLETE", "PRUNED", "FAIL"))
         if ended > choice.ended:
             sink.line(f"                 chosen when {choice.ended} of {ended} trials had ended")
+    for test in tests_of(study.optuna.user_attrs, winner).values():
+        sink.line(f"tested:          {winner.title}, {test.line}")
     params = ", ".join(f"{k} {number(v)}" for k, v in winner.params.items())
     sink.line(f"hyperparameters: {params}")
     where = shown(study.address)

@@ -15,10 +15,12 @@ from erl.cli import Sink
 from erl.experiments.campaign import Campaign, GivenTrials, Progress, checkpoint_cohort, outcome
 from erl.experiments.evolution_flags import EvolutionFlags
 from erl.experiments.flags import MAX_SEED, plural
-from erl.search.samplers import CmaesSampler
-from erl.studies.configuration import EvolutionStudy, FinalsStudy
+from erl.experiments.forecast import steps_of
+from erl.lifetimes.record import LifetimeRecord
+from erl.search.samplers import CmaesSampler, generation_size, make_sampler
+from erl.studies.configuration import EvolutionStudy, FinalsStudy, differences
 from erl.studies.distributions import SearchSpace, integer
-from erl.studies.study import Study
+from erl.studies.study import Study, stored_config
 from erl.studies.trials import RunningTrial, key_of, lifetime_records, why_failed
 from erl.studies.winner import (
     Finalist,
@@ -95,7 +97,7 @@ def live_finals(
     study = campaign.study
     link_finals(study, evolution)
     known = _known(study, evolution, config, finalists)
-    wanted = [f.key | {"seed": seed} for seed in range(flags.finalist_seeds) for f in finalists]
+    wanted, before = _wanted(finalists, flags.finalist_seeds), len(_records(study))
 
     def plan(params: dict[str, Any]) -> list[LifetimeSpec]:
         return lives_of(known[_owner(params)].params, params["seed"])
@@ -119,16 +121,77 @@ def live_finals(
             f"the finals are finished and stored; run the same command again to continue"
         )
         return False
-    choice = choose(_lived(study, known, sink), len(evolution.trials("COMPLETE", "PRUNED", "FAIL")))
+    lived, again = _lived(study, known, sink)
+    choice = choose(lived, len(evolution.trials("COMPLETE", "PRUNED", "FAIL")), again)
     store_choice(evolution, choice)
-    records = [r for t in study.trials() for r in lifetime_records(t).values()]
+    records = _records(study)
+    new = len(records) - before
     sink.line(
         f"finals:          {plural(len(records), 'lifetime')}, {sum(r.steps for r in records):,} "
-        f"steps beside those of the evolution"
+        f"steps beside those of the evolution" + f"; {new or 'none'} of them new" * (before > 0)
     )
     if choice is None:
         sink.line("no finalist could be lived again: the trial with the highest fitness stands")
     return True
+
+
+def left_of_finals(
+    flags: EvolutionFlags, config: EvolutionStudy, space: SearchSpace, name: str, trials: int
+) -> int:
+    """How many lifetimes of the finals there are to train.
+
+    Args:
+        flags: how many finalists and seeds.
+        config: of the evolution.
+        space: what is searched.
+        name: of the evolution's study.
+        trials: that are left. The finalists are not known while there are some: there may be as
+            many as this says.
+    """
+    if not flags.finalists or config.published_code:
+        return 0
+    seeds, each = flags.finalist_seeds, len(config.environments)
+    if trials:
+        generation = config.popsize or flags.nb_trials
+        # Without a whole generation, and where nothing is searched, the search has no mean.
+        mean = config.sampler == "Cmaes" and flags.nb_trials >= generation
+        mean &= not all(distribution.single() for distribution in space.values())
+        entrants = min(flags.finalists, flags.nb_trials) + mean
+        return entrants * seeds * each if entrants > 1 else 0
+    evolution = Study(flags.storage, name)
+    if evolution.config is None or differences(evolution.config, config):
+        return 0  # it will be refused
+    finalists = finalists_of(evolution, config, space, sampler_of(config, space), flags.finalists)
+    if len(finalists) < 2:
+        return 0
+    wanted = {key_of(w) for w in _wanted(finalists, seeds)}
+    finals = finals_name(evolution.storage, name)
+    if isinstance(stored_config(flags.storage, finals), FinalsStudy):
+        wanted -= {key_of(t.params) for t in Study(flags.storage, finals).trials("COMPLETE")}
+    return len(wanted) * each
+
+
+def sampler_of(config: EvolutionStudy, space: SearchSpace) -> Any:
+    """The sampler of an evolution."""
+    return make_sampler(
+        config.sampler,
+        space,
+        config.seed,
+        config.popsize or generation_size(config.sampler, space),
+        config.restarts,
+        config.use_pruned,
+        config.start,
+    )
+
+
+def _wanted(finalists: Sequence[Finalist], seeds: int) -> list[dict[str, Any]]:
+    """Parameters of the finals' trials."""
+    return [f.key | {"seed": seed} for seed in range(seeds) for f in finalists]
+
+
+def _records(study: Study) -> list[LifetimeRecord]:
+    """All lifetimes that a study stores."""
+    return [r for t in study.trials() for r in lifetime_records(t).values()]
 
 
 def _owner(params: dict[str, Any]) -> str:
@@ -157,9 +220,12 @@ def _known(
     return known
 
 
-def _lived(study: Study, known: dict[str, Finalist], sink: Sink) -> list[Finalist]:
-    """Finalists with what they reached when they were lived again. One that failed on a seed is
-    left out, as a trial of the evolution is.
+def _lived(
+    study: Study, known: dict[str, Finalist], sink: Sink
+) -> tuple[list[Finalist], list[list[float]]]:
+    """Finalists with what they reached when they were lived again, and their scores by the number
+    of the seed, NaN where there is none: interrupted finals leave gaps. A finalist that failed on a
+    seed is left out, as a trial of the evolution is.
     """
     scores: dict[str, dict[int, float]] = {}
     for trial in study.trials("COMPLETE"):
@@ -170,11 +236,13 @@ def _lived(study: Study, known: dict[str, Finalist], sink: Sink) -> list[Finalis
         if owner in known and seed not in scores.get(owner, {}):
             sink.line(f"failed: {known[owner].title} seed {seed}: {why_failed(trial)}")
             known = {key: finalist for key, finalist in known.items() if key != owner}
-    return [
+    scores = {owner: by_seed for owner, by_seed in scores.items() if owner in known}
+    lived = [
         replace(known[owner], again=tuple(by_seed[seed] for seed in sorted(by_seed)))
         for owner, by_seed in scores.items()
-        if owner in known
     ]
+    again = [[s.get(seed, np.nan) for seed in range(max(s) + 1)] for s in scores.values()]
+    return lived, again
 
 
 class FinalsProgress(Progress):
@@ -192,17 +260,18 @@ class FinalsProgress(Progress):
     ) -> None:
         super().__init__(campaign.sink)
         self._campaign, self._config, self._begun = campaign, config, 0
+        environments = "" if config.env_ids is None else f"{len(config.env_ids)} environments x "
         self._title = (
-            f"finals: {plural(finalists, 'finalist')} x {plural(seeds, 'fresh seed')} x "
-            f"{config.training_steps:,} steps"
+            f"finals: {plural(finalists, 'finalist')} x {environments}"
+            f"{plural(seeds, 'fresh seed')} x {config.training_steps:,} steps"
         )
 
     def begin(self, trials: Sequence[RunningTrial]) -> None:
         """These lifetimes begin."""
         super().begin(trials)
-        lifetimes = sum(len(t.specs) - len(t.records) for t in trials)
         self._begun += len(trials)
-        self.budget += lifetimes * self._config.training_steps
+        left = [s for t in trials for i, s in enumerate(t.specs) if i not in t.records]
+        self.budget += sum(map(steps_of, left))
         if trials and self._begun == len(trials):
             self.sink.line(f"{self._title}, {self._campaign.workers}")
 
@@ -210,7 +279,8 @@ class FinalsProgress(Progress):
         """See `Progress`."""
         mean = trial.params.get("mean")
         title = f"trial {trial.params['trial']}" if mean is None else f"mean after {mean}"
-        return f"{title:16s} seed {trial.params['seed']:3d}  {outcome(trial, value)}"
+        what = "return" if self._config.references is None else "score"
+        return f"{title:16s} seed {trial.params['seed']:3d}  {outcome(trial, value, what)}"
 
     def status_line(self, steps: int, pace: str) -> str:
         """See `Progress`."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from erl.search.noise import luck_share, seeds_for_half
+from erl.search.noise import MOST_SEEDS, luck_share, seeds_for_half
 from erl.studies.configuration import EvolutionStudy
 from erl.studies.study import Study
 from erl.studies.winner import score_table
@@ -56,7 +56,9 @@ class Luck:
         if self.share is None or self.share <= LARGE:
             return None
         seeds = seeds_for_half(self.share, self._config.nb_seeds)
-        return f"a study with --nb_seeds {max(seeds, self._config.nb_seeds + 1)} has half of it"
+        if seeds is None:
+            return f"even {MOST_SEEDS} seeds a trial would not bring it to 50 %"
+        return f"with --nb_seeds {max(seeds, self._config.nb_seeds + 1)} it would be about 50 %"
 
     @property
     def line(self) -> str | None:

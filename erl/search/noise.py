@@ -12,7 +12,7 @@ from scipy import stats
 # The spread between finalists is at least this share of the noise of their means. The order of
 # finalists that nothing tells apart is then that of their means, and not a draw.
 LEAST_SPREAD = 0.01
-MOST_SEEDS = 100  # that `seeds_for_half` asks for
+MOST_SEEDS = 100  # a trial, that `seeds_for_half` asks for
 
 
 def mean_interval(x: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
@@ -61,17 +61,18 @@ def luck_share(scores: np.ndarray) -> float | None:
     return min(1.0, float(squares.sum()) / (environments**2 * seeds) / variance)
 
 
-def seeds_for_half(share: float, nb_seeds: int) -> int:
-    """With how many seeds a trial half of the variance of the fitness would be luck; at most
-    `MOST_SEEDS`.
+def seeds_for_half(share: float, nb_seeds: int) -> int | None:
+    """With how many seeds a trial half of the variance of the fitness would be luck; None if
+    `MOST_SEEDS` are not enough.
 
     Args:
         share: `luck_share` with `nb_seeds` seeds.
         nb_seeds: of a trial now.
     """
     if share >= 1:
-        return MOST_SEEDS
-    return min(MOST_SEEDS, max(1, math.ceil(nb_seeds * share / (1 - share) - 1e-9)))
+        return None
+    seeds = max(1, math.ceil(nb_seeds * share / (1 - share) - 1e-9))
+    return seeds if seeds <= MOST_SEEDS else None
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class Expected:
 
     Attributes:
         values: (n,); the finalist with the highest one is the one to choose.
-        low, high: ends of 95 % intervals, (n,); NaN where nothing tells the noise.
+        low, high: ends of 95 % intervals, (n,); NaN with less than three later seeds. Two would
+            give intervals that are wider than anything that a mean can be.
     """
 
     values: np.ndarray
@@ -108,11 +110,13 @@ def expect(proposed: Sequence[Sequence[float]], again: Sequence[Sequence[float]]
         proposed: of each finalist, the scores with which it was proposed, seed by seed; empty for
             one that was not a trial.
         again: of each, the scores on seeds that did not choose it, from the first on; at least one.
-            Finalists share their seeds. One may have fewer of them.
+            Finalists share their seeds: the k-th scores of all are those of the k-th seed. One may
+            have fewer of them, and NaN for seeds that it lacks.
     """
-    n, counts = len(again), np.array([len(p) + len(a) for p, a in zip(proposed, again)])
-    seeds = max(map(len, again))
-    rows, scores = _layout(proposed, again, seeds)
+    first, later = _table(proposed), _table(again)
+    n, seeds = later.shape
+    counts = (~np.isnan(first)).sum(1) + (~np.isnan(later)).sum(1)
+    rows, scores = _layout(first, later)
     effects, _, rank, _ = np.linalg.lstsq(rows, scores, rcond=None)
     means = effects[:n] + effects[n : n + seeds].mean()
     freedom = len(scores) - int(rank)
@@ -125,9 +129,9 @@ def expect(proposed: Sequence[Sequence[float]], again: Sequence[Sequence[float]]
     weights = kept / kept.sum()  # proportional to 1 / (spread + variances)
     centre = float((weights * means).sum())
     values = centre + kept * (means - centre)
-    if seeds < 2:
+    if seeds < 3:
         return Expected(values, np.full(n, np.nan), np.full(n, np.nan))
-    by_seed = [np.mean([a[k] for a in again if len(a) > k]) for k in range(seeds)]
+    by_seed = [np.mean(column[~np.isnan(column)]) for column in later.T]
     of_shrinkage = 2 / (n - 3) * ((1 - kept) * (means - centre)) ** 2 if n > 3 else 0.0
     of_level = np.var(by_seed, ddof=1) / seeds
     half = np.sqrt(
@@ -137,19 +141,26 @@ def expect(proposed: Sequence[Sequence[float]], again: Sequence[Sequence[float]]
     return Expected(values, values - half, values + half)
 
 
-def _layout(
-    proposed: Sequence[Sequence[float]], again: Sequence[Sequence[float]], seeds: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _table(groups: Sequence[Sequence[float]]) -> np.ndarray:
+    """Scores of finalists by seed, (finalists, seeds), NaN where there is none; without seeds that
+    nobody has.
+    """
+    table = np.full((len(groups), max(map(len, groups), default=0)), np.nan)
+    for row, group in zip(table, groups):
+        row[: len(group)] = group
+    return table[:, ~np.isnan(table).all(0)]
+
+
+def _layout(first: np.ndarray, later: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The two-way layout: a row for each score, with ones in the columns of its finalist and of its
     seed, (scores, finalists + later seeds + first seeds); and the scores.
     """
-    n, first = len(again), max((len(p) for p in proposed), default=0)
+    n, seeds = later.shape
     rows, scores = [], []
-    for offset, groups in ((n, again), (n + seeds, proposed)):
-        for finalist, group in enumerate(groups):
-            for seed, score in enumerate(group):
-                row = np.zeros(n + seeds + first)
-                row[[finalist, offset + seed]] = 1.0
-                rows.append(row)
-                scores.append(score)
+    for offset, table in ((n, later), (n + seeds, first)):
+        for finalist, seed in np.argwhere(~np.isnan(table)):
+            row = np.zeros(n + seeds + first.shape[1])
+            row[[finalist, offset + seed]] = 1.0
+            rows.append(row)
+            scores.append(table[finalist, seed])
     return np.array(rows), np.array(scores, dtype=float)

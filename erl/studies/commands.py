@@ -32,10 +32,13 @@ from erl.studies.tables import lines as table_lines
 from erl.studies.trials import lifetime_records, why_failed
 from erl.studies.winner import (
     FINALS_OF,
+    TESTED,
     Choice,
+    chosen,
     finals_name,
     link_finals,
     stored_choice,
+    tests_of,
     without_finals,
 )
 
@@ -185,6 +188,8 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
     choice = stored_choice(study.user_attrs)
     if choice is not None:
         _show_choice(choice, trials, sink)
+    if any(key.startswith(TESTED) for key in study.user_attrs):
+        _show_tests(Study(config.storage, name), sink)
     failed = [t for t in trials if t.state.name == "FAIL"]
     if failed:
         sink.line("failed trials:")
@@ -207,6 +212,16 @@ def _show_choice(choice: Choice, trials: Sequence[FrozenTrial], sink: Sink) -> N
     sink.line("finalists:")
     for finalist in choice.finalists:
         sink.line(f"  {finalist.title}, {finalist.reached}")
+
+
+def _show_tests(study: Study, sink: Sink) -> None:
+    """What tests of an evolution's winner found."""
+    choice = chosen(study)
+    tests = {} if choice is None else tests_of(study.optuna.user_attrs, choice.winner)
+    if choice is not None and tests:
+        sink.line(f"tests of {choice.winner.title}:")
+        for name, test in tests.items():
+            sink.line(f"  {test.line}: {name}")
 
 
 def trial_rows(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
@@ -300,6 +315,7 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
     target = open_storage(to, create=True)
     there = {s.study_name: s for s in target.get_all_studies()}
     finals, copied_finals = finals_name(source, name), finals_name(target, target_name)
+    has_finals = finals in study_names(source)  # the copy itself may get this name
     if target_name in there:
         if not config.overwrite:
             mark = (
@@ -343,7 +359,7 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
     if missing:
         sink.line(f"{len(missing)} of its files are missing: they are not beside {config.storage}")
     sink.line(f"{target_name} in {shown(to)}: {len(trials)} trials copied ({_states(trials)})")
-    if finals in study_names(source):
+    if has_finals:
         copy_study(replace(config, study=finals, to_name=copied_finals), sink)
         link_finals(Study(to, copied_finals), Study(to, target_name))
     return 0

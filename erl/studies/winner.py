@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial
 from erl.cli import figure
 from erl.errors import UserError
 from erl.search.noise import expect, mean_interval
-from erl.studies.configuration import EvolutionStudy
+from erl.studies.configuration import EvolutionStudy, FinalsStudy
 from erl.studies.following import UID
 from erl.studies.study import Study
 from erl.studies.trials import Score, lifetime_records
@@ -28,6 +28,7 @@ from erl.worlds.specification import from_json, to_json
 
 WINNER = "winner"  # user attribute of an evolution's study
 SUFFIX = "_finals"
+TESTED = "tested:"  # user attributes of an evolution's study: what its tests found, by their names
 FINALS_OF = "finals_of"  # user attribute of finals: the `UID` of their evolution
 
 
@@ -40,17 +41,33 @@ def finals_name(storage: BaseStorage, study: str) -> str:
         storage: of both.
         study: the name of the evolution's study.
     """
-    there = {s.study_name: s.user_attrs for s in storage.get_all_studies()}
-    uid = there.get(study, {}).get(UID)
+    there = {s.study_name: s for s in storage.get_all_studies()}
+    uid = there[study].user_attrs.get(UID) if study in there else None
     if uid is not None:
-        for name, attrs in there.items():
-            if attrs.get(FINALS_OF) == uid:
+        for name, other in there.items():
+            if other.user_attrs.get(FINALS_OF) == uid:
                 return name
+
+    def is_taken(name: str) -> bool:
+        """Whether it is the name of another evolution's finals, or of no finals at all."""
+        if name not in there:
+            return False
+        attrs = there[name].user_attrs
+        if "config" not in attrs:  # perhaps finals that another coordinator is about to begin
+            return storage.get_n_trials(there[name]._study_id) > 0
+        return not _are_finals(attrs) or FINALS_OF in attrs
+
     name, count = f"{study}{SUFFIX}", 1
-    while there.get(name, {}).get(FINALS_OF) is not None:  # another evolution's
+    while is_taken(name):
         count += 1
         name = f"{study}{SUFFIX}_{count}"
     return name
+
+
+def _are_finals(attrs: Mapping[str, Any]) -> bool:
+    """Whether a study is finals, from its user attributes."""
+    stored = attrs.get("config")
+    return isinstance(stored, Mapping) and stored.get("kind") == FinalsStudy.kind
 
 
 def without_finals(storage: BaseStorage) -> list[str]:
@@ -62,7 +79,8 @@ def without_finals(storage: BaseStorage) -> list[str]:
         owner = there[name].get(FINALS_OF)
         if owner is not None:
             return owner in evolutions
-        return name.endswith(SUFFIX) and name.removesuffix(SUFFIX) in there
+        named = name.endswith(SUFFIX) and name.removesuffix(SUFFIX) in there
+        return named and _are_finals(there[name])
 
     return [name for name in there if not is_part(name)]
 
@@ -84,9 +102,9 @@ class Finalist:
         params: the hyperparameters.
         fitness: of the trial; None for a mean.
         proposed: the trial's score with each of its seeds; empty where that is not known.
-        again: scores on the seeds of the finals.
+        again: scores on the seeds of the finals, without those that it lacks.
         expected: what it should reach on new seeds, see `expect`; None without finals.
-        interval: of that, 95 %; None where nothing tells the noise.
+        interval: of that, 95 %; None with less than three seeds.
     """
 
     trial: int | None
@@ -148,6 +166,59 @@ def _shown(value: float, interval: tuple[float, float] | None) -> str:
 
 def _seeds(scores: Sequence[float]) -> str:
     return f"{len(scores)} seed{'s' * (len(scores) != 1)}"
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What the agent with a finalist's hyperparameters reached in a test.
+
+    Attributes:
+        finalist: its `slug`.
+        arm: the agent.
+        env_id: environment of a test of generalisation; None for that of the evolution.
+        mean: over seeds.
+        interval: of that, 95 %; None with less than three seeds.
+        seeds: how many.
+        steps: of a lifetime.
+    """
+
+    finalist: str
+    arm: str
+    env_id: str | None
+    mean: float
+    interval: tuple[float, float] | None
+    seeds: int
+    steps: int
+
+    @property
+    def line(self) -> str:
+        """What was reached."""
+        where = "" if self.env_id is None else f" in {self.env_id}"
+        return (
+            f"{_shown(self.mean, self.interval)} on test seeds{where} "
+            f"({self.seeds} seed{'s' * (self.seeds != 1)}, after {self.steps:,} steps)"
+        )
+
+
+def tested(
+    finalist: Finalist, arm: str, env_id: str | None, scores: Sequence[float], steps: int
+) -> Reached:
+    """What a finalist reached in a test, from its agent's scores; see `Reached`."""
+    interval = mean_interval(scores) if len(scores) > 2 else None
+    mean = float(np.mean(scores))
+    return Reached(finalist.slug, arm, env_id, mean, interval, len(scores), steps)
+
+
+def store_tested(evolution: Study, test: str, found: Reached) -> None:
+    """Store with an evolution what the test of this name found."""
+    evolution.optuna.set_user_attr(f"{TESTED}{test}", to_json(found))
+
+
+def tests_of(attrs: Mapping[str, Any], finalist: Finalist) -> dict[str, Reached]:
+    """What tests of a finalist found, by their names, from user attributes of the evolution."""
+    stored = {k.removeprefix(TESTED): v for k, v in attrs.items() if k.startswith(TESTED)}
+    found = {name: from_json(Reached, value) for name, value in sorted(stored.items())}
+    return {name: test for name, test in found.items() if test.finalist == finalist.slug}
 
 
 @dataclass(frozen=True)
@@ -228,19 +299,24 @@ def score_table(trial: FrozenTrial, score: Score) -> np.ndarray:
     return np.array(list(rows.values()), dtype=float).reshape(len(rows), -1 if rows else 0)
 
 
-def choose(finalists: Sequence[Finalist], ended: int) -> Choice | None:
+def choose(
+    finalists: Sequence[Finalist], ended: int, again: Sequence[Sequence[float]] | None = None
+) -> Choice | None:
     """The winner among finalists that were lived again: the one of whom most is expected.
 
     Args:
         finalists: those that failed on some seed have no place here.
         ended: see `Choice`.
+        again: of each finalist, the scores by the number of their seed, NaN where it lacks one; by
+            default those of `Finalist.again`, of the first seeds.
 
     Returns:
         None without finalists.
     """
     if not finalists:
         return None
-    found = expect([f.proposed for f in finalists], [f.again for f in finalists])
+    by_seed = [f.again for f in finalists] if again is None else again
+    found = expect([f.proposed for f in finalists], by_seed)
     rows = [
         replace(f, expected=float(v), interval=None if np.isnan(low) else (float(low), float(high)))
         for f, v, low, high in zip(finalists, found.values, found.low, found.high)

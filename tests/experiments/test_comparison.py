@@ -386,6 +386,8 @@ def test_a_study_of_one_environment_can_be_tested_in_another(tiny, inline, sink)
     with pytest.raises(UserError, match="the evolution used CartPole-v0"):
         compare(dataclasses.replace(test, env_id="CartPole-v0"), sink)
     assert compare(dataclasses.replace(test, env_id="toy_environments:Steady-v0"), sink) == 0
+    where = "on test seeds in toy_environments:Steady-v0 (1 seed, after 64 steps)"
+    assert any(line.startswith("evolved:  ") and line.endswith(where) for line in sink.lines)
 
 
 @pytest.mark.parametrize("kind", [ComparisonConfig, MultiComparisonConfig])

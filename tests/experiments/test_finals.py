@@ -1,24 +1,34 @@
 """Finals: who takes part, what is stored when, and who wins."""
 
 import dataclasses
+import re
 import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import faults
 import numpy as np
+import optuna
 import pytest
 from conftest import InlineExecutor, Lines
+from optuna_dashboard import get_note
 from told_lifetimes import NAME, Told, make, sr_of, study
 
+from erl.cli import command
 from erl.errors import UserError
 from erl.experiments.comparison import ComparisonConfig, compare
-from erl.experiments.evolution import GeneralizationConfig, evolve
+from erl.experiments.evolution import GeneralizationConfig, evolve, study_config
+from erl.experiments.finals import finalists_of, left_of_finals
+from erl.search.space import search_space
+from erl.studies.commands import ShowConfig, show_study
+from erl.studies.distributions import distributions
+from erl.studies.notes import _plain
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
 from erl.studies.study import Study
-from erl.studies.winner import WINNER, chosen
-from erl.worlds.specification import Seeds
+from erl.studies.winner import WINNER, Finalist, Reached, choose, chosen, tested, tests_of
+from erl.worlds.specification import Seeds, from_json, to_json
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +64,14 @@ def is_final(spec):
 
 def test_the_best_trials_and_the_mean_are_lived_on_seeds_of_their_own(evolved, sink):
     assert chosen(study()).winner.trial == study().best().number  # an older study has ER-MRL's
+    assert evolve(make(dry_run=True), sink) == 0
+    announced = "finals: 9 lifetimes x 128 steps, 1 update each, 1 worker"
+    assert announced in sink.lines
+    assert sink.lines[-1] == "dry run: nothing was trained or stored"
+    sink.lines.clear()
     assert evolve(make(), sink) == 0
+    assert "goes on: 8 of 8 trials are there, finals are left" in sink.lines
+    assert announced in sink.lines
     choice = chosen(study())
     assert len(choice.finalists) == 3
     best = sorted(study().trials("COMPLETE"), key=lambda t: -t.value)[:2]
@@ -74,7 +91,11 @@ def test_the_best_trials_and_the_mean_are_lived_on_seeds_of_their_own(evolved, s
         (one,) = [f for f in choice.finalists if f.trial == trial.number]
         assert np.mean(one.proposed) == pytest.approx(trial.value)
     assert "winner:          " in str(sink)
-    assert "9 lifetimes, 1,152 steps beside those of the evolution" in str(sink)
+    said = "finals:          9 lifetimes, 1,152 steps beside those of the evolution"
+    assert said in sink.lines
+    evolve(make(), sink)
+    assert f"{said}; none of them new" in sink.lines
+    assert "8 of 8 trials are there; raise --nb_trials for more" in sink.lines
 
 
 def test_an_evolution_does_not_notice_its_finals(told, sink):
@@ -128,6 +149,38 @@ def test_more_seeds_add_to_those_that_were_lived(evolved, sink):
     assert {len(f.again) for f in chosen(study()).finalists} == {5}
     evolve(make(finalist_seeds=3), sink)  # what is known is used
     assert {len(f.again) for f in chosen(study()).finalists} == {5}
+
+
+def test_a_former_finalist_keeps_its_scores_at_their_seeds(evolved, sink, monkeypatch):
+    evolve(make(finalist_seeds=5), sink)
+    left_out = min(f.trial for f in chosen(study()).finalists if f.trial is not None)
+    finals, given = study(f"{NAME}_finals"), []
+
+    def trials(self, *states):  # finals that were interrupted while workers lived other seeds
+        gap = {"trial": left_out, "seed": 2}
+        return [t for t in all_trials(self, *states) if t.params != gap or self.name != finals.name]
+
+    def seen(finalists, ended, again):
+        given.append(again)
+        return choose(finalists, ended, again)
+
+    all_trials = Study.trials
+    monkeypatch.setattr(Study, "trials", trials)
+    monkeypatch.setattr("erl.experiments.finals.choose", seen)
+    monkeypatch.setattr("erl.experiments.evolution.finalists_of", _others(left_out))
+    assert evolve(make(finalist_seeds=5), sink) == 0
+    (one,) = [f for f in chosen(study()).finalists if f.trial == left_out]
+    of_seeds = {
+        t.params["seed"]: t.value for t in final_trials() if t.params.get("trial") == left_out
+    }
+    assert one.again == tuple(of_seeds[k] for k in (0, 1, 3, 4))
+    gap = [[k for k, v in enumerate(scores) if np.isnan(v)] for scores in given[0]]
+    assert sorted(gap) == [[], [], [2]]
+
+
+def _others(left_out):
+    """Finalists but for this trial."""
+    return lambda *args: [f for f in finalists_of(*args) if f.trial != left_out]
 
 
 # -- ends at every stage --
@@ -290,6 +343,38 @@ def test_one_trial_has_no_finals(told, sink):
     assert evolve(make(nb_trials=1), sink) == 0
     assert study_names(open_storage(DEFAULT_STORAGE)) == [NAME]
     assert chosen(study()).winner.trial == 0
+    line = (
+        "no finals:       trial 0 is the only finalist, as no other hyperparameters have a fitness"
+    )
+    assert line in sink.lines
+    assert "in finals" not in str(sink)
+
+
+def test_one_finalist_without_a_mean_has_no_finals(told, sink):
+    assert evolve(make(sampler="Random", finalists=1, nb_trials=4), sink) == 0
+    assert study_names(open_storage(DEFAULT_STORAGE)) == [NAME]
+    best = study().best().number
+    line = f"no finals:       trial {best} is the only finalist, as --finalists is 1"
+    assert line in sink.lines
+    assert "in finals" not in str(sink)
+
+
+@pytest.mark.parametrize(
+    ("options", "lifetimes"),
+    [
+        ({"nb_trials": 8}, 9),
+        ({"nb_trials": 3}, 6),  # no whole generation, no mean
+        ({"nb_trials": 3, "finalists": 1}, 0),
+        ({"nb_trials": 4, "finalists": 1}, 6),
+        ({"sampler": "Random", "finalists": 1}, 0),
+        ({"sampler": "Random"}, 6),
+        ({"min_sr": 1.0, "max_sr": 1.0, "min_lr": 0.5, "max_lr": 0.5}, 6),
+    ],
+)
+def test_announced_finals_are_those_that_there_will_be(options, lifetimes, told, sink):
+    config = study_config(make(**options), sink)
+    space = distributions(search_space(config))
+    assert left_of_finals(make(**options), config, space, NAME, 1) == lifetimes
 
 
 def test_more_finalists_than_trials(told, sink):
@@ -369,6 +454,12 @@ def test_scores_of_a_set_of_environments_are_normalised(told, sink):
     for name in ("env_id", "context", "context_set"):
         del settings[name]
     assert evolve(GeneralizationConfig(**settings), sink) == 0
+    assert "8 trials x 2 environments x 2 seeds x 128 steps and up to 18 lifetimes in finals" in (
+        str(sink)
+    )
+    title = "finals: 3 finalists x 2 environments x 3 fresh seeds x 128 steps, 1 worker"
+    assert title in sink.lines
+    assert any(re.match(r"trial \d+ +seed +0  score -?[\d.]+$", line) for line in sink.lines)
     evolved = study("Toys_1_main_0.128k_steps")
     trials = study(f"{evolved.name}_finals").trials("COMPLETE")
     for trial in trials:
@@ -424,3 +515,24 @@ def test_a_test_takes_the_winner(mean, told, quick, sink, monkeypatch):
     line = next(line for line in sink.lines if line.startswith("evolved:"))
     assert line.startswith(f"evolved:  {winner.title} as RES_PPO_0.0003, {winner.reached}; ")
     assert line.endswith("on test seeds (2 seeds, after 64 steps)")
+    (found,) = tests_of(study().optuna.user_attrs, winner).values()
+    assert line.endswith(f"; {found.line}")
+    assert (found.seeds, found.steps, found.env_id, found.interval) == (2, 64, None, None)
+    # The evolution says it too: in `studies show`, in its note, and when it is run again.
+    shown = Lines()
+    assert show_study(ShowConfig(study=NAME), shown) == 0
+    assert shown.lines[shown.lines.index(f"tests of {winner.title}:") + 1] == (
+        f"  {found.line}: {name}"
+    )
+    note = get_note(optuna.load_study(study_name=NAME, storage=DEFAULT_STORAGE))
+    assert _plain(f"{winner.reached}; {found.line}") in note
+    assert command("test", "--study", NAME) in note
+    # Another winner has not been tested.
+    assert tests_of(study().optuna.user_attrs, replace(winner, trial=77, mean=None)) == {}
+
+
+def test_a_test_in_another_environment_is_told_apart():
+    one = Finalist(3, None, {}, 5.0)
+    found = tested(one, "RES_PPO", "Ant-v4", [1.0, 2.0, 3.0], 1000)
+    assert from_json(Reached, to_json(found)) == found
+    assert found.line == "2 [-0.4841, 4.484] on test seeds in Ant-v4 (3 seeds, after 1,000 steps)"

@@ -1,5 +1,7 @@
 """The share of luck that an evolution tells."""
 
+import re
+
 import numpy as np
 import pytest
 from told_lifetimes import make, study
@@ -20,8 +22,23 @@ def test_it_is_told_while_it_runs_and_at_the_end_with_what_to_do(told, sink):
     (line,) = [line for line in sink.lines if line.startswith("luck:            ")]
     assert f"{share:.0%}"[:-1] in line
     assert "the latest 16 trials" in line
-    assert "a study with --nb_seeds " in line
+    assert re.search(r"; with --nb_seeds \d+ it would be about 50 %|; even 100 seeds", line)
     assert len([line for line in sink.lines if line.startswith("luck: ")]) <= 2  # one of a hint
+
+
+@pytest.mark.parametrize(
+    ("share", "hint"),
+    [
+        (0.4, None),
+        (0.75, "with --nb_seeds 6 it would be about 50 %"),
+        (0.99, "even 100 seeds a trial would not bring it to 50 %"),
+    ],
+)
+def test_what_to_do_about_it(share, hint, told, sink):
+    evolve(make(nb_trials=1, finalists=0), sink)
+    luck = Luck(study(), study().config)
+    luck.share = share
+    assert luck.hint == hint
 
 
 def test_few_trials_and_one_seed_tell_nothing(told, sink):

@@ -29,6 +29,8 @@ from erl.lifetimes.record import LifetimeRecord
 from erl.networks.policies import Policies
 from erl.populations.openai_es import standardised
 from erl.studies.storage import DEFAULT_STORAGE
+from erl.studies.study import Study
+from erl.studies.winner import chosen
 from erl.study import generations
 from erl.worlds.evaluation import evaluate
 from erl.worlds.reservoirs import Context, ReservoirParams
@@ -362,9 +364,11 @@ def test_it_is_an_inner_learner_of_evolution_and_test(sink):
     Path("derl.json").write_text(json.dumps(SMALL))
     small = {"env_id": CARTPOLE, "training_steps": 600, "nb_seeds": 1, "workers": 1}
     small |= {"learner": "DERL", "learner_config": "derl.json", "ep_eval": 1}
-    search = {"units": 5, "nb_trials": 2, "finalists": 0, "sampler": "Random"}
+    search = {"units": 5, "nb_trials": 2, "finalist_seeds": 1, "sampler": "Random"}
     assert evolve(EvolutionConfig(**search, **small), sink) == 0
     name = f"{CARTPOLE}_main_0.6k_steps"
+    finalists = chosen(Study(DEFAULT_STORAGE, name)).finalists
+    assert {f.trial: len(f.again) for f in finalists} == {0: 1, 1: 1}
     frame = generations(DEFAULT_STORAGE, name)
     assert {"fitness", "es_length", "rl_length", "cosine", "policy_return"} <= {*frame.columns}
     assert {*frame.trial} == {0, 1}

@@ -56,12 +56,15 @@ def test_seeds_for_half_of_the_variance():
     assert seeds_for_half(0.5, 3) == 3
     assert seeds_for_half(0.75, 3) == 9
     assert seeds_for_half(0.1, 3) == 1
-    assert seeds_for_half(1.0, 3) == MOST_SEEDS
+    assert seeds_for_half(0.5, MOST_SEEDS) == MOST_SEEDS
+    assert seeds_for_half(0.51, MOST_SEEDS) is None
+    assert seeds_for_half(1.0, 3) is None
 
 
 def test_without_noise_values_are_those_of_the_later_seeds():
-    found = expect([[10.0, 20.0], [11.0, 21.0], []], [[1.0, 2.0], [2.0, 3.0], [4.0, 5.0]])
-    assert found.values == pytest.approx([1.5, 2.5, 4.5])
+    again = [[1.0, 2.0, 3.0], [2.0, 3.0, 4.0], [4.0, 5.0, 6.0]]
+    found = expect([[10.0, 20.0], [11.0, 21.0], []], again)
+    assert found.values == pytest.approx([2.0, 3.0, 5.0])
     # Seeds differ, so the level is uncertain all the same.
     assert (found.low < found.values).all()
 
@@ -91,6 +94,26 @@ def test_one_finalist_one_seed_and_seeds_that_some_lack():
     # The second has the first two seeds alone, on which it is one better: not the harder third.
     found = expect([[], []], [[5.0, 6.0, 0.0], [6.0, 7.0]])
     assert found.values[1] - found.values[0] == pytest.approx(1.0)
+
+
+def test_a_gap_takes_no_score_to_another_seed():
+    lacks, nan = [5.0, 6.0, 1.0], float("nan")
+    # The third seed is harder for all. The second finalist lacks the first seed, and is one better.
+    found = expect([[], []], [lacks, [nan, 7.0, 2.0]])
+    assert found.values[1] - found.values[0] == pytest.approx(1.0)
+    without = expect([[], []], [lacks, [7.0, 2.0]])  # as if they were the first two seeds
+    assert without.values[1] - without.values[0] < 0
+    # A seed that nobody has is none; gaps at the end are no more than an end.
+    again = [[nan, *lacks], [nan, nan, 7.0, 2.0]]
+    for one, other in ((again, found), ([lacks, [nan, 7.0, 2.0, nan]], found)):
+        given = expect([[], []], one)
+        assert given.values == pytest.approx(other.values)
+        assert given.low == pytest.approx(other.low)
+
+
+def test_two_seeds_give_no_interval():
+    assert np.isnan(expect([[3.0], [4.0]], [[1.0, 2.0], [2.0, 4.0]]).low).all()
+    assert np.isfinite(expect([[3.0], [4.0]], [[1.0, 2.0, 5.0], [2.0, 4.0, 4.0]]).low).all()
 
 
 @pytest.mark.parametrize("of_seeds", [0.0, 2.0])

@@ -1,7 +1,9 @@
 """What an evolution hands over, as studies store and show it."""
 
 import itertools
+import json
 import shutil
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -57,6 +59,24 @@ def test_what_a_finalist_reached_is_said_with_intervals_and_seeds():
     assert Finalist(3, None, {}, 5.0).reached == "fitness 5 when proposed"
 
 
+def test_two_seeds_are_said_without_an_interval():
+    pairs = [replace(TRIAL, again=(290.0, 300.0)), replace(MEAN, again=(200.0, 210.0))]
+    winner = choose(pairs, 30).winner
+    assert winner.interval is None
+    assert winner.reached == (
+        f"fitness 436.00 when proposed (2 seeds), 295.00 lived again (2 seeds), "
+        f"{figure(winner.expected)} expected on new seeds"
+    )
+
+
+def test_gaps_are_no_scores():
+    again = [[float("nan"), 290.0, 300.0], [200.0, 201.0, 199.0]]
+    choice = choose([replace(TRIAL, again=(290.0, 300.0)), MEAN], 30, again)
+    assert "295.00 lived again (2 seeds)" in choice.winner.reached
+    json.dumps(to_json(choice), allow_nan=False)
+    assert from_json(Choice, to_json(choice)) == choice
+
+
 def test_a_choice_is_stored_without_loss():
     choice = choose([MEAN, TRIAL], 30)
     assert from_json(Choice, to_json(choice)) == choice
@@ -104,7 +124,8 @@ def named(**uids):
 def test_finals_are_part_of_their_evolution_where_a_study_is_meant(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     link = {FINALS_OF: "1"}
-    storage = named(a={}, a_finals={}, b_finals={}, c={UID: "1"}, old_finals=link)
+    old = {"config": {"kind": "finals"}}
+    storage = named(a={}, a_finals=old, b_finals=old, c={UID: "1"}, old_finals=link | old)
     assert without_finals(storage) == ["a", "b_finals", "c"]
     assert finals_name(storage, "a") == "a_finals"  # of an older version, by their name
     assert finals_name(storage, "c") == "old_finals"
@@ -112,6 +133,21 @@ def test_finals_are_part_of_their_evolution_where_a_study_is_meant(tmp_path, mon
     assert finals_name(storage, "old") == "old_finals_2"
     storage.delete_study(storage.get_study_id_from_name("c"))
     assert without_finals(storage) == ["a", "b_finals", "old_finals"]
+
+
+def test_another_study_with_the_name_of_finals_is_none(evolved, sink):
+    """An evolution that was copied to that name."""
+    Study(DEFAULT_STORAGE, f"{NAME}_finals").storage.delete_study(study(f"{NAME}_finals")._id)
+    study().optuna.set_user_attr(WINNER, None)
+    target = {"to": DEFAULT_STORAGE, "to_name": f"{NAME}_finals"}
+    assert copy_study(CopyConfig(study=NAME, **target), sink) == 0
+    storage = open_storage(DEFAULT_STORAGE)
+    assert sorted(without_finals(storage)) == [NAME, f"{NAME}_finals"]
+    assert finals_name(storage, NAME) == f"{NAME}_finals_2"
+    assert evolve(small(), sink) == 0
+    assert len(chosen(study()).finalists) == 3
+    assert sorted(without_finals(storage)) == [NAME, f"{NAME}_finals"]
+    assert finals_name(storage, f"{NAME}_finals") == f"{NAME}_finals_finals"
 
 
 @pytest.mark.parametrize("renamed", [NAME, f"{NAME}_finals"])
