@@ -573,7 +573,8 @@ def cost(args: argparse.Namespace) -> None:
     what other results took whose steps are stored. Beside it what the published code would take for
     as many steps on one core.
     """
-    print("| what | million steps | core-hours | wall time, h | published code, core-hours, extrapolated |")
+    published = "published code, core-hours, extrapolated"
+    print(f"| what | million steps | core-hours | wall time, h | {published} |")
     print("|---|---|---|---|---|")
     every = chosen(args)
     for part in dict.fromkeys(e.part for e in every):

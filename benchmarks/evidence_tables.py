@@ -95,7 +95,9 @@ def scores_of(
     found: dict[str, list[pd.Series]] = {}
     for name in matching(member, group, [*rows]):
         frame = rows[name]
-        frame = frame[(frame.arm == member.arm) & frame.study.str.contains(member.study, regex=False)]
+        frame = frame[
+            (frame.arm == member.arm) & frame.study.str.contains(member.study, regex=False)
+        ]
         for env_id, part in frame.dropna(subset=[column]).groupby("env_id"):
             places = pd.MultiIndex.from_arrays([[roots[name]] * len(part), part.seed])
             series = pd.Series(part[column].to_numpy(dtype=float), index=places)
@@ -267,7 +269,7 @@ def matrix(evolved: Mapping[str, tuple[str, pd.DataFrame]], arm: str) -> pd.Data
 
 
 def matrix_shown(table: pd.DataFrame) -> pd.DataFrame:
-    """A matrix as text: the probability of improvement over PPO, its interval, the IQM and PPO's."""
+    """A matrix as text: the probability of improvement over PPO, its interval, and both IQMs."""
     cells = [
         f"{r.probability:.2f} [{r.low:.2f}, {r.high:.2f}]; {r.iqm:,.4g} ({r.baseline_iqm:,.4g})"
         for r in table.itertuples()
@@ -297,7 +299,8 @@ def catalogue_entries(name: str, story: Mapping[str, Any], rows: pd.DataFrame) -
         story: what is stored of it beside its rows.
         rows: lifetimes of its tests.
     """
-    usual, texts = to_json(EvolutionStudy()), []
+    usual = to_json(EvolutionStudy())
+    texts: list[str] = []
     for study, evolved in story["evolutions"].items():
         if evolved["winner"] is None:
             raise UserError(f"{name}: no trial of {study} has succeeded")

@@ -217,7 +217,7 @@ def test_every_experiment_is_compared_and_every_member_exists():
     assert used == {*names}
 
 
-def tested(study, arm, returns, env_id="X-v0", seeds=None):
+def scored(study, arm, returns, env_id="X-v0", seeds=None):
     seeds = range(len(returns)) if seeds is None else seeds
     return pd.DataFrame(
         {"study": study, "env_id": env_id, "arm": arm, "seed": seeds, "training_return": returns}
@@ -225,16 +225,19 @@ def tested(study, arm, returns, env_id="X-v0", seeds=None):
 
 
 def a_comparison(**changes):
-    members = (tables.Member("with", "{group}_a_*", "R"), tables.Member("without", "{group}_b_*", "R"))
+    members = (
+        tables.Member("with", "{group}_a_*", "R"),
+        tables.Member("without", "{group}_b_*", "R"),
+    )
     return tables.Comparison("c", "p", "?", ("x",), members, "with", **changes)
 
 
 def test_pairs_of_a_comparison_have_equal_root_and_test_seeds():
     rows = {
-        "x_a_1": tested("s", "R", [1.0, 2.0, 3.0]),
-        "x_a_2": tested("s", "R", [10.0, 20.0]),
-        "x_b_1": tested("s", "R", [4.0, 2.5, 99.0], seeds=[1, 0, 7]),
-        "x_b_2": tested("s", "R", [13.0, 24.0]),
+        "x_a_1": scored("s", "R", [1.0, 2.0, 3.0]),
+        "x_a_2": scored("s", "R", [10.0, 20.0]),
+        "x_b_1": scored("s", "R", [4.0, 2.5, 99.0], seeds=[1, 0, 7]),
+        "x_b_2": scored("s", "R", [13.0, 24.0]),
     }
     roots = {name: int(name[-1]) for name in rows}
     table = tables.compared(a_comparison(paired=True), rows, roots)
@@ -251,7 +254,7 @@ def test_pairs_of_a_comparison_have_equal_root_and_test_seeds():
 def test_the_family_of_a_comparison_is_all_groups():
     rng = np.random.default_rng(0)
     rows = {
-        f"{group}_{arm}_1": tested("s", "R", rng.normal(shift * (arm == "b"), 1, 10), group)
+        f"{group}_{arm}_1": scored("s", "R", rng.normal(shift * (arm == "b"), 1, 10), group)
         for group, shift in (("x", 5), ("y", 0))
         for arm in "ab"
     }
@@ -270,7 +273,7 @@ def test_the_family_of_a_comparison_is_all_groups():
 
 def test_the_matrix_has_the_controls_of_every_evolution():
     arms = ("PPO", "R", "RANDOM_R", "NOREC_R")
-    rows = pd.concat([tested("s", arm, [float(i), i + 1.0]) for i, arm in enumerate(arms)])
+    rows = pd.concat([scored("s", arm, [float(i), i + 1.0]) for i, arm in enumerate(arms)])
     made = tables.matrix({"on_a": ("A", rows), "on_x": ("X-v0", rows[rows.arm != "NOREC_R"])}, "R")
     assert [*made.evolved_on] == ["A", "A, not evolved", "A, W = 0", "X-v0", "X-v0, not evolved"]
     shown = tables.matrix_shown(made)
@@ -281,9 +284,7 @@ def test_the_matrix_has_the_controls_of_every_evolution():
 
 def fake_scripts(monkeypatch, tmp_path, codes):
     """Experiments of commands that end with these exit codes, and the commands that were run."""
-    made = [
-        evidence.Experiment(name, "p", 1, f"{name}.py", (f"{name}_test.py",)) for name in codes
-    ]
+    made = [evidence.Experiment(name, "p", 1, f"{name}.py", (f"{name}_test.py",)) for name in codes]
     monkeypatch.setattr(evidence, "experiments", lambda: made)
     monkeypatch.setattr(evidence, "ROWS", tmp_path / "rows")
     ran = []
@@ -301,9 +302,7 @@ def fake_scripts(monkeypatch, tmp_path, codes):
     monkeypatch.setattr(evidence, "subprocess", Scripts)
     collected = []
     monkeypatch.setattr(evidence, "collect", lambda each, *_: collected.append(each.name))
-    arguments = Namespace(
-        folder=str(tmp_path), small=False, workers=1, parts=None, names=None
-    )
+    arguments = Namespace(folder=str(tmp_path), small=False, workers=1, parts=None, names=None)
     return arguments, ran, collected
 
 
