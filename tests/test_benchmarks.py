@@ -219,9 +219,8 @@ def test_every_experiment_is_compared_and_every_member_exists():
 
 def scored(study, arm, returns, env_id="X-v0", seeds=None):
     seeds = range(len(returns)) if seeds is None else seeds
-    return pd.DataFrame(
-        {"study": study, "env_id": env_id, "arm": arm, "seed": seeds, "training_return": returns}
-    )
+    columns = {"study": study, "env_id": env_id, "arm": arm, "seed": seeds}
+    return pd.DataFrame(columns | {"training_return": returns, "state": "COMPLETE"})
 
 
 def a_comparison(**changes):
