@@ -162,7 +162,7 @@ def test_what_a_winner_reached_is_said_where_it_is_used(sink, monkeypatch):
     entry = dataclasses.replace(CARTPOLE, winner=again)
     monkeypatch.setattr("erl.studies.catalogue.catalogue", lambda: (entry,))
     evolved_for(flags(), sink)
-    assert "lived again (3 seeds), 1.50 expected on new seeds" in sink.lines[-1]
+    assert "lived again (3 seeds), 1.5 expected on new seeds" in sink.lines[-1]
 
 
 def test_a_test_without_an_evolution(quick, inline, sink, monkeypatch):
