@@ -42,6 +42,7 @@ test-processors: $(READY)  ## numeric tests with the arithmetic of other process
 evidence: $(READY)  ## a small version of every experiment of docs/results.md: under an hour on 2 cores
 	$(BIN)/python benchmarks/evidence.py run --folder evidence-small --small --workers 2
 	$(BIN)/python benchmarks/evidence.py table --small evidence-small
+	$(BIN)/python benchmarks/evidence.py cost
 
 picture: $(READY)  ## which room imports which, and the sizes of modules and functions
 	$(BIN)/python benchmarks/sizes.py

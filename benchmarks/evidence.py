@@ -4,47 +4,77 @@ their tables.
     python benchmarks/evidence.py plan
     python benchmarks/evidence.py run --folder evidence [--parts memory] [--names swimmer_0]
     python benchmarks/evidence.py table [--small small]
+    python benchmarks/evidence.py catalogue NAME
     python benchmarks/evidence.py cost
     python benchmarks/evidence.py run --folder small --small
 
-`benchmarks/evidence.toml` lists the experiments: an evolution and its tests, as commands of the
-public scripts. `run` goes through them, those that take least first. Interrupted, it goes on where
-it was: the scripts continue in their database, and experiments that have their rows are left out.
-When an experiment ends, its rows are in `benchmarks/results/evidence/`: every lifetime of the
-tests, and every trial of the evolution. `table` prints their tables. `--small` runs all of them at
-a small budget, with the rows in the folder; `table --small FOLDER` prints both side by side.
-`cost` prints what everything took, or is planned to take, beside the published codes.
+`benchmarks/evidence.toml` lists the experiments: evolutions and their tests, as commands of the
+public scripts, and the comparisons across them. `run` goes through the experiments, those that take
+least first. Interrupted, it goes on where it was: the scripts continue in their database, and
+experiments that have their rows are left out. Several processes may run at once. An experiment that
+fails does not stop the others; the exit code is 1 then.
+
+When an experiment ends, its rows are in `benchmarks/results/evidence/`: every lifetime of the tests
+(`NAME.csv`), every trial (`NAME_trials.csv`), every lifetime of the finals (`NAME_finals.csv`), and
+in `NAME.json` the commands, winners, commits, versions, processor and wall time. `table` prints
+their tables, then the comparisons. `catalogue` prints entries for `erl/studies/evolved.toml`.
+`--small` runs all of them at a small budget, with the rows in the folder; a later commit or other
+commands begin anew. `table --small FOLDER` prints both side by side. `cost` prints what everything
+took, or is planned to take, beside the published codes.
 """
 
 import argparse
+import fcntl
 import json
+import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from evidence_tables import (
+    PRIMARY,
+    SECONDARY,
+    Comparison,
+    Member,
+    catalogue_entries,
+    compared,
+    matrix,
+    matrix_shown,
+    of_experiment,
+    said,
+    shown,
+)
 
 from erl.errors import UserError
-from erl.figures.comparison import results_table, to_markdown
+from erl.figures.comparison import generalisation_matrix
 from erl.files import write_whole
-from erl.studies.configuration import EvolutionStudy, TestStudy
-from erl.studies.records import records
+from erl.studies.configuration import EvolutionStudy, FinalsStudy, TestStudy
+from erl.studies.records import Lived, decoded, lifetime_rows
 from erl.studies.storage import open_storage, study_names
 from erl.studies.study import Study
+from erl.studies.tables import to_markdown
+from erl.studies.winner import chosen as choice_of
+from erl.worlds.specification import commit, to_json
 from erl.worlds.task_sets import load_task_set
 
 HERE = Path(__file__).resolve().parent
 ROWS = HERE / "results" / "evidence"
 LIFETIME = ["env_id", "arm", "seed", "state", "training_return", "final_return", "steps", "seconds"]
+FINAL = ["env_id", "trial", "mean", *LIFETIME[2:], "fitness"]
+RES = "RES_PPO_0.0003"
 # Of a flag that is given twice the last one counts. Final policies play two episodes, and not ten.
 SMALL_EVOLUTION = (
     "--nb_trials 4 --nb_seeds 1 --training_steps {steps} --ep_eval 2 "
-    "--finalists 1 --finalist_seeds 1"
+    "--finalists 2 --finalist_seeds 1"
 )
 SMALL_TEST = "--HP_training_steps {steps} --training_steps {steps} --nb_seeds 2"
 
@@ -64,7 +94,7 @@ OTHERS = (
 
 @dataclass(frozen=True)
 class Experiment:
-    """An evolution and its tests.
+    """Evolutions and their tests.
 
     Attributes:
         name: of its files.
@@ -72,7 +102,8 @@ class Experiment:
         minutes: of one core, estimated.
         evolve: the command of the evolution.
         tests: the commands of its tests.
-        baseline: the arm that others are compared with.
+        controls: commands of evolutions that are tested beside it.
+        baseline: the arm that others are compared with: the evolved one.
         small_steps: of a lifetime, at a small budget.
     """
 
@@ -81,7 +112,8 @@ class Experiment:
     minutes: int
     evolve: str
     tests: tuple[str, ...]
-    baseline: str = "PPO"
+    controls: tuple[str, ...] = ()
+    baseline: str = RES
     small_steps: int = 4_096
 
     @property
@@ -89,14 +121,19 @@ class Experiment:
         """Whom its reservoirs are evolved for."""
         return str(flag(self.evolve, "learner", "PPO"))
 
+    @property
+    def root(self) -> int:
+        """The root seed of the evolution, from which the test seeds are drawn."""
+        return int(flag(self.evolve, "seed", 0))
+
+    @property
+    def evolved_on(self) -> str:
+        """The environment, or the set of environments, of the evolution."""
+        return str(flag(self.evolve, "env_type", None) or flag(self.evolve, "env_id", ""))
+
     def steps(self) -> int:
-        """Environment steps at full size, with finals of six finalists, as planned."""
-        env_type = flag(self.evolve, "env_type", None)
-        sets = flag(self.evolve, "sets", None)
-        path = None if sets is None else str(HERE.parent / sets)
-        envs = 1 if env_type is None else len(load_task_set(env_type, path).env_ids)
-        lifetimes = int(flag(self.evolve, "nb_trials", 100)) * int(flag(self.evolve, "nb_seeds", 3))
-        total = (lifetimes + 6 * 5) * envs * int(flag(self.evolve, "training_steps", 300_000))
+        """Environment steps at full size, with finals, as planned."""
+        total = sum(evolution_steps(command) for command in (self.evolve, *self.controls))
         for test in self.tests:
             # Without --arms: with and without reservoirs, or with settings evolved and drawn.
             arms = len(str(flag(test, "arms", "")).split(",")) if "--arms" in test else 2
@@ -106,11 +143,12 @@ class Experiment:
 
     def commands(self, small: bool) -> list[str]:
         """What is run, in this order."""
-        evolve, tests = self.evolve, list(self.tests)
+        evolutions, tests = [self.evolve, *self.controls], list(self.tests)
         if small:
-            evolve = f"{evolve} {SMALL_EVOLUTION.format(steps=self.small_steps)}"
+            of_evolution = SMALL_EVOLUTION.format(steps=self.small_steps)
+            evolutions = [f"{command} {of_evolution}" for command in evolutions]
             tests = [f"{test} {SMALL_TEST.format(steps=self.small_steps)}" for test in tests]
-        return [evolve, *tests]
+        return [*evolutions, *tests]
 
 
 def flag(command: str, name: str, default: Any) -> Any:
@@ -119,12 +157,58 @@ def flag(command: str, name: str, default: Any) -> Any:
     return words[words.index(f"--{name}") + 1] if f"--{name}" in words else default
 
 
-def experiments() -> list[Experiment]:
-    """All of them, those that take least first."""
+def evolution_steps(command: str) -> int:
+    """Environment steps of an evolution and its finals: of the finalists and the mean of the
+    search.
+    """
+    env_type, sets = flag(command, "env_type", None), flag(command, "sets", None)
+    path = None if sets is None else str(HERE.parent / sets)
+    envs = 1 if env_type is None else len(load_task_set(env_type, path).env_ids)
+    lifetimes = int(flag(command, "nb_trials", 100)) * int(flag(command, "nb_seeds", 3))
+    finals = (int(flag(command, "finalists", 5)) + 1) * int(flag(command, "finalist_seeds", 5))
+    return (lifetimes + finals) * envs * int(flag(command, "training_steps", 300_000))
+
+
+def listed() -> dict[str, Any]:
+    """What `evidence.toml` says."""
     with (HERE / "evidence.toml").open("rb") as file:
-        entries = tomllib.load(file)["experiment"]
-    made = [Experiment(**{**entry, "tests": tuple(entry["tests"])}) for entry in entries]
+        return tomllib.load(file)
+
+
+def experiments() -> list[Experiment]:
+    """All of them, those that take least first. An entry with `roots` is one experiment for each
+    root seed, which stands for `{root}`.
+    """
+    made = []
+    for entry in listed()["experiment"]:
+        for root in entry.pop("roots", [None]):
+            each = entry if root is None else with_root(entry, str(root))
+            lists = {k: tuple(each.get(k, ())) for k in ("tests", "controls")}
+            made.append(Experiment(**(each | lists)))
     return sorted(made, key=lambda e: e.minutes)
+
+
+def with_root(value: Any, root: str) -> Any:
+    """An entry with a root seed in place of `{root}`."""
+    if isinstance(value, dict):
+        return {k: with_root(v, root) for k, v in value.items()}
+    if isinstance(value, list):
+        return [with_root(v, root) for v in value]
+    return value.replace("{root}", root) if isinstance(value, str) else value
+
+
+def comparisons() -> list[Comparison]:
+    """The questions over several experiments."""
+    return [
+        Comparison(
+            **entry
+            | {
+                "groups": tuple(entry["groups"]),
+                "members": tuple(Member(**m) for m in entry["members"]),
+            }
+        )
+        for entry in listed()["comparison"]
+    ]
 
 
 def chosen(args: argparse.Namespace) -> list[Experiment]:
@@ -142,85 +226,346 @@ def chosen(args: argparse.Namespace) -> list[Experiment]:
     ]
 
 
-def run(args: argparse.Namespace) -> None:
-    """Run what has no rows yet."""
+# -- run --
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run what has no rows yet. What fails does not stop the others.
+
+    Returns:
+        Exit code: 0, or 1 if something failed.
+    """
     folder = Path(args.folder)
-    rows = folder if args.small else ROWS
+    failures = []
     for each in chosen(args):
-        if (rows / f"{each.name}.csv").exists():
-            continue
         place = folder / each.name
         place.mkdir(parents=True, exist_ok=True)
-        storage = f"sqlite:///{place.resolve()}/studies.db"
-        begun = time.monotonic()
-        for command in each.commands(args.small):
-            script, *flags = shlex.split(command)
-            print(f"{each.name}: python {command}", flush=True)
-            # Of files in this folder too: the command runs in another one.
-            flags = [str(HERE.parent / f) if f.startswith("benchmarks/") else f for f in flags]
-            flags += ["--storage", storage, "--workers", str(args.workers)]
-            code = subprocess.run(
-                [sys.executable, str(HERE.parent / script), *flags], cwd=place
-            ).returncode
-            if code:
-                raise SystemExit(f"{each.name}: the command ended with exit code {code}")
-        collect(each, storage, rows, time.monotonic() - begun)
+        with claimed(place) as lock:
+            if lock is None:
+                print(f"{each.name}: another process runs it")
+            elif not has_rows(each, folder if args.small else ROWS, args.small):
+                failure = run_one(each, place, args, lock)
+                if failure:
+                    failures.append(f"{each.name}: {failure}")
+                    print(failures[-1], flush=True)
+    print("\n".join([f"{len(failures)} failed", *failures] if failures else ["nothing failed"]))
+    return 1 if failures else 0
 
 
-def collect(each: Experiment, storage: str, folder: Path, seconds: float) -> None:
-    """Write the rows of an experiment: trials first, since its lifetimes say that it is done."""
-    lifetimes, trials = [], []
+@contextmanager
+def claimed(place: Path) -> Iterator[int | None]:
+    """Hold an experiment's lock, or get None if another process holds it. The system releases it
+    when the process and the commands that it started have ended, in whatever way.
+    """
+    with (place / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+        else:
+            yield file.fileno()
+
+
+def has_rows(each: Experiment, rows: Path, small: bool) -> bool:
+    """Whether an experiment has its rows. A small run of other commands, or of another commit, has
+    not; at full size a warning is printed.
+    """
+    file = rows / f"{each.name}.json"
+    if not file.exists():
+        return False
+    story = json.loads(file.read_text())
+    same = story["commands"] == each.commands(small)
+    if small:
+        now = commit() or "-dirty"
+        return same and story["started_at"] == now and not now.endswith("-dirty")
+    if not same:
+        print(f"{each.name}: its rows are of other commands; without {file} it is run again")
+    return True
+
+
+def run_one(each: Experiment, place: Path, args: argparse.Namespace, lock: int) -> str | None:
+    """Run an experiment and write its rows.
+
+    Returns:
+        What failed; None if nothing did.
+    """
+    begin(each, place, args.small)
+    storage = f"sqlite:///{place.resolve()}/studies.db"
+    failure = None
+    for command in each.commands(args.small):
+        script, *flags = shlex.split(command)
+        print(f"{each.name}: python {command}", flush=True)
+        # Of files in this folder too: the command runs in another one.
+        flags = [str(HERE.parent / f) if f.startswith("benchmarks/") else f for f in flags]
+        flags += ["--storage", storage, "--workers", str(args.workers)]
+        words = [sys.executable, str(HERE.parent / script), *flags]
+        code = timed(subprocess.Popen(words, cwd=place, pass_fds=(lock,)), place / "seconds")
+        if code == 130 or code < 0:
+            raise SystemExit(f"{each.name}: interrupted; the same command goes on")
+        if code:
+            failure = f"{script} ended with exit code {code}"
+        if code > 1:  # nothing to go on with; 1 says that a lifetime failed
+            return failure
+    try:
+        collect(each, storage, args.folder if args.small else ROWS, place, args)
+    except UserError as e:
+        return str(e)
+    return failure
+
+
+def begin(each: Experiment, place: Path, small: bool) -> None:
+    """Note with what an experiment begins. A small run that began otherwise begins anew."""
+    note = place / "begun.json"
+    begun = {"commands": each.commands(small), "started_at": commit()}
+    if note.exists() and json.loads(note.read_text()) != begun and small:
+        for path in place.iterdir():
+            if path.name != "lock":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if not note.exists():
+        _write(note, json.dumps(begun, indent=1) + "\n")
+
+
+def timed(process: "subprocess.Popen[bytes]", file: Path) -> int:
+    """Wait for a command, and add its seconds to those in a file, now and then: they count what
+    was done before an interruption.
+
+    Returns:
+        Its exit code.
+    """
+    before, begun = seconds_in(file), time.monotonic()
+    code = None
+    while code is None:
+        try:
+            code = process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            pass
+        except KeyboardInterrupt:  # the command got it too, and stores what it has
+            print("waiting for the command to end", flush=True)
+        _write(file, f"{before + time.monotonic() - begun:.1f}\n")
+    return code
+
+
+def seconds_in(file: Path) -> float:
+    """What `timed` has noted."""
+    return float(file.read_text()) if file.exists() else 0.0
+
+
+def processor() -> str:
+    """The model of the processor and the number of cores of this machine."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {max(1, len(names))} cores"
+
+
+def collect(
+    each: Experiment, storage: str, rows: str | Path, place: Path, args: argparse.Namespace
+) -> None:
+    """Write the rows of an experiment, and last what says that they are complete."""
+    folder = Path(rows)
+    frames: dict[str, list[pd.DataFrame]] = {"_trials": [], "_finals": [], "": []}
+    evolutions, failed = {}, dict.fromkeys(("trials", "finals", "tests"), 0)
+    commits: list[str] = []
+    versions: list[dict[str, str]] = []
     for name in sorted(study_names(open_storage(storage))):
-        config = Study(storage, name).config
-        frame = records(storage, name)
-        if isinstance(config, TestStudy):
-            frame = frame[frame.state == "COMPLETE"]
-            lifetimes.append(frame[LIFETIME].assign(study=name))
-        elif isinstance(config, EvolutionStudy):
-            searched = sorted({k for t in Study(storage, name).trials() for k in t.params})
-            by_trial = frame.groupby("trial")
-            table = by_trial[["state", *searched]].first()
-            table["fitness"] = by_trial.fitness.mean()
-            table[["steps", "seconds"]] = by_trial[["steps", "seconds"]].sum()
-            trials.append(table.reset_index().assign(study=name))
+        study = Study(storage, name)
+        lived = decoded(study.trials())
+        for record in (r for _, of in lived for r in of.values()):
+            commits += [c for c in [str(record.commit)] if c not in commits]
+            versions += [v for v in [record.versions] if v not in versions]
+        if isinstance(study.config, TestStudy):
+            frames[""].append(with_commits(lived, name, [*LIFETIME, "commit"]))
+            failed["tests"] += failures_of(study)
+        elif isinstance(study.config, FinalsStudy):
+            frames["_finals"].append(with_commits(lived, name, [*FINAL, "commit"]))
+            failed["finals"] += failures_of(study)
+        elif isinstance(study.config, EvolutionStudy):
+            frames["_trials"].append(trial_rows(lived, name))
+            failed["trials"] += failures_of(study)
+            choice = choice_of(study)
+            evolutions[name] = {
+                "config": to_json(study.config),
+                "winner": None if choice is None else to_json(choice.winner),
+                "finalists": [] if choice is None else to_json(choice.finalists),
+                "commits": sorted({str(r.commit) for _, of in lived for r in of.values()}),
+            }
     folder.mkdir(parents=True, exist_ok=True)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"], cwd=HERE, capture_output=True, text=True
-    ).stdout.strip()
-    for suffix, frames in (("_trials", trials), ("", lifetimes)):
-        rows = pd.concat(frames).assign(commit=commit, wall_seconds=round(seconds))
-        text = rows.to_csv(index=False, float_format="%.6g")
+    for suffix, parts in frames.items():
+        if not parts and suffix != "_finals":
+            raise UserError(f"{each.name}: no study has ended")
+        made = pd.concat(parts) if parts else pd.DataFrame(columns=[*FINAL, "commit", "study"])
+        # As many digits as a hyperparameter needs to be drawn from again.
+        text = made.to_csv(index=False, float_format="%.10g")
         _write(folder / f"{each.name}{suffix}.csv", text)
+    story = json.loads((place / "begun.json").read_text()) | {
+        "commits": commits,
+        "versions": versions,
+        "processor": processor(),
+        "workers": args.workers,
+        "wall_seconds": round(seconds_in(place / "seconds")),
+        "failed": failed,
+        "evolutions": evolutions,
+    }
+    _write(folder / f"{each.name}.json", json.dumps(story, indent=1) + "\n")
+
+
+def with_commits(lived: Lived, study: str, columns: list[str]) -> pd.DataFrame:
+    """The finished lifetimes of a study, each with the commit under which it ran."""
+    rows = lifetime_rows(lived).assign(
+        commit=[record.commit for _, of in lived for record in of.values()], study=study
+    )
+    if len(rows):
+        rows = rows[rows.state == "COMPLETE"]
+    return rows.reindex(columns=[*columns, "study"])
+
+
+def trial_rows(lived: Lived, study: str) -> pd.DataFrame:
+    """The trials of an evolution: their hyperparameters, fitness, steps, seconds and commit."""
+    searched = sorted({k for trial, _ in lived for k in trial.params})
+    rows = with_all(lived)
+    by_trial = rows.groupby("trial")
+    table = by_trial[["state", *searched]].first()
+    table["fitness"] = pd.Series({t.number: t.value for t, _ in lived}, dtype=float)
+    table[["steps", "seconds"]] = by_trial[["steps", "seconds"]].sum()
+    table["commit"] = by_trial.commit.first()
+    return table.reset_index().assign(study=study)
+
+
+def with_all(lived: Lived) -> pd.DataFrame:
+    """Every lifetime of a study, of whatever state, with its commit."""
+    return lifetime_rows(lived).assign(
+        commit=[record.commit for _, of in lived for record in of.values()]
+    )
+
+
+def failures_of(study: Study) -> int:
+    """Trials that failed and that no later attempt made good."""
+    done = [t.params for t in study.trials("COMPLETE")]
+    return sum(t.params not in done for t in study.trials("FAIL"))
 
 
 def _write(path: Path, text: str) -> None:
     write_whole(path, lambda beside: Path(beside).write_text(text, encoding="utf-8"))
 
 
+# -- tables --
+
+
 def table(args: argparse.Namespace) -> None:
-    """Print the table of every experiment that has rows."""
+    """Print the table of every experiment that has rows, then the comparisons across them."""
+    places = [("", ROWS), *([(", small", Path(args.small))] if args.small else [])]
     for each in chosen(args):
-        for title, folder in (("", ROWS), (", small", args.small and Path(args.small))):
-            file = folder and folder / f"{each.name}.csv"
-            if not file or not file.exists():
-                continue
-            rows, trials = pd.read_csv(file), pd.read_csv(folder / f"{each.name}_trials.csv")
-            print(f"\n### {each.name}{title}\n")
-            for command in each.commands(bool(title)):
-                print(f"    python {command}")
-            steps = rows.steps.sum() + trials.steps.sum()
-            print(
-                f"\n{trials.trial.nunique()} trials; {steps / 1e6:,.1f} million steps in "
-                f"{rows.wall_seconds.iloc[0] / 60:,.0f} minutes; commit {rows.commit.iloc[0]}\n"
-            )
-            for study, part in rows.groupby("study"):
-                for column in ("training_return", "final_return"):
-                    baseline = each.baseline if each.baseline in set(part.arm) else None
-                    try:
-                        print(f"{study}, {column}\n")
-                        print(to_markdown(results_table(part, baseline, column)))
-                    except UserError as e:
-                        print(e)
+        for title, folder in places:
+            if (folder / f"{each.name}.json").exists():
+                print_experiment(each, title, folder)
+    for title, folder in places:
+        rows = {
+            e.name: pd.read_csv(folder / f"{e.name}.csv")
+            for e in chosen(args)
+            if (folder / f"{e.name}.json").exists()
+        }
+        print_comparisons(rows, title)
+        print_matrix(rows, folder, title)
+        print_published(rows, title)
+
+
+def print_experiment(each: Experiment, title: str, folder: Path) -> None:
+    """Print how an experiment was run, and the tables of its tests."""
+    rows, trials, finals = read_rows(each, folder)
+    story = json.loads((folder / f"{each.name}.json").read_text())
+    print(f"\n### {each.name}{title}\n")
+    for command in story["commands"]:
+        print(f"    python {command}")
+    steps = rows.steps.sum() + trials.steps.sum() + finals.steps.sum()
+    failed = ", ".join(f"{n} {of}" for of, n in story["failed"].items() if n) or "nothing"
+    print(
+        f"\n{len(trials)} trials, {len(finals)} lifetimes of finals; {steps / 1e6:,.1f} million "
+        f"steps in {story['wall_seconds'] / 60:,.0f} minutes with {story['workers']} workers; "
+        f"failed: {failed}. Processor: {story['processor']}. Commits: "
+        f"{', '.join(story['commits'])}.\n"
+    )
+    for versions in story["versions"]:
+        print(f"Versions: {', '.join(f'{k} {v}' for k, v in versions.items())}.\n")
+    for study, part in rows.groupby("study"):
+        for column in (PRIMARY, SECONDARY):
+            print(f"{study}, {column}\n")
+            print(to_markdown(of_experiment(part, each.baseline, column)))
+
+
+def read_rows(each: Experiment, folder: Path) -> list[pd.DataFrame]:
+    """Lifetimes of the tests, trials, and lifetimes of the finals."""
+    return [pd.read_csv(folder / f"{each.name}{end}.csv") for end in ("", "_trials", "_finals")]
+
+
+def print_comparisons(rows: dict[str, pd.DataFrame], title: str) -> None:
+    """Print the comparisons of which there are rows."""
+    roots = {e.name: e.root for e in experiments()}
+    for comparison in comparisons():
+        made = compared(comparison, rows, roots)
+        if not len(made):
+            continue
+        print(f"\n### {comparison.name}{title}\n")
+        print(to_markdown(shown(comparison, made)))
+        print(f"{said(comparison, made)}\n")
+
+
+def print_matrix(rows: dict[str, pd.DataFrame], folder: Path, title: str) -> None:
+    """Print the matrix of generalisation and draw it beside the rows."""
+    of = {e.name: e for e in experiments()}
+    seen = {name: (of[name].evolved_on, frame) for name, frame in rows.items()}
+    tested_on = {
+        env_id
+        for name, (_, frame) in seen.items()
+        if of[name].part == "generalisation"
+        for env_id in frame.env_id
+    }
+    # Beside them what was evolved in the environment of the test itself.
+    places = {
+        name: place
+        for name, place in seen.items()
+        if of[name].part == "generalisation"
+        or (place[0] in tested_on and of[name].part in ("locomotion", "memory"))
+    }
+    made = matrix(places, RES) if tested_on else None
+    if made is None:
+        return
+    print(f"\n### Evolved on (rows) x tested on (columns){title}\n")
+    print(to_markdown(matrix_shown(made)))
+    print("P(arm > PPO) with its 95 % bootstrap interval; IQM of the return (of PPO's).\n")
+    path = folder / "generalisation.svg"
+    figure = generalisation_matrix(made)
+    write_whole(path, lambda beside: figure.savefig(beside))
+
+
+def print_published(rows: dict[str, pd.DataFrame], title: str) -> None:
+    """Print our agents beside published results of the same environments."""
+    published, arms = listed()["published"], (RES, "STACK_PPO", "RecurrentPPO", "PPO")
+    frames = [f for f in rows.values() if len(f)]
+    every = pd.concat(frames) if frames else pd.DataFrame(columns=["env_id", "arm", PRIMARY])
+    lines = []
+    for entry in published["rows"]:
+        ours = every[every.env_id == entry["env_id"]].groupby("arm")[PRIMARY].mean()
+        if len(ours):
+            cells = [f"{ours[arm]:.3f}" if arm in ours else "-" for arm in arms]
+            theirs = [f"{entry[k]:.3f}" if k in entry else "-" for k in ("gru", "best_of_13")]
+            lines.append([entry["env_id"].partition("-")[2], *cells, *theirs])
+    if lines:
+        head = ["environment", *arms, "GRU, published", "best of 13, published"]
+        print(f"\n### Beside published results{title}\n")
+        print(to_markdown(pd.DataFrame(lines, columns=head)))
+        print(f"{published['caption']}\n")
+
+
+def catalogue(args: argparse.Namespace) -> None:
+    """Print entries for `erl/studies/evolved.toml`."""
+    folder = Path(args.rows) if args.rows else ROWS
+    if not (folder / f"{args.name}.json").exists():
+        raise SystemExit(f"{args.name} has no rows in {folder}")
+    story = json.loads((folder / f"{args.name}.json").read_text())
+    print(catalogue_entries(args.name, story, pd.read_csv(folder / f"{args.name}.csv")))
+
+
+# -- cost --
 
 
 def cost(args: argparse.Namespace) -> None:
@@ -228,12 +573,13 @@ def cost(args: argparse.Namespace) -> None:
     what other results took whose steps are stored. Beside it what the published code would take for
     as many steps on one core.
     """
-    print("| what | million steps | core-hours | wall time, h | published code, core-hours |")
+    published = "published code, core-hours, extrapolated"
+    print(f"| what | million steps | core-hours | wall time, h | {published} |")
     print("|---|---|---|---|---|")
     every = chosen(args)
     for part in dict.fromkeys(e.part for e in every):
         of_part = [e for e in every if e.part == part]
-        ended = [e for e in of_part if (ROWS / f"{e.name}.csv").exists()]
+        ended = [e for e in of_part if (ROWS / f"{e.name}.json").exists()]
         if ended:
             cost_row(f"{part}, {len(ended)} of {len(of_part)} experiments", *map(taken, ended))
         if left := [e for e in of_part if e not in ended]:
@@ -272,11 +618,12 @@ class Cost:
 
 def taken(each: Experiment) -> Cost:
     """What an experiment took, of its rows."""
-    rows, trials = (pd.read_csv(ROWS / f"{each.name}{end}.csv") for end in ("", "_trials"))
+    frames = read_rows(each, ROWS)
+    story = json.loads((ROWS / f"{each.name}.json").read_text())
     return Cost(
-        rows.steps.sum() + trials.steps.sum(),
-        rows.seconds.sum() + trials.seconds.sum(),
-        rows.wall_seconds.iloc[0],
+        sum(frame.steps.sum() for frame in frames),
+        sum(frame.seconds.sum() for frame in frames),
+        story["wall_seconds"],
         each.learner,
     )
 
@@ -296,8 +643,9 @@ def cost_row(title: str, *costs: Cost) -> None:
 def plan(args: argparse.Namespace) -> None:
     """Print what there is and what is done."""
     for each in chosen(args):
-        done = "done" if (ROWS / f"{each.name}.csv").exists() else ""
-        print(f"{each.name:28} {each.part:14} {each.minutes:5d} core-minutes  {done}")
+        done = "done" if (ROWS / f"{each.name}.json").exists() else ""
+        long = "more than 2 h" if each.minutes > 120 else ""
+        print(f"{each.name:36} {each.part:14} {each.minutes:5d} core-minutes  {long:13}  {done}")
 
 
 def main() -> int:
@@ -316,9 +664,12 @@ def main() -> int:
             sub.add_argument("--small", action="store_true", help="at a small budget")
         if name == "table":
             sub.add_argument("--small", help="folder of a small run, to print beside")
+    sub = commands.add_parser("catalogue")
+    sub.set_defaults(function=catalogue)
+    sub.add_argument("name", help="of an experiment")
+    sub.add_argument("--rows", help="folder of its rows; by default that of the project")
     args = parser.parse_args()
-    args.function(args)
-    return 0
+    return args.function(args) or 0
 
 
 if __name__ == "__main__":

@@ -150,6 +150,22 @@ COMPARISONS = {
         ep_eval=10,
         out="benchmarks/results/aes_rl.jsonl",
     ),
+    "inner learners": Comparison(
+        {
+            "ERL-Re2": ComparedArm("ERL-Re2", "curves", "", BOTH, "C0"),
+            "CEM-RL": ComparedArm("CEM-RL", "curves", "", MEAN, "C3"),
+            "AES-RL": ComparedArm("AES-RL", "curves", "", MEAN, "C4"),
+            "DERL": ComparedArm("DERL", "curves", "", ("policy",), "C2"),
+            "TD3": ComparedArm("TD3", "curves", "", ("agent",), "0.4", own=SWIMMER),
+            "SAC": ComparedArm("SAC", "curves", "", ("agent",), "C1", own=SWIMMER),
+            "PPO": ComparedArm("PPO", "curves", "", ("agent",), "C5", "sb3"),
+        },
+        envs="HalfCheetah-v4,Swimmer-v4",
+        seeds="0,1,2",
+        steps=200_000,
+        ep_eval=10,
+        out="benchmarks/results/inner_learners.jsonl",
+    ),
 }
 # By environment and budget, then by arm: rows; and final means, by policy and seed.
 Groups = dict[tuple[str, int], dict[str, list[dict[str, Any]]]]

@@ -1,14 +1,17 @@
 """The tools of `benchmarks/` that judge: what they count, and what they call a difference."""
 
 import copy
+import dataclasses
 import importlib.util
 import json
 import re
 import shlex
+import subprocess
 import sys
 from argparse import Namespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
@@ -16,10 +19,18 @@ from documents import parsed
 from stable_baselines3 import PPO
 from told_lifetimes import make
 
+from erl.experiments.comparison import compare
+from erl.experiments.comparison_flags import ComparisonConfig
 from erl.experiments.evolution import evolve
+from erl.experiments.evolution_flags import EvolutionConfig
 from erl.experiments.flags import study_name
 from erl.experiments.single import study_config
 from erl.learners import get_learner
+from erl.statistics import mann_whitney
+from erl.studies.catalogue import read_catalogue
+from erl.studies.storage import open_storage, study_names
+from erl.studies.study import Study
+from erl.studies.winner import chosen
 
 
 def load(name):
@@ -28,10 +39,12 @@ def load(name):
     )
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look there
+    sys.modules.setdefault(name, module)  # and benchmarks that import another one
     spec.loader.exec_module(module)
     return module
 
 
+tables = load("evidence_tables")
 sizes, traces, bias, evidence = map(load, ("sizes", "traces", "bias", "evidence"))
 curves, winner, aes_rl = map(load, ("learning_curves", "winner", "aes_rl"))
 
@@ -188,10 +201,12 @@ def test_the_experiments_are_commands_of_the_scripts(small, monkeypatch):
     every = evidence.experiments()
     assert len({e.name for e in every}) == len(every)
     for experiment in every:
-        evolve, *tests = [parsed(f"python {c}") for c in experiment.commands(small)]
-        evolved = study_name(evolve.subject(), evolve.h_test, evolve.training_steps)
-        for test in tests:  # of the study that was evolved
-            assert study_name(test.subject(), test.h_test, test.HP_training_steps) == evolved
+        made = [parsed(f"python {c}") for c in experiment.commands(small)]
+        evolutions, tests = made[: -len(experiment.tests)], made[-len(experiment.tests) :]
+        evolved = {study_name(e.subject(), e.h_test, e.training_steps) for e in evolutions}
+        assert {e.seed for e in evolutions} == {experiment.root}
+        for test in tests:  # of a study that was evolved
+            assert study_name(test.subject(), test.h_test, test.HP_training_steps) in evolved
 
 
 def test_the_planned_steps_of_an_experiment():
@@ -200,28 +215,251 @@ def test_the_planned_steps_of_an_experiment():
     assert of["swimmer_0"].steps() == 330 * 300_000 + 60 * 1_000_000
     assert of["swimmer_learner"].steps() == 330 * 300_000 + 30 * 1_000_000
     assert of["on_popgym"].steps() == (60 + 30) * 2 * 200_000 + 3 * 40 * 1_000_000
-    assert of["pendulum_erl_re2"].steps() == (12 + 30) * 100_000 + 6 * 100_000
+    # Two evolutions with finals of 3 x 3, and tests of 2 and of 1 agents.
+    assert of["pendulum_erl_re2"].steps() == 2 * (12 + 9) * 100_000 + 9 * 100_000
+
+
+def test_every_experiment_is_compared_and_every_member_exists():
+    names = [e.name for e in evidence.experiments()]
+    used = set()
+    for comparison in evidence.comparisons():
+        assert comparison.baseline in {m.label for m in comparison.members}
+        for group in comparison.groups:
+            for member in comparison.members:
+                found = tables.matching(member, group, names)
+                assert found, (comparison.name, group, member.label)
+                used |= {*found}
+    assert used == {*names}
+
+
+def scored(study, arm, returns, env_id="X-v0", seeds=None):
+    seeds = range(len(returns)) if seeds is None else seeds
+    columns = {"study": study, "env_id": env_id, "arm": arm, "seed": seeds}
+    return pd.DataFrame(columns | {"training_return": returns, "state": "COMPLETE"})
+
+
+def a_comparison(**changes):
+    members = (
+        tables.Member("with", "{group}_a_*", "R"),
+        tables.Member("without", "{group}_b_*", "R"),
+    )
+    return tables.Comparison("c", "p", "?", ("x",), members, "with", **changes)
+
+
+def test_pairs_of_a_comparison_have_equal_root_and_test_seeds():
+    rows = {
+        "x_a_1": scored("s", "R", [1.0, 2.0, 3.0]),
+        "x_a_2": scored("s", "R", [10.0, 20.0]),
+        "x_b_1": scored("s", "R", [4.0, 2.5, 99.0], seeds=[1, 0, 7]),
+        "x_b_2": scored("s", "R", [13.0, 24.0]),
+    }
+    roots = {name: int(name[-1]) for name in rows}
+    table = tables.compared(a_comparison(paired=True), rows, roots)
+    base, other = table.itertuples()
+    assert (base.seeds, other.seeds, other.pairs) == (5, 5, 4)
+    assert other.difference == np.mean([1.5, 2.0, 3.0, 4.0])
+    assert other.by_root == "1: +1.75, 2: +3.5"
+    assert other.p == other.p_holm == 2 / 2**4  # Wilcoxon's, all of one sign
+    assert np.isnan(base.p)
+    text = tables.shown(a_comparison(paired=True), table)
+    assert text["p (Holm)"].tolist() == ["-", "0.12"]
+
+
+def test_the_family_of_a_comparison_is_all_groups():
+    rng = np.random.default_rng(0)
+    rows = {
+        f"{group}_{arm}_1": scored("s", "R", rng.normal(shift * (arm == "b"), 1, 10), group)
+        for group, shift in (("x", 5), ("y", 0))
+        for arm in "ab"
+    }
+    comparison = dataclasses.replace(a_comparison(), groups=("x", "y", "missing"))
+    table = tables.compared(comparison, rows, dict.fromkeys(rows, 0)).dropna(subset="p")
+    assert table.env_id.tolist() == ["x", "y"]
+    small, large = table.p
+    assert table.p_holm.tolist() == [2 * small, large]
+    assert small == mann_whitney(rows["x_b_1"].training_return, rows["x_a_1"].training_return)
+    averaged = dataclasses.replace(comparison, averaged=True, paired=True)
+    (_, row) = tables.compared(averaged, rows, dict.fromkeys(rows, 0)).itertuples()
+    means = [rows[f"x_{a}_1"].training_return + rows[f"y_{a}_1"].training_return for a in "ba"]
+    assert row.difference == pytest.approx(((means[0] - means[1]) / 2).mean())
+    assert not len(tables.compared(comparison, {}, {}))
+
+
+def test_the_matrix_has_the_controls_of_every_evolution():
+    arms = ("PPO", "R", "RANDOM_R", "NOREC_R")
+    rows = pd.concat([scored("s", arm, [float(i), i + 1.0]) for i, arm in enumerate(arms)])
+    made = tables.matrix({"on_a": ("A", rows), "on_x": ("X-v0", rows[rows.arm != "NOREC_R"])}, "R")
+    assert [*made.evolved_on] == ["A", "A, not evolved", "A, W = 0", "X-v0", "X-v0, not evolved"]
+    shown = tables.matrix_shown(made)
+    assert shown.columns.tolist() == ["evolved on", "X-v0"]
+    assert shown["X-v0"][0].endswith("; 1.5 (0.5)")
+    assert tables.matrix({}, "R") is None
+
+
+def fake_scripts(monkeypatch, tmp_path, codes):
+    """Experiments of commands that end with these exit codes, and the commands that were run."""
+    made = [evidence.Experiment(name, "p", 1, f"{name}.py", (f"{name}_test.py",)) for name in codes]
+    monkeypatch.setattr(evidence, "experiments", lambda: made)
+    monkeypatch.setattr(evidence, "ROWS", tmp_path / "rows")
+    ran = []
+
+    def start(words, cwd, pass_fds):
+        script = words[1].rpartition("/")[2]
+        ran.append(script)
+        code = codes[script.removesuffix(".py").removesuffix("_test")]
+        return subprocess.Popen(["sh", "-c", f"exit {code}"], cwd=cwd, pass_fds=pass_fds)
+
+    class Scripts:
+        Popen = staticmethod(start)
+        TimeoutExpired = subprocess.TimeoutExpired
+
+    monkeypatch.setattr(evidence, "subprocess", Scripts)
+    collected = []
+    monkeypatch.setattr(evidence, "collect", lambda each, *_: collected.append(each.name))
+    arguments = Namespace(folder=str(tmp_path), small=False, workers=1, parts=None, names=None)
+    return arguments, ran, collected
+
+
+def test_a_failure_stops_its_own_experiment_only(monkeypatch, tmp_path, capsys):
+    codes = {"bad": 2, "some": 1, "good": 0}
+    arguments, ran, collected = fake_scripts(monkeypatch, tmp_path, codes)
+    assert evidence.run(arguments) == 1
+    assert ran == ["bad.py", "some.py", "some_test.py", "good.py", "good_test.py"]
+    assert collected == ["some", "good"]
+    assert "2 failed\nbad: bad.py ended with exit code 2" in capsys.readouterr().out
+    arguments, ran, _ = fake_scripts(monkeypatch, tmp_path, {"stopped": 130, "next": 0})
+    with pytest.raises(SystemExit, match="stopped: interrupted"):
+        evidence.run(arguments)
+    assert ran == ["stopped.py"]
+
+
+def test_two_processes_do_not_run_the_same_experiment(monkeypatch, tmp_path, capsys):
+    arguments, ran, _ = fake_scripts(monkeypatch, tmp_path, {"a": 0, "b": 0})
+    (tmp_path / "a").mkdir()
+    with evidence.claimed(tmp_path / "a") as lock:
+        assert lock is not None
+        assert evidence.run(arguments) == 0
+    assert ran == ["b.py", "b_test.py"]
+    assert "a: another process runs it" in capsys.readouterr().out
+    assert evidence.run(arguments) == 0  # the lock is free
+    assert ran[2:4] == ["a.py", "a_test.py"]
+
+
+def test_wall_time_adds_up_over_interruptions(tmp_path):
+    file = tmp_path / "seconds"
+    file.write_text("100.0\n")
+    assert evidence.timed(subprocess.Popen(["sleep", "0.2"]), file) == 0
+    assert 100.2 <= evidence.seconds_in(file) < 130
+
+
+def test_a_small_run_of_other_commands_or_another_commit_begins_anew(monkeypatch, tmp_path):
+    each = evidence.experiments()[0]
+    monkeypatch.setattr(evidence, "commit", lambda: "a")
+    evidence.begin(each, tmp_path, True)
+    (tmp_path / "studies.db").touch()
+    (tmp_path / "models").mkdir()
+    evidence.begin(each, tmp_path, True)
+    assert (tmp_path / "studies.db").exists()
+    story = json.loads((tmp_path / "begun.json").read_text())
+    (tmp_path / f"{each.name}.json").write_text(json.dumps(story))
+    assert evidence.has_rows(each, tmp_path, True)
+    monkeypatch.setattr(evidence, "commit", lambda: "b")
+    assert not evidence.has_rows(each, tmp_path, True)
+    evidence.begin(each, tmp_path, False)
+    assert (tmp_path / "studies.db").exists()  # at full size nothing is deleted
+    evidence.begin(each, tmp_path, True)
+    assert [p.name for p in tmp_path.iterdir() if p.name != f"{each.name}.json"] == ["begun.json"]
+
+
+SETTINGS = {"n_steps": 32, "batch_size": 32, "n_epochs": 1}
+
+
+def test_the_rows_of_an_experiment(monkeypatch, tmp_path, inline, sink, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.yaml").write_text(json.dumps(SETTINGS))
+    storage = f"sqlite:///{tmp_path}/studies.db"
+    words = {"storage": storage, "training_steps": 64, "workers": 1}
+    evolution = EvolutionConfig(
+        env_id="CartPole-v1",
+        h_test="e",
+        nb_trials=3,
+        nb_seeds=1,
+        finalists=2,
+        finalist_seeds=1,
+        units=5,
+        learner_config="small.yaml",
+        **words,
+    )
+    assert evolve(evolution, sink) == 0
+    test = ComparisonConfig(
+        env_id="CartPole-v1",
+        h_test="e",
+        HP_training_steps=64,
+        nb_seeds=2,
+        arms="PPO,RES_PPO_0.0003",
+        **words,
+    )
+    assert compare(test, sink) == 0
+    each = evidence.Experiment("cart", "p", 1, "evolve_res.py --env_id CartPole-v1", ("test.py",))
+    evidence.begin(each, tmp_path, False)
+    evidence.collect(each, storage, tmp_path / "rows", tmp_path, Namespace(workers=1))
+    rows, trials, finals = evidence.read_rows(each, tmp_path / "rows")
+    assert (len(rows), len(trials), len(finals)) == (4, 3, 2)
+    (study,) = (s for s in study_names(open_storage(storage)) if s.endswith("e_0.064k_steps"))
+    of_trials = Study(storage, study)
+    record = of_trials.lifetimes(of_trials.trials()[0])[0]
+    assert {*rows.commit, *trials.commit, *finals.commit} == {record.commit}
+    story = json.loads((tmp_path / "rows/cart.json").read_text())
+    assert story["versions"] == [record.versions]
+    assert story["failed"] == {"trials": 0, "finals": 0, "tests": 0}
+    winner = chosen(of_trials).winner
+    (evolved,) = story["evolutions"].values()
+    assert evolved["winner"]["params"] == winner.params  # all digits
+    assert tuple(evolved["winner"]["again"]) == winner.again
+
+    text = tables.catalogue_entries("cart", story, rows)
+    (tmp_path / "evolved.toml").write_text(text)
+    (entry,) = read_catalogue(tmp_path / "evolved.toml")
+    assert entry.winner.params == winner.params
+    assert (entry.winner.again, entry.winner.expected) == (winner.again, winner.expected)
+    assert (entry.evolution.env_id, entry.evolution.learner_config) == ("CartPole-v1", SETTINGS)
+    assert [t.arm for t in entry.tested] == ["PPO", "RES_PPO_0.0003"]
+    assert entry.commit == record.commit
+    assert "lived again" in entry.winner.reached
+
+    monkeypatch.setattr(evidence, "ROWS", tmp_path / "rows")
+    assert evidence.taken(each).steps == sum(f.steps.sum() for f in (rows, trials, finals))
+    capsys.readouterr()
+    evidence.print_experiment(each, "", tmp_path / "rows")
+    printed = capsys.readouterr().out
+    assert all(said in printed for said in (record.commit, "Processor: ", "Versions: ", "failed: "))
+    assert "p (Holm)" not in printed
 
 
 def test_the_table_of_costs_has_every_part_once_run_or_not(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evidence, "ROWS", tmp_path)
-    name = "swimmer_plain"
-    rows = "steps,seconds,wall_seconds\n1000000,1800,3600\n500000,1800,3600\n"
+    name = "swimmer_plain_10"
+    rows = "steps,seconds\n1000000,1800\n500000,1800\n"
     (tmp_path / f"{name}.csv").write_text(rows)
-    (tmp_path / f"{name}_trials.csv").write_text("steps,seconds\n500000,3600\n")
+    (tmp_path / f"{name}_trials.csv").write_text("steps,seconds\n500000,1800\n")
+    (tmp_path / f"{name}_finals.csv").write_text("steps,seconds\n1000000,1800\n")
+    (tmp_path / f"{name}.json").write_text('{"wall_seconds": 3600}')
     evidence.cost(Namespace(parts="inputs", names=None))
     ended, left = capsys.readouterr().out.splitlines()[2:]
-    assert ended == "| inputs, 1 of 8 experiments | 2.0 | 2.0 | 1.0 | 0.5 |"
-    assert left.startswith("| inputs, 7 experiments, not run yet: estimates | 168.0 | 4.1 | - |")
+    assert ended == "| inputs, 1 of 16 experiments | 3.0 | 2.0 | 1.0 | 0.7 |"
+    assert left.startswith("| inputs, 15 experiments, not run yet: estimates | 360.0 | 8.8 | - |")
     evidence.cost(Namespace(parts=None, names=None))
     printed = capsys.readouterr().out
     assert all(f"| {part}, " in printed for part in {e.part for e in evidence.experiments()})
     assert "pruning.md, 10 runs" in printed
 
 
-def test_the_page_of_results_names_every_part():
-    named = set(re.findall("`([a-z ]+)`", (ROOT / "docs/results.md").read_text()))
-    assert {e.part for e in evidence.experiments()} == named - {"make evidence"}
+def test_the_page_of_results_names_every_part_and_has_the_table_of_costs(capsys):
+    page = (ROOT / "docs/results.md").read_text()
+    named = set(re.findall("`([a-z][a-z ]*)`", page))
+    assert {e.part for e in evidence.experiments()} == named - {"make evidence", "inner learners"}
+    evidence.cost(Namespace(parts=None, names=None))
+    assert capsys.readouterr().out in page
 
 
 # -- learning curves --

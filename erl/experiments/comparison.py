@@ -44,9 +44,9 @@ from erl.experiments.forecast import (
 )
 from erl.experiments.trials import Member
 from erl.files import folder_name
-from erl.learners import resolve_engine
+from erl.learners import canonical_name, resolve_engine
 from erl.lifetimes.living import Cohort, check
-from erl.search.space import ER_MRL_BIAS, NO_BIAS, is_searched, make_context
+from erl.search.space import ER_MRL_BIAS, LEARNER, NO_BIAS, is_searched, make_context
 from erl.studies.catalogue import ANY, find_evolved
 from erl.studies.configuration import EvolutionStudy, TestStudy
 from erl.studies.distributions import categorical, integer
@@ -94,7 +94,40 @@ def load_best(flags: ComparisonFlags, sink: Sink) -> Best:
     Raises:
         UserError: no such study, or none of its trials succeeded.
     """
-    return load_evolved(flags, sink) if flags.evolved else load_study(flags, sink)
+    best = load_evolved(flags, sink) if flags.evolved else load_study(flags, sink)
+    return best if flags.learner is None else for_learner(best, flags.learner, flags.engine, sink)
+
+
+def for_learner(best: Best, name: str, engine: str | None, sink: Sink) -> Best:
+    """The same reservoirs for another learner, which has its own settings.
+
+    Args:
+        best: what is tested.
+        name: of the learner.
+        engine: that the flags ask for.
+        sink: where a line goes.
+
+    Raises:
+        UserError: no such learner, or there are no reservoirs.
+    """
+    learner, evolution = canonical_name(name), best.evolution
+    if learner == evolution.learner:
+        return best
+    if evolution.nb_res == 0:
+        raise UserError(
+            f"--learner: {best.name} evolved settings of {evolution.learner}, which mean nothing "
+            f"to {learner}"
+        )
+    sink.line(f"agents of {learner}, with what was evolved for {evolution.learner}")
+    evolution = replace(
+        evolution,
+        learner=learner,
+        learner_config={},
+        engine=resolve_engine(learner, engine or "auto", {}, sink.line),
+    )
+    params = {k: v for k, v in best.winner.params.items() if not k.startswith(LEARNER)}
+    winner = replace(best.winner, params=params)
+    return replace(best, stem=f"{best.stem}_for_{learner}", evolution=evolution, winner=winner)
 
 
 def load_evolved(flags: ComparisonFlags, sink: Sink) -> Best:

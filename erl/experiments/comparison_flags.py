@@ -51,6 +51,11 @@ class ComparisonFlags(AgentFlags):
         "agents to compare, by their names in the tables, comma-separated; by default the "
         "learner alone and with the reservoir",
     )
+    learner: str | None = option(
+        None,
+        "train agents of this learner, at its own settings, with reservoirs that were evolved for "
+        "another; by default the evolution's",
+    )
     engine: str | None = option(
         None,
         "code that trains; by default as in the evolution",

@@ -72,8 +72,13 @@ def evolved_for(flags: SingleConfig, sink: Sink) -> Evolved | None:
     if flags.reservoir is None:
         return None
     learner = None if flags.learner is None else canonical_name(flags.learner)
-    entry = find_evolved(flags.reservoir, flags.env_id, learner)
+    entry = find_evolved(flags.reservoir, flags.env_id, learner, with_reservoirs=True)
     evolution = entry.evolution
+    if evolution.nb_res == 0:
+        raise UserError(
+            f"--reservoir: {entry.line} has no reservoir: settings of {evolution.learner} were "
+            f"evolved"
+        )
     if flags.env_id in evolution.environments and flags.del_obs != evolution.del_obs:
         hidden = "without" if flags.del_obs else "with"
         raise UserError(
@@ -81,7 +86,7 @@ def evolved_for(flags: SingleConfig, sink: Sink) -> Evolved | None:
             f"--del_obs {evolution.del_obs} is what it was evolved with"
         )
     values = ", ".join(f"{k} {v:.6g}" for k, v in entry.winner.params.items())
-    sink.line(f"reservoir:       {entry.line}, {values}")
+    sink.line(f"reservoir:       {entry.line}, {entry.winner.reached}, {values}")
     return entry
 
 

@@ -114,7 +114,11 @@ def catalogue() -> tuple[Evolved, ...]:
 
 
 def find_evolved(
-    name: str, env_id: str | None = None, learner: str | None = None, flag: str = "--reservoir"
+    name: str,
+    env_id: str | None = None,
+    learner: str | None = None,
+    flag: str = "--reservoir",
+    with_reservoirs: bool = False,
 ) -> Evolved:
     """An entry of the catalogue.
 
@@ -123,6 +127,8 @@ def find_evolved(
         env_id: the environment, or the name of a set of environments.
         learner: its name in the registry, for whom it was evolved; None for anyone.
         flag: which names an entry, for messages.
+        with_reservoirs: whether an environment's own entry must have reservoirs; others evolved
+            settings of the learner alone.
 
     Raises:
         UserError: there is none; with those that there are.
@@ -138,6 +144,8 @@ def find_evolved(
             f"{_listed(entries)}"
         )
     of_env = [e for e in entries if env_id in (e.evolution.env_id, e.evolution.env_type)]
+    if with_reservoirs:
+        of_env = [e for e in of_env if e.evolution.nb_res != 0]
     if learner is not None:
         of_env = [e for e in of_env if e.evolution.learner == learner]
     if not of_env:

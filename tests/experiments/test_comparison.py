@@ -27,11 +27,12 @@ from erl.experiments.evolution import (
     evolve,
     lifetimes,
 )
+from erl.search.space import make_context
 from erl.studies.records import records
 from erl.studies.storage import DEFAULT_STORAGE
 from erl.studies.study import Study
 from erl.worlds.reservoirs import ReservoirBank
-from erl.worlds.specification import LifetimeSpec, from_json
+from erl.worlds.specification import LifetimeSpec, Seeds, from_json
 from erl.worlds.task_sets import measured_random_returns
 
 SETS = """
@@ -93,6 +94,29 @@ def spec_of(record):
 
 
 TEST = {"HP_training_steps": 64, "training_steps": 64, "nb_seeds": 1, "workers": 1}
+
+
+# -- another learner --
+
+
+def test_reservoirs_are_tested_with_another_learner(tiny, inline, sink):
+    assert evolve(EvolutionConfig(env_id="CartPole-v1", **tiny), sink) == 0
+    test = ComparisonConfig(env_id="CartPole-v1", learner="a2c", arms="RES_A2C", **TEST)
+    assert compare(test, sink) == 0
+    evolution = Study(DEFAULT_STORAGE, "CartPole-v1_main_0.064k_steps")
+    number = evolution.best().number
+    name = f"{evolution.name}_trial_{number}_for_A2C_test_0.064k_steps"
+    study = Study(DEFAULT_STORAGE, name)
+    (trial,) = study.trials("COMPLETE")
+    spec = study.lifetimes(trial)[0].spec
+    # Its own settings, the evolved reservoir, and the seeds of the test of PPO.
+    assert (spec.learner.name, spec.learner.config) == ("A2C", {})
+    assert spec.context == make_context(evolution.config, evolution.best().params)
+    assert spec.seeds == Seeds.derive(evolution.config.seed, "test", 0)
+    assert study.config.evolution.learner == "A2C"
+    assert "agents of A2C, with what was evolved for PPO" in sink.lines
+    with pytest.raises(UserError, match="A3C"):
+        compare(dataclasses.replace(test, learner="A3C"), sink)
 
 
 # -- several reservoirs --

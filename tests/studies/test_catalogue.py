@@ -13,9 +13,10 @@ from erl.experiments.comparison import (
     GeneralizationComparisonConfig,
     compare,
 )
-from erl.experiments.single import SingleConfig, lifetime, run, study_config
+from erl.experiments.single import SingleConfig, evolved_for, lifetime, run, study_config
 from erl.search.space import learner_settings, make_context
 from erl.studies.catalogue import CATALOGUE, catalogue, find_evolved, read_catalogue
+from erl.studies.configuration import EvolutionStudy
 from erl.studies.data import evolved_reservoirs, read_study
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
 from erl.studies.study import Study
@@ -143,6 +144,25 @@ def test_what_cannot_be_is_refused_and_nothing_written(options, said, sink):
     with pytest.raises(UserError, match=said):
         run(flags(**options), sink)
     assert not Path("studies.db").exists()
+
+
+def test_evolved_settings_of_a_learner_are_no_reservoir(sink, monkeypatch):
+    evolution = EvolutionStudy(env_id="CartPole-v1", del_obs=True, nb_res=0)
+    alone = dataclasses.replace(CARTPOLE, name="alone", evolution=evolution)
+    monkeypatch.setattr("erl.studies.catalogue.catalogue", lambda: (alone, CARTPOLE))
+    assert evolved_for(flags(), sink) is CARTPOLE
+    assert find_evolved("evolved", "CartPole-v1") is alone  # a test takes it
+    with pytest.raises(UserError, match=r"alone .* has no reservoir: settings of PPO were evolved"):
+        run(flags(reservoir="alone"), sink)
+    assert not Path("studies.db").exists()
+
+
+def test_what_a_winner_reached_is_said_where_it_is_used(sink, monkeypatch):
+    again = dataclasses.replace(CARTPOLE.winner, again=(1.0, 2.0, 3.0), expected=1.5)
+    entry = dataclasses.replace(CARTPOLE, winner=again)
+    monkeypatch.setattr("erl.studies.catalogue.catalogue", lambda: (entry,))
+    evolved_for(flags(), sink)
+    assert "lived again (3 seeds), 1.5 expected on new seeds" in sink.lines[-1]
 
 
 def test_a_test_without_an_evolution(quick, inline, sink, monkeypatch):

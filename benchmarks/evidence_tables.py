@@ -1,0 +1,347 @@
+"""The tables of `evidence.py`, as functions of the stored rows of experiments."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from erl.errors import UserError
+from erl.figures.comparison import generalisation, results_table
+from erl.statistics import (
+    bootstrap_interval,
+    holm,
+    interquartile_mean,
+    mann_whitney,
+    probability_of_improvement,
+)
+from erl.studies.configuration import EvolutionStudy
+from erl.worlds.specification import to_json
+
+# Chosen before anything ran: what the evolutions select for. The final policy is shown beside it,
+# without tests.
+PRIMARY, SECONDARY = "training_return", "final_return"
+# Of a stored evolution that an entry of the catalogue leaves out.
+NOT_LISTED = ("config_version", "start", "warm_start", "popsize", "references")
+
+
+@dataclass(frozen=True)
+class Member:
+    """What a comparison compares.
+
+    Attributes:
+        label: in the table.
+        experiments: a pattern of names; `{group}` stands for the group.
+        arm: of their tests.
+        study: which the names of the tests' studies contain.
+    """
+
+    label: str
+    experiments: str
+    arm: str
+    study: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A question over several experiments: one family of tests.
+
+    Attributes:
+        name: of the table.
+        part: whose experiments it compares.
+        question: that it answers.
+        groups: within which members are compared, such as environments.
+        members: what is compared.
+        baseline: the label of the member that each other one is compared with.
+        paired: by root and test seed, with Wilcoxon's signed-rank test; otherwise Mann and
+            Whitney's test of all seeds.
+        averaged: over the groups, for each seed, before the comparison.
+    """
+
+    name: str
+    part: str
+    question: str
+    groups: tuple[str, ...]
+    members: tuple[Member, ...]
+    baseline: str
+    paired: bool = False
+    averaged: bool = False
+
+
+def matching(member: Member, group: str, names: Sequence[str]) -> list[str]:
+    """The experiments of a member in a group."""
+    pattern = member.experiments.format(group=group)
+    return [name for name in names if fnmatchcase(name, pattern)]
+
+
+def scores_of(
+    member: Member,
+    group: str,
+    rows: Mapping[str, pd.DataFrame],
+    roots: Mapping[str, int],
+    column: str,
+) -> dict[str, pd.Series]:
+    """By environment: the scores of a member, indexed by (root seed, test seed).
+
+    Args:
+        rows: of each experiment.
+        roots: the root seed of each experiment, from which its test seeds are drawn.
+        column: of the scores.
+    """
+    found: dict[str, list[pd.Series]] = {}
+    for name in matching(member, group, [*rows]):
+        frame = rows[name]
+        frame = frame[
+            (frame.arm == member.arm) & frame.study.str.contains(member.study, regex=False)
+        ]
+        for env_id, part in frame.dropna(subset=[column]).groupby("env_id"):
+            places = pd.MultiIndex.from_arrays([[roots[name]] * len(part), part.seed])
+            series = pd.Series(part[column].to_numpy(dtype=float), index=places)
+            found.setdefault(str(env_id), []).append(series)
+    return {env_id: pd.concat(parts) for env_id, parts in found.items()}
+
+
+def compared(
+    comparison: Comparison,
+    rows: Mapping[str, pd.DataFrame],
+    roots: Mapping[str, int],
+    column: str = PRIMARY,
+) -> pd.DataFrame:
+    """Each member against the baseline within each group: one family, corrected by Holm's method.
+
+    Returns:
+        Columns `group`, `env_id`, `member`, `seeds`, `iqm`, `low`, `high` (95 % bootstrap), and in
+        rows of other members than the baseline `pairs`, `difference` (of paired scores, or NaN)
+        with `difference_low`, `difference_high` and `by_root`, `probability` of improvement, `p`
+        and `p_holm`. Empty without scores.
+    """
+    cells: dict[tuple[str, str], dict[str, pd.Series]] = {}
+    for group in comparison.groups:
+        for member in comparison.members:
+            found = scores_of(member, group, rows, roots, column)
+            for env_id, scores in found.items():
+                cells.setdefault((group, env_id), {})[member.label] = scores
+    if comparison.averaged:
+        cells = averaged(comparison, cells)
+    lines = []
+    for (group, env_id), of in cells.items():
+        for label, scores in of.items():
+            low, high = bootstrap_interval(scores.to_numpy(), interquartile_mean)
+            line = {
+                "group": group,
+                "env_id": env_id,
+                "member": label,
+                "seeds": len(scores),
+                "iqm": interquartile_mean(scores.to_numpy()),
+                "low": low,
+                "high": high,
+            }
+            if label != comparison.baseline and comparison.baseline in of:
+                line |= against(scores, of[comparison.baseline], comparison.paired)
+            lines.append(line)
+    table = pd.DataFrame(lines)
+    if "p" in table:
+        tested = table.p.notna()
+        table.loc[tested, "p_holm"] = holm(table.p[tested])
+    return table
+
+
+def averaged(
+    comparison: Comparison, cells: Mapping[tuple[str, str], Mapping[str, pd.Series]]
+) -> dict[tuple[str, str], dict[str, pd.Series]]:
+    """The mean over all groups that have the baseline, for each seed that all of them have."""
+    there = [of for of in cells.values() if comparison.baseline in of]
+    means = {}
+    for member in comparison.members:
+        if there and all(member.label in of for of in there):
+            side_by_side = pd.concat([of[member.label] for of in there], axis=1).dropna()
+            if len(side_by_side):
+                means[member.label] = side_by_side.mean(axis=1)
+    return {(f"mean of {len(there)}", "-"): means} if means else {}
+
+
+def against(scores: pd.Series, baseline: pd.Series, paired: bool) -> dict[str, Any]:
+    """One member against the baseline."""
+    result: dict[str, Any] = {
+        "probability": probability_of_improvement(scores.to_numpy(), baseline.to_numpy())
+    }
+    if not paired:
+        return result | {"p": mann_whitney(scores.to_numpy(), baseline.to_numpy())}
+    difference = (scores - baseline).dropna()
+    result["pairs"] = len(difference)
+    if not len(difference):
+        return result
+    values = difference.to_numpy()
+    low, high = bootstrap_interval(values, np.mean)
+    by_root = difference.groupby(level=0).mean()
+    return result | {
+        "difference": values.mean(),
+        "difference_low": low,
+        "difference_high": high,
+        "by_root": ", ".join(f"{root}: {value:+,.4g}" for root, value in by_root.items()),
+        # Without any difference there is nothing to rank.
+        "p": float(stats.wilcoxon(values).pvalue) if values.any() else 1.0,
+    }
+
+
+def shown(comparison: Comparison, table: pd.DataFrame) -> pd.DataFrame:
+    """A table of `compared` as text."""
+    out = pd.DataFrame(
+        {
+            "experiments": table.group,
+            "environment": table.env_id,
+            "arm": table.member,
+            "seeds": table.seeds.astype(str),
+            "IQM": [f"{x:,.4g}" for x in table.iqm],
+            "95 % interval": interval(table, "low", "high"),
+        }
+    )
+    if "p" not in table:
+        return out
+    base = comparison.baseline
+    if "difference" in table:
+        out["pairs"] = ["-" if np.isnan(x) else f"{x:.0f}" for x in table.pairs]
+        out[f"arm - {base}"] = numbers(table.difference, "{:+,.4g}")
+        out["95 % interval of it"] = interval(table, "difference_low", "difference_high")
+        if table.by_root.str.contains(",").any():
+            out["by root seed"] = table.by_root.fillna("-")
+    else:
+        out[f"P(arm > {base})"] = numbers(table.probability, "{:.2f}")
+    out["p"], out["p (Holm)"] = numbers(table.p, "{:.2g}"), numbers(table.p_holm, "{:.2g}")
+    return out
+
+
+def numbers(column: pd.Series, form: str) -> list[str]:
+    """A column as text, a dash where there is no number."""
+    return ["-" if np.isnan(x) else form.format(x) for x in column]
+
+
+def interval(table: pd.DataFrame, low: str, high: str) -> list[str]:
+    """Two columns as intervals."""
+    return [
+        "-" if np.isnan(a) else f"[{a:,.4g}, {b:,.4g}]" for a, b in zip(table[low], table[high])
+    ]
+
+
+def said(comparison: Comparison, table: pd.DataFrame) -> str:
+    """What a reader of the table must know."""
+    tests = int(table.p.notna().sum()) if "p" in table else 0
+    how = "Mann and Whitney's test of all seeds"
+    if comparison.paired:
+        how = "Wilcoxon's signed-rank test of pairs of equal root and test seed"
+    return (
+        f"{comparison.question} Mean return of the last training episodes, the measure that was "
+        f"chosen in advance. p: {how}, two-sided; Holm's correction for this table's {tests} "
+        f"comparisons with {comparison.baseline}. Intervals are over test seeds: they do not "
+        "contain the luck of the evolution."
+    )
+
+
+def of_experiment(rows: pd.DataFrame, baseline: str, column: str) -> pd.DataFrame:
+    """The table of one test, without p-values: these are in the comparisons, each in one family."""
+    table = results_table(rows, baseline if baseline in set(rows.arm) else None, column)
+    return table.drop(columns="p (Holm)", errors="ignore")
+
+
+# -- generalisation --
+
+
+def matrix(evolved: Mapping[str, tuple[str, pd.DataFrame]], arm: str) -> pd.DataFrame | None:
+    """Evolved on x tested on, with the reservoirs that were not evolved and those with W = 0, each
+    against PPO alone. None without rows.
+
+    Args:
+        evolved: by experiment: what it evolved on, and the rows of its tests.
+        arm: with evolved reservoirs.
+    """
+    arms = {"": arm, ", not evolved": f"RANDOM_{arm}", ", W = 0": f"NOREC_{arm}"}
+    tests = {}
+    for on, rows in evolved.values():
+        for env_id, part in rows.groupby("env_id"):
+            for title, each in arms.items():
+                if {each, "PPO"} <= set(part.arm):
+                    tests[f"{on}{title}", str(env_id)] = (part, "PPO", each)
+    return generalisation(tests, PRIMARY) if tests else None
+
+
+def matrix_shown(table: pd.DataFrame) -> pd.DataFrame:
+    """A matrix as text: the probability of improvement over PPO, its interval, and both IQMs."""
+    cells = [
+        f"{r.probability:.2f} [{r.low:.2f}, {r.high:.2f}]; {r.iqm:,.4g} ({r.baseline_iqm:,.4g})"
+        for r in table.itertuples()
+    ]
+    wide = table.assign(cell=cells).pivot(index="evolved_on", columns="tested_on", values="cell")
+    return wide.fillna("-").rename_axis("evolved on").reset_index()
+
+
+# -- the catalogue --
+
+
+def toml(value: Any) -> str:
+    """Plain data as TOML, tables in one line; what is None is left out."""
+    if isinstance(value, Mapping):
+        items = [f"{k} = {toml(v)}" for k, v in value.items() if v is not None]
+        return "{ " + ", ".join(items) + " }" if items else "{}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml, value))}]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def catalogue_entries(name: str, story: Mapping[str, Any], rows: pd.DataFrame) -> str:
+    """What an experiment evolved, as entries for `erl/studies/evolved.toml`.
+
+    Args:
+        name: of the experiment.
+        story: what is stored of it beside its rows.
+        rows: lifetimes of its tests.
+    """
+    usual = to_json(EvolutionStudy())
+    texts: list[str] = []
+    for study, evolved in story["evolutions"].items():
+        if evolved["winner"] is None:
+            raise UserError(f"{name}: no trial of {study} has succeeded")
+        config = {
+            k: v for k, v in evolved["config"].items() if k not in NOT_LISTED and v != usual.get(k)
+        }
+        winner = {k: v for k, v in evolved["winner"].items() if v is not None and v != []}
+        tests = [part for key, part in rows.groupby("study") if str(key).startswith(f"{study}_")]
+        tested = []
+        for part in tests:
+            for (arm, env_id), lived in part.groupby(["arm", "env_id"], sort=False):
+                seen = env_id in (config.get("env_id"), usual["env_id"])
+                tested.append(
+                    {
+                        "arm": arm,
+                        "env_id": None if seen else env_id,
+                        "seeds": len(lived),
+                        "steps": int(lived.steps.max()),
+                        "training": estimate(lived.training_return),
+                        "final": estimate(lived.final_return),
+                    }
+                )
+        title = name if len(story["evolutions"]) == 1 else f"{name}_{len(texts) + 1}"
+        lines = ["[[evolved]]", f"name = {toml(title)}"]
+        if len(evolved["commits"]) > 1:
+            of = ", ".join(evolved["commits"])
+            lines.append(f"remark = {toml(f'Its lifetimes ran under the commits {of}.')}")
+        lines.append("commands = [")
+        lines += [f"  {toml(f'python {command}')}," for command in story["commands"]]
+        lines += ["]", *(f"commit = {toml(c)}" for c in evolved["commits"][:1])]
+        lines += [f"evolution = {toml(config)}", f"winner = {toml(winner)}", "tested = ["]
+        lines += [*(f"  {toml(t)}," for t in tested), "]"]
+        texts.append("\n".join(lines))
+    return "\n\n".join(texts)
+
+
+def estimate(values: pd.Series) -> list[float] | None:
+    """Interquartile mean and its 95 % bootstrap interval, with four digits; None without values."""
+    known = values.dropna().to_numpy(dtype=float)
+    if not len(known):
+        return None
+    ends = bootstrap_interval(known, interquartile_mean)
+    ends = (interquartile_mean(known),) * 2 if np.isnan(ends[0]) else ends
+    return [float(f"{x:.4g}") for x in (interquartile_mean(known), *ends)]
