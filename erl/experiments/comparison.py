@@ -54,7 +54,7 @@ from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_name
 from erl.studies.study import Study, stored_config
 from erl.studies.tables import agent_tables, lines
 from erl.studies.trials import RunningTrial, why_failed
-from erl.studies.winner import Finalist, chosen, store_tested, tested
+from erl.studies.winner import Finalist, chosen, reached_by, store_tested
 from erl.worlds.arguments import Arguments, parse_arguments
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.task_sets import TASK_SETS, load_task_set, load_task_sets
@@ -525,7 +525,7 @@ def _say_winner(study: Study, arm: str, best: Best, config: TestStudy, sink: Sin
     known = [s for s in scores if s is not None]
     if not known:
         return
-    found = tested(best.winner, arm, config.env_id, known, config.training_steps)
+    found = reached_by(best.winner, arm, config.env_id, known, config.training_steps)
     sink.line(f"evolved:  {best.title} as {arm}, {best.winner.reached}; {found.line}")
     evolution = best.study
     if evolution is None:

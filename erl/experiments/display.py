@@ -16,7 +16,7 @@ import numpy as np
 from erl.errors import UserError
 from erl.studies.study import Study
 from erl.studies.trials import RunningTrial
-from erl.studies.winner import TESTED, chosen, stored_choice, tests_of
+from erl.studies.winner import TESTED, chosen, reached_in_tests, stored_choice
 
 if TYPE_CHECKING:
     from erl.studies.data import StudyData
@@ -48,7 +48,7 @@ class Display:
         choice = chosen(self._study) if were_tests else stored_choice(attrs)
         winner = None
         if choice is not None:
-            tests = [test.line for test in tests_of(attrs, choice.winner).values()]
+            tests = [test.line for test in reached_in_tests(attrs, choice.winner).values()]
             winner = "; ".join([f"{choice.winner.title}, {choice.winner.reached}", *tests])
         self._study.note(self._commands(self._study.name_now(), None), winner)
 

@@ -52,7 +52,7 @@ from erl.studies.distributions import SearchSpace, distributions
 from erl.studies.storage import DEFAULT_STORAGE, shown
 from erl.studies.study import Study, stored_config
 from erl.studies.trials import Plan, RunningTrial, key_of
-from erl.studies.winner import Choice, chosen, store_choice, tests_of
+from erl.studies.winner import Choice, chosen, reached_in_tests, store_choice
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Phase, Seeds
 from erl.worlds.task_sets import load_task_set
 from erl.worlds.tasks import Task
@@ -450,7 +450,7 @@ def _say_best(study: Study, sink: Sink) -> Choice | None:
         ended = len(study.trials("COMPLETE", "PRUNED", "FAIL"))
         if ended > choice.ended:
             sink.line(f"                 chosen when {choice.ended} of {ended} trials had ended")
-    for test in tests_of(study.optuna.user_attrs, winner).values():
+    for test in reached_in_tests(study.optuna.user_attrs, winner).values():
         sink.line(f"tested:          {winner.title}, {test.line}")
     params = ", ".join(f"{k} {number(v)}" for k, v in winner.params.items())
     sink.line(f"hyperparameters: {params}")

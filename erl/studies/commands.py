@@ -37,8 +37,8 @@ from erl.studies.winner import (
     chosen,
     finals_name,
     link_finals,
+    reached_in_tests,
     stored_choice,
-    tests_of,
     without_finals,
 )
 
@@ -217,7 +217,7 @@ def _show_choice(choice: Choice, trials: Sequence[FrozenTrial], sink: Sink) -> N
 def _show_tests(study: Study, sink: Sink) -> None:
     """What tests of an evolution's winner found."""
     choice = chosen(study)
-    tests = {} if choice is None else tests_of(study.optuna.user_attrs, choice.winner)
+    tests = {} if choice is None else reached_in_tests(study.optuna.user_attrs, choice.winner)
     if choice is not None and tests:
         sink.line(f"tests of {choice.winner.title}:")
         for name, test in tests.items():

@@ -200,7 +200,7 @@ class Reached:
         )
 
 
-def tested(
+def reached_by(
     finalist: Finalist, arm: str, env_id: str | None, scores: Sequence[float], steps: int
 ) -> Reached:
     """What a finalist reached in a test, from its agent's scores; see `Reached`."""
@@ -214,7 +214,7 @@ def store_tested(evolution: Study, test: str, found: Reached) -> None:
     evolution.optuna.set_user_attr(f"{TESTED}{test}", to_json(found))
 
 
-def tests_of(attrs: Mapping[str, Any], finalist: Finalist) -> dict[str, Reached]:
+def reached_in_tests(attrs: Mapping[str, Any], finalist: Finalist) -> dict[str, Reached]:
     """What tests of a finalist found, by their names, from user attributes of the evolution."""
     stored = {k.removeprefix(TESTED): v for k, v in attrs.items() if k.startswith(TESTED)}
     found = {name: from_json(Reached, value) for name, value in sorted(stored.items())}

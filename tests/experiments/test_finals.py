@@ -27,7 +27,15 @@ from erl.studies.distributions import distributions
 from erl.studies.notes import _plain
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
 from erl.studies.study import Study
-from erl.studies.winner import WINNER, Finalist, Reached, choose, chosen, tested, tests_of
+from erl.studies.winner import (
+    WINNER,
+    Finalist,
+    Reached,
+    choose,
+    chosen,
+    reached_by,
+    reached_in_tests,
+)
 from erl.worlds.specification import Seeds, from_json, to_json
 
 
@@ -515,7 +523,7 @@ def test_a_test_takes_the_winner(mean, told, quick, sink, monkeypatch):
     line = next(line for line in sink.lines if line.startswith("evolved:"))
     assert line.startswith(f"evolved:  {winner.title} as RES_PPO_0.0003, {winner.reached}; ")
     assert line.endswith("on test seeds (2 seeds, after 64 steps)")
-    (found,) = tests_of(study().optuna.user_attrs, winner).values()
+    (found,) = reached_in_tests(study().optuna.user_attrs, winner).values()
     assert line.endswith(f"; {found.line}")
     assert (found.seeds, found.steps, found.env_id, found.interval) == (2, 64, None, None)
     # The evolution says it too: in `studies show`, in its note, and when it is run again.
@@ -528,11 +536,11 @@ def test_a_test_takes_the_winner(mean, told, quick, sink, monkeypatch):
     assert _plain(f"{winner.reached}; {found.line}") in note
     assert command("test", "--study", NAME) in note
     # Another winner has not been tested.
-    assert tests_of(study().optuna.user_attrs, replace(winner, trial=77, mean=None)) == {}
+    assert reached_in_tests(study().optuna.user_attrs, replace(winner, trial=77, mean=None)) == {}
 
 
 def test_a_test_in_another_environment_is_told_apart():
     one = Finalist(3, None, {}, 5.0)
-    found = tested(one, "RES_PPO", "Ant-v4", [1.0, 2.0, 3.0], 1000)
+    found = reached_by(one, "RES_PPO", "Ant-v4", [1.0, 2.0, 3.0], 1000)
     assert from_json(Reached, to_json(found)) == found
     assert found.line == "2 [-0.4841, 4.484] on test seeds in Ant-v4 (3 seeds, after 1,000 steps)"

@@ -320,7 +320,7 @@ def test_a_budget_counts_the_episodes_of_the_mean_where_they_are_charged():
 def test_each_process_has_a_replay_buffer(monkeypatch):
     """Three actors' workers, the critics' and the lifetime itself: five."""
     check, each = get_learner("AES-RL").check, ReplayBuffer.bytes_each(3, 1)
-    free = SimpleNamespace(available=4 * 603 * each)
+    free = SimpleNamespace(available=4 * 603 * each, total=10**12)
     monkeypatch.setattr("erl.learners.core.off_policy.psutil.virtual_memory", lambda: free)
     check(lifetime("AES-RL"))
     with pytest.raises(UserError, match="for a lifetime and the processes of its workers, and"):
