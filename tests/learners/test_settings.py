@@ -348,7 +348,7 @@ def test_the_cohort_asks_for_what_stable_baselines3s_ppo_asks_for():
 @pytest.mark.parametrize("kind", [PPOConfig, Re2Settings])
 def test_every_setting_has_an_annotation_that_can_be_checked(kind):
     for name, annotation in get_type_hints(kind, include_extras=True).items():
-        if name not in ("learner", "spelled", "defaults"):
+        if name not in ("learner", "spelled", "defaults", "kept"):
             words = expected(annotation)
             assert words != "null", name
             with pytest.raises(UserError, match=re.escape(f"must be {words}, not")):
