@@ -416,6 +416,8 @@ def draw(ax: Any, name: str, arm: ComparedArm, rows: list[dict[str, Any]], budge
         values = np.array(
             [np.interp(grid, c[:, 0], c[:, 1], left=np.nan) for c in curves if len(c)]
         )
+        if not len(values):
+            continue
         ax.plot(
             grid / 1000,
             values.mean(0),

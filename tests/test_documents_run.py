@@ -50,7 +50,7 @@ SMALL = {
     "test": "--nb_seeds 1 --workers 1",
     "single": "--nb_seeds 1 --workers 1",
 }
-STEPS = {"ERL-Re2": 800, "DERL": 3000, "AES-RL": 2500}
+STEPS = {"ERL-Re2": 800, "DERL": 3000, "AES-RL": 2500, "CEM-RL": 2500}
 SETTINGS = {
     "PPO": {"n_steps": 60, "batch_size": 60, "n_epochs": 1},
     "SAC": {"learning_starts": 100, "batch_size": 8, "train_freq": 50},
@@ -65,6 +65,7 @@ SETTINGS = {
         "eval_freq": 0,
     },
     "AES-RL": {"learning_starts": 60, "batch_size": 8, "hidden": [8], "mean_evaluations": 1},
+    "CEM-RL": {"learning_starts": 60, "batch_size": 8, "hidden": [8]},
     "DERL": {
         "population_size": 2,
         "num_episodes_per_iter": 1,
@@ -79,12 +80,15 @@ SETTINGS = {
 def folder(tmp_path):
     """A folder with the project in it, and stand-ins for programs."""
     for name in (*PROJECT, *(p.name for p in ROOT.glob("*.py"))):
-        if name != "erl":
+        if name not in ("erl", "benchmarks"):
             (tmp_path / name).symlink_to(ROOT / name)
-    # A folder of its own, since the stand-in for git writes into it.
-    (tmp_path / "erl").mkdir()
-    for path in (ROOT / "erl").iterdir():
-        (tmp_path / "erl" / path.name).symlink_to(path)
+    # Folders of their own, since the stand-in for git and the benchmarks write into them.
+    for name in ("erl", "benchmarks"):
+        (tmp_path / name).mkdir()
+        for path in (ROOT / name).iterdir():
+            (tmp_path / name / path.name).symlink_to(path)
+    (tmp_path / "benchmarks/results").unlink()
+    shutil.copytree(ROOT / "benchmarks/results", tmp_path / "benchmarks/results")
     programs = tmp_path / "programs"
     programs.mkdir()
     bash = shutil.which("bash")
@@ -115,7 +119,21 @@ def small(inline, monkeypatch):
         object.__setattr__(self.learner, "config", config)
         object.__setattr__(self, "ep_eval", min(self.ep_eval, 2))
 
+    start = subprocess.run
+
+    def run_here(command, *args, **kwargs):
+        """Python that a command starts would know nothing of the small budgets."""
+        if command[:3] != [sys.executable, "-m", "erl"]:
+            return start(command, *args, **kwargs)
+        words = [*command[1:]]
+        if "--seeds" in words:
+            at = words.index("--seeds") + 1
+            words[at] = words[at].split(",")[0]
+        with monkeypatch.context() as patch:
+            return subprocess.CompletedProcess(command, run_python(words, patch))
+
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(subprocess, "run", run_here)
     monkeypatch.setattr(LifetimeSpec, "__init__", init)
     monkeypatch.setattr("erl.search.samplers.MIN_SOURCE", 2)
 
@@ -161,7 +179,7 @@ def run_python(words, monkeypatch):
     name = words[1] if words[0] == "-m" else words[0]
     flags = [w.replace("trial_42", _best_trial()) for w in words[1 + (words[0] == "-m") :]]
     kind = {"erl": "single"}.get(name, name.partition("_")[0].removesuffix(".py"))
-    flags += SMALL.get(kind, "").split()
+    flags += SMALL.get(kind, "").split() if "--seeds" not in flags else ["--workers", "1"]
     monkeypatch.setattr(sys, "argv", [name, *flags])
     try:
         if words[0] == "-m":
@@ -169,9 +187,11 @@ def run_python(words, monkeypatch):
             package = "erl.__main__" if name == "erl" else package
             runpy.run_module(package, run_name="__main__")
         else:
+            monkeypatch.syspath_prepend(str((ROOT / name).parent))  # as Python does
             runpy.run_path(str(ROOT / name), run_name="__main__")
     except SystemExit as e:
         return e.code
+    return 0
 
 
 def run_erl(words, monkeypatch):
