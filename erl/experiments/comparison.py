@@ -22,6 +22,7 @@ from erl.experiments.campaign import (
     make_executor,
     outcome,
     say_where,
+    steps_in_checkpoints,
 )
 from erl.experiments.comparison_flags import (
     DEFAULT_STEPS,
@@ -338,8 +339,8 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     test_name, config = _the_test(flags, best, sink)
     evolution, params = config.evolution, best.winner.params
     arms = arm_names(evolution, params) + control_names(evolution, params)
-    chosen = _chosen(flags, evolution, params)
-    for arm in chosen:
+    asked = _asked(flags, evolution, params)
+    for arm in asked:
         try:
             check(arm_lifetime(arm, 0, config, params))
         except UserError as e:
@@ -347,16 +348,11 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
                 f"the agent {arm} cannot be trained, and --arms chooses others: {e}"
             ) from e
     seeds = seed_indices(flags.nb_seeds)
-    wanted: list[dict[str, Any]] = [{"arm": a, "seed": seed} for a in chosen for seed in seeds]
+    wanted: list[dict[str, Any]] = [{"arm": a, "seed": seed} for a in asked for seed in seeds]
     there = _finished(flags.results, test_name)
     todo = [w for w in wanted if (w["arm"], w["seed"]) not in there]
-    outlook = _outlook(
-        flags,
-        chosen,
-        seeds,
-        [arm_lifetime(w["arm"], w["seed"], config, params) for w in todo or wanted[:1]],
-        len(todo),
-    )
+    specs = [arm_lifetime(w["arm"], w["seed"], config, params) for w in todo or wanted[:1]]
+    outlook = _outlook(flags, test_name, asked, seeds, specs, len(todo))
     check_at_once(flags, outlook)
     sink.line(f"{test_name} in {shown(flags.results)}")
     if flags.dry_run:
@@ -431,6 +427,7 @@ def _finished(storage: str, name: str) -> set[tuple[str, int]]:
 
 def _outlook(
     flags: ComparisonFlags,
+    name: str,
     arms: Sequence[str],
     seeds: Sequence[int],
     specs: Sequence[LifetimeSpec],
@@ -440,6 +437,7 @@ def _outlook(
 
     Args:
         flags: of the command.
+        name: of the test.
         arms: its agents.
         seeds: of each.
         specs: lifetimes that are left, or one where none is left.
@@ -456,7 +454,8 @@ def _outlook(
         f"{plural(len(arms), 'agent')} x {plural(len(seeds), 'seed')} x {steps:,} steps, "
         f"{plural(left, 'lifetime')} to train"
     )
-    return Outlook(counts, specs, left, tuple(notes))
+    taken = steps_in_checkpoints(flags.runs, name, specs)
+    return Outlook(counts, specs, left, tuple(notes), taken)
 
 
 def _engine(flags: ComparisonFlags, evolution: EvolutionStudy, stored: Any, sink: Sink) -> str:
@@ -471,7 +470,7 @@ def _engine(flags: ComparisonFlags, evolution: EvolutionStudy, stored: Any, sink
     return resolve_engine(evolution.learner, flags.engine, settings, sink.line)
 
 
-def _chosen(
+def _asked(
     flags: ComparisonFlags, evolution: EvolutionStudy, params: dict[str, float]
 ) -> list[str]:
     """The agents that the flags ask for.
@@ -480,15 +479,15 @@ def _chosen(
         UserError: there is no such agent.
     """
     usual, controls = arm_names(evolution, params), control_names(evolution, params)
-    chosen = list(usual)
+    asked = list(usual)
     if flags.arms is not None:
-        chosen = list(dict.fromkeys(a.strip() for a in flags.arms.split(",")))
-    chosen += [c for c in controls if flags.controls and c not in chosen]
-    for arm in chosen:
+        asked = list(dict.fromkeys(a.strip() for a in flags.arms.split(",")))
+    asked += [c for c in controls if flags.controls and c not in asked]
+    for arm in asked:
         if arm not in usual + controls:
             known = ", ".join(usual + controls)
             raise UserError(f"unknown agent {arm!r} in --arms (known: {known})")
-    return chosen
+    return asked
 
 
 def _key(trial: Any) -> tuple[str, int]:
