@@ -135,11 +135,12 @@ def load_evolved(flags: ComparisonFlags, sink: Sink) -> Best:
     """An entry of the catalogue.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it was evolved with other arguments of the environment.
     """
     entry = find_evolved(flags.study or ANY, flags.evolved_in, flag="--study")
     evolution = replace(entry.evolution, published_code=flags.published_code)
     name = f"{ANY}_{entry.name}"
+    evolution = _with_env_kwargs(flags, name, evolution, guessed=False)
     _say_reservoirs(flags, name, evolution, False, sink)
     values = ", ".join(f"{k} {v:.6g}" for k, v in entry.winner.params.items())
     sink.line(f"{entry.title}: evolved in {entry.where}, {entry.winner.reached}, {values}")
@@ -174,14 +175,7 @@ def load_study(flags: ComparisonFlags, sink: Sink) -> Best:
         raise UserError(f"{name!r} is a {evolution.title}; name the study of the evolution")
     if flags.published_code:
         evolution = replace(evolution, published_code=True)
-    if not isinstance(flags, GeneralizationComparisonConfig) and flags.env_kwargs is not None:
-        given = parse_arguments(flags.env_kwargs)
-        if not guessed and given != evolution.env_kwargs:
-            raise UserError(
-                f"{name} was evolved with env_kwargs {Arguments(evolution.env_kwargs)}, and its "
-                f"test uses the same, not {given}: {command('test-generalization')} tests others"
-            )
-        evolution = replace(evolution, env_kwargs=dict(given))
+    evolution = _with_env_kwargs(flags, name, evolution, guessed)
     try:
         make_context(evolution, params)
     except KeyError:
@@ -197,6 +191,26 @@ def load_study(flags: ComparisonFlags, sink: Sink) -> Best:
     stem = f"{name}_{winner.slug}"
     winner = replace(winner, params=params)
     return Best(name, stem, winner.title, evolution, winner, None if guessed else study)
+
+
+def _with_env_kwargs(
+    flags: ComparisonFlags, name: str, evolution: EvolutionStudy, guessed: bool
+) -> EvolutionStudy:
+    """A configuration with the arguments of the environment that the flags give, where it was
+    guessed. A test of generalisation has arguments of its own.
+
+    Raises:
+        UserError: it is stored, and has others.
+    """
+    if isinstance(flags, GeneralizationComparisonConfig) or flags.env_kwargs is None:
+        return evolution
+    given = parse_arguments(flags.env_kwargs)
+    if not guessed and given != evolution.env_kwargs:
+        raise UserError(
+            f"{name} was evolved with env_kwargs {Arguments(evolution.env_kwargs)}, and its test "
+            f"uses the same, not {given}: {command('test-generalization')} tests others"
+        )
+    return replace(evolution, env_kwargs=dict(given))
 
 
 def _address(flags: ComparisonFlags, name: str, sink: Sink) -> str:
@@ -525,7 +539,7 @@ def _say_winner(study: Study, arm: str, best: Best, config: TestStudy, sink: Sin
     if not known:
         return
     found = reached_by(best.winner, arm, config.env_id, known, config.training_steps)
-    sink.line(f"evolved:  {best.title} as {arm}, {best.winner.reached}; {found.line}")
+    sink.line(f"evolved:  {best.title}, {best.winner.reached}; {found.line}")
     evolution = best.study
     if evolution is None:
         return

@@ -192,10 +192,10 @@ class Reached:
 
     @property
     def line(self) -> str:
-        """What was reached."""
+        """What was reached, and by which agent: a test may be of another learner's agents."""
         where = "" if self.env_id is None else f" in {self.env_id}"
         return (
-            f"{_shown(self.mean, self.interval)} on test seeds{where} "
+            f"return {_shown(self.mean, self.interval)} as {self.arm} on test seeds{where} "
             f"({self.seeds} seed{'s' * (self.seeds != 1)}, after {self.steps:,} steps)"
         )
 

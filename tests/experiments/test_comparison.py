@@ -28,6 +28,8 @@ from erl.experiments.evolution import (
     lifetimes,
 )
 from erl.search.space import make_context
+from erl.studies.commands import show_study
+from erl.studies.flags import ShowConfig
 from erl.studies.records import records
 from erl.studies.storage import DEFAULT_STORAGE
 from erl.studies.study import Study
@@ -115,6 +117,9 @@ def test_reservoirs_are_tested_with_another_learner(tiny, inline, sink):
     assert spec.seeds == Seeds.derive(evolution.config.seed, "test", 0)
     assert study.config.evolution.learner == "A2C"
     assert "agents of A2C, with what was evolved for PPO" in sink.lines
+    # The evolution keeps whose result it is.
+    show_study(ShowConfig(study=evolution.name), sink)
+    assert sink.lines[-1].endswith(f" as RES_A2C on test seeds (1 seed, after 64 steps): {name}")
     with pytest.raises(UserError, match="A3C"):
         compare(dataclasses.replace(test, learner="A3C"), sink)
 

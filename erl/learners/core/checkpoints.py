@@ -1,9 +1,9 @@
 """Checkpoints of lifetimes: named parts, a file for each lifetime, so that an agent which is taken
 up again may stand beside others than before.
 
-What is too large to be written whole every time, a replay buffer, lies in a folder beside it. Behind
-the pickled content a line tells the lifetime's steps (`checkpoint_steps`); `pickle` reads no further
-than its content.
+What is too large to be written whole every time, a replay buffer, lies in a folder beside it.
+Behind the pickled content a line tells the lifetime's steps (`checkpoint_steps`); `pickle` reads no
+further than its content.
 """
 
 import logging
