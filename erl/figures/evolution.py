@@ -421,7 +421,7 @@ def _draw_path(
     if path.restart.nunique() > 1:
         firsts = path.reset_index(drop=True).groupby("restart").head(1).index.to_numpy()[1:]
         axes.plot(*means[firsts].T, "*", color=COLOURS[6], markersize=11, zorder=5, label="restart")
-    strength = np.linspace(0.25, 0.9, len(path))
+    strength = np.linspace(0.9, 0.25, len(path))[::-1]  # the latest one is the strongest
     for i, (mean, cov) in enumerate(zip(path["mean"], path["cov"])):
         outline = ellipse(np.asarray(mean)[at], np.asarray(cov)[np.ix_(at, at)])
         axes.plot(
