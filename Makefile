@@ -17,7 +17,7 @@ $(READY): requirements.txt pyproject.toml
 	@# torch on its own first: asked for by another package it may come with gigabytes of CUDA libraries.
 	@echo "2 of 4: PyTorch, the largest package: about a minute, more on a slow line"
 	@$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements.txt)"
-	@echo "3 of 4: the $$(grep -c == requirements.txt) packages of requirements.txt: about 3 minutes"
+	@echo "3 of 4: the $$(grep -c == requirements.txt) packages of requirements.txt: about 2 minutes"
 	@$(BIN)/python -m pip install --quiet -r requirements.txt
 	@echo "4 of 4: this project, as it lies here: some seconds"
 	@$(BIN)/python -m pip install --quiet --no-deps --editable .

@@ -501,7 +501,7 @@ class Study:
 
         Args:
             commands: what to run next.
-            winner: whom the finals chose, and what it reached.
+            winner: see `study_note`.
         """
         config = self.config
         if config is not None:

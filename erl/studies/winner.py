@@ -267,6 +267,19 @@ def stored_choice(attrs: Mapping[str, Any]) -> Choice | None:
     return None if stored is None else from_json(Choice, stored)
 
 
+def said_of_winner(study: Study) -> str | None:
+    """What an evolution hands over, what that reached, and what tests found of it, for notes; None
+    where there were neither finals nor tests.
+    """
+    attrs = study.optuna.user_attrs
+    were_tests = any(key.startswith(TESTED) for key in attrs)
+    choice = chosen(study) if were_tests else stored_choice(attrs)
+    if choice is None:
+        return None
+    tests = [test.line for test in reached_in_tests(attrs, choice.winner).values()]
+    return "; ".join([f"{choice.winner.title}, {choice.winner.reached}", *tests])
+
+
 def proposed_by(trial: FrozenTrial, score: Score | None) -> Finalist:
     """A completed trial of an evolution as a finalist. Scores that another program stored, or
     another version, are not known.
