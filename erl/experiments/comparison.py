@@ -45,11 +45,11 @@ from erl.experiments.forecast import (
 )
 from erl.experiments.trials import Member
 from erl.files import folder_name
-from erl.learners import canonical_name, resolve_engine
+from erl.learners import canonical_name, get_learner, resolve_engine
 from erl.lifetimes.living import Cohort, check
 from erl.search.space import ER_MRL_BIAS, LEARNER, NO_BIAS, is_searched, make_context
 from erl.studies.catalogue import ANY, find_evolved
-from erl.studies.configuration import EvolutionStudy, TestStudy
+from erl.studies.configuration import EvolutionStudy, FinalsStudy, TestStudy
 from erl.studies.distributions import categorical, integer
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
 from erl.studies.study import Study, stored_config
@@ -119,6 +119,7 @@ def for_learner(best: Best, name: str, engine: str | None, sink: Sink) -> Best:
             f"--learner: {best.name} evolved settings of {evolution.learner}, which mean nothing "
             f"to {learner}"
         )
+    get_learner(learner, "auto" if engine is None else engine)  # there is one
     sink.line(f"agents of {learner}, with what was evolved for {evolution.learner}")
     evolution = replace(
         evolution,
@@ -158,12 +159,15 @@ def load_study(flags: ComparisonFlags, sink: Sink) -> Best:
     study = Study(address, _same_but_reservoirs(address, name, flags))
     name = study.name
     study.check_maximised()
+    evolution = study.config
+    if evolution is not None and not isinstance(evolution, EvolutionStudy):
+        kind = "the finals" if isinstance(evolution, FinalsStudy) else f"a {evolution.title}"
+        raise UserError(f"{name!r} is {kind}; name the study of the evolution")
     choice = chosen(study)
     if choice is None:
         raise UserError(f"study {name!r} has no finished trial yet")
     winner = choice.winner
     params = _numbers(name, winner.params)
-    evolution = study.config
     guessed = evolution is None
     if evolution is None:
         sink.line(
@@ -171,8 +175,6 @@ def load_study(flags: ComparisonFlags, sink: Sink) -> Best:
             f"and the defaults of ER-MRL are used"
         )
         evolution = _guess_config(flags, name, params)
-    elif not isinstance(evolution, EvolutionStudy):
-        raise UserError(f"{name!r} is a {evolution.title}; name the study of the evolution")
     if flags.published_code:
         evolution = replace(evolution, published_code=True)
     evolution = _with_env_kwargs(flags, name, evolution, guessed)
@@ -538,7 +540,7 @@ def _say_winner(study: Study, arm: str, best: Best, config: TestStudy, sink: Sin
     known = [s for s in scores if s is not None]
     if not known:
         return
-    found = reached_by(best.winner, arm, config.env_id, known, config.training_steps)
+    found = reached_by(best.winner, arm, config, known)
     sink.line(f"evolved:  {best.title}, {best.winner.reached}; {found.line}")
     evolution = best.study
     if evolution is None:
