@@ -165,7 +165,7 @@ def load_study(flags: ComparisonFlags, sink: Sink) -> Best:
         raise UserError(f"{name!r} is {kind}; name the study of the evolution")
     choice = chosen(study)
     if choice is None:
-        raise UserError(f"study {name!r} has no finished trial yet")
+        raise UserError(f"study {name!r} has no successful trial yet")
     winner = choice.winner
     params = _numbers(name, winner.params)
     guessed = evolution is None

@@ -386,6 +386,12 @@ def report(config: FigureConfig, sink: Sink) -> int:
         raise UserError(f"{folder} cannot be written: {e.strerror or e}") from e
     names = list(dict.fromkeys(n.strip() for n in (config.study or "").split(",") if n.strip()))
     studies = [read_study(name, config.storage) for name in names]
+    for data in studies:
+        if isinstance(data.config, FinalsStudy):
+            raise UserError(
+                f"{data.name} has the finals of an evolution: name the evolution, whose figures "
+                f"mark the winner"
+            )
     sections: list[Section] = []
     for data in studies:
         sink.status(f"drawing {data.name}")

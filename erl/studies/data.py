@@ -91,8 +91,8 @@ class StudyData:
     Attributes:
         name: of the study, or of the folder of logs.
         address: of its storage, without a password.
-        kind: `evolution`, `test`, `single` (`python -m erl`), `journal` (another program's study)
-            or `tensorboard`.
+        kind: `evolution`, `finals`, `test`, `single` (`python -m erl`), `journal` (another program's
+            study) or `tensorboard`.
         config: what the study is; None where nothing is stored.
         versions, commit: of its creation, where they are stored.
         space: the searched parameters, by name.
@@ -465,7 +465,7 @@ def evolved_reservoirs(data: StudyData) -> tuple[ReservoirParams, ...]:
             return data.config.context.reservoirs
         raise UserError(f"study {data.name!r} has no reservoir")
     if data.choice is None:
-        raise UserError(f"study {data.name!r} has no finished trial yet")
+        raise UserError(f"study {data.name!r} has no successful trial yet")
     return _reservoirs(data, data.choice.winner.params)
 
 

@@ -43,7 +43,7 @@ def push_study(config: PushConfig, sink: Sink) -> int:
     name = name_of(open_storage(config.storage), config)
     study = Study(config.storage, name)
     if not study.trials("COMPLETE"):
-        raise UserError(f"study {name!r} has no finished trial yet")
+        raise UserError(f"study {name!r} has no successful trial yet")
     models = Path(config.models) / folder_name(name)
     if client is None:
         folder = Path(config.folder or "")

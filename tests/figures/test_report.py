@@ -20,7 +20,7 @@ from erl.figures.flags import joined
 from erl.figures.report import FigureConfig, describe, report
 from erl.figures.style import caption_of
 from erl.studies.artefacts import folder_of, listed, of_trial
-from erl.studies.configuration import EvolutionStudy, SingleStudy, TestStudy
+from erl.studies.configuration import EvolutionStudy, FinalsStudy, SingleStudy, TestStudy
 from erl.studies.data import StudyData, read_study
 from erl.studies.study import Study
 
@@ -57,6 +57,13 @@ def test_a_report_of_an_evolution_and_its_test(runs, sink):
     assert "Generalisation" not in page
     with pytest.raises(UserError, match="--overwrite replaces it"):
         report(config, sink)
+
+
+def test_finals_are_shown_with_their_evolution(sink):
+    Study("sqlite:///studies.db", "e_finals", FinalsStudy(EvolutionStudy(env_id="CartPole-v1")))
+    with pytest.raises(UserError, match=r"^e_finals has the finals of an evolution: name the evol"):
+        report(FigureConfig(study="e_finals", folder="out"), sink)
+    assert not Path("out").exists()
 
 
 def test_the_agent_that_is_looked_at_is_the_middle_one(runs):
