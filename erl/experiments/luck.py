@@ -64,7 +64,7 @@ class Luck:
     def line(self) -> str | None:
         """What is known of it; None while nothing is."""
         if self._config.nb_seeds < 2:
-            return "unknown: with --nb_seeds 1 nothing tells the noise, 2 or more do"
+            return "unknown: with --nb_seeds 1 it cannot be measured; it takes 2 or more"
         if self.share is None:
             return None
         hint = "" if self.hint is None else f"; {self.hint}"

@@ -91,8 +91,8 @@ class StudyData:
     Attributes:
         name: of the study, or of the folder of logs.
         address: of its storage, without a password.
-        kind: `evolution`, `finals`, `test`, `single` (`python -m erl`), `journal` (another program's
-            study) or `tensorboard`.
+        kind: `evolution`, `finals`, `test`, `single` (`python -m erl`), `journal` (another
+            program's study) or `tensorboard`.
         config: what the study is; None where nothing is stored.
         versions, commit: of its creation, where they are stored.
         space: the searched parameters, by name.
