@@ -145,6 +145,8 @@ def load_evolved(flags: ComparisonFlags, sink: Sink) -> Best:
     _say_reservoirs(flags, name, evolution, False, sink)
     values = ", ".join(f"{k} {v:.6g}" for k, v in entry.winner.params.items())
     sink.line(f"{entry.title}: evolved in {entry.where}, {entry.winner.reached}, {values}")
+    if entry.remark:
+        sink.line(f"note: {entry.remark}")
     return Best(name, name, entry.title, evolution, entry.winner)
 
 

@@ -88,6 +88,8 @@ def evolved_for(flags: SingleConfig, sink: Sink) -> Evolved | None:
         )
     values = ", ".join(f"{k} {v:.6g}" for k, v in entry.winner.params.items())
     sink.line(f"reservoir:       {entry.line}, {entry.winner.reached}, {values}")
+    if entry.remark:
+        sink.line(f"note: {entry.remark}")
     return entry
 
 

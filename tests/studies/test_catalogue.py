@@ -159,10 +159,14 @@ def test_evolved_settings_of_a_learner_are_no_reservoir(sink, monkeypatch):
 
 def test_what_a_winner_reached_is_said_where_it_is_used(sink, monkeypatch):
     again = dataclasses.replace(CARTPOLE.winner, again=(1.0, 2.0, 3.0), expected=1.5)
-    entry = dataclasses.replace(CARTPOLE, winner=again)
+    entry = dataclasses.replace(CARTPOLE, winner=again, remark="A small budget.")
     monkeypatch.setattr("erl.studies.catalogue.catalogue", lambda: (entry,))
     evolved_for(flags(), sink)
-    assert "lived again (3 seeds), 1.5 expected on new seeds" in sink.lines[-1]
+    assert "lived again (3 seeds), 1.5 expected on new seeds" in sink.lines[-2]
+    assert sink.lines[-1] == "note: A small budget."
+    with pytest.raises(UserError, match="unknown agent 'nobody'"):
+        compare(ComparisonConfig(evolved=True, env_id="CartPole-v1", arms="nobody"), sink)
+    assert sink.lines[-1] == "note: A small budget."
 
 
 def test_a_test_without_an_evolution(quick, inline, sink, monkeypatch):
