@@ -286,6 +286,8 @@ def run(arguments: argparse.Namespace) -> None:
                 nb_trials=arguments.trials,
                 learner_config=str(file) if settings else None,
                 seed=seed,
+                finalists=5,
+                finalist_seeds=5,
                 h_test="winner",
                 workers=arguments.workers,
                 runs=str(folder / "runs"),

@@ -205,16 +205,18 @@ def test_the_experiments_are_commands_of_the_scripts(small, monkeypatch):
         evolutions, tests = made[: -len(experiment.tests)], made[-len(experiment.tests) :]
         evolved = {study_name(e.subject(), e.h_test, e.training_steps) for e in evolutions}
         assert {e.seed for e in evolutions} == {experiment.root}
+        held = 2 if experiment.part == "two levels" else None
+        assert {e.finalists for e in evolutions} == {held}
         for test in tests:  # of a study that was evolved
             assert study_name(test.subject(), test.h_test, test.HP_training_steps) in evolved
 
 
 def test_the_planned_steps_of_an_experiment():
     of = {e.name: e for e in evidence.experiments()}
-    # 100 trials x 3 seeds and finals of 6 x 5 lifetimes, then 6 agents x 10 seeds.
-    assert of["swimmer_0"].steps() == 330 * 300_000 + 60 * 1_000_000
-    assert of["swimmer_learner"].steps() == 330 * 300_000 + 30 * 1_000_000
-    assert of["on_popgym"].steps() == (60 + 30) * 2 * 200_000 + 3 * 40 * 1_000_000
+    # 100 trials x 3 seeds, then 6 agents x 10 seeds.
+    assert of["swimmer_0"].steps() == 300 * 300_000 + 60 * 1_000_000
+    assert of["swimmer_learner"].steps() == 300 * 300_000 + 30 * 1_000_000
+    assert of["on_popgym"].steps() == 60 * 2 * 200_000 + 3 * 40 * 1_000_000
     # Two evolutions with finals of 3 x 3, and tests of 2 and of 1 agents.
     assert of["pendulum_erl_re2"].steps() == 2 * (12 + 9) * 100_000 + 9 * 100_000
 
