@@ -536,7 +536,9 @@ class EvolutionProgress(Progress):
         """
         self._luck.look()
         if self._luck.line is not None:
-            advice = f"; --finalists {RECOMMENDED} estimates better what the best trial reaches"
+            advice = (
+                f"; --finalists {RECOMMENDED} estimates what the best one reaches on other seeds"
+            )
             told = advise and self._luck.hint is not None
             self.sink.line(f"luck:            {self._luck.line}{advice * told}")
 

@@ -24,7 +24,7 @@ def test_it_is_told_while_it_runs_and_at_the_end_with_what_to_do(told, sink):
     assert f"{share:.0%}"[:-1] in line
     assert "the latest 16 trials" in line
     assert re.search(r"; with --nb_seeds \d+ it would be about 50 %|; even 100 seeds", line)
-    advice = "; --finalists 5 estimates better what the best trial reaches"
+    advice = "; --finalists 5 estimates what the best one reaches on other seeds"
     assert line.endswith(advice)
     held = Lines()
     for finalists in (0, 2, None):  # taken back, held, and held before
