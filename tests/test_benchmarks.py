@@ -525,3 +525,22 @@ def test_an_evolution_with_finals_becomes_a_row_and_rows_a_table(
     assert printed["fitness of the winner - its test"][0] == "0.500"
     assert printed["luck in the latest fitnesses"][0] == "0.000"
     assert printed["winner - highest fitness, paired"][0] == "0.000"
+    sizes = [printed[f"size of the {whose} error"][0] for whose in ("highest's", "expected one's")]
+    of_test = [row["best"]["fitness"] - 11.5, row["winner"]["expected"] - 11.5]
+    assert sizes == [f"{abs(difference):.3f}" for difference in of_test]
+
+
+def test_the_race_is_compared_with_the_finals_over_all_rows(capsys):
+    def row(noise, seed, difference):
+        values = dict.fromkeys(winner.RULES, 1.0) | {"race": 1.0 + difference}
+        claims = dict.fromkeys(("best claimed", "again claimed", "expected claimed"), 0.0)
+        where = {"function": next(iter(winner.FUNCTIONS)), "trials": 30}
+        return {**where, "noise": noise, "seed": seed, "values": values, **claims, "covered": True}
+
+    # The seed 0 is better by 0.2 in one of three tables, seed 1 is worse by 0.1 in each.
+    low, *others = winner.NOISES
+    rows = [row(low, 0, -0.2), *(row(noise, 0, 0.0) for noise in others)]
+    winner.show_simulation(rows + [row(noise, 1, 0.1) for noise in winner.NOISES])
+    printed = capsys.readouterr().out
+    assert f"noise {low}: -0.0500 [-0.2000, +0.1000]" in printed
+    assert "race - finals over all rows: +0.0167 [-0.0667, +0.1000]" in printed
