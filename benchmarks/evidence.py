@@ -217,10 +217,11 @@ def comparisons() -> list[Comparison]:
 def chosen(args: argparse.Namespace) -> list[Experiment]:
     """Those that the flags name."""
     every = experiments()
-    for flag, known in (("parts", {e.part for e in every}), ("names", {e.name for e in every})):
-        unknown = set(filter(None, (getattr(args, flag) or "").split(","))) - known
+    for of, known in (("parts", {e.part for e in every}), ("names", {e.name for e in every})):
+        unknown = set(filter(None, (getattr(args, of) or "").split(","))) - known
         if unknown:
-            raise SystemExit(f"no {flag[:-1]} is called {', '.join(sorted(unknown))}")
+            what = {"parts": "part", "names": "experiment"}[of]
+            raise SystemExit(f"no {what} is called {', '.join(sorted(unknown))}")
     parts, names = ((args.parts or "").split(","), (args.names or "").split(","))
     return [
         e
@@ -395,7 +396,8 @@ def collect(
     folder.mkdir(parents=True, exist_ok=True)
     for suffix, parts in frames.items():
         if not parts and suffix != "_finals":
-            raise UserError(f"{each.name}: no study has ended")
+            what = {"": "test", "_trials": "evolution"}[suffix]
+            raise UserError(f"there is no study of the {what} to collect")
         made = pd.concat(parts) if parts else pd.DataFrame(columns=[*FINAL, "commit", "study"])
         # As many digits as a hyperparameter needs to be drawn from again.
         text = made.to_csv(index=False, float_format="%.10g")
@@ -426,6 +428,8 @@ def trial_rows(lived: Lived, study: str) -> pd.DataFrame:
     """The trials of an evolution: their hyperparameters, fitness, steps, seconds and commit."""
     searched = sorted({k for trial, _ in lived for k in trial.params})
     rows = with_all(lived)
+    if not len(rows):
+        raise UserError(f"no lifetime of {study} has ended")
     by_trial = rows.groupby("trial")
     table = by_trial[["state", *searched]].first()
     table["fitness"] = pd.Series({t.number: t.value for t, _ in lived}, dtype=float)
@@ -672,7 +676,10 @@ def main() -> int:
     sub.add_argument("name", help="of an experiment")
     sub.add_argument("--rows", help="folder of its rows; by default that of the project")
     args = parser.parse_args()
-    return args.function(args) or 0
+    try:
+        return args.function(args) or 0
+    except UserError as e:
+        raise SystemExit(str(e)) from e
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from documents import parsed
 from stable_baselines3 import PPO
 from told_lifetimes import make
 
+from erl.errors import UserError
 from erl.experiments.comparison import compare
 from erl.experiments.comparison_flags import ComparisonConfig
 from erl.experiments.evolution import evolve
@@ -28,6 +29,7 @@ from erl.experiments.single import study_config
 from erl.learners import get_learner
 from erl.statistics import mann_whitney
 from erl.studies.catalogue import read_catalogue
+from erl.studies.configuration import EvolutionStudy
 from erl.studies.storage import open_storage, study_names
 from erl.studies.study import Study
 from erl.studies.winner import chosen
@@ -333,6 +335,24 @@ def test_a_failure_stops_its_own_experiment_only(monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit, match="stopped: interrupted"):
         evidence.run(arguments)
     assert ran == ["stopped.py"]
+
+
+def test_what_cannot_be_collected_or_printed_is_one_line(monkeypatch, tmp_path):
+    storage = f"sqlite:///{tmp_path}/studies.db"
+    # As where every worker died before its lifetime had ended.
+    Study(storage, "e", EvolutionStudy(env_id="CartPole-v1"))
+    each = evidence.Experiment("cart", "p", 1, "evolve_res.py", ("test.py",))
+    with pytest.raises(UserError, match=r"^no lifetime of e has ended$"):
+        evidence.collect(each, storage, tmp_path / "rows", tmp_path, Namespace(workers=1))
+    assert not (tmp_path / "rows").exists()
+    (tmp_path / "cart.json").write_text(json.dumps({"evolutions": {"e": {"winner": None}}}))
+    (tmp_path / "cart.csv").write_text("study\n")
+    monkeypatch.setattr("sys.argv", ["evidence.py", "catalogue", "cart", "--rows", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"^cart: no trial of e has succeeded$"):
+        evidence.main()
+    monkeypatch.setattr("sys.argv", ["evidence.py", "plan", "--names", "nothing"])
+    with pytest.raises(SystemExit, match=r"^no experiment is called nothing$"):
+        evidence.main()
 
 
 def test_two_processes_do_not_run_the_same_experiment(monkeypatch, tmp_path, capsys):

@@ -247,18 +247,17 @@ def trial_rows(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
     )
 
 
-def with_json(lifetimes: pd.DataFrame) -> pd.DataFrame:
-    """Lifetimes for a file: curves and inner evolutions as JSON."""
-    frame = lifetimes.copy()
-    for column in {"curve", "inner"} & {*frame.columns}:
-        frame[column] = frame[column].map(
-            lambda value: None if value is None else json.dumps(value)
-        )
-    return frame
+def with_json(table: pd.DataFrame) -> pd.DataFrame:
+    """Lifetimes or generations for a file: lists and dictionaries as JSON."""
+
+    def text(value: Any) -> Any:
+        return json.dumps(value) if isinstance(value, list | tuple | dict) else value
+
+    return table.assign(**{c: table[c].map(text) for c in table if table[c].dtype == object})
 
 
 def export_study(config: ExportConfig, sink: Sink) -> int:
-    """Write a study as a table, whole or not at all; curves are lists in JSON."""
+    """Write a study as a table, whole or not at all; lists, such as curves, are JSON."""
     path, document = Path(config.file or ""), None
     if path.exists() and not (config.overwrite and path.is_file()):
         raise UserError(
@@ -289,10 +288,9 @@ def export_study(config: ExportConfig, sink: Sink) -> int:
         frame = records(config.storage, name)
         if not len(frame):
             raise UserError(f"study {name!r} stores no lifetimes; --rows trials exports its trials")
-        frame = with_json(frame)
     try:
         if document is None:
-            write_whole(path, lambda part: frame.to_csv(part, index=False))
+            write_whole(path, lambda part: with_json(frame).to_csv(part, index=False))
         else:
             write_whole(path, lambda part: Path(part).write_text(document, encoding="utf-8"))
     except OSError as e:

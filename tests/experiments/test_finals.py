@@ -23,6 +23,7 @@ from erl.experiments.evolution import GeneralizationConfig, evolve, study_config
 from erl.experiments.finals import finalists_of, left_of_finals
 from erl.search.space import search_space
 from erl.studies.commands import ShowConfig, show_study
+from erl.studies.configuration import EvolutionStudy, TestStudy
 from erl.studies.distributions import distributions
 from erl.studies.notes import _plain
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
@@ -560,8 +561,8 @@ def test_a_test_takes_the_winner(mean, told, quick, sink, monkeypatch):
     assert winner.slug == ("mean_8" if mean else f"trial_{winner.trial}")
     assert Study(DEFAULT_STORAGE, name).config.params == winner.params
     line = next(line for line in sink.lines if line.startswith("evolved:"))
-    assert line.startswith(f"evolved:  {winner.title} as RES_PPO_0.0003, {winner.reached}; ")
-    assert line.endswith("on test seeds (2 seeds, after 64 steps)")
+    assert line.startswith(f"evolved:  {winner.title}, {winner.reached}; return ")
+    assert line.endswith(" as RES_PPO_0.0003 on test seeds (2 seeds, after 64 steps)")
     (found,) = reached_in_tests(study().optuna.user_attrs, winner).values()
     assert line.endswith(f"; {found.line}")
     assert (found.seeds, found.steps, found.env_id, found.interval) == (2, 64, None, None)
@@ -580,6 +581,14 @@ def test_a_test_takes_the_winner(mean, told, quick, sink, monkeypatch):
 
 def test_a_test_in_another_environment_is_told_apart():
     one = Finalist(3, None, {}, 5.0)
-    found = reached_by(one, "RES_PPO", "Ant-v4", [1.0, 2.0, 3.0], 1000)
+    test = TestStudy(EvolutionStudy(env_id="Swimmer-v4"), {}, 1000, "sb3", env_id="Ant-v4")
+    found = reached_by(one, "RES_PPO", test, [1.0, 2.0, 3.0])
     assert from_json(Reached, to_json(found)) == found
-    assert found.line == "2 [-0.4841, 4.484] on test seeds in Ant-v4 (3 seeds, after 1,000 steps)"
+    assert found.line == (
+        "return 2 [-0.4841, 4.484] as RES_PPO on test seeds in Ant-v4 (3 seeds, after 1,000 steps)"
+    )
+    other = reached_by(one, "RES_PPO", replace(test, env_kwargs={"ctrl_cost_weight": 0.1}), [2.0])
+    assert other.line == (
+        'return 2 as RES_PPO on test seeds in Ant-v4 with {"ctrl_cost_weight": 0.1} (1 seed, after '
+        "1,000 steps)"
+    )

@@ -144,6 +144,11 @@ def test_an_evolution_and_its_test(inline, sink, quick, monkeypatch):
     assert "Every trial has the seeds 0 to 0" in card
     assert "evolution: PPO in " in card
     assert f"python evolve_res.py --env_id {ENV}" in card
+    # What its test found of it.
+    (winner,) = [line for line in card.splitlines() if line.startswith("- **winner**: trial ")]
+    assert "on test seeds (1 seed, after 64 steps)" in winner
+    [found] = [k for k in json.loads(Path("evolved/study.json").read_text()) if "tested:" in k]
+    assert "_test_" in found
     assert "Run an agent" not in card
     names = study_names(open_storage("sqlite:///studies.db"))
     (tested,) = [name for name in names if "_test_" in name]
