@@ -27,7 +27,7 @@ setup: $(READY)  ## make the environment .venv with everything in it
 	@echo "$(VENV) is ready. Next: source $(BIN)/activate, and then erl; or make evolve, a small evolution"
 
 evolve: $(READY)  ## run the main job at a small budget: a few minutes on 2 cores
-	$(BIN)/python evolve_res.py --env_id HalfCheetah-v4 --sampler Cmaes --h_test quick --training_steps 100000 --nb_trials 18 --nb_seeds 2 --finalist_seeds 2
+	$(BIN)/python evolve_res.py --env_id HalfCheetah-v4 --sampler Cmaes --h_test quick --training_steps 100000 --nb_trials 18 --nb_seeds 2
 
 test: $(READY)  ## all tests: about 13 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -q --durations=25

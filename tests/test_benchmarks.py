@@ -207,16 +207,18 @@ def test_the_experiments_are_commands_of_the_scripts(small, monkeypatch):
         evolutions, tests = made[: -len(experiment.tests)], made[-len(experiment.tests) :]
         evolved = {study_name(e.subject(), e.h_test, e.training_steps) for e in evolutions}
         assert {e.seed for e in evolutions} == {experiment.root}
+        held = 2 if experiment.part == "two levels" else None
+        assert {e.finalists for e in evolutions} == {held}
         for test in tests:  # of a study that was evolved
             assert study_name(test.subject(), test.h_test, test.HP_training_steps) in evolved
 
 
 def test_the_planned_steps_of_an_experiment():
     of = {e.name: e for e in evidence.experiments()}
-    # 100 trials x 3 seeds and finals of 6 x 5 lifetimes, then 6 agents x 10 seeds.
-    assert of["swimmer_0"].steps() == 330 * 300_000 + 60 * 1_000_000
-    assert of["swimmer_learner"].steps() == 330 * 300_000 + 30 * 1_000_000
-    assert of["on_popgym"].steps() == (60 + 30) * 2 * 200_000 + 3 * 40 * 1_000_000
+    # 100 trials x 3 seeds, then 6 agents x 10 seeds.
+    assert of["swimmer_0"].steps() == 300 * 300_000 + 60 * 1_000_000
+    assert of["swimmer_learner"].steps() == 300 * 300_000 + 30 * 1_000_000
+    assert of["on_popgym"].steps() == 60 * 2 * 200_000 + 3 * 40 * 1_000_000
     # Two evolutions with finals of 3 x 3, and tests of 2 and of 1 agents.
     assert of["pendulum_erl_re2"].steps() == 2 * (12 + 9) * 100_000 + 9 * 100_000
 
@@ -467,7 +469,7 @@ def test_the_table_of_costs_has_every_part_once_run_or_not(tmp_path, monkeypatch
     evidence.cost(Namespace(parts="inputs", names=None))
     ended, left = capsys.readouterr().out.splitlines()[2:]
     assert ended == "| inputs, 1 of 16 experiments | 3.0 | 2.0 | 1.0 | 0.7 |"
-    assert left.startswith("| inputs, 15 experiments, not run yet: estimates | 360.0 | 8.8 | - |")
+    assert left.startswith("| inputs, 15 experiments, not run yet: estimates | 270.0 | 6.2 | - |")
     evidence.cost(Namespace(parts=None, names=None))
     printed = capsys.readouterr().out
     assert all(f"| {part}, " in printed for part in {e.part for e in evidence.experiments()})
@@ -543,3 +545,22 @@ def test_an_evolution_with_finals_becomes_a_row_and_rows_a_table(
     assert printed["fitness of the winner - its test"][0] == "0.500"
     assert printed["luck in the latest fitnesses"][0] == "0.000"
     assert printed["winner - highest fitness, paired"][0] == "0.000"
+    sizes = [printed[f"size of the {whose} error"][0] for whose in ("highest's", "expected one's")]
+    of_test = [row["best"]["fitness"] - 11.5, row["winner"]["expected"] - 11.5]
+    assert sizes == [f"{abs(difference):.3f}" for difference in of_test]
+
+
+def test_the_race_is_compared_with_the_finals_over_all_rows(capsys):
+    def row(noise, seed, difference):
+        values = dict.fromkeys(winner.RULES, 1.0) | {"race": 1.0 + difference}
+        claims = dict.fromkeys(("best claimed", "again claimed", "expected claimed"), 0.0)
+        where = {"function": next(iter(winner.FUNCTIONS)), "trials": 30}
+        return {**where, "noise": noise, "seed": seed, "values": values, **claims, "covered": True}
+
+    # The seed 0 is better by 0.2 in one of three tables, seed 1 is worse by 0.1 in each.
+    low, *others = winner.NOISES
+    rows = [row(low, 0, -0.2), *(row(noise, 0, 0.0) for noise in others)]
+    winner.show_simulation(rows + [row(noise, 1, 0.1) for noise in winner.NOISES])
+    printed = capsys.readouterr().out
+    assert f"noise {low}: -0.0500 [-0.2000, +0.1000]" in printed
+    assert "race - finals over all rows: +0.0167 [-0.0667, +0.1000]" in printed

@@ -39,6 +39,7 @@ from erl.studies.winner import (
     link_finals,
     reached_in_tests,
     stored_choice,
+    unfinished_finals,
     without_finals,
 )
 
@@ -188,6 +189,9 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
     choice = stored_choice(study.user_attrs)
     if choice is not None:
         _show_choice(choice, trials, sink)
+    unfinished = unfinished_finals(study.user_attrs)
+    if unfinished is not None:
+        sink.line(f"finals: {unfinished}")
     if any(key.startswith(TESTED) for key in study.user_attrs):
         _show_tests(Study(config.storage, name), sink)
     failed = [t for t in trials if t.state.name == "FAIL"]

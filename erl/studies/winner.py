@@ -28,6 +28,7 @@ from erl.worlds.arguments import Arguments
 from erl.worlds.specification import from_json, to_json
 
 WINNER = "winner"  # user attribute of an evolution's study
+UNFINISHED = "unfinished_finals"  # the same: the flags of finals that were begun and not finished
 SUFFIX = "_finals"
 TESTED = "tested:"  # user attributes of an evolution's study: what its tests found, by their names
 FINALS_OF = "finals_of"  # user attribute of finals: the `UID` of their evolution
@@ -350,6 +351,29 @@ def choose(
 
 
 def store_choice(study: Study, choice: Choice | None) -> None:
-    """Store whom the finals chose; None takes an earlier choice back."""
-    if choice is not None or WINNER in study.optuna.user_attrs:
+    """Store whom the finals chose; None takes an earlier choice back. No finals are unfinished
+    then.
+    """
+    attrs = study.optuna.user_attrs
+    if choice is not None or WINNER in attrs:
         study.optuna.set_user_attr(WINNER, to_json(choice))
+    if attrs.get(UNFINISHED) is not None:
+        study.optuna.set_user_attr(UNFINISHED, None)
+
+
+def begin_finals(study: Study, finalists: int, seeds: int) -> None:
+    """Store that finals of so many finalists and seeds begin. They are unfinished until
+    `store_choice`.
+    """
+    study.optuna.set_user_attr(UNFINISHED, {"finalists": finalists, "finalist_seeds": seeds})
+
+
+def unfinished_finals(attrs: Mapping[str, Any]) -> str | None:
+    """That finals were begun and not finished, and the flags that go on with them, from the user
+    attributes of the evolution's study; None if there are no such finals.
+    """
+    begun = attrs.get(UNFINISHED)
+    if begun is None:
+        return None
+    flags = " ".join(f"--{name} {n}" for name, n in begun.items())
+    return f"begun and not finished; {flags} goes on with them"

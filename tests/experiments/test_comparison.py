@@ -60,7 +60,6 @@ def tiny(quick):
     settings = {
         "training_steps": 64,
         "nb_trials": 2,
-        "finalists": 0,
         "nb_seeds": 2,
         "units": 5,
         "popsize": 4,

@@ -47,7 +47,7 @@ def database(tmp_path_factory):
         folder = tmp_path_factory.mktemp("evolved")
         patch.chdir(folder)
         patch.setattr("erl.executors.local.LocalExecutor", Told)
-        assert evolve(make(finalists=0), Lines()) == 0
+        assert evolve(make(finalists=None), Lines()) == 0
     return folder / "studies.db"
 
 
@@ -108,13 +108,30 @@ def test_the_best_trials_and_the_mean_are_lived_on_seeds_of_their_own(evolved, s
 
 
 def test_an_evolution_does_not_notice_its_finals(told, sink):
-    evolve(make(finalists=0, nb_trials=12), sink)
+    evolve(make(finalists=None, nb_trials=12), sink)
     without = found()
     shutil.move("studies.db", "without.db")
     for n in (5, 12):
         evolve(make(nb_trials=n, finalist_seeds=1), sink)
     assert found() == without
     assert study().finished() == 12
+
+
+def test_without_the_flag_there_are_no_finals_and_an_earlier_winner_stands(evolved, sink):
+    assert evolve(make(finalists=None), sink) == 0
+    assert study_names(open_storage(DEFAULT_STORAGE)) == [NAME]
+    assert chosen(study()).finalists == ()
+    assert "finals" not in str(sink)
+    evolve(make(), sink)
+    before, again = chosen(study()), Lines()
+    assert evolve(make(finalists=None), again) == 0
+    assert "finals" not in str(again)
+    evolved.before = staticmethod(lambda spec: pytest.fail("lived again") if is_final(spec) else 0)
+    assert evolve(make(finalists=None, nb_trials=12), again) == 0
+    assert chosen(study()) == before
+    winner = f"winner:          {before.winner.title}, {before.winner.reached}"
+    line = "chosen when 8 of 12 trials had ended; --finalists 5 holds finals with the later ones"
+    assert f"{winner}\n                 {line}\n" in str(again)
 
 
 def test_zero_finalists_take_the_choice_back_and_finals_return_without_new_lifetimes(evolved, sink):
@@ -223,6 +240,27 @@ def test_interrupted_finals_go_on_where_they_stood(at, evolved, sink):
     evolved.before = staticmethod(_once(t for t in final_trials() if t.state.name == "COMPLETE"))
     assert evolve(make(), sink) == 0
     assert (chosen(study()), found()) == (whole, trials)
+
+
+@pytest.mark.parametrize("ends", [{}, {"finalists": 0}])
+def test_without_the_flag_interrupted_finals_do_not_go_on_and_are_named(ends, evolved, sink):
+    assert stopped(evolved, sink, 4) == 130
+    line = "begun and not finished; --finalists 2 --finalist_seeds 3 goes on with them"
+    assert line not in str(sink)
+    number = len(final_trials())
+    evolved.before = staticmethod(lambda spec: pytest.fail("lived"))
+    assert evolve(make(finalists=None), sink) == 0
+    assert len(final_trials()) == number
+    assert chosen(study()).finalists == ()
+    assert f"finals:          {line}" in sink.lines
+    assert show_study(ShowConfig(), sink) == 0
+    assert f"finals: {line}" in sink.lines
+    evolved.before = staticmethod(Told.before)
+    assert evolve(make(**ends), sink) == 0
+    assert len(chosen(study()).finalists) == (0 if ends else 3)
+    after = Lines()
+    assert evolve(make(finalists=None), after) == 0
+    assert line not in str(after)
 
 
 def test_an_end_before_the_choice_is_stored_costs_nothing(evolved, sink, monkeypatch):
@@ -448,11 +486,6 @@ def test_where_all_finalists_fail_the_highest_fitness_stands(evolved, sink):
     assert "no finalist could be lived again" in str(sink)
 
 
-def test_published_code_has_no_finals(told, sink):
-    assert evolve(make(published_code=True), sink) == 0
-    assert study_names(open_storage(DEFAULT_STORAGE)) == [NAME]
-
-
 def test_scores_of_a_set_of_environments_are_normalised(told, sink):
     Path("sets.toml").write_text(
         '[sets]\nToys = ["CartPole-v1", "Acrobot-v1"]\n'
@@ -490,6 +523,12 @@ def test_flags_that_cannot_be(told):
         make(finalist_seeds=0)
     with pytest.raises(UserError, match="--finalist_seeds must be at most"):
         make(finalist_seeds=10**7)
+    for finalists in (None, 0):
+        with pytest.raises(UserError, match="--finalist_seeds 3 is for finals, which need"):
+            make(finalists=finalists, finalist_seeds=3)
+    with pytest.raises(UserError, match="--finalists 2 holds finals, and --published_code has"):
+        make(published_code=True)
+    assert make(finalists=0, published_code=True).finalists == 0
 
 
 # -- what takes the winner --

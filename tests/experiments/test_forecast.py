@@ -177,7 +177,6 @@ def test_a_real_measurement(lasting, sink):
 
 
 FLAGS = {"training_steps": 64, "nb_trials": 2, "nb_seeds": 2, "units": 5, "popsize": 4}
-FLAGS |= {"finalists": 0}
 
 
 def small(**flags):

@@ -41,7 +41,6 @@ def evolved(request, storage, quick, inline, sink):
     settings = {
         "training_steps": 64,
         "nb_trials": 2,
-        "finalists": 0,
         "nb_seeds": 2,
         "units": 5,
         "popsize": 3,
@@ -349,7 +348,6 @@ def test_an_evolution_goes_on_in_its_copy(evolved, quick, inline, sink, capsys):
     settings = {
         "training_steps": 64,
         "nb_trials": 6,
-        "finalists": 0,
         "nb_seeds": 2,
         "units": 5,
         "popsize": 3,

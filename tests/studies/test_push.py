@@ -134,9 +134,7 @@ def test_the_hub_reads_the_head_of_a_card(trained, sink):
 def test_an_evolution_and_its_test(inline, sink, quick, monkeypatch):
     settings = {"training_steps": 64, "nb_trials": 4, "nb_seeds": 1, "units": 5, "popsize": 4}
     monkeypatch.setattr(sys, "argv", ["evolve_res.py", "--env_id", ENV])
-    evolve(
-        EvolutionConfig(env_id=ENV, learner_config=quick, workers=1, finalists=0, **settings), sink
-    )
+    evolve(EvolutionConfig(env_id=ENV, learner_config=quick, workers=1, **settings), sink)
     monkeypatch.setattr(sys, "argv", ["/x/erl/__main__.py", "test", "--redis_password", "word"])
     compare(ComparisonConfig(study=EVOLVED, training_steps=64, nb_seeds=1, workers=1), sink)
     show_study(ShowConfig(study=EVOLVED), sink)
