@@ -13,7 +13,13 @@ from typing import Any
 
 from erl.cli import Sink, command, figure
 from erl.errors import UserError
-from erl.experiments.campaign import Campaign, Progress, checkpoint_cohort, make_executor
+from erl.experiments.campaign import (
+    Campaign,
+    Progress,
+    checkpoint_cohort,
+    make_executor,
+    steps_in_checkpoints,
+)
 from erl.experiments.display import Display, EvolutionLog
 from erl.experiments.evolution_flags import (
     EvolutionConfig,
@@ -47,7 +53,7 @@ from erl.search.space import (
     parse_evolve,
     search_space,
 )
-from erl.studies.configuration import EvolutionStudy
+from erl.studies.configuration import EvolutionStudy, differences
 from erl.studies.distributions import SearchSpace, distributions
 from erl.studies.storage import DEFAULT_STORAGE, shown
 from erl.studies.study import Study, stored_config
@@ -435,7 +441,26 @@ def outlook_of(
         counts,
         of_a_trial * min(max(1, together), config.popsize or 1),
         trials * len(of_a_trial) + finals,
+        taken=_taken(flags, config, name) if trials else 0,
     )
+
+
+def _taken(flags: EvolutionFlags, config: EvolutionStudy, name: str) -> int:
+    """Steps of trials that have not ended: of lifetimes that are stored, and in checkpoints of the
+    others.
+    """
+    if stored_config(flags.storage, name) is None:
+        return 0
+    study = Study(flags.storage, name)
+    if study.config is None or differences(study.config, config):
+        return 0  # it will be refused
+    taken = 0
+    for trial in study.trials("RUNNING", "WAITING"):
+        records = study.lifetimes(trial)
+        left = [s for i, s in enumerate(lifetimes(config, trial.params)) if i not in records]
+        taken += sum(record.steps for record in records.values())
+        taken += steps_in_checkpoints(flags.runs, name, left)
+    return taken
 
 
 def _say_what(
@@ -508,6 +533,8 @@ class EvolutionProgress(Progress):
     def begin(self, trials: Sequence[RunningTrial]) -> None:
         """A generation begins."""
         super().begin(trials)
+        # Of trials that are taken up again some lifetimes may be stored.
+        self.budget -= sum(steps_of(t.specs[i]) for t in trials for i in t.records)
         if trials:
             self._running = len(trials)
             self._generation = trials[0].attrs.get("generation", 0)

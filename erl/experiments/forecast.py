@@ -35,7 +35,7 @@ class Outlook:
         specs: lifetimes that would train at the same time.
         left: how many lifetimes are left.
         notes: what should be known before.
-        taken: steps of these lifetimes that are in checkpoints.
+        taken: steps of these lifetimes that were taken before an interruption.
     """
 
     counts: str
@@ -71,7 +71,7 @@ def announce(outlook: Outlook, executor: Executor, sink: Sink, measure: bool = F
         parts.append(f"{updates:,} update{'s' * (updates != 1)} each")
     parts.append(plural(executor.workers, "worker"))
     if outlook.taken:
-        parts.append(f"{outlook.taken:,} steps are in checkpoints")
+        parts.append(f"{outlook.taken:,} steps were taken before")
     steps = outlook.left * steps_of(outlook.specs[0]) - outlook.taken
     if outlook.left and (measure or steps >= WORTH_MEASURING):
         sink.status("measuring the speed")

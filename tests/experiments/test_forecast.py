@@ -10,9 +10,9 @@ import pytest
 
 from erl.errors import UserError
 from erl.executors.jobs import Result, new_rows
-from erl.experiments.campaign import Progress
+from erl.experiments.campaign import Progress, checkpoint_path
 from erl.experiments.comparison import ComparisonConfig, compare
-from erl.experiments.evolution import EvolutionConfig, evolve
+from erl.experiments.evolution import EvolutionConfig, evolve, lifetimes
 from erl.experiments.forecast import (
     Outlook,
     Pace,
@@ -25,7 +25,9 @@ from erl.experiments.forecast import (
     updates_of,
 )
 from erl.experiments.single import SingleConfig, run
+from erl.learners.core import checkpoints
 from erl.learners.core.checkpoints import checkpoint_files, checkpoint_steps
+from erl.lifetimes.record import LifetimeRecord
 from erl.studies.study import Study
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
@@ -164,7 +166,7 @@ def test_the_line_before(monkeypatch, sink):
     # Nine tenths of them are in checkpoints.
     announce(replace(outlook, taken=10_800_000), Simulated(2, monkeypatch), sink)
     assert sink.lines.pop().endswith(
-        "489 updates each, 2 workers, 10,800,000 steps are in checkpoints, about 1 min 41 s"
+        "489 updates each, 2 workers, 10,800,000 steps were taken before, about 1 min 41 s"
     )
     short = Outlook("1 seed x 100 steps", [spec(steps=100, n_steps=50)], 1, ("known",))
     announce(short, Simulated(1, monkeypatch), sink)
@@ -203,6 +205,37 @@ def test_a_dry_run_stores_nothing(quick, inline, sink):
     assert run(SingleConfig(env_id=REACH, learner="PPO", steps=5000, dry_run=True), sink) == 0
     assert sorted(Path().rglob("*")) == before
     assert sink.lines.count("dry run: nothing was trained or stored") == 2
+
+
+def test_an_evolution_that_continues_counts_what_was_taken_before(quick, inline, sink, monkeypatch):
+    """The stored lifetimes of its open trials, and what the checkpoints of the others have."""
+    monkeypatch.setattr("erl.experiments.forecast.measured_speed", lambda specs, executor: None)
+    flags = small(learner_config=quick, training_steps=128, checkpoint_minutes=0.0, engine="cohort")
+    save = checkpoints.save_checkpoint
+
+    def saving(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save_checkpoint", saving)
+        assert evolve(flags, sink) == 130
+    [path] = Path("runs").rglob("*.pkl")
+    taken = checkpoint_steps(str(path))
+    assert 0 < taken < 128
+    study = Study(flags.storage, f"{TOY}_main_0.128k_steps")
+    said = f"2 trials x 2 seeds x 128 steps, 4 updates each, 1 worker, {taken} steps were taken"
+    assert evolve(replace(flags, dry_run=True), sink) == 0
+    assert f"{said} before" in sink.lines
+    # Another lifetime has ended, and its trial has not.
+    other = next(t for t in study.trials() if t.number == 1)
+    specs = lifetimes(study.config, other.params)
+    record = LifetimeRecord(specs[0], 1.0, 1.0, 1, 1, 130, 1.0)
+    if str(path) == checkpoint_path(flags.runs, study.name, specs[0]):
+        taken = 0
+    study.store_record(other._trial_id, 0, record)
+    assert evolve(replace(flags, dry_run=True), sink) == 0
+    assert f"{taken + 130} steps were taken before" in str(sink)
 
 
 def test_what_is_there_already_is_said(quick, inline, sink, monkeypatch):
@@ -300,7 +333,7 @@ def test_ctrl_c_writes_a_checkpoint_from_which_the_command_continues(workers, si
     assert 256 <= taken < 1500
     sink.lines.clear()
     assert run(flags, sink) == 0
-    said = f"1 seed x 1,500 steps, 1 to train, 1 worker, {taken} steps are in checkpoints"
+    said = f"1 seed x 1,500 steps, 1 to train, 1 worker, {taken} steps were taken before"
     assert said in sink.lines
     [trial] = Study(flags.storage, f"{REACH}_ERL-Re2_single_1k_steps").trials("COMPLETE")
     once = SingleConfig(**{**vars(flags), "storage": "sqlite:///once.db", "runs": "once"})
