@@ -189,7 +189,9 @@ def table(rows: Sequence[Arm], baseline: str | None = None) -> str:
         if arm is not reference:
             p = probability_of_improvement(arm.scores, reference.scores)
             ends = improvement_interval(arm.scores, reference.scores)
-            improvement = f"{p:.2f} {_show_interval(ends, '{:.2f}')}"
+            improvement = f"{p:.2f}"
+            if not math.isnan(ends[0]):  # of one seed there is no interval
+                improvement += f" {_show_interval(ends, '{:.2f}')}"
         cells.append(
             (
                 arm.name,

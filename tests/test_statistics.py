@@ -127,7 +127,9 @@ def test_table():
     assert f"[{low:.2f}, {high:.2f}]" in res
     assert "130" not in ppo + one
     assert one.split()[2:5] == ["1", "12,346", "-"]
-    assert "baseline" in table([Arm("a", [1.0]), Arm("b", [2.0])], baseline="b").splitlines()[3]
+    _, _, first, second = table([Arm("a", [1.0]), Arm("b", [2.0])], baseline="b").splitlines()
+    assert "baseline" in second
+    assert first.split() == ["a", "1", "1", "-", "0.00"]
     with pytest.raises(UserError, match="did you mean PPO"):
         table([Arm("PPO", [1.0])], baseline="PPPO")
     with pytest.raises(ValueError, match="no values"):
