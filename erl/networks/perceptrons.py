@@ -25,6 +25,9 @@ WIDE = 128
 _WIDE_TENSORS = 96
 # Batched products with fewer columns than this are faster the other way round.
 _NARROW = 32
+# From so many parameters of a perceptron on, it is faster on a CPU to compute fewer rows in more
+# calls.
+_LARGE = 1 << 15
 # Floats in 64 bytes, at whose multiples the blocks of aligned rows begin.
 _LINE = 16
 _SLOPE = 0.01  # of leaky ReLU, PyTorch's default
@@ -224,6 +227,11 @@ class Trace:
     norms: list[list[tuple[Tensor, Tensor, Tensor, Tensor]]]
     codes: Tensor | None
 
+    def head(self, rows: int) -> "Trace":
+        """Of the first so many rows of the batch, for stacked perceptrons; nothing is copied."""
+        inputs = [[h[:, :rows] for h in layers] for layers in self.inputs]
+        return Trace(self.output[:, :rows], inputs, self.norms, self.codes)
+
 
 # A perceptron's layers and the code's matrix (code, width), if it has one.
 _Member = tuple[list[Layer], Tensor | None]
@@ -254,6 +262,7 @@ class Perceptrons:
         self, shape: Shape, n: int, values: Tensor, grads: Tensor | None = None, low: bool = False
     ) -> None:
         self.shape, self.n, self.low, self.device = shape, n, low, values.device
+        self._large = shape.size() >= _LARGE and self.device.type == "cpu"
         self.members = self.cut(values)
         self._grads = [] if grads is None else self.cut(grads)
         # As tensors: numbers would be made into tensors at every use.
@@ -382,6 +391,44 @@ class Perceptrons:
             for k, (member, dk) in enumerate(zip(self.members, d))
         ]
         return torch.stack(results) if self.shape.code or inputs is not None else results[0]
+
+    def backward_through(self, trace: Trace, which: Tensor, d: float, inputs: slice) -> Tensor:
+        """The chain rule for a loss that depends, in each row of the batch, on the output of one of
+        several stacked perceptrons.
+
+        Args:
+            trace: of the forward pass of all.
+            which: int64 (groups, batch, 1), whose output it is: the group's first perceptron, the
+                second, ….
+            d: derivative of the loss by that output.
+            inputs: which columns of the inputs to give the derivatives by.
+
+        Returns:
+            Derivatives by those inputs (groups, batch, columns).
+        """
+        groups, batch, _ = which.shape
+        each = self.n // groups
+        if not self._large:
+            by_output = trace.output.new_zeros(groups, each, batch, 1)
+            by_output.scatter_(1, which.unsqueeze(1), d)
+            by_input = self.backward(trace, by_output.view_as(trace.output), False, inputs)
+            return by_input.reshape(groups, each, batch, -1).sum(1)
+        results = []
+        for group, wanted in enumerate(which.squeeze(2)):
+            result = None
+            for k in range(each):
+                rows = (wanted == k).nonzero().squeeze(1)
+                by_output = trace.output.new_full((len(rows), 1), d)
+                member = group * each + k
+                # The input of the first layer is not needed.
+                seen = [h[member].index_select(0, rows) for h in trace.inputs[0][1:]]
+                part = Trace(by_output, [[by_output, *seen]], [], None)
+                by_input = self._backward(self.members[member], None, part, 0, by_output, inputs)
+                if result is None:
+                    result = by_input.new_empty(batch, by_input.shape[1])
+                result.index_copy_(0, rows, by_input)
+            results.append(result)
+        return torch.stack(results)
 
     def _backward(
         self,

@@ -36,6 +36,7 @@ class Batch:
         not_done: (…, batch, 1), 0 where the episode ended for good, 1 elsewhere, also where a time
             limit cut it.
         pairs: observations and actions side by side, (…, batch, width).
+        size: transitions of a member.
     """
 
     def __init__(self, rows: Tensor, next_rows: Tensor, observations: int, actions: int) -> None:
@@ -45,6 +46,7 @@ class Batch:
         )
         self.next_observations = next_rows[..., :observations]
         self.pairs = rows[..., : observations + actions]
+        self.size = rows.shape[-2]
 
     def pairs_with(self, actions: Tensor) -> Tensor:
         """Observations with other actions, which take the place of those that were there."""
