@@ -118,10 +118,10 @@ class CohortSAC(OffPolicy[SACSettings]):
         if block.settings[0].learned:
             statistics["ent_coef_loss"] = self.update_ent_coef(block, policy.log_prob[:, : batch.size])
         statistics["critic_loss"] = self.update_critic(block, batch, policy, ent_coef)
-        outputs = outputs.head(batch.size)
-        statistics["actor_loss"] = self.update_actor(block, batch, outputs, policy, ent_coef)
         if course:
             self.soft_update(block)
+        outputs = outputs.head(batch.size)
+        statistics["actor_loss"] = self.update_actor(block, batch, outputs, policy, ent_coef)
         return statistics
 
     def ent_coef(self, block: Block[SACSettings]) -> Tensor:
