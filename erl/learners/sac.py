@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3 import SAC
@@ -94,10 +95,10 @@ class CohortSAC(OffPolicy[SACSettings]):
         plain = partial(Shape, activation=s.activation, norm=False, aligned=True)
         return plain(o, s.pi, 2 * a), plain(o + a, s.qf, 1)
 
-    def policy_actions(self, outputs: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+    def policy_actions(self, outputs: Tensor, draw: Callable[[], np.ndarray]) -> np.ndarray:
         """Actions in [-1, 1]."""
-        mean, log_std = outputs.split(self.actions, -1)
-        return (mean + log_std.clamp(LOG_STD_MIN, LOG_STD_MAX).exp() * draw()).tanh()
+        mean, log_std = np.split(outputs.cpu().numpy(), [self.actions], -1)
+        return np.tanh(mean + np.exp(np.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)) * draw())
 
     def course(self, updates: int, gradient_step: int) -> bool:
         """Whether the targets are updated as well."""
