@@ -117,7 +117,9 @@ class CohortSAC(OffPolicy[SACSettings]):
         policy = Squashed(outputs.output, noise.reshape(block.n, -1, self.actions))
         statistics = {"ent_coef": ent_coef[:, 0, 0]}
         if block.settings[0].learned:
-            statistics["ent_coef_loss"] = self.update_ent_coef(block, policy.log_prob[:, : batch.size])
+            statistics["ent_coef_loss"] = self.update_ent_coef(
+                block, policy.log_prob[:, : batch.size]
+            )
         statistics["critic_loss"] = self.update_critic(block, batch, policy, ent_coef)
         if course:
             self.soft_update(block)
@@ -171,9 +173,7 @@ class CohortSAC(OffPolicy[SACSettings]):
     ) -> Tensor:
         """Ascend the smallest of each member's critics, and the entropy; the losses (n,)."""
         now, by_actions = slice(batch.size), slice(self.observations, None)
-        traced = block.critic.forward(
-            block.for_critics(batch.pairs_with(policy.actions[:, now]))
-        )
+        traced = block.critic.forward(block.for_critics(batch.pairs_with(policy.actions[:, now])))
         least, which = block.by_member(traced.output).min(1)
         d = block.critic.backward_through(traced, which, -1.0 / batch.size, by_actions)
         block.actor.backward(outputs, policy.backward(d, ent_coef * (1.0 / batch.size)))
@@ -225,7 +225,9 @@ class Squashed:
         self._actions = (mean + self._deviation).tanh_()
         self._slope = 1.0 - self._actions.square()
         density = torch.addcmul(self._log_std, noise, noise, value=0.5)
-        density = density.add_((self._slope + _EPS).log_()).sum(1).add_(noise.shape[1] * _HALF_LOG_2PI)
+        density = (
+            density.add_((self._slope + _EPS).log_()).sum(1).add_(noise.shape[1] * _HALF_LOG_2PI)
+        )
         self.actions, self.log_prob = self._actions.mT, density.neg_().unsqueeze(2)
 
     def backward(self, d_actions: Tensor, d_log_prob: Tensor) -> Tensor:

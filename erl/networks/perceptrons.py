@@ -415,8 +415,8 @@ class Perceptrons:
             by_output.scatter_(1, which.unsqueeze(1), d)
             by_input = self.backward(trace, by_output.view_as(trace.output), False, inputs)
             return by_input.reshape(groups, each, batch, -1).sum(1)
-        # Rows are put in the order of their perceptrons, and each of these multiplies its own. NumPy
-        # takes less time for the few numbers that it takes to find them.
+        # Rows are put in the order of their perceptrons, and each of these multiplies its own.
+        # NumPy is quicker than PyTorch at finding that order.
         members = (which.numpy() + np.arange(0, self.n, each).reshape(-1, 1, 1)).ravel()
         order = members.argsort(kind="stable")
         members = members[order]

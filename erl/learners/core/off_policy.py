@@ -157,8 +157,8 @@ class OffPolicy(Generic[S]):
         raise NotImplementedError
 
     def policy_actions(self, outputs: Tensor, draw: Callable[[], np.ndarray]) -> np.ndarray:
-        """Actions in [-1, 1], a new array, of actors that put these outputs out (n, n_envs, …); `draw` gives
-        standard normal numbers like the actions.
+        """Actions in [-1, 1], a new array, of actors that put these outputs out (n, n_envs, …);
+        `draw` gives standard normal numbers like the actions.
         """
         raise NotImplementedError
 
