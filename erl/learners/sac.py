@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3 import SAC
@@ -94,9 +95,10 @@ class CohortSAC(OffPolicy[SACSettings]):
         plain = partial(Shape, activation=s.activation, norm=False, aligned=True)
         return plain(o, s.pi, 2 * a), plain(o + a, s.qf, 1)
 
-    def policy_actions(self, outputs: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+    def policy_actions(self, outputs: Tensor, draw: Callable[[], np.ndarray]) -> np.ndarray:
         """Actions in [-1, 1]."""
-        return Squashed(outputs, draw()).actions
+        mean, log_std = np.split(outputs.cpu().numpy(), [self.actions], -1)
+        return np.tanh(mean + np.exp(np.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)) * draw())
 
     def course(self, updates: int, gradient_step: int) -> bool:
         """Whether the targets are updated as well."""
@@ -109,15 +111,20 @@ class CohortSAC(OffPolicy[SACSettings]):
         losses see is the one from before.
         """
         ent_coef = self.ent_coef(block)
-        outputs = block.actor.forward(batch.observations)
-        policy = Squashed(outputs.output, noise[:, 0])
+        # The actor takes its step last: what it does before is done for both at once.
+        both = torch.cat([batch.observations, batch.next_observations], 1)
+        outputs = block.actor.forward(both)
+        policy = Squashed(outputs.output, noise.reshape(block.n, -1, self.actions))
         statistics = {"ent_coef": ent_coef[:, 0, 0]}
         if block.settings[0].learned:
-            statistics["ent_coef_loss"] = self.update_ent_coef(block, policy)
-        statistics["critic_loss"] = self.update_critic(block, batch, noise[:, 1], ent_coef)
-        statistics["actor_loss"] = self.update_actor(block, batch, outputs, policy, ent_coef)
+            statistics["ent_coef_loss"] = self.update_ent_coef(
+                block, policy.log_prob[:, : batch.size]
+            )
+        statistics["critic_loss"] = self.update_critic(block, batch, policy, ent_coef)
         if course:
             self.soft_update(block)
+        outputs = outputs.head(batch.size)
+        statistics["actor_loss"] = self.update_actor(block, batch, outputs, policy, ent_coef)
         return statistics
 
     def ent_coef(self, block: Block[SACSettings]) -> Tensor:
@@ -126,7 +133,7 @@ class CohortSAC(OffPolicy[SACSettings]):
             return block.column("ent_coef")
         return self.log_ent_coef.values[block.begin : block.end].exp().unsqueeze(2)
 
-    def update_ent_coef(self, block: Block[SACSettings], policy: "Squashed") -> Tensor:
+    def update_ent_coef(self, block: Block[SACSettings], log_prob: Tensor) -> Tensor:
         """Raise the coefficient where the entropy is below its target; the losses (n,)."""
         target = block.column(
             "target_entropy",
@@ -134,20 +141,19 @@ class CohortSAC(OffPolicy[SACSettings]):
         )
         rows = slice(block.begin, block.end)
         grad = self.log_ent_coef.grads[rows]
-        grad.copy_((policy.log_prob + target).mean((1, 2)).neg_().unsqueeze(1))
+        grad.copy_((log_prob + target).mean((1, 2)).neg_().unsqueeze(1))
         loss = (self.log_ent_coef.values[rows] * grad)[:, 0]
         self.log_ent_coef.step(block.begin, block.end)
         return loss
 
     def update_critic(
-        self, block: Block[SACSettings], batch: Batch, noise: Tensor, ent_coef: Tensor
+        self, block: Block[SACSettings], batch: Batch, policy: "Squashed", ent_coef: Tensor
     ) -> Tensor:
         """Descend half the squared error of every critic; the critics' losses, summed, (n,)."""
-        outputs = block.actor.forward(batch.next_observations, keep=False).output
-        policy = Squashed(outputs, noise)
-        next_pairs = block.for_critics(batch.next_pairs(policy.actions))
+        after = slice(batch.size, None)
+        next_pairs = block.for_critics(batch.next_pairs(policy.actions[:, after]))
         next_q_values = block.by_member(block.critic_target.forward(next_pairs, keep=False).output)
-        next_q_values = next_q_values.amin(1) - ent_coef * policy.log_prob
+        next_q_values = next_q_values.amin(1) - ent_coef * policy.log_prob[:, after]
         target_q_values = batch.targets(next_q_values, block.column("gamma"))
 
         q_values = block.critic.forward(block.for_critics(batch.pairs))
@@ -166,22 +172,13 @@ class CohortSAC(OffPolicy[SACSettings]):
         ent_coef: Tensor,
     ) -> Tensor:
         """Ascend the smallest of each member's critics, and the entropy; the losses (n,)."""
-        pairs = block.for_critics(batch.pairs_with(policy.actions))
-        traced = block.critic.forward(pairs)
-        q_values = block.by_member(traced.output)
-        least, which = q_values.min(1, keepdim=True)
-        batch_size = q_values.shape[2]
-        d = torch.zeros_like(q_values).scatter_(1, which, -1.0 / batch_size)
-        d = block.critic.backward(
-            traced,
-            d.view_as(traced.output),
-            weights=False,
-            inputs=slice(self.observations, None),
-        )
-        d_actions = d.reshape(block.n, block.n_critics, batch_size, -1).sum(1)
-        block.actor.backward(outputs, policy.backward(d_actions, ent_coef * (1.0 / batch_size)))
+        now, by_actions = slice(batch.size), slice(self.observations, None)
+        traced = block.critic.forward(block.for_critics(batch.pairs_with(policy.actions[:, now])))
+        least, which = block.by_member(traced.output).min(1)
+        d = block.critic.backward_through(traced, which, -1.0 / batch.size, by_actions)
+        block.actor.backward(outputs, policy.backward(d, ent_coef * (1.0 / batch.size)))
         self.actor.step(block.begin, block.end)
-        return (ent_coef * policy.log_prob - least[:, 0]).mean((1, 2))
+        return (ent_coef * policy.log_prob[:, now] - least).mean((1, 2))
 
     def soft_update(self, block: Block[SACSettings]) -> None:
         """Targets follow."""
@@ -220,21 +217,35 @@ class Squashed:
     """
 
     def __init__(self, outputs: Tensor, noise: Tensor) -> None:
-        mean, given = outputs.split(noise.shape[-1], -1)
-        log_std = given.clamp(LOG_STD_MIN, LOG_STD_MAX)
-        self._within = given == log_std
-        self._deviation = log_std.exp() * noise
-        self.actions = (mean + self._deviation).tanh()
-        self._slope = 1.0 - self.actions.square()
-        density = noise.square() * 0.5 + log_std + (self._slope + _EPS).log() + _HALF_LOG_2PI
-        self.log_prob = density.sum(-1, keepdim=True).neg_()
+        # Sums over the few units run along the long axis, so units come first here.
+        noise = noise.mT.contiguous()
+        mean, given = outputs.mT.contiguous().split(noise.shape[1], 1)
+        self._given, self._log_std = given, given.clamp(LOG_STD_MIN, LOG_STD_MAX)
+        self._deviation = self._log_std.exp().mul_(noise)
+        self._actions = (mean + self._deviation).tanh_()
+        self._slope = 1.0 - self._actions.square()
+        density = torch.addcmul(self._log_std, noise, noise, value=0.5)
+        density = (
+            density.add_((self._slope + _EPS).log_()).sum(1).add_(noise.shape[1] * _HALF_LOG_2PI)
+        )
+        self.actions, self.log_prob = self._actions.mT, density.neg_().unsqueeze(2)
 
     def backward(self, d_actions: Tensor, d_log_prob: Tensor) -> Tensor:
-        """Derivative of a loss by the outputs, given those by the actions and by their log_prob."""
-        d_squash = self.actions * (2.0 * d_log_prob) / (self._slope + _EPS)
-        d_mean = (d_actions + d_squash) * self._slope
-        d_log_std = (d_mean * self._deviation - d_log_prob) * self._within
-        return torch.cat([d_mean, d_log_std], -1)
+        """Derivative of a loss by the outputs of the first rows, given those by their actions and
+        by their log_prob.
+        """
+        rows, n_actions = d_actions.shape[1:]
+        given, log_std, deviation, actions, slope = (
+            t[..., :rows]
+            for t in (self._given, self._log_std, self._deviation, self._actions, self._slope)
+        )
+        d_squash = (actions * (2.0 * d_log_prob)).div_(slope + _EPS)
+        d = d_actions.new_empty(len(d_actions), 2 * n_actions, rows)
+        d_mean, d_log_std = d.split(n_actions, 1)
+        torch.mul(d_squash.add_(d_actions.mT), slope, out=d_mean)
+        torch.mul(d_mean, deviation, out=d_log_std)
+        d_log_std.sub_(d_log_prob).mul_(given == log_std)
+        return d.mT
 
 
 class SACLearner(OffPolicyLearner):

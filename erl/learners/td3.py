@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 from stable_baselines3 import DDPG, TD3
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
@@ -117,9 +118,9 @@ class CohortTD3(OffPolicy[TD3Settings]):
         actor = Shape(o, s.pi, a, activation=pi, norm=False, aligned=True)
         return actor, Shape(o + a, s.qf, 1, activation=qf, norm=False, aligned=True)
 
-    def policy_actions(self, outputs: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+    def policy_actions(self, outputs: Tensor, draw: Callable[[], np.ndarray]) -> np.ndarray:
         """Actions in [-1, 1]."""
-        return outputs.tanh()
+        return outputs.tanh().cpu().numpy().copy()
 
     def course(self, updates: int, gradient_step: int) -> bool:
         """Whether the actor is updated as well."""

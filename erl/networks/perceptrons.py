@@ -15,6 +15,7 @@ from functools import cache
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,9 @@ WIDE = 128
 _WIDE_TENSORS = 96
 # Batched products with fewer columns than this are faster the other way round.
 _NARROW = 32
+# From so many parameters of a perceptron on, it is faster on a CPU to compute fewer rows in more
+# calls.
+_LARGE = 1 << 15
 # Floats in 64 bytes, at whose multiples the blocks of aligned rows begin.
 _LINE = 16
 _SLOPE = 0.01  # of leaky ReLU, PyTorch's default
@@ -224,6 +228,11 @@ class Trace:
     norms: list[list[tuple[Tensor, Tensor, Tensor, Tensor]]]
     codes: Tensor | None
 
+    def head(self, rows: int) -> "Trace":
+        """Of the first so many rows of the batch, for stacked perceptrons; nothing is copied."""
+        inputs = [[h[:, :rows] for h in layers] for layers in self.inputs]
+        return Trace(self.output[:, :rows], inputs, self.norms, self.codes)
+
 
 # A perceptron's layers and the code's matrix (code, width), if it has one.
 _Member = tuple[list[Layer], Tensor | None]
@@ -254,6 +263,7 @@ class Perceptrons:
         self, shape: Shape, n: int, values: Tensor, grads: Tensor | None = None, low: bool = False
     ) -> None:
         self.shape, self.n, self.low, self.device = shape, n, low, values.device
+        self._large = shape.size() >= _LARGE and self.device.type == "cpu"
         self.members = self.cut(values)
         self._grads = [] if grads is None else self.cut(grads)
         # As tensors: numbers would be made into tensors at every use.
@@ -382,6 +392,49 @@ class Perceptrons:
             for k, (member, dk) in enumerate(zip(self.members, d))
         ]
         return torch.stack(results) if self.shape.code or inputs is not None else results[0]
+
+    def backward_through(self, trace: Trace, which: Tensor, d: float, inputs: slice) -> Tensor:
+        """The chain rule for a loss that depends, in each row of the batch, on the output of one of
+        several stacked perceptrons of a single output.
+
+        Args:
+            trace: of the forward pass of all.
+            which: int64 (groups, batch, 1), whose output it is: that of the group's first
+                perceptron, of its second, ….
+            d: derivative of the loss by that output.
+            inputs: which columns of the inputs to give the derivatives by.
+
+        Returns:
+            Derivatives by those inputs (groups, batch, columns).
+        """
+        assert self._stack is not None
+        groups, batch, _ = which.shape
+        each = self.n // groups
+        if not self._large:
+            by_output = trace.output.new_zeros(groups, each, batch, 1)
+            by_output.scatter_(1, which.unsqueeze(1), d)
+            by_input = self.backward(trace, by_output.view_as(trace.output), False, inputs)
+            return by_input.reshape(groups, each, batch, -1).sum(1)
+        # Rows are put in the order of their perceptrons, and each of these multiplies its own.
+        # NumPy is quicker than PyTorch at finding that order.
+        members = (which.numpy() + np.arange(0, self.n, each).reshape(-1, 1, 1)).ravel()
+        order = members.argsort(kind="stable")
+        members = members[order]
+        ends = members.searchsorted(np.arange(self.n), "right").tolist()
+        places = torch.from_numpy(members * batch + order % batch)
+        multiply = narrow_product if self.shape.aligned else product
+        layers, seen = self._stack[0], trace.inputs[0]
+        by_output = layers[-1].transposed.squeeze(1) * d
+        back = by_output.index_select(0, torch.from_numpy(members))
+        for i in reversed(range(len(self.shape.hidden))):
+            back = self._chain(back, seen[i + 1].flatten(0, 1).index_select(0, places))
+            first_weights = layers[i].transposed[..., inputs] if i == 0 else layers[i].transposed
+            given, back = back, back.new_empty(groups * batch, first_weights.shape[-1])
+            for (own, _), begin, end in zip(self.members, [0, *ends], ends):
+                weight = own[i].transposed if i > 0 else own[0].transposed[:, inputs]
+                multiply(given[begin:end], weight, self.low, out=back[begin:end])
+        by_input = torch.empty_like(back).index_copy_(0, torch.from_numpy(order), back)
+        return by_input.view(groups, batch, -1)
 
     def _backward(
         self,

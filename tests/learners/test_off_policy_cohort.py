@@ -75,6 +75,7 @@ def lived(*specs, outputs=None):
         ("DDPG", {"buffer_size": 150}),
         ("SAC", {"context": True, "gradient_steps": 2, "target_update_interval": 2}),
         ("SAC", {"ent_coef": 0.1, "noise_type": None}),
+        ("SAC", {"steps": 150, "policy_kwargs": {"net_arch": [192, 192]}}),
     ],
 )
 def test_a_record_does_not_depend_on_the_cohort_to_the_last_bit(name, config):

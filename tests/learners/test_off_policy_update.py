@@ -161,6 +161,10 @@ CASES = {
         },
     ),
     "SAC without entropy": ("SAC", {"ent_coef": 0.0}),
+    "SAC, wide critics": (
+        "SAC",
+        {"policy_kwargs": {"net_arch": {"pi": [48, 32], "qf": [192, 192]}}},
+    ),
 }
 
 

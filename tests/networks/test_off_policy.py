@@ -322,6 +322,29 @@ def test_gradients_of_members_are_autograds(name, n):
             torch.testing.assert_close(layer.bias.double(), wanted.bias, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("activation", ["ReLU", "Tanh"])
+def test_rows_that_go_back_through_one_perceptron_each(activation, large, monkeypatch):
+    """Two groups of three, one of which no row goes through."""
+    monkeypatch.setattr("erl.networks.perceptrons._LARGE", 0 if large else 1 << 30)
+    made, values, _ = stacked(Shape(5, (48, 32), 1, activation, norm=False, aligned=True), 6)
+    x, which = torch.randn(6, 40, 5), torch.randint(3, (2, 40, 1))
+    which[1][which[1] == 1] = 0
+    by_input = made.backward_through(made.forward(x), which, -0.5, slice(2, None))
+
+    xs = x.double().requires_grad_()
+    activate = {"ReLU": torch.relu, "Tanh": torch.tanh}[activation]
+    outputs = []
+    for h, (layers, _) in zip(xs, made.cut(values.double())):
+        for layer in layers[:-1]:
+            h = activate(h @ layer.weight + layer.bias)
+        outputs.append(h @ layers[-1].weight + layers[-1].bias)
+    q_values = torch.stack(outputs).view(2, 3, 40, 1)
+    (-0.5 * q_values.gather(1, which.unsqueeze(1))).sum().backward()
+    wanted = xs.grad.view(2, 3, 40, 5).sum(1)[..., 2:]
+    torch.testing.assert_close(by_input.double(), wanted, rtol=1e-4, atol=1e-6)
+
+
 def test_initialisation_is_torchs():
     """The same bounds as `torch.nn.Linear`, the code's columns counted among the inputs."""
     made, _, _ = perceptrons(Shape(100, (400, 300), 1, code=44), 2)

@@ -114,6 +114,8 @@ class OffPolicy(Generic[S]):
         self.settings = list(settings)
         s, n = self.settings[0], len(self.settings)
         self.observation_space, self.action_space = observation_space, action_space
+        assert isinstance(action_space, spaces.Box)
+        self._low, self._span = action_space.low, action_space.high - action_space.low
         self.observations, self.actions = s.lengths(observation_space, action_space)
         self.device, self._budgets = s.resolved_device(), list(steps)
         capacities = [each.capacity(budget) for each, budget in zip(settings, steps)]
@@ -154,9 +156,9 @@ class OffPolicy(Generic[S]):
         """Of an actor and of a critic."""
         raise NotImplementedError
 
-    def policy_actions(self, outputs: Tensor, draw: Callable[[], Tensor]) -> Tensor:
-        """Actions in [-1, 1] of actors that put these outputs out (n, n_envs, …); `draw` gives
-        standard normal numbers like the actions.
+    def policy_actions(self, outputs: Tensor, draw: Callable[[], np.ndarray]) -> np.ndarray:
+        """Actions in [-1, 1], a new array, of actors that put these outputs out (n, n_envs, …);
+        `draw` gives standard normal numbers like the actions.
         """
         raise NotImplementedError
 
@@ -250,14 +252,14 @@ class OffPolicy(Generic[S]):
             x = x.expand(-1, max(2, n_envs), -1) if n_envs == 1 else x
             outputs = self.block(0, n).actor.forward(x, keep=False).output[:, :n_envs]
 
-            def draw() -> Tensor:
+            def draw() -> np.ndarray:
                 drawn = np.zeros((n, n_envs, self.actions), np.float32)
                 for i, (rngs, random) in enumerate(zip(self._rngs, at_random)):
                     if not random:
                         rngs[0].standard_normal(dtype=np.float32, out=drawn[i])
-                return torch.from_numpy(drawn).to(self.device)
+                return drawn
 
-            actions = self.policy_actions(outputs, draw).cpu().numpy().copy()
+            actions = self.policy_actions(outputs, draw)
         for i, (s, rngs, random) in enumerate(zip(self.settings, self._rngs, at_random)):
             if random:
                 actions[i] = rngs[0].uniform(-1.0, 1.0, actions[i].shape)
@@ -276,10 +278,8 @@ class OffPolicy(Generic[S]):
 
     def executed(self, actions: np.ndarray) -> np.ndarray:
         """Actions in [-1, 1] as an environment takes them."""
-        space = self.action_space
-        assert isinstance(space, spaces.Box)
-        scaled = actions.reshape(*actions.shape[:2], *space.shape)
-        return space.low + (0.5 * (scaled + 1.0)) * (space.high - space.low)
+        scaled = actions.reshape(*actions.shape[:2], *self._low.shape)
+        return self._low + (0.5 * (scaled + 1.0)) * self._span
 
     def record(
         self,

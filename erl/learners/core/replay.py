@@ -36,6 +36,7 @@ class Batch:
         not_done: (…, batch, 1), 0 where the episode ended for good, 1 elsewhere, also where a time
             limit cut it.
         pairs: observations and actions side by side, (…, batch, width).
+        size: transitions of a member.
     """
 
     def __init__(self, rows: Tensor, next_rows: Tensor, observations: int, actions: int) -> None:
@@ -45,6 +46,7 @@ class Batch:
         )
         self.next_observations = next_rows[..., :observations]
         self.pairs = rows[..., : observations + actions]
+        self.size = rows.shape[-2]
 
     def pairs_with(self, actions: Tensor) -> Tensor:
         """Observations with other actions, which take the place of those that were there."""
@@ -210,10 +212,11 @@ class ReplayBuffer:
                 last.
         """
         n, k = rewards.shape
-        rows = self._joined(observations, actions, rewards, terminated)
-        after = np.zeros_like(rows)
-        after[..., : self._widths[0]] = next_observations
+        both = np.zeros((2, n, k, sum(self._widths) + 2), np.float32)
+        self._join(both[0], observations, actions, rewards, terminated)
+        both[1, ..., : self._widths[0]] = next_observations
         envs = np.arange(k)
+        pending = self._pending + envs
         at = (self.added % self._capacity)[:, None] + envs
         before = at - k + (at < k) * self._capacity[:, None]
         rows_at, next_at = self._places[:, :, None]
@@ -222,18 +225,17 @@ class ReplayBuffer:
         after_them = self._next[earlier]
         waiting = (after_them >= self._pending) & (after_them < self._apart)
         self._next[earlier[waiting]] = at.ravel()[waiting]
-        overwritten = (self._next[now].reshape(n, k) >= self._apart).any(1)
-        for member in np.flatnonzero(overwritten).tolist():
-            self._release(member, at[member])
-        self._next[now] = np.tile(self._pending + envs, n)
-        self._put(
-            np.concatenate([(at + rows_at).ravel(), (self._pending + envs + rows_at).ravel()]),
-            np.concatenate([rows.reshape(n * k, -1), after.reshape(n * k, -1)]),
-        )
+        overwritten = (self._next[now] >= self._apart).reshape(n, k)
+        if overwritten.any():
+            for member in np.flatnonzero(overwritten.any(1)).tolist():
+                self._release(member, at[member])
+        self._next[now.reshape(n, k)] = pending
+        places = np.concatenate([at + rows_at, pending + rows_at])
+        self._put(places.ravel(), both.reshape(2 * n * k, -1))
         self.added += k
         self._tell(np.concatenate([now, earlier]))
         for member, env, observation in apart:
-            row = np.zeros((1, rows.shape[-1]), np.float32)
+            row = np.zeros((1, both.shape[-1]), np.float32)
             row[0, : self._widths[0]] = observation
             place = self._take(member)
             self._write(member, [place], row)
@@ -260,10 +262,20 @@ class ReplayBuffer:
     ) -> np.ndarray:
         """Rows of transitions, without the observations after them."""
         rows = np.empty((*np.shape(rewards), sum(self._widths) + 2), np.float32)
+        self._join(rows, observations, actions, rewards, terminated)
+        return rows
+
+    def _join(
+        self,
+        rows: np.ndarray,
+        observations: np.ndarray,
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        terminated: np.ndarray,
+    ) -> None:
         o, a = self._widths
         rows[..., :o], rows[..., o : o + a] = observations, actions
         rows[..., -2], rows[..., -1] = rewards, 1.0 - terminated
-        return rows
 
     def _take(self, member: int) -> int:
         """A row for an observation that stands apart."""
@@ -319,6 +331,14 @@ class ReplayBuffer:
 
     def _gather(self, places: Tensor, begin: int) -> tuple[Tensor, Tensor]:
         """Rows in these places, and those of the observations after them, (members, batch, …)."""
+        if self._on_cpu:
+            # NumPy takes less time for so few numbers.
+            rows_at, next_at = self._places[:, begin : begin + len(places), None]
+            at = places.numpy()
+            both = np.stack([at, self._next[at + next_at]]) + rows_at
+            found = self._rows.index_select(0, torch.from_numpy(both.reshape(-1)))
+            rows, next_rows = found.view(*both.shape, -1)
+            return rows, next_rows
         rows_at, next_at = self._offsets[:, begin : begin + len(places)]
         following = self._next_there.index_select(0, (places + next_at).view(-1)).view_as(places)
         size = (*places.shape, self._rows.shape[1])
