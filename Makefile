@@ -12,17 +12,22 @@ help:  ## show this
 
 $(READY): requirements.txt pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing; name another 3.11 or newer: make setup PYTHON=python3" >&2; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "1 of 4: an empty environment, $(VENV): some seconds"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# torch on its own first: asked for by another package it may come with gigabytes of CUDA libraries.
-	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements.txt)"
-	$(BIN)/python -m pip install --quiet -r requirements.txt
-	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@echo "2 of 4: PyTorch, the largest package: about a minute, more on a slow line"
+	@$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements.txt)"
+	@echo "3 of 4: the $$(grep -c == requirements.txt) packages of requirements.txt: about 2 minutes"
+	@$(BIN)/python -m pip install --quiet -r requirements.txt
+	@echo "4 of 4: this project, as it lies here: some seconds"
+	@$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 
 setup: $(READY)  ## make the environment .venv with everything in it
+	@echo "$(VENV) is ready. Next: source $(BIN)/activate, and then erl; or make evolve, a small evolution"
 
 evolve: $(READY)  ## run the main job at a small budget: a few minutes on 2 cores
-	$(BIN)/python evolve_res.py --env_id HalfCheetah-v4 --sampler Cmaes --h_test quick --training_steps 100000 --nb_trials 18 --nb_seeds 2 --finalist_seeds 2
+	$(BIN)/python evolve_res.py --env_id HalfCheetah-v4 --sampler Cmaes --h_test quick --training_steps 100000 --nb_trials 18 --nb_seeds 2
 
 test: $(READY)  ## all tests: about 13 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -q --durations=25

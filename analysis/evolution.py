@@ -29,7 +29,7 @@ data.trials.describe()
 # in the test, on seeds that the evolution did not use (`results.ipynb`).
 
 # %%
-attempt(evolution.optimisation_history, data.trials, about)
+attempt(evolution.optimisation_history, data.trials, about, data.winner)
 
 # %% [markdown]
 # ## Where the sampler searched

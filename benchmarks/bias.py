@@ -62,7 +62,6 @@ def outcome(
     steps = ["--training_steps", str(arguments.steps)]
     evolve = ["--env_id", env_id, *ENVIRONMENTS[env_id], "--h_test", h_test, "--seed", str(seed)]
     evolve += ["--nb_trials", str(arguments.trials), "--nb_seeds", str(arguments.nb_seeds)]
-    evolve += ["--finalists", "0"]  # the best trial is the one of the highest fitness
     for flag, value in BIASES[bias].items():
         evolve += [f"--{flag}", str(value)]
     start("evolve_res.py", *evolve, *steps, *places)

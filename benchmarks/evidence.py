@@ -72,10 +72,8 @@ LIFETIME = ["env_id", "arm", "seed", "state", "training_return", "final_return",
 FINAL = ["env_id", "trial", "mean", *LIFETIME[2:], "fitness"]
 RES = "RES_PPO_0.0003"
 # Of a flag that is given twice the last one counts. Final policies play two episodes, and not ten.
-SMALL_EVOLUTION = (
-    "--nb_trials 4 --nb_seeds 1 --training_steps {steps} --ep_eval 2 "
-    "--finalists 2 --finalist_seeds 1"
-)
+SMALL_EVOLUTION = "--nb_trials 4 --nb_seeds 1 --training_steps {steps} --ep_eval 2"
+SMALL_FINALS = "--finalists 2 --finalist_seeds 1"
 SMALL_TEST = "--HP_training_steps {steps} --training_steps {steps} --nb_seeds 2"
 
 
@@ -132,7 +130,7 @@ class Experiment:
         return str(flag(self.evolve, "env_type", None) or flag(self.evolve, "env_id", ""))
 
     def steps(self) -> int:
-        """Environment steps at full size, with finals, as planned."""
+        """Environment steps at full size, with finals where they are held, as planned."""
         total = sum(evolution_steps(command) for command in (self.evolve, *self.controls))
         for test in self.tests:
             # Without --arms: with and without reservoirs, or with settings evolved and drawn.
@@ -146,7 +144,11 @@ class Experiment:
         evolutions, tests = [self.evolve, *self.controls], list(self.tests)
         if small:
             of_evolution = SMALL_EVOLUTION.format(steps=self.small_steps)
-            evolutions = [f"{command} {of_evolution}" for command in evolutions]
+            evolutions = [
+                f"{command} {of_evolution}"
+                + f" {SMALL_FINALS}" * (flag(command, "finalists", None) is not None)
+                for command in evolutions
+            ]
             tests = [f"{test} {SMALL_TEST.format(steps=self.small_steps)}" for test in tests]
         return [*evolutions, *tests]
 
@@ -158,14 +160,15 @@ def flag(command: str, name: str, default: Any) -> Any:
 
 
 def evolution_steps(command: str) -> int:
-    """Environment steps of an evolution and its finals: of the finalists and the mean of the
-    search.
+    """Environment steps of an evolution and its finals, if it has any: of the finalists and the
+    mean of the search.
     """
     env_type, sets = flag(command, "env_type", None), flag(command, "sets", None)
     path = None if sets is None else str(HERE.parent / sets)
     envs = 1 if env_type is None else len(load_task_set(env_type, path).env_ids)
     lifetimes = int(flag(command, "nb_trials", 100)) * int(flag(command, "nb_seeds", 3))
-    finals = (int(flag(command, "finalists", 5)) + 1) * int(flag(command, "finalist_seeds", 5))
+    finalists = int(flag(command, "finalists", 0))
+    finals = (finalists + 1) * int(flag(command, "finalist_seeds", 5)) if finalists else 0
     return (lifetimes + finals) * envs * int(flag(command, "training_steps", 300_000))
 
 
@@ -214,10 +217,11 @@ def comparisons() -> list[Comparison]:
 def chosen(args: argparse.Namespace) -> list[Experiment]:
     """Those that the flags name."""
     every = experiments()
-    for flag, known in (("parts", {e.part for e in every}), ("names", {e.name for e in every})):
-        unknown = set(filter(None, (getattr(args, flag) or "").split(","))) - known
+    for of, known in (("parts", {e.part for e in every}), ("names", {e.name for e in every})):
+        unknown = set(filter(None, (getattr(args, of) or "").split(","))) - known
         if unknown:
-            raise SystemExit(f"no {flag[:-1]} is called {', '.join(sorted(unknown))}")
+            what = {"parts": "part", "names": "experiment"}[of]
+            raise SystemExit(f"no {what} is called {', '.join(sorted(unknown))}")
     parts, names = ((args.parts or "").split(","), (args.names or "").split(","))
     return [
         e
@@ -392,7 +396,8 @@ def collect(
     folder.mkdir(parents=True, exist_ok=True)
     for suffix, parts in frames.items():
         if not parts and suffix != "_finals":
-            raise UserError(f"{each.name}: no study has ended")
+            what = {"": "test", "_trials": "evolution"}[suffix]
+            raise UserError(f"there is no study of the {what} to collect")
         made = pd.concat(parts) if parts else pd.DataFrame(columns=[*FINAL, "commit", "study"])
         # As many digits as a hyperparameter needs to be drawn from again.
         text = made.to_csv(index=False, float_format="%.10g")
@@ -423,6 +428,8 @@ def trial_rows(lived: Lived, study: str) -> pd.DataFrame:
     """The trials of an evolution: their hyperparameters, fitness, steps, seconds and commit."""
     searched = sorted({k for trial, _ in lived for k in trial.params})
     rows = with_all(lived)
+    if not len(rows):
+        raise UserError(f"no lifetime of {study} has ended")
     by_trial = rows.groupby("trial")
     table = by_trial[["state", *searched]].first()
     table["fitness"] = pd.Series({t.number: t.value for t, _ in lived}, dtype=float)
@@ -669,7 +676,10 @@ def main() -> int:
     sub.add_argument("name", help="of an experiment")
     sub.add_argument("--rows", help="folder of its rows; by default that of the project")
     args = parser.parse_args()
-    return args.function(args) or 0
+    try:
+        return args.function(args) or 0
+    except UserError as e:
+        raise SystemExit(str(e)) from e
 
 
 if __name__ == "__main__":

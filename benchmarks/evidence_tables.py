@@ -312,7 +312,7 @@ def catalogue_entries(name: str, story: Mapping[str, Any], rows: pd.DataFrame) -
         tested = []
         for part in tests:
             for (arm, env_id), lived in part.groupby(["arm", "env_id"], sort=False):
-                seen = env_id in (config.get("env_id"), usual["env_id"])
+                seen = env_id == evolved["config"].get("env_id")
                 tested.append(
                     {
                         "arm": arm,

@@ -226,7 +226,7 @@ def live(trace: Trace, tree: Path, folder: Path) -> None:
     for position, command in enumerate(trace.commands):
         script, *flags = shlex.split(command)
         if script.startswith("evolve") and _has_finals(tree):
-            # Earlier versions had none, and tested the trial with the highest fitness.
+            # Some versions held them by default. Others tested the trial with the highest fitness.
             flags += ["--finalists", "0"]
             # With this one, reservoirs have a bias since there are finals.
             if "--published_code" in flags:

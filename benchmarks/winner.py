@@ -207,9 +207,13 @@ def show_simulation(rows: list[dict[str, Any]]) -> None:
         for noise in NOISES:
             cells = []
             for rule in list(RULES)[1:]:
-                by = _by_function(rows, trials, noise, rule)
+                by = _by_function(rows, trials, noise, rule, "best")
                 cells.append("{:+.4f} [{:+.4f}, {:+.4f}]".format(*_interval(by)))
             print(f"| {noise} | " + " | ".join(cells) + " |")
+        print("\nrace - finals, paired by function and seed")
+        for noise in NOISES:
+            by = _by_function(rows, trials, noise, "race", "finals")
+            print("  noise {}: {:+.4f} [{:+.4f}, {:+.4f}]".format(noise, *_interval(by)))
         print("\nclaim above the truth: fitness of the best, winner lived again, winner expected")
         for noise in NOISES:
             part = [r for r in rows if (r["trials"], r["noise"]) == (trials, noise)]
@@ -224,14 +228,22 @@ def show_simulation(rows: list[dict[str, Any]]) -> None:
                 + f"; the 95 % interval covers the truth in {covered:.0%}"
             )
 
+    # The same function and seed are in each of these tables: of these pairs, the mean over them.
+    pairs: dict[str, dict[int, list[float]]] = {}
+    for r in rows:
+        of_seed = pairs.setdefault(r["function"], {}).setdefault(r["seed"], [])
+        of_seed.append(r["values"]["race"] - r["values"]["finals"])
+    by = [np.array([np.mean(d) for d in of.values()]) for of in pairs.values()]
+    print("\nrace - finals over all rows: {:+.4f} [{:+.4f}, {:+.4f}]".format(*_interval(by)))
+
 
 def _by_function(
-    rows: list[dict[str, Any]], trials: int, noise: float, rule: str
+    rows: list[dict[str, Any]], trials: int, noise: float, rule: str, other: str
 ) -> list[np.ndarray]:
-    """Differences of a rule to the highest fitness, an array for each function."""
+    """Differences of a rule to another one, an array for each function."""
     part = [r for r in rows if (r["trials"], r["noise"]) == (trials, noise)]
     return [
-        np.array([r["values"][rule] - r["values"]["best"] for r in part if r["function"] == name])
+        np.array([r["values"][rule] - r["values"][other] for r in part if r["function"] == name])
         for name in FUNCTIONS
         if any(r["function"] == name for r in part)
     ]
@@ -286,6 +298,8 @@ def run(arguments: argparse.Namespace) -> None:
                 nb_trials=arguments.trials,
                 learner_config=str(file) if settings else None,
                 seed=seed,
+                finalists=5,
+                finalist_seeds=5,
                 h_test="winner",
                 workers=arguments.workers,
                 runs=str(folder / "runs"),
@@ -360,6 +374,13 @@ def table(arguments: argparse.Namespace) -> None:
         winner = np.array([np.mean(r["test"]["winner"]) for r in part])
         other = np.array([r["winner"]["trial"] != r["best"]["trial"] for r in part])
         means = sum(r["winner"]["trial"] is None for r in part)
+        fitness = np.array([r["best"]["fitness"] for r in part])
+        expected = np.array([r["winner"]["expected"] for r in part])
+        wrong = abs(fitness - best), abs(expected - winner)
+        covered = sum(
+            low <= x <= high
+            for x, (low, high) in zip(winner, (r["winner"]["interval"] for r in part))
+        )
         print(
             f"{env_id}, {len(part)} evolutions of {part[0]['trials']} trials x "
             f"{part[0]['steps']:,} steps, {tests} unseen seeds each"
@@ -369,16 +390,17 @@ def table(arguments: argparse.Namespace) -> None:
             "test return of the winner": winner,
             "winner - highest fitness, paired": winner - best,
             "the same, where they differ": (winner - best)[other],
-            "fitness of the highest - its test": np.array([r["best"]["fitness"] for r in part])
-            - best,
+            "fitness of the highest - its test": fitness - best,
             "fitness of the winner - its test": np.array(
                 [_or_nan(r["winner"]["fitness"]) for r in part]  # the mean has none
             )
             - winner,
             "winner lived again - its test": np.array([np.mean(r["winner"]["again"]) for r in part])
             - winner,
-            "winner expected - its test": np.array([r["winner"]["expected"] for r in part])
-            - winner,
+            "winner expected - its test": expected - winner,
+            "size of the highest's error": wrong[0],
+            "size of the expected one's error": wrong[1],
+            "the two sizes, paired": wrong[1] - wrong[0],
             "luck in the latest fitnesses": np.array([_or_nan(r["luck"]) for r in part]),
             "steps of finals / evolution": np.array(
                 [r["cost"]["finals"]["steps"] / r["cost"]["evolution"]["steps"] for r in part]
@@ -400,6 +422,7 @@ def table(arguments: argparse.Namespace) -> None:
         print(
             f"  the winner is another one in {int(other.sum())} of {len(part)} (the mean in "
             f"{means}): better in {better}, worse in {worse}\n"
+            f"  the interval of what is expected covers the test in {covered} of {len(part)}\n"
         )
 
 

@@ -73,7 +73,6 @@ class Case:
             "popsize": 4,
             "sampler": "Random",
             "nb_trials": 8,
-            "finalists": 0,
         }
         settings |= {
             "learner_config": "quick.yaml",

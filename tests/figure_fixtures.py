@@ -92,7 +92,6 @@ def runs(tmp_path_factory):
         env_id="Pendulum-v1",
         training_steps=800,
         nb_trials=6,
-        finalists=0,
         nb_seeds=1,
         units=8,
         popsize=4,

@@ -19,6 +19,7 @@ from documents import parsed
 from stable_baselines3 import PPO
 from told_lifetimes import make
 
+from erl.errors import UserError
 from erl.experiments.comparison import compare
 from erl.experiments.comparison_flags import ComparisonConfig
 from erl.experiments.evolution import evolve
@@ -28,6 +29,7 @@ from erl.experiments.single import study_config
 from erl.learners import get_learner
 from erl.statistics import mann_whitney
 from erl.studies.catalogue import read_catalogue
+from erl.studies.configuration import EvolutionStudy
 from erl.studies.storage import open_storage, study_names
 from erl.studies.study import Study
 from erl.studies.winner import chosen
@@ -223,16 +225,18 @@ def test_the_experiments_are_commands_of_the_scripts(small, monkeypatch):
         evolutions, tests = made[: -len(experiment.tests)], made[-len(experiment.tests) :]
         evolved = {study_name(e.subject(), e.h_test, e.training_steps) for e in evolutions}
         assert {e.seed for e in evolutions} == {experiment.root}
+        held = 2 if experiment.part == "two levels" else None
+        assert {e.finalists for e in evolutions} == {held}
         for test in tests:  # of a study that was evolved
             assert study_name(test.subject(), test.h_test, test.HP_training_steps) in evolved
 
 
 def test_the_planned_steps_of_an_experiment():
     of = {e.name: e for e in evidence.experiments()}
-    # 100 trials x 3 seeds and finals of 6 x 5 lifetimes, then 6 agents x 10 seeds.
-    assert of["swimmer_0"].steps() == 330 * 300_000 + 60 * 1_000_000
-    assert of["swimmer_learner"].steps() == 330 * 300_000 + 30 * 1_000_000
-    assert of["on_popgym"].steps() == (60 + 30) * 2 * 200_000 + 3 * 40 * 1_000_000
+    # 100 trials x 3 seeds, then 6 agents x 10 seeds.
+    assert of["swimmer_0"].steps() == 300 * 300_000 + 60 * 1_000_000
+    assert of["swimmer_learner"].steps() == 300 * 300_000 + 30 * 1_000_000
+    assert of["on_popgym"].steps() == 60 * 2 * 200_000 + 3 * 40 * 1_000_000
     # Two evolutions with finals of 3 x 3, and tests of 2 and of 1 agents.
     assert of["pendulum_erl_re2"].steps() == 2 * (12 + 9) * 100_000 + 9 * 100_000
 
@@ -351,6 +355,24 @@ def test_a_failure_stops_its_own_experiment_only(monkeypatch, tmp_path, capsys):
     assert ran == ["stopped.py"]
 
 
+def test_what_cannot_be_collected_or_printed_is_one_line(monkeypatch, tmp_path):
+    storage = f"sqlite:///{tmp_path}/studies.db"
+    # As where every worker died before its lifetime had ended.
+    Study(storage, "e", EvolutionStudy(env_id="CartPole-v1"))
+    each = evidence.Experiment("cart", "p", 1, "evolve_res.py", ("test.py",))
+    with pytest.raises(UserError, match=r"^no lifetime of e has ended$"):
+        evidence.collect(each, storage, tmp_path / "rows", tmp_path, Namespace(workers=1))
+    assert not (tmp_path / "rows").exists()
+    (tmp_path / "cart.json").write_text(json.dumps({"evolutions": {"e": {"winner": None}}}))
+    (tmp_path / "cart.csv").write_text("study\n")
+    monkeypatch.setattr("sys.argv", ["evidence.py", "catalogue", "cart", "--rows", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"^cart: no trial of e has succeeded$"):
+        evidence.main()
+    monkeypatch.setattr("sys.argv", ["evidence.py", "plan", "--names", "nothing"])
+    with pytest.raises(SystemExit, match=r"^no experiment is called nothing$"):
+        evidence.main()
+
+
 def test_two_processes_do_not_run_the_same_experiment(monkeypatch, tmp_path, capsys):
     arguments, ran, _ = fake_scripts(monkeypatch, tmp_path, {"a": 0, "b": 0})
     (tmp_path / "a").mkdir()
@@ -465,7 +487,7 @@ def test_the_table_of_costs_has_every_part_once_run_or_not(tmp_path, monkeypatch
     evidence.cost(Namespace(parts="inputs", names=None))
     ended, left = capsys.readouterr().out.splitlines()[2:]
     assert ended == "| inputs, 1 of 16 experiments | 3.0 | 2.0 | 1.0 | 0.7 |"
-    assert left.startswith("| inputs, 15 experiments, not run yet: estimates | 360.0 | 8.8 | - |")
+    assert left.startswith("| inputs, 15 experiments, not run yet: estimates | 270.0 | 6.2 | - |")
     evidence.cost(Namespace(parts=None, names=None))
     printed = capsys.readouterr().out
     assert all(f"| {part}, " in printed for part in {e.part for e in evidence.experiments()})
@@ -541,3 +563,22 @@ def test_an_evolution_with_finals_becomes_a_row_and_rows_a_table(
     assert printed["fitness of the winner - its test"][0] == "0.500"
     assert printed["luck in the latest fitnesses"][0] == "0.000"
     assert printed["winner - highest fitness, paired"][0] == "0.000"
+    sizes = [printed[f"size of the {whose} error"][0] for whose in ("highest's", "expected one's")]
+    of_test = [row["best"]["fitness"] - 11.5, row["winner"]["expected"] - 11.5]
+    assert sizes == [f"{abs(difference):.3f}" for difference in of_test]
+
+
+def test_the_race_is_compared_with_the_finals_over_all_rows(capsys):
+    def row(noise, seed, difference):
+        values = dict.fromkeys(winner.RULES, 1.0) | {"race": 1.0 + difference}
+        claims = dict.fromkeys(("best claimed", "again claimed", "expected claimed"), 0.0)
+        where = {"function": next(iter(winner.FUNCTIONS)), "trials": 30}
+        return {**where, "noise": noise, "seed": seed, "values": values, **claims, "covered": True}
+
+    # The seed 0 is better by 0.2 in one of three tables, seed 1 is worse by 0.1 in each.
+    low, *others = winner.NOISES
+    rows = [row(low, 0, -0.2), *(row(noise, 0, 0.0) for noise in others)]
+    winner.show_simulation(rows + [row(noise, 1, 0.1) for noise in winner.NOISES])
+    printed = capsys.readouterr().out
+    assert f"noise {low}: -0.0500 [-0.2000, +0.1000]" in printed
+    assert "race - finals over all rows: +0.0167 [-0.0667, +0.1000]" in printed

@@ -46,7 +46,7 @@ MAIN_STUDY = "HalfCheetah-v4_main_300k_steps"
 ELSEWHERE = re.compile(r"NAME|node1|@host|--cluster")
 # Smaller than the defaults, and no part of a study's name.
 SMALL = {
-    "evolve": "--nb_trials 4 --popsize 4 --nb_seeds 1 --finalists 0 --units 5 --workers 1",
+    "evolve": "--nb_trials 4 --popsize 4 --nb_seeds 1 --units 5 --workers 1",
     "test": "--nb_seeds 1 --workers 1",
     "single": "--nb_seeds 1 --workers 1",
 }

@@ -85,7 +85,7 @@ def task(script, flags, checkout, index=0):
 
 @pytest.mark.scripts
 def test_arrays_share_an_evolution_and_its_test(checkout):
-    evolution = f"{TINY} --training_steps 300 --nb_trials 8 --popsize 4 --nb_seeds 1 --finalists 0"
+    evolution = f"{TINY} --training_steps 300 --nb_trials 8 --popsize 4 --nb_seeds 1"
     tasks = [task("slurm_evolution.sh", evolution, checkout, k) for k in range(2)]
     for running in tasks:
         output = running.communicate(timeout=240)[0]

@@ -54,9 +54,9 @@ def make(**options):
         "units": 5,
         "popsize": 4,
         "workers": 1,
-        "finalists": 2,
-        "finalist_seeds": 3,
     }
+    if options.get("finalists", 2):  # of small finals, as they are asked for
+        settings |= {"finalists": 2, "finalist_seeds": 3}
     return EvolutionConfig(**(settings | options))
 
 

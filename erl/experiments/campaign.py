@@ -22,6 +22,7 @@ from erl.experiments.forecast import Pace
 from erl.experiments.trials import MakeCohort, Member, TrialLoop, own_return
 from erl.files import folder_name
 from erl.learners import Outputs, cores
+from erl.learners.core.checkpoints import checkpoint_steps
 from erl.lifetimes.living import Cohort
 from erl.search.pruning import Pruning
 from erl.studies.configuration import StudyConfig
@@ -376,6 +377,18 @@ def checkpoint_cohort(flags: RunFlags, name: str) -> MakeCohort:
         )
 
     return make_cohort
+
+
+def steps_in_checkpoints(runs: str, study: str, specs: Sequence[LifetimeSpec]) -> int:
+    """Steps that lifetimes of a study had taken when they were interrupted, and need not take
+    again.
+
+    Args:
+        runs: folder of the checkpoints.
+        study: its name.
+        specs: of lifetimes that have not ended.
+    """
+    return sum(checkpoint_steps(checkpoint_path(runs, study, spec)) for spec in specs)
 
 
 def status_path(runs: str, study: str, spec: LifetimeSpec) -> str:

@@ -22,6 +22,7 @@ from erl.experiments.campaign import (
     make_executor,
     outcome,
     say_where,
+    steps_in_checkpoints,
 )
 from erl.experiments.comparison_flags import (
     DEFAULT_STEPS,
@@ -44,11 +45,11 @@ from erl.experiments.forecast import (
 )
 from erl.experiments.trials import Member
 from erl.files import folder_name
-from erl.learners import canonical_name, resolve_engine
+from erl.learners import canonical_name, get_learner, resolve_engine
 from erl.lifetimes.living import Cohort, check
 from erl.search.space import ER_MRL_BIAS, LEARNER, NO_BIAS, is_searched, make_context
 from erl.studies.catalogue import ANY, find_evolved
-from erl.studies.configuration import EvolutionStudy, TestStudy
+from erl.studies.configuration import EvolutionStudy, FinalsStudy, TestStudy
 from erl.studies.distributions import categorical, integer
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
 from erl.studies.study import Study, stored_config
@@ -118,6 +119,7 @@ def for_learner(best: Best, name: str, engine: str | None, sink: Sink) -> Best:
             f"--learner: {best.name} evolved settings of {evolution.learner}, which mean nothing "
             f"to {learner}"
         )
+    get_learner(learner, "auto" if engine is None else engine)  # there is one
     sink.line(f"agents of {learner}, with what was evolved for {evolution.learner}")
     evolution = replace(
         evolution,
@@ -134,11 +136,12 @@ def load_evolved(flags: ComparisonFlags, sink: Sink) -> Best:
     """An entry of the catalogue.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it was evolved with other arguments of the environment.
     """
     entry = find_evolved(flags.study or ANY, flags.evolved_in, flag="--study")
     evolution = replace(entry.evolution, published_code=flags.published_code)
     name = f"{ANY}_{entry.name}"
+    evolution = _with_env_kwargs(flags, name, evolution, guessed=False)
     _say_reservoirs(flags, name, evolution, False, sink)
     values = ", ".join(f"{k} {v:.6g}" for k, v in entry.winner.params.items())
     sink.line(f"{entry.title}: evolved in {entry.where}, {entry.winner.reached}, {values}")
@@ -156,12 +159,15 @@ def load_study(flags: ComparisonFlags, sink: Sink) -> Best:
     study = Study(address, _same_but_reservoirs(address, name, flags))
     name = study.name
     study.check_maximised()
+    evolution = study.config
+    if evolution is not None and not isinstance(evolution, EvolutionStudy):
+        kind = "the finals" if isinstance(evolution, FinalsStudy) else f"a {evolution.title}"
+        raise UserError(f"{name!r} is {kind}; name the study of the evolution")
     choice = chosen(study)
     if choice is None:
         raise UserError(f"study {name!r} has no finished trial yet")
     winner = choice.winner
     params = _numbers(name, winner.params)
-    evolution = study.config
     guessed = evolution is None
     if evolution is None:
         sink.line(
@@ -169,18 +175,9 @@ def load_study(flags: ComparisonFlags, sink: Sink) -> Best:
             f"and the defaults of ER-MRL are used"
         )
         evolution = _guess_config(flags, name, params)
-    elif not isinstance(evolution, EvolutionStudy):
-        raise UserError(f"{name!r} is a {evolution.title}; name the study of the evolution")
     if flags.published_code:
         evolution = replace(evolution, published_code=True)
-    if not isinstance(flags, GeneralizationComparisonConfig) and flags.env_kwargs is not None:
-        given = parse_arguments(flags.env_kwargs)
-        if not guessed and given != evolution.env_kwargs:
-            raise UserError(
-                f"{name} was evolved with env_kwargs {Arguments(evolution.env_kwargs)}, and its "
-                f"test uses the same, not {given}: {command('test-generalization')} tests others"
-            )
-        evolution = replace(evolution, env_kwargs=dict(given))
+    evolution = _with_env_kwargs(flags, name, evolution, guessed)
     try:
         make_context(evolution, params)
     except KeyError:
@@ -196,6 +193,26 @@ def load_study(flags: ComparisonFlags, sink: Sink) -> Best:
     stem = f"{name}_{winner.slug}"
     winner = replace(winner, params=params)
     return Best(name, stem, winner.title, evolution, winner, None if guessed else study)
+
+
+def _with_env_kwargs(
+    flags: ComparisonFlags, name: str, evolution: EvolutionStudy, guessed: bool
+) -> EvolutionStudy:
+    """A configuration with the arguments of the environment that the flags give, where it was
+    guessed. A test of generalisation has arguments of its own.
+
+    Raises:
+        UserError: it is stored, and has others.
+    """
+    if isinstance(flags, GeneralizationComparisonConfig) or flags.env_kwargs is None:
+        return evolution
+    given = parse_arguments(flags.env_kwargs)
+    if not guessed and given != evolution.env_kwargs:
+        raise UserError(
+            f"{name} was evolved with env_kwargs {Arguments(evolution.env_kwargs)}, and its test "
+            f"uses the same, not {given}: {command('test-generalization')} tests others"
+        )
+    return replace(evolution, env_kwargs=dict(given))
 
 
 def _address(flags: ComparisonFlags, name: str, sink: Sink) -> str:
@@ -338,8 +355,8 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     test_name, config = _the_test(flags, best, sink)
     evolution, params = config.evolution, best.winner.params
     arms = arm_names(evolution, params) + control_names(evolution, params)
-    chosen = _chosen(flags, evolution, params)
-    for arm in chosen:
+    asked = _asked(flags, evolution, params)
+    for arm in asked:
         try:
             check(arm_lifetime(arm, 0, config, params))
         except UserError as e:
@@ -347,16 +364,11 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
                 f"the agent {arm} cannot be trained, and --arms chooses others: {e}"
             ) from e
     seeds = seed_indices(flags.nb_seeds)
-    wanted: list[dict[str, Any]] = [{"arm": a, "seed": seed} for a in chosen for seed in seeds]
+    wanted: list[dict[str, Any]] = [{"arm": a, "seed": seed} for a in asked for seed in seeds]
     there = _finished(flags.results, test_name)
     todo = [w for w in wanted if (w["arm"], w["seed"]) not in there]
-    outlook = _outlook(
-        flags,
-        chosen,
-        seeds,
-        [arm_lifetime(w["arm"], w["seed"], config, params) for w in todo or wanted[:1]],
-        len(todo),
-    )
+    specs = [arm_lifetime(w["arm"], w["seed"], config, params) for w in todo or wanted[:1]]
+    outlook = _outlook(flags, test_name, asked, seeds, specs, len(todo))
     check_at_once(flags, outlook)
     sink.line(f"{test_name} in {shown(flags.results)}")
     if flags.dry_run:
@@ -431,6 +443,7 @@ def _finished(storage: str, name: str) -> set[tuple[str, int]]:
 
 def _outlook(
     flags: ComparisonFlags,
+    name: str,
     arms: Sequence[str],
     seeds: Sequence[int],
     specs: Sequence[LifetimeSpec],
@@ -440,6 +453,7 @@ def _outlook(
 
     Args:
         flags: of the command.
+        name: of the test.
         arms: its agents.
         seeds: of each.
         specs: lifetimes that are left, or one where none is left.
@@ -456,7 +470,8 @@ def _outlook(
         f"{plural(len(arms), 'agent')} x {plural(len(seeds), 'seed')} x {steps:,} steps, "
         f"{plural(left, 'lifetime')} to train"
     )
-    return Outlook(counts, specs, left, tuple(notes))
+    taken = steps_in_checkpoints(flags.runs, name, specs)
+    return Outlook(counts, specs, left, tuple(notes), taken)
 
 
 def _engine(flags: ComparisonFlags, evolution: EvolutionStudy, stored: Any, sink: Sink) -> str:
@@ -471,7 +486,7 @@ def _engine(flags: ComparisonFlags, evolution: EvolutionStudy, stored: Any, sink
     return resolve_engine(evolution.learner, flags.engine, settings, sink.line)
 
 
-def _chosen(
+def _asked(
     flags: ComparisonFlags, evolution: EvolutionStudy, params: dict[str, float]
 ) -> list[str]:
     """The agents that the flags ask for.
@@ -480,15 +495,15 @@ def _chosen(
         UserError: there is no such agent.
     """
     usual, controls = arm_names(evolution, params), control_names(evolution, params)
-    chosen = list(usual)
+    asked = list(usual)
     if flags.arms is not None:
-        chosen = list(dict.fromkeys(a.strip() for a in flags.arms.split(",")))
-    chosen += [c for c in controls if flags.controls and c not in chosen]
-    for arm in chosen:
+        asked = list(dict.fromkeys(a.strip() for a in flags.arms.split(",")))
+    asked += [c for c in controls if flags.controls and c not in asked]
+    for arm in asked:
         if arm not in usual + controls:
             known = ", ".join(usual + controls)
             raise UserError(f"unknown agent {arm!r} in --arms (known: {known})")
-    return chosen
+    return asked
 
 
 def _key(trial: Any) -> tuple[str, int]:
@@ -525,8 +540,8 @@ def _say_winner(study: Study, arm: str, best: Best, config: TestStudy, sink: Sin
     known = [s for s in scores if s is not None]
     if not known:
         return
-    found = reached_by(best.winner, arm, config.env_id, known, config.training_steps)
-    sink.line(f"evolved:  {best.title} as {arm}, {best.winner.reached}; {found.line}")
+    found = reached_by(best.winner, arm, config, known)
+    sink.line(f"evolved:  {best.title}, {best.winner.reached}; {found.line}")
     evolution = best.study
     if evolution is None:
         return

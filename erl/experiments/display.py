@@ -16,7 +16,7 @@ import numpy as np
 from erl.errors import UserError
 from erl.studies.study import Study
 from erl.studies.trials import RunningTrial
-from erl.studies.winner import TESTED, chosen, reached_in_tests, stored_choice
+from erl.studies.winner import said_of_winner
 
 if TYPE_CHECKING:
     from erl.studies.data import StudyData
@@ -43,14 +43,8 @@ class Display:
 
     def study(self) -> None:
         """Write the note of the study."""
-        attrs = self._study.optuna.user_attrs
-        were_tests = any(key.startswith(TESTED) for key in attrs)
-        choice = chosen(self._study) if were_tests else stored_choice(attrs)
-        winner = None
-        if choice is not None:
-            tests = [test.line for test in reached_in_tests(attrs, choice.winner).values()]
-            winner = "; ".join([f"{choice.winner.title}, {choice.winner.reached}", *tests])
-        self._study.note(self._commands(self._study.name_now(), None), winner)
+        commands = self._commands(self._study.name_now(), None)
+        self._study.note(commands, said_of_winner(self._study))
 
     def trial(
         self,

@@ -52,10 +52,20 @@ from erl.studies.distributions import SearchSpace, distributions
 from erl.studies.storage import DEFAULT_STORAGE, shown
 from erl.studies.study import Study, stored_config
 from erl.studies.trials import Plan, RunningTrial, key_of
-from erl.studies.winner import Choice, chosen, reached_in_tests, store_choice
+from erl.studies.winner import (
+    Choice,
+    chosen,
+    reached_in_tests,
+    store_choice,
+    stored_choice,
+    unfinished_finals,
+)
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Phase, Seeds
 from erl.worlds.task_sets import load_task_set
 from erl.worlds.tasks import Task
+
+# Finalists that lines of advice name.
+RECOMMENDED = 5
 
 __all__ = ["EvolutionConfig", "GeneralizationConfig", "MultiEvolutionConfig", "evolve"]
 
@@ -292,7 +302,7 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     progress = EvolutionProgress(
         study, config, flags.nb_trials, sink, steps_of(outlook.specs[0]), skip
     )
-    finals = flags.finalists > 0 and not config.published_code
+    finals = bool(flags.finalists)
     retries = flags.max_retries
     source = Generations(study, sampler, space, plan, popsize, flags.nb_trials, retries, finals)
     pruning = None if config.pruner == "none" else Pruning(config.pruner, popsize)
@@ -312,12 +322,13 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
         return 130
     # Asked first: what ends meanwhile is then among the finished.
     elsewhere = len(study.trials("RUNNING"))
-    if not finals:
+    if flags.finalists == 0:
         store_choice(study, None)
-    elif not elsewhere and not _finals(flags, study, config, space, sampler, sink):
+    elif finals and not elsewhere and not _finals(flags, study, config, space, sampler, sink):
         _say_best(study, sink)
         return 130
-    progress.say_luck()
+    no_finals = stored_choice(study.optuna.user_attrs) is None
+    progress.say_luck(advise=flags.finalists is None and no_finals)
     if _say_winner(study, elsewhere, progress.last_error, sink) is None:
         return 0 if elsewhere else 1
     sink.line(f"test them:       {test_command(config, study.name_now(), flags.storage)}")
@@ -335,6 +346,9 @@ def _say_winner(study: Study, elsewhere: int, last_error: str | None, sink: Sink
         sink: for lines.
     """
     choice = _say_best(study, sink)
+    unfinished = unfinished_finals(study.optuna.user_attrs)
+    if unfinished is not None:
+        sink.line(f"finals:          {unfinished}")
     if elsewhere:
         sink.line(
             f"{plural(elsewhere, 'trial')} of this study {'is' if elsewhere == 1 else 'are'} "
@@ -355,7 +369,7 @@ def _finals(
     sink: Sink,
 ) -> bool:
     """Live the finals, if there is something to choose from; False if they were interrupted."""
-    finalists = finalists_of(study, config, space, sampler, flags.finalists)
+    finalists = finalists_of(study, config, space, sampler, flags.finalists or 0)
     if len(finalists) < 2:
         for one in finalists:
             others = len({key_of(t.params) for t in study.trials("COMPLETE")}) > 1
@@ -449,7 +463,10 @@ def _say_best(study: Study, sink: Sink) -> Choice | None:
         sink.line(f"winner:          {winner.title}, {winner.reached}")
         ended = len(study.trials("COMPLETE", "PRUNED", "FAIL"))
         if ended > choice.ended:
-            sink.line(f"                 chosen when {choice.ended} of {ended} trials had ended")
+            sink.line(
+                f"                 chosen when {choice.ended} of {ended} trials had ended; "
+                f"--finalists {RECOMMENDED} holds finals with the later ones"
+            )
     for test in reached_in_tests(study.optuna.user_attrs, winner).values():
         sink.line(f"tested:          {winner.title}, {test.line}")
     params = ", ".join(f"{k} {number(v)}" for k, v in winner.params.items())
@@ -511,11 +528,19 @@ class EvolutionProgress(Progress):
             self._best = (value, trial.number)
         super().end(trial, value)
 
-    def say_luck(self) -> None:
-        """Say how much of the fitness is luck."""
+    def say_luck(self, advise: bool) -> None:
+        """Say how much of the fitness is luck.
+
+        Args:
+            advise: whether to name finals, if it is much.
+        """
         self._luck.look()
         if self._luck.line is not None:
-            self.sink.line(f"luck:            {self._luck.line}")
+            advice = (
+                f"; --finalists {RECOMMENDED} estimates what the best one reaches on other seeds"
+            )
+            told = advise and self._luck.hint is not None
+            self.sink.line(f"luck:            {self._luck.line}{advice * told}")
 
     def trial_line(self, trial: RunningTrial, value: float | None) -> str:
         """See `Progress`."""

@@ -42,6 +42,8 @@ RESERVOIR_FLAGS = frozenset(
 # Those that say it of a context of the user's own too.
 CONTEXT_FLAGS = frozenset({"skip_c", "feed_action", "reset_res"})
 
+FINALIST_SEEDS = 5
+
 _SEARCH_MORE = (
     "search more: units, rc_connectivity, input_connectivity, bias, bias_connectivity, "
     "learner.SETTING=low:high[:log]"
@@ -71,12 +73,14 @@ class EvolutionFlags(RunFlags):
     env_kwargs: str | None = env_kwargs_option()
     nb_seeds: int = option(3, "lifetimes of one trial; each draws its own reservoir")
     ep_eval: int = option(10, "episodes over which a fitness is averaged")
-    finalists: int = option(
-        5,
-        "best trials that are trained again, with the mean of CMA-ES, to choose the winner; 0 "
-        "takes the highest fitness",
+    finalists: int | None = option(
+        None,
+        "best trials that are trained again at the end, with the mean of CMA-ES, to choose the "
+        "winner; by default none, and the winner of earlier finals stands; 0 takes it back",
     )
-    finalist_seeds: int = option(5, "fresh seeds on which each finalist is trained")
+    finalist_seeds: int = option(
+        FINALIST_SEEDS, "fresh seeds on which each finalist is trained; only with --finalists"
+    )
     units: int = option(100, "neurons of one reservoir")
     skip_c: bool = option(
         False, "the policy also sees the observation, the last action and the last reward"
@@ -155,12 +159,8 @@ class EvolutionFlags(RunFlags):
         for name in ("popsize", "obs_units"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
-        check_number("finalists", self.finalists)
         check_seeds(self.seed, self.nb_seeds)
-        if self.finalist_seeds > MAX_SEED:
-            raise UserError(
-                f"--finalist_seeds must be at most {MAX_SEED}, not {self.finalist_seeds}"
-            )
+        self._check_finals()
         if self.popsize is not None and self.popsize < 2:
             raise UserError(f"--popsize must be at least 2, not {self.popsize}")
         self._check_reservoirs()
@@ -186,6 +186,23 @@ class EvolutionFlags(RunFlags):
     def reservoirs(self) -> int | None:
         """Number of reservoirs as `SearchConfig.nb_res` has it: None for a single one."""
         raise NotImplementedError
+
+    def _check_finals(self) -> None:
+        """Refuse finals that cannot be, and flags of finals where there are none."""
+        check_number("finalists", self.finalists or 0)
+        if self.finalist_seeds > MAX_SEED:
+            raise UserError(
+                f"--finalist_seeds must be at most {MAX_SEED}, not {self.finalist_seeds}"
+            )
+        if not self.finalists and self.finalist_seeds != FINALIST_SEEDS:
+            raise UserError(
+                f"--finalist_seeds {self.finalist_seeds} is for finals, which need --finalists of "
+                "at least 1"
+            )
+        if self.finalists and self.published_code:
+            raise UserError(
+                f"--finalists {self.finalists} holds finals, and --published_code has none"
+            )
 
     def _check_reservoirs(self) -> None:
         """Refuse a negative number of reservoirs, and flags of reservoirs where there are none."""

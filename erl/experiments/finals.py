@@ -1,5 +1,5 @@
-"""Finals: the best trials of an evolution, and the mean of its search, are lived again on fresh
-seeds. The winner is the one of whom most is expected then.
+"""Finals, where `--finalists` asks for them: the best trials of an evolution, and the mean of its
+search, are lived again on fresh seeds. The winner is the one of whom most is expected then.
 
 The trial with the highest of many noisy fitnesses is partly the luckiest one. Its fitness on the
 seeds that chose it says little of what it reaches on others.
@@ -24,6 +24,7 @@ from erl.studies.study import Study, stored_config
 from erl.studies.trials import RunningTrial, key_of, lifetime_records, why_failed
 from erl.studies.winner import (
     Finalist,
+    begin_finals,
     choose,
     finals_name,
     link_finals,
@@ -96,6 +97,7 @@ def live_finals(
     campaign = Campaign(flags, name, FinalsStudy(config), sink, first)
     study = campaign.study
     link_finals(study, evolution)
+    begin_finals(evolution, flags.finalists or 0, flags.finalist_seeds)
     known = _known(study, evolution, config, finalists)
     wanted, before = _wanted(finalists, flags.finalist_seeds), len(_records(study))
 
@@ -148,7 +150,7 @@ def left_of_finals(
         trials: that are left. The finalists are not known while there are some: there may be as
             many as this says.
     """
-    if not flags.finalists or config.published_code:
+    if not flags.finalists:
         return 0
     seeds, each = flags.finalist_seeds, len(config.environments)
     if trials:

@@ -35,12 +35,14 @@ class Outlook:
         specs: lifetimes that would train at the same time.
         left: how many lifetimes are left.
         notes: what should be known before.
+        taken: steps of these lifetimes that are in checkpoints.
     """
 
     counts: str
     specs: Sequence[LifetimeSpec]
     left: int
     notes: tuple[str, ...] = ()
+    taken: int = 0
 
 
 def check_at_once(flags: RunFlags, outlook: Outlook) -> None:
@@ -68,7 +70,9 @@ def announce(outlook: Outlook, executor: Executor, sink: Sink, measure: bool = F
     if updates is not None:
         parts.append(f"{updates:,} update{'s' * (updates != 1)} each")
     parts.append(plural(executor.workers, "worker"))
-    steps = outlook.left * steps_of(outlook.specs[0])
+    if outlook.taken:
+        parts.append(f"{outlook.taken:,} steps are in checkpoints")
+    steps = outlook.left * steps_of(outlook.specs[0]) - outlook.taken
     if outlook.left and (measure or steps >= WORTH_MEASURING):
         sink.status("measuring the speed")
         speed = measured_speed(outlook.specs, executor)

@@ -19,6 +19,7 @@ from erl.experiments.campaign import (
     outcome,
     say_where,
     status_path,
+    steps_in_checkpoints,
 )
 from erl.experiments.films import film_agents, film_commands, model_name, say_film
 from erl.experiments.flags import MAX_SEED, parse_settings, plural, read_settings, study_name
@@ -196,7 +197,8 @@ def run(flags: SingleConfig, sink: Sink) -> int:
     todo = [seed for seed in indices if seed not in there]
     specs = [lifetime(config, seed) for seed in todo or indices[:1]]
     counts = f"{plural(len(indices), 'seed')} x {flags.steps:,} steps, {len(todo)} to train"
-    outlook = Outlook(counts, specs, len(todo))
+    taken = steps_in_checkpoints(flags.runs, name, specs)
+    outlook = Outlook(counts, specs, len(todo), taken=taken)
     check_at_once(flags, outlook)
     sink.line(f"{name} in {shown(flags.storage)}")
     if flags.dry_run:

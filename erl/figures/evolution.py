@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.interpolate import griddata
 from scipy.spatial import QhullError
 
+from erl.cli import figure as figure_of
 from erl.errors import UserError
 from erl.figures.style import (
     COLOURS,
@@ -32,6 +33,7 @@ from erl.figures.style import (
 )
 from erl.statistics import SMOOTHING, smoothed
 from erl.studies.data import Axis
+from erl.studies.winner import Finalist
 
 FITNESS = "fitness (mean return)"
 Space = Mapping[str, Axis]
@@ -84,11 +86,41 @@ def _scale(axes: Axes, name: str, axis: Axis, which: str = "x") -> None:
 # -- one study --
 
 
+def _mark_winner(axes: Axes, x: float, y: float, said: str = "") -> None:
+    """Mark the winner of the finals.
+
+    Args:
+        axes: drawn on.
+        x, y: where it is.
+        said: of it, in the legend.
+    """
+    axes.plot(
+        [x],
+        [y],
+        "o",
+        markersize=10,
+        markerfacecolor="none",
+        markeredgewidth=1.8,
+        color=COLOURS[2],
+        zorder=7,
+        label=f"winner of the finals{said}",
+    )
+
+
 @styled
-def optimisation_history(trials: pd.DataFrame, about: str = "") -> Figure:
+def optimisation_history(
+    trials: pd.DataFrame, about: str = "", winner: Finalist | None = None
+) -> Figure:
     """Fitness of every trial in the order of their beginning, and the best so far.
 
     Pruned trials stand at the value that they had when they ended; failed ones at the lower edge.
+    A ring marks the winner of the finals: a trial at its fitness, a mean of the search at what is
+    expected of it on new seeds, behind the trials that had ended.
+
+    Args:
+        trials: of a study.
+        about: for the caption.
+        winner: of its finals; None without finals.
     """
     done = completed(trials)
     best = best_so_far(trials)
@@ -117,6 +149,13 @@ def optimisation_history(trials: pd.DataFrame, about: str = "") -> Figure:
         color=COLOURS[1],
         label="best so far",
     )
+    if winner is not None:
+        expected = f"{figure_of(winner.expected)} expected on new seeds"
+        if winner.mean is not None and winner.expected is not None:
+            said = f", the mean of the search: {expected}"
+            _mark_winner(axes, winner.mean - 0.5, winner.expected, said)
+        for row in done[done.trial == winner.trial].itertuples():
+            _mark_winner(axes, row.trial, row.fitness, f": {expected}")
     axes.set_xlabel("trial")
     axes.set_ylabel(FITNESS)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -382,7 +421,7 @@ def _draw_path(
     if path.restart.nunique() > 1:
         firsts = path.reset_index(drop=True).groupby("restart").head(1).index.to_numpy()[1:]
         axes.plot(*means[firsts].T, "*", color=COLOURS[6], markersize=11, zorder=5, label="restart")
-    strength = np.linspace(0.25, 0.9, len(path))
+    strength = np.linspace(0.9, 0.25, len(path))[::-1]  # the latest one is the strongest
     for i, (mean, cov) in enumerate(zip(path["mean"], path["cov"])):
         outline = ellipse(np.asarray(mean)[at], np.asarray(cov)[np.ix_(at, at)])
         axes.plot(
@@ -412,6 +451,7 @@ def search_map(
     x: str | None = None,
     y: str | None = None,
     about: str = "",
+    winner: Finalist | None = None,
 ) -> Figure:
     """Two parameters of all trials, and where the sampler's distribution went.
 
@@ -421,6 +461,7 @@ def search_map(
         path: from `erl.studies.data.sampler_path`.
         x, y: which parameters; by default the first two.
         about: for the caption.
+        winner: of the study's finals; None without finals.
     """
     done = completed(trials)
     if not len(path):
@@ -445,6 +486,8 @@ def search_map(
         zorder=3,
     )
     _draw_path(axes, path, (x, y), at, space)
+    if winner is not None and {x, y} <= winner.params.keys():
+        _mark_winner(axes, winner.params[x], winner.params[y])
     _scale(axes, x, space[x])
     _scale(axes, y, space[y], "y")
     figure.colorbar(shown, ax=axes, label=FITNESS, pad=0.02)

@@ -125,7 +125,11 @@ def evolution_section(data: StudyData) -> Section:
     about, section = describe(data), Section(data.name, data)
     trials, space = data.trials, data.space
     draw = section.draw
-    draw("history", "Optimisation history", lambda: evolution.optimisation_history(trials, about))
+    draw(
+        "history",
+        "Optimisation history",
+        lambda: evolution.optimisation_history(trials, about, data.winner),
+    )
     draw(
         "search_map",
         "Map of the search",
@@ -151,7 +155,8 @@ def evolution_section(data: StudyData) -> Section:
 def map_figure(data: StudyData, about: str = "") -> Figure:
     """Where the sampler of a study searched."""
     evolution.completed(data.trials)  # says what is missing before a path is looked for
-    return evolution.search_map(data.trials, data.space, sampler_path(data), about=about)
+    path, winner = sampler_path(data), data.winner
+    return evolution.search_map(data.trials, data.space, path, about=about, winner=winner)
 
 
 def importance_figure(data: StudyData, about: str = "") -> Figure:
@@ -523,10 +528,11 @@ def _what_was_run(data: StudyData) -> list[str]:
         facts["best trial"] = (
             f"{best.trial}, fitness {best.fitness:,.4g} (a maximum over noisy values): {values}"
         )
-    if data.choice is not None and data.choice.finalists:
-        winner = data.choice.winner
-        values = ", ".join(f"{n} {_plain(v)}" for n, v in winner.params.items())
-        facts["winner"] = f"{winner.title}, {winner.reached}: {values}"
+    if data.winner is not None:
+        values = ", ".join(f"{n} {_plain(v)}" for n, v in data.winner.params.items())
+        facts["winner"] = f"{data.winner.title}, {data.winner.reached}: {values}"
+    for name, test in data.tested.items():
+        facts[f"test {name}"] = test.line
     if isinstance(data.config, TestStudy):
         facts["hyperparameters"] = ", ".join(
             f"{n} {_plain(v)}" for n, v in data.config.params.items()

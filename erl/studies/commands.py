@@ -39,6 +39,7 @@ from erl.studies.winner import (
     link_finals,
     reached_in_tests,
     stored_choice,
+    unfinished_finals,
     without_finals,
 )
 
@@ -188,6 +189,9 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
     choice = stored_choice(study.user_attrs)
     if choice is not None:
         _show_choice(choice, trials, sink)
+    unfinished = unfinished_finals(study.user_attrs)
+    if unfinished is not None:
+        sink.line(f"finals: {unfinished}")
     if any(key.startswith(TESTED) for key in study.user_attrs):
         _show_tests(Study(config.storage, name), sink)
     failed = [t for t in trials if t.state.name == "FAIL"]
@@ -243,18 +247,17 @@ def trial_rows(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
     )
 
 
-def with_json(lifetimes: pd.DataFrame) -> pd.DataFrame:
-    """Lifetimes for a file: curves and inner evolutions as JSON."""
-    frame = lifetimes.copy()
-    for column in {"curve", "inner"} & {*frame.columns}:
-        frame[column] = frame[column].map(
-            lambda value: None if value is None else json.dumps(value)
-        )
-    return frame
+def with_json(table: pd.DataFrame) -> pd.DataFrame:
+    """Lifetimes or generations for a file: lists and dictionaries as JSON."""
+
+    def text(value: Any) -> Any:
+        return json.dumps(value) if isinstance(value, list | tuple | dict) else value
+
+    return table.assign(**{c: table[c].map(text) for c in table if table[c].dtype == object})
 
 
 def export_study(config: ExportConfig, sink: Sink) -> int:
-    """Write a study as a table, whole or not at all; curves are lists in JSON."""
+    """Write a study as a table, whole or not at all; lists, such as curves, are JSON."""
     path, document = Path(config.file or ""), None
     if path.exists() and not (config.overwrite and path.is_file()):
         raise UserError(
@@ -285,10 +288,9 @@ def export_study(config: ExportConfig, sink: Sink) -> int:
         frame = records(config.storage, name)
         if not len(frame):
             raise UserError(f"study {name!r} stores no lifetimes; --rows trials exports its trials")
-        frame = with_json(frame)
     try:
         if document is None:
-            write_whole(path, lambda part: frame.to_csv(part, index=False))
+            write_whole(path, lambda part: with_json(frame).to_csv(part, index=False))
         else:
             write_whole(path, lambda part: Path(part).write_text(document, encoding="utf-8"))
     except OSError as e:

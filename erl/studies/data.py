@@ -32,7 +32,14 @@ from erl.studies.records import decoded, generation_rows, lifetime_rows
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown
 from erl.studies.study import Study
 from erl.studies.trials import why_failed
-from erl.studies.winner import Choice, chosen, without_finals
+from erl.studies.winner import (
+    Choice,
+    Finalist,
+    Reached,
+    chosen,
+    reached_in_tests,
+    without_finals,
+)
 from erl.worlds.reservoirs import ReservoirParams
 
 # Scalars in which a TensorBoard log may tell the return: Stable-Baselines3's, then CleanRL's.
@@ -96,6 +103,7 @@ class StudyData:
         stored: the configuration as it is stored; empty where nothing is.
         choice: what an evolution hands over: the winner of its finals, or the best trial. None
             without a finished trial, and for other studies.
+        tested: what tests found of it, by their names.
     """
 
     name: str
@@ -110,6 +118,7 @@ class StudyData:
     generations: pd.DataFrame
     stored: dict[str, Any] = field(default_factory=dict)
     choice: Choice | None = None
+    tested: dict[str, Reached] = field(default_factory=dict)
     _frozen: tuple[FrozenTrial, ...] = field(default=(), repr=False)
     _storage: str | None = field(default=None, repr=False)  # its address, as it was given
 
@@ -125,6 +134,11 @@ class StudyData:
     def setting(self) -> EvolutionStudy | SingleStudy | None:
         """The configuration that names learner, environments and root seed."""
         return self.config if isinstance(self.config, SingleStudy) else self.evolution
+
+    @property
+    def winner(self) -> Finalist | None:
+        """The winner of an evolution's finals; None where there were none."""
+        return self.choice.winner if self.choice is not None and self.choice.finalists else None
 
     @property
     def environments(self) -> tuple[str, ...]:
@@ -170,20 +184,22 @@ def read_study(address: str, storage: str = DEFAULT_STORAGE) -> StudyData:
 
 def read_trials(study: Study) -> StudyData:
     """A study with its trials, and without what their lifetimes recorded."""
-    trials, config = study.trials(), study.config
+    trials, config, attrs = study.trials(), study.config, study.optuna.user_attrs
+    choice = chosen(study) if config is None or isinstance(config, EvolutionStudy) else None
     return StudyData(
         name=study.name,
         address=shown(study.address),
         kind="journal" if config is None else config.kind,
         config=config,
-        versions=study.optuna.user_attrs.get("versions") or {},
-        commit=study.optuna.user_attrs.get("commit"),
+        versions=attrs.get("versions") or {},
+        commit=attrs.get("commit"),
         space=_space(trials),
         trials=_trial_frame(trials),
         lifetimes=pd.DataFrame(),
         generations=pd.DataFrame(),
         stored=study.stored or {},
-        choice=chosen(study) if config is None or isinstance(config, EvolutionStudy) else None,
+        choice=choice,
+        tested={} if choice is None else reached_in_tests(attrs, choice.winner),
         _frozen=tuple(trials),
         _storage=study.address,
     )

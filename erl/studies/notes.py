@@ -87,7 +87,7 @@ def study_note(
         trials: all of them.
         commit: of the project, when it began.
         commands: what to run next.
-        winner: whom the finals chose, and what it reached.
+        winner: what an evolution hands over, and what it reached; None without finals and tests.
     """
     rows = {"what": _what(config), **_how(config)}
     states = Counter(t.state.name.lower() for t in trials)

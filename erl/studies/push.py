@@ -28,7 +28,7 @@ from erl.studies.records import records
 from erl.studies.storage import open_storage
 from erl.studies.study import COMMAND, Study
 from erl.studies.tables import AgentTable, agent_tables, to_frame, to_markdown, to_text_frame
-from erl.studies.winner import stored_choice
+from erl.studies.winner import TESTED, WINNER, said_of_winner
 
 MODELS = (".zip", ".json", ".pkl", ".mp4")
 
@@ -132,7 +132,9 @@ def _write_tables(study: Study, tables: list[AgentTable], folder: Path) -> None:
     if tables:
         to_frame(tables).to_csv(folder / "arms.csv", index=False)
     attrs = study.optuna.user_attrs
-    kept = {k: attrs[k] for k in ("config", "versions", "commit", COMMAND, "winner") if k in attrs}
+    names = ["config", "versions", "commit", COMMAND, WINNER]
+    names += [k for k in attrs if k.startswith(TESTED)]
+    kept = {k: attrs[k] for k in names if k in attrs}
     text = json.dumps({"name": study.name, **kept}, indent=1, ensure_ascii=False)
     (folder / "study.json").write_text(text + "\n", encoding="utf-8")
 
@@ -153,10 +155,8 @@ def model_card(study: Study, tables: list[AgentTable], agents: list[str], repo: 
     parts = [f"---\n{to_yaml(_metadata(study, config, tables))}---", f"# {study.name}"]
     parts += ["Made with erl, which evolves reservoirs around agents that learn by reinforcement."]
     if config is not None:
-        choice = stored_choice(attrs)
-        winner = None if choice is None else f"{choice.winner.title}, {choice.winner.reached}"
-        parts += ["## What was run"]
-        parts += [study_note(config, study.trials(), attrs.get("commit"), winner=winner)]
+        commit, winner = attrs.get("commit"), said_of_winner(study)
+        parts += ["## What was run", study_note(config, study.trials(), commit, winner=winner)]
     parts += ["## Seeds", _seeds(study, config)]
     if tables:
         titles = [f"- {each.score.replace('_', ' ')}: {each.title}" for each in tables]

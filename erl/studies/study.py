@@ -132,9 +132,12 @@ class Study:
             return
         differ = differences(from_stored(self.stored), from_stored(to_stored(config)))
         if differ:
+            other = "another name with --h_test"
+            if config.kind == "test":  # its name comes from the evolution's
+                other = "another database with --results_storage"
             raise UserError(
                 f"study {self.name!r} exists with another configuration: {'; '.join(differ)}; "
-                f"use its flags, or another name with --h_test"
+                f"use its flags, or {other}"
             )
 
     @property
@@ -501,7 +504,7 @@ class Study:
 
         Args:
             commands: what to run next.
-            winner: whom the finals chose, and what it reached.
+            winner: see `study_note`.
         """
         config = self.config
         if config is not None:

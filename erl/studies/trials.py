@@ -1,7 +1,7 @@
 """Running trials, and the records of lifetimes that trials hold."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +16,10 @@ from erl.worlds.specification import LifetimeSpec, from_json
 Plan = Callable[[dict[str, Any]], list[LifetimeSpec]]
 # Attribute of a trial with the record of its lifetime of this number.
 RECORD = "lifetime:"
-# Attribute with a column of the table of generations in that record, where it is a long one.
+# Attribute with a column of the table of generations in that record, or a piece of it, where the
+# table is a long one.
 COLUMN = "kept:"
-# Characters of a record that is stored as one attribute: MySQL's have 65,535 bytes.
+# Characters of a record, or of a piece of a column, in one attribute: MySQL's have 65,535 bytes.
 LONGEST = 40_000
 # What a lifetime's return contributes to its trial's fitness, their mean.
 Score = Callable[[LifetimeSpec, float], float]
@@ -98,7 +99,9 @@ def stored_records(trial: FrozenTrial) -> dict[int, Any]:
     for index, record in found.items():
         inner = record.get("inner") or {}
         if isinstance(names := inner.get("kept"), list):
-            kept = {name: attrs[f"{COLUMN}{index}:{name}"] for name in names}
+            kept: dict[str, list[Any]] = {}
+            for name in names:
+                kept.setdefault(name.partition(":")[0], []).extend(attrs[f"{COLUMN}{index}:{name}"])
             found[index] = {**record, "inner": {**inner, "kept": kept}}
     return found
 
@@ -106,7 +109,8 @@ def stored_records(trial: FrozenTrial) -> dict[int, Any]:
 def record_attributes(index: int, record: dict[str, Any]) -> dict[str, Any]:
     """The attributes of a trial that hold a record, in the order in which they are to be written.
 
-    A long table of generations has an attribute for each column, and the record has their names.
+    A long table of generations has an attribute for each column, or several for a long column, and
+    the record has their names: `fitness`, `fitness:1`, `fitness:2`, …
 
     Args:
         index: of the lifetime.
@@ -116,10 +120,23 @@ def record_attributes(index: int, record: dict[str, Any]) -> dict[str, Any]:
     kept = inner.get("kept")
     if not kept or len(json.dumps(record)) <= LONGEST:
         return {f"{RECORD}{index}": record}
-    return {
-        **{f"{COLUMN}{index}:{name}": values for name, values in kept.items()},
-        f"{RECORD}{index}": {**record, "inner": {**inner, "kept": list(kept)}},
+    pieces = {
+        f"{name}:{k}" if k else name: piece
+        for name, values in kept.items()
+        for k, piece in enumerate(_pieces(values))
     }
+    return {
+        **{f"{COLUMN}{index}:{name}": piece for name, piece in pieces.items()},
+        f"{RECORD}{index}": {**record, "inner": {**inner, "kept": list(pieces)}},
+    }
+
+
+def _pieces(values: Sequence[Any]) -> list[Sequence[Any]]:
+    """Values in as many parts as it takes for each to be of `LONGEST` characters at most."""
+    if len(values) < 2 or len(json.dumps(values)) <= LONGEST:
+        return [values]
+    middle = len(values) // 2
+    return [*_pieces(values[:middle]), *_pieces(values[middle:])]
 
 
 def lifetime_records(trial: FrozenTrial) -> dict[int, LifetimeRecord]:

@@ -10,7 +10,7 @@ lifetimes of a finalist on a seed: parameters `trial` (number of the evolution's
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,13 +20,15 @@ from optuna.trial import FrozenTrial
 from erl.cli import figure
 from erl.errors import UserError
 from erl.search.noise import expect, mean_interval
-from erl.studies.configuration import EvolutionStudy, FinalsStudy
+from erl.studies.configuration import EvolutionStudy, FinalsStudy, TestStudy
 from erl.studies.following import UID
 from erl.studies.study import Study
 from erl.studies.trials import Score, lifetime_records
+from erl.worlds.arguments import Arguments
 from erl.worlds.specification import from_json, to_json
 
 WINNER = "winner"  # user attribute of an evolution's study
+UNFINISHED = "unfinished_finals"  # the same: the flags of finals that were begun and not finished
 SUFFIX = "_finals"
 TESTED = "tested:"  # user attributes of an evolution's study: what its tests found, by their names
 FINALS_OF = "finals_of"  # user attribute of finals: the `UID` of their evolution
@@ -142,10 +144,10 @@ class Finalist:
         """
         parts = []
         if self.fitness is not None:
-            seeds = f" ({_seeds(self.proposed)})" if self.proposed else ""
+            seeds = f" ({_seeds(len(self.proposed))})" if self.proposed else ""
             parts.append(f"{with_interval(self.proposed, self.fitness)} when proposed{seeds}")
         if self.again:
-            parts.append(f"{with_interval(self.again)} lived again ({_seeds(self.again)})")
+            parts.append(f"{with_interval(self.again)} lived again ({_seeds(len(self.again))})")
         if self.expected is not None:
             parts.append(f"{_shown(self.expected, self.interval)} expected on new seeds")
         return f"fitness {', '.join(parts) or 'not known'}"
@@ -155,8 +157,11 @@ def with_interval(scores: Sequence[float], mean: float | None = None) -> str:
     """A mean and its 95 % interval: `301.00 [262.00, 340.00]`; of two scores none, which would be
     wider than anything that they can be.
     """
-    interval = mean_interval(scores) if len(scores) > 2 else None
-    return _shown(float(np.mean(scores)) if mean is None else mean, interval)
+    return _shown(float(np.mean(scores)) if mean is None else mean, _interval(scores))
+
+
+def _interval(scores: Sequence[float]) -> tuple[float, float] | None:
+    return mean_interval(scores) if len(scores) > 2 else None
 
 
 def _shown(value: float, interval: tuple[float, float] | None) -> str:
@@ -164,8 +169,8 @@ def _shown(value: float, interval: tuple[float, float] | None) -> str:
     return figure(value) + ends
 
 
-def _seeds(scores: Sequence[float]) -> str:
-    return f"{len(scores)} seed{'s' * (len(scores) != 1)}"
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' * (count != 1)}"
 
 
 @dataclass(frozen=True)
@@ -180,6 +185,7 @@ class Reached:
         interval: of that, 95 %; None with less than three seeds.
         seeds: how many.
         steps: of a lifetime.
+        env_kwargs: arguments of the environment of a test of generalisation.
     """
 
     finalist: str
@@ -189,24 +195,26 @@ class Reached:
     interval: tuple[float, float] | None
     seeds: int
     steps: int
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
 
     @property
     def line(self) -> str:
-        """What was reached."""
+        """What was reached, and by which agent: a test may be of another learner's agents."""
         where = "" if self.env_id is None else f" in {self.env_id}"
+        where += f" with {Arguments(self.env_kwargs)}" * bool(self.env_kwargs)
         return (
-            f"{_shown(self.mean, self.interval)} on test seeds{where} "
-            f"({self.seeds} seed{'s' * (self.seeds != 1)}, after {self.steps:,} steps)"
+            f"return {_shown(self.mean, self.interval)} as {self.arm} on test seeds{where} "
+            f"({_seeds(self.seeds)}, after {self.steps:,} steps)"
         )
 
 
-def reached_by(
-    finalist: Finalist, arm: str, env_id: str | None, scores: Sequence[float], steps: int
-) -> Reached:
+def reached_by(finalist: Finalist, arm: str, test: TestStudy, scores: Sequence[float]) -> Reached:
     """What a finalist reached in a test, from its agent's scores; see `Reached`."""
-    interval = mean_interval(scores) if len(scores) > 2 else None
-    mean = float(np.mean(scores))
-    return Reached(finalist.slug, arm, env_id, mean, interval, len(scores), steps)
+    interval, mean = _interval(scores), float(np.mean(scores))
+    steps, seeds = test.training_steps, len(scores)
+    return Reached(
+        finalist.slug, arm, test.env_id, mean, interval, seeds, steps, dict(test.env_kwargs)
+    )
 
 
 def store_tested(evolution: Study, test: str, found: Reached) -> None:
@@ -265,6 +273,19 @@ def stored_choice(attrs: Mapping[str, Any]) -> Choice | None:
     """Whom the finals of an evolution chose, from its study's user attributes; None without."""
     stored = attrs.get(WINNER)
     return None if stored is None else from_json(Choice, stored)
+
+
+def said_of_winner(study: Study) -> str | None:
+    """What an evolution hands over, what that reached, and what tests found of it, for notes; None
+    where there were neither finals nor tests.
+    """
+    attrs = study.optuna.user_attrs
+    were_tests = any(key.startswith(TESTED) for key in attrs)
+    choice = chosen(study) if were_tests else stored_choice(attrs)
+    if choice is None:
+        return None
+    tests = [test.line for test in reached_in_tests(attrs, choice.winner).values()]
+    return "; ".join([f"{choice.winner.title}, {choice.winner.reached}", *tests])
 
 
 def proposed_by(trial: FrozenTrial, score: Score | None) -> Finalist:
@@ -330,6 +351,29 @@ def choose(
 
 
 def store_choice(study: Study, choice: Choice | None) -> None:
-    """Store whom the finals chose; None takes an earlier choice back."""
-    if choice is not None or WINNER in study.optuna.user_attrs:
+    """Store whom the finals chose; None takes an earlier choice back. No finals are unfinished
+    then.
+    """
+    attrs = study.optuna.user_attrs
+    if choice is not None or WINNER in attrs:
         study.optuna.set_user_attr(WINNER, to_json(choice))
+    if attrs.get(UNFINISHED) is not None:
+        study.optuna.set_user_attr(UNFINISHED, None)
+
+
+def begin_finals(study: Study, finalists: int, seeds: int) -> None:
+    """Store that finals of so many finalists and seeds begin. They are unfinished until
+    `store_choice`.
+    """
+    study.optuna.set_user_attr(UNFINISHED, {"finalists": finalists, "finalist_seeds": seeds})
+
+
+def unfinished_finals(attrs: Mapping[str, Any]) -> str | None:
+    """That finals were begun and not finished, and the flags that go on with them, from the user
+    attributes of the evolution's study; None if there are no such finals.
+    """
+    begun = attrs.get(UNFINISHED)
+    if begun is None:
+        return None
+    flags = " ".join(f"--{name} {n}" for name, n in begun.items())
+    return f"begun and not finished; {flags} goes on with them"

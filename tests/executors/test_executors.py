@@ -148,7 +148,6 @@ def test_where_a_study_is_computed_is_no_part_of_it(quick, inline, sink, monkeyp
         env_id="CartPole-v1",
         training_steps=64,
         nb_trials=1,
-        finalists=0,
         nb_seeds=1,
         learner_config=quick,
         engine="sb3",

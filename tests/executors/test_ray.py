@@ -158,7 +158,6 @@ def test_an_evolution_loses_a_node_and_nothing_else(cluster, address, quick, sin
         env_id="toy_environments:Steady-v0",
         training_steps=6000,
         nb_trials=4,
-        finalists=0,
         nb_seeds=2,
         units=5,
         popsize=4,

@@ -28,6 +28,8 @@ from erl.experiments.evolution import (
     lifetimes,
 )
 from erl.search.space import make_context
+from erl.studies.commands import show_study
+from erl.studies.flags import ShowConfig
 from erl.studies.records import records
 from erl.studies.storage import DEFAULT_STORAGE
 from erl.studies.study import Study
@@ -58,7 +60,6 @@ def tiny(quick):
     settings = {
         "training_steps": 64,
         "nb_trials": 2,
-        "finalists": 0,
         "nb_seeds": 2,
         "units": 5,
         "popsize": 4,
@@ -115,8 +116,12 @@ def test_reservoirs_are_tested_with_another_learner(tiny, inline, sink):
     assert spec.seeds == Seeds.derive(evolution.config.seed, "test", 0)
     assert study.config.evolution.learner == "A2C"
     assert "agents of A2C, with what was evolved for PPO" in sink.lines
-    with pytest.raises(UserError, match="A3C"):
+    # The evolution keeps whose result it is.
+    show_study(ShowConfig(study=evolution.name), sink)
+    assert sink.lines[-1].endswith(f" as RES_A2C on test seeds (1 seed, after 64 steps): {name}")
+    with pytest.raises(UserError, match=r"^unknown learner 'A3C'; did you mean"):
         compare(dataclasses.replace(test, learner="A3C"), sink)
+    assert "A3C" not in str(sink)
 
 
 # -- several reservoirs --
@@ -412,6 +417,14 @@ def test_a_study_of_one_environment_can_be_tested_in_another(tiny, inline, sink)
     assert compare(dataclasses.replace(test, env_id="toy_environments:Steady-v0"), sink) == 0
     where = "on test seeds in toy_environments:Steady-v0 (1 seed, after 64 steps)"
     assert any(line.startswith("evolved:  ") and line.endswith(where) for line in sink.lines)
+    other = dataclasses.replace(
+        test, env_id="toy_environments:Steady-v0", env_kwargs="{max_episode_steps: 20}"
+    )
+    with pytest.raises(UserError, match="use its flags, or another database with --results_stora"):
+        compare(other, sink)
+    assert compare(dataclasses.replace(other, results_storage="sqlite:///other.db"), sink) == 0
+    where = where.replace(" (", ' with {"max_episode_steps": 20} (')
+    assert any(line.endswith(where) for line in sink.lines)
 
 
 @pytest.mark.parametrize("kind", [ComparisonConfig, MultiComparisonConfig])

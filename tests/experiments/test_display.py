@@ -16,7 +16,7 @@ FOLDER = f"logs/{NAME.replace(':', '_')}/evolution"
 
 def config(quick, **more):
     settings = {"training_steps": 64, "nb_trials": 12, "nb_seeds": 1, "units": 5, "popsize": 4}
-    settings |= {"learner_config": quick, "engine": "sb3", "workers": 1, "finalists": 0}
+    settings |= {"learner_config": quick, "engine": "sb3", "workers": 1}
     return EvolutionConfig(env_id=ENV, **(settings | more))
 
 

@@ -29,7 +29,6 @@ def make(quick, **options):
         "env_id": ENV,
         "training_steps": 64,
         "nb_trials": 6,
-        "finalists": 0,
         "nb_seeds": 2,
         "units": 5,
         "popsize": 4,

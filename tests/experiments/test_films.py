@@ -21,7 +21,7 @@ def files_of(study, trial):
 
 def test_video_films_the_middle_agent_of_each_kind_and_attaches_it(quick, inline, sink):
     env = "CartPole-v1"
-    search = {"training_steps": 256, "nb_trials": 2, "finalists": 0, "nb_seeds": 1, "units": 5}
+    search = {"training_steps": 256, "nb_trials": 2, "nb_seeds": 1, "units": 5}
     more = {"sampler": "Random", "learner_config": quick, "engine": "sb3", "workers": 1}
     evolve(EvolutionConfig(env_id=env, **search, **more), sink)
     name = f"{env}_main_0.256k_steps"

@@ -23,6 +23,7 @@ from erl.experiments.evolution import GeneralizationConfig, evolve, study_config
 from erl.experiments.finals import finalists_of, left_of_finals
 from erl.search.space import search_space
 from erl.studies.commands import ShowConfig, show_study
+from erl.studies.configuration import EvolutionStudy, TestStudy
 from erl.studies.distributions import distributions
 from erl.studies.notes import _plain
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
@@ -46,7 +47,7 @@ def database(tmp_path_factory):
         folder = tmp_path_factory.mktemp("evolved")
         patch.chdir(folder)
         patch.setattr("erl.executors.local.LocalExecutor", Told)
-        assert evolve(make(finalists=0), Lines()) == 0
+        assert evolve(make(finalists=None), Lines()) == 0
     return folder / "studies.db"
 
 
@@ -107,13 +108,30 @@ def test_the_best_trials_and_the_mean_are_lived_on_seeds_of_their_own(evolved, s
 
 
 def test_an_evolution_does_not_notice_its_finals(told, sink):
-    evolve(make(finalists=0, nb_trials=12), sink)
+    evolve(make(finalists=None, nb_trials=12), sink)
     without = found()
     shutil.move("studies.db", "without.db")
     for n in (5, 12):
         evolve(make(nb_trials=n, finalist_seeds=1), sink)
     assert found() == without
     assert study().finished() == 12
+
+
+def test_without_the_flag_there_are_no_finals_and_an_earlier_winner_stands(evolved, sink):
+    assert evolve(make(finalists=None), sink) == 0
+    assert study_names(open_storage(DEFAULT_STORAGE)) == [NAME]
+    assert chosen(study()).finalists == ()
+    assert "finals" not in str(sink)
+    evolve(make(), sink)
+    before, again = chosen(study()), Lines()
+    assert evolve(make(finalists=None), again) == 0
+    assert "finals" not in str(again)
+    evolved.before = staticmethod(lambda spec: pytest.fail("lived again") if is_final(spec) else 0)
+    assert evolve(make(finalists=None, nb_trials=12), again) == 0
+    assert chosen(study()) == before
+    winner = f"winner:          {before.winner.title}, {before.winner.reached}"
+    line = "chosen when 8 of 12 trials had ended; --finalists 5 holds finals with the later ones"
+    assert f"{winner}\n                 {line}\n" in str(again)
 
 
 def test_zero_finalists_take_the_choice_back_and_finals_return_without_new_lifetimes(evolved, sink):
@@ -222,6 +240,27 @@ def test_interrupted_finals_go_on_where_they_stood(at, evolved, sink):
     evolved.before = staticmethod(_once(t for t in final_trials() if t.state.name == "COMPLETE"))
     assert evolve(make(), sink) == 0
     assert (chosen(study()), found()) == (whole, trials)
+
+
+@pytest.mark.parametrize("ends", [{}, {"finalists": 0}])
+def test_without_the_flag_interrupted_finals_do_not_go_on_and_are_named(ends, evolved, sink):
+    assert stopped(evolved, sink, 4) == 130
+    line = "begun and not finished; --finalists 2 --finalist_seeds 3 goes on with them"
+    assert line not in str(sink)
+    number = len(final_trials())
+    evolved.before = staticmethod(lambda spec: pytest.fail("lived"))
+    assert evolve(make(finalists=None), sink) == 0
+    assert len(final_trials()) == number
+    assert chosen(study()).finalists == ()
+    assert f"finals:          {line}" in sink.lines
+    assert show_study(ShowConfig(), sink) == 0
+    assert f"finals: {line}" in sink.lines
+    evolved.before = staticmethod(Told.before)
+    assert evolve(make(**ends), sink) == 0
+    assert len(chosen(study()).finalists) == (0 if ends else 3)
+    after = Lines()
+    assert evolve(make(finalists=None), after) == 0
+    assert line not in str(after)
 
 
 def test_an_end_before_the_choice_is_stored_costs_nothing(evolved, sink, monkeypatch):
@@ -447,11 +486,6 @@ def test_where_all_finalists_fail_the_highest_fitness_stands(evolved, sink):
     assert "no finalist could be lived again" in str(sink)
 
 
-def test_published_code_has_no_finals(told, sink):
-    assert evolve(make(published_code=True), sink) == 0
-    assert study_names(open_storage(DEFAULT_STORAGE)) == [NAME]
-
-
 def test_scores_of_a_set_of_environments_are_normalised(told, sink):
     Path("sets.toml").write_text(
         '[sets]\nToys = ["CartPole-v1", "Acrobot-v1"]\n'
@@ -489,6 +523,12 @@ def test_flags_that_cannot_be(told):
         make(finalist_seeds=0)
     with pytest.raises(UserError, match="--finalist_seeds must be at most"):
         make(finalist_seeds=10**7)
+    for finalists in (None, 0):
+        with pytest.raises(UserError, match="--finalist_seeds 3 is for finals, which need"):
+            make(finalists=finalists, finalist_seeds=3)
+    with pytest.raises(UserError, match="--finalists 2 holds finals, and --published_code has"):
+        make(published_code=True)
+    assert make(finalists=0, published_code=True).finalists == 0
 
 
 # -- what takes the winner --
@@ -521,8 +561,8 @@ def test_a_test_takes_the_winner(mean, told, quick, sink, monkeypatch):
     assert winner.slug == ("mean_8" if mean else f"trial_{winner.trial}")
     assert Study(DEFAULT_STORAGE, name).config.params == winner.params
     line = next(line for line in sink.lines if line.startswith("evolved:"))
-    assert line.startswith(f"evolved:  {winner.title} as RES_PPO_0.0003, {winner.reached}; ")
-    assert line.endswith("on test seeds (2 seeds, after 64 steps)")
+    assert line.startswith(f"evolved:  {winner.title}, {winner.reached}; return ")
+    assert line.endswith(" as RES_PPO_0.0003 on test seeds (2 seeds, after 64 steps)")
     (found,) = reached_in_tests(study().optuna.user_attrs, winner).values()
     assert line.endswith(f"; {found.line}")
     assert (found.seeds, found.steps, found.env_id, found.interval) == (2, 64, None, None)
@@ -541,6 +581,14 @@ def test_a_test_takes_the_winner(mean, told, quick, sink, monkeypatch):
 
 def test_a_test_in_another_environment_is_told_apart():
     one = Finalist(3, None, {}, 5.0)
-    found = reached_by(one, "RES_PPO", "Ant-v4", [1.0, 2.0, 3.0], 1000)
+    test = TestStudy(EvolutionStudy(env_id="Swimmer-v4"), {}, 1000, "sb3", env_id="Ant-v4")
+    found = reached_by(one, "RES_PPO", test, [1.0, 2.0, 3.0])
     assert from_json(Reached, to_json(found)) == found
-    assert found.line == "2 [-0.4841, 4.484] on test seeds in Ant-v4 (3 seeds, after 1,000 steps)"
+    assert found.line == (
+        "return 2 [-0.4841, 4.484] as RES_PPO on test seeds in Ant-v4 (3 seeds, after 1,000 steps)"
+    )
+    other = reached_by(one, "RES_PPO", replace(test, env_kwargs={"ctrl_cost_weight": 0.1}), [2.0])
+    assert other.line == (
+        'return 2 as RES_PPO on test seeds in Ant-v4 with {"ctrl_cost_weight": 0.1} (1 seed, after '
+        "1,000 steps)"
+    )

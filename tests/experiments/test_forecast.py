@@ -25,7 +25,7 @@ from erl.experiments.forecast import (
     updates_of,
 )
 from erl.experiments.single import SingleConfig, run
-from erl.learners.core.checkpoints import checkpoint_files
+from erl.learners.core.checkpoints import checkpoint_files, checkpoint_steps
 from erl.studies.study import Study
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
@@ -161,6 +161,11 @@ def test_the_line_before(monkeypatch, sink):
     assert sink.lines == [
         "6 trials x 2 seeds x 1,000,000 steps, 489 updates each, 2 workers, about 16 min 41 s"
     ]
+    # Nine tenths of them are in checkpoints.
+    announce(replace(outlook, taken=10_800_000), Simulated(2, monkeypatch), sink)
+    assert sink.lines.pop().endswith(
+        "489 updates each, 2 workers, 10,800,000 steps are in checkpoints, about 1 min 41 s"
+    )
     short = Outlook("1 seed x 100 steps", [spec(steps=100, n_steps=50)], 1, ("known",))
     announce(short, Simulated(1, monkeypatch), sink)
     assert sink.lines[1:] == ["1 seed x 100 steps, 2 updates each, 1 worker", "note: known"]
@@ -172,7 +177,6 @@ def test_a_real_measurement(lasting, sink):
 
 
 FLAGS = {"training_steps": 64, "nb_trials": 2, "nb_seeds": 2, "units": 5, "popsize": 4}
-FLAGS |= {"finalists": 0}
 
 
 def small(**flags):
@@ -292,7 +296,12 @@ def test_ctrl_c_writes_a_checkpoint_from_which_the_command_continues(workers, si
     assert "checkpoints: 1 of 1 running lifetime" in sink.lines
     [saved] = Path("runs").rglob("*.pkl")
     assert checkpoint_files(str(saved))
+    taken = checkpoint_steps(str(saved))
+    assert 256 <= taken < 1500
+    sink.lines.clear()
     assert run(flags, sink) == 0
+    said = f"1 seed x 1,500 steps, 1 to train, 1 worker, {taken} steps are in checkpoints"
+    assert said in sink.lines
     [trial] = Study(flags.storage, f"{REACH}_ERL-Re2_single_1k_steps").trials("COMPLETE")
     once = SingleConfig(**{**vars(flags), "storage": "sqlite:///once.db", "runs": "once"})
     assert run(once, sink) == 0

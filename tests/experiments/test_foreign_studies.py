@@ -26,7 +26,6 @@ def evolution(quick, **options):
         "env_id": "CartPole-v1",
         "training_steps": 64,
         "nb_trials": 2,
-        "finalists": 0,
         "nb_seeds": 1,
         "units": 5,
         "sampler": "Random",

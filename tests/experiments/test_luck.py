@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from conftest import Lines
 from told_lifetimes import make, study
 
 from erl.experiments.evolution import evolve
@@ -13,7 +14,7 @@ from erl.search.noise import luck_share
 
 def test_it_is_told_while_it_runs_and_at_the_end_with_what_to_do(told, sink):
     # Nearly equal trials differ by the noise of their seeds.
-    assert evolve(make(nb_trials=16, finalists=0, min_sr=1.0, max_sr=1.01), sink) == 0
+    assert evolve(make(nb_trials=16, finalists=None, min_sr=1.0, max_sr=1.01), sink) == 0
     scores = [[r.fitness for r in study().lifetimes(t).values()] for t in study().trials()]
     share = luck_share(np.array(scores)[:, None])
     assert Luck(study(), study().config).share == pytest.approx(share)
@@ -23,6 +24,13 @@ def test_it_is_told_while_it_runs_and_at_the_end_with_what_to_do(told, sink):
     assert f"{share:.0%}"[:-1] in line
     assert "the latest 16 trials" in line
     assert re.search(r"; with --nb_seeds \d+ it would be about 50 %|; even 100 seeds", line)
+    advice = "; --finalists 5 estimates what the best one reaches on other seeds"
+    assert line.endswith(advice)
+    held = Lines()
+    for finalists in (0, 2, None):  # taken back, held, and held before
+        evolve(make(nb_trials=16, finalists=finalists, min_sr=1.0, max_sr=1.01), held)
+    assert "luck:            " in str(held)
+    assert advice not in str(held)
     assert len([line for line in sink.lines if line.startswith("luck: ")]) <= 2  # one of a hint
 
 
@@ -35,14 +43,14 @@ def test_it_is_told_while_it_runs_and_at_the_end_with_what_to_do(told, sink):
     ],
 )
 def test_what_to_do_about_it(share, hint, told, sink):
-    evolve(make(nb_trials=1, finalists=0), sink)
+    evolve(make(nb_trials=1, finalists=None), sink)
     luck = Luck(study(), study().config)
     luck.share = share
     assert luck.hint == hint
 
 
 def test_few_trials_and_one_seed_tell_nothing(told, sink):
-    evolve(make(nb_trials=LEAST - 2, finalists=0), sink)
+    evolve(make(nb_trials=LEAST - 2, finalists=None), sink)
     assert "luck:" not in str(sink)
-    evolve(make(nb_trials=1, nb_seeds=1, finalists=0, h_test="one"), sink)
+    evolve(make(nb_trials=1, nb_seeds=1, finalists=None, h_test="one"), sink)
     assert "luck:            unknown: with --nb_seeds 1" in str(sink)

@@ -28,7 +28,7 @@ from erl.studies.study import Study
 pytestmark = pytest.mark.scripts
 ROOT = Path(__file__).parents[2]
 TINY = (
-    "--training_steps 300 --nb_trials 2 --nb_seeds 1 --finalists 0 --units 5 --popsize 4 "
+    "--training_steps 300 --nb_trials 2 --nb_seeds 1 --units 5 --popsize 4 "
     "--workers 1 --learner_config quick.yaml"
 )
 
@@ -252,7 +252,6 @@ def evolved(quick, inline, sink):
         env_id="toy_environments:Recall-v0",
         training_steps=64,
         nb_trials=2,
-        finalists=0,
         nb_seeds=1,
         units=5,
         learner_config=quick,

@@ -29,7 +29,6 @@ def flags(kind, quick, **options):
         "evolve": EVOLVE,
         "training_steps": 64,
         "nb_trials": 2,
-        "finalists": 0,
         "nb_seeds": 1,
         "learner_config": quick,
         "workers": 1,

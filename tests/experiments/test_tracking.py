@@ -110,7 +110,7 @@ def tracking_writer(folder):
 def test_an_evolution_and_its_test_are_sent(service, inline, sink, quick):
     settings = {"training_steps": 64, "nb_trials": 4, "nb_seeds": 1, "units": 5, "popsize": 4}
     settings |= {"learner_config": quick, "env_id": ENV, "workers": 1, "track": "wandb"}
-    assert evolve(EvolutionConfig(finalists=0, **settings), sink) == 0
+    assert evolve(EvolutionConfig(**settings), sink) == 0
     name = f"{ENV}_main_0.064k_steps"
     assert service.opened == [(name, "evolution", None)]
     assert service.scalars("evolution") == logged(logs(name) / "evolution")

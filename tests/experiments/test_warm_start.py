@@ -50,7 +50,6 @@ def test_a_warm_start_goes_on_without_its_source(quick, told):
         quick,
         warm_start="source",
         nb_trials=8,
-        finalists=0,
         nb_seeds=1,
         h_test="warm",
         storage="sqlite:///whole.db",

@@ -9,6 +9,7 @@ from erl.errors import UserError
 from erl.figures import evolution
 from erl.figures.style import caption_of, save
 from erl.studies.data import Axis
+from erl.studies.winner import Finalist
 
 
 def line(axes, label):
@@ -31,6 +32,28 @@ def test_the_history_shows_every_trial_and_the_best_so_far(trials):
     assert (x[-1], y[-1]) == (11, expected[-1])
     assert "9 complete, 1 fail, 1 pruned, 1 running" in caption_of(figure)
     assert caption_of(figure).endswith("Toy, 2 seeds.")
+
+
+def test_the_winner_of_finals_is_marked_in_the_history_and_on_the_map(trials, space):
+    row = trials[trials.state == "COMPLETE"].iloc[2]
+    values = {"sr": row.sr, "lr": row.lr}
+    winner = Finalist(int(row.trial), None, values, row.fitness, expected=12.345)
+    label = "winner of the finals: 12.35 expected on new seeds"
+    figure = evolution.optimisation_history(trials, winner=winner)
+    assert [*map(list, line(figure.axes[0], label))] == [[row.trial], [row.fitness]]
+    mean = Finalist(None, 4, {"sr": 0.1, "lr": 0.3}, None, expected=12.345)
+    label = "winner of the finals, the mean of the search: 12.35 expected on new seeds"
+    figure = evolution.optimisation_history(trials, winner=mean)
+    assert [*map(list, line(figure.axes[0], label))] == [[3.5], [12.345]]
+    for one in (winner, mean):
+        figure = evolution.search_map(trials, space, path(), winner=one)
+        place = [[one.params["sr"]], [one.params["lr"]]]
+        assert [*map(list, line(figure.axes[0], "winner of the finals"))] == place
+    for figure in (
+        evolution.optimisation_history(trials),
+        evolution.search_map(trials, space, path()),
+    ):
+        assert not [x for x in figure.axes[0].lines if "winner" in str(x.get_label())]
 
 
 def test_parallel_coordinates_are_the_trials_with_the_best_on_top(trials, space):

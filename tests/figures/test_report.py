@@ -37,6 +37,8 @@ def test_a_report_of_an_evolution_and_its_test(runs, sink):
         assert word in page
     best = evolution.trials.fitness.max()
     assert f"fitness {best:,.4g} (a maximum over noisy values)" in page
+    # What the test stored with the evolution.
+    assert f"<th>test {test.name}</th><td>{evolution.tested[test.name].line}</td>" in page
     seeds = test.lifetimes.seed_environment.astype(str)
     assert all(f"environment {seed}" in page for seed in seeds)
     files = [f for f in Path("out").rglob("*.*") if f.is_file()]

@@ -1,6 +1,7 @@
 """Named parts of several agents' checkpoints: what each comes back to, and who begins anew."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from erl.learners.core.checkpoints import (
     Attributes,
     beside,
+    checkpoint_steps,
     load_checkpoint,
     remove_checkpoint,
     restore_parts,
@@ -18,6 +20,8 @@ from erl.learners.core.replay import ReplayBuffer
 from erl.learners.core.settings import Schedule, Settings, Share
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
+
+STEPS = (40, 1_234_567)
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def test_every_part_comes_back(tmp_path):
     cohort, paths = Cohort(1), [str(tmp_path / "a.pkl"), None]
     for _ in range(3):
         cohort.live()
-        save_parts(paths, cohort.specs, cohort.settings, cohort.parts)
+        save_parts(paths, cohort.specs, cohort.settings, cohort.parts, STEPS)
     other = Cohort(7)
     taken = restore_parts(paths, other.specs, other.settings, other.parts)
     assert taken == [True, False]
@@ -105,13 +109,28 @@ def test_agents_that_are_left_are_saved_in_their_order(tmp_path):
     cohort.live()
     cohort.weights.values = cohort.weights.values[1:]
     left = {"weights": cohort.weights, "rng": cohort.rngs[1:]}
-    save_parts(paths[1:], cohort.specs[1:], cohort.settings[1:], left)
+    save_parts(paths[1:], cohort.specs[1:], cohort.settings[1:], left, STEPS[1:])
     assert load_checkpoint(paths[0], cohort.specs[0], frozenset()) is None
     names = frozenset({"settings", "weights", "rng"})
     state = load_checkpoint(paths[1], cohort.specs[1], names)
     assert state["weights"].tolist() == cohort.weights.values[0].tolist()
     with pytest.raises(ValueError, match="zip"):
-        save_parts(paths, cohort.specs, cohort.settings, left)
+        save_parts(paths, cohort.specs, cohort.settings, left, STEPS)
+
+
+def test_a_checkpoint_tells_its_steps_without_being_loaded(tmp_path, monkeypatch):
+    cohort, paths = Cohort(1), [str(tmp_path / "a.pkl"), str(tmp_path / "b.pkl")]
+    save_parts(paths, cohort.specs, cohort.settings, cohort.parts, STEPS)
+    with monkeypatch.context() as without:
+        without.setattr("pickle.loads", None)
+        assert [checkpoint_steps(path) for path in paths] == [*STEPS]
+    # Of an earlier version, empty, and missing.
+    earlier = Path(paths[0])
+    earlier.write_bytes(earlier.read_bytes().removesuffix(b"\nsteps 40\n"))
+    assert restore_parts(paths, cohort.specs, cohort.settings, cohort.parts) == [True, True]
+    (tmp_path / "empty.pkl").write_bytes(b"")
+    for left in (earlier, tmp_path / "empty.pkl", tmp_path / "none.pkl"):
+        assert checkpoint_steps(str(left)) == 0
 
 
 @pytest.mark.parametrize("change", ["settings", "buffer", "parts"])
@@ -119,7 +138,7 @@ def test_an_agent_whose_checkpoint_does_not_fit_begins_anew(tmp_path, caplog, ch
     """With nothing of the old one, its buffer's content neither; the other goes on."""
     cohort, paths = Cohort(1), [str(tmp_path / "a.pkl"), str(tmp_path / "b.pkl")]
     cohort.live()
-    save_parts(paths, cohort.specs, cohort.settings, cohort.parts)
+    save_parts(paths, cohort.specs, cohort.settings, cohort.parts, STEPS)
     other, expected = Cohort(7), Cohort(7)
     if change == "settings":
         other.settings[0] = Mine(gamma=0.5)
@@ -140,7 +159,7 @@ def test_an_agent_whose_checkpoint_does_not_fit_begins_anew(tmp_path, caplog, ch
 def test_schedules_are_compared_by_what_they_are(tmp_path):
     cohort, paths = Cohort(1), [str(tmp_path / "a.pkl"), None]
     cohort.settings = [Mine(rate="lin_0.2"), Mine()]
-    save_parts(paths, cohort.specs, cohort.settings, cohort.parts)
+    save_parts(paths, cohort.specs, cohort.settings, cohort.parts, STEPS)
     # The second finds what the first leaves: a checkpoint that does not fit is set aside.
     for rate, taken in (("lin_0.2", True), ("lin_0.3", False)):
         other = Cohort(7)
@@ -152,7 +171,7 @@ def test_schedules_are_compared_by_what_they_are(tmp_path):
 def test_a_full_disk_costs_the_checkpoint_only(tmp_path, monkeypatch, caplog):
     cohort, paths = Cohort(1), [str(tmp_path / "a.pkl"), None]
     cohort.live()
-    save_parts(paths, cohort.specs, cohort.settings, cohort.parts)
+    save_parts(paths, cohort.specs, cohort.settings, cohort.parts, STEPS)
     before = cohort.essence(0)
     cohort.live()
 
@@ -160,7 +179,7 @@ def test_a_full_disk_costs_the_checkpoint_only(tmp_path, monkeypatch, caplog):
         raise OSError("no space left")
 
     monkeypatch.setattr("erl.learners.core.checkpoints.write_whole", full)
-    save_parts(paths, cohort.specs, cohort.settings, cohort.parts)
+    save_parts(paths, cohort.specs, cohort.settings, cohort.parts, STEPS)
     assert "no checkpoint written: no space left" in caplog.text
     other = Cohort(7)
     assert restore_parts(paths, other.specs, other.settings, other.parts) == [True, False]

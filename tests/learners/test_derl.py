@@ -364,7 +364,7 @@ def test_it_is_an_inner_learner_of_evolution_and_test(sink):
     Path("derl.json").write_text(json.dumps(SMALL))
     small = {"env_id": CARTPOLE, "training_steps": 600, "nb_seeds": 1, "workers": 1}
     small |= {"learner": "DERL", "learner_config": "derl.json", "ep_eval": 1}
-    search = {"units": 5, "nb_trials": 2, "finalist_seeds": 1, "sampler": "Random"}
+    search = {"units": 5, "nb_trials": 2, "finalists": 2, "finalist_seeds": 1, "sampler": "Random"}
     assert evolve(EvolutionConfig(**search, **small), sink) == 0
     name = f"{CARTPOLE}_main_0.6k_steps"
     finalists = chosen(Study(DEFAULT_STORAGE, name)).finalists

@@ -856,7 +856,6 @@ def test_reservoirs_evolve_around_it(tmp_path, sink):
     settings.write_text(json.dumps(SMALL))
     flags = {
         "nb_trials": 2,
-        "finalists": 0,
         "nb_seeds": 1,
         "training_steps": 200,
         "popsize": 2,
@@ -943,7 +942,6 @@ def test_all_six_scripts_take_it(evolution, comparison, flags, target, name, lif
     Path("sets.toml").write_text(SETS)
     small = {
         "nb_trials": 1,
-        "finalists": 0,
         "nb_seeds": 1,
         "training_steps": 200,
         "popsize": 2,

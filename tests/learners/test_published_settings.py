@@ -262,7 +262,6 @@ def test_a_journal_on_a_shared_disk_opens_under_er_mrls_name(sink):
     small = {
         "training_steps": 64,
         "nb_trials": 1,
-        "finalists": 0,
         "nb_seeds": 1,
         "units": 5,
         "popsize": 4,

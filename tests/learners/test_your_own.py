@@ -58,7 +58,6 @@ def test_an_evolution_trains_it_with_a_reservoir(module, inline, sink):
         nb_trials=2,
         nb_seeds=1,
         units=5,
-        finalists=0,
         workers=1,
     )
     assert evolve(config, sink) == 0

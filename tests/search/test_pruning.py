@@ -333,7 +333,6 @@ def make(quick, **options):
         "training_steps": 960,
         "evolve": "learner.learning_rate=1e-7:1e-1:log",  # trials that differ at once
         "nb_trials": 12,
-        "finalists": 0,
         "nb_seeds": 2,
         "units": 5,
         "popsize": 4,
@@ -547,7 +546,6 @@ def test_sets_of_environments_are_compared_by_their_scores(quick, sink, monkeypa
         nb_res=1,
         training_steps=640,
         nb_trials=4,
-        finalists=0,
         nb_seeds=2,
         units=5,
         popsize=4,

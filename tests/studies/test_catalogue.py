@@ -181,6 +181,8 @@ def test_a_test_without_an_evolution(quick, inline, sink, monkeypatch):
     assert any(line.startswith(f"evolved:  {CARTPOLE.name} of the") for line in sink.lines)
     with pytest.raises(UserError, match=r"nothing was evolved yet for Ant_Swimmer; .*--study NAME"):
         compare(GeneralizationComparisonConfig(**test), sink)
+    with pytest.raises(UserError, match=r"was evolved with env_kwargs .* test-generalization"):
+        compare(dataclasses.replace(config, env_kwargs="{gravity: 5}"), sink)
     unseen = GeneralizationComparisonConfig(
         study=CARTPOLE.name, env_id="Acrobot-v1", arms="RES_PPO_0.0003", **test
     )

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import optuna
+import pandas as pd
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
@@ -15,7 +16,7 @@ from erl.cli import figure
 from erl.commands import studies as main
 from erl.errors import UserError
 from erl.experiments.evolution import EvolutionConfig, evolve
-from erl.studies.commands import copy_study, export_study
+from erl.studies.commands import copy_study, export_study, with_json
 from erl.studies.flags import CopyConfig, ExportConfig
 from erl.studies.records import records
 from erl.studies.storage import open_storage
@@ -40,7 +41,6 @@ def evolved(request, storage, quick, inline, sink):
     settings = {
         "training_steps": 64,
         "nb_trials": 2,
-        "finalists": 0,
         "nb_seeds": 2,
         "units": 5,
         "popsize": 3,
@@ -266,6 +266,7 @@ def test_export(evolved, capsys):
     assert [[tuple(p) for p in json.loads(r["curve"])] for r in rows] == [
         list(c) for c in frame.curve
     ]
+    assert [tuple(json.loads(r["reports"])) for r in rows] == list(frame.reports)
     code, _, errors = call(
         capsys, "export", "--storage", evolved, "--file", "g.csv", "--rows", "generations"
     )
@@ -282,6 +283,19 @@ def test_export(evolved, capsys):
     assert [float(r["sr"]) for r in rows[:2]] == [
         t.params["sr"] for t in Study(evolved, NAME).trials()[:2]
     ]
+
+
+def test_lists_and_dictionaries_of_tables_are_json_in_files(tmp_path):
+    rows = {"trial": [0, 1], "kind": [["RL", "ES"], ["ES", "ES"]], "fitness": [[1.5, None], None]}
+    table = pd.DataFrame({**rows, "inner": [None, {"totals": {"rl": 1}}], "note": [None, "short"]})
+    with_json(table).to_csv(tmp_path / "t.csv", index=False)
+    with (tmp_path / "t.csv").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert json.loads(first["kind"]) == ["RL", "ES"]
+    assert (json.loads(first["fitness"]), second["fitness"]) == ([1.5, None], "")
+    assert (first["inner"], json.loads(second["inner"])) == ("", {"totals": {"rl": 1}})
+    assert (first["note"], second["note"], second["trial"]) == ("", "short", "1")
+    assert table.kind[0] == ["RL", "ES"]  # it is a copy
 
 
 @pytest.mark.parametrize("storage", ["sqlite"], indirect=True)
@@ -334,7 +348,6 @@ def test_an_evolution_goes_on_in_its_copy(evolved, quick, inline, sink, capsys):
     settings = {
         "training_steps": 64,
         "nb_trials": 6,
-        "finalists": 0,
         "nb_seeds": 2,
         "units": 5,
         "popsize": 3,

@@ -16,12 +16,14 @@ from erl.experiments.evolution import EvolutionConfig, evolve, study_config
 from erl.experiments.single import SingleConfig, run
 from erl.studies.configuration import (
     EvolutionStudy,
+    FinalsStudy,
     SingleStudy,
     TestStudy,
     differences,
     from_stored,
     to_stored,
 )
+from erl.studies.storage import DEFAULT_STORAGE
 from erl.studies.study import Study
 
 # As version 0.1.0 stored them.
@@ -140,7 +142,6 @@ def test_studies_of_0_1_0_go_on(quick, sink):
         env_id="CartPole-v1",
         training_steps=64,
         nb_trials=2,
-        finalists=0,
         nb_seeds=1,
         units=5,
         sampler="Random",
@@ -186,7 +187,6 @@ def test_auto_goes_on_with_the_engine_that_a_study_has(quick, sink):
         env_id="CartPole-v1",
         training_steps=64,
         nb_trials=1,
-        finalists=0,
         nb_seeds=1,
         units=5,
         learner_config=quick,
@@ -212,7 +212,6 @@ def test_a_test_is_not_evolved_further(sink, quick, inline):
         env_id="CartPole-v1",
         training_steps=64,
         nb_trials=1,
-        finalists=0,
         nb_seeds=1,
         units=5,
         workers=1,
@@ -224,6 +223,9 @@ def test_a_test_is_not_evolved_further(sink, quick, inline):
     assert compare(test, sink) == 0
     with pytest.raises(UserError, match="is a test; name the study of the evolution"):
         compare(replace(test, study=f"{name}_trial_0_test_0.064k_steps"), sink)
+    Study(DEFAULT_STORAGE, f"{name}_finals", FinalsStudy(Study(DEFAULT_STORAGE, name).config))
+    with pytest.raises(UserError, match="is the finals; name the study of the evolution"):
+        compare(replace(test, study=f"{name}_finals"), sink)
     single = SingleConfig(learner="PPO", env_id="CartPole-v1", steps=64, learner_config=quick)
     assert run(single, sink) == 0
     other = GeneralizationComparisonConfig(

@@ -67,7 +67,7 @@ def server():
 
 def evolution(quick, **more):
     settings = {"training_steps": 256, "nb_trials": 4, "nb_seeds": 2, "units": 5, "popsize": 4}
-    settings |= {"learner_config": quick, "engine": "sb3", "workers": 1, "finalists": 0}
+    settings |= {"learner_config": quick, "engine": "sb3", "workers": 1}
     return EvolutionConfig(env_id="CartPole-v1", **(settings | more))
 
 

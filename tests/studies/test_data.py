@@ -30,7 +30,6 @@ def config(quick, inline):
         env_id=ENV,
         training_steps=64,
         nb_trials=8,
-        finalists=0,
         nb_seeds=1,
         units=5,
         popsize=4,

@@ -236,7 +236,6 @@ def test_a_trial_that_always_kills_its_coordinator_fails_in_the_end(storage):
         storage,
         env_id="toy_environments:Faulty-die-v0",
         nb_trials=2,
-        finalists=0,
         popsize=2,
         max_retries=2,
         nb_seeds=1,
@@ -259,7 +258,6 @@ def cohort_config(storage, **more):
     settings = {
         "training_steps": 2048,
         "nb_trials": 2,
-        "finalists": 0,
         "nb_seeds": 1,
         "units": 5,
         "popsize": 2,

@@ -31,7 +31,6 @@ def copied(address, name, new, delete=True):
 
 def config(quick, **more):
     settings = {"training_steps": 64, "nb_trials": 8, "nb_seeds": 2, "units": 5, "popsize": 4}
-    settings |= {"finalists": 0}
     settings |= {"sampler": "Cmaes", "learner_config": quick, "engine": "sb3", "workers": 1}
     return EvolutionConfig(env_id=ENV, **(settings | more))
 

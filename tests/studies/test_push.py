@@ -134,9 +134,7 @@ def test_the_hub_reads_the_head_of_a_card(trained, sink):
 def test_an_evolution_and_its_test(inline, sink, quick, monkeypatch):
     settings = {"training_steps": 64, "nb_trials": 4, "nb_seeds": 1, "units": 5, "popsize": 4}
     monkeypatch.setattr(sys, "argv", ["evolve_res.py", "--env_id", ENV])
-    evolve(
-        EvolutionConfig(env_id=ENV, learner_config=quick, workers=1, finalists=0, **settings), sink
-    )
+    evolve(EvolutionConfig(env_id=ENV, learner_config=quick, workers=1, **settings), sink)
     monkeypatch.setattr(sys, "argv", ["/x/erl/__main__.py", "test", "--redis_password", "word"])
     compare(ComparisonConfig(study=EVOLVED, training_steps=64, nb_seeds=1, workers=1), sink)
     show_study(ShowConfig(study=EVOLVED), sink)
@@ -146,6 +144,11 @@ def test_an_evolution_and_its_test(inline, sink, quick, monkeypatch):
     assert "Every trial has the seeds 0 to 0" in card
     assert "evolution: PPO in " in card
     assert f"python evolve_res.py --env_id {ENV}" in card
+    # What its test found of it.
+    (winner,) = [line for line in card.splitlines() if line.startswith("- **winner**: trial ")]
+    assert "on test seeds (1 seed, after 64 steps)" in winner
+    [found] = [k for k in json.loads(Path("evolved/study.json").read_text()) if "tested:" in k]
+    assert "_test_" in found
     assert "Run an agent" not in card
     names = study_names(open_storage("sqlite:///studies.db"))
     (tested,) = [name for name in names if "_test_" in name]

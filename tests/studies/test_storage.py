@@ -39,7 +39,6 @@ def make(storage, quick, **options):
         "env_id": ENV,
         "training_steps": 64,
         "nb_trials": 3,
-        "finalists": 0,
         "nb_seeds": 1,
         "units": 5,
         "popsize": 3,

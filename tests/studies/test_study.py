@@ -34,7 +34,6 @@ def config(quick, inline):
         env_id=ENV,
         training_steps=64,
         nb_trials=3,
-        finalists=0,
         nb_seeds=2,
         units=5,
         popsize=2,

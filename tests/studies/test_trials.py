@@ -72,6 +72,23 @@ def test_a_long_record_is_stored_by_columns(quick):
     assert list(table["individual"]) == list(range(n))
 
 
+def test_a_long_column_is_stored_in_pieces(quick):
+    """Such as the fitness of each individual of CEM-RL, where episodes are short."""
+    rows = Generations(*EvolvedSettings.kept)
+    for k in range(1100):
+        fitness = [-1234.5678 - k - i for i in range(10)]
+        rows.add({"steps": 900 * k, "fitness": fitness, "kind": ["RL", "ES"] * 5}, {"rl": 5})
+    assert len(rows.rows) == 1100
+    kept = replace(record(quick, 0), inner={**rows.to_json(), "evaluations": []})
+    attrs = record_attributes(0, to_json(kept))
+    assert [k for k in attrs if "fitness" in k] == [
+        f"kept:0:fitness{piece}" for piece in ("", ":1", ":2", ":3")
+    ]
+    assert max(len(json.dumps(value)) for value in attrs.values()) <= 40_000
+    trial = create_trial(value=1.0, system_attrs=dict(reversed(attrs.items())))
+    assert stored_records(trial) == {0: to_json(kept)}
+
+
 def test_the_middle_lifetime_of_each_arm():
     import pandas as pd
 

@@ -206,7 +206,7 @@ def test_notes_say_who_won_and_go_on_saying_it(evolved, sink):
     assert note() == before
     Display(study(), False, lambda name, trial: ()).study()  # the note while a command runs
     assert line in note()
-    evolve(small(finalists=0), sink)
+    evolve(make(finalists=0, nb_trials=4), sink)
     assert "winner" not in note()
     assert "4 complete" in note()
 
@@ -243,7 +243,7 @@ def test_a_copy_has_the_finals_too(told, sink):
 
 
 def test_scores_that_another_version_stored_are_not_known(told, sink):
-    evolve(make(finalists=0, nb_trials=1), sink)
+    evolve(make(finalists=None, nb_trials=1), sink)
     trial = study().best()
     other = trial.system_attrs["lifetime:0"] | {"unknown": 1}
     trial.system_attrs = trial.system_attrs | {"lifetime:0": other}

@@ -263,7 +263,7 @@ def test_a_specification_is_stored_and_reservoirs_keep_their_form():
 
 def evolution(**flags):
     settings = {"env_id": "CartPole-v1", "training_steps": 64, "nb_trials": 4, "nb_seeds": 1}
-    settings |= {"popsize": 4, "finalists": 0, "workers": 1, "context": "own_contexts:DelayLine"}
+    settings |= {"popsize": 4, "workers": 1, "context": "own_contexts:DelayLine"}
     return EvolutionConfig(**(settings | flags))
 
 

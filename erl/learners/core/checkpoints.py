@@ -2,10 +2,14 @@
 up again may stand beside others than before.
 
 What is too large to be written whole every time, a replay buffer, lies in a folder beside it.
+Behind the pickled content a line tells the lifetime's steps (`checkpoint_steps`); `pickle` reads no
+further than its content.
 """
 
 import logging
+import os
 import pickle
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +29,7 @@ _log = logging.getLogger(__name__)
 # To be raised when what a state's parts mean changes. Parts that come or go are noticed by their
 # names.
 FORMAT = 3
+_LAST_LINE = 40  # bytes, at most, of the line that tells the steps
 
 
 @runtime_checkable
@@ -94,6 +99,7 @@ def save_parts(
     specs: Sequence[LifetimeSpec],
     settings: Sequence[Settings],
     parts: Mapping[str, Part],
+    steps: Sequence[int],
 ) -> None:
     """Write a checkpoint for each agent that is in training.
 
@@ -103,9 +109,10 @@ def save_parts(
         paths: of each agent's file; None for an agent without.
         specs, settings: of each.
         parts: by name; each covers these agents, in this order.
+        steps: that each has taken.
     """
     agents = _by_agent(parts, len(specs))
-    for path, spec, setting, mine in zip(paths, specs, settings, agents, strict=True):
+    for path, spec, setting, mine, taken in zip(paths, specs, settings, agents, steps, strict=True):
         if path is None:
             continue
         try:
@@ -113,7 +120,7 @@ def save_parts(
             for name, part in mine.items():
                 stored = isinstance(part, Stored)
                 state[name] = part.save(beside(path)) if stored else _get_state(part)
-            save_checkpoint(path, spec, state)
+            save_checkpoint(path, spec, state, taken)
             # What only the state before needs goes when the new one is safe.
             for name, part in mine.items():
                 if isinstance(part, Stored):
@@ -208,11 +215,32 @@ def _load_stored(parts: Mapping[str, Any], folder: Path, state: Mapping[str, Any
     return ""
 
 
-def save_checkpoint(path: str, spec: LifetimeSpec, state: dict[str, Any]) -> None:
-    """Write a lifetime's checkpoint; a file of this name is always a whole one."""
+def save_checkpoint(path: str, spec: LifetimeSpec, state: dict[str, Any], steps: int) -> None:
+    """Write a lifetime's checkpoint after so many steps; a file of this name is always a whole
+    one.
+    """
     content = {"format": FORMAT, "spec": to_json(spec), "versions": versions(), "state": state}
+
+    def write(part: str) -> None:
+        with open(part, "wb") as file:
+            file.write(pickle.dumps(content, protocol=5))
+            file.write(b"\nsteps %d\n" % steps)
+
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_whole(Path(path), lambda part: Path(part).write_bytes(pickle.dumps(content, protocol=5)))
+    write_whole(Path(path), write)
+
+
+def checkpoint_steps(path: str) -> int:
+    """Steps that a lifetime had taken when its checkpoint was written; 0 without a checkpoint, and
+    for one of an earlier version, which does not tell. Only the end of the file is read.
+    """
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.path.getsize(path) - _LAST_LINE))
+            told = re.search(rb"\nsteps ([0-9]+)\n\Z", file.read())
+    except OSError:
+        return 0
+    return 0 if told is None else int(told[1])
 
 
 def load_checkpoint(

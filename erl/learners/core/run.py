@@ -173,7 +173,8 @@ class Run(Generic[S]):
         elapsed = time.perf_counter() - self._saved_at
         interrupted = any(self.ledgers[i].interrupted for i in self.members)
         if any(paths) and (interrupted or elapsed >= self.outputs[0].checkpoint_seconds):
-            save_parts(paths, specs, settings, self._parts())
+            steps = [self.ledgers[i].steps for i in self.members]
+            save_parts(paths, specs, settings, self._parts(), steps)
             self._saved_at = time.perf_counter()
         if interrupted:
             self.fail({row: Interrupted() for row in range(len(self.members))})
