@@ -5,12 +5,15 @@ busy, and two cores.
     python benchmarks/aes_rl.py actors [--batches 256,100] [--precisions fp32,bf16] [--rounds 5]
     python benchmarks/aes_rl.py batched [--steps 20000] [--rounds 3]
     python benchmarks/aes_rl.py utilisation [--workers 1,2,5,10,20,50] [--individuals 1000]
+    python benchmarks/aes_rl.py ages [--individuals 150] [--runs 8]
     python benchmarks/aes_rl.py cores [--steps 30000] [--rounds 3]
 
 `costs`, `actors` and `batched` measure one process on one core, in turns; only ratios within a
 round are compared. `utilisation` plays environments that do nothing but sleep, in worker processes:
-two cores suffice. `cores` compares one actor and one critic worker in processes of their own with
-the same on the virtual clock. Learning is compared by `benchmarks/learning_curves.py`.
+two cores suffice. So does `ages`: it asks whether the order of events on the virtual clock is that
+of worker processes, if updates cost there what they were measured to cost. `cores` compares one
+actor and one critic worker in processes of their own with the same on the virtual clock. Learning
+is compared by `benchmarks/learning_curves.py`.
 """
 
 import argparse
@@ -26,6 +29,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from scipy import stats
 
 ENV_ID, HIDDEN, WORKERS = "HalfCheetah-v4", (400, 300), 5
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -50,17 +54,31 @@ class Sleeping(gym.Env):
         return np.zeros(2, np.float32), float(action[0]), self._t == self.steps, False, {}
 
 
+class Pausing(Sleeping):
+    """An episode of 10 to 50 steps, drawn from its seed, each of which takes `pause` seconds."""
+
+    def __init__(self, pause: float) -> None:
+        self.pause = pause
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        observation, info = super().reset(seed=seed)
+        self.steps, self._step_seconds = int(self.np_random.integers(10, 51)), self.pause
+        return observation, info
+
+
 gym.register("Sleeping-v0", lambda **_: Sleeping())
+gym.register("Pausing-v0", lambda **_: Pausing(0.01))
+gym.register("Pausing-virtual-v0", lambda **_: Pausing(0.0))
 
 
-def at_work(learner: str, env_id: str, steps: int, **settings: Any) -> Any:
+def at_work(learner: str, env_id: str, steps: int, seed: int = 0, **settings: Any) -> Any:
     """An algorithm at work on a lifetime."""
     from erl.learners import Outputs, get_learner
     from erl.learners.core.run import Run
     from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
     from erl.worlds.tasks import Ledger, Task
 
-    seeds = Seeds.derive(0, "single", 0)
+    seeds = Seeds.derive(0, "single", seed)
     spec = LifetimeSpec(Task(env_id), LearnerSpec(learner, settings), steps, seeds)
     implementation = get_learner(learner)
     implementation.check(spec)
@@ -131,9 +149,14 @@ def measure_critics(batch: int, precision: str) -> float:
     return seconds_of(lambda: bench.train_critics([job], [20]), 5) / 20
 
 
-def measure_sb3(batch: int) -> float:
+def measure_sb3(batch: int, of_critic: bool) -> float:
     """Seconds of an actor's update with Stable-Baselines3's networks and autograd, in which the
     minibatch is given.
+
+    Args:
+        batch: its size.
+        of_critic: whether gradients of the critic's weights are computed too. Stable-Baselines3
+            does so, and does not use them.
     """
     import torch
 
@@ -144,7 +167,7 @@ def measure_sb3(batch: int) -> float:
     boxes = spaces.Box(-np.inf, np.inf, (o,)), spaces.Box(-1.0, 1.0, (a,))
     policy: Any = PlainPolicy(*boxes, lambda _: 1e-3, net_arch=list(HIDDEN))
     adam = torch.optim.Adam(policy.actor.parameters(), 1e-3)
-    policy.critic.requires_grad_(False)
+    policy.critic.requires_grad_(of_critic)
     seen = torch.randn(batch, o)
 
     def run() -> None:
@@ -223,7 +246,7 @@ CHILDREN: dict[str, Callable[..., float]] = {
     "play": measure_play,
     "actors": lambda batch, precision, n: measure_actors(int(batch), precision, int(n)),
     "critics": lambda batch, precision: measure_critics(int(batch), precision),
-    "sb3": lambda batch: measure_sb3(int(batch)),
+    "sb3": lambda batch, of: measure_sb3(int(batch), of == "of critic too"),
     "limit": lambda batch: measure_limit(int(batch)),
     "batched": lambda env_id, steps, hidden, batched: measure_batched(
         env_id, int(steps), tuple(map(int, hidden.split(","))), batched == "batched"
@@ -254,7 +277,8 @@ def actors(arguments: argparse.Namespace) -> None:
     for batch in arguments.batches.split(","):
         kinds: dict[str, tuple[str, ...]] = {
             "limit, fp32": ("limit", batch),
-            "Stable-Baselines3": ("sb3", batch),
+            "Stable-Baselines3": ("sb3", batch, "of critic too"),
+            "without its idle gradients": ("sb3", batch, "of actor"),
         }
         for precision in arguments.precisions.split(","):
             for n in (1, WORKERS):
@@ -352,6 +376,109 @@ def utilisation(arguments: argparse.Namespace) -> None:
             )
 
 
+# Of AES-RL in `ages`: updates that are cheap beside the pauses, so that workers do not wait for
+# cores.
+AGES = {
+    "hidden": [16],
+    "batch_size": 16,
+    "learning_starts": 200,
+    "mean_evaluations": 1,
+    "mean_update_param": 1.0,
+    "critic_job": 20,
+}
+MEASURES = {
+    "age_rl": "mean age of RL individuals",
+    "age_es": "mean age of ES individuals",
+    "rl": "share of RL individuals",
+    "critic": "updates of the critics for each step of individuals",
+}
+
+
+def ages_of(executor: str, workers: int, individuals: int, run: int, *costs: float) -> Any:
+    """The order of events in one run, once learning has begun; and seconds of a step, an actor's
+    update and a critic's update.
+    """
+    names = ("actor_update_cost", "critic_update_cost")
+    settings = AGES | {"actor_executor": executor, "actor_workers": workers}
+    env_id = f"aes_rl:Pausing{'-virtual' * (executor == 'lockstep')}-v0"
+    work = at_work("AES-RL", env_id, 10**7, run, **settings, **dict(zip(names, costs)))
+    given, since = work.workers._next_job, dict[int, float]()
+    spent = {kind: [0.0, 0] for kind in ("play", "train_actor", "train_critics")}
+
+    def note(worker: int, ended: Any) -> Any:
+        now = time.perf_counter()
+        if ended is not None:
+            units = ended.units or len(ended.data.episode.rewards)
+            spent[ended.kind][0] += now - since[worker]
+            spent[ended.kind][1] += units
+        job = given(worker, ended)
+        since[worker] = time.perf_counter()
+        return job
+
+    try:
+        work.workers._next_job = note
+        while not work.learns:
+            work.iterate()
+        # Those that began at random, and workers that had to start, are over.
+        first = work.told + 3 * workers
+        while work.told < first:
+            work.iterate()
+        updates, steps = work.critic_updates, work.stored_steps
+        for total in spent.values():
+            total[:] = 0.0, 0
+        while work.told < first + individuals:
+            work.iterate()
+        rows = work.ledger.notes()["kept"]
+        kinds, ages = np.array(rows["kind"][first:]), np.array(rows["age"][first:])
+        return {
+            "age_rl": float(ages[kinds == "RL"].mean()),
+            "age_es": float(ages[kinds == "ES"].mean()),
+            "rl": float((kinds == "RL").mean()),
+            "critic": (work.critic_updates - updates) / (work.stored_steps - steps),
+            "seconds": {kind: seconds / units for kind, (seconds, units) in spent.items()},
+        }
+    finally:
+        work.close()
+
+
+def ages(arguments: argparse.Namespace) -> None:
+    """Do worker processes overtake each other as on the virtual clock?"""
+    n, words = arguments.runs, (str(arguments.workers), str(arguments.individuals))
+    real = [ages_child("processes", *words, str(k)) for k in range(n)]
+    seconds = {kind: median(r["seconds"][kind] for r in real) for kind in real[0]["seconds"]}
+    costs = [seconds[kind] / seconds["play"] for kind in ("train_actor", "train_critics")]
+    virtual = [
+        ages_child("lockstep", *words, str(n + k), *(f"{cost:.4f}" for cost in costs))
+        for k in range(n)
+    ]
+    print(
+        f"{arguments.workers} actor workers, {n} runs of {arguments.individuals} individuals; "
+        f"measured: a step {1000 * seconds['play']:.1f} ms, an actor's update {costs[0]:.3f} steps "
+        f"and a critics' update {costs[1]:.3f} steps\n"
+    )
+    print("| | processes | virtual clock | difference [95 % interval] |\n|---|---|---|---|")
+    for name, title in MEASURES.items():
+        there, here = ([row[name] for row in rows] for rows in (real, virtual))
+        low, high = stats.ttest_ind(there, here, equal_var=False).confidence_interval()
+        means = [float(np.mean(values)) for values in (there, here)]
+        print(
+            f"| {title} | {means[0]:.3f} | {means[1]:.3f} | "
+            f"{means[0] - means[1]:.3f} [{low:.3f}, {high:.3f}] |"
+        )
+
+
+def ages_child(*words: str) -> Any:
+    """One run, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--child-ages", *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env={**os.environ, **ONE_THREAD},
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def aes_rl_seconds(executor: str, steps: int, cores: int) -> dict[str, float]:
     """Seconds of a training, after the random steps, and of its workers."""
     os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:cores]))
@@ -414,7 +541,7 @@ def cores(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    if sys.argv[1:2] in (["--child"], ["--child-cores"]):
+    if sys.argv[1:2] in (["--child"], ["--child-cores"], ["--child-ages"]):
         import torch
 
         torch.set_num_threads(1)
@@ -422,6 +549,9 @@ def main() -> None:
         what, *words = sys.argv[2:]
         if sys.argv[1] == "--child":
             print(json.dumps(CHILDREN[what](*words)))
+        elif sys.argv[1] == "--child-ages":
+            workers, individuals, run = map(int, words[:3])
+            print(json.dumps(ages_of(what, workers, individuals, run, *map(float, words[3:]))))
         else:
             print(json.dumps(aes_rl_seconds(what, int(words[1]), int(words[0]))))
         return
@@ -447,6 +577,11 @@ def main() -> None:
     part.add_argument("--workers", default="1,2,5,10,20,50")
     part.add_argument("--individuals", type=int, default=1000)
     part.set_defaults(do=utilisation)
+    part = parts.add_parser("ages")
+    part.add_argument("--workers", type=int, default=3)
+    part.add_argument("--individuals", type=int, default=150)
+    part.add_argument("--runs", type=int, default=8)
+    part.set_defaults(do=ages)
     part = parts.add_parser("cores")
     part.add_argument("--steps", type=int, default=30_000)
     part.add_argument("--rounds", type=int, default=3)
