@@ -45,6 +45,7 @@ test-processors: $(READY)  ## numeric tests with the arithmetic of other process
 	else $(AVX512) $(BIN)/python -m pytest -n 2 --dist loadgroup -q $(NUMERIC); fi
 
 evidence: $(READY)  ## a small version of every experiment of docs/results.md: under an hour on 2 cores
+	@$(BIN)/python -m pip install --quiet --constraint requirements.txt --editable ".[popgym]"
 	$(BIN)/python benchmarks/evidence.py run --folder evidence-small --small --workers 2
 	$(BIN)/python benchmarks/evidence.py table --small evidence-small
 	$(BIN)/python benchmarks/evidence.py cost

@@ -36,6 +36,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -237,10 +238,13 @@ def run(args: argparse.Namespace) -> int:
     """Run what has no rows yet. What fails does not stop the others.
 
     Returns:
-        Exit code: 0, or 1 if something failed.
+        Exit code: 0, or 1 if something failed, or 2 if a package is missing.
     """
     folder = Path(args.folder)
     failures = []
+    if any("popgym" in each.evolve for each in chosen(args)) and find_spec("popgym") is None:
+        print('the memory tasks need another package: pip install "erl[popgym]"', file=sys.stderr)
+        return 2
     for each in chosen(args):
         place = folder / each.name
         place.mkdir(parents=True, exist_ok=True)

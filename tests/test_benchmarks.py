@@ -355,6 +355,15 @@ def test_a_failure_stops_its_own_experiment_only(monkeypatch, tmp_path, capsys):
     assert ran == ["stopped.py"]
 
 
+def test_a_missing_package_is_said_before_anything_runs(monkeypatch, tmp_path, capsys):
+    arguments, ran, _ = fake_scripts(monkeypatch, tmp_path, {"a": 0, "popgym_task": 0})
+    monkeypatch.setattr(evidence, "find_spec", lambda name: None)
+    assert evidence.run(arguments) == 2
+    assert ran == []
+    said = 'the memory tasks need another package: pip install "erl[popgym]"\n'
+    assert capsys.readouterr().err == said
+
+
 def test_what_cannot_be_collected_or_printed_is_one_line(monkeypatch, tmp_path):
     storage = f"sqlite:///{tmp_path}/studies.db"
     # As where every worker died before its lifetime had ended.

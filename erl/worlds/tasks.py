@@ -82,6 +82,10 @@ class Task:
             object.__setattr__(self, "kwargs", Arguments(self.kwargs))
 
 
+# Packages of environments that are extras of this project.
+EXTRAS = frozenset({"popgym"})
+
+
 def find(env_id: str) -> Any:
     """Gymnasium's specification of `env_id`.
 
@@ -97,7 +101,8 @@ def find(env_id: str) -> Any:
                 importlib.import_module(module)
             return gym.spec(name)
     except ModuleNotFoundError as e:
-        raise UserError(f"environment {env_id!r}: {e}") from e
+        hint = f'; pip install "erl[{e.name}]"' if e.name in EXTRAS else ""
+        raise UserError(f"environment {env_id!r}: {e}{hint}") from e
     except gym.error.DeprecatedEnv as e:
         name = env_id.rpartition("-v")[0]
         newest = max(

@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
@@ -88,6 +90,12 @@ def test_environments_that_cannot_be(env_id, message, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=message):
         check_task(Task(env_id))
+
+
+def test_a_missing_package_that_is_an_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "popgym", None)
+    with pytest.raises(UserError, match=r'; pip install "erl\[popgym\]"$'):
+        check_task(Task("popgym:popgym-RepeatFirstEasy-v0"))
 
 
 def test_the_ledger_counts_steps_and_episodes():
