@@ -13,6 +13,7 @@ from typing import Any
 
 from erl.cli import Sink, command, figure
 from erl.errors import UserError
+<<<<<<< HEAD
 from erl.experiments.campaign import (
     Campaign,
     Progress,
@@ -20,6 +21,10 @@ from erl.experiments.campaign import (
     make_executor,
     steps_in_checkpoints,
 )
+=======
+from erl.executors.machines import default_workers
+from erl.experiments.campaign import Campaign, Progress, checkpoint_cohort, make_executor
+>>>>>>> h18-ready
 from erl.experiments.display import Display, EvolutionLog
 from erl.experiments.evolution_flags import (
     EvolutionConfig,
@@ -27,7 +32,13 @@ from erl.experiments.evolution_flags import (
     GeneralizationConfig,
     MultiEvolutionConfig,
 )
-from erl.experiments.finals import finalists_of, left_of_finals, live_finals, sampler_of
+from erl.experiments.finals import (
+    finalists_of,
+    left_of_finals,
+    live_finals,
+    sampler_of,
+    trials_at_once,
+)
 from erl.experiments.flags import number, parse_settings, plural, read_settings, study_name
 from erl.experiments.forecast import (
     Outlook,
@@ -425,7 +436,8 @@ def outlook_of(
         done: how many of its trials have ended.
     """
     # The largest reservoirs that may be proposed, so that the time is an upper one.
-    of_a_trial = lifetimes(config, {k: r.high for k, r in search_space(config).items()})
+    largest = {k: r.high for k, r in search_space(config).items()}
+    of_a_trial = lifetimes(config, largest)
     trials = max(0, flags.nb_trials - done)
     finals = left_of_finals(flags, config, space, name, trials)
     environments = "" if config.env_ids is None else f"{len(config.env_ids)} environments x "
@@ -437,11 +449,17 @@ def outlook_of(
         )
         counts += f" and up to {finals} lifetimes in finals" * (finals > 0)
     together = trials or -(-finals // len(of_a_trial))
+    at_once = trials_at_once(config, flags.workers or default_workers())
+    seeds = range(min(at_once, finals // len(config.environments)))
     return Outlook(
         counts,
         of_a_trial * min(max(1, together), config.popsize or 1),
         trials * len(of_a_trial) + finals,
+<<<<<<< HEAD
         taken=_taken(flags, config, name) if trials else 0,
+=======
+        finals=lifetimes(config, largest, "finals", seeds),
+>>>>>>> h18-ready
     )
 
 

@@ -110,10 +110,7 @@ def live_finals(
 
     space = {key: integer(0, MOST_TRIALS) for key in ("trial", "mean")}
     space["seed"] = integer(0, MAX_SEED)
-    # A coordinator takes as many lifetimes as a generation has, on all of its workers.
-    workers, generation = campaign.executor.workers, (config.popsize or 1) * config.nb_seeds
-    at_once = -(-generation // workers) * workers
-    retries = flags.max_retries
+    retries, at_once = flags.max_retries, trials_at_once(config, campaign.executor.workers)
     source = GivenTrials(study, wanted, space, plan, retries, at_once, notes, wait=True)
     progress = FinalsProgress(campaign, config, len(finalists), flags.finalist_seeds)
     if not campaign.run(source, checkpoint_cohort(flags, name), progress, config.score):
@@ -135,6 +132,13 @@ def live_finals(
     if choice is None:
         sink.line("no finalist could be lived again: the trial with the highest fitness stands")
     return True
+
+
+def trials_at_once(config: EvolutionStudy, workers: int) -> int:
+    """How many trials of the finals a coordinator begins at a time: as many as a generation has
+    seeds, on all of its workers.
+    """
+    return -(-(config.popsize or 1) * config.nb_seeds // workers) * workers
 
 
 def left_of_finals(

@@ -35,24 +35,34 @@ class Outlook:
         specs: lifetimes that would train at the same time.
         left: how many lifetimes are left.
         notes: what should be known before.
+<<<<<<< HEAD
         taken: steps of these lifetimes that were taken before an interruption.
+=======
+        finals: lifetimes that would train at the same time in finals.
+>>>>>>> h18-ready
     """
 
     counts: str
     specs: Sequence[LifetimeSpec]
     left: int
     notes: tuple[str, ...] = ()
+<<<<<<< HEAD
     taken: int = 0
+=======
+    finals: Sequence[LifetimeSpec] = ()
+>>>>>>> h18-ready
 
 
 def check_at_once(flags: RunFlags, outlook: Outlook) -> None:
     """Raise a UserError if the lifetimes that would train at the same time do not fit into this
-    machine's memory together. What a cluster's machines have is not known here.
+    machine's memory together. What a cluster's machines have is not known here: there, the
+    worker refuses.
     """
     if flags.cluster is None and outlook.left:
         workers = flags.workers or default_workers()
-        parts = groups(outlook.specs, workers)[:workers]
-        check_together([[outlook.specs[i] for i in part] for part in parts])
+        for specs in filter(None, (outlook.specs, outlook.finals)):
+            parts = groups(specs, workers)[:workers]
+            check_together([[specs[i] for i in part] for part in parts])
 
 
 def announce(outlook: Outlook, executor: Executor, sink: Sink, measure: bool = False) -> None:

@@ -27,6 +27,7 @@ from erl.experiments.forecast import (
 from erl.experiments.single import SingleConfig, run
 from erl.learners.core import checkpoints
 from erl.learners.core.checkpoints import checkpoint_files, checkpoint_steps
+from erl.learners.core.replay import ReplayBuffer
 from erl.lifetimes.record import LifetimeRecord
 from erl.studies.study import Study
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
@@ -63,6 +64,30 @@ def test_buffers_that_do_not_fit_together_are_refused_before_anything_is_stored(
     settings = {"learner": "TD3", "env_id": REACH, "training_steps": 300_000, "nb_seeds": 3}
     with pytest.raises(UserError, match=r"agents side by side.* fits"):
         evolve(EvolutionConfig(**settings, nb_trials=1, workers=workers), sink)
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_buffers_of_finals_that_do_not_fit_are_refused_before_anything_is_stored(sink, monkeypatch):
+    """A generation has four lifetimes, and its finals eight at a time, one for each worker."""
+    settings = {"learner": "TD3", "env_id": REACH, "training_steps": 300_000, "nb_seeds": 1}
+    flags = EvolutionConfig(**settings, nb_trials=4, popsize=4, finalists=2, workers=8)
+    asked = []
+
+    def note(_, *cohorts):
+        asked.append([buffer for cohort in cohorts for buffer in cohort])
+
+    with monkeypatch.context() as patch:
+        patch.setattr("erl.learners.core.off_policy_training.check_memory", note)
+        patch.setattr("erl.experiments.evolution.dry_run", lambda *_: 0)
+        evolve(replace(flags, dry_run=True), sink)
+    *_, generation, finals = asked
+    assert generation * 2 == finals == generation[:1] * 8
+    steps, *lengths = generation[0]
+    room = 6 * steps * ReplayBuffer.bytes_each(*lengths)
+    memory = SimpleNamespace(available=room, total=10**12)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    with pytest.raises(UserError, match=r"for 8 agents side by side.* fits"):
+        evolve(flags, sink)
     assert list(Path.cwd().iterdir()) == []
 
 
