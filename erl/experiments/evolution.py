@@ -13,7 +13,7 @@ from typing import Any
 
 from erl.cli import Sink, command, figure
 from erl.errors import UserError
-<<<<<<< HEAD
+from erl.executors.machines import default_workers
 from erl.experiments.campaign import (
     Campaign,
     Progress,
@@ -21,10 +21,6 @@ from erl.experiments.campaign import (
     make_executor,
     steps_in_checkpoints,
 )
-=======
-from erl.executors.machines import default_workers
-from erl.experiments.campaign import Campaign, Progress, checkpoint_cohort, make_executor
->>>>>>> h18-ready
 from erl.experiments.display import Display, EvolutionLog
 from erl.experiments.evolution_flags import (
     EvolutionConfig,
@@ -455,11 +451,8 @@ def outlook_of(
         counts,
         of_a_trial * min(max(1, together), config.popsize or 1),
         trials * len(of_a_trial) + finals,
-<<<<<<< HEAD
         taken=_taken(flags, config, name) if trials else 0,
-=======
         finals=lifetimes(config, largest, "finals", seeds),
->>>>>>> h18-ready
     )
 
 
@@ -472,8 +465,10 @@ def _taken(flags: EvolutionFlags, config: EvolutionStudy, name: str) -> int:
     study = Study(flags.storage, name)
     if study.config is None or differences(study.config, config):
         return 0  # it will be refused
-    taken = 0
+    taken, names = 0, search_space(config).keys()
     for trial in study.trials("RUNNING", "WAITING"):
+        if not names <= trial.params.keys():
+            continue  # another command proposes it now, or ended before it had
         records = study.lifetimes(trial)
         left = [s for i, s in enumerate(lifetimes(config, trial.params)) if i not in records]
         taken += sum(record.steps for record in records.values())

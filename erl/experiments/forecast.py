@@ -35,22 +35,16 @@ class Outlook:
         specs: lifetimes that would train at the same time.
         left: how many lifetimes are left.
         notes: what should be known before.
-<<<<<<< HEAD
         taken: steps of these lifetimes that were taken before an interruption.
-=======
         finals: lifetimes that would train at the same time in finals.
->>>>>>> h18-ready
     """
 
     counts: str
     specs: Sequence[LifetimeSpec]
     left: int
     notes: tuple[str, ...] = ()
-<<<<<<< HEAD
     taken: int = 0
-=======
     finals: Sequence[LifetimeSpec] = ()
->>>>>>> h18-ready
 
 
 def check_at_once(flags: RunFlags, outlook: Outlook) -> None:
