@@ -358,7 +358,7 @@ def test_ctrl_c_writes_a_checkpoint_from_which_the_command_continues(workers, si
     assert 256 <= taken < 1500
     sink.lines.clear()
     assert run(flags, sink) == 0
-    said = f"1 seed x 1,500 steps, 1 to train, 1 worker, {taken} steps were taken before"
+    said = f"1 seed x 1,500 steps, 1 to train, 1 worker, {taken:,} steps were taken before"
     assert said in sink.lines
     [trial] = Study(flags.storage, f"{REACH}_ERL-Re2_single_1k_steps").trials("COMPLETE")
     once = SingleConfig(**{**vars(flags), "storage": "sqlite:///once.db", "runs": "once"})
