@@ -55,7 +55,9 @@ from evidence_tables import (
     shown,
 )
 
+from erl.cli import duration
 from erl.errors import UserError
+from erl.experiments.flags import plural
 from erl.figures.comparison import generalisation_matrix
 from erl.files import write_whole
 from erl.studies.configuration import EvolutionStudy, FinalsStudy, TestStudy
@@ -490,10 +492,10 @@ def print_experiment(each: Experiment, title: str, folder: Path) -> None:
     steps = rows.steps.sum() + trials.steps.sum() + finals.steps.sum()
     failed = ", ".join(f"{n} {of}" for of, n in story["failed"].items() if n) or "nothing"
     print(
-        f"\n{len(trials)} trials, {len(finals)} lifetimes of finals; {steps / 1e6:,.1f} million "
-        f"steps in {story['wall_seconds'] / 60:,.0f} minutes with {story['workers']} workers; "
-        f"failed: {failed}. Processor: {story['processor']}. Commits: "
-        f"{', '.join(story['commits'])}.\n"
+        f"\n{plural(len(trials), 'trial')}, {plural(len(finals), 'lifetime')} of finals; "
+        f"{steps:,} steps in {duration(story['wall_seconds'])} with "
+        f"{plural(story['workers'], 'worker')}; failed: {failed}. Processor: {story['processor']}. "
+        f"Commits: {', '.join(story['commits'])}.\n"
     )
     for versions in story["versions"]:
         print(f"Versions: {', '.join(f'{k} {v}' for k, v in versions.items())}.\n")
