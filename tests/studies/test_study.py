@@ -425,7 +425,7 @@ def test_studies_that_evolved_something_else_are_refused(sink):
     study.optimize(lambda t: t.suggest_float("x", 0, 1), n_trials=1)
     optuna.create_study(study_name="two", storage=storage, directions=["maximize", "minimize"])
     for name, message in (
-        ("other", "no finished trial"),
+        ("other", "no successful trial"),
         ("things", "did not evolve"),
         ("two", "several objectives"),
     ):
