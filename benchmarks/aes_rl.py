@@ -336,19 +336,22 @@ def sleeping(learner: str, workers: int, individuals: int) -> tuple[float, float
     slept, seconds = 0.0, 0.0
     try:
         played = 0
+        started = set[int]()
         given = work.workers._next_job
 
         def note(worker: int, ended: Any) -> Any:
             nonlocal played, slept
             if ended is not None and hasattr(ended.data, "episode"):
+                started.add(worker)
                 played += 1
                 rng = gym.utils.seeding.np_random(ended.data.seed)[0]
                 slept += Sleeping.unit * rng.uniform(1.0, 10.0)
             return given(worker, ended)
 
-        while work.told < 2 * workers:  # all have imported what they need
-            work.iterate()
         work.workers._next_job = note
+        while len(started) < workers:  # all have imported what they need
+            work.iterate()
+        played, slept = 0, 0.0
         start, first = time.perf_counter(), work.told
         while work.told < first + individuals:
             work.iterate()
