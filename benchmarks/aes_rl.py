@@ -227,22 +227,27 @@ def measure_batched(env_id: str, steps: int, hidden: tuple[int, ...], batched: b
         work.close()
 
 
-def child(what: str, *arguments: str) -> float:
-    """A measurement in a process of its own, on one core."""
-    command = [sys.executable, __file__, "--child", what, *arguments]
-    core = sorted(os.sched_getaffinity(0))[0]
+def child(what: str, *arguments: str, cores: int | None = 1) -> Any:
+    """A measurement in a process of its own.
+
+    Args:
+        what: one of `CHILDREN`.
+        arguments: of it.
+        cores: on so many; None for all.
+    """
+    usable = sorted(os.sched_getaffinity(0))[:cores]
     done = subprocess.run(
-        command,
+        [sys.executable, __file__, "--child", what, *arguments],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
         env={**os.environ, **ONE_THREAD},
-        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+        preexec_fn=lambda: os.sched_setaffinity(0, usable),
     )
     return json.loads(done.stdout.splitlines()[-1])
 
 
-CHILDREN: dict[str, Callable[..., float]] = {
+CHILDREN: dict[str, Callable[..., Any]] = {
     "play": measure_play,
     "actors": lambda batch, precision, n: measure_actors(int(batch), precision, int(n)),
     "critics": lambda batch, precision: measure_critics(int(batch), precision),
@@ -251,6 +256,10 @@ CHILDREN: dict[str, Callable[..., float]] = {
     "batched": lambda env_id, steps, hidden, batched: measure_batched(
         env_id, int(steps), tuple(map(int, hidden.split(","))), batched == "batched"
     ),
+    "ages": lambda executor, workers, individuals, run, *costs: ages_of(
+        executor, int(workers), int(individuals), int(run), *map(float, costs)
+    ),
+    "cores": lambda executor, steps: aes_rl_seconds(executor, int(steps)),
 }
 
 
@@ -447,13 +456,11 @@ def ages_of(executor: str, workers: int, individuals: int, run: int, *costs: flo
 def ages(arguments: argparse.Namespace) -> None:
     """Do worker processes overtake each other as on the virtual clock?"""
     n, words = arguments.runs, (str(arguments.workers), str(arguments.individuals))
-    real = [ages_child("processes", *words, str(k)) for k in range(n)]
+    real = [child("ages", "processes", *words, str(k), cores=None) for k in range(n)]
     seconds = {kind: median(r["seconds"][kind] for r in real) for kind in real[0]["seconds"]}
     costs = [seconds[kind] / seconds["play"] for kind in ("train_actor", "train_critics")]
-    virtual = [
-        ages_child("lockstep", *words, str(n + k), *(f"{cost:.4f}" for cost in costs))
-        for k in range(n)
-    ]
+    words_of_costs = [f"{cost:.4f}" for cost in costs]
+    virtual = [child("ages", "lockstep", *words, str(n + k), *words_of_costs) for k in range(n)]
     print(
         f"{arguments.workers} actor workers, {n} runs of {arguments.individuals} individuals; "
         f"measured: a step {1000 * seconds['play']:.1f} ms, an actor's update {costs[0]:.3f} steps "
@@ -470,21 +477,8 @@ def ages(arguments: argparse.Namespace) -> None:
         )
 
 
-def ages_child(*words: str) -> Any:
-    """One run, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--child-ages", *words],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        env={**os.environ, **ONE_THREAD},
-    )
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def aes_rl_seconds(executor: str, steps: int, cores: int) -> dict[str, float]:
+def aes_rl_seconds(executor: str, steps: int) -> dict[str, float]:
     """Seconds of a training, after the random steps, and of its workers."""
-    os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:cores]))
     work = at_work(
         "AES-RL",
         ENV_ID,
@@ -522,15 +516,7 @@ def cores(arguments: argparse.Namespace) -> None:
     for k in range(arguments.rounds):
         rates = []
         for executor, n in (("lockstep", 1), ("processes", 2)):
-            command = [sys.executable, __file__, "--child-cores", executor, str(n)]
-            done = subprocess.run(
-                [*command, str(arguments.steps)],
-                stdout=subprocess.PIPE,
-                text=True,
-                check=True,
-                env={**os.environ, **ONE_THREAD},
-            )
-            row = json.loads(done.stdout.splitlines()[-1])
+            row = child("cores", executor, str(arguments.steps), cores=n)
             rates.append(row["steps_per_second"])
             times = [f"{row[name]:.1f}" if n == 2 else "" for name in ("actor", "critic")]
             print(
@@ -544,19 +530,13 @@ def cores(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    if sys.argv[1:2] in (["--child"], ["--child-cores"], ["--child-ages"]):
+    if sys.argv[1:2] == ["--child"]:
         import torch
 
         torch.set_num_threads(1)
         torch.set_flush_denormal(True)
         what, *words = sys.argv[2:]
-        if sys.argv[1] == "--child":
-            print(json.dumps(CHILDREN[what](*words)))
-        elif sys.argv[1] == "--child-ages":
-            workers, individuals, run = map(int, words[:3])
-            print(json.dumps(ages_of(what, workers, individuals, run, *map(float, words[3:]))))
-        else:
-            print(json.dumps(aes_rl_seconds(what, int(words[1]), int(words[0]))))
+        print(json.dumps(CHILDREN[what](*words)))
         return
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -66,13 +66,13 @@ def test_batched_cem_rl_is_measured_beside_cem_rl(monkeypatch, capsys):
 
 
 def test_orders_of_events_are_compared(monkeypatch, capsys):
-    def here(executor, workers, individuals, run, *costs):
-        row = aes_rl.ages_of("lockstep", int(workers), int(individuals), int(run), 0.1, 0.2)
+    def here(what, executor, workers, individuals, run, *costs, cores=1):
+        row = aes_rl.CHILDREN[what]("lockstep", workers, individuals, run, "0.1", "0.2")
         if executor == "lockstep":
             assert [float(cost) for cost in costs] == [0.5, 2.0]
         return row | {"seconds": {"play": 0.01, "train_actor": 0.005, "train_critics": 0.02}}
 
-    monkeypatch.setattr(aes_rl, "ages_child", here)
+    monkeypatch.setattr(aes_rl, "child", here)
     aes_rl.ages(Namespace(workers=2, individuals=12, runs=2))
     title, _, _, _, *rows = capsys.readouterr().out.splitlines()
     assert "a step 10.0 ms, an actor's update 0.500 steps" in title
