@@ -524,6 +524,8 @@ def cores(arguments: argparse.Namespace) -> None:
                 f"{times[0]} | {times[1]} |",
                 flush=True,
             )
+        if not min(row["actor"], row["critic"]):
+            raise SystemExit("no job of both workers ended within these steps: more are needed")
         bound = (row["actor"] + row["critic"]) / max(row["actor"], row["critic"])
         ratios.append((rates[1] / rates[0], bound))
     print(f"\nratio {median(r for r, _ in ratios):.2f}, bound {median(b for _, b in ratios):.2f}")
