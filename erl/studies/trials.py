@@ -1,7 +1,7 @@
 """Running trials, and the records of lifetimes that trials hold."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +16,11 @@ from erl.worlds.specification import LifetimeSpec, from_json
 Plan = Callable[[dict[str, Any]], list[LifetimeSpec]]
 # Attribute of a trial with the record of its lifetime of this number.
 RECORD = "lifetime:"
-# Attribute with a column of the table of generations in that record, or a piece of it, where the
-# table is a long one.
-COLUMN = "kept:"
-# Characters of a record, or of a piece of a column, in one attribute: MySQL's have 65,535 bytes.
-LONGEST = 40_000
+# Attribute with a piece of that record's text, where the record is a long one.
+PIECE = "piece:"
+# Characters of a record, or of a piece, in one attribute. MySQL's have 65,535 bytes, and JSON
+# writes a character of a text with two at most where the text is JSON itself.
+LONGEST = 30_000
 # What a lifetime's return contributes to its trial's fitness, their mean.
 Score = Callable[[LifetimeSpec, float], float]
 
@@ -93,50 +93,34 @@ def why_failed(trial: FrozenTrial) -> str | None:
 
 
 def stored_records(trial: FrozenTrial) -> dict[int, Any]:
-    """The records that a trial holds as they are stored, by the index of the lifetime."""
+    """The records that a trial holds as they were given, by the index of the lifetime."""
     attrs = trial.user_attrs | trial.system_attrs
     found = {int(k.removeprefix(RECORD)): v for k, v in attrs.items() if k.startswith(RECORD)}
     for index, record in found.items():
-        inner = record.get("inner") or {}
-        if isinstance(names := inner.get("kept"), list):
-            kept: dict[str, list[Any]] = {}
-            for name in names:
-                kept.setdefault(name.partition(":")[0], []).extend(attrs[f"{COLUMN}{index}:{name}"])
-            found[index] = {**record, "inner": {**inner, "kept": kept}}
+        if "pieces" in record:
+            pieces = [attrs[f"{PIECE}{index}:{k}"] for k in range(record["pieces"])]
+            found[index] = json.loads("".join(pieces))
     return found
 
 
 def record_attributes(index: int, record: dict[str, Any]) -> dict[str, Any]:
     """The attributes of a trial that hold a record, in the order in which they are to be written.
 
-    A long table of generations has an attribute for each column, or several for a long column, and
-    the record has their names: `fitness`, `fitness:1`, `fitness:2`, …
+    A long record is stored as text in several pieces, and its own attribute, which comes last, has
+    their number.
 
     Args:
         index: of the lifetime.
         record: as `stored_records` gives it.
     """
-    inner = record.get("inner") or {}
-    kept = inner.get("kept")
-    if not kept or len(json.dumps(record)) <= LONGEST:
+    text = json.dumps(record)
+    if len(text) <= LONGEST:
         return {f"{RECORD}{index}": record}
-    pieces = {
-        f"{name}:{k}" if k else name: piece
-        for name, values in kept.items()
-        for k, piece in enumerate(_pieces(values))
-    }
+    pieces = [text[k : k + LONGEST] for k in range(0, len(text), LONGEST)]
     return {
-        **{f"{COLUMN}{index}:{name}": piece for name, piece in pieces.items()},
-        f"{RECORD}{index}": {**record, "inner": {**inner, "kept": list(pieces)}},
+        **{f"{PIECE}{index}:{k}": piece for k, piece in enumerate(pieces)},
+        f"{RECORD}{index}": {"pieces": len(pieces)},
     }
-
-
-def _pieces(values: Sequence[Any]) -> list[Sequence[Any]]:
-    """Values in as many parts as it takes for each to be of `LONGEST` characters at most."""
-    if len(values) < 2 or len(json.dumps(values)) <= LONGEST:
-        return [values]
-    middle = len(values) // 2
-    return [*_pieces(values[:middle]), *_pieces(values[middle:])]
 
 
 def lifetime_records(trial: FrozenTrial) -> dict[int, LifetimeRecord]:
