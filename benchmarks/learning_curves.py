@@ -3,7 +3,7 @@
     python benchmarks/learning_curves.py run [--of ERL-Re2] [--storage sqlite:///curves.db]
         [--envs …] [--arms …] [--seeds …] [--steps …]
     python benchmarks/learning_curves.py collect sqlite:///curves.db [--of ERL-Re2] [--out …]
-    python benchmarks/learning_curves.py show benchmarks/results/learning_curves.jsonl
+    python benchmarks/learning_curves.py show benchmarks/results/learning_curves.jsonl [--of …]
 
 ERL-Re² is compared with its two halves and with Stable-Baselines3's TD3, with the same sizes,
 rates, minibatches and random first steps; DERL is compared with its two halves.
@@ -13,6 +13,10 @@ checkpoints (those of Stable-Baselines3's TD3 begin anew). Every 25,000 steps 5 
 without exploration are played, apart from the budget; in the end others. `show` prints the latter
 and draws the former. The champion of ERL-Re² is chosen by training fitness; nothing is the best of
 several evaluations.
+
+Of the inner learners, some have curves on pages of their own, with other budgets. `run` leaves
+these out, and `show` reads their rows too. It then prints all at equal steps: the evaluations on
+the way, interpolated linearly.
 """
 
 import argparse
@@ -52,6 +56,7 @@ class ComparedArm:
         colour: in the figure; none if it is run only where it is asked for.
         engine: that trains it.
         own: settings for single environments.
+        rows: of another comparison, whose curves are taken.
     """
 
     learner: str
@@ -61,6 +66,7 @@ class ComparedArm:
     colour: str = ""
     engine: str = "auto"
     own: Mapping[str, str] = field(default_factory=dict)
+    rows: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ class Comparison:
     Attributes:
         learner_configs: files of settings of all arms, by environment.
         blend: an arm whose differences from each other one are shown.
+        equal_steps: all are shown after `steps` steps, whatever their budgets were.
     """
 
     arms: Mapping[str, ComparedArm]
@@ -80,9 +87,12 @@ class Comparison:
     out: str
     learner_configs: Mapping[str, str] = field(default_factory=dict)
     blend: str | None = None
+    equal_steps: bool = False
 
 
 BOTH, MEAN = ("champion", "rl"), ("mean",)
+ERL_RE2_ROWS = "benchmarks/results/learning_curves.jsonl"
+AES_RL_ROWS = "benchmarks/results/aes_rl.jsonl"
 # What the other learners take for an environment by themselves, TD3 is told.
 SWIMMER = {"Swimmer-v4": "gamma=0.9999"}
 COMPARISONS = {
@@ -112,7 +122,7 @@ COMPARISONS = {
         seeds="0,1,2",
         steps=300_000,
         ep_eval=10,
-        out="benchmarks/results/learning_curves.jsonl",
+        out=ERL_RE2_ROWS,
     ),
     "DERL": Comparison(
         {
@@ -148,23 +158,26 @@ COMPARISONS = {
         seeds="0,1,2",
         steps=200_000,
         ep_eval=10,
-        out="benchmarks/results/aes_rl.jsonl",
+        out=AES_RL_ROWS,
     ),
     "inner learners": Comparison(
         {
-            "ERL-Re2": ComparedArm("ERL-Re2", "curves", "", BOTH, "C0"),
-            "CEM-RL": ComparedArm("CEM-RL", "curves", "", MEAN, "C3"),
-            "AES-RL": ComparedArm("AES-RL", "curves", "", MEAN, "C4"),
-            "DERL": ComparedArm("DERL", "curves", "", ("policy",), "C2"),
-            "TD3": ComparedArm("TD3", "curves", "", ("agent",), "0.4", own=SWIMMER),
+            "ERL-Re2": ComparedArm("ERL-Re2", "curves", "", BOTH, "C0", rows=ERL_RE2_ROWS),
+            "TD3 (SB3)": ComparedArm(
+                "TD3", "sb3", TD3, ("agent",), "0.4", "sb3", SWIMMER, rows=ERL_RE2_ROWS
+            ),
+            "CEM-RL": ComparedArm("CEM-RL", "curves", "", MEAN, "C3", rows=AES_RL_ROWS),
+            "AES-RL": ComparedArm("AES-RL", "curves", "", MEAN, "C4", rows=AES_RL_ROWS),
+            "DERL": ComparedArm("DERL", "curves", "", ("policy",), "C2", own=SWIMMER),
             "SAC": ComparedArm("SAC", "curves", "", ("agent",), "C1", own=SWIMMER),
-            "PPO": ComparedArm("PPO", "curves", "", ("agent",), "C5", "sb3"),
+            "PPO": ComparedArm("PPO", "curves", "", ("agent",), "C5", "sb3", SWIMMER),
         },
         envs="HalfCheetah-v4,Swimmer-v4",
         seeds="0,1,2",
         steps=200_000,
         ep_eval=10,
         out="benchmarks/results/inner_learners.jsonl",
+        equal_steps=True,
     ),
 }
 # By environment and budget, then by arm: rows; and final means, by policy and seed.
@@ -175,7 +188,9 @@ Means = dict[tuple[str, int], dict[str, dict[str, dict[int, float]]]]
 def commands(args: argparse.Namespace) -> list[list[str]]:
     """One for each environment and arm."""
     compared = COMPARISONS[args.of]
-    names = args.arms.split(",") if args.arms else [n for n, a in compared.arms.items() if a.colour]
+    names = [n for n, arm in compared.arms.items() if arm.colour and not arm.rows]
+    if args.arms:
+        names = args.arms.split(",")
     rest = ["--seeds", args.seeds or compared.seeds, "--storage", args.storage]
     rest += ["--ep_eval", str(compared.ep_eval)]
     if args.workers:
@@ -265,18 +280,19 @@ def read(path: str) -> list[dict[str, Any]]:
 
 
 def show(args: argparse.Namespace) -> None:
+    named = [of for of, c in COMPARISONS.items() if Path(c.out).name == Path(args.file).name]
+    if not (args.of or named):
+        raise SystemExit(
+            f"{args.file}: --of says which comparison it is, of {', '.join(COMPARISONS)}"
+        )
+    compared = COMPARISONS[args.of or named[0]]
     groups: Groups = defaultdict(lambda: defaultdict(list))
-    for row in read(args.file):
+    for row in rows_of(compared, args.file):
         groups[row["env_id"], row["budget"]][row["arm"]].append(row)
-    compared = next(
-        c
-        for c in COMPARISONS.values()
-        if {a for arms in groups.values() for a in arms} <= {*c.arms}
-    )
     means = {
         key: {
             arm: {
-                policy: {r["seed"]: float(np.mean(r["final"][policy])) for r in arms[arm]}
+                policy: {r["seed"]: reached(compared, r, policy) for r in arms[arm]}
                 for policy in compared.arms[arm].policies
             }
             for arm in compared.arms
@@ -285,17 +301,49 @@ def show(args: argparse.Namespace) -> None:
         for key, arms in sorted(groups.items())
     }
     print_table(compared, groups, means)
-    print_axes(groups)
-    print_fates(groups)
+    if not compared.equal_steps:
+        print_axes(groups)
+        print_fates(groups)
     print_differences(compared, means)
     figure(compared, groups, Path(args.file).with_suffix(".svg"))
 
 
+def rows_of(compared: Comparison, file: str) -> list[dict[str, Any]]:
+    """Of a comparison at equal steps: the rows of all its arms, with these steps as their budget.
+    Of another one: those of the file.
+    """
+    if not compared.equal_steps:
+        return read(file)
+    sources = {name: arm.rows or file for name, arm in compared.arms.items()}
+    found: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for source in dict.fromkeys(sources.values()):
+        for row in sorted(read(source), key=lambda r: -r["budget"]):
+            asked = row["env_id"] in compared.envs.split(",")
+            asked &= str(row["seed"]) in compared.seeds.split(",")
+            if asked and sources.get(row["arm"]) == source and row["budget"] >= compared.steps:
+                seconds = row["seconds"] * compared.steps / row["steps"]
+                key = row["env_id"], row["arm"], row["seed"]
+                # The run with the smallest budget comes last.
+                found[key] = {**row, "budget": compared.steps, "seconds": seconds}
+    return [*found.values()]
+
+
+def reached(compared: Comparison, row: dict[str, Any], policy: str) -> float:
+    """A policy's mean return at the end, or after equal steps."""
+    if not compared.equal_steps:
+        return float(np.mean(row["final"][policy]))
+    curve = [(e["steps"], e[policy]) for e in row["evaluations"] if policy in e]
+    steps, returns = np.array(curve, dtype=float).T
+    return float(np.interp(compared.steps, steps, returns))
+
+
 def print_table(compared: Comparison, groups: Groups, means: Means) -> None:
-    print(
-        f"mean over seeds [least, greatest] of the mean of {compared.ep_eval} fresh episodes "
-        "after training"
+    judged = (
+        "5 fresh episodes at these steps, interpolated linearly"
+        if compared.equal_steps
+        else f"{compared.ep_eval} fresh episodes after training"
     )
+    print(f"mean over seeds [least, greatest] of the mean of {judged}")
     beside = any("rl" in a.policies[1:] for a in compared.arms.values())
     print(
         "\n| environment | steps | arm | seeds | policy handed over |"
@@ -308,9 +356,9 @@ def print_table(compared: Comparison, groups: Groups, means: Means) -> None:
             if beside:
                 cells = [*cells, ""][:2]
             rows = groups[env_id, budget][arm]
-            seconds = sum(r["seconds"] for r in rows)
-            cells += [f"{sum(r['steps'] for r in rows) / seconds:,.0f}"]
-            cells += [f"{seconds / len(rows) / 60:.1f}"]
+            minutes = sum(r["seconds"] for r in rows) / len(rows) / 60
+            steps = budget if compared.equal_steps else sum(r["steps"] for r in rows) / len(rows)
+            cells += [f"{steps / minutes / 60:,.0f}", f"{minutes:.1f}"]
             print(f"| {env_id} | {budget:,} | {arm} | {len(rows)} | {' | '.join(cells)} |")
 
 
@@ -451,6 +499,7 @@ def main() -> None:
     part.set_defaults(do=collect)
     part = parts.add_parser("show")
     part.add_argument("file")
+    part.add_argument("--of", choices=COMPARISONS)
     part.set_defaults(do=show)
     args = parser.parse_args()
     args.do(args)

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -539,6 +540,44 @@ def test_differences_are_those_of_equal_seeds(capsys):
     curves.print_differences(curves.COMPARISONS["DERL"], means)
     # 2, 3 and 1: a standard error of 1 / sqrt(3), and 4.30 of it to either side.
     assert "| X-v0 | DERL - ES only | 2.0 [-0.5, 4.5] |" in capsys.readouterr().out
+
+
+def test_inner_learners_are_shown_after_equal_steps_with_the_curves_of_other_pages(
+    tmp_path, monkeypatch, capsys
+):
+    """ERL-Re² had 300,000 steps and PPO 200,000; who had less is left out."""
+    monkeypatch.chdir(tmp_path)
+    common = {"env_id": "HalfCheetah-v4", "seed": 0, "seconds": 600.0, "final": {}}
+
+    def row(arm, budget, curve, **other):
+        evaluations = [{"steps": n, **scores} for n, scores in curve]
+        named = {"arm": arm, "budget": budget, "steps": budget, "evaluations": evaluations}
+        return json.dumps(common | named | other)
+
+    both = [(190_000, {"champion": 1.0, "rl": 5.0}), (210_000, {"champion": 3.0, "rl": 9.0})]
+    Path("benchmarks/results").mkdir(parents=True)
+    Path(curves.ERL_RE2_ROWS).write_text(
+        "\n".join(
+            [
+                row("ERL-Re2", 300_000, both),
+                row("ERL-Re2", 1_000_000, [(200_000, {"champion": 77.0, "rl": 77.0})]),
+                row("ERL-Re2", 300_000, both, env_id="Hopper-v4"),
+                row("EA only", 300_000, both),
+            ]
+        )
+    )
+    Path(curves.AES_RL_ROWS).write_text(row("CEM-RL", 100_000, [(100_000, {"mean": 4.0})]))
+    out = "benchmarks/results/inner_learners.jsonl"
+    Path(out).write_text(
+        row("PPO", 200_000, [(100_000, {"agent": 6.0}), (200_000, {"agent": 8.0})])
+    )
+    curves.show(Namespace(file=out, of=None))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "| Half" in line]
+    assert lines == [
+        "| HalfCheetah-v4 | 200,000 | ERL-Re2 | 1 | 2 [2, 2] | 7 [7, 7] | 500 | 6.7 |",
+        "| HalfCheetah-v4 | 200,000 | PPO | 1 | 8 [8, 8] |  | 333 | 10.0 |",
+    ]
+    assert Path(out).with_suffix(".svg").exists()
 
 
 # -- the winner --
