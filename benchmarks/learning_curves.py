@@ -433,6 +433,9 @@ def figure(compared: Comparison, groups: Groups, path: Path) -> None:
     drawn = {name: arm for name, arm in compared.arms.items() if arm.colour}
     panels = {key: {a: r for a, r in arms.items() if a in drawn} for key, arms in groups.items()}
     panels = {key: arms for key, arms in panels.items() if len(arms) > 1}
+    if not panels:
+        print("\nno figure: it compares two arms at least")
+        return
     fig, axes = plt.subplots(
         1, len(panels), figsize=(4.2 * len(panels), 3.6), layout="constrained", squeeze=False
     )

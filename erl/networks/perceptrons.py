@@ -72,15 +72,27 @@ def product(
     """Matrix product, or one for each entry of three-dimensional factors, plus a bias if given.
 
     Where `low`, the factors of wide ones are rounded to bfloat16 (on a GPU to TF32, which has more
-    digits), but neither sums nor result. The rounding is PyTorch's, inside the kernel: to convert
-    factors beforehand takes as long as the faster product saves. On many processors PyTorch does
-    not round at all: `rounds_to_bfloat16` tells.
+    digits). Where PyTorch does it inside the kernel, neither sums nor result are rounded. Where it
+    does not, but multiplies bfloat16 tensors fast, factors are converted before, and the result,
+    whose sums are in single precision, is a rounded one too. `bfloat16_way` tells which.
     """
-    multiply, multiply_and_add = (
-        (torch.mm, torch.addmm) if a.dim() == 2 else (torch.bmm, torch.baddbmm)
-    )
-    if not low or min(*a.shape[-2:], b.shape[-1]) < WIDE:
+    narrowest = min(*a.shape[-2:], b.shape[-1])
+    if low and narrowest >= _WIDE_TENSORS and bfloat16_way(a.device.type) == "tensors":
+        rounded = torch.matmul(a.bfloat16(), b.bfloat16())
+        if out is not None:
+            return out.copy_(rounded)
+        return rounded.float() if bias is None else torch.add(rounded, bias)
+    if not low or narrowest < WIDE:
+        multiply, multiply_and_add = (
+            (torch.mm, torch.addmm) if a.dim() == 2 else (torch.bmm, torch.baddbmm)
+        )
         return multiply(a, b, out=out) if bias is None else multiply_and_add(bias, a, b, out=out)
+    result = _rounding_product(a, b, out)
+    return result if bias is None else result.add_(bias)
+
+
+def _rounding_product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """A product for which PyTorch has leave to round factors inside the kernel."""
     # The setting is the process's: others in it find it as it was. "none" follows the more general
     # one; PyTorch does not tell that from the same value.
     matmul, general, precision = _GPU if a.is_cuda else _CPU
@@ -88,10 +100,9 @@ def product(
     restored = "none" if before == general.fp32_precision else before
     matmul.fp32_precision = precision
     try:
-        result = multiply(a, b, out=out)
+        return (torch.mm if a.dim() == 2 else torch.bmm)(a, b, out=out)
     finally:
         matmul.fp32_precision = restored
-    return result if bias is None else result.add_(bias)
 
 
 def narrow_product(
@@ -99,18 +110,10 @@ def narrow_product(
 ) -> Tensor:
     """`product`, several times as fast where it has few columns: it is computed transposed then.
 
-    An outer product is computed by multiplication. Where `low` and the processor multiplies
-    bfloat16 tensors fast but does not round inside the kernel, wide factors are converted before,
-    and the result, whose sums are in single precision, is a rounded one too.
+    An outer product is computed by multiplication.
     """
     if a.shape[-1] == 1 and bias is None and out is None:
         return a * b
-    wide = low and min(*a.shape[-2:], b.shape[-1]) >= _WIDE_TENSORS
-    if wide and bfloat16_way(a.device.type) == "tensors":
-        rounded = torch.matmul(a.bfloat16(), b.bfloat16())
-        if out is not None:
-            return out.copy_(rounded)
-        return rounded.float() if bias is None else torch.add(rounded, bias)
     if b.shape[-1] < min(_NARROW, a.shape[-2]):
         turned = None if bias is None else bias.mT if bias.dim() == 3 else bias.unsqueeze(1)
         return product(b.mT, a.mT, low, turned, None if out is None else out.mT).mT
@@ -119,8 +122,8 @@ def narrow_product(
 
 @cache
 def rounds_to_bfloat16() -> bool:
-    """Whether `product(..., low=True)` rounds on this processor, found by a product and not by what
-    the processor says of itself.
+    """Whether PyTorch rounds inside the kernel on this processor, found by a product and not by
+    what the processor says of itself.
 
     PyTorch's setting is a permission. Processors with AMX use it; others with bfloat16 instructions
     do not, and compute in single precision.
@@ -129,13 +132,13 @@ def rounds_to_bfloat16() -> bool:
     a, b = (torch.randn(2 * WIDE, 2 * WIDE, generator=generator) for _ in range(2))
     exact = a.double() @ b.double()
     rounded = a.bfloat16().double() @ b.bfloat16().double()
-    result = product(a, b, low=True).double()
+    result = _rounding_product(a, b).double()
     return bool((result - rounded).abs().max() < (result - exact).abs().max())
 
 
 @cache
 def bfloat16_way(device: str = "cpu") -> str:
-    """How `narrow_product(..., low=True)` multiplies on a device: `kernel` where PyTorch rounds
+    """How `product(..., low=True)` multiplies on a device: `kernel` where PyTorch rounds
     inside the kernel, `tensors` where converted tensors multiply at least a third faster, else
     `fp32`: there is nothing to gain. Found by a short measurement.
     """

@@ -632,15 +632,6 @@ def test_targets_of_the_model_that_is_handed_over():
     assert torch.equal(online, target)
 
 
-@pytest.mark.parametrize("rounds", [True, False])
-def test_bfloat16_without_effect_is_said(monkeypatch, caplog, rounds):
-    monkeypatch.setattr("erl.learners.erl_re2.learner.rounds_to_bfloat16", lambda: rounds)
-    train(spec(steps=100))
-    assert not caplog.records
-    train(spec(steps=100, precision="bf16", batch_size=128))
-    assert ("precision=bf16 changes nothing on this processor" in caplog.text) != rounds
-
-
 # -- reproduction --
 
 

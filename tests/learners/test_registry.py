@@ -10,11 +10,14 @@ from erl.learners import (
     OWN,
     SB3_ALGORITHMS,
     Implementation,
+    Outputs,
     canonical_name,
     get_learner,
     learner_names,
     resolve_engine,
 )
+from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
+from erl.worlds.tasks import Ledger, Task
 
 
 class Fake:
@@ -120,3 +123,28 @@ def test_names_are_known_without_loading_a_learner():
         "assert not {'torch', 'stable_baselines3', 'numpy', 'gymnasium'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+RANDOM = {"precision": "bf16", "learning_starts": 100, "batch_size": 128}
+
+
+@pytest.mark.parametrize("way", ["kernel", "tensors", "fp32"])
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("ERL-Re2", RANDOM | {"init_steps": 100, "time_steps": 5, "buffer_size": 300}),
+        ("SAC", RANDOM),
+        ("CEM-RL", RANDOM | {"hidden": [8], "learning_starts": 1}),
+        ("P-CEM-RL", RANDOM | {"hidden": [8], "learning_starts": 1}),
+    ],
+)
+def test_bfloat16_without_effect_is_said(name, config, way, monkeypatch, caplog):
+    monkeypatch.setattr("erl.learners.core.run.bfloat16_way", lambda device: way)
+    seeds = Seeds.derive(0, "single", 0)
+    learner = LearnerSpec(name, config)
+    spec = LifetimeSpec(Task("toy_environments:Reach-v0"), learner, 200, seeds)
+    (agent,) = get_learner(name, "cohort" if name == "SAC" else "auto").train(
+        [spec], [Ledger()], [Outputs()]
+    )
+    assert not isinstance(agent, Exception)
+    assert caplog.text.count("precision=bf16 changes nothing on this processor") == (way == "fp32")

@@ -32,7 +32,7 @@ from erl.learners.core.checkpoints import Attributes, Part
 from erl.learners.core.evolved_settings import EvolvedSettings
 from erl.learners.core.export import td3_model
 from erl.learners.core.off_policy import check_memory
-from erl.learners.core.run import Run, torch_threads
+from erl.learners.core.run import Run, torch_threads, warn_of_precision
 from erl.learners.core.settings import check_budget
 from erl.learners.sb3 import SB3Agent
 from erl.networks.perceptrons import Perceptrons, Trained
@@ -215,7 +215,8 @@ class EvolvedTD3(Generic[S]):
     # -- what the run needs --
 
     def start(self) -> None:
-        """Nothing is to be done before the first job."""
+        """Warn of a setting that has no effect."""
+        warn_of_precision(self.settings.precision, self.settings.device)
 
     def iterate(self) -> None:
         """Go on to the next end of a job, or for a moment."""

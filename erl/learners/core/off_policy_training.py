@@ -1,6 +1,5 @@
 """Off-policy algorithms as learners: many lifetimes side by side, steps and updates in turns."""
 
-import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -11,15 +10,12 @@ from erl.learners.core.checkpoints import Part
 from erl.learners.core.export import off_policy_model
 from erl.learners.core.off_policy import OffPolicy, check_memory
 from erl.learners.core.off_policy_settings import OffPolicySettings
-from erl.learners.core.run import Run
+from erl.learners.core.run import Run, warn_of_precision
 from erl.learners.core.settings import check_budget
 from erl.learners.sb3 import SB3Agent
-from erl.networks.perceptrons import bfloat16_way
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.tasks import Ledger
 from erl.worlds.world import World
-
-_log = logging.getLogger(__name__)
 
 # Iterations between two entries in the logs.
 _LOG_EVERY = 1000
@@ -111,12 +107,7 @@ class OffPolicyTraining:
 
     def start(self) -> None:
         """Begin the first episodes, and warn of a setting that has no effect."""
-        s, device = self.settings, self.learner.device.type
-        if s.precision == "bf16" and bfloat16_way(device) == "fp32":
-            _log.warning(
-                "precision=bf16 changes nothing on this processor: PyTorch multiplies in single "
-                "precision here"
-            )
+        warn_of_precision(self.settings.precision, self.learner.device)
         self.observations = self.world.reset().astype(np.float32)
         self.run.fail(dict(self.world.faults))
 

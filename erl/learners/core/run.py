@@ -4,6 +4,7 @@ budgets, telemetry, checkpoints, and the end.
 An algorithm says what one iteration is; everything around it is here.
 """
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,10 +17,12 @@ from erl.learners import Agent, Outputs
 from erl.learners.core.checkpoints import Part, restore_parts, save_parts
 from erl.learners.core.settings import EvaluationSettings
 from erl.learners.core.telemetry import Telemetry
+from erl.networks.perceptrons import bfloat16_way
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.tasks import Ledger, shared_seconds
 
 S = TypeVar("S", bound=EvaluationSettings)
+_log = logging.getLogger(__name__)
 
 
 class Algorithm(Protocol):
@@ -208,3 +211,12 @@ def torch_threads(n: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def warn_of_precision(precision: str, device: torch.device | str) -> None:
+    """Warn where `precision` has no effect."""
+    if precision == "bf16" and bfloat16_way(torch.device(device).type) == "fp32":
+        _log.warning(
+            "precision=bf16 changes nothing on this processor: PyTorch multiplies in single "
+            "precision here"
+        )

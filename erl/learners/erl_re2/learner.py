@@ -26,7 +26,6 @@ Differences from the published code:
 - A policy is encoded once for a batch, and the replay buffer stores no policies.
 """
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
@@ -44,19 +43,16 @@ from erl.learners.core.checkpoints import Attributes, Part
 from erl.learners.core.episodes import Episode, Stage, surrogate
 from erl.learners.core.export import td3_model
 from erl.learners.core.replay import ReplayBuffer
-from erl.learners.core.run import Run, torch_threads
+from erl.learners.core.run import Run, torch_threads, warn_of_precision
 from erl.learners.core.settings import check_budget
 from erl.learners.erl_re2.report import evolution_row, evolution_scalars, evolution_totals
 from erl.learners.erl_re2.settings import Re2Settings
 from erl.learners.erl_re2.update import Draws, TwoScale, act, new_heads
 from erl.learners.sb3 import SB3Agent
 from erl.networks.captured import Captured
-from erl.networks.perceptrons import rounds_to_bfloat16
 from erl.populations.genetic import GeneticPopulation
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.tasks import Ledger
-
-_log = logging.getLogger(__name__)
 
 # Updates whose random numbers are drawn at once.
 _CHUNK = 256
@@ -150,12 +146,7 @@ class ERLRe2:
 
     def start(self) -> None:
         """Warn of a setting that has no effect."""
-        s = self.settings
-        if s.precision == "bf16" and s.device == "cpu" and not rounds_to_bfloat16():
-            _log.warning(
-                "precision=bf16 changes nothing on this processor: PyTorch multiplies in single "
-                "precision here"
-            )
+        warn_of_precision(self.settings.precision, self.settings.device)
 
     # -- one generation --
 
