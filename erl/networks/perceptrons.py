@@ -138,9 +138,9 @@ def rounds_to_bfloat16() -> bool:
 
 @cache
 def bfloat16_way(device: str = "cpu") -> str:
-    """How `product(..., low=True)` multiplies on a device: `kernel` where PyTorch rounds
-    inside the kernel, `tensors` where converted tensors multiply at least a third faster, else
-    `fp32`: there is nothing to gain. Found by a short measurement.
+    """How `product(..., low=True)` multiplies on a device: `kernel` where PyTorch rounds inside the
+    kernel, `tensors` where converted tensors multiply at least a third faster, else `fp32`: there
+    is nothing to gain. Found by a short measurement.
     """
     if device != "cpu" or rounds_to_bfloat16():
         return "kernel"
