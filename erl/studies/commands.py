@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -34,6 +35,7 @@ from erl.studies.winner import (
     FINALS_OF,
     TESTED,
     Choice,
+    Finalist,
     chosen,
     finals_name,
     link_finals,
@@ -167,13 +169,15 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
         sink.line("configuration:")
         for key, value in stored.items():
             sink.line(f"  {key}: {json.dumps(value)}")
-    ranked = _ranked(trials, study.directions)[: config.best]
+    ranked = _ranked(trials, study.directions)
     if _has_agents(study.user_attrs):
         for line in table_lines(agent_tables(Study(config.storage, name))):
             sink.line(line)
-    elif ranked and _kind(study.user_attrs, {}) != FinalsStudy.title:
+    elif ranked and _kind(study.user_attrs, {}) == FinalsStudy.title:
+        _show_finals(ranked, sink)
+    elif ranked:
         sink.line("best trials:")
-        for trial in ranked:
+        for trial in ranked[: config.best]:
             params = "  ".join(
                 f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}"
                 for k, v in trial.params.items()
@@ -215,6 +219,18 @@ def _show_choice(choice: Choice, trials: Sequence[FrozenTrial], sink: Sink) -> N
     sink.line(f"  {choice.winner.title}, {choice.winner.reached}")
     sink.line("finalists:")
     for finalist in choice.finalists:
+        sink.line(f"  {finalist.title}, {finalist.reached}")
+
+
+def _show_finals(trials: Sequence[FrozenTrial], sink: Sink) -> None:
+    """What each finalist reached when it was lived again, the best one first."""
+    sink.line("finalists (their evolution's study says what is expected of them on new seeds):")
+    found: dict[tuple[int | None, int | None], list[float]] = {}
+    for trial in trials:
+        who = trial.params.get("trial"), trial.params.get("mean")
+        found.setdefault(who, []).append(trial.values[0])
+    for (number, mean), scores in sorted(found.items(), key=lambda item: -fmean(item[1])):
+        finalist = Finalist(number, mean, {}, None, again=tuple(scores))
         sink.line(f"  {finalist.title}, {finalist.reached}")
 
 

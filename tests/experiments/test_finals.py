@@ -36,6 +36,7 @@ from erl.studies.winner import (
     chosen,
     reached_by,
     reached_in_tests,
+    with_interval,
 )
 from erl.worlds.specification import Seeds, from_json, to_json
 
@@ -572,6 +573,10 @@ def test_a_test_takes_the_winner(mean, told, quick, sink, monkeypatch):
     assert shown.lines[shown.lines.index(f"tests of {winner.title}:") + 1] == (
         f"  {found.line}: {name}"
     )
+    # Finals say what each finalist reached in them.
+    assert show_study(ShowConfig(study=f"{NAME}_finals"), shown) == 0
+    again = f"fitness {with_interval(winner.again)} lived again (1 seed)"
+    assert f"  {winner.title}, {again}" in shown.lines
     note = get_note(optuna.load_study(study_name=NAME, storage=DEFAULT_STORAGE))
     assert _plain(f"{winner.reached}; {found.line}") in note
     assert command("test", "--study", NAME) in note
