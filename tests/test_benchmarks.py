@@ -512,6 +512,12 @@ def test_the_page_of_results_names_every_part_and_has_the_table_of_costs(capsys)
     assert capsys.readouterr().out in page
 
 
+def test_git_does_not_ignore_the_rows_of_the_evidence():
+    row = evidence.ROWS.relative_to(ROOT) / "swimmer_0.csv"
+    ignored = subprocess.run(["git", "check-ignore", "--no-index", "-q", row], cwd=ROOT)
+    assert ignored.returncode == 1
+
+
 # -- learning curves --
 
 
