@@ -88,6 +88,8 @@ PUBLISHED = {"PPO": 1220, "ERL-Re2": 18}
 OTHERS = (
     ("learning_curves", None, ""),
     ("learning_curves", "ERL-Re2", "ERL-Re2"),
+    ("aes_rl", None, ""),
+    ("inner_learners", None, ""),
     ("derl", None, ""),
     ("pruning", None, "PPO"),
 )
@@ -605,7 +607,7 @@ def cost(args: argparse.Namespace) -> None:
         frame = pd.DataFrame([json.loads(line) for line in lines])
         frame = frame if arm is None else frame[frame.arm == arm]
         title = (
-            f"{name}.md, {len(frame)} runs" if arm is None else f"of these {len(frame)} of {arm}"
+            f"{name}.jsonl, {len(frame)} runs" if arm is None else f"of these {len(frame)} of {arm}"
         )
         seconds = frame.seconds.sum() if "seconds" in frame else None
         cost_row(title, Cost(frame.steps.sum(), seconds, None, learner))

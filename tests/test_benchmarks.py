@@ -501,7 +501,7 @@ def test_the_table_of_costs_has_every_part_once_run_or_not(tmp_path, monkeypatch
     evidence.cost(Namespace(parts=None, names=None))
     printed = capsys.readouterr().out
     assert all(f"| {part}, " in printed for part in {e.part for e in evidence.experiments()})
-    assert "pruning.md, 10 runs" in printed
+    assert "pruning.jsonl, 10 runs" in printed
 
 
 def test_the_page_of_results_names_every_part_and_has_the_table_of_costs(capsys):
