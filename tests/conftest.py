@@ -227,6 +227,22 @@ def quick(tmp_path):
 
 
 @pytest.fixture(autouse=True)
+def _own_environment():
+    """What a test changes in the environment is gone after it. `monkeypatch.delenv` of a variable
+    that is not set does not undo what the code under test sets then.
+    """
+    before = dict(os.environ)
+    yield
+    for name in {*os.environ, *before}:
+        if name.startswith("PYTEST_"):
+            continue
+        if name not in before:
+            del os.environ[name]
+        elif os.environ.get(name) != before[name]:
+            os.environ[name] = before[name]
+
+
+@pytest.fixture(autouse=True)
 def _own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)

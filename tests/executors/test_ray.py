@@ -6,7 +6,7 @@ import pickle
 import signal
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -198,9 +198,11 @@ def test_an_evolution_loses_a_node_and_nothing_else(cluster, address, quick, sin
 def busy(node):
     """Whether a lifetime runs on a node: Ray names its workers' processes after what they do."""
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-    return any(
-        "ray::_work" in process.name() + str(process.cmdline()) for process in raylet.children()
-    )
+    for process in raylet.children():
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            if "ray::_work" in process.name() + str(process.cmdline()):
+                return True
+    return False
 
 
 def steps_of(checkpoint):
