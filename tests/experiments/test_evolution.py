@@ -278,7 +278,7 @@ def test_a_killed_workers_lifetime_is_lived_again_by_another(lasting):
 
 # Of a lifetime: ten of twelve are to come when a trial has ended, and the command is ended among
 # them.
-STEPS = 320
+STEPS = 640
 
 
 def start(config):

@@ -196,7 +196,12 @@ def test_same_seed_same_record_in_another_process_which_leaves_nothing_behind(tm
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        env={
+            **os.environ,
+            "TMPDIR": str(tmp_path),
+            # PyTorch has one folder for each user, which is its own affair.
+            "TORCHINDUCTOR_CACHE_DIR": str(tmp_path.parent / "torchinductor"),
+        },
     )
     there = json.loads(out.stdout.splitlines()[-1])
     here = json.loads(result(live(Cohort((lifetime,)))[0]))
