@@ -31,6 +31,8 @@ import numpy as np
 from gymnasium import spaces
 from scipy import stats
 
+from erl.cli import exit_after
+
 ENV_ID, HIDDEN, WORKERS = "HalfCheetah-v4", (400, 300), 5
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
@@ -576,4 +578,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

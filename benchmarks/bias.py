@@ -10,14 +10,16 @@ started again: the scripts go on in their database, and what is in the file is k
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rows import add_row, read_rows, rows_so_far
 
+from erl.cli import exit_after
+from erl.errors import UserError
 from erl.experiments.flags import study_name, thousands
 from erl.search.space import ER_MRL_BIAS
 from erl.statistics import bootstrap_interval
@@ -40,15 +42,14 @@ def run(arguments: argparse.Namespace) -> None:
     """Evolve and test what is not in the file yet."""
     out, folder = Path(arguments.out), Path(arguments.folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    done = {(r["env_id"], r["bias"], r["seed"]) for r in read([out] if out.exists() else [])}
+    done = {(r["env_id"], r["bias"], r["seed"]) for r in rows_so_far(out)}
     for seed in range(arguments.first, arguments.first + arguments.roots):
         for env_id in arguments.env_ids.split(","):
             for bias in BIASES:
                 if (env_id, bias, seed) in done:
                     continue
                 row = outcome(arguments, folder, env_id, bias, seed)
-                with out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                add_row(out, row)
 
 
 def outcome(
@@ -72,7 +73,7 @@ def outcome(
     study = Study(storage, name)
     best, trials = study.best(), study.trials("COMPLETE")
     if best is None:
-        raise SystemExit(f"{name} has no finished trial")
+        raise UserError(f"{name} has no finished trial")
     tested = records(storage, f"{name}_trial_{best.number}_test_{thousands(arguments.steps)}_steps")
     tested = tested[tested.state == "COMPLETE"].drop_duplicates("seed").sort_values("seed")
     return {
@@ -97,16 +98,11 @@ def start(script: str, *flags: str) -> None:
         raise SystemExit(code)
 
 
-def read(files: list[Path]) -> list[dict[str, Any]]:
-    """The rows of some files."""
-    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
-
-
 def table(arguments: argparse.Namespace) -> None:
     """Print what both reach, and the difference of the test lifetimes of the same root and test
     seed, with its 95 % bootstrap interval.
     """
-    rows = read([Path(f) for f in arguments.files])
+    rows = read_rows(*arguments.files)
     for measure in MEASURES:
         print(f"| environment | root seeds | {measure}, none | with bias | bias - none, paired |")
         print("|---|---|---|---|---|")
@@ -147,7 +143,7 @@ def shown(values: np.ndarray) -> str:
     return f"{values.mean():.1f} [{low:.1f}, {high:.1f}]"
 
 
-if __name__ == "__main__":
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -167,5 +163,9 @@ if __name__ == "__main__":
     part = commands.add_parser("table")
     part.add_argument("files", nargs="+")
     part.set_defaults(call=table)
-    chosen = parser.parse_args()
-    chosen.call(chosen)
+    arguments = parser.parse_args()
+    arguments.call(arguments)
+
+
+if __name__ == "__main__":
+    exit_after(main)

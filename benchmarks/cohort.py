@@ -17,6 +17,8 @@ import sys
 import time
 from statistics import median
 
+from erl.cli import exit_after
+
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 PARTS = ("physics", "reservoir", "policy", "update", "rest")
 
@@ -237,4 +239,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
+from erl.cli import exit_after
+
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before NumPy starts its threads
 
 import numpy as np
@@ -170,4 +172,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

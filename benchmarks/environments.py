@@ -18,6 +18,7 @@ import mujoco
 import numpy as np
 from gymnasium import spaces
 
+from erl.cli import exit_after
 from erl.worlds.lockstep import Lockstep
 
 
@@ -142,4 +143,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+from erl.cli import exit_after
+
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before NumPy starts its threads
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 
@@ -151,4 +153,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

@@ -54,8 +54,9 @@ from evidence_tables import (
     said,
     shown,
 )
+from rows import read_rows
 
-from erl.cli import duration
+from erl.cli import duration, exit_after
 from erl.errors import UserError
 from erl.experiments.flags import plural
 from erl.figures.comparison import generalisation_matrix
@@ -226,7 +227,7 @@ def chosen(args: argparse.Namespace) -> list[Experiment]:
         unknown = set(filter(None, (getattr(args, of) or "").split(","))) - known
         if unknown:
             what = {"parts": "part", "names": "experiment"}[of]
-            raise SystemExit(f"no {what} is called {', '.join(sorted(unknown))}")
+            raise UserError(f"no {what} is called {', '.join(sorted(unknown))}")
     parts, names = ((args.parts or "").split(","), (args.names or "").split(","))
     return [
         e
@@ -313,7 +314,8 @@ def run_one(each: Experiment, place: Path, args: argparse.Namespace, lock: int) 
         words = [sys.executable, str(HERE.parent / script), *flags]
         code = timed(subprocess.Popen(words, cwd=place, pass_fds=(lock,)), place / "seconds")
         if code == 130 or code < 0:
-            raise SystemExit(f"{each.name}: interrupted; the same command goes on")
+            print(f"{each.name}: interrupted; the same command goes on", file=sys.stderr)
+            raise SystemExit(130)
         if code:
             failure = f"{script} ended with exit code {code}"
         if code > 1:  # nothing to go on with; 1 says that a lifetime failed
@@ -486,7 +488,7 @@ def table(args: argparse.Namespace) -> None:
 
 def print_experiment(each: Experiment, title: str, folder: Path) -> None:
     """Print how an experiment was run, and the tables of its tests."""
-    rows, trials, finals = read_rows(each, folder)
+    rows, trials, finals = read_tables(each, folder)
     story = json.loads((folder / f"{each.name}.json").read_text())
     print(f"\n### {each.name}{title}\n")
     for command in story["commands"]:
@@ -507,7 +509,7 @@ def print_experiment(each: Experiment, title: str, folder: Path) -> None:
             print(to_markdown(of_experiment(part, each.baseline, column)))
 
 
-def read_rows(each: Experiment, folder: Path) -> list[pd.DataFrame]:
+def read_tables(each: Experiment, folder: Path) -> list[pd.DataFrame]:
     """Lifetimes of the tests, trials, and lifetimes of the finals."""
     return [pd.read_csv(folder / f"{each.name}{end}.csv") for end in ("", "_trials", "_finals")]
 
@@ -575,7 +577,7 @@ def catalogue(args: argparse.Namespace) -> None:
     """Print entries for `erl/studies/evolved.toml`."""
     folder = Path(args.rows) if args.rows else ROWS
     if not (folder / f"{args.name}.json").exists():
-        raise SystemExit(f"{args.name} has no rows in {folder}")
+        raise UserError(f"{args.name} has no rows in {folder}")
     story = json.loads((folder / f"{args.name}.json").read_text())
     print(catalogue_entries(args.name, story, pd.read_csv(folder / f"{args.name}.csv")))
 
@@ -603,8 +605,7 @@ def cost(args: argparse.Namespace) -> None:
     if args.parts or args.names:
         return
     for name, arm, learner in OTHERS:
-        lines = (HERE / "results" / f"{name}.jsonl").read_text().splitlines()
-        frame = pd.DataFrame([json.loads(line) for line in lines])
+        frame = pd.DataFrame(read_rows(HERE / "results" / f"{name}.jsonl"))
         frame = frame if arm is None else frame[frame.arm == arm]
         title = (
             f"{name}.jsonl, {len(frame)} runs" if arm is None else f"of these {len(frame)} of {arm}"
@@ -633,7 +634,7 @@ class Cost:
 
 def taken(each: Experiment) -> Cost:
     """What an experiment took, of its rows."""
-    frames = read_rows(each, ROWS)
+    frames = read_tables(each, ROWS)
     story = json.loads((ROWS / f"{each.name}.json").read_text())
     return Cost(
         sum(frame.steps.sum() for frame in frames),
@@ -684,11 +685,8 @@ def main() -> int:
     sub.add_argument("name", help="of an experiment")
     sub.add_argument("--rows", help="folder of its rows; by default that of the project")
     args = parser.parse_args()
-    try:
-        return args.function(args) or 0
-    except UserError as e:
-        raise SystemExit(str(e)) from e
+    return args.function(args) or 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_after(main)

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from erl.cli import exit_after
+from erl.errors import UserError
 from erl.lifetimes.models import load_model
 from erl.worlds.evaluation import evaluate
 
@@ -26,7 +28,7 @@ def main() -> None:
     args = parser.parse_args()
     files = sorted(Path(args.folder).glob("*.zip"))
     if not files:
-        raise SystemExit(f"{args.folder} has no saved agents")
+        raise UserError(f"{args.folder} has no saved agents")
     torch.set_num_threads(1)
     rows: list[list[float]] = []
     print("| agent | without exploration | with exploration |")
@@ -46,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

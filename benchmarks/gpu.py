@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+from erl.cli import exit_after
+
 ROOT = Path(__file__).parent.parent
 SECONDS = 285
 
@@ -64,4 +66,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

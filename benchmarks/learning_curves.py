@@ -20,7 +20,6 @@ the way, interpolated linearly.
 """
 
 import argparse
-import json
 import os
 import shlex
 import subprocess
@@ -32,8 +31,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rows import read_rows, rows_so_far, write_rows
 from scipy import stats
 
+from erl.cli import exit_after
+from erl.errors import UserError
 from erl.studies.storage import open_storage, study_names
 from erl.studies.study import Study
 
@@ -191,6 +193,10 @@ def commands(args: argparse.Namespace) -> list[list[str]]:
     names = [n for n, arm in compared.arms.items() if arm.colour and not arm.rows]
     if args.arms:
         names = args.arms.split(",")
+        for name in names:
+            if name not in compared.arms:
+                known = ", ".join(compared.arms)
+                raise UserError(f"--arms: {args.of} has no arm {name!r}; its arms are {known}")
     rest = ["--seeds", args.seeds or compared.seeds, "--storage", args.storage]
     rest += ["--ep_eval", str(compared.ep_eval)]
     if args.workers:
@@ -213,8 +219,8 @@ def commands(args: argparse.Namespace) -> list[list[str]]:
 def run(args: argparse.Namespace) -> None:
     for command in commands(args):
         print(shlex.join(["python", *command[1:]]), flush=True)
-        if subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode:
-            raise SystemExit(1)
+        if code := subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode:
+            raise SystemExit(code)
 
 
 def collect(args: argparse.Namespace) -> None:
@@ -254,11 +260,9 @@ def collect(args: argparse.Namespace) -> None:
                         "commit": record.commit,
                     }
                 )
-    kept = {(r["env_id"], r["arm"], r["budget"], r["seed"]): r for r in read(out)}
+    kept = {(r["env_id"], r["arm"], r["budget"], r["seed"]): r for r in rows_so_far(out)}
     kept |= {(r["env_id"], r["arm"], r["budget"], r["seed"]): r for r in rows}
-    Path(out).write_text(
-        "".join(json.dumps(kept[key]) + "\n" for key in sorted(kept)), encoding="utf-8"
-    )
+    write_rows(out, (kept[key] for key in sorted(kept)))
     print(f"{len(rows)} lifetimes read, {len(kept)} in {out}")
 
 
@@ -270,19 +274,10 @@ def axes(inner: dict[str, Any]) -> dict[str, Any] | None:
     return {name: kept[name] for name in names} if "uncounted_steps" in kept else None
 
 
-def read(path: str) -> list[dict[str, Any]]:
-    file = Path(path)
-    return (
-        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        if file.exists()
-        else []
-    )
-
-
 def show(args: argparse.Namespace) -> None:
     named = [of for of, c in COMPARISONS.items() if Path(c.out).name == Path(args.file).name]
     if not (args.of or named):
-        raise SystemExit(
+        raise UserError(
             f"{args.file}: --of says which comparison it is, of {', '.join(COMPARISONS)}"
         )
     compared = COMPARISONS[args.of or named[0]]
@@ -313,11 +308,11 @@ def rows_of(compared: Comparison, file: str) -> list[dict[str, Any]]:
     Of another one: those of the file.
     """
     if not compared.equal_steps:
-        return read(file)
+        return read_rows(file)
     sources = {name: arm.rows or file for name, arm in compared.arms.items()}
     found: dict[tuple[str, str, int], dict[str, Any]] = {}
     for source in dict.fromkeys(sources.values()):
-        for row in sorted(read(source), key=lambda r: -r["budget"]):
+        for row in sorted(rows_so_far(source), key=lambda r: -r["budget"]):
             asked = row["env_id"] in compared.envs.split(",")
             asked &= str(row["seed"]) in compared.seeds.split(",")
             if asked and sources.get(row["arm"]) == source and row["budget"] >= compared.steps:
@@ -509,4 +504,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

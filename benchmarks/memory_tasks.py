@@ -17,6 +17,7 @@ import warnings
 import gymnasium as gym
 import numpy as np
 
+from erl.cli import exit_after
 from erl.learners import Outputs, get_learner
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
@@ -83,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

@@ -24,6 +24,8 @@ import time
 from collections.abc import Callable, Sequence
 from statistics import median
 
+from erl.cli import exit_after
+
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 STARTS = 300  # random steps
 clock = time.process_time
@@ -251,4 +253,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

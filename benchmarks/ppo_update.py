@@ -13,6 +13,8 @@ import os
 import time
 from collections.abc import Callable
 
+from erl.cli import exit_after
+
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = (
     "1"  # before NumPy and PyTorch start their threads
 )
@@ -104,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

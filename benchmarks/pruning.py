@@ -17,16 +17,17 @@ was evolved with; evolutions of one root seed share the test's seeds.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 import torch
+from rows import add_row, read_rows, rows_so_far, write_rows
 from scipy import stats
 
-from erl.cli import Display
+from erl.cli import Display, exit_after
+from erl.errors import UserError
 from erl.experiments.arms import arm_lifetime
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.experiments.flags import study_name
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     out, folder = Path(arguments.out), Path(arguments.folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    done = rows_so_far(out)
     for seed in range(arguments.first, arguments.first + arguments.seeds):
         for pruner in arguments.pruners.split(","):
             if any(
@@ -67,8 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
             )
             assert evolve(config, Display()) == 0
             row = outcome(config, arguments.tests)
-            with out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            add_row(out, row)
             print(
                 row["pruner"],
                 row["seed"],
@@ -86,7 +86,7 @@ def outcome(config: EvolutionConfig, tests: int) -> dict[str, Any]:
     steps, best = frame.groupby("trial").steps.sum(), study.best()
     evolution = study.config
     if best is None or not isinstance(evolution, EvolutionStudy):
-        raise SystemExit(f"{name} is no evolution with a finished trial")
+        raise UserError(f"{name} is no evolution with a finished trial")
     test = TestStudy(evolution, best.params, config.training_steps, evolution.engine)
     lived = live(
         Cohort(tuple(arm_lifetime("RES_PPO_0.0003", i, test, best.params) for i in range(tests)))
@@ -125,9 +125,7 @@ def replay(arguments: argparse.Namespace) -> None:
         "mean [95 % bootstrap interval] over evolutions without pruning; points are tenths of a "
         "lifetime"
     )
-    evolutions = [
-        json.loads(line) for file in arguments.files for line in Path(file).read_text().splitlines()
-    ]
+    evolutions = read_rows(*arguments.files)
     for e in evolutions:
         tables = np.array(e["tables"], dtype=float)
         e["tables"] = np.where(np.isnan(tables), -np.inf, tables)
@@ -179,9 +177,8 @@ def replay(arguments: argparse.Namespace) -> None:
 
 
 def collect(arguments: argparse.Namespace) -> None:
-    with Path(arguments.out).open("w") as file:
-        for path in sorted(Path(arguments.folder).glob("none_*.db")):
-            file.write(json.dumps(replayable(f"sqlite:///{path.resolve()}")) + "\n")
+    paths = sorted(Path(arguments.folder).glob("none_*.db"))
+    write_rows(arguments.out, (replayable(f"sqlite:///{path.resolve()}") for path in paths))
 
 
 def replayable(address: str) -> dict[str, Any]:
@@ -190,7 +187,7 @@ def replayable(address: str) -> dict[str, Any]:
     study, frame = Study(address, name), records(address, name)
     config = study.config
     if not isinstance(config, EvolutionStudy):
-        raise SystemExit(f"{name} is no evolution")
+        raise UserError(f"{name} is no evolution")
     return {
         "name": name,
         "seed": config.seed,
@@ -249,9 +246,7 @@ def steps_to(row: dict[str, Any], target: float) -> float:
 
 
 def show(arguments: argparse.Namespace) -> None:
-    rows = [
-        json.loads(line) for file in arguments.files for line in Path(file).read_text().splitlines()
-    ]
+    rows = read_rows(*arguments.files)
     plain = {(r["seed"], r["nb_seeds"]): r for r in rows if r["pruner"] == "none"}
     print(
         "mean [95 % bootstrap interval] over root seeds; ratios and differences to no pruning "
@@ -283,7 +278,7 @@ def show(arguments: argparse.Namespace) -> None:
             )
 
 
-if __name__ == "__main__":
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -311,5 +306,9 @@ if __name__ == "__main__":
     part = commands.add_parser("show")
     part.add_argument("files", nargs="+")
     part.set_defaults(call=show)
-    chosen = parser.parse_args()
-    chosen.call(chosen)
+    arguments = parser.parse_args()
+    arguments.call(arguments)
+
+
+if __name__ == "__main__":
+    exit_after(main)

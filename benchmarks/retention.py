@@ -4,6 +4,7 @@ this project's reservoir and readout.
     python benchmarks/retention.py
 """
 
+from erl.cli import exit_after
 from erl.figures.retention import published_errors
 
 SEEDS = 10
@@ -19,4 +20,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

@@ -17,6 +17,7 @@ import warnings
 import numpy as np
 from gymnasium import spaces
 
+from erl.cli import exit_after
 from erl.learners.core.episodes import Stage
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
@@ -121,4 +122,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

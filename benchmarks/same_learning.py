@@ -19,13 +19,14 @@ not overlap.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
+from rows import add_row, read_rows, rows_so_far
 from scipy import stats
 
+from erl.cli import exit_after
 from erl.lifetimes.living import Cohort, live
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
@@ -47,7 +48,7 @@ SETTINGS: dict[str, dict[str, dict]] = {
 def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     out = Path(arguments.out)
-    done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    done = rows_so_far(out)
     first = 0 if arguments.engine == "sb3" else 1000
     for env_id in arguments.env_ids.split(","):
         have = {d["seed"] for d in done if d["env_id"] == env_id}
@@ -80,14 +81,13 @@ def run(arguments: argparse.Namespace) -> None:
                     "seconds": record.seconds,
                     "commit": record.commit,
                 }
-                with out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                add_row(out, row)
                 print(row, flush=True)
 
 
 def compare(arguments: argparse.Namespace) -> None:
     files = [Path(arguments.first), Path(arguments.second)]
-    groups = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+    groups = [read_rows(file) for file in files]
     print(
         f"mean return [95 % bootstrap interval]; difference {files[1].stem} - {files[0].stem}; "
         "two-sided p of Mann-Whitney and Kolmogorov-Smirnov"
@@ -118,7 +118,7 @@ def compare(arguments: argparse.Namespace) -> None:
             )
 
 
-if __name__ == "__main__":
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -136,5 +136,9 @@ if __name__ == "__main__":
     part.add_argument("first")
     part.add_argument("second")
     part.set_defaults(call=compare)
-    chosen = parser.parse_args()
-    chosen.call(chosen)
+    arguments = parser.parse_args()
+    arguments.call(arguments)
+
+
+if __name__ == "__main__":
+    exit_after(main)

@@ -43,7 +43,9 @@ import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
+from rows import add_row, rows_so_far
 
+from erl.cli import exit_after
 from erl.search.samplers import CmaesSampler, make_sampler
 
 RESULTS = Path(__file__).parent / "results"
@@ -180,7 +182,7 @@ def simulate(name: str, function_name: str, seed: int, workers: int, trials: int
 
 def run(path: Path, names: list[str], seeds: range, tpe_seeds: int, minutes: float) -> None:
     """All runs of these samplers that `path` lacks, TPE last."""
-    done = {(r["sampler"], r["function"], r["workers"], r["seed"]) for r in read(path)}
+    done = {(r["sampler"], r["function"], r["workers"], r["seed"]) for r in rows_so_far(path)}
     plan = [
         (name, function, seed, workers)
         for group in ([n for n in names if n != "tpe"], [n for n in names if n == "tpe"])
@@ -198,20 +200,7 @@ def run(path: Path, names: list[str], seeds: range, tpe_seeds: int, minutes: flo
             print(f"stopped after {minutes:g} minutes; the same command goes on")
             return
         record = simulate(name, function, seed, workers)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-
-
-def read(path: Path) -> list[dict]:
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:  # a line that was being written when the run was interrupted
-            continue
-    return records
+        add_row(path, record)
 
 
 def interval(
@@ -232,7 +221,7 @@ def interval(
 
 
 def report(path: Path) -> None:
-    records = {(r["sampler"], r["function"], r["workers"], r["seed"]): r for r in read(path)}
+    records = {(r["sampler"], r["function"], r["workers"], r["seed"]): r for r in rows_so_far(path)}
 
     def column(name: str, function: str, workers: int, key: str, seeds: list[int]) -> np.ndarray:
         return np.array([records[name, function, workers, s][key] for s in seeds], dtype=float)
@@ -528,4 +517,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

@@ -11,12 +11,13 @@ import argparse
 import ast
 import io
 import math
-import sys
 import tokenize
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from erl.cli import exit_after
 
 WIDTH = 100
 COLUMNS = (
@@ -214,4 +215,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_after(main)

@@ -9,7 +9,6 @@ are not counted: they leave the family of the process that starts them.
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,6 +17,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from erl.cli import exit_after
 
 ROOT = Path(__file__).parents[1]
 
@@ -106,4 +107,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_after(main)

@@ -31,6 +31,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from erl.cli import exit_after
+from erl.errors import UserError
+
 # -- what may differ --
 
 # Of studies, trials, records and settings, wherever the key stands. Times and versions; who ran a
@@ -190,7 +193,7 @@ def record(arguments: argparse.Namespace) -> int:
     """Run the jobs and store what became of them."""
     tree, out = Path(arguments.tree).resolve(), Path(arguments.out).resolve()
     if not (tree / "evolve_res.py").is_file():
-        raise SystemExit(f"{tree} is no tree of this project: it has no evolve_res.py")
+        raise UserError(f"{tree} is no tree of this project: it has no evolve_res.py")
     chosen = [t for t in TRACES if not arguments.only or t.name in arguments.only.split(",")]
     out.mkdir(parents=True, exist_ok=True)
     traces: dict[str, Any] = {}
@@ -500,4 +503,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_after(main)

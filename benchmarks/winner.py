@@ -17,21 +17,24 @@ same command goes on: evolutions in their databases, finished ones are kept in t
 """
 
 import argparse
-import json
 import math
 import sys
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from rows import add_row, read_rows, rows_so_far
+
+from erl.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parent))
-from sampler import FUNCTIONS, Function, read
+from sampler import FUNCTIONS, Function
 
-from erl.cli import Display
+from erl.cli import Display, exit_after
 from erl.experiments.evolution import EvolutionConfig, evolve, lifetimes
 from erl.experiments.flags import study_name
 from erl.experiments.luck import Luck
@@ -182,16 +185,13 @@ def simulated(name: str, seed: int, noise: float, trials: int) -> dict[str, Any]
 def simulate(arguments: argparse.Namespace) -> None:
     path = Path(arguments.out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    done = {(r["function"], r["seed"], r["noise"], r["trials"]) for r in read(path)}
-    with path.open("a", encoding="utf-8") as file:
-        for trials in map(int, arguments.trials.split(",")):
-            for noise in NOISES:
-                for name in FUNCTIONS:
-                    for seed in range(arguments.seeds):
-                        if (name, seed, noise, trials) not in done:
-                            file.write(json.dumps(simulated(name, seed, noise, trials)) + "\n")
-                            file.flush()
-    show_simulation(read(path))
+    done = {(r["function"], r["seed"], r["noise"], r["trials"]) for r in rows_so_far(path)}
+    for trials in map(int, arguments.trials.split(",")):
+        for noise, name in product(NOISES, FUNCTIONS):
+            for seed in range(arguments.seeds):
+                if (name, seed, noise, trials) not in done:
+                    add_row(path, simulated(name, seed, noise, trials))
+    show_simulation(read_rows(path))
 
 
 def show_simulation(rows: list[dict[str, Any]]) -> None:
@@ -285,7 +285,7 @@ def run(arguments: argparse.Namespace) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     for seed in range(arguments.first, arguments.first + arguments.seeds):
         for env_id in arguments.tasks.split(","):
-            if any((r["env_id"], r["seed"]) == (env_id, seed) for r in read(out)):
+            if any((r["env_id"], r["seed"]) == (env_id, seed) for r in rows_so_far(out)):
                 continue
             steps, settings = TASKS[env_id]
             file = folder / f"{env_id}.yml"
@@ -310,8 +310,7 @@ def run(arguments: argparse.Namespace) -> None:
             if code:
                 raise SystemExit(code)
             row = outcome(config, arguments.tests)
-            with out.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(row) + "\n")
+            add_row(out, row)
             tests = {who: round(float(np.mean(t)), 1) for who, t in row["test"].items()}
             minutes = (time.monotonic() - begun) / 60
             print(f"{env_id} root seed {seed}: {tests}, {minutes:.1f} minutes", flush=True)
@@ -323,7 +322,7 @@ def outcome(config: EvolutionConfig, tests: int) -> dict[str, Any]:
     study = Study(config.storage, name)
     evolution, best, choice = study.config, study.best(), chosen(study)
     if best is None or choice is None or not isinstance(evolution, EvolutionStudy):
-        raise SystemExit(f"{name} is no evolution with a finished trial")
+        raise UserError(f"{name} is no evolution with a finished trial")
     candidates = {"best": proposed_by(best, evolution.score), "winner": choice.winner}
     test: dict[str, Any] = {}
     for who, candidate in candidates.items():
@@ -365,7 +364,7 @@ def _or_nan(value: float | None) -> float:
 
 
 def table(arguments: argparse.Namespace) -> None:
-    rows = [r for file in arguments.files for r in read(Path(file))]
+    rows = read_rows(*arguments.files)
     print("mean over root seeds [95 % bootstrap interval over them]\n")
     for env_id in dict.fromkeys(r["env_id"] for r in rows):
         part = [r for r in rows if r["env_id"] == env_id]
@@ -426,7 +425,7 @@ def table(arguments: argparse.Namespace) -> None:
         )
 
 
-if __name__ == "__main__":
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -450,5 +449,9 @@ if __name__ == "__main__":
     part = commands.add_parser("table")
     part.add_argument("files", nargs="+")
     part.set_defaults(call=table)
-    chosen_command = parser.parse_args()
-    chosen_command.call(chosen_command)
+    arguments = parser.parse_args()
+    arguments.call(arguments)
+
+
+if __name__ == "__main__":
+    exit_after(main)

@@ -32,6 +32,7 @@ __all__ = [
     "Sink",
     "command",
     "duration",
+    "exit_after",
     "fail",
     "figure",
     "main",
@@ -61,13 +62,8 @@ def main(
     Exit codes: 0 done, 1 something failed for good, 2 bad input (one line on stderr), 130 Ctrl-C.
     """
     program = program or os.path.basename(sys.argv[0])
-    for stream in (
-        sys.stdout,
-        sys.stderr,
-    ):  # a terminal that cannot show a letter shows something for it
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    try:
+
+    def work() -> int | None:
         configuration = parse(kind, argv, program, description, example)
         function = _imported(run) if isinstance(run, str) else run
         with Interruptible() as interruptible, warnings.catch_warnings():
@@ -76,6 +72,24 @@ def main(
             code = function(configuration, display)
         if interruptible.interrupted:  # another Ctrl-C ends what is left without a word
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+        return code
+
+    exit_after(work, program)
+
+
+def exit_after(work: Callable[[], int | None], program: str | None = None) -> typing.NoReturn:
+    """Do a script's work, and exit with what it returns, or with the code that `main` names. If
+    whoever reads the output, such as `head`, has seen enough, it ends without a word.
+    """
+    program = program or os.path.basename(sys.argv[0])
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a terminal that cannot show a letter shows something for it
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        code = work()
     except UserError as e:
         fail(program, str(e))
     except KeyboardInterrupt as e:

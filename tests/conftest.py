@@ -3,6 +3,7 @@ own.
 """
 
 import os
+import random
 import shutil
 import sys
 import uuid
@@ -240,6 +241,17 @@ def _own_environment():
             del os.environ[name]
         elif os.environ.get(name) != before[name]:
             os.environ[name] = before[name]
+
+
+@pytest.fixture(autouse=True)
+def _own_luck(monkeypatch):
+    """What a test draws without a seed is the same each time: NumPy, and with it Optuna and
+    Gymnasium, asks the operating system for seeds by this function.
+    """
+    monkeypatch.setattr(np.random.bit_generator, "randbits", random.Random(0).getrandbits)
+    np.random.seed(0)  # noqa: NPY002 (some libraries draw there)
+    random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

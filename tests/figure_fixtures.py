@@ -3,12 +3,9 @@
 from types import SimpleNamespace
 
 import numpy as np
-import optuna
 import pandas as pd
 import pytest
 from conftest import InlineExecutor, Lines
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 
 from erl.experiments.comparison import ComparisonConfig, compare
 from erl.experiments.evolution import EvolutionConfig, evolve
@@ -119,25 +116,3 @@ def runs(tmp_path_factory):
         model=str(folder / "models" / name / "RES_PPO_0.0003" / "seed_1"),
         logs=str(folder / "logs" / name),
     )
-
-
-@pytest.fixture
-def journal(tmp_path):
-    """Makes a journal as ER-MRL's scripts leave it: parameters and values, no configuration."""
-
-    def make(n):
-        path = tmp_path / "optuna-journal_Toy-v0_main_1k_steps.log"
-        study = optuna.create_study(
-            study_name="Toy-v0_main_1k_steps",
-            storage=JournalStorage(JournalFileBackend(str(path))),
-            direction="maximize",
-        )
-        rng = np.random.default_rng(0)
-        for _ in range(n):
-            trial = study.ask()
-            sr = trial.suggest_float("sr", 1e-4, 1e2, log=True)
-            trial.suggest_float("lr", 1e-2, 1.0, log=True)
-            study.tell(trial, -((np.log10(sr) + 1) ** 2) + 0.01 * rng.normal())
-        return str(path)
-
-    return make

@@ -47,6 +47,7 @@ def load(name):
     return module
 
 
+kept = load("rows")
 tables = load("evidence_tables")
 sizes, traces, bias, evidence = map(load, ("sizes", "traces", "bias", "evidence"))
 curves, winner, aes_rl = map(load, ("learning_curves", "winner", "aes_rl"))
@@ -351,8 +352,10 @@ def test_a_failure_stops_its_own_experiment_only(monkeypatch, tmp_path, capsys):
     assert collected == ["some", "good"]
     assert "2 failed\nbad: bad.py ended with exit code 2" in capsys.readouterr().out
     arguments, ran, _ = fake_scripts(monkeypatch, tmp_path, {"stopped": 130, "next": 0})
-    with pytest.raises(SystemExit, match="stopped: interrupted"):
+    with pytest.raises(SystemExit) as e:
         evidence.run(arguments)
+    assert e.value.code == 130
+    assert "stopped: interrupted" in capsys.readouterr().err
     assert ran == ["stopped.py"]
 
 
@@ -376,11 +379,61 @@ def test_what_cannot_be_collected_or_printed_is_one_line(monkeypatch, tmp_path):
     (tmp_path / "cart.json").write_text(json.dumps({"evolutions": {"e": {"winner": None}}}))
     (tmp_path / "cart.csv").write_text("study\n")
     monkeypatch.setattr("sys.argv", ["evidence.py", "catalogue", "cart", "--rows", str(tmp_path)])
-    with pytest.raises(SystemExit, match=r"^cart: no trial of e has succeeded$"):
+    with pytest.raises(UserError, match=r"^cart: no trial of e has succeeded$"):
         evidence.main()
     monkeypatch.setattr("sys.argv", ["evidence.py", "plan", "--names", "nothing"])
-    with pytest.raises(SystemExit, match=r"^no experiment is called nothing$"):
+    with pytest.raises(UserError, match=r"^no experiment is called nothing$"):
         evidence.main()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem
+)
+def test_every_benchmark_ends_as_all_scripts_do(path):
+    if "__main__" in path.read_text():
+        assert re.search(r"\n    (exit_after\(main\)|main\(run, .*\))\n$", path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["evidence.py", "plan", "--names", "x"], "evidence.py: error: no experiment is called x"),
+        (
+            ["learning_curves.py", "show", "x.jsonl", "--of", "DERL"],
+            "cannot read rows from x.jsonl",
+        ),
+        (["learning_curves.py", "run", "--arms", "x"], "ERL-Re2 has no arm 'x'"),
+        (["bias.py", "table", str(ROOT / "README.md")], "README.md holds no rows"),
+    ],
+)
+def test_bad_input_of_a_benchmark_is_one_line_and_code_2(words, said):
+    script = str(ROOT / "benchmarks" / words[0])
+    done = subprocess.run([sys.executable, script, *words[1:]], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_output_that_nobody_reads_to_its_end_is_no_error():
+    words = [sys.executable, str(ROOT / "benchmarks/evidence.py"), "plan"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
+def test_rows_outlive_a_killed_run(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    assert kept.rows_so_far(file) == []
+    kept.add_row(file, {"a": 1})
+    file.write_text(file.read_text() + '{"a": 2, "b')  # as much as it had written
+    assert kept.read_rows(file) == [{"a": 1}]
+    kept.add_row(file, {"a": 3})
+    assert kept.read_rows(file, file) == [{"a": 1}, {"a": 3}] * 2
+    kept.write_rows(file, kept.read_rows(file))
+    assert file.read_text() == '{"a": 1}\n{"a": 3}\n'
+    with pytest.raises(TypeError):
+        kept.write_rows(file, [{"a": 4}, {"a": object()}])
+    assert kept.read_rows(file) == [{"a": 1}, {"a": 3}]
 
 
 def test_two_processes_do_not_run_the_same_experiment(monkeypatch, tmp_path, capsys):
@@ -453,7 +506,7 @@ def test_the_rows_of_an_experiment(monkeypatch, tmp_path, inline, sink, capsys):
     each = evidence.Experiment("cart", "p", 1, "evolve_res.py --env_id CartPole-v1", ("test.py",))
     evidence.begin(each, tmp_path, False)
     evidence.collect(each, storage, tmp_path / "rows", tmp_path, Namespace(workers=1))
-    rows, trials, finals = evidence.read_rows(each, tmp_path / "rows")
+    rows, trials, finals = evidence.read_tables(each, tmp_path / "rows")
     assert (len(rows), len(trials), len(finals)) == (4, 3, 2)
     (study,) = (s for s in study_names(open_storage(storage)) if s.endswith("e_0.064k_steps"))
     of_trials = Study(storage, study)

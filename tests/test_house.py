@@ -1,6 +1,7 @@
 """The house rules that code can check: which module imports which, and what pytest collects."""
 
 import ast
+import random
 import re
 import shutil
 import subprocess
@@ -8,13 +9,18 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import gymnasium as gym
+import numpy as np
+import optuna
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 FILES = {
     ".".join(p.relative_to(ROOT).with_suffix("").parts): p
     for p in sorted((ROOT / "erl").rglob("*.py"))
 }
+DRAWN: dict = {}  # by the first turn of a test, for the next one
 SCRIPTS = {p.stem: p for p in ROOT.glob("*.py") if p.name not in ("conftest.py", "setup.py")}
 
 ROOMS = {p.name for p in (ROOT / "erl").iterdir() if (p / "__init__.py").exists()}
@@ -167,6 +173,15 @@ def test_a_test_gives_a_clock_to_one_module_and_not_to_the_process():
     of_process = re.compile(r"""setattr\(\s*"?(\w+\.)*(time|threading)(\.|, "|", ")""")
     for path in (ROOT / "tests").rglob("test_*.py"):
         assert not of_process.findall(path.read_text(encoding="utf-8")), path
+
+
+@pytest.mark.xdist_group("draws")
+@pytest.mark.parametrize("turn", [1, 2])
+def test_what_a_test_draws_without_a_seed_is_the_same_each_time(turn):
+    drawn = np.random.default_rng().random(), random.random()
+    drawn += (gym.spaces.Discrete(10**6).sample(), torch.rand(1).item())
+    drawn += (optuna.create_study().ask().suggest_float("x", 0, 1),)
+    assert drawn == DRAWN.setdefault("first", drawn)
 
 
 def test_scripts_import_the_package_only():

@@ -3,10 +3,8 @@
 import dataclasses
 
 import numpy as np
-import optuna
 import pytest
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from er_mrl_journals import journal
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 
 from erl.errors import UserError
@@ -118,26 +116,8 @@ def test_other_samplers_have_the_mean_of_their_trials(config, sink):
     assert path["cov"][0] == pytest.approx(np.cov(units))
 
 
-def journal(n=12, name="optuna-journal_Toy-v0_main_1k_steps.log", fail=False):
-    """A study as ER-MRL's scripts leave it: parameters and values, no configuration."""
-    storage = JournalStorage(JournalFileBackend(name))
-    study = optuna.create_study(
-        study_name="Toy-v0_main_1k_steps", storage=storage, direction="maximize"
-    )
-    rng = np.random.default_rng(0)
-    for _ in range(n):
-        trial = study.ask()
-        sr = trial.suggest_float("sr", 1e-4, 1e2, log=True)
-        trial.suggest_float("lr", 1e-2, 1.0, log=True)
-        if fail:
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        else:
-            study.tell(trial, -((np.log10(sr) + 1) ** 2) + 0.01 * rng.normal())
-    return name
-
-
 def test_a_journal_of_er_mrls_opens():
-    data = read_study(journal())
+    data = read_study(journal(12))
     assert (data.kind, data.name, len(data.trials)) == ("journal", "Toy-v0_main_1k_steps", 12)
     assert not len(data.lifetimes)
     assert not len(data.generations)

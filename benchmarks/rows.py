@@ -1,0 +1,55 @@
+"""Rows of results, as the benchmarks keep them: one JSON object a line."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from erl.errors import UserError
+from erl.files import write_whole
+
+
+def read_rows(*files: str | Path) -> list[dict[str, Any]]:
+    """The rows of all files, in order. Lines whose end is missing are left out: a run was killed
+    while it wrote them.
+
+    Raises:
+        UserError: a file cannot be read, or holds something else.
+    """
+    rows = []
+    for file in files:
+        try:
+            lines = Path(file).read_text(encoding="utf-8").splitlines()
+        except OSError as e:
+            raise UserError(f"cannot read rows from {file}: {e.strerror}") from e
+        except UnicodeDecodeError as e:
+            raise UserError(f"cannot read rows from {file}: it is no text") from e
+        for line in lines:
+            if not line.startswith("{"):
+                raise UserError(f"{file} holds no rows: each line has to be a JSON object")
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+    return rows
+
+
+def rows_so_far(file: str | Path) -> list[dict[str, Any]]:
+    """The rows of a file that may not be there yet."""
+    return read_rows(file) if Path(file).exists() else []
+
+
+def add_row(file: str | Path, row: Mapping[str, Any]) -> None:
+    """Write a row at the end of a file, which is made if it is not there. Other processes may do
+    so too.
+    """
+    with Path(file).open("a+b", buffering=0) as out:
+        unfinished = out.seek(0, os.SEEK_END) and out.seek(-1, os.SEEK_END) and out.read() != b"\n"
+        out.write(b"\n" * bool(unfinished) + json.dumps(row).encode() + b"\n")
+
+
+def write_rows(file: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a file anew, all of it or nothing."""
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_whole(Path(file), lambda path: Path(path).write_text(text, encoding="utf-8"))
