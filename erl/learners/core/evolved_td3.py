@@ -6,7 +6,7 @@ buffer; the distribution is told the returns. Which worker does what, and when, 
 `next_actor_job` and `next_critic_job`.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
@@ -18,7 +18,7 @@ from gymnasium import spaces
 from erl.errors import UserError
 from erl.executors.inner_workers import inner_workers
 from erl.executors.lockstep import Job
-from erl.learners import Agent, Outputs, one_by_one
+from erl.learners import Agent
 from erl.learners.core.bench import (
     Bench,
     Play,
@@ -32,13 +32,12 @@ from erl.learners.core.checkpoints import Attributes, Part
 from erl.learners.core.evolved_settings import EvolvedSettings
 from erl.learners.core.export import td3_model
 from erl.learners.core.off_policy import check_memory
-from erl.learners.core.run import Run, torch_threads, warn_of_precision
+from erl.learners.core.run import OneByOne, Run, warn_of_precision
 from erl.learners.core.settings import check_budget
 from erl.learners.sb3 import SB3Agent
 from erl.networks.perceptrons import Perceptrons, Trained
 from erl.populations import Distribution
 from erl.worlds.specification import LifetimeSpec
-from erl.worlds.tasks import Ledger
 
 S = TypeVar("S", bound=EvolvedSettings)
 
@@ -314,7 +313,7 @@ class EvolvedTD3(Generic[S]):
         self.bench.close()
 
 
-class EvolvedLearner:
+class EvolvedLearner(OneByOne):
     """A learner with an evolution of TD3 actors, one lifetime at a time.
 
     Attributes:
@@ -335,16 +334,17 @@ class EvolvedLearner:
         """Settings in which the published code differs."""
         return self.settings.published
 
-    def check_settings(self, config: Mapping[str, Any]) -> None:
-        """Raise a UserError for settings that cannot be."""
-        self.settings.from_learner_config(config)
+    def settings_of(self, spec: LifetimeSpec) -> Any:
+        """See `OneByOne`. Raises a UserError if one has no default for the environment."""
+        settings = super().settings_of(spec)
+        settings.check_complete(spec.task.env_id)
+        return settings
 
     def check(self, spec: LifetimeSpec) -> None:
         """Raise a UserError for settings that cannot be, for a budget within which nothing is
         learned, for actions that are no Box, and for a replay buffer that does not fit into memory.
         """
-        s = self.settings.from_learner_config(spec.learner.config, spec.task.env_id)
-        s.check_complete(spec.task.env_id)
+        s = self.settings_of(spec)
         cost, of = s.counted_per_step, "the episodes of the mean"
         check_budget(self.name, spec, "learning_starts", s.learning_starts, cost, of)
         observation_space, action_space = spec.spaces()
@@ -361,26 +361,8 @@ class EvolvedLearner:
 
     def cores(self, spec: LifetimeSpec) -> int:
         """Of this machine, that a lifetime keeps busy."""
-        s = self.settings.from_learner_config(spec.learner.config, spec.task.env_id)
+        s = self.settings_of(spec)
         return s.threads * (s.workers if s.actor_executor == "processes" else 1)
-
-    def cohort_key(self, spec: LifetimeSpec) -> Hashable | None:
-        """Each on its own."""
-        return None
-
-    def train(
-        self, cohort: Sequence[LifetimeSpec], ledgers: Sequence[Ledger], outputs: Sequence[Outputs]
-    ) -> list[Agent | Exception]:
-        """Train one after the other."""
-        return one_by_one(self._train_one, cohort, ledgers, outputs)
-
-    def _train_one(self, spec: LifetimeSpec, ledger: Ledger, output: Outputs) -> Agent | Exception:
-        s = self.settings.from_learner_config(spec.learner.config, spec.task.env_id)
-        s.check_complete(spec.task.env_id)
-        run = Run([spec], [ledger], [output], [s])
-        with torch_threads(s.threads):
-            (agent,) = run.train(self.algorithm(run))
-        return agent
 
 
 def first_networks(

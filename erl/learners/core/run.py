@@ -6,14 +6,14 @@ An algorithm says what one iteration is; everything around it is here.
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 
 from erl.errors import Interrupted, Stopped
-from erl.learners import Agent, Outputs
+from erl.learners import Agent, Outputs, one_by_one
 from erl.learners.core.checkpoints import Part, restore_parts, save_parts
 from erl.learners.core.settings import EvaluationSettings
 from erl.learners.core.telemetry import Telemetry
@@ -200,6 +200,43 @@ class _LedgerState:
     def set_state(self, state: tuple[int, float, list[tuple[int, float, int]]]) -> None:
         self._ledger.steps, seconds, self._ledger.episodes[:] = state
         self._ledger.earlier = self._ledger.steps, seconds
+
+
+class OneByOne:
+    """A learner that trains lifetimes one after the other.
+
+    Attributes:
+        settings: how its settings are read. They say on how many `threads` it learns.
+        algorithm: the `Algorithm` that is at work on the run of one lifetime.
+    """
+
+    settings: ClassVar[type[Any]]
+    algorithm: ClassVar[type[Any]]
+
+    def check_settings(self, config: Mapping[str, Any]) -> None:
+        """Raise a UserError for settings that cannot be."""
+        self.settings.from_learner_config(config)
+
+    def settings_of(self, spec: LifetimeSpec) -> Any:
+        """The settings of a lifetime, with the defaults of its environment."""
+        return self.settings.from_learner_config(spec.learner.config, spec.task.env_id)
+
+    def cohort_key(self, spec: LifetimeSpec) -> Hashable | None:
+        """Each on its own."""
+        return None
+
+    def train(
+        self, cohort: Sequence[LifetimeSpec], ledgers: Sequence[Ledger], outputs: Sequence[Outputs]
+    ) -> list[Agent | Exception]:
+        """Train one after the other."""
+        return one_by_one(self._train_one, cohort, ledgers, outputs)
+
+    def _train_one(self, spec: LifetimeSpec, ledger: Ledger, output: Outputs) -> Agent | Exception:
+        settings = self.settings_of(spec)
+        run = Run([spec], [ledger], [output], [settings])
+        with torch_threads(settings.threads):
+            (agent,) = run.train(self.algorithm(run))
+        return agent
 
 
 @contextmanager

@@ -17,7 +17,7 @@ scaled to their bounds, the halves began with unrelated policies, and time limit
 """
 
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,11 +26,10 @@ import torch
 from gymnasium import spaces
 
 from erl.errors import UserError
-from erl.learners import Agent, Outputs, one_by_one
 from erl.learners.core.checkpoints import Attributes, Part
 from erl.learners.core.episodes import Episode, Stage
 from erl.learners.core.replay import ReplayBuffer
-from erl.learners.core.run import Run, torch_threads
+from erl.learners.core.run import OneByOne, Run
 from erl.learners.core.settings import check_budget
 from erl.learners.derl.export import to_sb3
 from erl.learners.derl.gradient import GradientHalf, n_step
@@ -40,53 +39,10 @@ from erl.networks.captured import Captured
 from erl.networks.policies import Policies
 from erl.populations.openai_es import OpenAIES
 from erl.worlds.specification import LifetimeSpec
-from erl.worlds.tasks import Ledger
 
 # Updates whose random numbers are drawn at once.
 _CHUNK = 256
 _LENGTHS = ("es_length", "rl_length", "cosine")
-
-
-class DERLLearner:
-    """DERL, one lifetime at a time. Its settings are `DERLSettings`."""
-
-    name = "DERL"
-
-    def check_settings(self, config: Mapping[str, Any]) -> None:
-        """Raise a UserError for settings that cannot be."""
-        DERLSettings.from_learner_config(config)
-
-    def check(self, spec: LifetimeSpec) -> None:
-        """Raise a UserError for settings that cannot be, for a budget within which nothing is
-        learned, and for actions that are neither Box nor Discrete.
-        """
-        settings = DERLSettings.from_learner_config(spec.learner.config, spec.task.env_id)
-        if settings.es_weight == 0.0:
-            check_budget(self.name, spec, "learning_starts", settings.learning_starts)
-        _, action_space = spec.spaces()
-        if not isinstance(action_space, spaces.Box | spaces.Discrete):
-            raise UserError(
-                f"DERL needs Box or Discrete actions; {spec.task.env_id} has "
-                f"{type(action_space).__name__}"
-            )
-
-    def cohort_key(self, spec: LifetimeSpec) -> Hashable | None:
-        """Each on its own."""
-        return None
-
-    def train(
-        self, cohort: Sequence[LifetimeSpec], ledgers: Sequence[Ledger], outputs: Sequence[Outputs]
-    ) -> list[Agent | Exception]:
-        """Train one after the other."""
-        return one_by_one(_train_one, cohort, ledgers, outputs)
-
-
-def _train_one(spec: LifetimeSpec, ledger: Ledger, output: Outputs) -> Agent | Exception:
-    settings = DERLSettings.from_learner_config(spec.learner.config, spec.task.env_id)
-    run = Run([spec], [ledger], [output], [settings])
-    with torch_threads(settings.threads):
-        (agent,) = run.train(BlendedPolicy(run))
-    return agent
 
 
 class BlendedPolicy:
@@ -336,3 +292,24 @@ def _compared(es: np.ndarray, rl: np.ndarray) -> dict[str, float]:
     if len(row) == 2:
         row["cosine"] = float(es @ rl) / (row["es_length"] * row["rl_length"])
     return row
+
+
+class DERLLearner(OneByOne):
+    """DERL, one lifetime at a time. Its settings are `DERLSettings`."""
+
+    name = "DERL"
+    settings, algorithm = DERLSettings, BlendedPolicy
+
+    def check(self, spec: LifetimeSpec) -> None:
+        """Raise a UserError for settings that cannot be, for a budget within which nothing is
+        learned, and for actions that are neither Box nor Discrete.
+        """
+        settings = self.settings_of(spec)
+        if settings.es_weight == 0.0:
+            check_budget(self.name, spec, "learning_starts", settings.learning_starts)
+        _, action_space = spec.spaces()
+        if not isinstance(action_space, spaces.Box | spaces.Discrete):
+            raise UserError(
+                f"DERL needs Box or Discrete actions; {spec.task.env_id} has "
+                f"{type(action_space).__name__}"
+            )

@@ -28,7 +28,7 @@ Differences from the published code:
 
 import time
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,12 +38,11 @@ from stable_baselines3 import TD3
 from torch import Tensor
 
 from erl.errors import UserError
-from erl.learners import Agent, Outputs, one_by_one
 from erl.learners.core.checkpoints import Attributes, Part
 from erl.learners.core.episodes import Episode, Stage, surrogate
 from erl.learners.core.export import td3_model
 from erl.learners.core.replay import ReplayBuffer
-from erl.learners.core.run import Run, torch_threads, warn_of_precision
+from erl.learners.core.run import OneByOne, Run, warn_of_precision
 from erl.learners.core.settings import check_budget
 from erl.learners.erl_re2.report import evolution_row, evolution_scalars, evolution_totals
 from erl.learners.erl_re2.settings import Re2Settings
@@ -52,53 +51,9 @@ from erl.learners.sb3 import SB3Agent
 from erl.networks.captured import Captured
 from erl.populations.genetic import GeneticPopulation
 from erl.worlds.specification import LifetimeSpec
-from erl.worlds.tasks import Ledger
 
 # Updates whose random numbers are drawn at once.
 _CHUNK = 256
-
-
-class Re2Learner:
-    """ERL-Re², one lifetime at a time. Its settings are `Re2Settings`."""
-
-    name = "ERL-Re2"
-
-    def check_settings(self, config: Mapping[str, Any]) -> None:
-        """Raise a UserError for settings that cannot be."""
-        Re2Settings.from_learner_config(config)
-
-    def check(self, spec: LifetimeSpec) -> None:
-        """Raise a UserError for settings that cannot be, for a budget within which nothing is
-        learned, and for actions that are no Box.
-        """
-        s = Re2Settings.from_learner_config(spec.learner.config, spec.task.env_id)
-        for name in ("init_steps", "learning_starts"):
-            if s.RL:
-                check_budget(self.name, spec, name, getattr(s, name))
-        _, action_space = spec.spaces()
-        if not isinstance(action_space, spaces.Box):
-            kind = type(action_space).__name__
-            raise UserError(
-                f"ERL-Re2 needs continuous (Box) actions; {spec.task.env_id} has {kind}"
-            )
-
-    def cohort_key(self, spec: LifetimeSpec) -> Hashable | None:
-        """Each on its own."""
-        return None
-
-    def train(
-        self, cohort: Sequence[LifetimeSpec], ledgers: Sequence[Ledger], outputs: Sequence[Outputs]
-    ) -> list[Agent | Exception]:
-        """Train one after the other."""
-        return one_by_one(_train_one, cohort, ledgers, outputs)
-
-
-def _train_one(spec: LifetimeSpec, ledger: Ledger, output: Outputs) -> Agent | Exception:
-    settings = Re2Settings.from_learner_config(spec.learner.config, spec.task.env_id)
-    run = Run([spec], [ledger], [output], [settings])
-    with torch_threads(settings.threads):
-        (agent,) = run.train(ERLRe2(run))
-    return agent
 
 
 class ERLRe2:
@@ -408,3 +363,25 @@ class ERLRe2:
     def close(self) -> None:
         """Close the environments."""
         self.stage.close()
+
+
+class Re2Learner(OneByOne):
+    """ERL-Re², one lifetime at a time. Its settings are `Re2Settings`."""
+
+    name = "ERL-Re2"
+    settings, algorithm = Re2Settings, ERLRe2
+
+    def check(self, spec: LifetimeSpec) -> None:
+        """Raise a UserError for settings that cannot be, for a budget within which nothing is
+        learned, and for actions that are no Box.
+        """
+        s = self.settings_of(spec)
+        for name in ("init_steps", "learning_starts"):
+            if s.RL:
+                check_budget(self.name, spec, name, getattr(s, name))
+        _, action_space = spec.spaces()
+        if not isinstance(action_space, spaces.Box):
+            kind = type(action_space).__name__
+            raise UserError(
+                f"ERL-Re2 needs continuous (Box) actions; {spec.task.env_id} has {kind}"
+            )
