@@ -95,6 +95,9 @@ class Comparison:
 BOTH, MEAN = ("champion", "rl"), ("mean",)
 ERL_RE2_ROWS = "benchmarks/results/learning_curves.jsonl"
 AES_RL_ROWS = "benchmarks/results/aes_rl.jsonl"
+# Of learners whose actors make tens of thousands of updates. Where a processor multiplies it no
+# faster than single precision, it is single precision.
+BF16 = "precision=bf16"
 # What the other learners take for an environment by themselves, TD3 is told.
 SWIMMER = {"Swimmer-v4": "gamma=0.9999"}
 COMPARISONS = {
@@ -148,13 +151,17 @@ COMPARISONS = {
     "AES-RL": Comparison(
         {
             "AES-RL": ComparedArm("AES-RL", "curves", "", MEAN, "C0"),
-            "AES-RL one episode": ComparedArm("AES-RL", "once", "mean_evaluations=1", MEAN),
+            "AES-RL one episode": ComparedArm("AES-RL", "once", f"mean_evaluations=1,{BF16}", MEAN),
             "(1+1)-ES": ComparedArm("(1+1)-ES", "curves", "", MEAN, "C1"),
-            "ACEM-RL": ComparedArm("ACEM-RL", "curves", "", MEAN, "C2"),
-            "CEM-RL": ComparedArm("CEM-RL", "curves", "", MEAN, "C3"),
-            "CEM-RL batched": ComparedArm("CEM-RL", "batched", "batched=true", MEAN),
-            "P-CEM-RL": ComparedArm("P-CEM-RL", "curves", "", MEAN, "C4"),
+            "ACEM-RL": ComparedArm("ACEM-RL", "curves", BF16, MEAN, "C2"),
+            "CEM-RL": ComparedArm("CEM-RL", "curves", BF16, MEAN, "C3"),
+            "CEM-RL fp32": ComparedArm("CEM-RL", "fp32", "", MEAN),
+            "CEM-RL batched": ComparedArm("CEM-RL", "batched", f"batched=true,{BF16}", MEAN),
+            "P-CEM-RL": ComparedArm("P-CEM-RL", "curves", BF16, MEAN, "C4"),
             "TD3": ComparedArm("TD3", "aes_td3", "preset=aes_td3", ("agent",), "0.4", own=SWIMMER),
+            "TD3 bf16": ComparedArm(
+                "TD3", "bf16", f"preset=aes_td3,{BF16}", ("agent",), own=SWIMMER
+            ),
         },
         envs="HalfCheetah-v4,Swimmer-v4",
         seeds="0,1,2",
@@ -168,7 +175,7 @@ COMPARISONS = {
             "TD3 (SB3)": ComparedArm(
                 "TD3", "sb3", TD3, ("agent",), "0.4", "sb3", SWIMMER, rows=ERL_RE2_ROWS
             ),
-            "CEM-RL": ComparedArm("CEM-RL", "curves", "", MEAN, "C3", rows=AES_RL_ROWS),
+            "CEM-RL": ComparedArm("CEM-RL", "curves", BF16, MEAN, "C3", rows=AES_RL_ROWS),
             "AES-RL": ComparedArm("AES-RL", "curves", "", MEAN, "C4", rows=AES_RL_ROWS),
             "DERL": ComparedArm("DERL", "curves", "", ("policy",), "C2", own=SWIMMER),
             "SAC": ComparedArm("SAC", "curves", "", ("agent",), "C1", own=SWIMMER),

@@ -344,8 +344,8 @@ def choose(
     ]
     ranked = sorted(
         rows,
-        # Of equals the trial before the mean, and the earlier one.
-        key=lambda f: (-(f.expected or 0.0), f.trial is None, f.trial or f.mean or 0),
+        # Of equals, whatever the processor rounds, the trial before the mean, and the earlier one.
+        key=lambda f: (-float(f"{f.expected:.12g}"), f.trial is None, f.trial or f.mean or 0),
     )
     return Choice(ranked[0], tuple(ranked), ended)
 

@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import optuna
 import pytest
 from conftest import Lines
@@ -16,6 +17,7 @@ from erl.cli import figure
 from erl.experiments.display import Display
 from erl.experiments.evolution import evolve
 from erl.figures.report import _what_was_run
+from erl.search.noise import Expected
 from erl.studies.commands import (
     CopyConfig,
     ListConfig,
@@ -86,6 +88,14 @@ def test_a_choice_is_stored_without_loss():
 def test_of_equals_the_earlier_trial_wins():
     equals = [Finalist(k, None, {"sr": float(k)}, 1.0, (1.0,), (1.0, 1.0)) for k in (5, 2, 9)]
     assert choose(equals, 10).winner.trial == 2
+
+
+def test_a_processors_rounding_decides_nothing(monkeypatch):
+    three = [Finalist(k, None, {"sr": 1.0}, 1.0, (1.0,), (1.0, 1.0)) for k in (5, 2, 9)]
+    nothing = np.full(3, np.nan)
+    found = Expected(np.array([0.7 + 1e-15, 0.7, 0.7 - 1e-9]), nothing, nothing)
+    monkeypatch.setattr("erl.studies.winner.expect", lambda *_: found)
+    assert [f.trial for f in choose(three, 10).finalists] == [2, 5, 9]
 
 
 @pytest.fixture(scope="module")
