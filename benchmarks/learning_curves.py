@@ -151,7 +151,7 @@ COMPARISONS = {
     "AES-RL": Comparison(
         {
             "AES-RL": ComparedArm("AES-RL", "curves", "", MEAN, "C0"),
-            "AES-RL one episode": ComparedArm("AES-RL", "once", f"mean_evaluations=1,{BF16}", MEAN),
+            "AES-RL one episode": ComparedArm("AES-RL", "once", "mean_evaluations=1", MEAN),
             "(1+1)-ES": ComparedArm("(1+1)-ES", "curves", "", MEAN, "C1"),
             "ACEM-RL": ComparedArm("ACEM-RL", "curves", BF16, MEAN, "C2"),
             "CEM-RL": ComparedArm("CEM-RL", "curves", BF16, MEAN, "C3"),

@@ -11,8 +11,7 @@ worker trains the critics without pause, as long as they had fewer updates than 
 Differences from the published code:
 
 - The episodes of the mean drive the update, and are charged to the budget (`charge_mean`).
-- ACEM-RL does not look at the score of the mean: by default the mean plays no episode there. So the
-  critics have less time for each individual.
+- ACEM-RL does not look at the score of the mean: by default the mean plays no episode there.
 - The success history of (1+1)-ES has the last ten results; there it ends with the first ten.
 - `rl_ratio` 0 and 1 are what they say; there the control of the share begins at a half.
 - Settings of the distributions: see `populations.aes`, `populations.cem` and

@@ -220,7 +220,7 @@ class Generations(EvolvedTD3[PCEMRLSettings]):
 
     def next_critic_job(self, worker: int) -> Job | None:
         """Critics beside the generations have no limit, as in the published code."""
-        if not self.learns or not self.settings.rl_population:
+        if not self.learns or not self.stored_steps or not self.settings.rl_population:
             return None
         return self.train_critics(worker, self.distribution.mean, self.settings.critic_job)
 

@@ -130,6 +130,13 @@ def test_critics_beside_the_generations():
     assert busy / work.workers.clock > 0.7  # all but the first generation
 
 
+def test_critics_beside_the_generations_wait_for_the_first_episode():
+    settings = {"critic_workers": 1, "critic_job": 7, "critic_update_cost": 0.1}
+    begun, work = noted(lifetime("P-CEM-RL", 10**6, learning_starts=0, **settings), 2)
+    assert all(stored for kind, _, _, stored in begun if kind == "train_critics")
+    assert work.critic_updates
+
+
 def test_the_first_generations_play_at_random_and_do_not_learn():
     begun, work = noted(lifetime("CEM-RL", 10**6, learning_starts=81), 3)
     assert {job[0] for job in begun[:8]} == {"play"}
