@@ -149,6 +149,11 @@ class ConcurrentWorkers:
         """Units that all workers have counted."""
         return self._host.counted
 
+    @property
+    def at_work(self) -> list[Job]:
+        """The jobs that have not been taken back yet."""
+        return [job for job in self._jobs if job is not None]
+
     def share(self, item: Any) -> None:
         """Give all workers an item."""
         self._host.share(item)
