@@ -150,8 +150,8 @@ class ConcurrentWorkers:
         return self._host.counted
 
     @property
-    def at_work(self) -> list[Job]:
-        """The jobs that have not been taken back yet."""
+    def elsewhere(self) -> Sequence[Job]:
+        """The jobs that have not been given back."""
         return [job for job in self._jobs if job is not None]
 
     def share(self, item: Any) -> None:

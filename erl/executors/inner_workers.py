@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from erl.errors import UserError
 from erl.executors.concurrent_workers import Bench, ConcurrentWorkers, MakeBench
-from erl.executors.lockstep import LockstepWorkers, NextJob
+from erl.executors.lockstep import Job, LockstepWorkers, NextJob
 
 
 class InnerWorkers(Protocol):
@@ -13,8 +13,13 @@ class InnerWorkers(Protocol):
 
     Attributes:
         counted: units that workers elsewhere have counted; None where they count here.
+        elsewhere: jobs that workers elsewhere have not given back.
         lost: workers that died.
     """
+
+    @property
+    def elsewhere(self) -> Sequence[Job]:
+        """See above."""
 
     @property
     def counted(self) -> int | None:

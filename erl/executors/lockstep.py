@@ -118,6 +118,7 @@ class LockstepWorkers:
         self.busy = [0] * n
         # As of workers elsewhere: see `inner_workers`.
         self.counted, self.lost = None, 0
+        self.elsewhere: Sequence[Job] = ()
 
     def share(self, item: Any) -> None:
         """There is nobody elsewhere."""

@@ -16,7 +16,6 @@ import torch
 from gymnasium import spaces
 
 from erl.errors import UserError
-from erl.executors.concurrent_workers import ConcurrentWorkers
 from erl.executors.inner_workers import inner_workers
 from erl.executors.lockstep import Job
 from erl.learners import Agent
@@ -226,9 +225,7 @@ class EvolvedTD3(Generic[S]):
         self._count()
         # The budget is spent when the last step is played elsewhere. The episodes that ended with
         # it, or before, are still on their way; the others are cut.
-        while isinstance(self.workers, ConcurrentWorkers) and self.run.spent():
-            if not any(isinstance(job.data, Play) for job in self.workers.at_work):
-                break
+        while self.run.spent() and any(isinstance(j.data, Play) for j in self.workers.elsewhere):
             self.workers.advance()
         if not np.isfinite(self.distribution.mean).all():
             raise FloatingPointError(
