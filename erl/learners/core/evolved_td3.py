@@ -364,8 +364,8 @@ class EvolvedLearner(OneByOne):
         check_memory(s, *[[(s.capacity(spec.steps), *lengths)]] * buffers, owners=owners)
 
     def cores(self, spec: LifetimeSpec) -> int:
-        """Of this machine, that a lifetime keeps busy."""
-        s = self.settings_of(spec)
+        """Of this machine, that a lifetime keeps busy; also of one that `check` refuses."""
+        s = super().settings_of(spec)
         return s.threads * (s.workers if s.actor_executor == "processes" else 1)
 
 
