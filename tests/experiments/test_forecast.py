@@ -348,22 +348,22 @@ def workers(lasting, monkeypatch):
 
 def test_ctrl_c_writes_a_checkpoint_from_which_the_command_continues(workers, sink):
     """ERL-Re2 has one before its first interval has passed."""
-    flags = SingleConfig(learner="ERL-Re2", env_id=REACH, steps=1500, set=RE2, ep_eval=2, workers=1)
+    flags = SingleConfig(learner="ERL-Re2", env_id=REACH, steps=3000, set=RE2, ep_eval=2, workers=1)
     assert run(flags, interrupting(sink, 256)) == 130
     assert "interrupted: writing checkpoints (Ctrl-C again ends at once)" in sink.lines
     assert "checkpoints: 1 of 1 running lifetime" in sink.lines
     [saved] = Path("runs").rglob("*.pkl")
     assert checkpoint_files(str(saved))
     taken = checkpoint_steps(str(saved))
-    assert 256 <= taken < 1500
+    assert 256 <= taken < 3000
     sink.lines.clear()
     assert run(flags, sink) == 0
-    said = f"1 seed x 1,500 steps, 1 to train, 1 worker, {taken:,} steps were taken before"
+    said = f"1 seed x 3,000 steps, 1 to train, 1 worker, {taken:,} steps were taken before"
     assert said in sink.lines
-    [trial] = Study(flags.storage, f"{REACH}_ERL-Re2_single_1k_steps").trials("COMPLETE")
+    [trial] = Study(flags.storage, f"{REACH}_ERL-Re2_single_3k_steps").trials("COMPLETE")
     once = SingleConfig(**{**vars(flags), "storage": "sqlite:///once.db", "runs": "once"})
     assert run(once, sink) == 0
-    [other] = Study(once.storage, f"{REACH}_ERL-Re2_single_1k_steps").trials("COMPLETE")
+    [other] = Study(once.storage, f"{REACH}_ERL-Re2_single_3k_steps").trials("COMPLETE")
     records = [Study.lifetimes(t)[0] for t in (trial, other)]
     assert records[0].curve == records[1].curve
     assert records[0].final_returns == records[1].final_returns
