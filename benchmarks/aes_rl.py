@@ -6,14 +6,17 @@ busy, and two cores.
     python benchmarks/aes_rl.py batched [--steps 20000] [--rounds 3]
     python benchmarks/aes_rl.py utilisation [--workers 1,2,5,10,20,50] [--individuals 1000]
     python benchmarks/aes_rl.py ages [--individuals 150] [--runs 8]
+    python benchmarks/aes_rl.py clock [--learners AES-RL,ACEM-RL] [--env_ids Swimmer-v4] [--seeds 3]
     python benchmarks/aes_rl.py cores [--steps 30000] [--rounds 3]
 
 `costs`, `actors` and `batched` measure one process on one core, in turns; only ratios within a
 round are compared. `utilisation` plays environments that do nothing but sleep, in worker processes:
 two cores suffice. So does `ages`: it asks whether the order of events on the virtual clock is that
-of worker processes, if updates cost there what they were measured to cost. `cores` compares one
-actor and one critic worker in processes of their own with the same on the virtual clock. Learning
-is compared by `benchmarks/learning_curves.py`.
+of worker processes, if updates cost there what they were measured to cost. `clock` replays the
+virtual clock with updates that are counted and not computed: how many updates had the critics
+against which each individual learned? `cores` compares one actor and one critic worker in processes
+of their own with the same on the virtual clock. Learning is compared by
+`benchmarks/learning_curves.py`.
 """
 
 import argparse
@@ -25,6 +28,7 @@ import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import gymnasium as gym
 import numpy as np
@@ -479,6 +483,76 @@ def ages(arguments: argparse.Namespace) -> None:
         )
 
 
+# -- the virtual clock --
+
+
+def replay(learner: str, env_id: str, steps: int, seed: int, **settings: Any) -> dict[str, Any]:
+    """A run whose updates change nothing: what it counts, where all episodes are equally long and
+    no update depends on what was learned.
+    """
+    from erl.learners.core.bench import Bench
+
+    def counted(_: Bench, jobs: Any, counts: Any) -> None:
+        for job, count in zip(jobs, counts):
+            job.data.done += count
+
+    updates = dict[int, int]()
+    with (
+        mock.patch.object(Bench, "train_actors", counted),
+        mock.patch.object(Bench, "train_critics", counted),
+    ):
+        work = at_work(learner, env_id, steps, seed, **settings)
+        train = work.train
+
+        def note(worker: int, individual: Any, *words: Any) -> Any:
+            updates[individual.number] = work.critic_updates
+            return train(worker, individual, *words)
+
+        work.train = note
+        try:
+            while not work.run.spent():
+                work.iterate()
+            rows = work.ledger.notes()["kept"]
+            of_rl = [n for n, k in zip(rows["individual"], rows["kind"]) if k == "RL"]
+            return {
+                "told": work.told,
+                "begun": len(updates),
+                "learned": [updates[n] for n in of_rl if n in updates],
+                "critics": work.critic_updates,
+                "stored": work.stored_steps,
+                "clock": work.workers.clock,
+            }
+        finally:
+            work.close()
+
+
+def clock(arguments: argparse.Namespace) -> None:
+    """How far the critics are when individuals learn, on the virtual clock."""
+    print(f"{arguments.steps:,} counted steps, {arguments.seeds} seeds: [least, greatest]\n")
+    print(
+        "| environment | learner | individuals | began to learn | ended, and were told | critics' "
+        "updates when they began, median | critics' updates in the end | stored steps | million "
+        "ticks |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for env_id in arguments.env_ids.split(","):
+        for learner in arguments.learners.split(","):
+            runs = [replay(learner, env_id, arguments.steps, k) for k in range(arguments.seeds)]
+            cells = [f"{spread([r[name] for r in runs])}" for name in ("told", "begun")]
+            cells += [spread([len(r["learned"]) for r in runs])]
+            behind = [updates for r in runs for updates in r["learned"]]
+            cells += [f"{spread(behind)}, {median(behind):,.0f}" if behind else "-"]
+            cells += [spread([r[name] for r in runs]) for name in ("critics", "stored")]
+            cells += [spread([r["clock"] / 1e6 for r in runs], ".2f")]
+            print(f"| {env_id} | {learner} | {' | '.join(cells)} |", flush=True)
+
+
+def spread(values: list[Any], how: str = ",.0f") -> str:
+    """Least and greatest."""
+    low, high = format(min(values), how), format(max(values), how)
+    return low if low == high else f"[{low}, {high}]"
+
+
 def aes_rl_seconds(executor: str, steps: int) -> dict[str, float]:
     """Seconds of a training, after the random steps, and of its workers."""
     work = at_work(
@@ -569,6 +643,12 @@ def main() -> None:
     part.add_argument("--individuals", type=int, default=150)
     part.add_argument("--runs", type=int, default=8)
     part.set_defaults(do=ages)
+    part = parts.add_parser("clock")
+    part.add_argument("--learners", default="AES-RL,ACEM-RL,(1+1)-ES")
+    part.add_argument("--env_ids", default="HalfCheetah-v4,Swimmer-v4")
+    part.add_argument("--steps", type=int, default=200_000)
+    part.add_argument("--seeds", type=int, default=3)
+    part.set_defaults(do=clock)
     part = parts.add_parser("cores")
     part.add_argument("--steps", type=int, default=30_000)
     part.add_argument("--rounds", type=int, default=3)

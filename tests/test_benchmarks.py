@@ -85,6 +85,22 @@ def test_orders_of_events_are_compared(monkeypatch, capsys):
     assert critic == pytest.approx(1.0, abs=0.2)
 
 
+@pytest.mark.parametrize("learner", ["ACEM-RL", "(1+1)-ES"])
+def test_a_replay_of_the_virtual_clock_counts_what_a_training_counts(learner):
+    env_id = "toy_environments:Reach-v0"
+    settings = {"hidden": [8], "batch_size": 8, "learning_starts": 100, "critic_job": 20}
+    replayed = aes_rl.replay(learner, env_id, 2000, 0, **settings)
+    work = aes_rl.at_work(learner, env_id, 2000, 0, **settings)
+    while not work.run.spent():
+        work.iterate()
+    work.close()
+    counted = (work.told, work.critic_updates, work.stored_steps, work.workers.clock)
+    assert tuple(replayed[name] for name in ("told", "critics", "stored", "clock")) == counted
+    assert work.critic_updates
+    assert work.actor_updates
+    assert 0 < len(replayed["learned"]) <= replayed["begun"]
+
+
 # -- sizes --
 
 

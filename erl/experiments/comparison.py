@@ -2,8 +2,10 @@
 selection never saw.
 """
 
+import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,6 +68,10 @@ __all__ = [
     "MultiComparisonConfig",
     "compare",
 ]
+
+
+# Characters of arguments in a name, which becomes the name of folders too.
+MAX_SLUG = 60
 
 
 @dataclass(frozen=True)
@@ -313,6 +319,15 @@ def _unversioned(env_id: str) -> str:
     return re.sub(r"-v[0-9]+$", "", env_id.rpartition(":")[2])
 
 
+def _slug(env_kwargs: Mapping[str, Any]) -> str:
+    """Arguments in the name of a study: `gravity_5`."""
+    text = "_".join(f"{name}_{json.dumps(env_kwargs[name])}" for name in sorted(env_kwargs))
+    slug = re.sub(r"[^\w.+-]+", "_", text).strip("_")
+    if len(slug) <= MAX_SLUG:
+        return slug
+    return f"{slug[:MAX_SLUG]}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
 def _the_test(flags: ComparisonFlags, best: Best, sink: Sink) -> tuple[str, TestStudy]:
     """Name and configuration of the test's study.
 
@@ -332,6 +347,7 @@ def _the_test(flags: ComparisonFlags, best: Best, sink: Sink) -> tuple[str, Test
             f"{command('test-generalization')}"
         )
     # An evolution that went on and found better has a test of its own.
+    where += f"_with_{_slug(env_kwargs)}" * bool(env_kwargs)
     test_name = f"{best.stem}{where}_test_{thousands(flags.training_steps)}_steps"
     test_name += "_published" * flags.published_code
     stored = stored_config(flags.results, test_name)

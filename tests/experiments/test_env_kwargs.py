@@ -11,6 +11,7 @@ from erl.errors import UserError
 from erl.experiments.comparison import (
     ComparisonConfig,
     GeneralizationComparisonConfig,
+    _slug,
     compare,
 )
 from erl.experiments.evolution import GeneralizationConfig, evolve
@@ -80,11 +81,21 @@ def test_a_test_of_generalisation_has_arguments_of_its_own(quick, sink):
         **TEST,
     )
     assert compare(test, sink) == 0
-    name = f"{NAME}_trial_{study(NAME).best().number}_on_CartPole-v1_test_0.032k_steps"
+    stem = f"{NAME}_trial_{study(NAME).best().number}_on_CartPole-v1"
+    name = f"{stem}_with_max_episode_steps_9_test_0.032k_steps"
     config = study(name).config
     assert isinstance(config, TestStudy)
     assert (config.env_kwargs, config.evolution.env_kwargs) == ({"max_episode_steps": 9}, {})
     assert [k for k, _ in tasks(name)] == [{"max_episode_steps": 9}]
+    # Other arguments have another test, and so has the environment without any.
+    for kwargs in ("max_episode_steps: 8", None):
+        assert compare(replace(test, env_kwargs=kwargs), sink) == 0
+    assert [k for k, _ in tasks(name.replace("9", "8"))] == [{"max_episode_steps": 8}]
+    assert [k for k, _ in tasks(f"{stem}_test_0.032k_steps")] == [{}]
+    # Long ones stay short, and apart from each other.
+    names = {_slug({"text": f"{'x' * 500}{k}"}) for k in range(2)}
+    assert len(names) == 2
+    assert max(map(len, names)) < 80
 
 
 @pytest.mark.usefixtures("inline")
