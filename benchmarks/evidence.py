@@ -248,7 +248,7 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.folder)
     failures = []
     if any("popgym" in each.evolve for each in chosen(args)) and find_spec("popgym") is None:
-        print('the memory tasks need another package: pip install "erl[popgym]"', file=sys.stderr)
+        print('the memory tasks need another package: pip install -e ".[popgym]"', file=sys.stderr)
         return 2
     for each in chosen(args):
         place = folder / each.name
@@ -636,12 +636,10 @@ def taken(each: Experiment) -> Cost:
     """What an experiment took, of its rows."""
     frames = read_tables(each, ROWS)
     story = json.loads((ROWS / f"{each.name}.json").read_text())
-    return Cost(
-        sum(frame.steps.sum() for frame in frames),
-        sum(frame.seconds.sum() for frame in frames),
-        story["wall_seconds"],
-        each.learner,
-    )
+    seconds = sum(frame.seconds.sum() for frame in frames)
+    # Of a run that was killed, the clock since its last note is lost.
+    wall = max(story["wall_seconds"], seconds / story["workers"])
+    return Cost(sum(frame.steps.sum() for frame in frames), seconds, wall, each.learner)
 
 
 def cost_row(title: str, *costs: Cost) -> None:

@@ -141,6 +141,8 @@ def _lines() -> Iterator[str]:
     for command, kind in known.items():
         if command.startswith("-m erl.studies "):
             yield from [f"### {command.split()[-1]}", "", *table(flags(kind)), ""]
+    yield from ["## erl dashboard", "", "See [a study in the browser](dashboard.md).", ""]
+    yield from [*table(flags(known["erl dashboard"])), ""]
 
 
 if __name__ == "__main__":

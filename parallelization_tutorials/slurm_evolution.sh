@@ -1,6 +1,6 @@
 #!/bin/bash
 #SBATCH --job-name=evolution
-#SBATCH --array=0-29
+#SBATCH --array=0-2
 #SBATCH --cpus-per-task=4
 #SBATCH --mem=8G
 #SBATCH --time=24:00:00
@@ -9,7 +9,8 @@
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%x-%A_%a.out
 #
-# Any number of coordinators on one study: `--nb_trials` is the study's total, whoever runs its trials.
+# Several coordinators on one study: `--nb_trials` is the study's total, whoever runs its trials. Each takes whole
+# generations, so the sampler learns only if coordinators x --popsize is much less than --nb_trials.
 #
 #   sbatch parallelization_tutorials/slurm_evolution.sh [SCRIPT.py] [FLAGS...]
 #

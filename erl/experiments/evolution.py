@@ -7,7 +7,7 @@ differ in their hyperparameters only.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -451,9 +451,22 @@ def outlook_of(
         counts,
         of_a_trial * min(max(1, together), config.popsize or 1),
         trials * len(of_a_trial) + finals,
+        tuple(_of_array(flags, config) if trials else ()),
         taken=_taken(flags, config, name) if trials else 0,
         finals=lifetimes(config, largest, "finals", seeds),
     )
+
+
+def _of_array(flags: EvolutionFlags, config: EvolutionStudy) -> Iterator[str]:
+    """A note if a SLURM array has so many coordinators that the sampler learns little."""
+    tasks = os.environ.get("SLURM_ARRAY_TASK_COUNT", "")
+    count = int(tasks) if tasks.isdecimal() else 1
+    begun = min(count * (config.popsize or 1), flags.nb_trials)
+    if count > 1 and 2 * begun > flags.nb_trials and config.sampler != "Random":
+        yield (
+            f"the {count} tasks of this array begin {begun} of {flags.nb_trials} trials before any "
+            f"has ended, so {config.sampler} learns little: fewer tasks, or a larger --nb_trials"
+        )
 
 
 def _taken(flags: EvolutionFlags, config: EvolutionStudy, name: str) -> int:

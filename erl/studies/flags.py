@@ -77,9 +77,11 @@ class PushConfig(ListConfig):
     """Flags of `push`."""
 
     study: str | None = option(None, "name of the study; needed if the storage has several")
-    repo: str | None = option(None, "required: repository of the Hugging Face Hub, USER/NAME")
+    repo: str | None = option(
+        None, "repository of the Hugging Face Hub, USER/NAME; either this or --folder"
+    )
     folder: str | None = option(
-        None, "in place of --repo: a new folder to write, without a network"
+        None, "a new folder to write, without a network; either this or --repo"
     )
     private: bool = option(False, "nobody else sees the repository, if it is a new one")
     models: str = option("models", "folder of trained models")

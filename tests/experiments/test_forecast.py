@@ -232,6 +232,24 @@ def test_a_dry_run_stores_nothing(quick, inline, sink):
     assert sink.lines.count("dry run: nothing was trained or stored") == 2
 
 
+@pytest.mark.parametrize(
+    ("tasks", "sampler", "noted"),
+    [("2", "Cmaes", False), ("3", "Cmaes", True), ("3", "Random", False), ("", "Cmaes", False)],
+)
+def test_an_array_with_too_many_coordinators_is_noted(
+    tasks, sampler, noted, quick, inline, sink, monkeypatch
+):
+    """Each begins a whole generation, of 4 of the 16 trials here."""
+    monkeypatch.setattr("erl.experiments.forecast.measured_speed", lambda specs, executor: None)
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", tasks)
+    flags = small(learner_config=quick, dry_run=True, sampler=sampler, popsize=4, nb_trials=16)
+    assert evolve(flags, sink) == 0
+    said = [line for line in sink.lines if "tasks of this array begin" in line]
+    assert [f"the {tasks} tasks of this array begin 12 of 16 trials" in line for line in said] == [
+        True
+    ] * noted
+
+
 def test_an_evolution_that_continues_counts_what_was_taken_before(quick, inline, sink, monkeypatch):
     """The stored lifetimes of its open trials, and what the checkpoints of the others have."""
     monkeypatch.setattr("erl.experiments.forecast.measured_speed", lambda specs, executor: None)
