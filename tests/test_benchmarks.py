@@ -380,7 +380,7 @@ def test_a_missing_package_is_said_before_anything_runs(monkeypatch, tmp_path, c
     monkeypatch.setattr(evidence, "find_spec", lambda name: None)
     assert evidence.run(arguments) == 2
     assert ran == []
-    said = 'the memory tasks need another package: pip install "erl[popgym]"\n'
+    said = 'the memory tasks need another package: pip install -e ".[popgym]"\n'
     assert capsys.readouterr().err == said
 
 
@@ -562,10 +562,14 @@ def test_the_table_of_costs_has_every_part_once_run_or_not(tmp_path, monkeypatch
     (tmp_path / f"{name}.csv").write_text(rows)
     (tmp_path / f"{name}_trials.csv").write_text("steps,seconds\n500000,1800\n")
     (tmp_path / f"{name}_finals.csv").write_text("steps,seconds\n1000000,1800\n")
-    (tmp_path / f"{name}.json").write_text('{"wall_seconds": 3600}')
+    (tmp_path / f"{name}.json").write_text('{"wall_seconds": 3600, "workers": 2}')
     evidence.cost(Namespace(parts="inputs", names=None))
     ended, left = capsys.readouterr().out.splitlines()[2:]
     assert ended == "| inputs, 1 of 16 experiments | 3.0 | 2.0 | 1.0 | 0.7 |"
+    # One worker cannot have taken two hours in one.
+    (tmp_path / f"{name}.json").write_text('{"wall_seconds": 3600, "workers": 1}')
+    evidence.cost(Namespace(parts="inputs", names=None))
+    assert "| 3.0 | 2.0 | 2.0 | 0.7 |" in capsys.readouterr().out
     assert left.startswith("| inputs, 15 experiments, not run yet: estimates | 270.0 | 6.2 | - |")
     evidence.cost(Namespace(parts=None, names=None))
     printed = capsys.readouterr().out
