@@ -445,10 +445,17 @@ class ReplayBuffer:
                     raise ValueError(f"{name} holds {rows.shape} numbers")
                 self._restore(member, begin, end, rows)
         except BaseException:
-            self.added[member], self._free[member] = 0, []
-            self._used[member] = self._apart
+            self._clear(member)
             raise
         self._saved[member] = set(state["files"])
+
+    def _clear(self, member: int) -> None:
+        """Have a member hold nothing, as in a new buffer."""
+        self.added[member], self._free[member], self._used[member] = 0, [], self._apart
+        self._saved[member] = set()
+        there = self._places[1, member] + np.arange(self._pending)
+        self._next[there] = 0
+        self._tell(there)
 
     def _restore(self, member: int, begin: int, end: int, rows: np.ndarray) -> None:
         """Put a segment back."""

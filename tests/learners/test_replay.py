@@ -1,0 +1,90 @@
+"""The replay buffer beside a plain list of what was lived."""
+
+from collections import deque
+
+import numpy as np
+import pytest
+import torch
+
+from erl.learners.core.replay import ReplayBuffer
+
+OBSERVATIONS, ACTIONS = 2, 1
+
+
+class Lives:
+    """Members that live in environments of their own, and all that they lived as plain lists.
+
+    Args:
+        rng: of actions, rewards, and ends of episodes.
+        capacities: of each member.
+        n_envs: environments of a member.
+    """
+
+    def __init__(self, rng, capacities, n_envs):
+        self.rng, self.shape, self.shown = rng, (len(capacities), n_envs), 0
+        self.lived = [deque(maxlen=capacity) for capacity in capacities]
+        self.seen = self.observations()
+
+    def observations(self):
+        """What each environment shows: nothing that was ever seen before."""
+        self.shown += np.prod(self.shape)
+        numbers = self.shown - np.arange(np.prod(self.shape)).reshape(*self.shape, 1)
+        return numbers * np.array([1.0, -1.0])
+
+    def step(self, buffer):
+        """One step of every environment, into the buffer and into the lists."""
+        actions = self.rng.normal(size=(*self.shape, ACTIONS))
+        rewards, kind = self.rng.normal(size=self.shape), self.rng.random(self.shape)
+        terminated, cut = kind < 0.1, kind > 0.85
+        last, seen = self.observations(), self.observations()
+        seen = np.where((terminated | cut)[..., None], seen, last)
+        apart = [(i, k, last[i, k]) for i, k in np.argwhere(cut).tolist()]
+        buffer.add_step(self.seen, actions, seen, rewards, terminated, apart)
+        for i, k in np.ndindex(self.shape):
+            # After an end stands what the next episode begins with, which is worth nothing.
+            following = last[i, k] if cut[i, k] else seen[i, k]
+            row = *self.seen[i, k], *actions[i, k], rewards[i, k], 1 - terminated[i, k], *following
+            self.lived[i].append(np.array(row, np.float32))
+        self.seen = seen
+
+    def check(self, buffer):
+        """What the buffer holds is what was lived."""
+        for i, lived in enumerate(self.lived):
+            batch = buffer.batches(torch.arange(buffer.held(i))[None], i)
+            parts = batch.pairs, batch.rewards, batch.not_done, batch.next_observations
+            held = torch.cat(parts, -1)[0].tolist()
+            assert sorted(held) == sorted(np.array(lived).tolist())
+
+
+def empty(capacities, n_envs):
+    return ReplayBuffer(capacities, OBSERVATIONS, ACTIONS, n=len(capacities), n_envs=n_envs)
+
+
+@pytest.fixture
+def segments(monkeypatch):
+    """Sets how many rows a file has."""
+
+    def of(n):
+        row = 4 * (OBSERVATIONS + ACTIONS + 2)
+        monkeypatch.setattr("erl.learners.core.replay._SEGMENT_BYTES", n * row)
+
+    return of
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_a_buffer_whose_checkpoint_is_refused_is_as_new(n_envs, segments, tmp_path):
+    """Though all files but the last one can be read."""
+    segments(8)
+    lives, buffer = Lives(np.random.default_rng(0), [40, 40], n_envs), empty([40, 40], n_envs)
+    for _ in range(36 // n_envs):
+        lives.step(buffer)
+    state = buffer.save(tmp_path, 1)
+    last = tmp_path / list(state["files"])[-1]
+    last.write_bytes(last.read_bytes()[:-8])
+    again = empty([40, 40], n_envs)
+    with pytest.raises(ValueError):  # noqa: PT011
+        again.load(tmp_path, state, 1)
+    lives = Lives(np.random.default_rng(1), [40, 40], n_envs)
+    for _ in range(60 // n_envs):
+        lives.step(again)
+        lives.check(again)
