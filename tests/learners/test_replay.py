@@ -1,4 +1,4 @@
-"""The replay buffer beside a plain list of what was lived."""
+"""The replay buffer beside a plain list of what was lived, across checkpoints at any step."""
 
 from collections import deque
 
@@ -47,6 +47,11 @@ class Lives:
             self.lived[i].append(np.array(row, np.float32))
         self.seen = seen
 
+    def leave(self, buffer, member, env):
+        """Begin another episode where the running one cannot go on."""
+        buffer.leave(member, env)
+        self.seen[member, env] = self.observations()[member, env]
+
     def check(self, buffer):
         """What the buffer holds is what was lived."""
         for i, lived in enumerate(self.lived):
@@ -69,6 +74,32 @@ def segments(monkeypatch):
         monkeypatch.setattr("erl.learners.core.replay._SEGMENT_BYTES", n * row)
 
     return of
+
+
+@pytest.mark.parametrize("size", [2, 8])
+@pytest.mark.parametrize(
+    ("capacities", "n_envs"), [([20], 1), ([8, 16, 30], 1), ([16, 30], 2), ([24], 3)]
+)
+def test_a_checkpoint_of_any_step_holds_what_was_lived(
+    size, capacities, n_envs, segments, tmp_path
+):
+    """And so does the buffer that goes on from it, with the running episodes or with others."""
+    segments(size)
+    rng = np.random.default_rng([size, n_envs, *capacities])
+    lives, buffer = Lives(rng, capacities, n_envs), empty(capacities, n_envs)
+    folders = [tmp_path / str(i) for i in range(len(capacities))]
+    for _ in range(3 * max(capacities) // n_envs):
+        lives.step(buffer)
+        states = [buffer.save(folder, i) for i, folder in enumerate(folders)]
+        again = empty(capacities, n_envs)
+        for i, (folder, state) in enumerate(zip(folders, states)):
+            again.load(folder, state, i)
+        lives.check(again)
+        if rng.random() < 0.2:
+            buffer = again
+            for i, k in np.argwhere(rng.random(lives.shape) < 0.5).tolist():
+                lives.leave(buffer, i, k)
+    lives.check(buffer)
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])

@@ -375,9 +375,9 @@ class ReplayBuffer:
         """Write what is new of a member since the last call into a folder, and give the state that
         `load` goes on from.
 
-        The rows lie in files that never change: full segments of about 16 MB, and the beginning of
-        the one that is being filled under a name that tells its length. Until `tidy`, every state
-        that was given before stays loadable.
+        The rows lie in segments of about 16 MB, whose files never change, and in one that is still
+        open, under a name that tells its end. Until `tidy`, every state that was given before stays
+        loadable.
         """
         folder.mkdir(parents=True, exist_ok=True)
         files = self._files(member)
@@ -385,7 +385,8 @@ class ReplayBuffer:
             path = folder / name
             if name not in self._saved[member] or not path.exists():
                 write_whole(path, partial(_save, self._segment(member, begin, end)))
-        self._saved[member] = set(files)
+        # The last one is open.
+        self._saved[member] = set(list(files)[:-1])
         return {"added": int(self.added[member]), "files": files}
 
     def _segment(self, member: int, begin: int, end: int) -> np.ndarray:
@@ -408,14 +409,19 @@ class ReplayBuffer:
     def _files(self, member: int) -> dict[str, tuple[int, int]]:
         """File name -> first row and end, counted from the first row ever added; a segment that
         begins before the oldest row is whole.
+
+        A segment is closed once a later row of each environment is there: what follows the newest
+        ones is not settled yet.
         """
         size = max(1, _SEGMENT_BYTES // (4 * self._rows.shape[1]))
         added = int(self.added[member])
-        oldest = added - self.held(member)
+        begin = (added - self.held(member)) // size * size
         files = {}
-        for begin in range(oldest // size * size, added, size):
-            end = min(begin + size, added)
-            files[f"{begin}-{end}.npy"] = (begin, end)
+        while begin + size + self._n_envs <= added:
+            files[f"{begin}.npy"] = (begin, begin + size)
+            begin += size
+        if begin < added:
+            files[f"{begin}-{added}.npy"] = (begin, added)
         return files
 
     @staticmethod
@@ -447,7 +453,7 @@ class ReplayBuffer:
         except BaseException:
             self._clear(member)
             raise
-        self._saved[member] = set(state["files"])
+        self._saved[member] = set(list(state["files"])[:-1])
 
     def _clear(self, member: int) -> None:
         """Have a member hold nothing, as in a new buffer."""
