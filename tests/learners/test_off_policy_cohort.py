@@ -4,6 +4,7 @@ semantics of steps and updates, and Stable-Baselines3's files.
 
 import collections
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from erl.errors import UserError
 from erl.learners import Outputs, get_learner
 from erl.learners.core import off_policy, off_policy_training
+from erl.learners.core import run as run_module
 from erl.learners.core.off_policy_training import OffPolicyTraining
 from erl.learners.core.replay import ReplayBuffer
 from erl.learners.core.run import Run
+from erl.learners.td3 import TD3Settings
 from erl.lifetimes.living import Cohort, live
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
@@ -443,6 +446,17 @@ def test_logs_and_evaluations_change_nothing(tmp_path, monkeypatch):
     assert [row["steps"] for row in logged[3]["evaluations"]] == [100, 200]
     assert logged[:3] == plain[:3]
     assert list(tmp_path.glob("events*"))
+
+
+def test_the_speed_in_a_log_is_its_lifetimes_own(monkeypatch):
+    """As in the logs of Stable-Baselines3, whoever trains in the same seconds."""
+    now, specs = 100.0, [lifetime(i) for i in range(3)]
+    monkeypatch.setattr(run_module, "time", SimpleNamespace(perf_counter=lambda: now))
+    settings = [TD3Settings.from_learner_config(spec.learner.config) for spec in specs]
+    run = Run(specs, [Ledger() for _ in specs], [Outputs()] * 3, settings)
+    run.ledgers[1].steps, run.ledgers[2].steps, run.ledgers[2].earlier = 50, 90, (60, 7.0)
+    run.members, now = [2, 1], 110.0
+    assert [run.steps_per_second(row) for row in range(2)] == [3.0, 5.0]
 
 
 @pytest.mark.parametrize("name", ["TD3", "DDPG", "SAC"])

@@ -243,7 +243,7 @@ class EvolvedTD3(Generic[S]):
             "individuals": self.told,
         }
         scalars: dict[str, float] = {
-            "time/fps": int(self.run.steps_per_second),
+            "time/fps": int(self.run.steps_per_second()),
             "time/uncounted_steps": self.stored_steps,
             "time/individuals": self.told,
             "train/critic_updates": self.critic_updates,

@@ -164,7 +164,7 @@ class OffPolicyTraining:
             telemetry = self.run.telemetry[i]
             if not (in_turn or telemetry.evaluation_due):
                 continue
-            scalars: dict[str, float] = {"time/fps": int(self.run.steps_per_second)}
+            scalars: dict[str, float] = {"time/fps": int(self.run.steps_per_second(row))}
             if telemetry.evaluation_due:
                 try:
                     agent = self.agent(row)

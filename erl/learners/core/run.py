@@ -101,13 +101,12 @@ class Run(Generic[S]):
                 telemetry.close()
         return self._results
 
-    @property
-    def steps_per_second(self) -> float:
-        """Of all lifetimes together, since the run was begun or taken up."""
-        steps = sum(ledger.steps - ledger.earlier[0] for ledger in self.ledgers)
-        return steps / (time.perf_counter() - self._started_at)
-
     # Members
+
+    def steps_per_second(self, row: int = 0) -> float:
+        """Of an agent, since the run was begun or taken up; others train in the same seconds."""
+        ledger = self.ledgers[self.members[row]]
+        return (ledger.steps - ledger.earlier[0]) / (time.perf_counter() - self._started_at)
 
     def spent(self, row: int = 0) -> bool:
         """Whether an agent has spent its budget."""

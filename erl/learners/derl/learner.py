@@ -146,7 +146,7 @@ class BlendedPolicy:
         scalars |= {f"halves/{name}": row[name] for name in _LENGTHS if name in row}
         scalars |= {
             "train/n_updates": self.updates,
-            "time/fps": int(self.run.steps_per_second),
+            "time/fps": int(self.run.steps_per_second()),
             "time/iteration_seconds": time.perf_counter() - begun,
         }
         totals = {"population_steps": population_steps, "updates": self.updates - updates}

@@ -140,7 +140,7 @@ class ERLRe2:
             scalars |= {f"eval/{name}": score for name, score in scores.items()}
         scalars |= {
             "train/n_updates": self.updates,
-            "time/fps": int(self.run.steps_per_second),
+            "time/fps": int(self.run.steps_per_second()),
             "time/generation_seconds": time.perf_counter() - start,
         }
         sums = Counter(self.telemetry.generations.totals)

@@ -108,7 +108,7 @@ class PPOTraining:
             for row in np.flatnonzero(self.ppo.diverged())
         }
         for row, i in enumerate(run.members):
-            scalars: dict[str, float] = {"time/fps": int(run.steps_per_second)}
+            scalars: dict[str, float] = {"time/fps": int(run.steps_per_second(row))}
             scalars |= {f"train/{name}": values[row] for name, values in statistics.items()}
             telemetry = run.telemetry[i]
             if telemetry.evaluation_due and row not in diverged:
