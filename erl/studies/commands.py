@@ -2,6 +2,7 @@
 
 import json
 import re
+import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +15,7 @@ from typing import Any
 import pandas as pd
 from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from erl.cli import Sink, figure
@@ -165,7 +167,7 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
     if study.user_attrs.get(COMMAND):
         sink.line(f"begun by: {study.user_attrs[COMMAND]}")
     stored = study.user_attrs.get("config")
-    if stored:
+    if isinstance(stored, Mapping):
         sink.line("configuration:")
         for key, value in stored.items():
             sink.line(f"  {key}: {json.dumps(value)}")
@@ -295,9 +297,10 @@ def export_study(config: ExportConfig, sink: Sink) -> int:
         tables = agent_tables(Study(config.storage, name))
         if not tables:
             raise UserError(f"study {name!r} has no agents to compare: it is no test, or is empty")
-        if path.suffix in DOCUMENTS:
+        suffix = path.suffix.casefold()
+        if suffix in DOCUMENTS:
             frame = to_text_frame(tables)
-            document = to_markdown(frame) if path.suffix == ".md" else to_latex(frame, name)
+            document = to_markdown(frame) if suffix == ".md" else to_latex(frame, name)
         else:
             frame = to_frame(tables)
     else:
@@ -325,8 +328,6 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
     name = name_of(source, config)
     target_name = config.to_name or name
     to = config.to or ""
-    if (to, target_name) == (config.storage, name):
-        raise UserError(f"{name!r} cannot be copied onto itself; --to_name names the copy")
     original = next(s for s in source.get_all_studies() if s.study_name == name)
     if original.system_attrs.get(COPY) == "incomplete":
         raise UserError(f"study {name!r} is an incomplete copy itself")
@@ -334,7 +335,13 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
     there = {s.study_name: s for s in target.get_all_studies()}
     finals, copied_finals = finals_name(source, name), finals_name(target, target_name)
     has_finals = finals in study_names(source)  # the copy itself may get this name
+    # Read before anything is deleted.
+    trials = sorted(
+        source.get_all_trials(original._study_id, deepcopy=False), key=lambda t: t.number
+    )
     if target_name in there:
+        if target_name == name and (to == config.storage or _is_same(source, target)):
+            raise UserError(f"{name!r} cannot be copied onto itself; --to_name names the copy")
         if not config.overwrite:
             mark = (
                 "an incomplete copy"
@@ -354,9 +361,6 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
         ) from None
     try:
         target.set_study_system_attr(study_id, COPY, "incomplete")
-        trials = sorted(
-            source.get_all_trials(original._study_id, deepcopy=False), key=lambda t: t.number
-        )
         ids = {}
         for done, trial in enumerate(trials):
             sink.status(f"copying {name}: {done} of {len(trials)} trials")
@@ -381,6 +385,18 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
         copy_study(replace(config, study=finals, to_name=copied_finals), sink)
         link_finals(Study(to, copied_finals), Study(to, target_name))
     return 0
+
+
+def _is_same(storage: BaseStorage, other: BaseStorage) -> bool:
+    """Whether two storages are one, whatever their addresses: a new study in the one is seen in the
+    other.
+    """
+    name = f"comparing_{uuid.uuid4().hex}"
+    study_id = other.create_new_study([StudyDirection.MAXIMIZE], name)
+    try:
+        return name in study_names(storage)
+    finally:
+        other.delete_study(study_id)
 
 
 def _user_attrs(study: Any) -> dict[str, Any]:

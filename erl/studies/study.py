@@ -7,6 +7,7 @@ trial waits for another one and keeps its number. Samplers draw by number and or
 interrupted evolution proposes what it would have proposed without the interruption.
 """
 
+import time
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,8 +17,9 @@ from types import MappingProxyType
 from typing import Any
 
 import optuna
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -48,7 +50,11 @@ from erl.worlds.specification import commit, to_json, versions
 METRIC = "fitness"  # what the value of a trial is called
 COMMAND = "command"  # user attribute of a study: the command that began it
 TRACKED = "track:"  # system attributes of a study that name its runs in other services
+LOST = "lost:"  # system attributes of a trial: coordinators that ended without giving it back
 COPY = "copy"  # system attribute of a study that was copied: `incomplete`, then `whole`
+
+# A process that created a study stores its configuration at once.
+SETTLE_SECONDS = 5.0
 
 
 class Study:
@@ -78,12 +84,8 @@ class Study:
                 raise UserError(
                     f"no study {name!r} in {shown(storage)}{nearest(name, names, 1)}; {has}"
                 )
-            if name in names or config is None:
-                self.optuna = optuna.load_study(study_name=name, storage=self.storage)
-            else:
-                self.optuna = optuna.create_study(
-                    study_name=name, storage=self.storage, direction="maximize", load_if_exists=True
-                )
+            created = name not in names and self._create(name)
+            self.optuna = optuna.load_study(study_name=name, storage=self.storage)
             if len(self.optuna.directions) > 1:
                 raise UserError(
                     f"study {name!r} has several objectives: it was not made by this project"
@@ -95,10 +97,11 @@ class Study:
                 )
             if config is not None:
                 self.check_maximised()
-                self._settle(config)
+                self._settle(config, created)
         except (SQLAlchemyError, StorageInternalError, OSError) as e:
             raise refused(storage, e) from None
         self.storage.follow(self._id, name, self.optuna.user_attrs.get(UID))
+        self._asked = config
         self.lease = leases.Lease(self.storage, self._id)
         self._held: set[int] = set()  # ids of the trials that this coordinator holds
         self._records: dict[int, dict[int, LifetimeRecord]] = {}  # of open trials, as stored
@@ -116,9 +119,27 @@ class Study:
                 f"choose another name with --h_test"
             )
 
-    def _settle(self, config: StudyConfig) -> None:
-        """Store the configuration of a new study; refuse a study with another configuration."""
-        if self.stored is None:
+    def _create(self, name: str) -> bool:
+        """Create the study, unless another process is faster: whether it was this one."""
+        try:
+            self.storage.create_new_study([StudyDirection.MAXIMIZE], name)
+        except DuplicatedStudyError:
+            return False
+        return True
+
+    def _settle(self, config: StudyConfig, created: bool) -> None:
+        """Store the configuration of a new study; refuse a study with another configuration.
+
+        Of several processes at once, the one that created the study stores its configuration, and
+        the others compare theirs with it.
+        """
+        if not created:
+            end = time.monotonic() + SETTLE_SECONDS
+            while self.stored is None and time.monotonic() < end:
+                if self.optuna.get_trials(deepcopy=False):
+                    break
+                time.sleep(0.05)
+        if self.stored is None:  # its creator was killed, or it was made by hand
             if self.optuna.get_trials(deepcopy=False):
                 raise UserError(
                     f"study {self.name!r} was not made by this project: it stores no "
@@ -130,6 +151,10 @@ class Study:
             if (command := this_command()) is not None:
                 self.optuna.set_user_attr(COMMAND, command)
             return
+        self._compare(config)
+
+    def _compare(self, config: StudyConfig) -> None:
+        """Refuse a configuration that is not the stored one."""
         differ = differences(from_stored(self.stored), from_stored(to_stored(config)))
         if differ:
             other = "another name with --h_test"
@@ -210,6 +235,8 @@ class Study:
     def __enter__(self) -> "Study":
         self.storage.retry_seconds = OUTAGE_SECONDS
         self.storage.follow(self._id, self.name, self.known_by(), self._renamed)
+        if self._asked is not None and self.stored is not None:
+            self._compare(self._asked)  # another process may have stored its own at the same time
         self._name_metric()
         self.lease.start()
         return self
@@ -295,7 +322,12 @@ class Study:
             if trial.state != TrialState.RUNNING or attribute(trial, "owner") != owner:
                 return
             if max_retries is not None:
-                lost = trial.user_attrs.get("lost", 0) + 1
+                # Several coordinators may see the same loss: it is noted by whose it was.
+                self.storage.set_trial_system_attr(
+                    trial_id, f"{LOST}{(owner or {}).get('id')}", True
+                )
+                attrs = self.storage.get_trial(trial_id).system_attrs
+                lost = sum(key.startswith(LOST) for key in attrs)
                 self.storage.set_trial_user_attr(trial_id, "lost", lost)
                 if lost > max_retries:
                     reason = (

@@ -1,5 +1,6 @@
 """Running trials, and the records of lifetimes that trials hold."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -98,7 +99,9 @@ def stored_records(trial: FrozenTrial) -> dict[int, Any]:
     found = {int(k.removeprefix(RECORD)): v for k, v in attrs.items() if k.startswith(RECORD)}
     for index, record in found.items():
         if "pieces" in record:
-            pieces = [attrs[f"{PIECE}{index}:{k}"] for k in range(record["pieces"])]
+            # Version 0.2.0 and earlier named pieces by the lifetime alone.
+            of = f"{index}:{record['digest']}" if "digest" in record else index
+            pieces = [attrs[f"{PIECE}{of}:{k}"] for k in range(record["pieces"])]
             found[index] = json.loads("".join(pieces))
     return found
 
@@ -107,7 +110,8 @@ def record_attributes(index: int, record: dict[str, Any]) -> dict[str, Any]:
     """The attributes of a trial that hold a record, in the order in which they are to be written.
 
     A long record is stored as text in several pieces, and its own attribute, which comes last, has
-    their number.
+    their number. The pieces bear a digest of the text, so that the record of a lifetime that is
+    lived again never mixes with an earlier one's, wherever the writing stops.
 
     Args:
         index: of the lifetime.
@@ -117,9 +121,10 @@ def record_attributes(index: int, record: dict[str, Any]) -> dict[str, Any]:
     if len(text) <= LONGEST:
         return {f"{RECORD}{index}": record}
     pieces = [text[k : k + LONGEST] for k in range(0, len(text), LONGEST)]
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     return {
-        **{f"{PIECE}{index}:{k}": piece for k, piece in enumerate(pieces)},
-        f"{RECORD}{index}": {"pieces": len(pieces)},
+        **{f"{PIECE}{index}:{digest}:{k}": piece for k, piece in enumerate(pieces)},
+        f"{RECORD}{index}": {"pieces": len(pieces), "digest": digest},
     }
 
 

@@ -270,9 +270,14 @@ def chosen(study: Study) -> Choice | None:
 
 
 def stored_choice(attrs: Mapping[str, Any]) -> Choice | None:
-    """Whom the finals of an evolution chose, from its study's user attributes; None without."""
+    """Whom the finals of an evolution chose, from its study's user attributes; None without.
+
+    Studies of other programs store no configuration as this project does, and may have an attribute
+    of this name.
+    """
     stored = attrs.get(WINNER)
-    return None if stored is None else from_json(Choice, stored)
+    ours = isinstance(attrs.get("config"), Mapping) and isinstance(stored, Mapping)
+    return from_json(Choice, stored) if ours else None
 
 
 def said_of_winner(study: Study) -> str | None:

@@ -342,6 +342,32 @@ def test_a_copy_has_everything(source, storage, capsys):
     assert content(source, "twin") == here
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "journal"])
+def test_a_study_is_not_copied_onto_itself_whatever_the_address(kind, capsys):
+    names = {"sqlite": "s.db", "journal": "s.log"}
+    there = {"sqlite": f"sqlite:///{Path('s.db').absolute()}", "journal": "journal:s.log"}[kind]
+    here = {"sqlite": "sqlite:///s.db", "journal": "s.log"}[kind]
+    rich_study(open_storage(here, create=True))
+    before = content(here, "rich")
+    for more in ([], ["--overwrite"]):
+        code, _, err = call(capsys, "copy", "--storage", here, "--to", there, *more)
+        assert (code, "cannot be copied onto itself" in err) == (2, True)
+    assert content(here, "rich") == before
+    assert [s.study_name for s in open_storage(here).get_all_studies()] == ["rich"]
+    assert Path(names[kind]).exists()
+
+
+def test_attributes_of_other_programs_are_not_taken_for_ours(capsys):
+    storage = open_storage("sqlite:///studies.db", create=True)
+    study = optuna.create_study(study_name="foreign", storage=storage, direction="maximize")
+    study.add_trial(create_trial(value=1.0))
+    for config in (None, "a text", {"lr": 0.1}):
+        study.set_user_attr("config", config)
+        study.set_user_attr("winner", "me")
+        assert "foreign" in call(capsys, "list")[1][1]
+        assert call(capsys, "show", "--study", "foreign")[0] == 0
+
+
 @pytest.mark.parametrize("storage", KINDS, indirect=True)
 def test_an_evolution_goes_on_in_its_copy(evolved, quick, inline, sink, capsys):
     assert call(capsys, "copy", "--storage", evolved, "--to", "sqlite:///copy.db")[0] == 0

@@ -2,6 +2,7 @@ import dataclasses
 import itertools
 import os
 import subprocess
+import threading
 from pathlib import Path
 
 import optuna
@@ -9,6 +10,7 @@ import psutil
 import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
@@ -18,9 +20,10 @@ from erl.experiments.evolution import EvolutionConfig, evolve, lifetimes
 from erl.lifetimes.living import Cohort, live
 from erl.search.space import Range
 from erl.studies import leases
+from erl.studies.configuration import EvolutionStudy, to_stored
 from erl.studies.distributions import distributions
 from erl.studies.records import records
-from erl.studies.storage import DEFAULT_STORAGE
+from erl.studies.storage import DEFAULT_STORAGE, open_storage
 from erl.studies.study import Study
 
 ENV = "toy_environments:Recall-v0"
@@ -85,6 +88,37 @@ def test_another_configuration_is_refused_and_the_difference_shown(config, sink)
     assert "skip_c is False there and True here" in str(e.value)
     assert "nb_trials" not in str(e.value)
     assert len(Study(DEFAULT_STORAGE, NAME).trials()) == 3
+
+
+@pytest.mark.parametrize("address", ["sqlite:///studies.db", "journal.log"])
+def test_of_several_creators_at_once_one_decides_and_the_others_are_refused(address, quick):
+    here, there = (
+        EvolutionStudy(env_id=ENV, seed=seed, learner_config={"n_steps": 32}) for seed in (0, 1)
+    )
+    storage = open_storage(address, create=True)
+    study_id = storage.create_new_study([StudyDirection.MAXIMIZE], NAME)
+
+    def settles():
+        storage.set_study_user_attr(study_id, "config", to_stored(there))
+
+    creator = threading.Timer(0.3, settles)
+    creator.start()
+    with pytest.raises(UserError, match="seed is 1 there and 0 here"):
+        Study(address, NAME, here)
+    creator.join()
+    # It was created twice at the same moment, and the other one wrote last.
+    study = Study(address, NAME, there)
+    storage.set_study_user_attr(study_id, "config", to_stored(here))
+    with pytest.raises(UserError, match="seed is 0 there and 1 here"), study:
+        pass
+
+
+def test_a_study_whose_creator_was_killed_is_settled_by_the_next(monkeypatch):
+    monkeypatch.setattr("erl.studies.study.SETTLE_SECONDS", 0.1)
+    storage = open_storage(DEFAULT_STORAGE, create=True)
+    storage.create_new_study([StudyDirection.MAXIMIZE], NAME)
+    config = EvolutionStudy(env_id=ENV)
+    assert Study(DEFAULT_STORAGE, NAME, config).config == config
 
 
 def test_records_are_a_frame_with_a_row_for_each_lifetime(config, sink):
@@ -265,7 +299,13 @@ def test_a_trial_that_is_lost_too_often_fails_and_says_so(config, sink):
     study = Study(DEFAULT_STORAGE, NAME)
     taken, plan = begin(study, study.config, owner(pid=dead_process()))
     for lost in (1, 2, 3):
-        study.storage.set_trial_system_attr(taken.trial_id, "owner", owner(pid=dead_process()))
+        gone = owner(id=f"coordinator {lost}", pid=dead_process())
+        for _ in range(2):  # another coordinator sees the same loss, and counts no other
+            study.storage.set_trial_system_attr(taken.trial_id, "owner", gone)
+            study._release(taken.trial_id, gone, max_retries=9)
+            waiting = study.trials("WAITING")
+            assert study.take_up(waiting[0], plan) is not None
+        study.storage.set_trial_system_attr(taken.trial_id, "owner", gone)
         waiting = Study(DEFAULT_STORAGE, NAME).reclaim(max_retries=2)
         trial = Study(DEFAULT_STORAGE, NAME).trials()[1]
         assert trial.user_attrs["lost"] == lost

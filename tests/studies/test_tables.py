@@ -129,6 +129,8 @@ def test_show_and_list_of_a_test(tested, capsys):
 def test_export_of_agents(tested, capsys):
     for file in ("a.csv", "a.md", "a.tex"):
         assert "4 arms" in said(capsys, "export", "--rows", "arms", "--file", file)
+    said(capsys, "export", "--rows", "arms", "--file", "b.MD")
+    assert Path("b.MD").read_text() == Path("a.md").read_text()
     with open("a.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(to_frame(agent_tables(tested))) == 4

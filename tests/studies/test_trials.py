@@ -76,6 +76,20 @@ def test_a_long_record_is_stored_in_pieces(quick):
     assert lifetime_records(trial) == {3: kept}
     table = generations("sqlite:///studies.db", "s")
     assert list(table["individual"]) == list(range(n))
+    # Another record of this lifetime, whose writing stops half-way, changes nothing.
+    other = optuna.create_study(study_name="other", storage="sqlite:///studies.db")
+    again = record_attributes(3, to_json(replace(kept, traceback="x" * 50_000)))
+    half = dict(list(again.items())[:2])
+    other.add_trial(create_trial(value=1.0, system_attrs=attrs | half))
+    assert stored_records(other.trials[0]) == {3: to_json(kept)}
+    other.add_trial(create_trial(value=1.0, system_attrs=attrs | again))
+    assert stored_records(other.trials[1])[3]["traceback"] == "x" * 50_000
+    # As version 0.2.0 stored it.
+    pieces = [v for k, v in attrs.items() if k.startswith("piece:")]
+    old = {f"piece:3:{k}": piece for k, piece in enumerate(pieces)}
+    old["lifetime:3"] = {"pieces": len(pieces)}
+    other.add_trial(create_trial(value=1.0, system_attrs=old))
+    assert stored_records(other.trials[2]) == {3: to_json(kept)}
 
 
 def test_the_middle_lifetime_of_each_arm():
