@@ -611,6 +611,36 @@ def test_files_hold_arrays_and_json_and_load_to_the_same_actions(derl, env_id, t
     assert len(other.train(1, 2, 16, 0)) == 1
 
 
+@both
+def test_a_loaded_agent_goes_on_as_the_saved_one(derl, env_id, tmp_path):
+    """The same perturbations in the same episodes, where no replay buffer stays behind."""
+    agent, path = derl(env_id, es_weight=1.0, rl_weight=0.0), tmp_path / "a.derl"
+    agent.train(2, log_interval=0)
+    agent.save(path)
+    other = derl(env_id, es_weight=1.0, rl_weight=0.0, seed=99).load(path)
+    assert other.train(3, log_interval=0) == agent.train(3, log_interval=0)
+    assert (other._policy.theta == agent._policy.theta).all()
+
+
+def test_updates_that_are_due_are_saved(derl, tmp_path):
+    agent, path = derl(learning_starts=1, updates_per_step=0.33), tmp_path / "a.derl"
+    agent.train(1, 2, 16, 0)
+    assert agent._policy.updates_due == pytest.approx(0.2)
+    agent.save(path)
+    assert derl().load(path)._policy.updates_due == agent._policy.updates_due
+
+
+def test_files_of_version_0_2_0(derl, tmp_path):
+    """They have neither the stream of episodes nor the updates that are due."""
+    agent, path = derl(), tmp_path / "a.derl"
+    agent.train(1, 2, 16, 0)
+    agent.save(path)
+    changed(path, episodes=None, updates_due=None)
+    other = derl(seed=99).load(path)
+    assert (other._policy.theta == agent._policy.theta).all()
+    assert len(other.train(1, 2, 16, 0)) == 1
+
+
 def test_no_code_in_a_file_is_executed(derl, tmp_path):
     agent, path = derl(), tmp_path / "a.derl"
     agent.save(path)
@@ -672,6 +702,8 @@ def test_files_that_do_not_fit(derl, tmp_path):
         (lambda p: changed(p, exploration={"bit_generator": "Dice"}), "is damaged"),
         (lambda p: changed(p, steps="many"), "is damaged"),
         (lambda p: changed(p, evolution=None), "is damaged"),
+        (lambda p: changed(p, episodes=[1]), "is damaged"),
+        (lambda p: changed(p, updates_due="many"), "is damaged"),
         (lambda p: rewritten(p, derl_json=b"[1]"), "cannot be read.*no names"),
         (lambda p: p.write_bytes(p.read_bytes()[:200]), "cannot be read"),
         (lambda p: p.unlink(), "cannot be read"),

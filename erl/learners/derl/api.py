@@ -188,8 +188,8 @@ class DERL:
     # -- files --
 
     def save(self, path: str | Path) -> None:
-        """Write networks, optimisers, random streams and settings to one file: a zip of arrays
-        (`.npy`) and JSON. The replay buffer stays behind.
+        """Write networks, optimisers, counters, random streams and settings to one file: a zip of
+        arrays (`.npy`) and JSON. The replay buffer stays behind.
         """
         t = self._policy
         about = {
@@ -200,9 +200,11 @@ class DERL:
             "discrete": t.discrete,
             "iterations": t.iterations,
             "updates": t.updates,
+            "updates_due": t.updates_due,
             "steps": t.ledger.steps,
             "evolution": t.es.get_state()["rng"],
             "exploration": t.rng.bit_generator.state,
+            "episodes": t.stage.get_state()["rng"],
             "versions": versions(),
         }
         arrays = {"minibatches": t.torch_rng.get_state().numpy()}
@@ -237,6 +239,8 @@ class DERL:
         for name, mine in here.items():
             if about.get(name) != mine:
                 raise UserError(f"{path} has {name} {about.get(name)!r}, and this agent {mine!r}")
+        # Files of version 0.2.0 have neither.
+        about = {"updates_due": 0.0, "episodes": t.stage.get_state()["rng"], **about}
         # All of it is tried before any of it is taken.
         try:
             state = {
@@ -245,18 +249,21 @@ class DERL:
             }
             minibatches = torch.from_numpy(arrays["minibatches"])
             torch.Generator().set_state(minibatches)
-            for name in ("evolution", "exploration"):
+            for name in ("evolution", "exploration", "episodes"):
                 np.random.default_rng().bit_generator.state = about[name]
             iterations, updates, steps = (
                 int(about[name]) for name in ("iterations", "updates", "steps")
             )
+            updates_due = float(about["updates_due"])
         except (KeyError, TypeError, ValueError, RuntimeError) as e:
             raise UserError(f"{path} is damaged: {' '.join(str(e).split())}") from e
         t.gradient.set_state(state)
         t.torch_rng.set_state(minibatches)
         t.es.set_state({"mean": t.theta, "rng": about["evolution"]})
         t.rng.bit_generator.state = about["exploration"]
+        t.stage.set_state({**t.stage.get_state(), "rng": about["episodes"]})
         t.iterations, t.updates, t.ledger.steps = iterations, updates, steps
+        t.updates_due = updates_due
         return self
 
     def close(self) -> None:
