@@ -273,8 +273,7 @@ class Asynchronous(EvolvedTD3[AsynchronousSettings]):
         if moved:
             self.scores = []
         age = self.told - individual.asked
-        self.told += 1
-        self.generations += 1
+        self.count_told([individual])
         row: dict[str, Any] = {
             "individual": individual.number,
             "kind": "RL" if individual.learns else "ES",
@@ -348,6 +347,10 @@ class ACEMRL(Asynchronous):
     def step_of(self, moved: bool) -> float | None:
         """The mean goes to several at a time."""
         return None
+
+    def learned(self, row: int = 0) -> bool:
+        """See `EvolvedTD3`. Nothing moves before there are `population_size` results."""
+        return super().learned(row) and self.told >= self.settings.population_size
 
 
 class OnePlusOne(Asynchronous):

@@ -59,6 +59,11 @@ class PCEMRLSettings(EvolvedSettings):
             raise self._wrong("rl_population", f"at most population_size, {self.population_size}")
 
     @property
+    def told_together(self) -> int:
+        """See `EvolvedSettings`: a whole generation."""
+        return self.population_size
+
+    @property
     def in_turn(self) -> bool:
         """Whether each individual plays before the next one learns."""
         return False
@@ -207,8 +212,7 @@ class Generations(EvolvedTD3[PCEMRLSettings]):
         genes = np.stack([individual.genes for individual in self.generation])
         fitness = np.array([individual.fitness for individual in self.generation])
         self.distribution.tell(genes, fitness)
-        self.told += len(fitness)
-        self.generations += 1
+        self.count_told(self.generation)
         row: dict[str, Any] = {
             "fitness": fitness.tolist(),
             "kind": ["RL" if individual.learns else "ES" for individual in self.generation],

@@ -455,6 +455,36 @@ def test_nothing_told_is_nothing_learned():
         train(s)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "too_few", "enough"),
+    [
+        # Three workers: six individuals at random, whom the mean follows in two of the learners.
+        ("ACEM-RL", {}, 150, 250),
+        ("(1+1)-ES", {}, 250, 400),
+        ("AES-RL", {}, 250, 400),
+        # An episode of the mean may serve again, and here it never does.
+        (
+            "AES-RL",
+            {"mean_evaluations": 5, "reuse_mean": True, "actor_workers": 1},
+            590,
+            800,
+        ),
+        # The mean moves when there are as many results.
+        ("ACEM-RL", {"learning_starts": 0, "population_size": 10, "rl_ratio": 0.0}, 150, 250),
+    ],
+)
+def test_individuals_at_random_teach_nothing(name, settings, too_few, enough):
+    spec = lifetime(name, too_few, eval_freq=50, **settings)
+    get_learner(name).check(spec)
+    (record,) = live(Cohort((spec,), evaluate=True))
+    assert record.fitness is None
+    assert f"nothing was learned within {record.steps} steps" in record.error
+    assert len(record.inner["kept"]["fitness"]) > 2
+    assert record.inner["evaluations"]
+    (record,) = live(Cohort((lifetime(name, enough, **settings),), evaluate=True))
+    assert record.error is None, record.traceback
+
+
 class Killed(BaseException):
     """Nothing catches it."""
 

@@ -9,6 +9,7 @@ from erl.errors import UserError
 from erl.learners import get_learner
 from erl.learners.core.bench import TrainCritics
 from erl.populations.cem import CEM
+from erl.worlds.tasks import Ledger
 
 both = pytest.mark.parametrize("name", ["CEM-RL", "P-CEM-RL"])
 
@@ -194,9 +195,43 @@ def test_the_story_of_a_generation():
         ("P-CEM-RL", {"critic_workers": 2}, "critic_workers must be 0 or 1, not 2"),
         ("P-CEM-RL", {"hidden": []}, "hidden must be a list of at least one width"),
         ("P-CEM-RL", {"learning_starts": 600}, "starts to learn after learning_starts = 600"),
+        (
+            "CEM-RL",
+            {"learning_starts": 597},
+            "learning_starts = 597 steps, from at least 4 more, but a lifetime has only 600",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(name, settings, message):
     spec = lifetime(name, **settings)
     with pytest.raises(UserError, match=message):
         get_learner(name).check(spec)
+
+
+@both
+def test_generations_at_random_teach_nothing(name):
+    """Two of 80 steps each: the third one is the first that learns, and needs 80 steps more."""
+    learner, settings = get_learner(name), {"learning_starts": 81, "eval_freq": 50}
+    for steps in (100, 200, 239):
+        spec = lifetime(name, steps, **settings)
+        learner.check(spec)
+        with pytest.raises(RuntimeError, match="nothing was learned within"):
+            train(spec)
+    train(lifetime(name, 240, **settings))
+    # Where none plays at random, the first generation is enough.
+    train(lifetime(name, 80, learning_starts=0))
+    learner.check(lifetime(name, 600, learning_starts=596))
+
+
+@both
+def test_what_was_learned_before_a_kill_counts(name, tmp_path):
+    """The first generation that learns ends after 240 steps, and the next one is cut short."""
+    spec, outputs = lifetime(name, 300), {"checkpoint": str(tmp_path / "a.pkl")}
+
+    def kill(steps):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(spec, Ledger(on_step=kill), **outputs, checkpoint_seconds=0.0)
+    _, ledger = train(spec, **outputs)
+    assert ledger.earlier[0] >= 240

@@ -237,6 +237,31 @@ def test_who_was_cut_short_is_not_judged(training, steps):
     assert (t.theta == theta).all() == (cut <= 76)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"steps": 76},
+        {"steps": 76, "es_weight": 1.0, "rl_weight": 0.0},
+        # Too few updates for one.
+        {"es_weight": 0.0, "rl_weight": 1.0, "updates_per_step": 1e-3},
+    ],
+)
+def test_a_lifetime_that_learned_nothing_fails(settings):
+    s = spec(eval_freq=20, **settings)
+    check(s)
+    (record,) = live(Cohort((s,), evaluate=True))
+    assert record.fitness is None
+    assert f"nothing was learned within {record.steps} steps" in record.error
+    assert record.inner["evaluations"]
+
+
+def test_a_lifetime_that_learned_once_does_not():
+    """A step of the evolution, or the updates that 80 steps pay for."""
+    for settings in ({"steps": 77}, {"steps": 80, "es_weight": 0.0, "rl_weight": 1.0}):
+        train(spec(**settings))
+    check(spec(steps=40, population_size=40))
+
+
 def test_exploration(training):
     """Noise on continuous actions; draws from the policy's distribution for discrete ones."""
     t = training(exploration_noise=0.3)
@@ -302,6 +327,7 @@ def test_learning_rates_fall_over_the_lifetime(training):
         ({"learning_starts": 501}, "learning_starts must be at most buffer_size, 500"),
         ({"device": "abacus"}, "knows no device 'abacus'"),
         ({"es_weight": 0, "rl_weight": 1, "steps": 40}, "a lifetime has only 40"),
+        ({"population_size": 41, "steps": 40}, "after population_size = 41 steps, but a lifetime"),
         ({"env_id": "peculiar_environments:WordsObserved-v0"}, "no array of numbers"),
     ],
 )
@@ -458,6 +484,19 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path, env_id, context):
     assert torch.equal(weights(straight), weights(resumed))
     assert ledger.episodes == again.episodes
     assert ledger.notes() == again.notes()
+
+
+def test_what_was_learned_before_a_kill_counts(tmp_path):
+    """The evolution's third step ends after 240 steps, and the fourth one is cut short."""
+    s, outputs = spec(steps=300, es_weight=1.0, rl_weight=0.0), {"checkpoint": f"{tmp_path}/a.pkl"}
+
+    def stop(steps):
+        raise Killed
+
+    with pytest.raises(Killed):
+        train(s, Ledger(on_step=stop), **outputs, checkpoint_seconds=0.0)
+    _, ledger = train(s, **outputs)
+    assert ledger.earlier[0] == 240
 
 
 # -- learning --

@@ -134,8 +134,8 @@ RANDOM = {"precision": "bf16", "learning_starts": 100, "batch_size": 128}
     [
         ("ERL-Re2", RANDOM | {"init_steps": 100, "time_steps": 5, "buffer_size": 300}),
         ("SAC", RANDOM),
-        ("CEM-RL", RANDOM | {"hidden": [8], "learning_starts": 1}),
-        ("P-CEM-RL", RANDOM | {"hidden": [8], "learning_starts": 1}),
+        ("CEM-RL", RANDOM | {"hidden": [8], "learning_starts": 0}),
+        ("P-CEM-RL", RANDOM | {"hidden": [8], "learning_starts": 0}),
     ],
 )
 def test_bfloat16_without_effect_is_said(name, config, way, monkeypatch, caplog):

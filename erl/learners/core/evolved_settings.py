@@ -93,6 +93,11 @@ class EvolvedSettings(EvaluationSettings):
         """Steps that are counted, at least, for each step of an individual."""
         return 1
 
+    @property
+    def told_together(self) -> int:
+        """Individuals that the distribution is told at a time."""
+        return 1
+
     def capacity(self, steps: int) -> int:
         """Transitions that the replay buffer of a lifetime of so many steps holds at most."""
         # A lifetime ends when a step of all workers has reached its budget.

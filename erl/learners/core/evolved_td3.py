@@ -18,7 +18,6 @@ from gymnasium import spaces
 from erl.errors import UserError
 from erl.executors.inner_workers import inner_workers
 from erl.executors.lockstep import Job
-from erl.learners import Agent
 from erl.learners.core.bench import (
     Bench,
     Play,
@@ -77,6 +76,7 @@ class EvolvedTD3(Generic[S]):
         workers: who does the jobs.
         critics: state of the critics as they were last handed in.
         individuals, told: how many were asked, and told.
+        lessons: how many of the told did not play at random.
         stored_steps: steps of individuals, those that the published code counts.
         mean_steps: steps of the mean's own episodes.
         critic_updates, actor_updates: how many were made.
@@ -95,7 +95,7 @@ class EvolvedTD3(Generic[S]):
         mean, self.critics = first_networks(self.bench, generator)
         self.distribution = self.make_distribution(mean, self._rng(_DISTRIBUTION))
         self.rng = self._rng(_CONTROL)
-        self.individuals = self.told = self.generations = 0
+        self.individuals = self.told = self.lessons = self.generations = 0
         self.stored_steps = self.mean_steps = self.mean_episodes = 0
         self.critic_jobs = self.critic_updates = self.actor_updates = 0
         self.workers = inner_workers(
@@ -203,6 +203,12 @@ class EvolvedTD3(Generic[S]):
         individual.fitness = episode.total
         return True
 
+    def count_told(self, individuals: Sequence[Individual]) -> None:
+        """Count whom the distribution was told together."""
+        self.told += len(individuals)
+        self.lessons += sum(not individual.random for individual in individuals)
+        self.generations += 1
+
     def _seed(self, *key: int, of: str = "learner") -> int:
         sequence = np.random.SeedSequence(getattr(self.spec.seeds, of), spawn_key=key)
         return int(sequence.generate_state(1)[0]) >> 1
@@ -232,7 +238,7 @@ class EvolvedTD3(Generic[S]):
                 f"the mean's weights are not finite after {self.ledger.steps} steps"
             )
         if self.telemetry.evaluation_due:
-            scores = self.telemetry.evaluate({"mean": self._agent()})
+            scores = self.telemetry.evaluate({"mean": self.agent()})
             self.telemetry.scalars({f"eval/{name}": score for name, score in scores.items()})
 
     def record(self, row: Mapping[str, Any], totals: Mapping[str, float]) -> None:
@@ -253,17 +259,12 @@ class EvolvedTD3(Generic[S]):
         scalars |= {f"evolution/{name}": row[name] for name in own if name in row}
         self.telemetry.record({**steps, **row}, totals, scalars)
 
-    def agent(self, row: int = 0) -> Agent:
-        """The mean.
+    def learned(self, row: int = 0) -> bool:
+        """Whether the distribution was told what became of a policy: critics make no agent."""
+        return self.lessons > 0
 
-        Raises:
-            RuntimeError: the distribution was never told anything.
-        """
-        if not self.generations:
-            raise RuntimeError(f"nothing was learned within {self.ledger.steps} steps")
-        return self._agent()
-
-    def _agent(self) -> SB3Agent:
+    def agent(self, row: int = 0) -> SB3Agent:
+        """The mean."""
         s, mean = self.settings, self.bench.layers(self.distribution.mean)
         model = td3_model(
             [mean, mean],
@@ -291,6 +292,7 @@ class EvolvedTD3(Generic[S]):
             "critics",
             "individuals",
             "told",
+            "lessons",
             "generations",
             "stored_steps",
             "mean_steps",
@@ -350,7 +352,9 @@ class EvolvedLearner(OneByOne):
         """
         s = self.settings_of(spec)
         cost, of = s.counted_per_step, "the episodes of the mean"
-        check_budget(self.name, spec, "learning_starts", s.learning_starts, cost, of)
+        check_budget(
+            self.name, spec, "learning_starts", s.learning_starts, cost, of, s.told_together
+        )
         observation_space, action_space = spec.spaces()
         if not isinstance(action_space, spaces.Box):
             raise UserError(

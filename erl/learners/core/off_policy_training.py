@@ -179,17 +179,18 @@ class OffPolicyTraining:
             telemetry.scalars(scalars)
         self.run.fail(failed)
 
+    def learned(self, row: int) -> bool:
+        """Whether there was a gradient step."""
+        return bool(self.learner.updates[row])
+
     def agent(self, row: int) -> SB3Agent:
         """The agent of a row as it is now.
 
         Raises:
-            RuntimeError: it has spent its budget and learned nothing.
             FloatingPointError: a weight is not finite.
         """
-        steps = int(self.learner.steps[row])
-        if self.run.spent(row) and not self.learner.updates[row]:
-            raise RuntimeError(f"nothing was learned within {steps} steps")
         if not self.learner.finite(row):
+            steps = int(self.learner.steps[row])
             raise FloatingPointError(f"the networks' weights are not finite after {steps} steps")
         budget = self.run.specs[self.run.members[row]].steps
         return SB3Agent(off_policy_model(self.learner, row, budget))

@@ -42,6 +42,11 @@ class Algorithm(Protocol):
         `Run.fail`; an exception ends all of them.
         """
 
+    def learned(self, row: int) -> bool:
+        """Whether an agent has learned anything: a gradient step was taken, or an evolution was
+        told what became of its policies. What was played at random teaches nothing by itself.
+        """
+
     def agent(self, row: int) -> Agent:
         """The agent of a row as it is now."""
 
@@ -131,11 +136,16 @@ class Run(Generic[S]):
         self.fail({row: Stopped() for row in range(len(self.members)) if self.stopped(row)})
 
     def _finish(self) -> None:
-        """Agents that have spent their budget leave with what they have become."""
+        """Agents that have spent their budget leave with what they have become, if they have
+        learned anything.
+        """
         results: dict[int, Agent | Exception] = {}
-        for row in range(len(self.members)):
+        for row, i in enumerate(self.members):
             if self.spent(row):
                 try:
+                    if not self._algorithm.learned(row):
+                        steps = self.ledgers[i].steps
+                        raise RuntimeError(f"nothing was learned within {steps} steps")
                     results[row] = self._algorithm.agent(row)
                 except Exception as e:
                     results[row] = e

@@ -300,23 +300,31 @@ class EvaluationSettings(Settings):
 
 
 def check_budget(
-    learner: str, spec: LifetimeSpec, name: str, steps: int, cost: int = 1, of: str = ""
+    learner: str,
+    spec: LifetimeSpec,
+    name: str,
+    steps: int,
+    cost: int = 1,
+    of: str = "",
+    then: int = 1,
 ) -> None:
-    """Raise a UserError if a lifetime ends before a setting lets its learner begin to learn.
+    """Raise a UserError if it is certain that a lifetime ends before its learner learns anything.
 
     Args:
         learner: who says so.
         spec: of the lifetime.
-        name: of the setting.
+        name: of the setting that lets it begin to learn.
         steps: its value.
         cost: steps that are counted for each of these.
         of: what makes it more than 1, in words.
+        then: further steps, at least, of what it learns from first.
     """
-    if steps * cost >= spec.steps:
+    if steps * cost + then > spec.steps:
         counted = f", which count as {steps * cost:,} with {of}" if cost > 1 else ""
+        further = f", from at least {then:,} more" if then > 1 else ""
         raise UserError(
-            f"{learner} starts to learn after {name} = {steps:,} steps{counted}, but a lifetime "
-            f"has only {spec.steps:,}; lower {name} or raise the steps"
+            f"{learner} starts to learn after {name} = {steps:,} steps{counted}{further}, but a "
+            f"lifetime has only {spec.steps:,}; lower {name} or raise the steps"
         )
 
 

@@ -54,7 +54,8 @@ class BlendedPolicy:
         discrete: whether there is a number of actions to choose from.
         sizes: of the policy's input, hidden layers and output.
         latest: what the latest iteration did.
-        iterations, updates: how many there were, of both halves, and of the networks.
+        iterations, evolved, updates: how many there were, of both halves, of steps of the
+            evolution, and of the networks.
         updates_due: those that steps have paid for and that are still to be made.
     """
 
@@ -79,7 +80,7 @@ class BlendedPolicy:
         self.update = Captured(self._update, s.device)
         self.stage = Stage(self.spec, self.ledger, self._environments)
         self.latest: dict[str, Any] = {}
-        self.iterations = self.updates = 0
+        self.iterations = self.evolved = self.updates = 0
         self.updates_due = 0.0
 
     @property
@@ -177,6 +178,7 @@ class BlendedPolicy:
             for episode in episodes:
                 self.ledger.episode(episode.total, len(episode.rewards))
         self.es.tell(perturbed, fitness)
+        self.evolved += 1
         return self.es.mean
 
     def improve(
@@ -252,6 +254,10 @@ class BlendedPolicy:
 
     # -- what the run needs --
 
+    def learned(self, row: int = 0) -> bool:
+        """Whether the evolution took a step, or networks were updated."""
+        return bool(self.evolved or self.updates)
+
     def agent(self, row: int = 0) -> SB3Agent:
         """The policy as it is now."""
         seen, chosen = self.observation_space, self.action_space
@@ -267,7 +273,7 @@ class BlendedPolicy:
             "stage": self.stage,
             "rng": self.rng,
             "torch_rng": self.torch_rng,
-            "counters": Attributes(self, "iterations", "updates", "updates_due"),
+            "counters": Attributes(self, "iterations", "evolved", "updates", "updates_due"),
         }
 
     def drop(self, keep: Sequence[int]) -> None:
@@ -304,9 +310,13 @@ class DERLLearner(OneByOne):
         """Raise a UserError for settings that cannot be, for a budget within which nothing is
         learned, and for actions that are neither Box nor Discrete.
         """
-        settings = self.settings_of(spec)
-        if settings.es_weight == 0.0:
-            check_budget(self.name, spec, "learning_starts", settings.learning_starts)
+        s = self.settings_of(spec)
+        if s.es_weight:
+            # The first step of the evolution needs an episode of each. Without it the budget is
+            # spent before the policy itself plays.
+            check_budget(self.name, spec, "population_size", s.population_size, then=0)
+        else:
+            check_budget(self.name, spec, "learning_starts", s.learning_starts)
         _, action_space = spec.spaces()
         if not isinstance(action_space, spaces.Box | spaces.Discrete):
             raise UserError(

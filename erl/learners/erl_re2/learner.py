@@ -325,10 +325,12 @@ class ERLRe2:
             target_policy_noise=s.smoothing,
         )
 
+    def learned(self, row: int = 0) -> bool:
+        """Whether heads have evolved, or networks were updated."""
+        return bool(self.evolved or self.updates)
+
     def agent(self, row: int = 0) -> SB3Agent:
         """The champion by training fitness, or the RL agent where nothing has evolved."""
-        if not (self.evolved or self.updates):
-            raise RuntimeError(f"nothing was learned within {self.ledger.steps} steps")
         agents = self.agents()
         handed_over = agents.pop("champion", None) or agents.pop("rl")
         return SB3Agent(handed_over.model, companions=agents)

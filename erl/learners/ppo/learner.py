@@ -117,6 +117,10 @@ class PPOTraining:
             telemetry.scalars(scalars)
         run.fail(diverged)
 
+    def learned(self, row: int) -> bool:
+        """Whether there was an update."""
+        return bool(self.ppo.n_updates[row])
+
     def agent(self, row: int) -> SB3Agent:
         """The agent of a row as it is now."""
         i = self.run.members[row]
