@@ -91,7 +91,7 @@ LEARNERS = {
 RESERVOIR = Context((ReservoirParams(units=5, sr=0.9, lr=0.5, rc_connectivity=0.5),), skip_c=True)
 
 
-def lifetime(name, learner="PPO", engine="cohort", context=None, steps=32, **task):
+def lifetime(name, learner="PPO", engine="cohort", context=None, steps=64, **task):
     settings, _ = LEARNERS[learner, engine]
     return LifetimeSpec(
         Task(f"peculiar_environments:{name}-v0", **task),

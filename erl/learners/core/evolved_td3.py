@@ -76,7 +76,7 @@ class EvolvedTD3(Generic[S]):
         workers: who does the jobs.
         critics: state of the critics as they were last handed in.
         individuals, told: how many were asked, and told.
-        lessons: how many of the told did not play at random.
+        policies_told: how many of the told played by their policy, and not at random.
         stored_steps: steps of individuals, those that the published code counts.
         mean_steps: steps of the mean's own episodes.
         critic_updates, actor_updates: how many were made.
@@ -95,7 +95,7 @@ class EvolvedTD3(Generic[S]):
         mean, self.critics = first_networks(self.bench, generator)
         self.distribution = self.make_distribution(mean, self._rng(_DISTRIBUTION))
         self.rng = self._rng(_CONTROL)
-        self.individuals = self.told = self.lessons = self.generations = 0
+        self.individuals = self.told = self.policies_told = self.generations = 0
         self.stored_steps = self.mean_steps = self.mean_episodes = 0
         self.critic_jobs = self.critic_updates = self.actor_updates = 0
         self.workers = inner_workers(
@@ -206,7 +206,7 @@ class EvolvedTD3(Generic[S]):
     def count_told(self, individuals: Sequence[Individual]) -> None:
         """Count whom the distribution was told together."""
         self.told += len(individuals)
-        self.lessons += sum(not individual.random for individual in individuals)
+        self.policies_told += sum(not individual.random for individual in individuals)
         self.generations += 1
 
     def _seed(self, *key: int, of: str = "learner") -> int:
@@ -261,7 +261,7 @@ class EvolvedTD3(Generic[S]):
 
     def learned(self, row: int = 0) -> bool:
         """Whether the distribution was told what became of a policy: critics make no agent."""
-        return self.lessons > 0
+        return self.policies_told > 0
 
     def agent(self, row: int = 0) -> SB3Agent:
         """The mean."""
@@ -292,7 +292,7 @@ class EvolvedTD3(Generic[S]):
             "critics",
             "individuals",
             "told",
-            "lessons",
+            "policies_told",
             "generations",
             "stored_steps",
             "mean_steps",
