@@ -114,7 +114,8 @@ TRACES = (
     Trace(
         "several_reservoirs",
         (
-            f"evolve_multi_res.py {EVOLVE} {PPO} --env_id CartPole-v1 --del_obs True "
+            # Without --units, which are searched here.
+            f"evolve_multi_res.py {TEST} --ep_eval 2 {PPO} --env_id CartPole-v1 --del_obs True "
             "--nb_res 2 --skip_c True --sampler Tpe --fitness final_eval --training_steps 512 "
             "--nb_trials 14 --nb_seeds 2 --evolve units,bias,learner.learning_rate=1e-4:1e-2:log "
             "--obs_units 8 --reset_res False --seed 3",

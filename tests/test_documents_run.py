@@ -50,7 +50,7 @@ SMALL = {
     "test": "--nb_seeds 1 --workers 1",
     "single": "--nb_seeds 1 --workers 1",
 }
-STEPS = {"ERL-Re2": 800, "DERL": 3000, "AES-RL": 2500, "CEM-RL": 2500}
+STEPS = {"ERL-Re2": 800, "DERL": 3000, "AES-RL": 4500, "CEM-RL": 2500}
 SETTINGS = {
     "PPO": {"n_steps": 60, "batch_size": 60, "n_epochs": 1},
     "SAC": {"learning_starts": 100, "batch_size": 8, "train_freq": 50},
@@ -174,12 +174,22 @@ def proxy(code, monkeypatch):
     assert [name for name, _ in asked] == names
 
 
+def small_budget(kind, words):
+    """The flags of a small budget; there is no number of neurons to set where there is a context of
+    one's own, or where it is searched.
+    """
+    flags = SMALL.get(kind, "")
+    if "--context" in words or any(word.startswith("units") for word in words):
+        flags = flags.replace("--units 5", "")
+    return flags.split()
+
+
 def run_python(words, monkeypatch):
     """What `python WORDS` does, in this process; its exit code."""
     name = words[1] if words[0] == "-m" else words[0]
     flags = [w.replace("trial_42", _best_trial()) for w in words[1 + (words[0] == "-m") :]]
     kind = {"erl": "single"}.get(name, name.partition("_")[0].removesuffix(".py"))
-    flags += SMALL.get(kind, "").split() if "--seeds" not in flags else ["--workers", "1"]
+    flags += small_budget(kind, words) if "--seeds" not in flags else ["--workers", "1"]
     monkeypatch.setattr(sys, "argv", [name, *flags])
     try:
         if words[0] == "-m":
@@ -197,8 +207,7 @@ def run_python(words, monkeypatch):
 def run_erl(words, monkeypatch):
     """What `erl WORDS` does, in this process; its exit code."""
     kind = {"train": "single"}.get(words[0], words[0].partition("-")[0])
-    small = SMALL.get(kind, "").replace("--units 5" if "--context" in words else "\0", "")
-    flags = [w.replace("trial_42", _best_trial()) for w in words] + small.split()
+    flags = [w.replace("trial_42", _best_trial()) for w in words] + small_budget(kind, words)
     monkeypatch.setattr(sys, "argv", ["erl", *flags])
     with pytest.raises(SystemExit) as e:
         commands.main()

@@ -174,11 +174,33 @@ def bias(flags: EvolutionFlags) -> dict[str, float]:
     return found
 
 
+def _refuse_idle(flags: EvolutionFlags, config: EvolutionStudy) -> None:
+    """Refuse flags of the search that would change nothing."""
+    idle: dict[str, str] = {}
+    if config.fixed_iss:
+        why = "the input scaling is 1, unless --fixed_iss False searches it"
+        idle |= {"min_iss": why, "max_iss": why}
+    if "units" in parse_evolve(config.evolve):
+        idle["units"] = "--evolve units searches them"
+    if config.pruner == "none":
+        idle["use_pruned"] = "nothing is pruned without --pruner"
+    if config.sampler != "Cmaes":
+        why = f"it is for --sampler Cmaes, not for {config.sampler}"
+        idle |= {"restarts": why, "use_pruned": why}
+    for field in fields(flags):
+        value = getattr(flags, field.name)
+        if field.name in idle and value != field.default:
+            raise UserError(f"--{field.name} {value} would change nothing: {idle[field.name]}")
+
+
 def continued(
     flags: EvolutionFlags, name: str, config: EvolutionStudy, space: SearchSpace
 ) -> EvolutionStudy:
     """The configuration as it is if the study exists already: with its engine and its bias, unless
     the flags name one, and its warm start.
+
+    Raises:
+        UserError: a warm start that cannot be, or a new study with flags that would change nothing.
     """
     if flags.warm_start is not None and config.sampler != "Cmaes":
         raise UserError(f"--warm_start works only with --sampler Cmaes, not with {config.sampler}")
@@ -188,6 +210,8 @@ def continued(
         # What was made when another bias was the default keeps it.
         same = {name: getattr(stored, name) for name in NO_BIAS if getattr(flags, name) is None}
         return replace(config, engine=engine, start=stored.start, **same)
+    # A study that an earlier version began with them goes on.
+    _refuse_idle(flags, config)
     if flags.warm_start is None:
         return config
     storage, _, source = flags.warm_start.rpartition("#")

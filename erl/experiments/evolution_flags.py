@@ -103,8 +103,8 @@ class EvolutionFlags(RunFlags):
     max_sr: float = option(1e2, "highest spectral radius")
     min_lr: float = option(1e-2, "lowest leak rate")
     max_lr: float = option(1.0, "highest leak rate")
-    min_iss: float = option(1e-1, "lowest input scaling")
-    max_iss: float = option(10.0, "highest input scaling")
+    min_iss: float = option(1e-1, "lowest input scaling; with --fixed_iss False")
+    max_iss: float = option(10.0, "highest input scaling; with --fixed_iss False")
     reset_res: bool = option(True, "the state of a reservoir is zero at the start of each episode")
     fitness: str = option(
         "training",

@@ -106,7 +106,7 @@ def parse_evolve(text: str | None) -> dict[str, Range]:
     """
     found: dict[str, Range] = {}
     for item in filter(None, (part.strip() for part in (text or "").split(","))):
-        name, _, written = item.partition("=")
+        name, equals, written = item.partition("=")
         if name in _SEARCHED:
             raise UserError(f"--evolve {name}: other flags set the range of the {_SEARCHED[name]}")
         if not name.startswith((LEARNER, CONTEXT)) and name not in _RANGES:
@@ -118,7 +118,7 @@ def parse_evolve(text: str | None) -> dict[str, Range]:
             raise UserError(f"--evolve names {name!r} twice")
         if not written and name not in _RANGES:
             raise UserError(f"--evolve {name} needs a range, as in {name}=1e-5:1e-2:log")
-        found[name] = _range(name, written or _RANGES[name])
+        found[name] = _range(name, written if equals else _RANGES[name])
     return found
 
 

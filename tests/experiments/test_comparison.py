@@ -206,7 +206,7 @@ def test_everything_that_a_study_sets_is_there_in_its_test(tiny, inline, sink):
         reset_res=False,
         obs_units=7,
         evolve="units=6:7,bias,learner.learning_rate=1e-4:1e-2:log",
-        **tiny,
+        **tiny | {"units": 100},
     )
     assert evolve(evolved, sink) == 0
     assert (
@@ -476,7 +476,7 @@ def test_a_study_of_a_set_needs_its_own_script(kind, tiny, inline, sink):
         ({"nb_res": 0}, "--nb_res 0 evolves settings of the learner and nothing else"),
         ({"obs_units": 0}, "--obs_units must be at least 1"),
         ({"units": 2}, "at least 3 units"),
-        ({"evolve": "units=5:9", "obs_units": 12}, "1 to 10 of 10 neurons"),
+        ({"evolve": "units=5:9", "units": 100, "obs_units": 12}, "1 to 10 of 10 neurons"),
         ({"evolve": "learner.gama=0:1"}, "PPO has no setting 'gama'"),
         ({"evolve": "learner.lr=0:1"}, "no setting 'lr'; did you mean learning_rate.$"),
         ({"learner_config": "two.yaml"}, "different settings for"),

@@ -14,7 +14,12 @@ from optuna.trial import TrialState
 
 from erl.errors import UserError
 from erl.executors.jobs import WorkerLost
-from erl.experiments.evolution import EvolutionConfig, evolve
+from erl.experiments.evolution import (
+    EvolutionConfig,
+    GeneralizationConfig,
+    MultiEvolutionConfig,
+    evolve,
+)
 from erl.lifetimes.living import COLUMNS, Cohort
 from erl.studies.study import Study
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
@@ -191,6 +196,21 @@ def test_faulty_environments_fail_their_trials(fault, quick, inline, sink):
         assert "Traceback" in trial.system_attrs["error"]["traceback"]
 
 
+# Flags that nothing would come of: with what the line begins, and why.
+IDLE = [
+    ({"min_iss": 0.5}, "--min_iss 0.5", "the input scaling is 1, unless --fixed_iss False"),
+    ({"max_iss": 2.0}, "--max_iss 2.0", "the input scaling is 1, unless --fixed_iss False"),
+    ({"evolve": "bias,units=20:50"}, "--units 5", "--evolve units searches them"),
+    ({"sampler": "tpe", "restarts": "none"}, "--restarts none", "it is for --sampler Cmaes"),
+    ({"use_pruned": False}, "--use_pruned False", "nothing is pruned without --pruner"),
+    (
+        {"use_pruned": False, "pruner": "median", "sampler": "Random"},
+        "--use_pruned False",
+        "it is for --sampler Cmaes, not for Random",
+    ),
+]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -219,6 +239,7 @@ def test_faulty_environments_fail_their_trials(fault, quick, inline, sink):
             for v in (0, -3)
         ),
         ({"workers": 0}, "--workers must be at least 1"),
+        *((flags, f"{said} would change nothing: {why}") for flags, said, why in IDLE),
     ],
 )
 def test_bad_input_is_refused_and_nothing_written(options, message, quick, inline, sink):
@@ -226,6 +247,41 @@ def test_bad_input_is_refused_and_nothing_written(options, message, quick, inlin
     with pytest.raises(UserError, match=message):
         evolve(make(quick, **options), sink)
     assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize("kind", [MultiEvolutionConfig, GeneralizationConfig])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"fixed_iss": True, "min_iss": 0.5}, "--min_iss 0.5 .* --fixed_iss False"),
+        ({"evolve": "units=5:9", "units": 50}, "--units 50 .* --evolve units"),
+    ],
+)
+def test_they_are_refused_for_several_reservoirs_too(options, said, kind, quick, inline, sink):
+    where = {"env_ids": "Swimmer-v4"} if kind is GeneralizationConfig else {"env_id": ENV}
+    small = {"training_steps": 64, "nb_trials": 1, "nb_seeds": 1, "learner_config": quick}
+    before = sorted(Path().iterdir())
+    with pytest.raises(UserError, match=said):
+        evolve(kind(**where, **small, **options), sink)
+    assert sorted(Path().iterdir()) == before
+
+
+def test_flags_that_repeat_a_default_are_no_fault(quick, told, sink):
+    same = {"min_iss": 0.1, "max_iss": 10.0, "restarts": "ipop", "use_pruned": True, "units": 100}
+    flags = make(quick, evolve="units=5:9", sampler="Random", nb_trials=1, **same)
+    assert evolve(flags, sink) == 0
+
+
+@pytest.mark.parametrize(("options", "said", "why"), IDLE)
+def test_a_study_that_has_flags_which_change_nothing_goes_on(
+    options, said, why, quick, told, sink, monkeypatch
+):
+    flags = make(quick, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr("erl.experiments.evolution._refuse_idle", lambda *_: None)  # as it was
+        assert evolve(dataclasses.replace(flags, nb_trials=4), sink) == 0
+    assert evolve(flags, sink) == 0
+    assert len(found(flags)) == 6
 
 
 # -- workers that die --

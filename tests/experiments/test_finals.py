@@ -441,7 +441,7 @@ def test_trials_with_the_same_hyperparameters_are_one(told, sink):
 
 
 def test_a_mean_has_every_parameter_and_whole_numbers_where_they_are(told, sink):
-    evolve(make(evolve="units=5:9", min_lr=0.5, max_lr=0.5), sink)
+    evolve(make(evolve="units=5:9", units=100, min_lr=0.5, max_lr=0.5), sink)
     (mean,) = [f for f in chosen(study()).finalists if f.trial is None]
     assert mean.params.keys() == {"sr", "lr", "units"}
     assert mean.params["lr"] == 0.5

@@ -86,6 +86,7 @@ def test_ranges(text, expected, whole):
         ("iss", "--fixed_iss False, --min_iss and --max_iss"),
         ("units,units=3:5", "names 'units' twice"),
         ("units=20", "a range is low:high"),
+        ("units=", "a range is low:high"),
         ("units=a:b", "a range is low:high"),
         ("units=3:5:cubic", "a range is low:high"),
         ("units=3:5:log:log", "a range is low:high"),
