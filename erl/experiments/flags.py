@@ -317,6 +317,9 @@ def parse_settings(text: str | None, flag: str = "--set") -> dict[str, Any]:
             json.dumps(settings)
         except (TypeError, ValueError) as e:
             raise UserError(f"{flag} does not understand {text!r}: {e}") from e
+        for key in settings:
+            if not (isinstance(key, str) and key.isidentifier()):
+                raise UserError(f"{flag} takes {{NAME: VALUE}}, and {key!r} is not a name")
         return settings
     for part in _parts(text or ""):
         name, equals, value = (word.strip() for word in part.partition("="))

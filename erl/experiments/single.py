@@ -172,6 +172,27 @@ def further_settings(
     return by_set | by_flag
 
 
+def continued(flags: SingleConfig, name: str, config: SingleStudy) -> tuple[SingleStudy, set[int]]:
+    """The configuration as it is if the study exists already, with its engine unless the flags name
+    one, and the seeds that it has.
+
+    Raises:
+        UserError: a new study would have a root seed that nothing uses.
+    """
+    stored = stored_config(flags.storage, name)
+    if isinstance(stored, SingleStudy):
+        there = {t.params["seed"] for t in Study(flags.storage, name).trials("COMPLETE")}
+        engine = stored.engine if flags.engine == "auto" else config.engine
+        return replace(config, engine=engine), there
+    # A study that an earlier version began so goes on.
+    if flags.published_code and flags.seed != SingleConfig.seed:
+        raise UserError(
+            f"--seed {flags.seed} would change nothing: with --published_code the number of a "
+            f"lifetime is its seed, and --seeds or --nb_seeds choose them"
+        )
+    return config, set()
+
+
 def run(flags: SingleConfig, sink: Sink) -> int:
     """Train the learner on every seed, store the records, and say what was reached.
 
@@ -189,13 +210,8 @@ def run(flags: SingleConfig, sink: Sink) -> int:
     if flags.study is not None:
         Study(flags.storage, name)  # it exists
     folder = folder_name(name)
-    stored = stored_config(flags.storage, name)
-    if isinstance(stored, SingleStudy) and flags.engine == "auto":
-        config = replace(config, engine=stored.engine)
+    config, there = continued(flags, name, config)
     check(lifetime(config, indices[0]))
-    there = set()
-    if stored is not None:
-        there = {t.params["seed"] for t in Study(flags.storage, name).trials("COMPLETE")}
     todo = [seed for seed in indices if seed not in there]
     specs = [lifetime(config, seed) for seed in todo or indices[:1]]
     counts = f"{plural(len(indices), 'seed')} x {flags.steps:,} steps, {len(todo)} to train"

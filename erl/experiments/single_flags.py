@@ -70,7 +70,7 @@ class SingleConfig(AgentFlags):
     seeds: str | None = option(
         None, "numbers of the seeds, comma-separated, instead of the first --nb_seeds"
     )
-    seed: int = option(0, "root of all seeds")
+    seed: int = option(0, "root of all seeds; not with --published_code")
     learner_config: str | None = option(
         None,
         "YAML or JSON file with its settings (files of the SB3 Zoo and of AES-RL's code work)",

@@ -13,6 +13,7 @@ from stable_baselines3 import PPO, TD3
 from erl.cli import parse
 from erl.errors import UserError
 from erl.experiments.campaign import status_path
+from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.experiments.single import (
     SingleConfig,
     TrainingProgress,
@@ -74,6 +75,8 @@ def test_settings_on_the_command_line():
         "d": "dict(net_arch=dict(pi=[4], vf=[4]))",
     }
     assert parse_settings("a='1',b=1") == {"a": "1", "b": 1}
+    assert parse_settings('{pr: 64, "EA": false}') == {"pr": 64, "EA": False}
+    assert parse_settings("{}") == {}
     for text in (
         "pr",
         "=3",
@@ -84,6 +87,11 @@ def test_settings_on_the_command_line():
         "a=2020-13-45",
         "a=!!int x",
         "a=&x [*x]",
+        "{1: 2}",
+        "{true: 2}",
+        "{a b: 2}",
+        "{null: 2}",
+        "{a: 1, a: 2}",
     ):
         with pytest.raises(UserError, match="--set"):
             parse_settings(text)
@@ -105,6 +113,12 @@ def test_settings_on_the_command_line():
         ({"env_id": "CartPole-v1"}, "continuous"),
         ({"h_test": "../x"}, "not a valid name"),
         ({"seed": -1}, "--seed must be at least 0"),
+        ({"seed": 5, "published_code": True}, "--seed 5 would change nothing: .* --nb_seeds"),
+        ({"set": "{1: 2}"}, "--set takes {NAME: VALUE}, and 1 is not a name"),
+        (
+            {"context": "own_contexts:DelayLine", "context_set": "{1: 2}"},
+            "--context_set takes {NAME: VALUE}, and 1 is not a name",
+        ),
     ],
 )
 def test_bad_input_writes_nothing(flags, says, sink):
@@ -180,6 +194,52 @@ def test_published_seeds(sink):
     stored = study_config(config(), sink)
     assert lifetime(replace(stored, published_code=True), 3).seeds == Seeds.published(3)
     assert lifetime(stored, 3).seeds == Seeds.derive(0, "single", 3)
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_root_seed_that_means_nothing_stays_in_a_study_that_has_it(sink, monkeypatch):
+    flags = config(published_code=True, seed=5)
+    with monkeypatch.context() as patch:
+        patch.setattr(SingleConfig, "seed", 5)  # as when it was taken
+        assert run(flags, sink) == 0
+    assert run(replace(flags, nb_seeds=2), sink) == 0
+    name = "toy_environments:Reach-v0_ERL-Re2_single_0.3k_steps"
+    assert sorted(records("sqlite:///studies.db", name).seed_learner) == [0, 1]
+
+
+@pytest.mark.usefixtures("inline")
+@pytest.mark.parametrize("finalists", [None, 2])
+def test_other_kinds_of_studies_are_refused(finalists, quick, sink):
+    evolution = EvolutionConfig(
+        env_id="CartPole-v1",
+        training_steps=64,
+        nb_trials=4,
+        popsize=4,
+        nb_seeds=1,
+        units=5,
+        finalists=finalists,
+        finalist_seeds=5 if finalists is None else 1,
+        learner_config=quick,
+        workers=1,
+    )
+    assert evolve(evolution, sink) == 0
+    name = "CartPole-v1_main_0.064k_steps" + "_finals" * (finalists is not None)
+    kind = "evolution" if finalists is None else "finals"
+    before = Path("studies.db").read_bytes()
+    with pytest.raises(UserError, match=f"kind is '{kind}' there and 'single' here"):
+        run(config(study=name), sink)
+    assert Path("studies.db").read_bytes() == before
+
+
+@pytest.mark.usefixtures("inline")
+def test_an_evolution_does_not_go_on_with_a_training(quick, sink):
+    assert run(config(), sink) == 0
+    name = "toy_environments:Reach-v0_ERL-Re2_single_0.3k_steps"
+    flags = {"env_id": "toy_environments:Reach-v0", "learner_config": quick, "workers": 1}
+    before = Path("studies.db").read_bytes()
+    with pytest.raises(UserError, match="kind is 'single' there and 'evolution' here"):
+        evolve(EvolutionConfig(study=name, nb_trials=1, finalists=2, **flags), sink)
+    assert Path("studies.db").read_bytes() == before
 
 
 def test_flags():
