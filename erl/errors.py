@@ -30,7 +30,7 @@ def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
     empty string. Initials count as close: `lr` is `learning_rate`.
     """
     by_fold = {k.casefold(): k for k in known}
-    folded = name.casefold()
+    folded = str(name).casefold()  # files may have keys of another type
     close = [k for k in by_fold if "_" in k and folded == "".join(p[:1] for p in k.split("_"))]
     close = close[:n] or get_close_matches(folded, by_fold, n=n, cutoff=0.5)
     return f"; did you mean {', '.join(by_fold[c] for c in close)}?" if close else ""

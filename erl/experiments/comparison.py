@@ -454,7 +454,7 @@ def _say_missing(study: Study, sink: Sink) -> bool:
 
 def _finished(storage: str, name: str) -> set[tuple[str, int]]:
     """Agents and seeds of a test that have ended; none if there is no such test yet."""
-    if stored_config(storage, name) is None:
+    if not isinstance(stored_config(storage, name), TestStudy):
         return set()
     return {_key(t) for t in Study(storage, name).trials("COMPLETE")}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from erl.errors import Interrupted, Stopped, describe
+from erl.errors import Interrupted, Stopped, UserError, describe
 from erl.executors.jobs import HERE, Column, Job, Rows, under
 from erl.learners import Agent, Outputs, get_learner
 from erl.learners.core.checkpoints import checkpoint_files, remove_checkpoint
@@ -81,7 +81,10 @@ class Cohort:
 
 def check(spec: LifetimeSpec) -> None:
     """Raise a UserError if this lifetime cannot be lived."""
-    get_learner(spec.learner.name, spec.learner.engine).check(spec)
+    try:
+        get_learner(spec.learner.name, spec.learner.engine).check(spec)
+    except MemoryError as e:
+        raise UserError(f"a lifetime in {spec.task.env_id} does not fit into memory: {e}") from e
 
 
 def check_together(cohorts: Sequence[Sequence[LifetimeSpec]]) -> None:

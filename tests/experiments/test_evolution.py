@@ -239,6 +239,7 @@ IDLE = [
             for v in (0, -3)
         ),
         ({"workers": 0}, "--workers must be at least 1"),
+        ({"units": 100, "evolve": "units=20:1000000000000"}, "does not fit into memory"),
         *((flags, f"{said} would change nothing: {why}") for flags, said, why in IDLE),
     ],
 )

@@ -170,6 +170,7 @@ def test_files_of_the_others(asked, learner, more, expected):
         ("--learner AES-RL --ray_address a --ray_port 99999", None, "--ray_address must be ray"),
         ("--learner PPO --rl_ratio 0.5", None, "PPO has no setting 'rl_ratio'"),
         ("--learner TD3 --set preset=fast", None, "TD3 has no preset 'fast': TD3 has aes_td3"),
+        ("--learner TD3 --set preset=[1]", None, r"TD3 has no preset \[1\]: TD3 has aes_td3"),
         ("--learner DDPG --set preset=aes_td3", None, "DDPG has no preset 'aes_td3'"),
         (
             "--learner TD3 --set preset=aes_td3,policy_kwargs=dict(activation_fn=nn.ReLU)",

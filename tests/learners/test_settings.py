@@ -322,6 +322,7 @@ def test_settings_of_a_learner(monkeypatch, tmp_path):
     assert type(Mine(1).alpha) is float
     for config, message in (
         ({"alpa": 1}, "Mine has no setting 'alpa'; did you mean alpha"),
+        ({1: 2}, "Mine has no setting 1"),
         ({"alpha": "x"}, "Mine's alpha must be a number from 0 to 1, not 'x'"),
         ({"beta": 0}, "Mine's kwargs beta must be a whole number from 1, not 0"),
         ({"beta": 6}, "Mine's kwargs beta must be at most 5, not 6"),
