@@ -96,8 +96,8 @@ def arm_lifetime(arm: str, index: int, config: TestStudy, params: dict[str, floa
         elif arm.startswith("NOREC_"):
             params = {k: 0.0 if k.startswith("sr") else v for k, v in params.items()}
         settings = learner_settings(evolution, params)
-        rate = arm.rpartition("_")[2]
-        if rate != learner:
+        _, rated, rate = arm.rpartition(f"_{learner}_")
+        if rated:
             settings["learning_rate"] = float(rate)
         context = make_context(evolution, params)
     env_id, kwargs = evolution.env_id or "", evolution.env_kwargs

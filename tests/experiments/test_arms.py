@@ -327,3 +327,22 @@ def test_agents_with_a_context_of_ones_own():
     assert isinstance(drawn.settings["length"], int)
     assert drawn.settings["gain"] != 0.5
     assert arm_lifetime("PPO", 2, config, params).context is None
+
+
+@pytest.mark.parametrize("nb_res", [None, 0])
+def test_agents_with_a_learner_of_ones_own_whose_name_has_underscores(nb_res):
+    evolution = EvolutionStudy(
+        env_id="CartPole-v1",
+        learner="my_learner:Random_Search",
+        nb_res=nb_res,
+        learner_config={"noise": 0.3},
+        evolve="learner.noise=0.1:0.5",
+    )
+    params = {"learner.noise": 0.2} | (PARAMS if nb_res is None else {})
+    arms = arm_names(evolution, params)
+    controls = [a for a in control_names(evolution, params) if a != "RecurrentPPO"]
+    config = TestStudy(evolution, params, 123, "auto")
+    for arm in arms + controls:
+        learner = arm_lifetime(arm, 0, config, params).learner
+        assert learner.name == "my_learner:Random_Search"
+        assert learner.config.keys() == {"noise"}
