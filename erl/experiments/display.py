@@ -6,8 +6,8 @@ Nothing here changes a result. What cannot be drawn or written costs a warning.
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +94,8 @@ def files_of(model: Path) -> list[Path]:
 
 class EvolutionLog:
     """An evolution in TensorBoard, by the number of trials that had ended: best and mean fitness of
-    each generation, and where the sampler's distribution was.
+    each generation, and where the sampler's distribution was. A full disk costs the log, not the
+    evolution.
 
     Args:
         study: the evolution's.
@@ -104,20 +105,20 @@ class EvolutionLog:
     def __init__(self, study: Study, folder: str) -> None:
         self._study, self._folder = study, folder
         self._writer: Any = None
-        self._written = -1
+        self._written, self._failed = -1, False
 
     def update(self) -> None:
         """Write the generations that have ended since."""
         from erl.studies.data import read_trials
 
-        data = read_trials(self._study)
-        try:
-            for generation, step, scalars in generation_scalars(data):
+        if self._failed:
+            return
+        generations = generation_scalars(read_trials(self._study))
+        with self._errors_as_warnings():
+            for generation, step, scalars in generations:
                 if generation > self._written:
                     self._written = generation
                     self._write(step, scalars)
-        except OSError as e:
-            _log.warning("the evolution is not in TensorBoard: %s", e)
 
     def _write(self, step: int, scalars: Mapping[str, float]) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -131,7 +132,16 @@ class EvolutionLog:
     def close(self) -> None:
         """End the log."""
         if self._writer is not None:
-            self._writer.close()
+            with self._errors_as_warnings():
+                self._writer.close()
+
+    @contextmanager
+    def _errors_as_warnings(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as e:  # what TensorBoard makes of it depends on what else is installed
+            _log.warning("the evolution is not in TensorBoard: %s", e)
+            self._writer, self._failed = None, True
 
 
 def generation_scalars(data: "StudyData") -> list[tuple[int, int, dict[str, float]]]:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from erl.experiments import display
 from erl.experiments.display import generation_scalars
@@ -63,3 +64,27 @@ def test_a_log_that_cannot_be_written_costs_a_warning(quick, told, sink, caplog,
     monkeypatch.setattr(display.EvolutionLog, "_write", refuse)
     assert evolve(config(quick, nb_trials=4), sink) == 0
     assert "the evolution is not in TensorBoard: No space left" in caplog.text
+
+
+@pytest.mark.parametrize("error", [OSError, RuntimeError])
+@pytest.mark.parametrize("method", ["flush", "close"])
+def test_a_disk_that_fills_up_costs_the_log_and_not_the_evolution(
+    method, error, quick, told, sink, caplog, monkeypatch
+):
+    """While a generation is written, or at the end."""
+    lived, refused, work = [], [], getattr(EventFileWriter, method)
+
+    def full(self):
+        if len(lived) > 4:  # of the second generation
+            refused.append(method)
+            raise error("No space left on device")
+        work(self)
+
+    told.before = staticmethod(lived.append)
+    monkeypatch.setattr(EventFileWriter, method, full)
+    assert evolve(config(quick), sink) == 0
+    assert len(lived) == 12
+    assert refused == [method]  # a writer that failed is used no more
+    assert caplog.text.count("the evolution is not in TensorBoard: No space left") == 1
+    assert any(line.startswith("best trial") for line in sink.lines)
+    assert logged()["evolution/best"][0][0] == 4
