@@ -118,13 +118,16 @@ class Executor(Protocol):
             jobs: what to do. A job whose worker is lost is begun again.
             columns: of the board.
             tick: called every `every` seconds, and before a result is given, with the whole board:
-                the rows of all jobs, in order.
+                the rows of all jobs, in order. After a KeyboardInterrupt it is not called.
             every: seconds.
-            on_interrupt: called at a KeyboardInterrupt with the whole board, on which it may ask
-                jobs to end; gives the seconds within which they should. By default none.
+            on_interrupt: called at a KeyboardInterrupt, also one that is thrown into the generator,
+                with the whole board, on which it may ask jobs to end; gives the seconds within
+                which they should. By default none.
 
         Yields:
-            One result for each job, in the order in which they finish.
+            One result for each job, in the order in which they finish. After a KeyboardInterrupt
+            these are results of jobs that return within those seconds, and then it is raised. What
+            fails meanwhile has no result: the signal may have reached what the job works with.
         """
 
     def close(self) -> None:

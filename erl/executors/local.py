@@ -8,7 +8,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,12 @@ class LocalExecutor:
                     yield Result(index, None, error)
         except KeyboardInterrupt as e:
             if on_interrupt is not None:
-                wait(running, timeout=on_interrupt(board.rows, e))
+                seconds = on_interrupt(board.rows, e)
+                with suppress(TimeoutError):
+                    for future in as_completed(running, seconds):
+                        index, _ = running.pop(future)
+                        if future.exception() is None:
+                            yield Result(index, future.result())
             raise
         finally:
             board.close()

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -417,47 +417,34 @@ class RayExecutor:
                 self._look(board, rows, columns, active, fetched)
                 tick(rows)
                 for task in done:
-                    index = running.pop(task)
+                    index = running[task]
                     try:
-                        value, files = ray.get(task)
-                        _write(files)
-                    except RayTaskError as e:
-                        cause = e.cause if isinstance(e.cause, Exception) else e
-                        yield Result(index, None, cause)
-                    except OSError as e:  # no place for what it wrote
-                        yield Result(index, None, e)
+                        result = _result_of(task, index)
                     except RayError as e:
                         losses[index] += 1
-                        if losses[index] <= self.max_retries:
-                            pending.appendleft(index)
-                            continue
                         error = WorkerLost(
                             f"its Ray worker or machine was lost {losses[index]} times "
                             f"({type(e).__name__})"
                         )
-                        yield Result(index, None, error)
-                    else:
-                        yield Result(index, value)
+                        result = Result(index, None, error)
+                        if losses[index] <= self.max_retries:
+                            del running[task]
+                            pending.appendleft(index)
+                            continue
+                    del running[task]  # not earlier: an interruption takes what it finds there
                     fetched.unwritten.pop(first[index], None)
+                    yield result
         except KeyboardInterrupt as e:
             if on_interrupt is not None:
                 end = time.monotonic() + on_interrupt(rows, e)
                 self._look(board, rows, columns, set(), fetched)  # tells the jobs
-                self._wait(list(running), end)
+                yield from _last_results(running, end)
             raise
         finally:
             with suppress(Exception):  # Ray itself may be gone
                 ray.kill(board)
             if running:
                 self.close()
-
-    def _wait(self, tasks: list[Any], end: float) -> None:
-        """Wait for tasks to end, until a time of the monotonic clock, and write their files."""
-        while tasks and (rest := end - time.monotonic()) > 0:
-            done, tasks = ray.wait(tasks, timeout=rest)
-            for task in done:
-                with suppress(Exception):  # lost, or no place for its files
-                    _write(ray.get(task)[1])
 
     def _start_board(self, columns: Columns, n: int) -> Any:
         """The board, on the machine that this process is connected through; should that be lost and
@@ -506,6 +493,38 @@ def _start(job: Job, board: Any, columns: Columns, first: int) -> Any:
     files: Files = {str(path): read_patiently(path) for path in job.files()}
     task = ray.remote(_work).options(num_cpus=1, max_retries=0)
     return task.remote(job.function, job.arguments, board, columns, first, job.rows, files)
+
+
+def _result_of(task: Any, index: int) -> Result:
+    """What became of a task that has ended; the files that it wrote are where they belong.
+
+    Raises:
+        RayError: its worker or machine was lost.
+    """
+    try:
+        value, files = ray.get(task)
+        _write(files)
+    except RayTaskError as e:
+        return Result(index, None, e.cause if isinstance(e.cause, Exception) else e)
+    except OSError as e:  # no place for what it wrote
+        return Result(index, None, e)
+    return Result(index, value)
+
+
+def _last_results(running: dict[Any, int], end: float) -> Iterator[Result]:
+    """Results of jobs that return before a time of the monotonic clock; their tasks leave
+    `running`.
+    """
+    while running and (rest := end - time.monotonic()) > 0:
+        done, _ = ray.wait(list(running), timeout=rest)
+        for task in done:
+            index = running.pop(task)
+            try:
+                result = _result_of(task, index)
+            except Exception:  # it is lost
+                continue
+            if result.error is None:
+                yield result
 
 
 def _write(files: Files) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -128,12 +129,13 @@ class TrialLoop:
         self._cohorts: list[Cohort] = []
         self._steps = np.zeros(0, dtype=np.int64)  # of each row
         self._rows: dict[int, dict[int, int]] = {}  # trial -> lifetime -> its row of the board
+        self._interrupted = False
 
     def run(self) -> None:
         """Live them all.
 
-        A KeyboardInterrupt leaves finished trials stored; leaving the study lets the others wait
-        for the next run.
+        A KeyboardInterrupt leaves what has ended stored, also what ends within the seconds that
+        follow; leaving the study lets the other trials wait for the next run.
         """
         try:
             self._begin()
@@ -142,11 +144,13 @@ class TrialLoop:
             try:
                 for result in results:
                     self._take(result)
-                    self._writer.collect()
+                    # A storage that fails must not end lifetimes that write their checkpoints.
+                    if not self._interrupted:
+                        self._writer.collect()
             except KeyboardInterrupt as e:
                 with suppress(KeyboardInterrupt):  # if it came while a result was taken
-                    results.throw(e)
-                self._say_saved()
+                    for result in chain([results.throw(e)], results):
+                        self._take(result)
                 raise
             self._writer.collect(wait=True)
         except BaseException:
@@ -154,6 +158,8 @@ class TrialLoop:
             self._study.storage.stop_retrying()
             with suppress(Exception):  # what has ended is stored all the same, if it can be
                 self._writer.collect(wait=True)
+            if self._interrupted:
+                self._say_saved()
             raise
         finally:
             self._writer.close()
@@ -188,6 +194,7 @@ class TrialLoop:
 
     def _interrupt(self, board: Rows, signal: KeyboardInterrupt) -> float:
         """Ask all lifetimes to write their checkpoints and to end; the seconds that they have."""
+        self._interrupted = True
         self._listener.ending()
         board["save"][:] = True
         return PATIENCE_AT_SIGTERM if signal.args == ("SIGTERM",) else PATIENCE
@@ -208,6 +215,9 @@ class TrialLoop:
         for k, (trial, index) in enumerate(self._groups[result.index]):
             if result.error is None:
                 record = result.value[k]
+                if self._interrupted and record.error is not None:
+                    # It ended for its checkpoint, or the signal reached what it works with too.
+                    continue
                 trial.add(index, record)
                 model = next(iter(self._cohorts[result.index].models[k : k + 1]), None)
                 if model is not None and record.error is None:

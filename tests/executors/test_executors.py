@@ -4,10 +4,13 @@ they choose.
 
 import dataclasses
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -233,3 +236,83 @@ def test_jobs_without_a_board(lasting):
         executor.close()
     assert (good.value, good.error) == (3, None)
     assert isinstance(bad.error, ValueError)
+
+
+# -- interruptions --
+
+
+def ends_when_told(rows, folder, how):
+    """Begins, and ends in this way when the coordinator has written a limit."""
+    rows["done"] += 1
+    while not rows["limit"][0]:
+        time.sleep(0.01)
+    if how == "fails":
+        raise ConnectionError("the simulator was interrupted")
+    if how == "lingers":
+        time.sleep(1000)
+    return how
+
+
+def let_end(board, interruption):
+    """All jobs may end, within these seconds."""
+    assert interruption.args == ("SIGINT",)
+    board["limit"][:] = 1
+    return 3.0
+
+
+def test_after_an_interruption_jobs_that_return_in_time_have_results(lasting):
+    executor, results = lasting(3), []
+
+    def tick(board):
+        assert not board["limit"].any(), "called after the interruption"
+        if board["done"][:3].all():
+            raise KeyboardInterrupt("SIGINT")
+
+    ways = ("fails", "returns", "lingers", "never begins")
+    jobs = [Job(ends_when_told, (how,)) for how in ways]
+    run = executor.run(jobs, COLUMNS, tick, every=0.05, on_interrupt=let_end)
+    try:
+        with pytest.raises(KeyboardInterrupt, match="SIGINT"):
+            results.extend(run)
+    finally:
+        executor.close()
+    assert [(r.index, r.value) for r in results] == [(1, "returns")]
+
+
+def test_an_interruption_while_a_result_is_taken(lasting):
+    executor = lasting(2)
+
+    def tick(board):
+        board["limit"][0] = board["done"].all()
+
+    jobs = [Job(ends_when_told, (how,)) for how in ("first", "second")]
+    run = executor.run(jobs, COLUMNS, tick, every=0.05, on_interrupt=let_end)
+    results = []
+    try:
+        results.append(next(run))
+        with pytest.raises(KeyboardInterrupt, match="SIGINT"):
+            results.extend(chain([run.throw(KeyboardInterrupt("SIGINT"))], run))
+    finally:
+        executor.close()
+    assert [r.value for r in results] == ["first", "second"]
+
+
+def test_another_interruption_ends_at_once(lasting):
+    executor = lasting(1)
+
+    def tick(board):
+        if board["done"][0]:
+            raise KeyboardInterrupt
+
+    def again(board, first):
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return 1000.0
+
+    run = executor.run([Job(ends_when_told, ("x",))], COLUMNS, tick, 0.05, again)
+    begun = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            next(run)
+    finally:
+        executor.close()
+    assert time.monotonic() - begun < 100

@@ -311,6 +311,26 @@ def test_ctrl_c_ends_the_tasks(cluster, executor):
         time.sleep(0.1)
 
 
+def test_after_ctrl_c_what_returns_in_time_has_a_result_and_its_files(executor):
+    checkpoint, results = Path("runs/one.pkl").absolute(), []
+    job = Cohort((lifetime(steps=10**9),), (Outputs(None, str(checkpoint), 1000.0),)).job()
+
+    def tick(board):
+        if board["steps"][0] > 0:
+            raise KeyboardInterrupt("SIGINT")
+
+    def on_interrupt(board, interruption):
+        board["save"][:] = True
+        return 60.0
+
+    with pytest.raises(KeyboardInterrupt, match="SIGINT"):
+        results.extend(executor.run([job], COLUMNS, tick, 0.1, on_interrupt))
+    [result] = results
+    [record] = result.value
+    assert record.error == "interrupted"
+    assert steps_of(checkpoint) == record.steps > 0
+
+
 def test_sigterm_still_means_what_it_meant(address):
     before = signal.getsignal(signal.SIGTERM)
     RayExecutor(address).close()
