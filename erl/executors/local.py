@@ -7,14 +7,15 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from joblib.externals.loky import ProcessPoolExecutor
+from joblib.externals.loky.backend import resource_tracker
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from erl.executors.jobs import (
@@ -82,6 +83,7 @@ def _prepare_worker(coordinator: int) -> None:
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     torch.set_num_threads(1)
 
     def end_with_coordinator() -> None:
@@ -90,6 +92,37 @@ def _prepare_worker(coordinator: int) -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_coordinator, daemon=True).start()
+
+
+@contextmanager
+def _interrupted_later() -> Iterator[None]:
+    """Ctrl-C and SIGTERM are heard when the block has ended, with whatever handlers there are.
+
+    Workers that are started within inherit that Ctrl-C is blocked, until they ignore it: it is the
+    coordinator's business.
+    """
+    if _QUIET not in os.environ.get("PYTHONWARNINGS", ""):
+        others = os.environ.get("PYTHONWARNINGS")
+        os.environ["PYTHONWARNINGS"] = f"{others},{_QUIET}" if others else _QUIET
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    resource_tracker.ensure_running()  # as it starts, loky unblocks what is blocked
+    came: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        came.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        for number in dict.fromkeys(came):
+            signal.raise_signal(number)
 
 
 def _work(
@@ -153,7 +186,8 @@ class LocalExecutor:
                     job, row = jobs[index], first[index]
                     board.reset(row, row + job.rows)
                     work = (job.function, job.arguments, board.path, columns, row, job.rows)
-                    running[self._submit(worker, _work, *work)] = index, worker
+                    with _interrupted_later():
+                        running[self._submit(worker, _work, *work)] = index, worker
                 done, _ = wait(running, timeout=every, return_when=FIRST_COMPLETED)
                 received.look()
                 tick(board.rows)
@@ -193,27 +227,16 @@ class LocalExecutor:
                 self.close()
 
     def _submit(self, worker: int, function: Callable[..., Any], *arguments: Any) -> Future:
-        # Workers inherit what is ignored: Ctrl-C is the coordinator's business, from a worker's
-        # first moment on. What is blocked loky would unblock.
-        if _QUIET not in os.environ.get("PYTHONWARNINGS", ""):
-            others = os.environ.get("PYTHONWARNINGS")
-            os.environ["PYTHONWARNINGS"] = f"{others},{_QUIET}" if others else _QUIET
-        in_main = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
-        try:
-            for _ in range(2):
-                if worker not in self._pools:
-                    self._pools[worker] = ProcessPoolExecutor(
-                        1, env=_ONE_THREAD, initializer=_prepare_worker, initargs=(os.getpid(),)
-                    )
-                try:
-                    return self._pools[worker].submit(function, *arguments)
-                except BrokenProcessPool:  # it died while it was idle
-                    self._end(worker)
-            raise WorkerLost("no worker process can be started")
-        finally:
-            if before is not None:
-                signal.signal(signal.SIGINT, before)
+        for _ in range(2):
+            if worker not in self._pools:
+                self._pools[worker] = ProcessPoolExecutor(
+                    1, env=_ONE_THREAD, initializer=_prepare_worker, initargs=(os.getpid(),)
+                )
+            try:
+                return self._pools[worker].submit(function, *arguments)
+            except BrokenProcessPool:  # it died while it was idle
+                self._end(worker)
+        raise WorkerLost("no worker process can be started")
 
     def _end(self, worker: int) -> None:
         self._pools.pop(worker).shutdown(wait=False, kill_workers=True)

@@ -59,7 +59,7 @@ class TD3Settings(OffPolicySettings):
         preset = given.pop("preset", None)
         if preset is None:
             return super().from_learner_config(given, env_id)
-        if cls is not TD3Settings or not isinstance(preset, str) or preset not in PRESETS:
+        if cls is not TD3Settings or preset not in list(PRESETS):  # it may be a list
             raise UserError(f"{cls.learner} has no preset {preset!r}: TD3 has {', '.join(PRESETS)}")
         policy_kwargs = parse_value(given.get("policy_kwargs")) or {}
         if "activation_fn" in policy_kwargs:

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from joblib.externals.loky import ProcessPoolExecutor
 
+from erl.cli import Interruptible
 from erl.errors import UserError
 from erl.executors.jobs import HERE, Column, Job
 from erl.executors.local import LocalExecutor
@@ -295,6 +297,40 @@ def test_an_interruption_while_a_result_is_taken(lasting):
     finally:
         executor.close()
     assert [r.value for r in results] == ["first", "second"]
+
+
+def masked(rows, folder):
+    """Whether a worker hears of Ctrl-C, or has it blocked."""
+    rows["done"] += 1
+    while not rows["limit"][0]:
+        time.sleep(0.01)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    return signal.getsignal(signal.SIGINT) == signal.SIG_IGN, blocked
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_worker_starts_is_heard_when_it_has_started(number, monkeypatch):
+    submit = ProcessPoolExecutor.submit
+
+    def submitted(self, *arguments):
+        os.kill(os.getpid(), number)
+        return submit(self, *arguments)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", submitted)
+    executor, results = LocalExecutor(1), []
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+    def let_end(board, interruption):
+        board["limit"][:] = 1
+        return 60.0
+
+    try:
+        with pytest.raises(KeyboardInterrupt, match=number.name), Interruptible():
+            results.extend(executor.run([Job(masked, ())], COLUMNS, lambda _: None, 0.05, let_end))
+    finally:
+        executor.close()
+    assert [r.value for r in results] == [(True, set())]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
 def test_another_interruption_ends_at_once(lasting):
