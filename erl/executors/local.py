@@ -1,5 +1,6 @@
 """Jobs in processes of this machine: joblib's loky processes, with one thread each."""
 
+import multiprocessing.resource_tracker
 import os
 import shutil
 import signal
@@ -107,7 +108,8 @@ def _interrupted_later() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    resource_tracker.ensure_running()  # as it starts, loky unblocks what is blocked
+    for tracker in (resource_tracker, multiprocessing.resource_tracker):
+        tracker.ensure_running()  # as it starts, it unblocks what is blocked
     came: list[int] = []
 
     def note(number: int, frame: Any) -> None:
