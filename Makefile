@@ -59,7 +59,7 @@ lint: $(READY)  ## format, lint and types
 	$(BIN)/mypy
 
 check: lint  ## what every commit must pass: format, lint, types, fast tests
-	$(BIN)/python -m pytest -m "not scripts" -n 2 --dist loadgroup -q
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup -q
 
 docs: $(READY)  ## the website of the documents and of all modules, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

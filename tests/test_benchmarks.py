@@ -67,6 +67,7 @@ def test_batched_cem_rl_is_measured_beside_cem_rl(monkeypatch, capsys):
     assert batched.startswith("| batched | ")
 
 
+@pytest.mark.slow
 def test_orders_of_events_are_compared(monkeypatch, capsys):
     def here(what, executor, workers, individuals, run, *costs, cores=1):
         row = aes_rl.CHILDREN[what]("lockstep", workers, individuals, run, "0.1", "0.2")
@@ -410,6 +411,7 @@ def test_every_benchmark_ends_as_all_scripts_do(path):
         assert re.search(r"\n    (exit_after\(main\)|main\(run, .*\))\n$", path.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -493,6 +495,7 @@ def test_a_small_run_of_other_commands_or_another_commit_begins_anew(monkeypatch
 SETTINGS = {"n_steps": 32, "batch_size": 32, "n_epochs": 1}
 
 
+@pytest.mark.slow
 def test_the_rows_of_an_experiment(monkeypatch, tmp_path, inline, sink, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.yaml").write_text(json.dumps(SETTINGS))

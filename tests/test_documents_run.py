@@ -291,7 +291,7 @@ def run_snippet(code, namespace):
         assert env.observation_space.shape == node.step(np.zeros(24)).shape
 
 
-@pytest.mark.scripts
+@pytest.mark.slow
 @pytest.mark.parametrize("document", RUN)
 def test_blocks_run(document, folder, small, monkeypatch, capfd):
     prepare(document, folder, monkeypatch)
@@ -322,7 +322,7 @@ def test_a_broken_block_is_found(folder, monkeypatch):
         proxy("run(get_storage('sqlite:///studies.db'))", monkeypatch)
 
 
-@pytest.mark.scripts
+@pytest.mark.slow
 def test_the_script_starts_and_stops_a_database(tmp_path):
     if servers.find("initdb") is None:
         servers.missing("PostgreSQL")

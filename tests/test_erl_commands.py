@@ -203,7 +203,7 @@ def test_another_python_on_the_path_is_not_named(environment, monkeypatch, tmp_p
     assert cli.command("test") == "'a checkout/.venv/bin/python' test.py"
 
 
-@pytest.mark.scripts
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["--help", "studies --help", "evolve --help", "completion bash"])
 def test_a_reader_that_has_seen_enough_is_no_error(words):
     command = [sys.executable, "-u", "-m", "erl", *words.split()]

@@ -83,7 +83,7 @@ def task(script, flags, checkout, index=0):
     )
 
 
-@pytest.mark.scripts
+@pytest.mark.slow
 def test_arrays_share_an_evolution_and_its_test(checkout):
     evolution = f"{TINY} --training_steps 300 --nb_trials 8 --popsize 4 --nb_seeds 1"
     tasks = [task("slurm_evolution.sh", evolution, checkout, k) for k in range(2)]
@@ -109,7 +109,7 @@ def begun(name):
     return False
 
 
-@pytest.mark.scripts
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
 def test_a_task_that_is_told_to_end_gives_its_trials_back(number, requeued, checkout):
     running = task(

@@ -187,6 +187,7 @@ def count(rows, folder, name):
     return name, rows["limit"].tolist()
 
 
+@pytest.mark.slow
 def test_an_executor_runs_any_function_and_its_board_goes_both_ways(lasting):
     executor, boards = lasting(2), []
 
@@ -214,6 +215,7 @@ def dies_once(rows, folder, path):
     return rows["done"].tolist()
 
 
+@pytest.mark.slow
 def test_a_job_that_is_begun_again_finds_its_rows_as_at_first(tmp_path, lasting):
     executor = lasting(1)
     try:
@@ -262,6 +264,7 @@ def let_end(board, interruption):
     return 3.0
 
 
+@pytest.mark.slow
 def test_after_an_interruption_jobs_that_return_in_time_have_results(lasting):
     executor, results = lasting(3), []
 
@@ -308,6 +311,7 @@ def masked(rows, folder):
     return signal.getsignal(signal.SIGINT) == signal.SIG_IGN, blocked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_a_worker_starts_is_heard_when_it_has_started(number, monkeypatch):
     submit = ProcessPoolExecutor.submit
@@ -333,6 +337,7 @@ def test_a_signal_while_a_worker_starts_is_heard_when_it_has_started(number, mon
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
+@pytest.mark.slow
 def test_another_interruption_ends_at_once(lasting):
     executor = lasting(1)
 

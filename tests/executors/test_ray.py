@@ -106,6 +106,7 @@ def plain(record):
     return {k: v for k, v in to_json(record).items() if k != "seconds"}
 
 
+@pytest.mark.slow
 def test_records_are_those_of_local_processes_and_files_come_back(executor):
     specs = [lifetime(seed=k, steps=640) for k in range(3)] + [
         lifetime("toy_environments:Faulty-raise-v0", engine="sb3")
@@ -142,6 +143,7 @@ def from_disk(path):
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_a_lifetime_that_kills_its_worker_fails_alone(executor):
     dying = lifetime("toy_environments:Faulty-die-v0", engine="sb3")
     jobs = [Cohort((spec,)).job() for spec in (dying, lifetime())]
@@ -151,6 +153,7 @@ def test_a_lifetime_that_kills_its_worker_fails_alone(executor):
     assert results[1].value[0].steps == 64
 
 
+@pytest.mark.slow
 def test_an_evolution_loses_a_node_and_nothing_else(cluster, address, quick, sink, inline):
     """Another node is there when the one that has lifetimes dies in the middle of them."""
     spare = add_node(cluster)
@@ -223,6 +226,7 @@ RE2 = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "learner", [LearnerSpec("PPO", SETTINGS), LearnerSpec("ERL-Re2", RE2)], ids=lambda x: x.name
 )
@@ -260,6 +264,7 @@ def test_a_job_goes_on_elsewhere_from_its_checkpoint(cluster, address, learner):
     assert plain(result.value[0])["curve"] == plain(expected)["curve"]
 
 
+@pytest.mark.slow
 def test_workers_inside_a_lifetime_outlive_a_machine(cluster, address):
     """Individuals, or critics, that were there are asked again; every step was counted."""
     spare = add_node(cluster, num_cpus=3)
@@ -293,6 +298,7 @@ def test_a_cluster_that_is_too_small_for_the_workers_of_a_lifetime(address):
     assert not ray.is_initialized()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_tasks(cluster, executor):
     job = Cohort((lifetime(steps=10**9),)).job()
     ticks = []
@@ -311,6 +317,7 @@ def test_ctrl_c_ends_the_tasks(cluster, executor):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_after_ctrl_c_what_returns_in_time_has_a_result_and_its_files(executor):
     checkpoint, results = Path("runs/one.pkl").absolute(), []
     job = Cohort((lifetime(steps=10**9),), (Outputs(None, str(checkpoint), 1000.0),)).job()
@@ -331,12 +338,14 @@ def test_after_ctrl_c_what_returns_in_time_has_a_result_and_its_files(executor):
     assert steps_of(checkpoint) == record.steps > 0
 
 
+@pytest.mark.slow
 def test_sigterm_still_means_what_it_meant(address):
     before = signal.getsignal(signal.SIGTERM)
     RayExecutor(address).close()
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.slow
 def test_workers_are_the_clusters_cpus_unless_said(address, executor):
     assert executor.workers == ray.cluster_resources()["CPU"]
     executor.close()
@@ -345,6 +354,7 @@ def test_workers_are_the_clusters_cpus_unless_said(address, executor):
     assert more.workers == 7
 
 
+@pytest.mark.slow
 def test_a_node_where_the_project_is_another_is_refused(address):
     here = os.getpid()
 

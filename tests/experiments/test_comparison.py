@@ -243,6 +243,7 @@ def test_everything_that_a_study_sets_is_there_in_its_test(tiny, inline, sink):
             assert zipped.learning_rate == best.params["learner.learning_rate"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
 def test_all_controls(env_id, tiny, inline, sink):
     evolve(
@@ -517,6 +518,7 @@ def er_mrl_journal(name, nb_res):
     return study.best_trial
 
 
+@pytest.mark.slow
 def test_a_journal_of_several_reservoirs_opens(tiny, inline, sink):
     best = er_mrl_journal("CartPole-v1_2_main_300k_steps", 2)
     arms = "RES_PPO_0.00005,RANDOM_RES_PPO_0.0003"

@@ -66,6 +66,7 @@ def test_a_log_that_cannot_be_written_costs_a_warning(quick, told, sink, caplog,
     assert "the evolution is not in TensorBoard: No space left" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [OSError, RuntimeError])
 @pytest.mark.parametrize("method", ["flush", "close"])
 def test_a_disk_that_fills_up_costs_the_log_and_not_the_evolution(

@@ -45,6 +45,7 @@ def of_a_set(flags):
     return {k: v for k, v in vars(flags).items() if k not in only_one}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("inline")
 def test_an_evolution_and_its_test_use_what_is_stored(quick, sink):
     flags = evolution(quick, env_kwargs=TEXT, training_steps=64)

@@ -60,6 +60,7 @@ def found(config):
     return [(t.number, t.state.name, t.params, t.value) for t in study_of(config).trials()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["Random", "Tpe", "Cmaes"])
 def test_same_seed_same_evolution(sampler, quick, told, sink):
     first, again, other = (
@@ -73,6 +74,7 @@ def test_same_seed_same_evolution(sampler, quick, told, sink):
     assert len({str(params) for _, _, params, _ in found(first)}) == 9
 
 
+@pytest.mark.slow
 def test_two_workers_and_another_process_find_what_one_worker_finds(
     quick, inline, sink, monkeypatch, lasting
 ):
@@ -91,6 +93,7 @@ def test_two_workers_and_another_process_find_what_one_worker_finds(
     assert [state for _, state, _, _ in found(one)] == ["COMPLETE"] * 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["Random", "Cmaes"])
 def test_stopping_between_and_within_generations_changes_nothing(sampler, quick, told, sink):
     whole = make(quick, sampler=sampler, nb_trials=12, nb_seeds=1)
@@ -273,6 +276,7 @@ def test_flags_that_repeat_a_default_are_no_fault(quick, told, sink):
     assert evolve(flags, sink) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "said", "why"), IDLE)
 def test_a_study_that_has_flags_which_change_nothing_goes_on(
     options, said, why, quick, told, sink, monkeypatch
@@ -297,6 +301,7 @@ def job(**options):
     return Cohort((lifetime(**options),)).job()
 
 
+@pytest.mark.slow
 def test_a_lifetime_that_kills_its_worker_fails_alone(lasting):
     executor = lasting(2, max_retries=1)
     jobs = [job(env_id="toy_environments:Faulty-die-v0"), *[job()] * 4]
@@ -309,6 +314,7 @@ def test_a_lifetime_that_kills_its_worker_fails_alone(lasting):
     assert [results[i].value[0].steps for i in range(1, 5)] == [64] * 4
 
 
+@pytest.mark.slow
 def test_a_killed_workers_lifetime_is_lived_again_by_another(lasting):
     executor = lasting(1)
     ticks, killed = [], []
@@ -380,7 +386,7 @@ def undisturbed(tmp_path_factory):
         return found(config)
 
 
-@pytest.mark.scripts
+@pytest.mark.slow
 def test_after_a_kill_the_same_command_ends_with_the_same_trials(quick, inline, sink, undisturbed):
     config = make(quick, training_steps=STEPS)
     process = start(config)
@@ -404,7 +410,7 @@ def test_after_a_kill_the_same_command_ends_with_the_same_trials(quick, inline, 
     } == before  # wall-clock times and all: they were not lived again
 
 
-@pytest.mark.scripts
+@pytest.mark.slow
 def test_ctrl_c_ends_within_seconds_and_the_same_command_goes_on(quick, inline, sink, undisturbed):
     config = make(quick, training_steps=STEPS, workers=2)
     process = start(config)
@@ -422,7 +428,7 @@ def test_ctrl_c_ends_within_seconds_and_the_same_command_goes_on(quick, inline, 
     assert found(config) == undisturbed
 
 
-@pytest.mark.scripts
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once(quick):
     config = make(quick, training_steps=10**6)
     process = start(config)

@@ -1,5 +1,7 @@
 from pathlib import Path
 
+import pytest
+
 from erl.experiments.comparison import ComparisonConfig, compare
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.experiments.films import film_agents
@@ -19,6 +21,7 @@ def files_of(study, trial):
     return {a.name for a in listed(late, of_trial(trial._trial_id))}
 
 
+@pytest.mark.slow
 def test_video_films_the_middle_agent_of_each_kind_and_attaches_it(quick, inline, sink):
     env = "CartPole-v1"
     search = {"training_steps": 256, "nb_trials": 2, "nb_seeds": 1, "units": 5}

@@ -108,6 +108,7 @@ def test_the_best_trials_and_the_mean_are_lived_on_seeds_of_their_own(evolved, s
     assert "8 of 8 trials are there; raise --nb_trials for more" in sink.lines
 
 
+@pytest.mark.slow
 def test_an_evolution_does_not_notice_its_finals(told, sink):
     evolve(make(finalists=None, nb_trials=12), sink)
     without = found()
@@ -135,6 +136,7 @@ def test_without_the_flag_there_are_no_finals_and_an_earlier_winner_stands(evolv
     assert f"{winner}\n                 {line}\n" in str(again)
 
 
+@pytest.mark.slow
 def test_zero_finalists_take_the_choice_back_and_finals_return_without_new_lifetimes(evolved, sink):
     evolve(make(), sink)
     first = chosen(study())
@@ -169,6 +171,7 @@ def _once(trials):
     return check
 
 
+@pytest.mark.slow
 def test_more_seeds_add_to_those_that_were_lived(evolved, sink):
     evolve(make(finalist_seeds=2), sink)
     evolved.before = staticmethod(_once(final_trials()))
@@ -229,6 +232,7 @@ def stopped(told, sink, at, **options):
     return code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [0, 4, 8])
 def test_interrupted_finals_go_on_where_they_stood(at, evolved, sink):
     shutil.copy("studies.db", "before.db")
@@ -243,6 +247,7 @@ def test_interrupted_finals_go_on_where_they_stood(at, evolved, sink):
     assert (chosen(study()), found()) == (whole, trials)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", [{}, {"finalists": 0}])
 def test_without_the_flag_interrupted_finals_do_not_go_on_and_are_named(ends, evolved, sink):
     assert stopped(evolved, sink, 4) == 130
@@ -277,6 +282,7 @@ def test_an_end_before_the_choice_is_stored_costs_nothing(evolved, sink, monkeyp
     assert len(chosen(study()).finalists) == 3
 
 
+@pytest.mark.slow
 def test_while_a_study_goes_on_the_earlier_winner_stands_and_says_so(evolved, sink):
     evolve(make(nb_trials=8), sink)
     before = chosen(study())
@@ -361,6 +367,7 @@ def waits_after_the_first_final():
     Study.store_record = waiting
 
 
+@pytest.mark.slow
 def test_finals_go_on_after_a_kill(quick, sink, lasting, monkeypatch):
     """Real lifetimes and processes: killed in the finals, and continued with two workers."""
     config = make(nb_trials=4, nb_seeds=1, learner_config=quick, engine="sb3", finalists=2)
@@ -487,6 +494,7 @@ def test_where_all_finalists_fail_the_highest_fitness_stands(evolved, sink):
     assert "no finalist could be lived again" in str(sink)
 
 
+@pytest.mark.slow
 def test_scores_of_a_set_of_environments_are_normalised(told, sink):
     Path("sets.toml").write_text(
         '[sets]\nToys = ["CartPole-v1", "Acrobot-v1"]\n'

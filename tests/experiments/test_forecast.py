@@ -364,6 +364,7 @@ def workers(lasting, monkeypatch):
     monkeypatch.setattr("erl.executors.local.LocalExecutor", lasting)
 
 
+@pytest.mark.slow
 def test_ctrl_c_writes_a_checkpoint_from_which_the_command_continues(workers, sink):
     """ERL-Re2 has one before its first interval has passed."""
     flags = SingleConfig(learner="ERL-Re2", env_id=REACH, steps=3000, set=RE2, ep_eval=2, workers=1)

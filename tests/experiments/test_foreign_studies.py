@@ -81,6 +81,7 @@ def test_an_agent_that_cannot_be_trained_is_named_before_any_is(quick, sink):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("inline")
 def test_parameters_that_are_one_of_several_values(sink):
     foreign([({"sr": (1.0, 2.0), "lr": (0.5,), "c_note": "words"}, 1.0)])
@@ -104,6 +105,7 @@ def test_a_source_whose_parameters_are_one_of_several_values(quick, sink):
     assert Study(DEFAULT_STORAGE, NAME).stored["start"]["trials"] == 10
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("inline")
 def test_a_study_in_which_only_failures_are_stored_is_tried_again(quick, sink, monkeypatch):
     """Parameters are the same, and lifetimes that had succeeded are not lived again."""
@@ -153,6 +155,7 @@ def test_a_study_in_which_only_failures_are_stored_is_tried_again(quick, sink, m
     assert len(Study(flags.storage, name).trials()) == 11
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("inline")
 def test_results_go_elsewhere_and_the_evolved_studys_file_stays_as_it_was(quick, sink):
     journal = "optuna-journal_CartPole-v1_main_300k_steps.log"
@@ -186,6 +189,7 @@ def test_results_go_elsewhere_and_the_evolved_studys_file_stays_as_it_was(quick,
     assert (Path(journal).read_bytes(), Path(journal).stat().st_mtime_ns) == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("inline")
 def test_a_test_that_exists_keeps_the_bias_that_its_journal_was_taken_to_have(sink, monkeypatch):
     foreign([({"sr": 1.0, "lr": 0.5}, 1.0)])
@@ -197,6 +201,7 @@ def test_a_test_that_exists_keeps_the_bias_that_its_journal_was_taken_to_have(si
     assert "lifetimes are there; raise --nb_seeds" in str(sink)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("inline")
 def test_a_journal_has_no_configuration_that_could_say_something(sink):
     foreign([({"sr_1": 1.0, "lr_1": 0.5, "sr_2": 1.0, "lr_2": 0.5}, 1.0)])

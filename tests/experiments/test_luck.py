@@ -12,6 +12,7 @@ from erl.experiments.luck import LEAST, Luck
 from erl.search.noise import luck_share
 
 
+@pytest.mark.slow
 def test_it_is_told_while_it_runs_and_at_the_end_with_what_to_do(told, sink):
     # Nearly equal trials differ by the noise of their seeds.
     assert evolve(make(nb_trials=16, finalists=None, min_sr=1.0, max_sr=1.01), sink) == 0

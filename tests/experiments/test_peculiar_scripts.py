@@ -38,6 +38,7 @@ def returns(study):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("inline")
 @pytest.mark.parametrize("name", [n for n, e in EXPECTED.items() if not e.refused])
 def test_an_evolution_its_test_and_one_learner(name, sink):

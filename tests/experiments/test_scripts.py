@@ -25,7 +25,7 @@ from erl.studies.records import records
 from erl.studies.storage import DEFAULT_STORAGE
 from erl.studies.study import Study
 
-pytestmark = pytest.mark.scripts
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 TINY = (
     "--training_steps 300 --nb_trials 2 --nb_seeds 1 --units 5 --popsize 4 "

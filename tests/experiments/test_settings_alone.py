@@ -36,6 +36,7 @@ def flags(kind, quick, **options):
     return kind(**settings | options)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("inline")
 @pytest.mark.parametrize("kind", [EvolutionConfig, MultiEvolutionConfig])
 def test_settings_are_evolved_and_tested_against_those_of_the_study(kind, quick, sink):

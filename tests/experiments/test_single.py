@@ -127,6 +127,7 @@ def test_bad_input_writes_nothing(flags, says, sink):
     assert list(Path.cwd().iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("inline")
 def test_seeds_are_trained_stored_and_not_trained_again(sink):
     assert run(config(nb_seeds=2), sink) == 0
@@ -155,6 +156,7 @@ def test_seeds_are_trained_stored_and_not_trained_again(sink):
         run(config(set=f"{RE2},theta=0.9"), sink)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("inline")
 @pytest.mark.parametrize(("learner", "kind"), [("PPO", PPO), ("td3", TD3)])
 def test_every_learner(learner, kind, sink):
@@ -260,7 +262,7 @@ def test_a_slurm_array_index_picks_the_seed(monkeypatch):
         SingleConfig().indices()
 
 
-@pytest.mark.scripts
+@pytest.mark.slow
 def test_the_command_with_a_worker():
     flags = [
         "--env_id",

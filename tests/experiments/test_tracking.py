@@ -162,6 +162,7 @@ def records(path):
             whole = b""
 
 
+@pytest.mark.slow
 def test_weights_and_biases_gets_the_logs_of_worker_processes(monkeypatch, sink):
     wandb = pytest.importorskip("wandb")
     from wandb.proto.wandb_internal_pb2 import Record

@@ -35,6 +35,7 @@ def first(config):
     return [t.params for t in study_of(config).trials()[:4]]
 
 
+@pytest.mark.slow
 def test_a_warm_start_goes_on_without_its_source(quick, told):
     add_source()
     sink = Lines()
@@ -87,6 +88,7 @@ def test_an_evolution_as_a_source(quick, told, sink):
     assert first(warm) != first(cold)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -251,6 +251,7 @@ def test_studies_without_a_fitness_are_answered_by_a_sentence(state, trials, evo
         evolution.two_levels(trials, pd.DataFrame(), pd.DataFrame())
 
 
+@pytest.mark.slow
 def test_one_trial_is_enough(trials, evolved, space, tmp_path):
     one = trials.head(1)
     figures = [

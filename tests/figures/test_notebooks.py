@@ -79,16 +79,19 @@ def executed(name, cell, kernel, folder):
     return notebook, sum("image/png" in o.get("data", {}) for o in outputs)
 
 
+@pytest.mark.slow
 def test_the_evolution_runs(runs, execute):
     _, drawn = execute("evolution", f"STUDIES = [{runs.evolution!r}]")
     assert drawn == 8
 
 
+@pytest.mark.slow
 def test_the_evolution_runs_on_a_journal_of_er_mrls(execute):
     _, drawn = execute("evolution", f"STUDIES = [{os.path.abspath(journal(12))!r}]")
     assert drawn == 7  # it stores no lifetimes: both levels cannot be shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "figures"), [("test", 6), ("logs", 5)])
 def test_the_results_run_on_a_test_and_on_logs(source, figures, runs, execute, tmp_path):
     address = getattr(runs, source)
@@ -98,6 +101,7 @@ def test_the_results_run_on_a_test_and_on_logs(source, figures, runs, execute, t
     assert (tmp_path / "tables" / "results.tex").exists()
 
 
+@pytest.mark.slow
 def test_the_behaviour_runs(runs, execute):
     pytest.importorskip("cogscale")
     cell = (

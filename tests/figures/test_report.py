@@ -25,6 +25,7 @@ from erl.studies.data import StudyData, read_study
 from erl.studies.study import Study
 
 
+@pytest.mark.slow
 def test_a_report_of_an_evolution_and_its_test(runs, sink):
     config = FigureConfig(
         study=f"{runs.evolution},{runs.test}", folder="out", formats="png,svg", models=runs.models
@@ -66,6 +67,7 @@ def test_finals_are_shown_with_their_evolution(sink):
     assert not Path("out").exists()
 
 
+@pytest.mark.slow
 def test_the_agent_that_is_looked_at_is_the_middle_one(runs):
     data = read_study(runs.test)
     arm, seed, number, path = reports.model_of(data, runs.models)
@@ -78,6 +80,7 @@ def test_the_agent_that_is_looked_at_is_the_middle_one(runs):
         reports.model_of(data, "elsewhere")
 
 
+@pytest.mark.slow
 def test_figures_and_film_are_attached_if_asked_for(runs, sink):
     flags = {"models": runs.models, "formats": "png", "attach": True}
     storage, _, name = runs.test.rpartition("#")
@@ -96,6 +99,7 @@ def test_figures_and_film_are_attached_if_asked_for(runs, sink):
     assert (film.name, stored) == ("film.mp4", Path("out/film.mp4").read_bytes())
 
 
+@pytest.mark.slow
 def test_without_models_the_report_says_what_is_missing(runs, sink):
     config = FigureConfig(study=runs.test, folder="out", models="none", formats="png")
     assert report(config, sink) == 0

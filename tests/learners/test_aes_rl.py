@@ -240,6 +240,7 @@ def test_the_story_of_an_individual():
         assert p == pytest.approx(better / (better + 3.0), abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_aes_rl_learns(seed):
     """Every seed comes nearer than -2.5, from about -8; to stand still at 0.5 is -10."""
@@ -350,6 +351,7 @@ def test_defaults_of_an_environment():
 # -- in the harness: all five --
 
 
+@pytest.mark.slow
 @every
 def test_same_seed_same_run(name):
     one, two, other = (train(lifetime(name, 400, seed=s)) for s in (1, 1, 2))
@@ -422,6 +424,7 @@ def test_tensorboard_and_status(tmp_path, name):
     assert "population" in json.loads(status.read_text())
 
 
+@pytest.mark.slow
 @every
 def test_evaluation_changes_nothing(name):
     plain, _ = train(lifetime(name, 400))
@@ -489,6 +492,7 @@ class Killed(BaseException):
     """Nothing catches it."""
 
 
+@pytest.mark.slow
 @every
 @pytest.mark.parametrize(
     "context", [None, Context((ReservoirParams(units=8),), reset_res=False)], ids=["plain", "res"]

@@ -37,6 +37,7 @@ def work():
         each.close()
 
 
+@pytest.mark.slow
 def test_individuals_are_asked_again_when_workers_die(work):
     """An actor's, and the critics': nothing is lost, and nothing is told twice."""
     w = work(processes("AES-RL", 10**6, rl_ratio=0.8))
@@ -68,6 +69,7 @@ def test_individuals_are_asked_again_when_workers_die(work):
     assert len(w.bench.buffer) == w.stored_steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
@@ -95,6 +97,7 @@ class Killed(BaseException):
     """Nothing catches it."""
 
 
+@pytest.mark.slow
 def test_a_killed_run_asks_individuals_in_flight_again(tmp_path, monkeypatch):
     spec, path = processes("AES-RL", 900), str(tmp_path / "a.pkl")
     learner, count = get_learner("AES-RL"), 0
@@ -119,6 +122,7 @@ def test_a_killed_run_asks_individuals_in_flight_again(tmp_path, monkeypatch):
     assert torch.isfinite(weights(agent)).all()
 
 
+@pytest.mark.slow
 def test_p_cem_rl_without_rl_is_the_same_with_processes():
     """Nothing depends on the order of events there."""
     settings = {"rl_population": 0, "learning_starts": 0}
@@ -128,6 +132,7 @@ def test_p_cem_rl_without_rl_is_the_same_with_processes():
     assert sorted(r for _, r, _ in one.episodes) == sorted(r for _, r, _ in other.episodes)
 
 
+@pytest.mark.slow
 def test_ages_agree_with_those_of_the_virtual_clock():
     """Two workers whose episodes take equally long overtake each other in turns: the mean age is 1
     there, and within 0.25 of it here.

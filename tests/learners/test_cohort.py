@@ -179,6 +179,7 @@ def live_until(specs, folder, at, monkeypatch):
     return outputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env_id", ["HalfCheetah-v4", "Pendulum-v1", "CartPole-v1"])
 @pytest.mark.parametrize(
     "config", [{}, {"n_envs": 2, "normalize": True, "eval_freq": 600, "eval_episodes": 1}]
@@ -301,6 +302,7 @@ def _live_in_process(specs, outputs):
     live(Cohort(specs, outputs))
 
 
+@pytest.mark.slow
 def test_sigkill_at_any_moment_leaves_checkpoints_that_are_whole(tmp_path):
     specs = tuple(lifetime(i, steps=100_000) for i in range(2))
     outputs = tuple(
@@ -321,6 +323,7 @@ def test_sigkill_at_any_moment_leaves_checkpoints_that_are_whole(tmp_path):
         assert load_checkpoint(output.checkpoint, spec, PARTS) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frame_stack", [1, 3])
 @pytest.mark.parametrize("del_obs", [False, True])
 @pytest.mark.parametrize("context", [True, False])

@@ -265,6 +265,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 OF_ACTIONS = ("defaults", "constants", "target_kl", "last minibatch of one", "normalize, n_envs")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "action_space"),
     [
@@ -291,6 +292,7 @@ def test_update_equals_stable_baselines3(
                 assert statistics[name][0] == pytest.approx(theirs, rel=1e-3, abs=1e-5), name
 
 
+@pytest.mark.slow
 @ALL
 def test_agents_of_a_cohort_keep_their_own_settings(action_space: spaces.Space) -> None:
     options: list[dict[str, Any]] = [
@@ -432,6 +434,7 @@ def assert_identical(a: CohortPPO, i: int, b: CohortPPO, j: int) -> None:
     assert a._rngs[i].bit_generator.state == b._rngs[j].bit_generator.state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{}, {"normalize": True, "n_envs": 3}, {"n_inputs": 100, "batch_size": 64, "n_steps": 200}],

@@ -502,6 +502,7 @@ def test_what_was_learned_before_a_kill_counts(tmp_path):
 # -- learning --
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "margin"),
     [

@@ -201,6 +201,7 @@ def test_every_step_that_feeds_learning_is_counted(monkeypatch):
     assert 700 <= ledger.steps < 700 + 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [300, 305, *range(400, 520, 17)])
 @pytest.mark.parametrize(
     "settings", [{}, {"num_evals": 3, "theta": 1.0}, {"RL": False, "num_evals": 2}, {"EA": False}]
@@ -661,6 +662,7 @@ def kill_training(s, path, at):
         train(s, Ledger(on_step=stop), checkpoint=str(path), checkpoint_seconds=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", [None, Context((ReservoirParams(units=8),), reset_res=False)])
 @pytest.mark.parametrize("at", [300, 650])
 def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch, at, context):
@@ -691,6 +693,7 @@ def test_a_checkpoint_of_an_older_format_is_set_aside(tmp_path, caplog):
     assert "it is of another format" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["state", "buffer", "missing", "defaults"])
 def test_a_checkpoint_that_does_not_fit_is_set_aside(tmp_path, monkeypatch, caplog, damage):
     s, path = spec(steps=300), tmp_path / "a.pkl"
@@ -774,6 +777,7 @@ def test_threads_are_those_asked_for_and_given_back(monkeypatch):
 # -- learning --
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "margin"),
     [({}, 6.0), ({"EA": False}, 7.0), ({"algorithm": "DDPG"}, 5.0)],
@@ -897,6 +901,7 @@ MountainCarContinuous-v0 = -30
 REACH, CAR = "toy_environments:Reach-v0", "MountainCarContinuous-v0"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("inline")
 @pytest.mark.parametrize(
     ("evolution", "comparison", "flags", "target", "name", "lifetimes"),

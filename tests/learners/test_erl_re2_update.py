@@ -126,6 +126,7 @@ def double(monkeypatch):
     torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("case", CASES)
 def test_many_updates_are_the_plain_ones(case):

@@ -6,6 +6,7 @@ and so remembers without any recurrence.
 """
 
 import numpy as np
+import pytest
 
 from erl.lifetimes.living import Cohort, live
 from erl.worlds.reservoirs import Context, ReservoirParams
@@ -38,6 +39,7 @@ def returns(context):
     return np.array([r.fitness for r in records])
 
 
+@pytest.mark.slow
 def test_the_reservoir_agent_beats_the_memoryless_one_by_a_margin():
     reservoir = Context(
         (ReservoirParams(units=50, sr=0.95, lr=0.3, input_connectivity=1.0),), feed_action=False

@@ -68,6 +68,7 @@ def lived(*specs, outputs=None):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "config"),
     [
@@ -105,6 +106,7 @@ def test_agents_at_different_points_of_their_lives_stand_side_by_side():
     assert together == [lived(s)[0] for s in specs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["TD3", "SAC"])
 def test_a_failing_agent_leaves_and_the_others_go_on(name):
     specs = [lifetime(i, name, "toy_environments:Lottery-v0") for i in range(6)]
@@ -177,6 +179,7 @@ def live_until(specs, folder, at, monkeypatch):
     return outputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "config"),
     [
@@ -217,6 +220,7 @@ def test_box2d_begins_its_episode_anew_and_goes_on(tmp_path, monkeypatch):
     assert all(isinstance(what, bytes) for what, *_ in became)
 
 
+@pytest.mark.slow
 def test_a_damaged_buffer_begins_anew(tmp_path, monkeypatch, caplog):
     specs = [lifetime(i) for i in range(3)]
     outputs = live_until(specs, tmp_path, 60, monkeypatch)
@@ -227,6 +231,7 @@ def test_a_damaged_buffer_begins_anew(tmp_path, monkeypatch, caplog):
     assert records == lived(*specs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind", "config"),
     [

@@ -168,6 +168,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("actions", [ACTIONS, 1])
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("case", CASES)

@@ -256,6 +256,7 @@ def test_generalisation_fitness_runs_from_random_to_er_mrls_targets(stored):
             assert config.score(spec, value) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_a_journal_on_a_shared_disk_opens_under_er_mrls_name(sink):
     from erl.experiments.evolution import evolve
 

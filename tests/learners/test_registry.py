@@ -128,6 +128,7 @@ def test_names_are_known_without_loading_a_learner():
 RANDOM = {"precision": "bf16", "learning_starts": 100, "batch_size": 128}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["kernel", "tensors", "fp32"])
 @pytest.mark.parametrize(
     ("name", "config"),

@@ -91,6 +91,7 @@ def test_every_algorithm_is_tried():
     assert set(SETTINGS) == set(algorithms()) == there - {"MaskablePPO"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("env_id", "name"), [(e, n) for e, names in FITS.items() for n in names])
 def test_every_algorithm_that_fits_trains_saves_and_loads(env_id, name, tmp_path):
     for context in (None, RESERVOIR):
@@ -169,6 +170,7 @@ def test_the_lstm_begins_anew_within_a_sequence_too():
             torch.testing.assert_close(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["PPO", "SAC", "RecurrentPPO"])
 def test_same_seed_same_record(name):
     env_id = CONTINUOUS if name == "SAC" else DISCRETE
@@ -179,6 +181,7 @@ def test_same_seed_same_record(name):
     assert result(live(Cohort((other,)))[0]) != result(first)
 
 
+@pytest.mark.slow
 def test_same_seed_same_record_in_another_process_which_leaves_nothing_behind(tmp_path):
     """In the temporary folder neither ReservoirPy leaves a folder for each process, nor
     Stable-Baselines3's logger one for each lifetime without logs.

@@ -269,6 +269,7 @@ def test_all_algorithms_are_there():
     assert VALUES.keys() == algorithms().keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VALUES)
 def test_every_value_is_taken(name):
     for setting, values in VALUES[name].items():
@@ -278,6 +279,7 @@ def test_every_value_is_taken(name):
             check(lifetime(name, {setting: value} | beside))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [0, -1], ids=["first", "last"])
 @pytest.mark.parametrize("name", VALUES)
 def test_the_values_train(name, which):

@@ -34,6 +34,7 @@ def trained(folder, learner, env_id="Pendulum-v1", steps=1300, **config):
     return record
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("learner", "config"),
     [
@@ -59,6 +60,7 @@ def test_the_agent_beside_another_too(tmp_path):
     assert list(again.returns) == pytest.approx(record.inner["final_returns"]["rl"], rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".gif", ".webp", ".mp4"])
 def test_a_film_shows_the_episode(tmp_path, sink, suffix):
     trained(tmp_path, "PPO", n_steps=64)
@@ -139,6 +141,7 @@ def test_a_machine_without_a_renderer_says_so(monkeypatch):
     assert choose_renderer("Swimmer-v4") is None
 
 
+@pytest.mark.slow
 def test_a_normalised_model_without_its_statistics_is_refused(tmp_path):
     trained(tmp_path, "SAC", learning_starts=1200, normalize=True)
     (tmp_path / "seed_0.vecnormalize.pkl").unlink()

@@ -94,7 +94,7 @@ def test_the_zoo_plays_an_agent_as_it_was_trained(tmp_path, task, learner, conte
     assert "--exp-id 2" in export("seed_0", "my zoo")  # and nothing is replaced
 
 
-@pytest.mark.scripts
+@pytest.mark.slow
 def test_the_zoos_own_script_plays_an_agent(tmp_path):
     pytest.importorskip("rl_zoo3")
     trained(Task("CartPole-v1", del_obs=True))

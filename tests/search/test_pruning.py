@@ -67,6 +67,7 @@ def stopping(n, stop_at):
 # -- what a lifetime reports --
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["cohort", "sb3"])
 @pytest.mark.parametrize("n_envs", [1, 3])
 def test_reports_are_means_of_the_last_episodes_at_tenths_of_the_budget(engine, n_envs):
@@ -141,6 +142,7 @@ def test_a_lifetime_that_goes_on_from_a_checkpoint_reports_what_it_had_passed(tm
 # -- how a lifetime stops --
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
 @pytest.mark.parametrize("n_envs", [1, 2])
 def test_those_that_stop_change_nothing_for_the_others_to_the_last_bit(env_id, n_envs):
@@ -170,6 +172,7 @@ def test_all_may_stop():
     assert first.steps == second.steps < 2048 / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "env_id", "config"),
     [
@@ -362,6 +365,7 @@ def found(config):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pruner", ["median", "hyperband", "wilcoxon"])
 def test_whatever_the_workers_and_whenever_somebody_looks_the_same_trials_are_pruned(
     pruner, quick, sink, monkeypatch, lasting
@@ -397,6 +401,7 @@ def test_whatever_the_workers_and_whenever_somebody_looks_the_same_trials_are_pr
         assert trial.intermediate_values[10] == trial.value
 
 
+@pytest.mark.slow
 def test_pruned_trials_cost_fewer_steps_count_and_are_never_the_best(quick, sink, monkeypatch):
     monkeypatch.setattr("erl.executors.local.LocalExecutor", TickingExecutor)
     config = make(quick, training_steps=3200)
@@ -432,6 +437,7 @@ def test_pruned_trials_cost_fewer_steps_count_and_are_never_the_best(quick, sink
     assert study.best().state == TrialState.COMPLETE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pruner", "where"), [("median", "store_record"), ("hyperband", "store_end")]
 )
@@ -493,6 +499,7 @@ def test_a_trial_that_was_told_to_stop_by_a_coordinator_that_died_ends_pruned(
     assert study_of(config).trials()[4].value == -0.5
 
 
+@pytest.mark.slow
 def test_pruning_in_pieces_is_pruning_as_a_whole(quick, sink, monkeypatch):
     monkeypatch.setattr("erl.executors.local.LocalExecutor", TickingExecutor)
     whole, pieces = make(quick, h_test="whole"), make(quick, h_test="pieces")

@@ -90,6 +90,7 @@ def sphere(p):
 # -- every sampler --
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_proposals_lie_in_the_search_space(name, storage):
     study = new_study(make_sampler(name, MIXED, seed=1), storage)
@@ -113,6 +114,7 @@ def test_proposals_lie_in_the_search_space(name, storage):
     assert {t.params["skip"] for t in study.trials} == {"no", "yes"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_fresh_object_continues_with_the_same_proposals(name, storage):
     n = generation_size(name, MIXED)
@@ -251,6 +253,7 @@ def hand_driven(seed, dim, popsize, n_generations, objective, growth=GROWTH):
             solutions, overlap, generation = [], 1, 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
 def test_the_first_generations_equal_plain_cma_es(direction, storage):
     sign = 1 if direction == "minimize" else -1
@@ -360,6 +363,7 @@ def test_no_numerical_parameter():
     assert {p["c"] for p in params(study)} == {"a", "b", "c"}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize(("cache", "value"), [(False, 1.0), (True, 1.0), (True, float("inf"))])
 def test_flat_objective_restarts_with_a_larger_population(cache, value):
@@ -431,6 +435,7 @@ def test_asynchronous_workers_still_converge(n_workers):
     assert np.median(medians) < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [log_sphere, lambda p: 0.0])
 def test_cache_changes_nothing(objective):
     cached, plain = CmaesSampler(RESERVOIR, 3), CmaesSampler(RESERVOIR, 3, cache=False)
@@ -531,6 +536,7 @@ def test_an_ask_tells_only_what_is_new(monkeypatch):
 # -- the order of results --
 
 
+@pytest.mark.slow
 def test_a_generation_with_failures_does_not_depend_on_which_worker_was_faster(storage):
     """A failed trial is made up for by one of the next generation: by its number, not by who was
     first.

@@ -124,6 +124,7 @@ def content(storage, name):
 # -- list and show --
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", KINDS, indirect=True)
 def test_list_and_show(evolved, capsys):
     rich_study(open_storage(evolved))
@@ -239,7 +240,7 @@ def test_bad_input_is_one_line_and_changes_nothing(words, message, capsys):
     assert {p: p.read_bytes() for p in Path().iterdir() if p.is_file()} == before
 
 
-@pytest.mark.scripts
+@pytest.mark.slow
 def test_as_a_user_starts_it():
     for words, code in ((["--help"], 0), (["copy", "--help"], 0), (["list"], 2)):
         command = [sys.executable, "-m", "erl.studies", *words]
@@ -317,6 +318,7 @@ def test_an_export_that_fails_leaves_the_file_that_was_there(evolved, sink, monk
 # -- copy --
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["sqlite:///source.db", "source.log"])
 @pytest.mark.parametrize("storage", [*KINDS, "mysql", "grpc"], indirect=True)
 def test_a_copy_has_everything(source, storage, capsys):
@@ -368,6 +370,7 @@ def test_attributes_of_other_programs_are_not_taken_for_ours(capsys):
         assert call(capsys, "show", "--study", "foreign")[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", KINDS, indirect=True)
 def test_an_evolution_goes_on_in_its_copy(evolved, quick, inline, sink, capsys):
     assert call(capsys, "copy", "--storage", evolved, "--to", "sqlite:///copy.db")[0] == 0

@@ -135,6 +135,7 @@ def of_0_1_0(study, **more):
     study.optuna.set_user_attr("config", stored)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("inline")
 def test_studies_of_0_1_0_go_on(quick, sink):
     """An evolution, its test, and a single run: none is another configuration."""

@@ -287,6 +287,7 @@ def test_a_command_goes_on_under_its_new_name_when_it_is_renamed_in_place(
     assert "--study new" in str(renaming)
 
 
+@pytest.mark.slow
 def test_it_is_asked_again_and_again_while_several_commands_write(server):
     case = Case(DEFAULT_STORAGE, nb_trials=12)
     dashboard = None

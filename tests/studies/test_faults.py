@@ -35,6 +35,7 @@ def database(postgresql):
     return f"f{os.urandom(8).hex()}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["sqlite", "journal", "postgresql"], indirect=True)
 def test_killed_coordinators(storage, monkeypatch):
     # Who is killed may hold a journal's lock: Optuna's others wait 30 seconds before they break it.
@@ -49,6 +50,7 @@ def test_killed_coordinators(storage, monkeypatch):
     assert outcome.faults == ROUNDS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["postgresql"], indirect=True)
 def test_killed_workers(storage):
     outcome = faults.kill_workers(
@@ -57,6 +59,7 @@ def test_killed_workers(storage):
     assert outcome.whole, outcome
 
 
+@pytest.mark.slow
 def test_a_database_that_is_restarted_in_mid_trial():
     if servers.find("initdb") is None:
         servers.missing("PostgreSQL")
@@ -70,6 +73,7 @@ def test_a_database_that_is_restarted_in_mid_trial():
         server.remove()
 
 
+@pytest.mark.slow
 def test_a_connection_that_is_cut(postgresql, database):
     postgresql.create(database)
     wire = servers.Wire(postgresql.port)
@@ -84,6 +88,7 @@ def test_a_connection_that_is_cut(postgresql, database):
         wire.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["postgresql", "sqlite"], indirect=True)
 def test_answers_that_are_lost_after_the_database_has_done_what_it_was_told(storage, monkeypatch):
     monkeypatch.setattr(
@@ -99,6 +104,7 @@ def test_answers_that_are_lost_after_the_database_has_done_what_it_was_told(stor
     assert (outcome.lost, outcome.beyond, outcome.changed) == (0, 0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not hasattr(psutil.Process, "rlimit"), reason="limits of another process are Linux's"
 )
@@ -113,6 +119,7 @@ def test_a_full_disk_under_the_database(storage):
 # -- an outage that lasts --
 
 
+@pytest.mark.slow
 def test_after_a_long_outage_the_run_ends_in_one_line_and_the_same_command_goes_on(
     postgresql, database, inline, monkeypatch
 ):
@@ -142,6 +149,7 @@ def test_after_a_long_outage_the_run_ends_in_one_line_and_the_same_command_goes_
     wire.close()
 
 
+@pytest.mark.slow
 def test_workers_go_on_while_the_database_is_away(postgresql, database, sink, monkeypatch):
     """Lifetimes of a generation end during the outage, one after the other in one worker, and are
     all stored after it.
@@ -176,6 +184,7 @@ class Reporting(LocalExecutor):
 # -- hosts and clocks --
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["postgresql", "journal"], indirect=True)
 def test_a_host_that_went_down_is_noticed_by_another_whose_clock_leaps(storage, monkeypatch):
     """The first host's coordinator is killed; the second, which cannot see its processes, waits for
@@ -199,6 +208,7 @@ def test_a_host_that_went_down_is_noticed_by_another_whose_clock_leaps(storage, 
     assert outcome.retaken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["postgresql"], indirect=True)
 def test_a_host_that_lives_keeps_its_trials_whatever_the_clocks(storage, monkeypatch):
     monkeypatch.setattr(leases, "LEASE_SECONDS", 4.0)
@@ -288,6 +298,7 @@ def stop_after(monkeypatch, n):
     monkeypatch.setattr(checkpoints, "save_checkpoint", saving)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_no_more_than_itself(inline, sink, monkeypatch):
     name = "CartPole-v1_main_2k_steps"
     whole = cohort_config("sqlite:///whole.db")
@@ -329,6 +340,7 @@ def limited(limit, run):
     return process.exitcode
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_checkpoints_and_models(inline, sink, postgresql, database):
     """The database is elsewhere.
 
@@ -361,6 +373,7 @@ def test_a_full_disk_under_checkpoints_and_models(inline, sink, postgresql, data
 # -- tests, too, share their work --
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["postgresql"], indirect=True)
 def test_two_tests_at_once_live_each_lifetime_once(storage, quick, inline, sink):
     config = faults.Case(storage, nb_trials=1).config

@@ -62,6 +62,7 @@ def found(config):
 # -- all kinds --
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", KINDS, indirect=True)
 def test_an_evolution_is_the_same_in_every_storage(storage, quick, inline, sink):
     usual, here = (
@@ -84,6 +85,7 @@ def _evolve_at_once(barrier, config):
     raise SystemExit(evolve(config, Lines()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["sqlite", "journal", "postgresql", "mysql"], indirect=True)
 def test_coordinators_that_start_together_share_the_trials_exactly(storage, quick, inline):
     config = make(storage, quick, nb_trials=8, popsize=4)
@@ -104,7 +106,7 @@ def test_coordinators_that_start_together_share_the_trials_exactly(storage, quic
     assert sorted(t.number for t in Study(storage, NAME).trials("COMPLETE")) == list(range(12))
 
 
-@pytest.mark.scripts
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["grpc"], indirect=True)
 def test_two_commands_share_a_study_behind_a_proxy(storage, quick):
     """Processes of their own, for gRPC's channels do not survive a fork."""

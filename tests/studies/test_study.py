@@ -51,6 +51,7 @@ def change(config, **options):
     return dataclasses.replace(config, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_a_study_stores_what_it_is_and_is_continued(address, config, sink):
     os.mkdir("folder with spaces")
@@ -207,6 +208,7 @@ def test_a_dead_owners_trial_is_taken_up_and_its_finished_lifetimes_are_kept(
 ELSEWHERE = {"host": "elsewhere", "machine": "elsewhere"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("who", "gone"),
     [
@@ -320,6 +322,7 @@ def test_a_trial_that_is_lost_too_often_fails_and_says_so(config, sink):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["letting go", "taking up"])
 def test_an_end_in_the_midst_of_letting_go_or_taking_up_is_seen_at_once(
     when, config, sink, monkeypatch
@@ -436,6 +439,7 @@ def er_mrl_journal(path, name, iss=False):
     return study
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("iss", [False, True])
 @pytest.mark.parametrize("explicit", [False, True])
 def test_er_mrls_own_journal_opens(iss, explicit, sink, inline):

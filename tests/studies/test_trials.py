@@ -2,6 +2,7 @@ import json
 from dataclasses import replace
 
 import optuna
+import pytest
 from optuna.trial import TrialState, create_trial
 
 from erl.learners.core.evolved_settings import EvolvedSettings
@@ -45,6 +46,7 @@ def test_records_of_earlier_versions_are_read_as_those_of_today(quick):
     assert stored_records(both) == {0: to_json(kept)}
 
 
+@pytest.mark.slow
 def test_a_long_record_is_stored_in_pieces(quick):
     """Each attribute fits into 65,535 bytes, as MySQL asks; who reads it sees one record."""
     n = 2000

@@ -160,6 +160,7 @@ def test_another_study_with_the_name_of_finals_is_none(evolved, sink):
     assert finals_name(storage, f"{NAME}_finals") == f"{NAME}_finals_finals"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("renamed", [NAME, f"{NAME}_finals"])
 def test_a_renamed_evolution_and_renamed_finals_find_each_other(renamed, evolved, sink):
     first = chosen(study())
@@ -244,6 +245,7 @@ def test_commands_and_figures_show_the_winner(told, sink):
     assert "mean of the search after 8 trials, fitness" in "".join(_what_was_run(data))
 
 
+@pytest.mark.slow
 def test_a_copy_has_the_finals_too(told, sink):
     evolve(make(), sink)
     assert copy_study(CopyConfig(to="sqlite:///copy.db", to_name="other"), sink) == 0

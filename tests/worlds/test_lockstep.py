@@ -103,6 +103,7 @@ def assert_steps_like_gymnasium(lockstep, envs, steps, keep=slice(None)):
     return lockstep
 
 
+@pytest.mark.slow
 @quiet
 @pytest.mark.parametrize("env_id", FAST + EACH)
 def test_equals_gymnasium_bit_for_bit(env_id):
@@ -111,6 +112,7 @@ def test_equals_gymnasium_bit_for_bit(env_id):
     assert lockstep.fast == (env_id in FAST)
 
 
+@pytest.mark.slow
 @quiet
 @pytest.mark.parametrize(("env_id", "kwargs"), VARIANTS)
 def test_equals_gymnasium_for_any_arguments(env_id, kwargs):

@@ -177,6 +177,7 @@ def test_a_cohort_is_its_members_alone_to_the_last_bit(n_envs):
     assert essence(alone) == essence(together[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("learner", "engine", "config"),
     [
@@ -267,6 +268,7 @@ def evolution(**flags):
     return EvolutionConfig(**(settings | flags))
 
 
+@pytest.mark.slow
 def test_settings_are_evolved_and_tested(inline, quick, sink):
     flags = evolution(
         context="own_contexts:Recall",

@@ -118,6 +118,7 @@ def test_what_cannot_be_served_is_refused_in_one_line(name):
     assert name in str(refusal.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n, e in EXPECTED.items() if not e.refused])
 def test_every_learner_serves_it_or_refuses_its_actions(name):
     actions = PECULIAR[name].get("action_space", spaces.Discrete(2))

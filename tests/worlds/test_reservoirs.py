@@ -216,6 +216,7 @@ def acyclic(weights):
     return not np.linalg.matrix_power(pattern, len(pattern)).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("units", "connectivity", "sr"), [(10, 0.1, 1.0), (20, 0.01, 0.5), (30, 0.05, 2.0)]
 )
