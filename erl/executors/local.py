@@ -122,7 +122,9 @@ def _interrupted_later() -> Iterator[None]:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for each, handler in before.items():
-            signal.signal(each, handler)
+            signal.signal(
+                each, signal.SIG_DFL if handler is None else handler
+            )  # None: not Python's
         for number in dict.fromkeys(came):
             signal.raise_signal(number)
 
