@@ -122,9 +122,8 @@ def _interrupted_later() -> Iterator[None]:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for each, handler in before.items():
-            signal.signal(
-                each, signal.SIG_DFL if handler is None else handler
-            )  # None: not Python's
+            # None is one that Python did not install.
+            signal.signal(each, signal.SIG_DFL if handler is None else handler)
         for number in dict.fromkeys(came):
             signal.raise_signal(number)
 
