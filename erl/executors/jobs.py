@@ -6,6 +6,8 @@ coordinator and read by the job (that it shall stop). A board that arrives late,
 no result.
 """
 
+import os
+import signal
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,10 @@ import numpy as np
 
 # The folder below which a job on this machine finds and writes its files: every path is itself.
 HERE = "/"
+
+# Signals that ask for an end. A terminal and SLURM send them to a coordinator and to its workers
+# alike. They are the coordinator's business: it asks the workers for checkpoints.
+ENDING = frozenset({signal.SIGINT, signal.SIGTERM})
 
 # Arrays by the name of their column; a board's, or the part of one job.
 Rows = dict[str, np.ndarray]
@@ -41,6 +47,17 @@ class Column:
 Columns = Mapping[str, Column]
 # From the board and the interruption to the seconds that running jobs have to come to an end.
 OnInterrupt = Callable[[Rows, KeyboardInterrupt], float]
+
+
+def leave_signals_to_coordinator() -> None:
+    """In a worker, which was started while these signals were blocked: do nothing when they come.
+
+    Processes that an environment starts of its own ignore Ctrl-C too, and SIGTERM ends them.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)  # no program inherits a handler
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 def new_rows(columns: Columns, n: int) -> Rows:

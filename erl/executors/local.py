@@ -20,6 +20,7 @@ from joblib.externals.loky.backend import resource_tracker
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from erl.executors.jobs import (
+    ENDING,
     HERE,
     Columns,
     Job,
@@ -28,6 +29,7 @@ from erl.executors.jobs import (
     Rows,
     WorkerLost,
     first_rows,
+    leave_signals_to_coordinator,
     new_rows,
 )
 from erl.executors.warned import Received, send, to_stderr
@@ -83,8 +85,7 @@ def _prepare_worker(coordinator: int) -> None:
     """One thread, and an end when the coordinator is gone: a killed one cannot end its workers."""
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    leave_signals_to_coordinator()
     torch.set_num_threads(1)
 
     def end_with_coordinator() -> None:
@@ -99,8 +100,8 @@ def _prepare_worker(coordinator: int) -> None:
 def _interrupted_later() -> Iterator[None]:
     """Ctrl-C and SIGTERM are heard when the block has ended, with whatever handlers there are.
 
-    Workers that are started within inherit that Ctrl-C is blocked, until they ignore it: it is the
-    coordinator's business.
+    Workers that are started within inherit that both are blocked, until they leave them to the
+    coordinator.
     """
     if _QUIET not in os.environ.get("PYTHONWARNINGS", ""):
         others = os.environ.get("PYTHONWARNINGS")
@@ -115,8 +116,8 @@ def _interrupted_later() -> Iterator[None]:
     def note(number: int, frame: Any) -> None:
         came.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = {number: signal.signal(number, note) for number in ENDING}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         yield
     finally:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from erl.executors.concurrent_workers import MakeBench, work
-from erl.executors.jobs import WorkerLost
+from erl.executors.jobs import ENDING, WorkerLost, leave_signals_to_coordinator
 from erl.executors.lockstep import Job
 
 _ONE_THREAD = dict.fromkeys(
@@ -116,8 +116,7 @@ class ProcessHost:
                 **_ONE_THREAD,
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             }
-            # Workers inherit what is blocked: Ctrl-C is the lifetime's business.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
             try:
                 arguments = (theirs.fileno(), os.getpid(), self.folder, module)
                 process = subprocess.Popen(
@@ -216,6 +215,7 @@ def _fork_workers() -> None:
             if os.fork() == 0:
                 connection.close()
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                leave_signals_to_coordinator()
                 _serve(handles[0], Path(folder))
                 os._exit(0)
             os.close(handles[0])

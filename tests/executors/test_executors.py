@@ -6,6 +6,7 @@ import dataclasses
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -303,12 +304,15 @@ def test_an_interruption_while_a_result_is_taken(lasting):
 
 
 def masked(rows, folder):
-    """Whether a worker hears of Ctrl-C, or has it blocked."""
+    """Live through both signals; what is blocked, and how a program ends that gets SIGTERM."""
     rows["done"] += 1
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(os.getpid(), number)
     while not rows["limit"][0]:
         time.sleep(0.01)
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    return signal.getsignal(signal.SIGINT) == signal.SIG_IGN, blocked
+    program = subprocess.Popen(["sleep", "60"])
+    program.terminate()
+    return signal.pthread_sigmask(signal.SIG_BLOCK, ()), program.wait(30)
 
 
 @pytest.mark.slow
@@ -321,7 +325,7 @@ def test_a_signal_while_a_worker_starts_is_heard_when_it_has_started(number, mon
         return submit(self, *arguments)
 
     monkeypatch.setattr(ProcessPoolExecutor, "submit", submitted)
-    executor, results = LocalExecutor(1), []
+    executor, results = LocalExecutor(1, max_retries=0), []
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
     def let_end(board, interruption):
@@ -333,7 +337,7 @@ def test_a_signal_while_a_worker_starts_is_heard_when_it_has_started(number, mon
             results.extend(executor.run([Job(masked, ())], COLUMNS, lambda _: None, 0.05, let_end))
     finally:
         executor.close()
-    assert [r.value for r in results] == [(True, set())]
+    assert [r.value for r in results] == [(set(), -signal.SIGTERM)]
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 

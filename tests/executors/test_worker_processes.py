@@ -91,6 +91,18 @@ def test_a_worker_that_dies_is_replaced_and_its_job_is_asked_again(hosts, tmp_pa
     assert workers.counted == 192
 
 
+def test_signals_to_all_processes_of_a_run_end_no_worker(hosts):
+    """As SLURM and a terminal send them: the lifetime hears of them, and asks for its end."""
+    host = hosts()
+    run(host, [Job("sum", Sum("a"), 1)])
+    forker = host._forker[0].pid
+    for number in (signal.SIGINT, signal.SIGTERM):
+        for pid in (forker, *host.pids.values()):
+            os.kill(pid, number)
+    assert host.wait(0.5) == []  # else it would say which died
+    assert host._forker[0].poll() is None
+
+
 def test_what_a_job_raises_is_raised(hosts):
     with pytest.raises(ValueError, match="the job failed"):
         run(hosts(), [Job("sum", Sum("a", fault="raise"), 1)])
