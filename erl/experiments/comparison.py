@@ -54,7 +54,7 @@ from erl.studies.catalogue import ANY, find_evolved
 from erl.studies.configuration import EvolutionStudy, FinalsStudy, TestStudy
 from erl.studies.distributions import categorical, integer
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
-from erl.studies.study import Study, stored_config
+from erl.studies.study import Study, check_name, stored_config
 from erl.studies.tables import agent_tables, lines
 from erl.studies.trials import RunningTrial, why_failed
 from erl.studies.winner import Finalist, chosen, reached_by, store_tested
@@ -388,6 +388,7 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     specs = [arm_lifetime(w["arm"], w["seed"], config, params) for w in todo or wanted[:1]]
     outlook = _outlook(flags, test_name, asked, seeds, specs, len(todo))
     check_at_once(flags, outlook)
+    check_name(flags.results, test_name, config)
     sink.line(f"{test_name} in {shown(flags.results)}")
     if flags.dry_run:
         return dry_run(flags, outlook, sink, make_executor)

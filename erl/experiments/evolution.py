@@ -63,7 +63,7 @@ from erl.search.space import (
 from erl.studies.configuration import EvolutionStudy, differences
 from erl.studies.distributions import SearchSpace, distributions
 from erl.studies.storage import DEFAULT_STORAGE, shown
-from erl.studies.study import Study, stored_config
+from erl.studies.study import Study, check_name, stored_config
 from erl.studies.trials import Plan, RunningTrial, key_of
 from erl.studies.winner import (
     Choice,
@@ -316,6 +316,7 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     done = finished(flags.storage, name)
     outlook = outlook_of(flags, config, space, name, done)
     check_at_once(flags, outlook)
+    check_name(flags.storage, name, config)
     if flags.dry_run:
         _say_what(name, config, space, flags.storage, sink)
         return dry_run(flags, outlook, sink, make_executor)

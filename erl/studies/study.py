@@ -96,7 +96,6 @@ class Study:
                     f"study {name!r} is an incomplete copy: copy it again, with --overwrite"
                 )
             if config is not None:
-                self.check_maximised()
                 self._settle(config, created)
         except (SQLAlchemyError, StorageInternalError, OSError) as e:
             raise refused(storage, e) from None
@@ -105,6 +104,21 @@ class Study:
         self.lease = leases.Lease(self.storage, self._id)
         self._held: set[int] = set()  # ids of the trials that this coordinator holds
         self._records: dict[int, dict[int, LifetimeRecord]] = {}  # of open trials, as stored
+
+    def check_same(self, config: StudyConfig) -> None:
+        """Refuse this study for a command that would continue it with `config`. Nothing is written.
+
+        Raises:
+            UserError: it has another configuration, was not made by this project, or is minimised.
+        """
+        self.check_maximised()
+        if self.stored is not None:
+            self._compare(config)
+        elif self.optuna.get_trials(deepcopy=False):
+            raise UserError(
+                f"study {self.name!r} was not made by this project: it stores no "
+                f"configuration; choose another name with --h_test"
+            )
 
     def check_maximised(self) -> None:
         """Refuse a study that is minimised: its best trial would be the worst.
@@ -139,19 +153,13 @@ class Study:
                 if self.optuna.get_trials(deepcopy=False):
                     break
                 time.sleep(0.05)
+        self.check_same(config)
         if self.stored is None:  # its creator was killed, or it was made by hand
-            if self.optuna.get_trials(deepcopy=False):
-                raise UserError(
-                    f"study {self.name!r} was not made by this project: it stores no "
-                    f"configuration; choose another name with --h_test"
-                )
             self.optuna.set_user_attr("config", to_stored(config))
             self.optuna.set_user_attr("versions", versions())
             self.optuna.set_user_attr("commit", commit())
             if (command := this_command()) is not None:
                 self.optuna.set_user_attr(COMMAND, command)
-            return
-        self._compare(config)
 
     def _compare(self, config: StudyConfig) -> None:
         """Refuse a configuration that is not the stored one."""
@@ -574,3 +582,21 @@ def stored_config(storage: str, name: str) -> StudyConfig | None:
     with suppress(UserError):
         return Study(storage, name).config
     return None
+
+
+def check_name(storage: str, name: str, config: StudyConfig) -> None:
+    """Refuse a name that belongs to another study, before anything is done for this one.
+
+    Args:
+        storage: an address, see `open_storage`.
+        name: of the study that a command is about to create or to continue.
+        config: what that study would be.
+
+    Raises:
+        UserError: see `Study.check_same`.
+    """
+    study = None
+    with suppress(UserError):  # there is none, or its creation says why it cannot be opened
+        study = Study(storage, name)
+    if study is not None:
+        study.check_same(config)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import optuna
 import pytest
 
 from erl.errors import UserError
@@ -230,6 +231,29 @@ def test_a_dry_run_stores_nothing(quick, inline, sink):
     assert run(SingleConfig(env_id=REACH, learner="PPO", steps=5000, dry_run=True), sink) == 0
     assert sorted(Path().rglob("*")) == before
     assert sink.lines.count("dry run: nothing was trained or stored") == 2
+
+
+def test_a_dry_run_refuses_what_the_command_would(quick, inline, sink):
+    """A name that belongs to a study with another configuration, or to another program's."""
+    evolution = small(learner_config=quick)
+    assert evolve(evolution, sink) == 0
+    test = {"env_id": TOY, "HP_training_steps": 64, "arms": "PPO", "nb_seeds": 1, "workers": 1}
+    assert compare(ComparisonConfig(**test, training_steps=64), sink) == 0
+    training = {"env_id": REACH, "learner": "PPO", "steps": 64, "learner_config": quick}
+    assert run(SingleConfig(**training), sink) == 0
+    before = {path: path.is_file() and path.read_bytes() for path in Path().rglob("*")}
+    other = r"exists with another configuration: .*"
+    with pytest.raises(UserError, match=f"{other}nb_seeds"):
+        evolve(replace(evolution, nb_seeds=1, dry_run=True), sink)
+    with pytest.raises(UserError, match=f"{other}engine"):
+        compare(ComparisonConfig(**test, training_steps=64, engine="sb3", dry_run=True), sink)
+    with pytest.raises(UserError, match=f"{other}ep_eval"):
+        run(SingleConfig(**training, ep_eval=3, dry_run=True), sink)
+    assert {path: path.is_file() and path.read_bytes() for path in Path().rglob("*")} == before
+    make = {"storage": evolution.storage, "study_name": "by hand"}
+    optuna.create_study(**make)
+    with pytest.raises(UserError, match="is minimised"):
+        evolve(replace(evolution, h_test="x", study="by hand", dry_run=True), sink)
 
 
 @pytest.mark.parametrize(
