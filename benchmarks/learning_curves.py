@@ -99,6 +99,11 @@ AES_RL_ROWS = "benchmarks/results/aes_rl.jsonl"
 # faster than single precision, it is single precision.
 BF16 = "precision=bf16"
 # What the other learners take for an environment by themselves, TD3 is told.
+# What the axes of figures are called.
+AXES = {
+    "steps": "counted environment steps, thousands",
+    "uncounted_steps": "without the steps of the mean, thousands",
+}
 SWIMMER = {"Swimmer-v4": "gamma=0.9999"}
 COMPARISONS = {
     "ERL-Re2": Comparison(
@@ -425,7 +430,9 @@ def spread(values: list[float]) -> str:
 
 
 def figure(compared: Comparison, groups: Groups, path: Path) -> None:
-    """Mean and range over seeds, one panel for each environment and budget."""
+    """Mean and range over seeds, one panel for each environment and budget; where there are steps
+    that others do not count, a second row of panels over the steps without them.
+    """
     import matplotlib
 
     matplotlib.use("agg")
@@ -438,23 +445,37 @@ def figure(compared: Comparison, groups: Groups, path: Path) -> None:
     if not panels:
         print("\nno figure: it compares two arms at least")
         return
+    axes_of = ["steps"]
+    rows = [row for arms in panels.values() for rows in arms.values() for row in rows]
+    if any(row.get("axes") for row in rows) and not compared.equal_steps:
+        axes_of.append("uncounted_steps")
+    size = (4.2 * len(panels), 3.6 * len(axes_of))
     fig, axes = plt.subplots(
-        1, len(panels), figsize=(4.2 * len(panels), 3.6), layout="constrained", squeeze=False
+        len(axes_of), len(panels), figsize=size, layout="constrained", squeeze=False
     )
-    for ax, ((env_id, budget), arms) in zip(axes[0], sorted(panels.items())):
-        for arm in (a for a in drawn if a in arms):
-            draw(ax, arm, drawn[arm], arms[arm], budget)
-        ax.set(
-            title=env_id, xlabel="environment steps, thousands", ylabel="return, 5 fresh episodes"
-        )
-        ax.legend(fontsize="x-small")
+    for axis, row in zip(axes_of, axes):
+        for ax, ((env_id, budget), arms) in zip(row, sorted(panels.items())):
+            for arm in (a for a in drawn if a in arms):
+                draw(ax, arm, drawn[arm], arms[arm], budget, axis)
+            ax.set(title=env_id, xlabel=AXES[axis], ylabel="return, 5 fresh episodes")
+            ax.legend(fontsize="x-small")
     fig.savefig(path, metadata={"Date": None})
     print(f"\n{path}")
 
 
-def draw(ax: Any, name: str, arm: ComparedArm, rows: list[dict[str, Any]], budget: int) -> None:
+def on_axis(row: dict[str, Any], steps: Any, axis: str) -> Any:
+    """Counted steps of a row on another axis; without such an axis all are on both."""
+    axes = row.get("axes")
+    return steps if not axes else np.interp(steps, axes["steps"], axes[axis])
+
+
+def draw(
+    ax: Any, name: str, arm: ComparedArm, rows: list[dict[str, Any]], budget: int, axis: str
+) -> None:
     """The curves of one arm's policies."""
-    grid = np.arange(25_000, budget + 1, 25_000)
+    points = budget // 25_000
+    end = budget if axis == "steps" else min(on_axis(row, row["steps"], axis) for row in rows)
+    grid = np.arange(1, points + 1) * end / points
     for policy in arm.policies:
         beside = len(arm.policies) > 1 and policy == "rl"
         label = name
@@ -463,7 +484,9 @@ def draw(ax: Any, name: str, arm: ComparedArm, rows: list[dict[str, Any]], budge
         # Before a policy exists (nothing evolves in the first random steps) there is nothing to
         # draw.
         curves = [
-            np.array([(e["steps"], e[policy]) for e in r["evaluations"] if policy in e])
+            np.array(
+                [(on_axis(r, e["steps"], axis), e[policy]) for e in r["evaluations"] if policy in e]
+            )
             for r in rows
         ]
         values = np.array(
