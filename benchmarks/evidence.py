@@ -73,7 +73,7 @@ from erl.worlds.task_sets import load_task_set
 HERE = Path(__file__).resolve().parent
 ROWS = HERE / "results" / "evidence"
 LIFETIME = ["env_id", "arm", "seed", "state", "training_return", "final_return", "steps", "seconds"]
-FINAL = ["env_id", "trial", "mean", *LIFETIME[2:], "fitness"]
+FINAL = ["env_id", "of_trial", "mean", *LIFETIME[2:], "fitness"]
 RES = "RES_PPO_0.0003"
 # Of a flag that is given twice the last one counts. Final policies play two episodes, and not ten.
 SMALL_EVOLUTION = "--nb_trials 4 --nb_seeds 1 --training_steps {steps} --ep_eval 2"
@@ -469,7 +469,10 @@ def _write(path: Path, text: str) -> None:
 
 
 def table(args: argparse.Namespace) -> None:
-    """Print the table of every experiment that has rows, then the comparisons across them."""
+    """Print the table of every experiment that has rows, then the comparisons of their parts, over
+    all experiments.
+    """
+    parts = {each.part for each in chosen(args)}
     places = [("", ROWS), *([(", small", Path(args.small))] if args.small else [])]
     for each in chosen(args):
         for title, folder in places:
@@ -478,12 +481,14 @@ def table(args: argparse.Namespace) -> None:
     for title, folder in places:
         rows = {
             e.name: pd.read_csv(folder / f"{e.name}.csv")
-            for e in chosen(args)
+            for e in experiments()
             if (folder / f"{e.name}.json").exists()
         }
-        print_comparisons(rows, title)
-        print_matrix(rows, folder, title)
-        print_published(rows, title)
+        print_comparisons(rows, parts, title)
+        if "generalisation" in parts:
+            print_matrix(rows, folder, title)
+        if "memory" in parts:
+            print_published(rows, title)
 
 
 def print_experiment(each: Experiment, title: str, folder: Path) -> None:
@@ -514,10 +519,12 @@ def read_tables(each: Experiment, folder: Path) -> list[pd.DataFrame]:
     return [pd.read_csv(folder / f"{each.name}{end}.csv") for end in ("", "_trials", "_finals")]
 
 
-def print_comparisons(rows: dict[str, pd.DataFrame], title: str) -> None:
-    """Print the comparisons of which there are rows."""
+def print_comparisons(rows: dict[str, pd.DataFrame], parts: set[str], title: str) -> None:
+    """Print the comparisons of these parts of which there are rows."""
     roots = {e.name: e.root for e in experiments()}
     for comparison in comparisons():
+        if comparison.part not in parts:
+            continue
         made = compared(comparison, rows, roots)
         if not len(made):
             continue
@@ -555,9 +562,10 @@ def print_matrix(rows: dict[str, pd.DataFrame], folder: Path, title: str) -> Non
 
 
 def print_published(rows: dict[str, pd.DataFrame], title: str) -> None:
-    """Print our agents beside published results of the same environments."""
+    """Print our agents, evolved in the environment itself, beside published results."""
     published, arms = listed()["published"], (RES, "STACK_PPO", "RecurrentPPO", "PPO")
-    frames = [f for f in rows.values() if len(f)]
+    memory = {e.name for e in experiments() if e.part == "memory"}
+    frames = [f for name, f in rows.items() if name in memory and len(f)]
     every = pd.concat(frames) if frames else pd.DataFrame(columns=["env_id", "arm", PRIMARY])
     lines = []
     for entry in published["rows"]:

@@ -57,6 +57,7 @@ class Comparison:
         groups: within which members are compared, such as environments.
         members: what is compared.
         baseline: the label of the member that each other one is compared with.
+        tests: of members against the baseline that are planned, in all groups.
         paired: by root and test seed, with Wilcoxon's signed-rank test; otherwise Mann and
             Whitney's test of all seeds.
         averaged: over the groups, for each seed, before the comparison.
@@ -68,6 +69,7 @@ class Comparison:
     groups: tuple[str, ...]
     members: tuple[Member, ...]
     baseline: str
+    tests: int
     paired: bool = False
     averaged: bool = False
 
@@ -112,6 +114,8 @@ def compared(
     column: str = PRIMARY,
 ) -> pd.DataFrame:
     """Each member against the baseline within each group: one family, corrected by Holm's method.
+    Tests that are planned and have no scores yet count with p = 1, so that a p-value does not grow
+    when they come.
 
     Returns:
         Columns `group`, `env_id`, `member`, `seeds`, `iqm`, `low`, `high` (95 % bootstrap), and in
@@ -145,8 +149,9 @@ def compared(
             lines.append(line)
     table = pd.DataFrame(lines)
     if "p" in table:
-        tested = table.p.notna()
-        table.loc[tested, "p_holm"] = holm(table.p[tested])
+        p = table.p[table.p.notna()]
+        missing = np.ones(max(0, comparison.tests - len(p)))
+        table.loc[p.index, "p_holm"] = holm(np.concatenate([p, missing]))[: len(p)]
     return table
 
 
@@ -229,15 +234,17 @@ def interval(table: pd.DataFrame, low: str, high: str) -> list[str]:
 
 def said(comparison: Comparison, table: pd.DataFrame) -> str:
     """What a reader of the table must know."""
-    tests = int(table.p.notna().sum()) if "p" in table else 0
+    there = int(table.p.notna().sum()) if "p" in table else 0
+    left = comparison.tests - there
+    to_come = f", {left} of them to come" * (left > 0)
     how = "Mann and Whitney's test of all seeds"
     if comparison.paired:
         how = "Wilcoxon's signed-rank test of pairs of equal root and test seed"
     return (
         f"{comparison.question} Mean return of the last training episodes, the measure that was "
-        f"chosen in advance. p: {how}, two-sided; Holm's correction for this table's {tests} "
-        f"comparisons with {comparison.baseline}. Intervals are over test seeds: they do not "
-        "contain the luck of the evolution."
+        f"chosen in advance. p: {how}, two-sided; Holm's correction for the {comparison.tests} "
+        f"comparisons with {comparison.baseline} that were planned{to_come}. Intervals are over "
+        "test seeds: they do not contain the luck of the evolution."
     )
 
 

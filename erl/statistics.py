@@ -323,11 +323,14 @@ def bands(
 
 
 def _trimmed(values: np.ndarray, axis: int) -> np.ndarray:
-    """`interquartile_mean` along an axis: SciPy's `trim_mean`, without its overhead."""
+    """`interquartile_mean` along an axis: SciPy's `trim_mean`, without its overhead. NaN where a
+    value is NaN.
+    """
     n = values.shape[axis]
     cut = n // 4
     parted = np.partition(values, (cut, n - cut - 1), axis)
-    return np.take(parted, np.arange(cut, n - cut), axis).mean(axis)
+    trimmed = np.take(parted, np.arange(cut, n - cut), axis).mean(axis)
+    return np.where(np.isnan(values).any(axis), np.nan, trimmed)
 
 
 # Points of a learning curve, of at most 200, over which single episodes are averaged out.

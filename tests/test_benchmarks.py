@@ -260,6 +260,42 @@ def test_the_planned_steps_of_an_experiment():
     assert of["pendulum_erl_re2"].steps() == 2 * (12 + 9) * 100_000 + 9 * 100_000
 
 
+def all_rows(comparison):
+    """Scores of all experiments as their tests would give them, without failures."""
+    rows, rng = {}, np.random.default_rng(0)
+    for each in evidence.experiments():
+        frames = []
+        for command in each.tests:
+            default = f"{each.baseline},{each.baseline.removeprefix('RES_')},RANDOM_PPO"
+            arms = evidence.flag(command, "arms", default).split(",")
+            arms += ["RecurrentPPO", "RANDOM_PPO", "PPO"] * ("--controls" in command)
+            study, env_id = (evidence.flag(command, name, "") for name in ("h_test", "env_id"))
+            frames += [
+                scored(f"_{study}_", arm, rng.normal(size=3), env_id) for arm in dict.fromkeys(arms)
+            ]
+        rows[each.name] = pd.concat(frames)
+    return rows
+
+
+@pytest.mark.parametrize("comparison", evidence.comparisons(), ids=lambda c: c.name)
+def test_the_family_of_a_comparison_is_as_large_as_all_experiments_make_it(comparison):
+    roots = {e.name: e.root for e in evidence.experiments()}
+    table = tables.compared(comparison, all_rows(comparison), roots)
+    assert table.p.notna().sum() == comparison.tests
+    assert "to come" not in tables.said(comparison, table)
+
+
+def test_beside_published_results_stand_reservoirs_that_were_evolved_there(capsys):
+    """And not those of the same environments that were evolved on a set."""
+    env_id = "popgym:popgym-RepeatPreviousEasy-v0"
+    rows = {
+        "repeat_previous_easy": scored("s", evidence.RES, [1.0, 0.5], env_id),
+        "on_popgym": scored("s", evidence.RES, [-1.0, -1.0], env_id),
+    }
+    evidence.print_published(rows, "")
+    assert "| RepeatPreviousEasy-v0 | 0.750 |" in " ".join(capsys.readouterr().out.split())
+
+
 def test_every_experiment_is_compared_and_every_member_exists():
     names = [e.name for e in evidence.experiments()]
     used = set()
@@ -284,7 +320,7 @@ def a_comparison(**changes):
         tables.Member("with", "{group}_a_*", "R"),
         tables.Member("without", "{group}_b_*", "R"),
     )
-    return tables.Comparison("c", "p", "?", ("x",), members, "with", **changes)
+    return tables.Comparison("c", "p", "?", ("x",), members, "with", **{"tests": 1} | changes)
 
 
 def test_pairs_of_a_comparison_have_equal_root_and_test_seeds():
@@ -318,6 +354,12 @@ def test_the_family_of_a_comparison_is_all_groups():
     assert table.env_id.tolist() == ["x", "y"]
     small, large = table.p
     assert table.p_holm.tolist() == [2 * small, large]
+    planned = dataclasses.replace(comparison, tests=5)  # three have no scores yet
+    table = tables.compared(planned, rows, dict.fromkeys(rows, 0)).dropna(subset="p")
+    assert table.p_holm.tolist() == [5 * small, min(1.0, 4 * large)]
+    assert "for the 5 comparisons with with that were planned, 3 of them to come." in tables.said(
+        planned, table
+    )
     assert small == mann_whitney(rows["x_b_1"].training_return, rows["x_a_1"].training_return)
     averaged = dataclasses.replace(comparison, averaged=True, paired=True)
     (_, row) = tables.compared(averaged, rows, dict.fromkeys(rows, 0)).itertuples()

@@ -335,6 +335,8 @@ def test_a_band_is_the_bootstrap_interval_at_each_point():
         expected = bootstrap_interval(values[:, i], interquartile_mean)
         assert (low[i], high[i]) == pytest.approx(expected, abs=0.12)
     assert np.isnan(bands(values[:1])[1]).all()
+    values[0, 1] = np.nan  # is no large value
+    assert [np.isnan(end).tolist() for end in bands(values)] == [[False, True, False]] * 3
 
 
 def test_a_smoothed_curve_is_a_mean_of_its_last_points():

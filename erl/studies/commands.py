@@ -27,7 +27,7 @@ from erl.studies.configuration import FinalsStudy, SingleStudy, TestStudy, from_
 from erl.studies.flags import DOCUMENTS, CopyConfig, ExportConfig, ListConfig, ShowConfig
 from erl.studies.following import UID
 from erl.studies.leases import PLACE
-from erl.studies.records import generations, records
+from erl.studies.records import generations, records, trial_rows
 from erl.studies.storage import open_storage, shown, study_names
 from erl.studies.study import COMMAND, COPY, TRACKED, Study
 from erl.studies.tables import agent_tables, to_frame, to_latex, to_markdown, to_text_frame
@@ -244,25 +244,6 @@ def _show_tests(study: Study, sink: Sink) -> None:
         sink.line(f"tests of {choice.winner.title}:")
         for name, test in tests.items():
             sink.line(f"  {test.line}: {name}")
-
-
-def trial_rows(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
-    """Every trial of a study, one row each: `trial`, `state`, its parameters, `fitness`, `begun`,
-    `ended`, `generation`, `error`.
-    """
-    return pd.DataFrame(
-        {
-            "trial": t.number,
-            "state": t.state.name,
-            **t.params,
-            "fitness": t.values[0] if t.values is not None and len(t.values) == 1 else None,
-            "begun": t.datetime_start,
-            "ended": t.datetime_complete,
-            "generation": t.user_attrs.get("generation"),
-            "error": why_failed(t),
-        }
-        for t in trials
-    )
 
 
 def with_json(table: pd.DataFrame) -> pd.DataFrame:

@@ -28,10 +28,9 @@ from erl.studies.configuration import (
     StudyConfig,
     TestStudy,
 )
-from erl.studies.records import decoded, generation_rows, lifetime_rows
+from erl.studies.records import decoded, generation_rows, lifetime_rows, trial_rows
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown
 from erl.studies.study import Study
-from erl.studies.trials import why_failed
 from erl.studies.winner import (
     Choice,
     Finalist,
@@ -158,7 +157,7 @@ def read_study(address: str, storage: str = DEFAULT_STORAGE) -> StudyData:
         storage: where a study lies that is only named.
 
     Raises:
-        UserError: there is no such study.
+        UserError: there is no such study, or it is minimised.
     """
     if Path(address).is_dir():
         return read_tensorboard(address)
@@ -183,7 +182,12 @@ def read_study(address: str, storage: str = DEFAULT_STORAGE) -> StudyData:
 
 
 def read_trials(study: Study) -> StudyData:
-    """A study with its trials, and without what their lifetimes recorded."""
+    """A study with its trials, and without what their lifetimes recorded.
+
+    Raises:
+        UserError: it is minimised.
+    """
+    study.check_maximised()
     trials, config, attrs = study.trials(), study.config, study.optuna.user_attrs
     choice = chosen(study) if config is None or isinstance(config, EvolutionStudy) else None
     return StudyData(
@@ -194,7 +198,7 @@ def read_trials(study: Study) -> StudyData:
         versions=attrs.get("versions") or {},
         commit=attrs.get("commit"),
         space=_space(trials),
-        trials=_trial_frame(trials),
+        trials=trial_rows(trials),
         lifetimes=pd.DataFrame(),
         generations=pd.DataFrame(),
         stored=study.stored or {},
@@ -237,25 +241,6 @@ def _axis(d: BaseDistribution) -> Axis:
     if isinstance(d, CategoricalDistribution):
         return Axis(0, len(d.choices) - 1, choices=tuple(d.choices))
     return Axis(float(d.low), float(d.high), bool(d.log))  # type: ignore[attr-defined]
-
-
-def _trial_frame(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
-    columns = ["trial", "state", "fitness", "generation", "begun", "ended", "pruned_at", "error"]
-    rows = [
-        {
-            "trial": t.number,
-            "state": t.state.name,
-            **t.params,
-            "fitness": t.values[0] if t.values and len(t.values) == 1 else None,
-            "generation": t.user_attrs.get("generation"),
-            "begun": t.datetime_start,
-            "ended": t.datetime_complete,
-            "pruned_at": (t.user_attrs.get("pruned") or {}).get("point"),
-            "error": why_failed(t),
-        }
-        for t in trials
-    ]
-    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)
 
 
 # -- TensorBoard --

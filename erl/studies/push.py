@@ -20,11 +20,11 @@ import numpy as np
 from erl.cli import Sink
 from erl.errors import UserError
 from erl.files import folder_name, to_yaml
-from erl.studies.commands import name_of, trial_rows, with_json
+from erl.studies.commands import name_of, with_json
 from erl.studies.configuration import EvolutionStudy, StudyConfig, TestStudy
 from erl.studies.flags import PushConfig
 from erl.studies.notes import study_note
-from erl.studies.records import records
+from erl.studies.records import records, trial_rows
 from erl.studies.storage import open_storage
 from erl.studies.study import COMMAND, Study
 from erl.studies.tables import AgentTable, agent_tables, to_frame, to_markdown, to_text_frame

@@ -5,14 +5,14 @@ lifetime.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from optuna.trial import FrozenTrial
 
 from erl.lifetimes.record import LifetimeRecord
 from erl.studies.study import Study
-from erl.studies.trials import lifetime_records
+from erl.studies.trials import lifetime_records, why_failed
 from erl.worlds.specification import to_json
 
 if TYPE_CHECKING:
@@ -25,13 +25,43 @@ def records(storage: str, name: str) -> pd.DataFrame:
     """Every lifetime of a study, one row each.
 
     Returns:
-        Columns: `trial`, `state`, `lifetime`, the trial's parameters, `fitness`, `training_return`,
-            `final_return`,
-        `episodes`, `steps`, `seconds`, `curve` (list of (steps, return)), `reports` (at tenths of
-        the budget), `inner` (dictionary, see `LifetimeRecord`, or None), `note`, `error`, `env_id`,
-        `learner`, and the seeds.
+        Columns: `trial`, `state`, `lifetime`, the trial's parameters (see `parameters`), `fitness`,
+        `training_return`, `final_return`, `episodes`, `steps`, `seconds`, `curve` (list of (steps,
+        return)), `reports` (at tenths of the budget), `inner` (dictionary, see `LifetimeRecord`, or
+        None), `note`, `error`, `env_id`, `learner`, and the seeds.
     """
     return lifetime_rows(decoded(Study(storage, name).trials()))
+
+
+def parameters(trial: FrozenTrial) -> dict[str, Any]:
+    """The parameters of a trial as columns. A trial of finals names a trial of the evolution in its
+    parameter `trial`: the column is `of_trial`, since `trial` is its own number.
+    """
+    return {"of_trial" if k == "trial" else k: value for k, value in trial.params.items()}
+
+
+def trial_rows(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
+    """Trials, one row each: `trial`, `state`, the parameters, `fitness`, `generation`, `begun`,
+    `ended`, `pruned_at` (the point of comparison), `error`.
+    """
+    import pandas as pd
+
+    columns = ["trial", "state", "fitness", "generation", "begun", "ended", "pruned_at", "error"]
+    rows = [
+        {
+            "trial": t.number,
+            "state": t.state.name,
+            **parameters(t),
+            "fitness": t.values[0] if t.values and len(t.values) == 1 else None,
+            "generation": t.user_attrs.get("generation"),
+            "begun": t.datetime_start,
+            "ended": t.datetime_complete,
+            "pruned_at": (t.user_attrs.get("pruned") or {}).get("point"),
+            "error": why_failed(t),
+        }
+        for t in trials
+    ]
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)
 
 
 def decoded(trials: Sequence[FrozenTrial]) -> Lived:
@@ -51,7 +81,7 @@ def lifetime_rows(lived: Lived) -> pd.DataFrame:
                     "trial": trial.number,
                     "state": trial.state.name,
                     "lifetime": index,
-                    **trial.params,
+                    **parameters(trial),
                     "fitness": record.fitness,
                     "training_return": record.training_return,
                     "final_return": float(np.mean(record.final_returns))
@@ -111,7 +141,7 @@ def generation_rows(lived: Lived) -> pd.DataFrame:
             known = {
                 "trial": trial.number,
                 "lifetime": index,
-                **trial.params,
+                **parameters(trial),
                 "env_id": spec.task.env_id,
                 "learner": spec.learner.name,
             }

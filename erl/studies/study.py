@@ -130,7 +130,7 @@ class Study:
             raise UserError(
                 f"study {self.name!r} is minimised, which is Optuna's default for a study that was "
                 f"made by hand; returns are maximised here: make it with direction='maximize', or "
-                f"choose another name with --h_test"
+                f"choose another study"
             )
 
     def _create(self, name: str) -> bool:

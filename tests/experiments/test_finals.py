@@ -26,6 +26,7 @@ from erl.studies.commands import ShowConfig, show_study
 from erl.studies.configuration import EvolutionStudy, TestStudy
 from erl.studies.distributions import distributions
 from erl.studies.notes import _plain
+from erl.studies.records import records
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
 from erl.studies.study import Study
 from erl.studies.winner import (
@@ -97,6 +98,9 @@ def test_the_best_trials_and_the_mean_are_lived_on_seeds_of_their_own(evolved, s
     assert set(lived) == {Seeds.derive(0, "finals", i) for i in range(3)}
     others = {Seeds.derive(0, phase, i) for phase in ("evolution", "test") for i in range(100)}
     assert not {s.reservoir for s in lived} & {s.reservoir for s in others}
+    table = records(DEFAULT_STORAGE, f"{NAME}_finals")
+    assert set(table.trial) == {t.number for t in final_trials()}
+    assert set(table.of_trial.dropna()) == {t.number for t in best}
     for trial in best:
         (one,) = [f for f in choice.finalists if f.trial == trial.number]
         assert np.mean(one.proposed) == pytest.approx(trial.value)

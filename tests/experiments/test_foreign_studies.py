@@ -13,6 +13,7 @@ from erl.errors import UserError
 from erl.experiments.comparison import ComparisonConfig, MultiComparisonConfig, compare
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.search.space import NO_BIAS
+from erl.studies.data import read_study
 from erl.studies.records import records
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
 from erl.studies.study import Study
@@ -65,6 +66,8 @@ def test_a_study_that_is_minimised_is_refused(quick, sink):
     foreign([({"sr": 1.0, "lr": 0.5}, 1.0)], name="other", direction="minimize")
     with pytest.raises(UserError, match="'other' is minimised"):
         compare(ComparisonConfig(study="other", **TEST), sink)
+    with pytest.raises(UserError, match="'other' is minimised"):  # figures rank and accumulate
+        read_study("other")
     assert not Study(DEFAULT_STORAGE, NAME).trials()
 
 
