@@ -145,7 +145,10 @@ def parse_json(text: str) -> Any:
     Raises:
         ValueError: the text is no JSON, or gives a key twice.
     """
-    return json.loads(text, object_pairs_hook=_once)
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -279,13 +279,13 @@ def _read_file(path: str) -> dict[Any, Any]:
     if Path(path).suffix.casefold() not in endings:
         raise UserError(f"--config {path}: the name of the file must end in {', '.join(endings)}")
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:
         reason = getattr(e, "strerror", None) or e
         raise UserError(f"--config {path} cannot be read: {reason}") from e
     try:
         data = tomllib.loads(text) if path.casefold().endswith(".toml") else parse_yaml(text)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{path} is not valid: {' '.join(str(e).split())}") from e
     if not isinstance(data, dict | None):
         raise UserError(f"{path} must hold names and values, not a {type(data).__name__}")

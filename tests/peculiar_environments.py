@@ -207,7 +207,8 @@ PECULIAR = {
     "TwoByTwoForces": {"action_space": box(2, 2)},
     "ScalarForce": {"action_space": box()},
     "LopsidedForce": {"action_space": box(2, low=-3, high=1)},
-    "DoubleForce": {"action_space": box(1, dtype=np.float64)},
+    # Single precision rounds these bounds to outside of the space.
+    "DoubleForce": {"action_space": box(1, dtype=np.float64, low=-0.1, high=0.3)},
     "WholeNumbers": {
         "action_space": box(2, dtype=np.int64, low=0, high=5),
         "refused": "a Box of whole numbers",

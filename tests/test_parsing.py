@@ -47,7 +47,7 @@ def test_lists_tables_and_further_spellings_of_a_file():
     config = parse(SingleConfig, words)
     assert config.seeds == "3,5"
     assert parse_settings(config.set) == {"gamma": 0.9, "net_arch": [8, 8]}
-    words = written("e.toml", "[env_kwargs]\ngravity = 5\n")
+    words = written("e.toml", "\ufeff[env_kwargs]\ngravity = 5\n")  # as some editors begin a file
     assert parse_arguments(parse(EvolutionConfig, words).env_kwargs) == {"gravity": 5}
     assert parse(SingleConfig, written("b.yaml", "training_timesteps: 3")).steps == 3
     assert parse(FigureConfig, written("c.yaml", "{study: [a, b], folder: f}")).study == "a,b"
@@ -65,6 +65,7 @@ def test_lists_tables_and_further_spellings_of_a_file():
         ("a.yaml", "words", "a.yaml must hold names and values, not a str"),
         ("a.toml", "nb_trials = ", "a.toml is not valid"),
         ("a.toml", "[nb_trials]\na = 1", "nb_trials must be a whole number, not"),
+        ("a.toml", f"a = {'[' * 2000}", "a.toml is not valid"),
         ("a.json", "{}", "must end in .yaml, .yml, .toml"),
         ("a.yaml", "nb_trials: 0", "--nb_trials must be at least 1, not 0"),
         ("a.yaml", "config: b.yaml", "unknown flag 'config'"),

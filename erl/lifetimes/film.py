@@ -10,9 +10,10 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache
+from itertools import chain, count, pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -310,6 +311,16 @@ def diverging(values: np.ndarray) -> np.ndarray:
 # -- files --
 
 
+def _timed(frames: Iterable[Image.Image], fps: float) -> Iterator[Image.Image]:
+    """Frames with the time that each is shown. A GIF has whole hundredths of a second: they are
+    rounded so that the film keeps its pace.
+    """
+    ends = (round(100 * (k + 1) / fps) for k in count())
+    for frame, (begin, end) in zip(frames, pairwise(chain([0], ends))):
+        frame.info["duration"] = 10 * (end - begin)
+        yield frame
+
+
 def _write(path: Path, frames: Iterable[Image.Image], fps: float) -> None:
     """Write a film from frames that are made one by one."""
     ending = path.suffix.lower()
@@ -325,14 +336,10 @@ def _write(path: Path, frames: Iterable[Image.Image], fps: float) -> None:
                 for frame in frames:
                     writer.append_data(np.asarray(frame))
             return
-        images = iter(frames)
+        images = _timed(frames, fps) if ending == ".gif" else iter(frames)
+        times: dict[str, Any] = {} if ending == ".gif" else {"duration": 1000 / fps}
         next(images).save(
-            part,
-            format=forms[ending],
-            save_all=True,
-            append_images=images,
-            duration=1000 / fps,
-            loop=0,
+            part, format=forms[ending], save_all=True, append_images=images, loop=0, **times
         )
 
     try:

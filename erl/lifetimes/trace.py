@@ -117,7 +117,8 @@ def _play(
     observation, _ = env.reset(seed=seed)
     seen = observation if encoder is None else encoder.reset(0, observation)
     dtype = (env.observation_space if encoder is None else encoder.space).dtype
-    shown, states, inputs = [observation], [_state(encoder)], [_inputs(encoder)]
+    # Copies: some environments write each observation into the same array.
+    shown, states, inputs = [observation.copy()], [_state(encoder)], [_inputs(encoder)]
     codec, actions = Actions(env.action_space), list[np.ndarray]()
     rewards: list[float] = []
     frames = [] if draw is None else [draw(env, 0)]
@@ -135,7 +136,7 @@ def _play(
             seen = encoder.step(observation[None], action[:1], np.asarray([reward]))[0]
             encoder.check()
         over, start = terminated or truncated, np.zeros(1, dtype=bool)
-        shown.append(observation)
+        shown.append(observation.copy())
         states.append(_state(encoder))
         inputs.append(_inputs(encoder))
         actions.append(np.zeros(codec.size))

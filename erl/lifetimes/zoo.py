@@ -58,14 +58,17 @@ def export(model: str | Path, folder: str | Path) -> str:
     algorithm = zoo_name(spec)
     stem, name = str(model).removesuffix(".zip"), _env_id(spec).replace("/", "-")
     statistics = Path(f"{stem}.vecnormalize.pkl")
+    kwargs = to_json(spec.task.kwargs)  # which of the two files is read depends on the script
     settings = {
         "env_wrapper": [{WRAPPER: {"lifetime": to_json(spec)}}],
-        "env_kwargs": to_json(spec.task.kwargs),
+        "env_kwargs": kwargs,
         "normalize": {"norm_obs": True, "norm_reward": False} if statistics.is_file() else False,
     }
     texts = {
         "config.yml": to_yaml(settings),
-        "args.yml": to_yaml({"env": _env_id(spec), "algo": algorithm, "env_kwargs": None}),
+        "args.yml": to_yaml(
+            {"env": _env_id(spec), "algo": algorithm, "env_kwargs": kwargs or None}
+        ),
     }
     try:
         number = _new_number(Path(folder) / algorithm, name)

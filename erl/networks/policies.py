@@ -33,6 +33,7 @@ class Policies:
                 f"perceptrons of {tuple(sizes)} have {n_parameters(sizes)} parameters each, and "
                 f"the rows are {self._rows.shape}"
             )
+        self._everyone = list(range(len(self._rows)))
         self._who: list[int] | None = None
         self.layers = self._cut(self._rows)
 
@@ -53,10 +54,12 @@ class Policies:
             who: int array (k,), which policies; None for all. Those of the latest call are kept at
                 hand, since episodes last.
         """
-        wanted = None if who is None or len(who) == len(self._rows) else who.tolist()
+        wanted = None if who is None else who.tolist()
+        if wanted == self._everyone:
+            wanted = None
         if wanted != self._who:
             self._who = wanted
-            self.layers = self._cut(self._rows if who is None else self._rows[who])
+            self.layers = self._cut(self._rows if wanted is None else self._rows[wanted])
         h = np.asarray(x, dtype=np.float32)
         for weight, bias in self.layers[:-1]:
             h = np.matmul(h, weight)

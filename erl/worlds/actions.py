@@ -188,7 +188,8 @@ class Actions:
         if not isinstance(space, spaces.Box):
             raise TypeError(f"only the actions of a Box have a scale, not those of {space}")
         shaped = values.reshape(len(values), *space.shape)
-        return (space.low + 0.5 * (shaped + 1.0) * (space.high - space.low)).astype(space.dtype)
+        scaled = (space.low + 0.5 * (shaped + 1.0) * (space.high - space.low)).astype(space.dtype)
+        return np.clip(scaled, space.low, space.high)  # the sum is rounded
 
 
 def _vector(space: spaces.Box) -> spaces.Box:

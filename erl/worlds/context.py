@@ -177,7 +177,8 @@ def cohort_part(context: Context | None, input_dim: int) -> Hashable:
         sizes = context.own.sizes(input_dim)
         return replace(context, own=OwnContext(context.own.name)), *sizes
     units = sum(r.units for r in context.reservoirs)
-    return replace(context, reservoirs=(), obs_units=None), units
+    shown = units if context.obs_units is None else context.obs_units
+    return replace(context, reservoirs=(), obs_units=shown), units
 
 
 class ReservoirWrapper(gym.Wrapper, RecordConstructorArgs):

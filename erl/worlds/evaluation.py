@@ -207,7 +207,11 @@ def _begin(world: World, slot: int, seed: int | None = None) -> np.ndarray:
 
 def _raise_faults(world: World) -> None:
     if world.faults:
-        raise world.faults[0]
+        error = world.faults[0]
+        told = type(error)(f"in an evaluation: {error}")
+        for note in getattr(error, "__notes__", ()):
+            told.add_note(note)
+        raise told from error.__cause__
 
 
 def _too_long(length: int) -> RuntimeError:

@@ -208,15 +208,16 @@ class Lockstep:
         kind: picklable.
 
         An environment's state is the attributes of its Python object and of its wrappers, plus
-        mjData. Where some cannot be pickled (Box2D keeps its world in C++), only the random stream
-        is saved. Changes made to an mjModel are not.
+        mjData. Where some cannot be pickled (Box2D keeps its world in C++), or arrays share memory,
+        only the random stream is saved. Changes made to an mjModel are not.
         """
         return {
             "kind": str(self.envs[0]),
             "elapsed": self.elapsed.copy(),
             "faults": dict(self.faults),
             "unstarted": set(self._unstarted),
-            "envs": [snapshot(e) or deepcopy(e.unwrapped.np_random) for e in self.envs],
+            "streams": [deepcopy(e.unwrapped.np_random) for e in self.envs],
+            "envs": [snapshot(e) or b"" for e in self.envs],
         }
 
     def set_state(self, state: dict[str, Any]) -> list[int]:
@@ -241,10 +242,8 @@ class Lockstep:
         for i, (env, saved) in enumerate(zip(self.envs, state["envs"])):
             if saved is None:
                 continue
-            if isinstance(saved, bytes):
-                restore(env, saved)
-            else:
-                env.unwrapped.np_random = deepcopy(saved)
+            env.unwrapped.np_random = deepcopy(state["streams"][i])
+            if not saved or not restore(env, saved):
                 lost.append(i)
         lost = [i for i in lost if i not in self.faults]
         self._unstarted = {*state["unstarted"], *lost}
@@ -267,7 +266,6 @@ class Lockstep:
             self._frame_skip = cores[0].frame_skip
         self._all = self._latest = self._make_group(list(range(self.n)))
         self._all.index = slice(None)  # as all rows, and faster
-        self._all.index = slice(None)
 
     def _group(self, slots: np.ndarray | None) -> "_Group":
         """What stepping these slots goes through; the latest is kept, since episodes last."""

@@ -4,7 +4,7 @@ One rule for all learners, engines, arms and evaluation: an agent sees floating-
 the precision that the environment declares for its real numbers (double where a Box is float64,
 single otherwise). What is delivered is converted to that, and never rounded to whole numbers: where
 a Box declares integers, and 4.33 comes, the agent sees 4.33. So the declared precision of reals
-holds, and a wrongly declared one loses nothing.
+holds. Whole numbers above 16,777,216 are rounded to single precision.
 """
 
 from collections.abc import Mapping, Sequence

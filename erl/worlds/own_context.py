@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from erl.errors import EnvironmentFault, UserError
+from erl.errors import RAISED, EnvironmentFault, UserError
 from erl.worlds.arguments import Arguments
 
 
@@ -60,7 +60,7 @@ def class_of_user(name: str, what: str) -> Any:
     see_working_folder()
     try:
         return getattr(import_module(module), kind)
-    except Exception as e:  # the module runs when it is imported
+    except RAISED as e:  # the module runs when it is imported
         raise UserError(f"the {what} {name} cannot be made: {type(e).__name__}: {e}") from e
 
 
@@ -89,7 +89,7 @@ class OwnContext:
         kind = class_of_user(self.name, "context")
         try:
             memory = kind(input_dim, seed, **self.settings)
-        except Exception as e:
+        except RAISED as e:
             given = f" with {self.settings}" if self.settings else ""
             raise UserError(
                 f"the context {self.name} cannot be made{given}: {type(e).__name__}: {e}"
@@ -116,7 +116,7 @@ def _sizes(context: OwnContext, input_dim: int) -> tuple[int, int]:
     try:
         state = _next(memory, np.zeros(memory.units), np.zeros(input_dim))
         seen = _seen(memory, state, None)
-    except Exception as e:
+    except RAISED as e:
         raise UserError(
             f"the context {context.name} fails at its first step: {type(e).__name__}: {e}"
         ) from e
@@ -128,6 +128,8 @@ def _next(memory: Memory, state: np.ndarray, inputs: np.ndarray) -> np.ndarray:
     found = np.asarray(memory.step(state.copy(), inputs.copy()), dtype=float)
     if found.shape != state.shape:
         raise ValueError(f"step gave a state of shape {found.shape}, not {state.shape}")
+    if not np.isfinite(found).all():
+        raise ValueError("step gave a state with numbers that are not finite")
     return found
 
 
@@ -137,6 +139,8 @@ def _seen(memory: Memory, state: np.ndarray, size: int | None) -> np.ndarray:
     seen = state if output is None else np.asarray(output(state.copy()), dtype=float)
     if seen.ndim != 1 or (size is not None and len(seen) != size):
         raise ValueError(f"output gave an array of shape {seen.shape}, not a vector of its length")
+    if not np.isfinite(seen).all():
+        raise ValueError("output gave numbers that are not finite")
     return seen
 
 
@@ -209,7 +213,7 @@ class OwnBank:
         try:
             state = _next(memory, self.state[agent], inputs)
             seen = _seen(memory, state, self.size)
-        except Exception as e:
+        except RAISED as e:
             fault = EnvironmentFault(f"the context failed: {type(e).__name__}: {e}")
             fault.__cause__ = e
             self.faults[agent], self._memories[agent] = fault, _Still(self.units, self.size)

@@ -104,22 +104,24 @@ def find(env_id: str) -> Any:
         hint = f'; pip install "erl[{e.name}]"' if e.name in EXTRAS else ""
         raise UserError(f"environment {env_id!r}: {e}{hint}") from e
     except gym.error.DeprecatedEnv as e:
-        name = env_id.rpartition("-v")[0]
-        newest = max(
-            (s.version or 0, i)
-            for i, s in gym.registry.items()
-            if s.name == name.rpartition("/")[2]
-        )[1]
+        others = _versions(env_id)
+        use = f"; use {others[-1]}" if others else ""
         raise UserError(
-            f"Gymnasium {gym.__version__} no longer has environment {env_id!r}; use {newest}"
+            f"Gymnasium {gym.__version__} no longer has environment {env_id!r}{use}"
         ) from e
     except gym.error.Error as e:
-        name = env_id.rpartition("-v")[0]
-        versions = [i for i, s in gym.registry.items() if name and i.rpartition("-v")[0] == name]
+        versions = _versions(env_id)
         hint = f"; it has {', '.join(versions)}" if versions else _similar(env_id)
         raise UserError(f"unknown environment {env_id!r}{hint}") from e
-    except Exception as e:  # the module in front of the name runs when it is imported
+    except RAISED as e:  # the module in front of the name runs when it is imported
         raise UserError(f"environment {env_id!r} cannot be found: {type(e).__name__}: {e}") from e
+
+
+def _versions(env_id: str) -> list[str]:
+    """All versions of an environment that there are, as they are registered, oldest first."""
+    name = env_id.rpartition(":")[2].rpartition("-v")[0]
+    found = [(s.version or 0, i) for i, s in gym.registry.items() if i.rpartition("-v")[0] == name]
+    return [registered for _, registered in sorted(found)] if name else []
 
 
 def _similar(env_id: str) -> str:

@@ -226,9 +226,9 @@ class World:
             agent = slot // self.n_envs
             if agent not in self.faults:
                 kind = FloatingPointError if fault.by_policy else EnvironmentFault
-                error = kind(
-                    f"{fault.reason} (about step {self.ledgers[agent].steps + self._outstanding})"
-                )
+                taken = self.ledgers[agent].steps + self._outstanding
+                # An evaluation counts no steps.
+                error = kind(f"{fault.reason} (about step {taken})" if taken else fault.reason)
                 if fault.traceback:
                     error.add_note(fault.traceback)
                 self.faults[agent] = error

@@ -3,10 +3,11 @@ import os
 import imageio.v3 as imageio
 import numpy as np
 import pytest
+from PIL import Image, ImageSequence
 
 from erl.cli import parse
 from erl.errors import UserError
-from erl.lifetimes.film import FilmConfig, choose_renderer, diverging, film, panel_image
+from erl.lifetimes.film import FilmConfig, _write, choose_renderer, diverging, film, panel_image
 from erl.lifetimes.living import Cohort, live
 from erl.lifetimes.models import load_model
 from erl.lifetimes.trace import trace
@@ -72,6 +73,17 @@ def test_a_film_shows_the_episode(tmp_path, sink, suffix):
     assert "12 steps, the episode has not ended" in str(sink)
     with pytest.raises(UserError, match="--overwrite"):
         film(FilmConfig(model=f"{tmp_path}/seed_0", file=str(file), steps=12), sink)
+
+
+@pytest.mark.parametrize("fps", [30, 15, 25])
+def test_a_gif_keeps_its_pace(fps, tmp_path):
+    shades = [Image.new("RGB", (8, 8), (k, 0, 0)) for k in range(fps)]
+    _write(tmp_path / "a.gif", shades, fps)
+    with Image.open(tmp_path / "a.gif") as film:
+        times = [frame.info["duration"] for frame in ImageSequence.Iterator(film)]
+    assert len(times) == fps
+    assert sum(times) == 1000
+    assert max(times) - min(times) <= 10
 
 
 def frames_of(file):

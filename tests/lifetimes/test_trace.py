@@ -3,6 +3,7 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.classic_control import PendulumEnv
 from stable_baselines3 import PPO
 
 from erl.lifetimes.living import Cohort, live
@@ -93,6 +94,19 @@ def test_discrete_actions_are_one_hot(tmp_path):
     assert episode.actions.shape == (len(episode), 2)
     assert (episode.actions.sum(1) == 1).all()
     assert episode.states.shape == (len(episode) + 1, 0)
+
+
+def test_an_environment_may_write_all_observations_into_one_array(tmp_path, monkeypatch):
+    spec, agent = saved(tmp_path)
+    expected = trace(spec, agent, steps=9)
+    step, shown = PendulumEnv.step, np.zeros(3, np.float32)
+
+    def into_one(self, action):
+        shown[:], *others = step(self, action)
+        return shown, *others
+
+    monkeypatch.setattr(PendulumEnv, "step", into_one)
+    assert np.array_equal(trace(spec, agent, steps=9).observations, expected.observations)
 
 
 def test_its_length_and_what_is_drawn(tmp_path):

@@ -28,7 +28,7 @@ def test_they_are_the_perceptrons_that_are_trained():
 def test_those_that_are_asked_answer_as_among_all():
     policies, x = Policies(SIZES, rows(9)), np.random.default_rng(2).normal(size=(9, 1, 5))
     whole = policies(x)
-    for who in ([0, 3, 4], [8], [0, 3, 4], list(range(9)), [4, 0]):
+    for who in ([0, 3, 4], [8], [0, 3, 4], list(range(9)), [4, 0], [2, 0, 1, *range(3, 9)]):
         assert (policies(x[who], np.array(who)) == whole[who]).all()
     assert (policies(x) == whole).all()
 

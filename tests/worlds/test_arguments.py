@@ -77,6 +77,13 @@ def test_what_cannot_be_read_is_refused_in_one_line(text, message):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("name", ["deep.json", "deep.yaml"])
+def test_what_is_nested_too_deeply_is_refused(name, tmp_path):
+    (tmp_path / name).write_text('{"a": ' + "[" * 5000 + "]" * 5000 + "}")
+    with pytest.raises(UserError, match="cannot be read"):
+        parse_arguments(str(tmp_path / name))
+
+
 def test_they_reach_the_environment_however_it_is_made():
     task = Task("CartPole-v1", kwargs={"sutton_barto_reward": True, "max_episode_steps": 7})
     spec = LifetimeSpec(task, LearnerSpec(), 10, Seeds(1, 2, 3, 4))

@@ -364,6 +364,101 @@ def test_state_continues_bit_for_bit(kind):
     assert np.array_equal(restored.elapsed, reference.elapsed)
 
 
+class Plant:
+    """A simulator that can be pickled."""
+
+    def __init__(self):
+        self.level = np.zeros(1)
+
+
+class Kept(Counter):
+    """Keeps its simulator in an attribute of this name, which Gymnasium's MuJoCo environments have
+    for other things.
+    """
+
+    def __init__(self, name):
+        super().__init__()
+        vars(self)[name] = Plant()
+        self.name = name
+
+    def step(self, action):
+        level = vars(self)[self.name].level
+        level += 1
+        observation, *others = super().step(action)
+        return observation + level, *others
+
+
+class Viewed(Counter):
+    """Keeps an array and a view of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.state = np.zeros(4)
+        self.position = self.state[:2]
+
+    def step(self, action):
+        self.state += 1
+        observation, *others = super().step(action)
+        return observation + self.position, *others
+
+
+class OwnPhysics(Counter):
+    """Keeps MuJoCo's objects in its own way: the model as `m`, the data as `name`, and with `view`
+    an array of it.
+    """
+
+    def __init__(self, name, view):
+        super().__init__()
+        self.m = mujoco.MjModel.from_xml_string(
+            "<mujoco><worldbody><body><joint type='slide'/><geom size='1'/></body></worldbody>"
+            "</mujoco>"
+        )
+        self.name = name
+        vars(self)[name] = mujoco.MjData(self.m)
+        if view:
+            self.qpos = vars(self)[name].qpos
+
+    def step(self, action):
+        mujoco.mj_step(self.m, vars(self)[self.name])
+        observation, *others = super().step(action)
+        return observation + vars(self)[self.name].qpos, *others
+
+
+@pytest.mark.parametrize(
+    ("make_one", "comes_back"),
+    [
+        (lambda: Kept("plant"), True),
+        (lambda: Kept("model"), True),
+        (lambda: Kept("data"), True),
+        (lambda: Kept("mujoco_renderer"), True),
+        (Viewed, False),
+        (lambda: OwnPhysics("data", False), False),
+        (lambda: OwnPhysics("d", True), False),
+    ],
+)
+def test_state_comes_back_whole_or_is_said_to_be_lost(make_one, comes_back):
+    reference, restored = (Lockstep([make_one(), make_one()]) for _ in range(2))
+    for i in range(2):
+        reference.reset(i, i)
+    random_steps(reference, 10, seed=0)
+    lost = restored.set_state(pickle.loads(pickle.dumps(reference.get_state())))
+    assert lost == ([] if comes_back else [0, 1])
+    for i in lost:
+        assert np.array_equal(reference.reset(i), restored.reset(i))
+    # Where episodes began again, these simulators did not: the rest is of the same stream.
+    compared = slice(0 if comes_back else 1, None)
+    for a, b in zip(random_steps(restored, 8, 1), random_steps(reference, 8, 1), strict=True):
+        assert all(np.array_equal(x, y) for x, y in zip(a[compared], b[compared], strict=True))
+
+
+def test_state_of_a_class_that_has_changed_is_lost(monkeypatch):
+    reference, restored = (Lockstep([Kept("plant")]) for _ in range(2))
+    reference.reset(0, 3)
+    state = pickle.dumps(reference.get_state())
+    monkeypatch.delattr(f"{__name__}.Plant")
+    assert restored.set_state(pickle.loads(state)) == [0]
+
+
 def test_state_remembers_faults_and_slots():
     lockstep = Lockstep([Counter(), Counter("raise", at=1)])
     lockstep.reset(0, 0), lockstep.reset(1, 0)

@@ -54,6 +54,16 @@ class Twisted(DelayLine):
         return state[None]
 
 
+class Nowhere(DelayLine):
+    def output(self, state):
+        return np.full(len(state), np.nan)
+
+
+class Leaves(DelayLine):
+    def step(self, state, inputs):
+        raise SystemExit(0)
+
+
 class Unsized:
     def __init__(self, input_dim, seed):
         self.units = 0
@@ -241,6 +251,8 @@ def test_one_that_fails_hurts_no_other():
         ("DelayLine", {"lenght": 3}, r"DelayLine cannot be made with {\"lenght\": 3}: TypeError"),
         ("Wrong", {}, r"fails at its first step: ValueError: step gave a state of shape \(19,\)"),
         ("Twisted", {}, r"output gave an array of shape \(1, 20\), not a vector"),
+        ("Nowhere", {}, "first step: ValueError: output gave numbers that are not finite"),
+        ("Leaves", {}, "fails at its first step: SystemExit: 0"),
         ("Unsized", {}, "needs `units`, a number of at least 1"),
         ("Breaks", {"at": 0}, "fails at its first step: ZeroDivisionError: the line is cut"),
     ],

@@ -13,6 +13,7 @@ from erl.errors import UserError
 from erl.learners import OWN
 from erl.learners.sb3 import algorithms
 from erl.lifetimes.living import Cohort, check, live
+from erl.worlds.actions import Actions
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Ledger, Task, check_task
@@ -198,3 +199,13 @@ def test_without_assertions_and_from_another_folder_the_same_is_said(tmp_path):
         with pytest.raises(UserError) as refusal:
             check_task(Task(name))
         assert message == str(refusal.value)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_actions_between_minus_one_and_one_stay_within_the_bounds(dtype):
+    """Whatever the sum rounds to."""
+    rng = np.random.default_rng(0)
+    for low, width in zip(rng.integers(-30, 30, 500) / 10, rng.integers(1, 50, 500) / 10):
+        space = spaces.Box(low, low + width, (1,), dtype)
+        for actions in Actions(space).scale(np.array([[-1.0], [1.0], [0.3]])):
+            assert space.contains(actions)

@@ -74,12 +74,15 @@ def test_lunar_landers_old_name_says_its_new_one():
     ("env_id", "message"),
     [
         ("HalfCheeta-v4", "HalfCheetah-v4"),
-        ("CartPole-v99", "CartPole-v1"),
+        ("CartPole-v99", "it has .*CartPole-v1"),
+        ("gymnasium:CartPole-v99", "it has .*CartPole-v1"),
+        ("gymnasium:LunarLander-v2", "no longer has .*use LunarLander-v3"),
         ("ALE/Pong-v5", r"has environments ALE/….*MODULE:ALE/Pong-v5$"),
         ("Pong-v5", r"unknown environment 'Pong-v5'; MODULE:NAME names"),
         ("no_such_module:Thing-v0", "no_such_module"),
         (".relative:Thing-v0", ".relative"),
         ("broken_module:Thing-v0", "ZeroDivisionError"),
+        ("leaving_module:Thing-v0", "cannot be found: SystemExit: 0"),
         ("toy_environments:Unmakeable-v0", "no licence"),
         ("toy_environments:Image-v0", "images"),
         ("", "unknown environment ''"),
@@ -87,6 +90,7 @@ def test_lunar_landers_old_name_says_its_new_one():
 )
 def test_environments_that_cannot_be(env_id, message, tmp_path, monkeypatch):
     (tmp_path / "broken_module.py").write_text("1 / 0")
+    (tmp_path / "leaving_module.py").write_text("raise SystemExit(0)")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=message):
         check_task(Task(env_id))

@@ -115,7 +115,8 @@ class OffPolicy(Generic[S]):
         s, n = self.settings[0], len(self.settings)
         self.observation_space, self.action_space = observation_space, action_space
         assert isinstance(action_space, spaces.Box)
-        self._low, self._span = action_space.low, action_space.high - action_space.low
+        self._low, self._high = action_space.low, action_space.high
+        self._span = self._high - self._low
         self.observations, self.actions = s.lengths(observation_space, action_space)
         self.device, self._budgets = s.resolved_device(), list(steps)
         capacities = [each.capacity(budget) for each, budget in zip(settings, steps)]
@@ -279,7 +280,8 @@ class OffPolicy(Generic[S]):
     def executed(self, actions: np.ndarray) -> np.ndarray:
         """Actions in [-1, 1] as an environment takes them."""
         scaled = actions.reshape(*actions.shape[:2], *self._low.shape)
-        return self._low + (0.5 * (scaled + 1.0)) * self._span
+        executed = self._low + (0.5 * (scaled + 1.0)) * self._span
+        return np.clip(executed, self._low, self._high)  # the sum is rounded
 
     def record(
         self,

@@ -86,9 +86,8 @@ class CohortPPO:
             get_action_dim(action_space),
         )
         if isinstance(action_space, spaces.Box):
-            self._low, self._high = (
-                b.ravel().astype(np.float32) for b in (action_space.low, action_space.high)
-            )
+            # In the space's precision: a bound that is rounded may lie outside of the space.
+            self._low, self._high = action_space.low.ravel(), action_space.high.ravel()
         distribution, n_outputs, n_values = _distribution(action_space)
         self._net = ActorCritic(
             self._n_inputs, n_outputs, c.pi, c.vf, c.activation, distribution, n_values
