@@ -11,6 +11,7 @@ import textwrap
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -218,10 +219,13 @@ def _boolean(word: str) -> bool:
 
 
 def _whole(word: str) -> int:
-    try:
+    """A whole number, also as `1e6`."""
+    with suppress(ValueError):
         return int(word)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, not {word!r}") from None
+    with suppress(ValueError):
+        if (number := float(word)).is_integer() and abs(number) < 2**53:
+            return int(number)
+    raise argparse.ArgumentTypeError(f"must be a whole number, not {word!r}")
 
 
 def _real(word: str) -> float:

@@ -126,7 +126,7 @@ def test_booleans_as_flags_and_as_words(words, value):
         (["--unit", "3"], "unknown flag --unit; did you mean --units?"),
         (["--storag=postgresql://me:s3cret@host/x"], "unknown flag --storag; did you mean"),
         (["stray"], "unexpected word 'stray'"),
-        (["--nb_trials", "1e3"], "--nb_trials must be a whole number, not '1e3'"),
+        (["--nb_trials", "1e-3"], "--nb_trials must be a whole number, not '1e-3'"),
         (["--nb_trials"], "--nb_trials needs a value"),
         (["--min_sr", "low"], "--min_sr must be a number, not 'low'"),
     ],

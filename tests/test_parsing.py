@@ -50,6 +50,8 @@ def test_lists_tables_and_further_spellings_of_a_file():
     words = written("e.toml", "\ufeff[env_kwargs]\ngravity = 5\n")  # as some editors begin a file
     assert parse_arguments(parse(EvolutionConfig, words).env_kwargs) == {"gravity": 5}
     assert parse(SingleConfig, written("b.yaml", "training_timesteps: 3")).steps == 3
+    assert parse(SingleConfig, written("f.yaml", "steps: 1e6")).steps == 1_000_000
+    assert parse(SingleConfig, ["--steps", "2.5e5"]).steps == 250_000
     assert parse(FigureConfig, written("c.yaml", "{study: [a, b], folder: f}")).study == "a,b"
 
 
