@@ -24,7 +24,9 @@ from documents import (
     text,
 )
 
+from erl import __version__
 from erl.experiments.arms import arm_names, control_names
+from erl.files import parse_yaml
 from erl.search.space import parse_evolve
 from erl.studies.configuration import EvolutionStudy
 from erl.worlds.task_sets import TASK_SETS, load_task_sets, measured_random_returns
@@ -47,6 +49,15 @@ def test_links_hold(document):
         assert linked.exists(), target
         if anchor:
             assert anchor in anchors(linked.relative_to(ROOT)), target
+
+
+def test_the_citation_is_of_this_version_and_of_the_readmes_paper():
+    citation = parse_yaml((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == __version__
+    paper = citation["preferred-citation"]
+    assert paper["title"] in text(README)
+    names = [f"{a['family-names']}, {a['given-names']}" for a in paper["authors"]]
+    assert " and ".join(names) in text(README)
 
 
 def test_every_page_is_in_the_index():
