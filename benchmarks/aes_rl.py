@@ -218,7 +218,8 @@ def measure_limit(batch: int) -> float:
 
 def measure_batched(env_id: str, steps: int, hidden: tuple[int, ...], batched: bool) -> float:
     """Seconds of a step of CEM-RL, in whole generations that learn."""
-    settings: dict[str, Any] = {"hidden": hidden, "learning_starts": 1, "batched": batched}
+    order = "batched" if batched else "in-turn"
+    settings: dict[str, Any] = {"hidden": hidden, "learning_starts": 1, "order": order}
     work = at_work("CEM-RL", env_id, 10**8, **settings)
     try:
         while work.generations < 2:  # one at random, and one that learns: all is imported
@@ -531,7 +532,7 @@ def clock(arguments: argparse.Namespace) -> None:
     print(f"{arguments.steps:,} counted steps, {arguments.seeds} seeds: [least, greatest]\n")
     print(
         "| environment | learner | individuals | began to learn | ended, and were told | critics' "
-        "updates when they began, median | critics' updates in the end | stored steps | million "
+        "updates when these began, median | critics' updates in the end | stored steps | million "
         "ticks |"
     )
     print("|---|---|---|---|---|---|---|---|---|")

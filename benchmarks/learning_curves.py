@@ -157,11 +157,14 @@ COMPARISONS = {
         {
             "AES-RL": ComparedArm("AES-RL", "curves", "", MEAN, "C0"),
             "AES-RL one episode": ComparedArm("AES-RL", "once", "mean_evaluations=1", MEAN),
+            "AES-RL fast updates": ComparedArm(
+                "AES-RL", "fast", "actor_update_cost=1,critic_update_cost=1", MEAN
+            ),
             "(1+1)-ES": ComparedArm("(1+1)-ES", "curves", "", MEAN, "C1"),
             "ACEM-RL": ComparedArm("ACEM-RL", "curves", BF16, MEAN, "C2"),
             "CEM-RL": ComparedArm("CEM-RL", "curves", BF16, MEAN, "C3"),
             "CEM-RL fp32": ComparedArm("CEM-RL", "fp32", "", MEAN),
-            "CEM-RL batched": ComparedArm("CEM-RL", "batched", f"batched=true,{BF16}", MEAN),
+            "CEM-RL batched": ComparedArm("CEM-RL", "batched", f"order=batched,{BF16}", MEAN),
             "P-CEM-RL": ComparedArm("P-CEM-RL", "curves", BF16, MEAN, "C4"),
             "TD3": ComparedArm("TD3", "aes_td3", "preset=aes_td3", ("agent",), "0.4", own=SWIMMER),
             "TD3 bf16": ComparedArm(

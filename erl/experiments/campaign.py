@@ -75,13 +75,13 @@ class Progress:
     Args:
         sink: where the lines go.
         budget: environment steps that are to be taken in all.
-        skip: first steps, before learning begins, by which the time left is not judged.
+        pace: by which the time left is judged.
     """
 
-    def __init__(self, sink: Sink, budget: int = 0, skip: int = 0) -> None:
+    def __init__(self, sink: Sink, budget: int = 0, pace: Pace | None = None) -> None:
         self.sink, self.budget = sink, budget
         self.done = 0
-        self._pace = Pace(skip)
+        self._pace = pace or Pace()
         self._before, self._now = 0, 0
 
     def begin(self, trials: Sequence[RunningTrial]) -> None:

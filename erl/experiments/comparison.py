@@ -39,10 +39,11 @@ from erl.experiments.films import film_agents, film_commands, model_name, say_fi
 from erl.experiments.flags import MAX_SEED, plural, seed_indices, study_name, thousands
 from erl.experiments.forecast import (
     Outlook,
+    Pace,
     announce,
     check_at_once,
     dry_run,
-    learning_starts,
+    pace_of,
     steps_of,
 )
 from erl.experiments.trials import Member
@@ -410,8 +411,7 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     else:
         sink.line(f"{len(wanted)} of {len(wanted)} lifetimes are there; raise --nb_seeds for more")
     source = GivenTrials(study, wanted, space, plan, flags.max_retries)
-    skip = learning_starts(outlook.specs[0]) * min(campaign.executor.workers, len(outlook.specs))
-    progress = ComparisonProgress(sink, skip)
+    progress = ComparisonProgress(sink, pace_of(outlook.specs, campaign.executor.workers))
 
     def commands(name: str, trial: RunningTrial | None) -> list[str]:
         return film_commands(flags, folder, trial)
@@ -579,11 +579,11 @@ class ComparisonProgress(Progress):
 
     Args:
         sink: where the lines go.
-        skip: see `Progress`.
+        pace: see `Progress`.
     """
 
-    def __init__(self, sink: Sink, skip: int) -> None:
-        super().__init__(sink, skip=skip)
+    def __init__(self, sink: Sink, pace: Pace) -> None:
+        super().__init__(sink, pace=pace)
         self._n = 0
         self._width = 0
 

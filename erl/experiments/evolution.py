@@ -38,10 +38,11 @@ from erl.experiments.finals import (
 from erl.experiments.flags import number, parse_settings, plural, read_settings, study_name
 from erl.experiments.forecast import (
     Outlook,
+    Pace,
     announce,
     check_at_once,
     dry_run,
-    learning_starts,
+    pace_of,
     steps_of,
 )
 from erl.experiments.luck import Luck
@@ -336,9 +337,9 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     def plan(params: dict[str, Any]) -> list[LifetimeSpec]:
         return lifetimes(config, params)
 
-    skip = learning_starts(outlook.specs[0]) * min(campaign.executor.workers, len(outlook.specs))
+    pace = pace_of(outlook.specs, campaign.executor.workers)
     progress = EvolutionProgress(
-        study, config, flags.nb_trials, sink, steps_of(outlook.specs[0]), skip
+        study, config, flags.nb_trials, sink, steps_of(outlook.specs[0]), pace
     )
     finals = bool(flags.finalists)
     retries = flags.max_retries
@@ -566,11 +567,11 @@ class EvolutionProgress(Progress):
         nb_trials: int,
         sink: Sink,
         steps: int,
-        skip: int = 0,
+        pace: Pace | None = None,
     ) -> None:
         done = study.finished()
         lifetimes_of_a_trial = len(config.environments) * config.nb_seeds
-        super().__init__(sink, (nb_trials - done) * lifetimes_of_a_trial * steps, skip)
+        super().__init__(sink, (nb_trials - done) * lifetimes_of_a_trial * steps, pace)
         self.done = done
         self.last_error: str | None = None
         self._nb_trials = nb_trials

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, ClassVar
@@ -249,6 +249,7 @@ def read_settings(
     env_ids: Sequence[str],
     note: Callable[[str], None],
     learner: str,
+    given: Collection[str] = (),
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The learner's settings from `--learner_config`, and the environments' arguments from
     `--env_kwargs` or else from that file.
@@ -259,6 +260,7 @@ def read_settings(
         env_ids: the environments that they are for.
         note: is given a line for each thing that a user should know.
         learner: whom they are for.
+        given: settings that flags give, which go before the file.
 
     Raises:
         UserError: there is no such environment, something cannot be read, the file has different
@@ -284,7 +286,7 @@ def read_settings(
     if settings.get("algorithm") in AES_RL_FILES or (mine and "algorithm" in settings):
         from erl.learners.core.aes_rl_files import adopt
 
-        settings, notes = adopt(learner, settings, setting_names(learner) if mine else ())
+        settings, notes = adopt(learner, settings, setting_names(learner) if mine else (), given)
         for line in notes:
             note(f"{path}: {line}")
     arguments = [Arguments(file.env_kwargs) for file in files]

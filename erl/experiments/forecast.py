@@ -77,13 +77,20 @@ def announce(outlook: Outlook, executor: Executor, sink: Sink, measure: bool = F
     if outlook.taken:
         parts.append(f"{outlook.taken:,} steps were taken before")
     steps = outlook.left * steps_of(outlook.specs[0]) - outlook.taken
-    if outlook.left and (measure or steps >= WORTH_MEASURING):
+    notes = [*outlook.notes, *cautions(outlook.specs[0])]
+    bursts = in_bursts(outlook.specs[0])
+    if bursts and outlook.left and measure:
+        notes.append(
+            f"{canonical_name(outlook.specs[0].learner.name)} updates thousands of times between "
+            f"two episodes, so a short measurement cannot say how long it takes"
+        )
+    if outlook.left and not bursts and (measure or steps >= WORTH_MEASURING):
         sink.status("measuring the speed")
         speed = measured_speed(outlook.specs, executor)
         if speed is not None:
             parts.append(f"about {duration(steps / speed)}")
     sink.line(", ".join(parts))
-    for note in (*outlook.notes, *cautions(outlook.specs[0])):
+    for note in notes:
         sink.line(f"note: {note}")
 
 
@@ -123,7 +130,7 @@ def setting(spec: LifetimeSpec, name: str) -> Any:
     learner = canonical_name(spec.learner.name)
     if name in spec.learner.config:
         return spec.learner.config[name]
-    if learner in SB3_ALGORITHMS:
+    if learner in SB3_ALGORITHMS and "preset" not in spec.learner.config:
         from erl.learners.sb3 import algorithms
 
         found = inspect.signature(algorithms()[learner].__init__).parameters.get(name)
@@ -158,6 +165,11 @@ def learning_starts(spec: LifetimeSpec) -> int:
     found = [setting(spec, name) for name in ("learning_starts", "init_steps")]
     cost = setting(spec, "counted_per_step") or 1
     return cost * max([int(n) for n in found if isinstance(n, int)], default=0)
+
+
+def in_bursts(spec: LifetimeSpec) -> bool:
+    """Whether a learner takes no step for minutes, in which it learns."""
+    return bool(setting(spec, "updates_in_bursts"))
 
 
 def updates_of(spec: LifetimeSpec) -> int | None:
@@ -214,12 +226,18 @@ class Pace:
     Args:
         skip: steps before learning begins, which are faster than the rest.
         clock: seconds.
+        window, shortest: seconds over which the speed is taken, and those after which it is known.
     """
 
-    WINDOW, SHORTEST = 30.0, 3.0
-
-    def __init__(self, skip: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        skip: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+        window: float = 30.0,
+        shortest: float = 3.0,
+    ) -> None:
         self._skip, self._clock = skip, clock
+        self._window, self._shortest = window, shortest
         self._marks: deque[tuple[float, int]] = deque()
 
     def mark(self, steps: int) -> None:
@@ -228,16 +246,16 @@ class Pace:
         if steps <= self._skip:
             return
         self._marks.append((now, steps))
-        while len(self._marks) > 2 and now - self._marks[1][0] >= self.WINDOW:
+        while len(self._marks) > 2 and now - self._marks[1][0] >= self._window:
             self._marks.popleft()
 
     @property
     def speed(self) -> float | None:
-        """Steps per second of the last half minute; None while that is not known."""
+        """Steps per second of the last `window`; None while that is not known."""
         if len(self._marks) < 2:
             return None
         (begun, before), (now, after) = self._marks[0], self._marks[-1]
-        if now - begun < self.SHORTEST or after <= before:
+        if now - begun < self._shortest or after <= before:
             return None
         return (after - before) / (now - begun)
 
@@ -247,3 +265,11 @@ class Pace:
         if speed is None:
             return ""
         return f"{speed:,.0f} steps/s  {duration(max(0, left) / speed)} left"
+
+
+def pace_of(specs: Sequence[LifetimeSpec], workers: int) -> Pace:
+    """A pace for lifetimes that train at the same time, on so many workers."""
+    skip = learning_starts(specs[0]) * min(workers, len(specs))
+    if in_bursts(specs[0]):
+        return Pace(skip, window=600.0, shortest=120.0)
+    return Pace(skip)

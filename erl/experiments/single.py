@@ -25,10 +25,11 @@ from erl.experiments.films import film_agents, film_commands, model_name, say_fi
 from erl.experiments.flags import MAX_SEED, parse_settings, plural, read_settings, study_name
 from erl.experiments.forecast import (
     Outlook,
+    Pace,
     announce,
     check_at_once,
     dry_run,
-    learning_starts,
+    pace_of,
     steps_of,
 )
 from erl.experiments.single_flags import DEFAULT_LEARNER, SingleConfig
@@ -103,10 +104,10 @@ def study_config(flags: SingleConfig, sink: Sink, entry: Evolved | None = None) 
     """
     usual = DEFAULT_LEARNER if entry is None else entry.evolution.learner
     learner = canonical_name(flags.learner or usual)
-    settings, env_kwargs = read_settings(
-        flags.learner_config, flags.env_kwargs, [flags.env_id], sink.line, learner
-    )
     further = further_settings(flags, learner, sink.line)
+    settings, env_kwargs = read_settings(
+        flags.learner_config, flags.env_kwargs, [flags.env_id], sink.line, learner, further
+    )
     if "mean_update" in further and "mean_update_param" in settings.keys() - further.keys():
         r, before = settings["mean_update_param"], settings.get("mean_update", "baseline-relative")
         if further["mean_update"] != before:
@@ -164,11 +165,14 @@ def further_settings(
     by_set, by_flag = parse_settings(flags.set), flags.settings()
     for name in by_flag.keys() & by_set.keys():
         raise UserError(f"{name} is given by --set and by --{name}")
-    if learner == "TD3" and by_flag.pop("ray_address", None) is not None:
+    if learner == "TD3":
         # The commands of AES-RL's published code have them for every algorithm.
-        if flags.actor_executor is None:
+        if by_flag.get("ray_address") is not None and flags.actor_executor is None:
             del by_flag["actor_executor"]
-        note("--ray_address does not apply to TD3, which has no workers, and is left out")
+        published = ("ray_address", "actor_workers", "critic_workers")
+        if left_out := [name for name in published if by_flag.pop(name, None) is not None]:
+            names = " and ".join(f"--{name}" for name in left_out)
+            note(f"{names}: TD3 has no such workers, and they are left out")
     return by_set | by_flag
 
 
@@ -239,12 +243,12 @@ def run(flags: SingleConfig, sink: Sink) -> int:
         announce(outlook, campaign.executor, sink)
     else:
         sink.line(f"{len(indices)} of {len(indices)} seeds are there; raise --nb_seeds for more")
-    skip = learning_starts(specs[0]) * min(campaign.executor.workers, len(specs))
+    pace = pace_of(specs, campaign.executor.workers)
 
     def commands(name: str, trial: RunningTrial | None) -> list[str]:
         return film_commands(flags, folder, trial)
 
-    progress = TrainingProgress(campaign, flags, skip)
+    progress = TrainingProgress(campaign, flags, pace)
     if not campaign.run(source, make_cohort, progress, commands=commands):
         sink.line("interrupted: run the same command again to continue")
         return 130
@@ -273,11 +277,11 @@ class TrainingProgress(Progress):
     Args:
         campaign: theirs.
         flags: theirs.
-        skip: see `Progress`.
+        pace: see `Progress`.
     """
 
-    def __init__(self, campaign: Campaign, flags: SingleConfig, skip: int = 0) -> None:
-        super().__init__(campaign.sink, skip=skip)
+    def __init__(self, campaign: Campaign, flags: SingleConfig, pace: Pace | None = None) -> None:
+        super().__init__(campaign.sink, pace=pace)
         self._campaign, self._flags = campaign, flags
         self._status: dict[int, Path] = {}  # seed -> file of its learner
 

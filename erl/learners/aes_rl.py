@@ -67,6 +67,12 @@ class AsynchronousSettings(EvolvedSettings):
     critic_workers: Literal[1] = 1
     critic_job: Count = 1000
 
+    def idle(self) -> dict[str, str]:
+        """See `EvolvedSettings`."""
+        why = "the mean plays no episodes"
+        names = () if self.mean_evaluations else ("charge_mean", "reuse_mean")
+        return super().idle() | dict.fromkeys(names, why)
+
     @property
     def counted_per_step(self) -> int:
         """See `EvolvedSettings`: with the mean's episodes, taken to be as long as individuals'.
@@ -103,6 +109,15 @@ class AESRLSettings(AsynchronousSettings):
         r = self.mean_update_param
         if r is not None and r <= 0 and self.mean_update != "baseline-absolute":
             raise self._wrong("mean_update_param", f"above 0 for {self.mean_update}")
+
+    def idle(self) -> dict[str, str]:
+        """See `EvolvedSettings`."""
+        found = super().idle()
+        if self.mean_update != "fixed-linear":
+            found["negative_ratio"] = f"mean_update is {self.mean_update}"
+        if self.var_update == "adaptive":
+            found["fixed_var_n"] = "var_update is adaptive"
+        return found
 
     def check_complete(self, env_id: str) -> None:
         """See `EvolvedSettings`."""
@@ -185,7 +200,8 @@ class Asynchronous(EvolvedTD3[AsynchronousSettings]):
     """An asynchronous evolution at work on the one lifetime of a run.
 
     Attributes:
-        rl, es: RL and ES individuals since learning began, one of each to begin with.
+        rl, es: RL and ES individuals that were asked since learning began, and one of each to begin
+            with: what the control of their share goes by.
         latest: steps of the latest episodes.
         scores: returns of the episodes that the mean has played since it moved last.
     """
@@ -213,12 +229,12 @@ class Asynchronous(EvolvedTD3[AsynchronousSettings]):
     def begin(self, worker: int) -> Job:
         """Ask an individual, and choose whether it learns."""
         (individual,) = self.ask(1)
-        individual.learns = self.learns and self.rng.random() < self.rl_probability()
-        if self.learns:
+        updates = sum(self.latest)
+        if self.learns and updates:
+            individual.learns = bool(self.rng.random() < self.rl_probability())
             self.rl += individual.learns
             self.es += not individual.learns
-        updates = sum(self.latest)
-        if individual.learns and updates:
+        if individual.learns:
             return self.train(worker, individual, updates)
         return self.play(worker, individual)
 
@@ -227,12 +243,8 @@ class Asynchronous(EvolvedTD3[AsynchronousSettings]):
         s = self.settings
         if s.rl_ratio in (0.0, 1.0):
             return s.rl_ratio
-        return float(np.clip(0.5 - s.rl_k * (self.rl_share - s.rl_ratio), 0.0, 1.0))
-
-    @property
-    def rl_share(self) -> float:
-        """Of RL individuals among all since learning began."""
-        return self.rl / (self.rl + self.es)
+        share = self.rl / (self.rl + self.es)
+        return float(np.clip(0.5 - s.rl_k * (share - s.rl_ratio), 0.0, 1.0))
 
     def individual_played(self, worker: int, individual: Individual, play: Play) -> Job | None:
         """Have the mean play against which it is judged."""
@@ -280,7 +292,6 @@ class Asynchronous(EvolvedTD3[AsynchronousSettings]):
             "fitness": [individual.fitness],
             "age": age,
             "var": float(self.distribution.var.mean()),
-            "rl_share": self.rl_share,
         }
         if score is not None:
             row["mean_return"] = score

@@ -9,7 +9,11 @@ of them learn: the critics are updated, and then the individual, as often as the
 had steps (the critics a share of it for each). All play an episode. The better half forms the next
 distribution.
 
-Differences from the published code: whether a generation plays at random and whether it learns is
+There are two published codes, and `order` chooses between theirs. By default it is that of Lee et
+al., whose other settings these are too: each individual plays before the next one learns. In
+Pourchot and Sigaud's, all play when the last one has learned; and their damping falls by 0.95.
+
+Differences from both: whether a generation plays at random and whether it learns is
 decided once, at its beginning, by one rule; a generation that the budget cuts short is not told.
 """
 
@@ -57,16 +61,21 @@ class PCEMRLSettings(EvolvedSettings):
         super()._check()
         if self.rl_population > self.population_size:
             raise self._wrong("rl_population", f"at most population_size, {self.population_size}")
+        if self.critic_workers and not self.critic_update_cost:
+            # Without a limit, they would go on for ever on the virtual clock.
+            raise self._wrong(
+                "critic_update_cost", "above 0 for critics with a worker of their own"
+            )
+
+    def idle(self) -> dict[str, str]:
+        """See `EvolvedSettings`."""
+        why = "the critics have no worker of their own"
+        return super().idle() | ({} if self.critic_workers else {"critic_job": why})
 
     @property
     def told_together(self) -> int:
         """See `EvolvedSettings`: a whole generation."""
         return self.population_size
-
-    @property
-    def in_turn(self) -> bool:
-        """Whether each individual plays before the next one learns."""
-        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +83,10 @@ class CEMRLSettings(PCEMRLSettings):
     """Settings of one lifetime of CEM-RL; see `PCEMRLSettings` for the others.
 
     Attributes:
-        batched: whether the individuals that learn do so side by side, against critics that were
-            updated for all of them before. That is no longer the published algorithm, in which each
-            one's episode is in the replay buffer when the next one learns.
+        order: of what is done for the individuals that learn. `in-turn`: critics, individual and
+            episode of one, then those of the next. `play-last`: critics and individual of one, then
+            those of the next, and all episodes in the end. `batched`: the critics for all, then
+            all individuals side by side, then all episodes.
     """
 
     learner: ClassVar[str] = "CEM-RL"
@@ -84,17 +94,12 @@ class CEMRLSettings(PCEMRLSettings):
     batch_size: Count = 100
     actor_workers: Literal[1] = 1
     critic_workers: Literal[0] = 0
-    batched: bool = False
+    order: Literal["in-turn", "play-last", "batched"] = "in-turn"
 
     @property
     def players(self) -> int:
         """Individuals side by side."""
-        return self.population_size if self.batched else 1
-
-    @property
-    def in_turn(self) -> bool:
-        """Whether each individual plays before the next one learns."""
-        return not self.batched
+        return self.population_size if self.order == "batched" else 1
 
 
 # What is done to an individual: `critics` (updated for it), `train` or `play`.
@@ -141,11 +146,13 @@ class Generations(EvolvedTD3[PCEMRLSettings]):
         critics = [("critics", individual) for individual in learners]
         train = [("train", individual) for individual in learners]
         play = [("play", individual) for individual in everyone]
-        if self.settings.in_turn:
-            turns = zip(critics, train, play)
-            return [[task] for turn in turns for task in turn] + [
-                [task] for task in play[len(learners) :]
-            ]
+        order = getattr(self.settings, "order", "batched")
+        if order == "in-turn":
+            turns = [task for turn in zip(critics, train, play) for task in turn]
+            return [[task] for task in turns + play[len(learners) :]]
+        if order == "play-last":
+            turns = [task for turn in zip(critics, train) for task in turn]
+            return [[task] for task in turns + play]
         serial = [] if self.settings.critic_workers else [[task] for task in critics]
         return [*serial, train, play]
 
@@ -153,9 +160,9 @@ class Generations(EvolvedTD3[PCEMRLSettings]):
         """Ask for individuals, and plan what becomes of them."""
         s = self.settings
         self.generation = self.ask(s.population_size)
-        for individual in self.generation[: s.rl_population]:
-            individual.learns = self.learns
         self.steps_before, self.steps = self.steps, 0
+        for individual in self.generation[: s.rl_population]:
+            individual.learns = self.learns and self.steps_before > 0
         self.stages = [stage for stage in self.plan() if stage]
 
     def next_actor_job(self, worker: int, ended: Job | None) -> Job | None:
@@ -190,7 +197,7 @@ class Generations(EvolvedTD3[PCEMRLSettings]):
         if what == "play":
             return self.play(worker, individual)
         if what == "train":
-            return self.train(worker, individual, self.steps_before) if self.steps_before else None
+            return self.train(worker, individual, self.steps_before)
         share = self.steps_before // self.settings.rl_population
         return self.train_critics(worker, individual.genes, share) if share else None
 
@@ -217,7 +224,6 @@ class Generations(EvolvedTD3[PCEMRLSettings]):
             "fitness": fitness.tolist(),
             "kind": ["RL" if individual.learns else "ES" for individual in self.generation],
             "var": float(self.distribution.var.mean()),
-            "rl_share": float(np.mean([individual.learns for individual in self.generation])),
         }
         learners = sum(individual.learns for individual in self.generation)
         self.record(row, {"rl": learners, "es": len(fitness) - learners})

@@ -122,7 +122,7 @@ def generations(storage: str, name: str) -> pd.DataFrame:
         went to it), `age` (results told since it was asked). CEM-RL and P-CEM-RL: `fitness` and
         `kind` of each individual of a generation (lists). All five: `uncounted_steps` (of
         individuals alone), `individuals` (told so far), `var` (mean variance of the weights),
-        `rl_share` (share of RL individuals).
+        `rl_share` (of RL individuals among those told so far that did not play at random).
 
         DERL: what its iterations noted.
     """

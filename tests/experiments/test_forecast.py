@@ -22,6 +22,7 @@ from erl.experiments.forecast import (
     check_at_once,
     learning_starts,
     measured_speed,
+    pace_of,
     rollout_of,
     updates_of,
 )
@@ -106,6 +107,7 @@ def test_buffers_of_finals_that_do_not_fit_are_refused_before_anything_is_stored
         (spec("SAC", env_id=REACH, train_freq=10), 990),
         (spec("SAC", env_id=REACH, train_freq=10, gradient_steps=-1), 9900),
         (spec("DQN", learning_starts=1000, train_freq=4), 2250),
+        (spec("TD3", 20_000, REACH, preset="aes_td3"), None),
         (spec("ERL-Re2", env_id=REACH), None),
     ],
 )
@@ -125,10 +127,11 @@ def test_updates_are_those_that_stable_baselines3_makes():
 def test_steps_before_learning():
     assert learning_starts(spec()) == 0
     assert learning_starts(spec("SAC", env_id=REACH)) == 100
+    assert learning_starts(spec("TD3", env_id=REACH, preset="aes_td3")) == 10_000
     assert learning_starts(spec("ERL-Re2", env_id=REACH)) == 10_000
     assert learning_starts(spec("ERL-Re2", env_id=REACH, init_steps=60, learning_starts=70)) == 70
     # Each in its own settings, and counted with the episodes of the mean.
-    assert learning_starts(spec("CEM-RL", env_id=REACH, batched=True)) == 10_000
+    assert learning_starts(spec("CEM-RL", env_id=REACH, order="batched")) == 10_000
     assert learning_starts(spec("AES-RL", env_id=REACH)) == 60_000
     assert learning_starts(spec("AES-RL", env_id=REACH, charge_mean=False)) == 10_000
     assert learning_starts(spec("ACEM-RL", env_id=REACH)) == 10_000
@@ -197,6 +200,27 @@ def test_the_line_before(monkeypatch, sink):
     short = Outlook("1 seed x 100 steps", [spec(steps=100, n_steps=50)], 1, ("known",))
     announce(short, Simulated(1, monkeypatch), sink)
     assert sink.lines[1:] == ["1 seed x 100 steps, 2 updates each, 1 worker", "note: known"]
+
+
+@pytest.mark.parametrize("learner", ["AES-RL", "(1+1)-ES", "ACEM-RL", "CEM-RL", "P-CEM-RL"])
+def test_no_time_is_told_where_a_short_measurement_says_nothing(learner, monkeypatch, sink):
+    """These make thousands of updates between two episodes."""
+    settings = {"mean_update_param": 3} if learner == "AES-RL" else {}
+    lifetime, workers = spec(learner, 10**6, REACH, **settings), Simulated(2, monkeypatch)
+    announce(Outlook("1 seed", [lifetime], 1), workers, sink, measure=True)
+    assert sink.lines[0] == "1 seed, 2 workers"
+    assert f"note: {learner} updates thousands of times between two episodes" in sink.lines[1]
+    assert workers.asked == []
+    now = 0.0
+    pace = pace_of([lifetime], 2)
+    pace._clock = lambda: now
+    for burst in range(20):  # a minute without a step, then a second with a thousand
+        now = 61.0 * burst
+        pace.mark(100_000 + 1000 * burst)
+        pace.mark(100_000 + 1000 * burst)
+        now += 1.0
+        pace.mark(101_000 + 1000 * burst)
+    assert pace.speed == pytest.approx(1000 / 61, rel=0.15)
 
 
 def test_a_real_measurement(lasting, sink):

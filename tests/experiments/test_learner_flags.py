@@ -105,11 +105,30 @@ def test_what_a_file_does_not_say_is_what_the_published_code_takes(asked):
     assert (settings["hidden"], settings["actor_workers"]) == ([400, 300], 1)
 
 
+def test_what_a_flag_gives_is_not_said_to_be_a_default(asked, sink):
+    words = "--learner AES-RL --env_id Humanoid-v4 --num_actor_worker 5"
+    assert asked(words, {"algorithm": "AES-RL"})["actor_workers"] == 5
+    assert "num_actor_worker 1" not in str(sink)
+    assert "as in the published code: discount 0.99" in str(sink)
+
+
+def test_a_baseline_of_zero_and_a_number_of_critic_workers_are_not_lost(asked, sink):
+    file = {"algorithm": "AES-RL", "aesrl_mean_update_param": 0, "num_critic_worker": 3}
+    settings = asked("--learner AES-RL", {**file, "aesrl_mean_update": "baseline-absolute"})
+    assert settings["mean_update_param"] == 0
+    assert "critic_workers" not in settings
+    assert "num_critic_worker 3 do not apply here" in str(sink)
+    assert "mean_update_param" not in asked("--learner AES-RL", file)  # not given
+
+
 def test_ray_flags_of_a_published_command_do_not_apply_to_td3(asked, sink):
     words = "--learner TD3 --ray_address 10.0.0.1 --ray_port 12345 --redis_password 12345"
     settings = asked(words, {"algorithm": "TD3", "hidden": [256, 256], "lr": 3e-4})
     assert not {"ray_address", "actor_executor"} & settings.keys()
-    assert "--ray_address does not apply to TD3" in str(sink)
+    assert "--ray_address: TD3 has no such workers" in str(sink)
+    settings = asked(f"{words} --num_actor_worker 1 --num_critic_worker 0", {"algorithm": "TD3"})
+    assert not {"actor_workers", "critic_workers"} & settings.keys()
+    assert "--ray_address and --actor_workers and --critic_workers: TD3 has no" in str(sink)
     settings = asked(words.replace("TD3", "AES-RL"))
     assert settings == {"ray_address": "ray:10.0.0.1:12345", "actor_executor": "ray"}
 

@@ -150,6 +150,39 @@ def test_none_and_all_are_what_they_say():
         kept = ledger.notes()["kept"]
         since = [k for k, n in zip(kept["kind"], kept["individual"]) if n >= 8]
         assert set(since) == ({"RL"} if ratio else {"ES"})
+        assert kept["rl_share"][0] is None  # at random
+        assert kept["rl_share"][-1] == ratio
+
+
+def test_nobody_is_called_rl_whom_no_gradient_improved():
+    """There is nothing to learn from before an episode has ended."""
+    for name, settings in (("AES-RL", {"rl_ratio": 1.0}), ("CEM-RL", {})):
+        work = at_work(lifetime(name, 10**6, learning_starts=0, **settings))
+        until(work, 4)
+        kept = work.ledger.notes()["kept"]
+        first = kept["kind"][0] if name == "CEM-RL" else kept["kind"][:1]
+        assert set(first) == {"ES"}
+        work.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("AES-RL", {"fixed_var_n": 5.0}, "fixed_var_n=5.0 changes nothing: var_update is adaptive"),
+        ("AES-RL", {"negative_ratio": 0.5}, "negative_ratio=0.5 changes nothing: mean_update is"),
+        ("ACEM-RL", {"reuse_mean": True}, "reuse_mean=True changes nothing: the mean plays no"),
+        ("CEM-RL", {"critic_job": 7}, "critic_job=7 changes nothing: the critics have no worker"),
+        ("AES-RL", {"ray_address": "x"}, "ray_address=x changes nothing: actor_executor is"),
+        ("AES-RL", {"fixed_var_n": 5.0, "var_update": "fixed"}, None),
+    ],
+)
+def test_settings_that_change_nothing_are_named(name, settings, said, caplog):
+    work = at_work(lifetime(name, 10**6, **settings))
+    work.start()
+    work.close()
+    named = [m for m in caplog.messages if "changes nothing" in m]
+    assert len(named) == (said is not None)
+    assert said is None or said in named[0]
 
 
 def test_an_individual_learns_as_long_as_the_latest_episodes_had_steps():

@@ -66,10 +66,34 @@ def test_one_worker_and_a_serial_critic_make_it_cem_rl():
     assert not same(several, parallel)
 
 
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        # Lee et al.'s code, and Pourchot and Sigaud's.
+        ("in-turn", "critics 0, train 0, play 0, critics 1, train 1, play 1, play 2, play 3"),
+        ("play-last", "critics 0, train 0, critics 1, train 1, play 0, play 1, play 2, play 3"),
+        ("batched", "critics 0, critics 1, train 0, train 1, play 0, play 1, play 2, play 3"),
+    ],
+)
+def test_the_order_of_a_generation(order, expected):
+    work = at_work(lifetime("CEM-RL", 10**6, order=order))
+    until(work, 12)  # the generations from the third on learn
+    begun, job = [], work.job
+
+    def note(worker, task):
+        begun.append(f"{task[0]} {task[1].number % 4}")
+        return job(worker, task)
+
+    work.job = note
+    until(work, 16)
+    assert ", ".join(begun) == expected
+    work.close()
+
+
 @pytest.mark.parametrize("workers", [1, 3, 4])
-def test_the_batched_variant_is_p_cem_rl_with_any_number_of_workers(workers):
+def test_the_batched_order_is_p_cem_rl_with_any_number_of_workers(workers):
     """Where episodes are equally long, and so stored in the same order."""
-    batched, _ = means(lifetime("CEM-RL", 10**6, batched=True), 6)
+    batched, _ = means(lifetime("CEM-RL", 10**6, order="batched"), 6)
     parallel, _ = means(lifetime("P-CEM-RL", 10**6, actor_workers=workers), 6)
     assert same(batched, parallel)
 
@@ -179,7 +203,7 @@ def test_the_story_of_a_generation():
     assert kept["steps"] == kept["uncounted_steps"] == [80, 160, 240, 320, 400]
     assert kept["individuals"] == [4, 8, 12, 16, 20]
     assert totals == {"rl": 6, "es": 14}
-    assert kept["rl_share"][-1] == 0.5
+    assert kept["rl_share"] == [None, None, 0.5, 0.5, 0.5]  # of those that learning began with
     returns = [total for fitness in kept["fitness"] for total in fitness]
     assert returns == pytest.approx([r for _, r, _ in ledger.episodes], rel=1e-4)
 
@@ -191,7 +215,13 @@ def test_the_story_of_a_generation():
         ("CEM-RL", {"critic_workers": 1}, "CEM-RL's critic_workers must be 0, not 1"),
         ("CEM-RL", {"rl_population": 5}, "rl_population must be at most population_size, 4"),
         ("CEM-RL", {"population_size": 1}, "population_size must be a whole number from 2"),
-        ("P-CEM-RL", {"batched": True}, "P-CEM-RL has no setting 'batched'"),
+        ("P-CEM-RL", {"order": "batched"}, "P-CEM-RL has no setting 'order'"),
+        ("CEM-RL", {"order": "last"}, "order must be in-turn or play-last or batched"),
+        (
+            "P-CEM-RL",
+            {"critic_workers": 1, "critic_update_cost": 0},
+            "critic_update_cost must be above 0 for critics with a worker of their own",
+        ),
         ("P-CEM-RL", {"critic_workers": 2}, "critic_workers must be 0 or 1, not 2"),
         ("P-CEM-RL", {"hidden": []}, "hidden must be a list of at least one width"),
         ("P-CEM-RL", {"learning_starts": 600}, "starts to learn after learning_starts = 600"),

@@ -61,7 +61,7 @@ _DEFAULTS = {
     "hidden": [400, 300],
     "lr": 1e-3,
 }
-# Counts that are 0 there where they are not given.
+# What is 0 there where it is not given.
 _NONE = ("population_size", "aesrl_fixed_var_n", "cemrl_rl_population", "aesrl_mean_update_param")
 _SWITCHES = ("parallel_critic", "cemrl_no_antithetic")
 _FIXED = {"actor_activation": "tanh", "critic_activation": "leaky_relu"}
@@ -93,7 +93,12 @@ class Adopted(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def adopt(learner: str, settings: Mapping[str, Any], known: Collection[str]) -> Adopted:
+def adopt(
+    learner: str,
+    settings: Mapping[str, Any],
+    known: Collection[str],
+    given: Collection[str] = (),
+) -> Adopted:
     """Settings of a file, in our names if the file is one of the published code, which says so by
     its `algorithm`.
 
@@ -101,6 +106,7 @@ def adopt(learner: str, settings: Mapping[str, Any], known: Collection[str]) -> 
         learner: whom they are for.
         settings: what the file has.
         known: names of the learner's settings.
+        given: those that a flag gives, which goes before the file.
 
     Raises:
         UserError: the file is for another algorithm, has an unknown key, or networks that are
@@ -122,7 +128,7 @@ def adopt(learner: str, settings: Mapping[str, Any], known: Collection[str]) -> 
         if key == "algorithm":
             continue
         known_here = names.get(key) in known or (learner == "TD3" and key == "hidden")
-        if key not in settings and known_here:
+        if key not in settings and known_here and names.get(key) not in given:
             by_default.append(f"{key} {value}")
         if key not in every:
             raise UserError(f"the published code has no setting {key!r}{nearest(key, every)}")
@@ -135,8 +141,11 @@ def adopt(learner: str, settings: Mapping[str, Any], known: Collection[str]) -> 
             adopted |= {"critic_workers": 1} if value else {}
         elif key == "cemrl_no_antithetic" and "antithetic" in known:
             adopted["antithetic"] = not value
-        elif (key in _NONE and not value) or (key == "num_critic_worker" and learner != "P-CEM-RL"):
-            continue  # there is but one possible value here, or none was given
+        elif _not_given(key, value, settings):
+            continue
+        elif key == "num_critic_worker" and learner != "P-CEM-RL":
+            if value not in (0, 1):  # there is but one possible value here
+                left_out.append(f"{key} {value}")
         elif names.get(key) in known:
             adopted.setdefault(names[key], value)
         elif key in settings:
@@ -148,3 +157,13 @@ def adopt(learner: str, settings: Mapping[str, Any], known: Collection[str]) -> 
     if by_default:
         notes.append(f"not in the file, so as in the published code: {', '.join(by_default)}")
     return Adopted(adopted, tuple(notes))
+
+
+def _not_given(key: str, value: Any, settings: Mapping[str, Any]) -> bool:
+    """Whether a number is 0 because nobody gave it. A baseline of 0 is one."""
+    if (
+        key == "aesrl_mean_update_param"
+        and settings.get("aesrl_mean_update") == "baseline-absolute"
+    ):
+        return False
+    return key in _NONE and not value

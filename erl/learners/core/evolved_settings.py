@@ -50,6 +50,8 @@ class EvolvedSettings(EvaluationSettings):
     published: ClassVar[dict[str, Any]] = {"gamma": 0.99}
     # Each individual of a million steps of episodes of 500 steps and more.
     kept: ClassVar[tuple[int, int]] = 2048, 32_768
+    # Between two episodes a worker may make thousands of updates.
+    updates_in_bursts: ClassVar[bool] = True
     n_critics: ClassVar[int] = 2
     n_envs: ClassVar[int] = 1
 
@@ -106,6 +108,12 @@ class EvolvedSettings(EvaluationSettings):
     def resolved_device(self) -> torch.device:
         """Where the networks learn."""
         return torch.device(self.device)
+
+    def idle(self) -> dict[str, str]:
+        """Settings that change nothing beside the others, and why."""
+        if self.actor_executor == "ray":
+            return {}
+        return {"ray_address": f"actor_executor is {self.actor_executor}"}
 
     def check_complete(self, env_id: str) -> None:
         """Raise a UserError if a setting has no default for this environment, and is not given."""

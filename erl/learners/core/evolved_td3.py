@@ -6,8 +6,9 @@ buffer; the distribution is told the returns. Which worker does what, and when, 
 `next_actor_job` and `next_critic_job`.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -38,6 +39,7 @@ from erl.networks.perceptrons import Perceptrons, Trained
 from erl.populations import Distribution
 from erl.worlds.specification import LifetimeSpec
 
+_log = logging.getLogger(__name__)
 S = TypeVar("S", bound=EvolvedSettings)
 
 # What a seed is for: numbers below the lifetime's seeds, so that none depends on the order of
@@ -77,6 +79,7 @@ class EvolvedTD3(Generic[S]):
         critics: state of the critics as they were last handed in.
         individuals, told: how many were asked, and told.
         policies_told: how many of the told played by their policy, and not at random.
+        rl_told: how many of these the gradient had improved.
         stored_steps: steps of individuals, those that the published code counts.
         mean_steps: steps of the mean's own episodes.
         critic_updates, actor_updates: how many were made.
@@ -95,7 +98,8 @@ class EvolvedTD3(Generic[S]):
         mean, self.critics = first_networks(self.bench, generator)
         self.distribution = self.make_distribution(mean, self._rng(_DISTRIBUTION))
         self.rng = self._rng(_CONTROL)
-        self.individuals = self.told = self.policies_told = self.generations = 0
+        self.individuals = self.told = self.generations = 0
+        self.policies_told = self.rl_told = 0
         self.stored_steps = self.mean_steps = self.mean_episodes = 0
         self.critic_jobs = self.critic_updates = self.actor_updates = 0
         self.workers = inner_workers(
@@ -207,6 +211,7 @@ class EvolvedTD3(Generic[S]):
         """Count whom the distribution was told together."""
         self.told += len(individuals)
         self.policies_told += sum(not individual.random for individual in individuals)
+        self.rl_told += sum(individual.learns for individual in individuals)
         self.generations += 1
 
     def _seed(self, *key: int, of: str = "learner") -> int:
@@ -220,8 +225,13 @@ class EvolvedTD3(Generic[S]):
     # -- what the run needs --
 
     def start(self) -> None:
-        """Warn of a setting that has no effect."""
-        warn_of_precision(self.settings.precision, self.settings.device)
+        """Warn of settings that have no effect."""
+        s = self.settings
+        warn_of_precision(s.precision, s.device)
+        defaults = {field.name: field.default for field in fields(s)}
+        for name, why in s.idle().items():
+            if getattr(s, name) != defaults[name]:
+                _log.warning("%s=%s changes nothing: %s", name, getattr(s, name), why)
 
     def iterate(self) -> None:
         """Go on to the next end of a job, or for a moment."""
@@ -248,6 +258,8 @@ class EvolvedTD3(Generic[S]):
             "uncounted_steps": self.stored_steps,
             "individuals": self.told,
         }
+        if self.policies_told:
+            row = {**row, "rl_share": self.rl_told / self.policies_told}
         scalars: dict[str, float] = {
             "time/fps": int(self.run.steps_per_second()),
             "time/uncounted_steps": self.stored_steps,
@@ -293,6 +305,7 @@ class EvolvedTD3(Generic[S]):
             "individuals",
             "told",
             "policies_told",
+            "rl_told",
             "generations",
             "stored_steps",
             "mean_steps",

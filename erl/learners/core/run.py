@@ -145,7 +145,9 @@ class Run(Generic[S]):
                 try:
                     if not self._algorithm.learned(row):
                         steps = self.ledgers[i].steps
-                        raise RuntimeError(f"nothing was learned within {steps} steps")
+                        raise RuntimeError(
+                            f"nothing was learned within {steps} steps: it needs more of them"
+                        )
                     results[row] = self._algorithm.agent(row)
                 except Exception as e:
                     results[row] = e
