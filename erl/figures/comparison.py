@@ -4,6 +4,7 @@ with Holm's correction, generalisation.
 All functions take lifetimes of a test, a row each (`erl.study.records`, with the column `arm`).
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -36,6 +37,8 @@ from erl.statistics import (
 from erl.studies.tables import to_latex, to_markdown
 
 ALPHA = 0.05
+# Letters that have room side by side below a matrix.
+LETTERS = 66
 
 
 def family(
@@ -251,8 +254,12 @@ def generalisation_matrix(matrix: pd.DataFrame, about: str = "") -> Figure:
             color="white" if dark else "black",
         )
     shown = axes.imshow(values, cmap="PuOr", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(columns)), columns, rotation=20 if len(columns) > 3 else 0)
-    axes.set_yticks(range(len(rows)), rows)
+    width = LETTERS // len(columns)
+    below = [_wrapped(name, width) for name in columns]
+    long = max(len(line) for name in below for line in name.splitlines()) > width
+    turned = {"rotation": 20, "ha": "right"} if long else {}
+    axes.set_xticks(range(len(columns)), below, **turned)
+    axes.set_yticks(range(len(rows)), [_wrapped(name, LETTERS // 3) for name in rows])
     axes.set_xlabel("tested on")
     axes.set_ylabel("evolved on")
     axes.grid(False)
@@ -266,6 +273,11 @@ def generalisation_matrix(matrix: pd.DataFrame, about: str = "") -> Figure:
         f"brackets. {seeds} seeds.",
         about,
     )
+
+
+def _wrapped(name: str, width: int) -> str:
+    """A name over several lines, broken between words."""
+    return textwrap.fill(name, width, break_long_words=False, break_on_hyphens=False)
 
 
 # -- tables --

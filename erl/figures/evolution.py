@@ -652,7 +652,11 @@ def two_levels(
         else:
             _curves(below, lifetimes[lifetimes.trial == number], colours[name])
         agent = f"\n{agents[number]}" if agents else ""
-        below.set_title(f"{name}: trial {number}{agent}", color=colours[name].colour)
+        below.set_title(
+            f"{name}: trial {number}{agent}",
+            color=colours[name].colour,
+            fontsize=7 if agents else None,
+        )
         steps_axis(below, "steps within a lifetime")
         if i == 0:
             below.set_ylabel("return")

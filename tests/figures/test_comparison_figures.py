@@ -90,6 +90,10 @@ def test_generalisation(lifetimes):
     assert list(drawn[0]) == [1.0, 0.0]
     assert np.ma.filled(drawn, np.nan)[1, 1] == matrix.probability[2]
     assert np.isnan(np.ma.filled(drawn, np.nan)[1, 0])
+    long = matrix.assign(tested_on=["A-v0 with hidden velocities", "B-v0, 300,000 steps", "B-v0"])
+    axes = comparison.generalisation_matrix(long).axes[0]
+    names = [t.get_text() for t in axes.get_xticklabels()]
+    assert names == ["A-v0 with hidden\nvelocities", "B-v0, 300,000 steps", "B-v0"]
     with pytest.raises(UserError, match="at least one test"):
         comparison.generalisation({})
     tests = {("Ant", "Hopper"): (lifetimes, "PPO", "RES_SAC")}

@@ -181,6 +181,8 @@ def test_a_choice_that_only_some_trials_have(trials):
     points = evolution.slices(frame, space).axes[0].collections[0].get_offsets()
     kinds = frame.kind[(frame.state == "COMPLETE") & frame.kind.notna()]
     assert np.array(points)[:, 0].tolist() == [float(k == "b") for k in kinds]
+    lines = evolution.parallel_coordinates(frame, space).axes[0].collections[0].get_paths()
+    assert sum(np.isnan(line.vertices[0, 1]) for line in lines) == len(lines) - len(kinds) > 0
 
 
 def test_importances_are_means_with_their_range():
