@@ -1,6 +1,7 @@
 """The tables of `evidence.py`, as functions of the stored rows of experiments."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -259,7 +260,8 @@ def of_experiment(rows: pd.DataFrame, baseline: str, column: str) -> pd.DataFram
 
 def matrix(evolved: Mapping[str, tuple[str, pd.DataFrame]], arm: str) -> pd.DataFrame | None:
     """Evolved on x tested on, with the reservoirs that were not evolved and those with W = 0, each
-    against PPO alone. None without rows.
+    against PPO alone. None without rows. Experiments that evolved on the same have their names in
+    the rows; tests of one experiment in the same environment have theirs in the columns.
 
     Args:
         evolved: by experiment: what it evolved on, and the rows of its tests.
@@ -267,11 +269,15 @@ def matrix(evolved: Mapping[str, tuple[str, pd.DataFrame]], arm: str) -> pd.Data
     """
     arms = {"": arm, ", not evolved": f"RANDOM_{arm}", ", W = 0": f"NOREC_{arm}"}
     tests = {}
-    for on, rows in evolved.values():
-        for env_id, part in rows.groupby("env_id"):
+    times = Counter(on for on, _ in evolved.values())
+    for name, (on, rows) in evolved.items():
+        row = on if times[on] == 1 else f"{on} ({name})"
+        for (env_id, study), part in rows.groupby(["env_id", "study"]):
+            alone = rows.study[rows.env_id == env_id].nunique() == 1
+            column = str(env_id) if alone else f"{env_id} ({study})"
             for title, each in arms.items():
                 if {each, "PPO"} <= set(part.arm):
-                    tests[f"{on}{title}", str(env_id)] = (part, "PPO", each)
+                    tests[f"{row}{title}", column] = (part, "PPO", each)
     return generalisation(tests, PRIMARY) if tests else None
 
 

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 from conftest import InlineExecutor, Lines
@@ -76,6 +77,21 @@ def lifetimes():
             )
     rows[-1] |= {"state": "FAIL", "training_return": None, "final_return": None, "curve": ()}
     return pd.DataFrame(rows)
+
+
+def conditional(n, name="conditional"):
+    """A study of another program: every second trial has one parameter and the others another one;
+    the trial that runs has a third. All have `all`.
+    """
+    storage = "sqlite:///foreign.db"
+    study = optuna.create_study(study_name=name, storage=storage, direction="maximize")
+    for k in range(n):
+        trial = study.ask()
+        x = trial.suggest_float("all", 0.0, 1.0)
+        x += trial.suggest_float("even" if k % 2 == 0 else "odd", 0.0, 1.0)
+        study.tell(trial, x)
+    study.ask().suggest_float("running", 0.0, 1.0)
+    return f"{storage}#{name}"
 
 
 @pytest.fixture(scope="session")

@@ -379,6 +379,17 @@ def test_the_matrix_has_the_controls_of_every_evolution():
     assert tables.matrix({}, "R") is None
 
 
+def test_the_matrix_keeps_experiments_and_tests_of_the_same_environments_apart():
+    one, two = (
+        pd.concat([scored(study, "PPO", [1.0, 2.0]), scored(study, "R", returns)])
+        for study, returns in (("s", [3.0, 4.0]), ("t", [0.0, 0.5]))
+    )
+    made = tables.matrix({"a_1": ("A", one), "a_2": ("A", two)}, "R")
+    assert [*zip(made.evolved_on, made.probability)] == [("A (a_1)", 1.0), ("A (a_2)", 0.0)]
+    made = tables.matrix({"a_1": ("A", pd.concat([one, two]))}, "R")
+    assert [*zip(made.tested_on, made.probability)] == [("X-v0 (s)", 1.0), ("X-v0 (t)", 0.0)]
+
+
 def fake_scripts(monkeypatch, tmp_path, codes):
     """Experiments of commands that end with these exit codes, and the commands that were run."""
     made = [evidence.Experiment(name, "p", 1, f"{name}.py", (f"{name}_test.py",)) for name in codes]

@@ -176,7 +176,7 @@ def spectrum(values: np.ndarray, step: float = 1.0) -> tuple[np.ndarray, np.ndar
     """
     n = len(values)
     if n < SHORTEST:
-        raise UserError(f"a spectrum needs at least {SHORTEST} steps; this episode has {n - 1}")
+        raise UserError(f"a spectrum needs at least {SHORTEST} rows; there are {n}")
     window = signal.windows.hann(n, sym=False)
     weighted = (values - values.mean(0)) * window[:, None]
     amplitudes = np.abs(np.fft.rfft(weighted, axis=0)) * 2 / window.sum()
@@ -259,7 +259,15 @@ def gait(episode: Trace) -> Gait:
 
 @styled
 def spectra(episode: Trace, about: str = "") -> Figure:
-    """Fourier spectra of observations, reservoir state and actions of an episode."""
+    """Fourier spectra of observations, reservoir state and actions of an episode.
+
+    Raises:
+        UserError: an episode of fewer than `SHORTEST` steps.
+    """
+    if len(episode) < SHORTEST:
+        raise UserError(
+            f"a spectrum needs at least {SHORTEST} steps; this episode has {len(episode)}"
+        )
     step = episode.seconds or 1.0
     unit = "Hz" if episode.seconds else "cycles per step"
     parts = {"observation": episode.observations, "action": episode.actions}

@@ -4,6 +4,7 @@ with Holm's correction, generalisation.
 All functions take lifetimes of a test, a row each (`erl.study.records`, with the column `arm`).
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,8 +13,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from erl.errors import UserError, nearest
-from erl.figures.learning import RETURNS, arms_of, finished, seeds_of, steps_to_thresholds
-from erl.figures.style import caption, looks, new, styled, write_text
+from erl.figures.learning import (
+    RETURNS,
+    arm_looks,
+    arms_of,
+    few_seeds_of,
+    finished,
+    seeds_of,
+    steps_to_thresholds,
+    threshold_names,
+)
+from erl.figures.style import caption, new, styled, write_text
 from erl.statistics import (
     bootstrap_interval,
     holm,
@@ -27,6 +37,8 @@ from erl.statistics import (
 from erl.studies.tables import to_latex, to_markdown
 
 ALPHA = 0.05
+# Letters that have room side by side below a matrix.
+LETTERS = 66
 
 
 def family(
@@ -54,6 +66,8 @@ def family(
     frame = finished(lifetimes, column)
     arms = arms_of(frame, order)
     if baseline is not None and baseline not in arms:
+        if baseline in set(lifetimes.arm):
+            raise UserError(f"no finished lifetime of {baseline}, with which others are compared")
         raise UserError(f"no arm is called {baseline!r}{nearest(baseline, arms)}")
     baseline = baseline or arms[0]
     if len(arms) < 2:
@@ -96,8 +110,11 @@ def improvement(
     table = family(lifetimes, baseline, column, order)
     baseline = table.attrs["baseline"]
     rows = table[table.arm != baseline].reset_index(drop=True)
+    frame = finished(lifetimes, column)
+    looks = arm_looks(lifetimes, frame, order)
     figure, axes = new(height=1.0 + 0.42 * len(rows))
-    for i, (row, look) in enumerate(zip(rows.itertuples(), looks(rows.arm).values())):
+    for i, row in enumerate(rows.itertuples()):
+        look = looks[row.arm]
         axes.plot([row.low, row.high], [i, i], color=look.colour, linewidth=3)
         axes.plot(row.probability, i, look.marker, color="black", markersize=6)
         axes.text(
@@ -116,9 +133,10 @@ def improvement(
     return caption(
         figure,
         f"Probability of improvement over {baseline}, and 95 % bootstrap interval, "
-        f"{seeds_of(finished(lifetimes, column))}. p: Mann and Whitney's test, two-sided, "
+        f"{seeds_of(frame)}. p: Mann and Whitney's test, two-sided, "
         f"corrected by Holm's method for {len(rows)} comparisons; * at most {ALPHA}. An interval "
         "without width says only that no pair of these seeds went the other way.",
+        few_seeds_of(frame),
         about,
     )
 
@@ -137,7 +155,7 @@ def performance_profiles(
     margin = 0.05 * (high - low) or 1.0
     thresholds = np.linspace(low - margin, high + margin, 300)
     figure, axes = new(height=3.2)
-    for arm, look in looks(arms_of(frame, order)).items():
+    for arm, look in arm_looks(lifetimes, frame, order).items():
         scores = frame[frame.arm == arm][column].to_numpy(dtype=float)
         axes.plot(
             thresholds,
@@ -162,6 +180,7 @@ def performance_profiles(
         figure,
         f"Performance profiles over {seeds_of(frame)}, with pointwise 95 % bootstrap bands: a "
         "higher curve is better, and curves that cross have no order.",
+        few_seeds_of(frame),
         about,
     )
 
@@ -235,8 +254,12 @@ def generalisation_matrix(matrix: pd.DataFrame, about: str = "") -> Figure:
             color="white" if dark else "black",
         )
     shown = axes.imshow(values, cmap="PuOr", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(columns)), columns, rotation=20 if len(columns) > 3 else 0)
-    axes.set_yticks(range(len(rows)), rows)
+    width = LETTERS // len(columns)
+    below = [_wrapped(name, width) for name in columns]
+    long = max(len(line) for name in below for line in name.splitlines()) > width
+    turned = {"rotation": 20, "ha": "right"} if long else {}
+    axes.set_xticks(range(len(columns)), below, **turned)
+    axes.set_yticks(range(len(rows)), [_wrapped(name, LETTERS // 3) for name in rows])
     axes.set_xlabel("tested on")
     axes.set_ylabel("evolved on")
     axes.grid(False)
@@ -252,6 +275,11 @@ def generalisation_matrix(matrix: pd.DataFrame, about: str = "") -> Figure:
     )
 
 
+def _wrapped(name: str, width: int) -> str:
+    """A name over several lines, broken between words."""
+    return textwrap.fill(name, width, break_long_words=False, break_on_hyphens=False)
+
+
 # -- tables --
 
 
@@ -265,17 +293,32 @@ def results_table(
     """The table of a paper: arm, seeds, IQM, probability of improvement, p, steps to a threshold.
 
     All cells are text, with "-" where a value does not exist.
+
+    Args:
+        lifetimes: of a test or of single runs.
+        baseline: an arm; by default the first one.
+        column: what is shown, `training_return` or `final_return`.
+        order: of the arms.
+        thresholds: returns, by default `learning.usual_thresholds`. They are of training: a table
+            of final policies has no steps to them.
+
+    Returns:
+        A row for each arm. `attrs["remark"]` says what intervals over few seeds are worth.
+
+    Raises:
+        UserError: no finished lifetime, or none of the baseline.
     """
     frame = finished(lifetimes, column)
-    try:
+    arms = arms_of(frame, order)
+    table = None
+    if len(arms) > 1 or baseline not in (None, *arms):
         table = family(lifetimes, baseline, column, order)
-    except UserError:
-        table = None
-    needed = None
-    if "curve" in lifetimes and lifetimes.curve.map(len).any():
+    needed, names = None, {}
+    if column == "training_return" and "curve" in lifetimes and lifetimes.curve.map(len).any():
         needed = steps_to_thresholds(lifetimes, thresholds)
+        names = threshold_names(needed.threshold)
     rows = []
-    for i, arm in enumerate(arms_of(frame, order)):
+    for i, arm in enumerate(arms):
         values = frame[frame.arm == arm][column].to_numpy(dtype=float)
         interval = bootstrap_interval(values, interquartile_mean)
         row = {
@@ -290,11 +333,13 @@ def results_table(
             row["95 % interval of P"] = _interval((r.low, r.high), "{:.2f}")
             row["p (Holm)"] = _number(r.p_holm, "{:.2g}")
         if needed is not None:
-            for t in dict.fromkeys(needed.threshold):
+            for t, name in names.items():
                 steps = needed[(needed.arm == arm) & (needed.threshold == t)].steps
-                row[f"median steps to {t:,.4g}"] = _steps(steps)
+                row[f"median steps to {name}"] = _steps(steps)
         rows.append(row)
-    return pd.DataFrame(rows)
+    shown = pd.DataFrame(rows)
+    shown.attrs["remark"] = few_seeds_of(frame)
+    return shown
 
 
 def _number(x: float, form: str = "{:,.4g}") -> str:
@@ -306,7 +351,9 @@ def _interval(ends: tuple[float, float], form: str) -> str:
 
 
 def _steps(steps: pd.Series) -> str:
-    """Median, and how many seeds never got there."""
+    """Median, and how many seeds got there; "-" without a curve."""
+    if not len(steps):
+        return "-"
     middle = float(np.quantile(steps, 0.5, method="higher"))
     reached = f"{int(np.isfinite(steps).sum())}/{len(steps)}"
     return f"{middle:,.0f} ({reached})" if np.isfinite(middle) else f"- ({reached})"
@@ -315,13 +362,24 @@ def _steps(steps: pd.Series) -> str:
 def write_tables(table: pd.DataFrame, folder: str | Path, name: str, text: str = "") -> list[Path]:
     """Write a table as CSV, Markdown and LaTeX, each file whole or not at all.
 
+    Args:
+        table: of text cells. A remark on it (`attrs["remark"]`) stands below it in Markdown, and in
+            the caption in LaTeX; a CSV file holds cells only.
+        folder: of the files.
+        name: of the files.
+        text: the caption in LaTeX.
+
+    Returns:
+        Their paths.
+
     Raises:
         UserError: the folder cannot be written.
     """
+    remark = table.attrs.get("remark", "")
     contents = {
         "csv": table.to_csv(index=False),
-        "md": to_markdown(table),
-        "tex": to_latex(table, text, f"tab:{name}"),
+        "md": to_markdown(table) + (f"\n{remark}\n" if remark else ""),
+        "tex": to_latex(table, " ".join(filter(None, [text, remark])), f"tab:{name}"),
     }
     paths = []
     try:

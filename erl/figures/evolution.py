@@ -171,10 +171,11 @@ def optimisation_history(
 
 @styled
 def parallel_coordinates(trials: pd.DataFrame, space: Space, about: str = "") -> Figure:
-    """Every completed trial as a line over its parameters and its fitness, the best on top."""
+    """Every completed trial as a line over its parameters and its fitness, the best on top. Where a
+    trial does not have a parameter, its line has a gap.
+    """
     done = completed(trials).sort_values("fitness")
     names = _searched(space, done)
-    done = done.dropna(subset=names)
     low, high = float(done.fitness.min()), float(done.fitness.max())
     ends = Axis(low, high)
     columns = [space[n].unit(done[n]) for n in names] + [ends.unit(done.fitness)]
@@ -208,14 +209,18 @@ def parallel_coordinates(trials: pd.DataFrame, space: Space, about: str = "") ->
         figure,
         f"Parallel coordinates of {count(len(done), 'completed trial')}, each parameter over the "
         "range that was searched.",
+        "A line has gaps where its trial does not have a parameter."
+        if np.isnan(lines).any()
+        else "",
         about,
     )
 
 
 def _searched(space: Space, trials: pd.DataFrame) -> list[str]:
-    names = [n for n in space if n in trials]
+    """The searched parameters that some of these trials have."""
+    names = [n for n in space if n in trials and np.isfinite(space[n].unit(trials[n])).any()]
     if not names:
-        raise UserError("this figure needs a searched parameter, and this study has none")
+        raise UserError("this figure needs a searched parameter, and no completed trial has one")
     return names
 
 
@@ -233,7 +238,7 @@ def slices(trials: pd.DataFrame, space: Space, about: str = "") -> Figure:
             axes.set_visible(False)
             continue
         axis = space[names[i]]
-        part = done.dropna(subset=[names[i]])
+        part = done[np.isfinite(axis.unit(done[names[i]]))]
         shown = axes.scatter(
             _numbers(axis, part[names[i]]),
             part.fitness,
@@ -302,7 +307,11 @@ def contours(
         raise UserError(
             f"contours need two searched numbers; this study has {', '.join(numeric) or 'none'}"
         )
-    done = done.dropna(subset=names)
+    pairs = [(x, y) for i, y in enumerate(names) for x in names[:i]]
+    drawn = pd.concat([done[done[[x, y]].notna().all(axis=1)] for x, y in pairs])
+    done = done.loc[drawn.index.unique()]
+    if not len(done):
+        raise UserError(f"no completed trial has two of the parameters {', '.join(names)}")
     n = len(names) - 1
     figure, grid = new(n, n, height=3.4 if n == 1 else 2.2 * n, squeeze=False)
     low, high = float(done.fitness.min()), float(done.fitness.max())
@@ -314,15 +323,16 @@ def contours(
             if column > row:
                 axes.set_visible(False)
                 continue
-            units = space[x].unit(done[x]), space[y].unit(done[y])
-            made = interpolated(*units, done.fitness.to_numpy(dtype=float))
+            part = done[done[[x, y]].notna().all(axis=1)]
+            units = space[x].unit(part[x]), space[y].unit(part[y])
+            made = interpolated(*units, part.fitness.to_numpy(dtype=float))
             if made is not None:
                 at = space[x].value(made[0]), space[y].value(made[0])
                 axes.contourf(*at, made[1], levels=levels, cmap=SEQUENTIAL, alpha=0.8)
             shown = axes.scatter(
-                done[x],
-                done[y],
-                c=done.fitness,
+                part[x],
+                part[y],
+                c=part.fitness,
                 cmap=SEQUENTIAL,
                 vmin=low,
                 vmax=high,
@@ -578,36 +588,45 @@ def two_levels(
 ) -> Figure:
     """Evolution over development above, and development within chosen trials below.
 
-    Above, the fitness of all trials by generation of the outer evolution. Below, for chosen trials,
-    what happened within their lifetimes: the inner evolution's generations where the learner is a
+    Above, the fitness of all trials, of an evolution by generation. Below, for chosen trials, what
+    happened within their lifetimes: the inner evolution's generations where the learner is a
     population, learning curves otherwise.
 
     Args:
-        trials: of an evolution.
-        lifetimes: its records.
+        trials: of an evolution, or of agents: a test, or single runs.
+        lifetimes: its records; those of agents have the column `arm`.
         generations: of the inner evolutions; may be empty.
-        chosen: numbers of trials by their title; by default the best, a middle and the worst one.
+        chosen: numbers of trials by their title; by default the best, a middle and the worst one,
+            of those that have such generations if there are any.
         about: for the caption.
     """
     done = completed(trials)
-    with_lifetimes = lifetimes.trial.unique() if len(lifetimes) else []
-    picks = dict(chosen) if chosen is not None else chosen_trials(trials, with_lifetimes)
+    inner = len(generations) > 0 and "fitness" in generations
+    told = generations if inner else lifetimes
+    picks = (
+        dict(chosen)
+        if chosen is not None
+        else chosen_trials(trials, told.trial.unique() if len(told) else [])
+    )
     missing = [n for n in picks.values() if n not in set(done.trial)]
     if missing:
         raise UserError(f"trial {missing[0]} has no fitness: it cannot be shown")
-    inner = len(generations) > 0 and "fitness" in generations
+    shown = lifetimes[lifetimes.trial.isin(picks.values())]
+    agents = dict(zip(shown.trial, shown.arm)) if "arm" in shown else {}
     colours = looks(picks)
     figure = new(height=4.8)[0]
     figure.clear()
     grid = figure.add_gridspec(2, len(picks), height_ratios=(1, 1.1))
     top = figure.add_subplot(grid[0, :])
-    outer = done.generation if done.generation.notna().all() else done.trial
+    by_generation = "generation" in done and bool(done.generation.notna().all())
+    outer = done.generation if by_generation else done.trial
     top.plot(outer, done.fitness, "o", color="0.6", label="trial")
-    if done.generation.notna().all():
+    if by_generation:
         mean = done.groupby("generation").fitness.mean()
         top.plot(mean.index, mean, color="black", label="mean of the generation")
-    highest = done.assign(outer=outer).groupby("outer").fitness.max().cummax()
-    top.step(highest.index, highest, where="post", color="black", linestyle=":", label="best")
+    if not agents:  # agents are not tried one after the other to find the best
+        highest = done.assign(outer=outer).groupby("outer").fitness.max().cummax()
+        top.step(highest.index, highest, where="post", color="black", linestyle=":", label="best")
     for name, number in picks.items():
         row = done[done.trial == number].iloc[0]
         top.plot(
@@ -620,9 +639,7 @@ def two_levels(
             color=colours[name].colour,
             linestyle="none",
         )
-    top.set_xlabel(
-        "generation of the outer evolution" if done.generation.notna().all() else "trial"
-    )
+    top.set_xlabel("generation of the outer evolution" if by_generation else "trial")
     top.xaxis.set_major_locator(MaxNLocator(integer=True))
     top.set_ylabel("fitness")
     top.margins(y=0.12)
@@ -634,7 +651,12 @@ def two_levels(
             _inner_generations(below, generations[generations.trial == number], colours[name])
         else:
             _curves(below, lifetimes[lifetimes.trial == number], colours[name])
-        below.set_title(f"{name}: trial {number}", color=colours[name].colour)
+        agent = f"\n{agents[number]}" if agents else ""
+        below.set_title(
+            f"{name}: trial {number}{agent}",
+            color=colours[name].colour,
+            fontsize=7 if agents else None,
+        )
         steps_axis(below, "steps within a lifetime")
         if i == 0:
             below.set_ylabel("return")
@@ -644,13 +666,21 @@ def two_levels(
         if inner
         else f"learning curves of its lifetimes (mean of {SMOOTHING} points)"
     )
-    seeds = int(lifetimes[lifetimes.trial.isin(picks.values())].groupby("trial").size().max())
+    above = "Fitness of all trials" if agents else "Evolution over development"
     return caption(
         figure,
-        "Evolution over development (above) and development within three trials (below): "
-        f"{what}, {count(seeds, 'seed')} each.".replace("three trials", count(len(picks), "trial")),
+        f"{above} (above) and development within {count(len(picks), 'trial')} (below): {what}, "
+        f"{_lived(shown)}.",
         about,
     )
+
+
+def _lived(lifetimes: pd.DataFrame) -> str:
+    """How many lifetimes a trial has: `3 seeds each`, or `3 seeds each in 2 environments`."""
+    places = lifetimes.env_id.nunique() if "env_id" in lifetimes else 1
+    by = ["trial", "env_id"] if places > 1 else ["trial"]
+    seeds = count(int(lifetimes.groupby(by).size().max()), "seed")
+    return f"{seeds} each in {places} environments" if places > 1 else f"{seeds} each"
 
 
 def _curves(axes: Axes, records: pd.DataFrame, look: Any) -> None:

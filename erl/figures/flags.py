@@ -25,11 +25,14 @@ class FigureConfig:
         None, "required: folder that figures, tables, film and report.html go to"
     )
     formats: str = option("png,pdf,svg", "files of each figure, comma-separated", choices=FORMATS)
-    baseline: str | None = option(None, "agent that others are compared with; by default the first")
+    baseline: str | None = option(
+        None,
+        "agent that others are compared with; by default the learner alone, or else the first",
+    )
     thresholds: str | None = option(
         None,
-        "returns, comma-separated: how many steps each agent needs to reach them; by default "
-        "three between beginning and end",
+        "training returns, comma-separated: how many steps each agent needs to reach them; by "
+        "default three between beginning and end",
     )
     models: str = option("models", "folder of trained models, for film and behaviour")
     film: bool = option(True, "film an agent, where there is a model")

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from erl.errors import UserError
-from erl.figures.style import caption, count, looks, new, steps_axis, styled
+from erl.figures.style import Look, caption, count, looks, new, steps_axis, styled
 from erl.statistics import (
     SMOOTHING,
     align,
@@ -22,26 +22,41 @@ from erl.statistics import (
     smoothed,
     steps_to,
 )
+from erl.studies.tables import few_seeds
 
 RETURNS = {
     "training_return": "return of the last training episodes",
     "final_return": "return of the final policy (no exploration)",
 }
+# Curves of one budget end with their last episodes: not at quite the same step.
+SAME_BUDGET = 0.95
 
 
 def finished(lifetimes: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Finished lifetimes that have a value in this column, one for each arm and seed, by seed.
+    """Finished lifetimes that have a value in this column, one for each arm and seed: arms in the
+    order of `lifetimes`, whichever of their seeds have finished, and each by seed.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or an arm has a seed twice, with different values.
     """
     frame = lifetimes
     if len(frame) and column in frame and "arm" in frame:
         frame = frame[frame.state == "COMPLETE"]
         has = frame[column].map(len) > 0 if column == "curve" else frame[column].notna()
-        frame = frame[has].drop_duplicates(["arm", "seed"])
+        frame = frame[has]
+        for (arm, seed), part in frame[frame.duplicated(["arm", "seed"], False)].groupby(
+            ["arm", "seed"]
+        ):
+            if any(value != part[column].iloc[0] for value in part[column]):
+                raise UserError(
+                    f"{arm} has several lifetimes of seed {seed}, with different values: "
+                    f"are these several studies?"
+                )
+        frame = frame.drop_duplicates(["arm", "seed"])
         if len(frame):
-            return frame.sort_values("seed", kind="stable")
+            places = {arm: i for i, arm in enumerate(dict.fromkeys(lifetimes.arm))}
+            frame = frame.sort_values("seed", kind="stable")
+            return frame.sort_values("arm", key=lambda arms: arms.map(places), kind="stable")
     what = "a learning curve" if column == "curve" else f"a {column.replace('_', ' ')}"
     raise UserError(f"no finished lifetime of this study has {what}")
 
@@ -60,11 +75,53 @@ def arms_of(frame: pd.DataFrame, order: Sequence[str] = ()) -> list[str]:
     return [a for a in order if a in there] + [a for a in there if a not in order]
 
 
+def arm_looks(
+    lifetimes: pd.DataFrame, frame: pd.DataFrame, order: Sequence[str] = ()
+) -> dict[str, Look]:
+    """How the arms of a frame are drawn, in their order.
+
+    Args:
+        lifetimes: of the study. All its arms have a look, so that one that is missing in a figure
+            does not change the others.
+        frame: of the figure.
+        order: of the arms; those of it that are not there keep their looks too.
+    """
+    known = looks(dict.fromkeys([*order, *lifetimes.arm]))
+    return {arm: known[arm] for arm in arms_of(frame, order)}
+
+
 def seeds_of(frame: pd.DataFrame) -> str:
     """`10 seeds`, or `3 to 10 seeds` where arms differ."""
     n = frame.groupby("arm").seed.nunique()
     low, high = int(n.min()), int(n.max())
     return count(high, "seed") if low == high else f"{low} to {high} seeds"
+
+
+def few_seeds_of(frame: pd.DataFrame) -> str:
+    """A sentence on intervals over few seeds; empty where there are enough."""
+    said = few_seeds(frame.groupby("arm").seed.nunique())
+    return f"{said[0].upper()}{said[1:]}." if said else ""
+
+
+def _ends(frame: pd.DataFrame) -> dict[str, tuple[float, float]]:
+    """Steps at which the shortest and the longest curve of each arm end, of one budget the same."""
+    ends = {}
+    for arm, curves in frame.groupby("arm", sort=False).curve:
+        last = [c[-1][0] for c in curves]
+        ends[str(arm)] = (min(last), max(last))
+        if min(last) >= SAME_BUDGET * max(last):
+            ends[str(arm)] = (max(last), max(last))
+    return ends
+
+
+def _cut_short(frame: pd.DataFrame) -> str:
+    """A sentence on arms that have a curve which ends early, such as of an interrupted run."""
+    cut = [
+        f"{arm} at {short:,.0f} of {long:,.0f} steps"
+        for arm, (short, long) in _ends(frame).items()
+        if short < long
+    ]
+    return f"Drawn up to the end of the shortest run: {', '.join(cut)}." if cut else ""
 
 
 @styled
@@ -79,8 +136,7 @@ def learning_curves(lifetimes: pd.DataFrame, order: Sequence[str] = (), about: s
     frame = finished(lifetimes, "curve")
     figure, axes = new(height=3.6)
     alone = []
-    arms = arms_of(frame, order)
-    for arm, look in looks(arms).items():
+    for arm, look in arm_looks(lifetimes, frame, order).items():
         curves = [smoothed(c) for c in frame[frame.arm == arm].curve]
         steps, values = align(curves)
         if not len(steps):
@@ -99,6 +155,8 @@ def learning_curves(lifetimes: pd.DataFrame, order: Sequence[str] = (), about: s
         f"Learning curves over {seeds_of(frame)}: interquartile mean and pointwise 95 % bootstrap "
         f"band; each curve averaged over {SMOOTHING} of at most 200 points.",
         f"One seed, hence no band: {', '.join(alone)}." if alone else "",
+        few_seeds_of(frame),
+        _cut_short(frame),
         about,
     )
 
@@ -145,9 +203,9 @@ def interquartile_means(
         about: for the caption.
     """
     frame = finished(lifetimes, column)
-    arms = arms_of(frame, order)
+    arms = arm_looks(lifetimes, frame, order)
     figure, axes = new(height=0.9 + 0.42 * len(arms))
-    for row, (arm, look) in enumerate(looks(arms).items()):
+    for row, (arm, look) in enumerate(arms.items()):
         values = frame[frame.arm == arm][column].to_numpy(dtype=float)
         axes.plot(
             values,
@@ -175,19 +233,33 @@ def interquartile_means(
         figure,
         f"Interquartile mean (black) and its 95 % bootstrap interval (bar) over "
         f"{seeds_of(frame)}; each seed is a small mark.",
+        few_seeds_of(frame),
         about,
     )
 
 
 def usual_thresholds(lifetimes: pd.DataFrame, n: int = 3) -> list[float]:
-    """Returns that are worth reaching: evenly between where the arms begin and the best
-    interquartile mean that any of them ends with.
+    """Returns that are worth reaching: evenly between the lowest interquartile mean that an arm
+    begins with and the highest that one ends with.
     """
     frame = finished(lifetimes, "curve")
     curves = frame.curve.map(smoothed)
-    begin = min(c[0][1] for c in curves)
-    ends = curves.map(lambda c: c[-1][1]).groupby(frame.arm).apply(interquartile_mean)
-    return [float(begin + (ends.max() - begin) * (i + 1) / (n + 1)) for i in range(n)]
+    begins, ends = (
+        curves.map(lambda c, i=i: c[i][1]).groupby(frame.arm).apply(interquartile_mean)
+        for i in (0, -1)
+    )
+    low, high = begins.min(), ends.max()
+    return [float(low + (high - low) * (i + 1) / (n + 1)) for i in range(n)]
+
+
+def threshold_names(thresholds: Sequence[float]) -> dict[float, str]:
+    """Each threshold as text: four digits, or as many as tell all of them apart."""
+    values = list(dict.fromkeys(thresholds))
+    for digits in range(4, 18):
+        names = {t: f"{t:,.{digits}g}" for t in values}
+        if len(set(names.values())) == len(values):
+            break
+    return names
 
 
 def steps_to_thresholds(
@@ -220,7 +292,7 @@ def sample_efficiency(
     """Share of seeds that have reached a return, over steps: how many samples it takes.
 
     Seeds that never reach it keep the curve below 1: nothing has to be assumed about them, unlike
-    with a mean of steps.
+    with a mean of steps. The line of an arm ends with its budget, since nobody knows what follows.
 
     Args:
         lifetimes: with curves.
@@ -230,14 +302,14 @@ def sample_efficiency(
     """
     needed = steps_to_thresholds(lifetimes, thresholds)
     frame = finished(lifetimes, "curve")
-    wanted = list(dict.fromkeys(needed.threshold))
+    wanted = threshold_names(needed.threshold)
+    ends = _ends(frame)
     figure, row = new(1, len(wanted), height=2.8, sharey=True, squeeze=False)
-    end = float(max(c[-1][0] for c in frame.curve))
-    for axes, threshold in zip(row[0], wanted):
-        for arm, look in looks(arms_of(frame, order)).items():
+    for axes, (threshold, name) in zip(row[0], wanted.items()):
+        for arm, look in arm_looks(lifetimes, frame, order).items():
             part = needed[(needed.arm == arm) & (needed.threshold == threshold)].steps
-            reached = np.sort(part[np.isfinite(part)])
-            at = np.array([0.0, *reached, end])
+            end = ends[arm][0]
+            at = np.array([0.0, *np.sort(part[part <= end]), end])
             axes.step(
                 at,
                 share_reached(part, at),
@@ -246,7 +318,7 @@ def sample_efficiency(
                 linestyle=look.line,
                 label=arm,
             )
-        axes.set_title(f"return {threshold:,.4g}")
+        axes.set_title(f"return {name}")
         axes.set_ylim(-0.02, 1.02)
         steps_axis(axes, "steps")
     row[0, 0].set_ylabel("share of seeds")
@@ -254,6 +326,8 @@ def sample_efficiency(
     return caption(
         figure,
         f"Sample efficiency: share of {seeds_of(frame)} whose training return, averaged over "
-        f"{SMOOTHING} points of the curve, has reached the return above each panel.",
+        f"{SMOOTHING} points of the curve, has reached the return above each panel. Each line ends "
+        "with the budget of its agent.",
+        _cut_short(frame),
         about,
     )

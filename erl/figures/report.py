@@ -1,4 +1,4 @@
-"""The report of a study: every figure that it allows, its tables, its film, and one page that says
+"""The report of a study: the figures that it allows, its tables, its film, and one page that says
 what was run.
 
 `python -m erl.figures --study NAME --folder out`.
@@ -7,7 +7,10 @@ what was run.
 import base64
 import html
 import tempfile
-from collections.abc import Callable, Sequence
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,7 +19,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from erl.errors import UserError
+from erl.errors import UserError, nearest
+from erl.errors import describe as in_a_line
 from erl.figures import behaviour, comparison, evolution, learning, retention
 from erl.figures.flags import FigureConfig
 from erl.figures.style import caption_of, count, save, write_text
@@ -24,7 +28,13 @@ from erl.files import check_writable, folder_name
 from erl.lifetimes.film import Sink, film_agent
 from erl.lifetimes.models import load_model
 from erl.lifetimes.trace import Trace, trace
-from erl.studies.configuration import EvolutionStudy, FinalsStudy, SingleStudy, TestStudy
+from erl.studies.configuration import (
+    EvolutionStudy,
+    FinalsStudy,
+    SingleStudy,
+    TestStudy,
+    differences,
+)
 from erl.studies.data import (
     StudyData,
     attach,
@@ -41,9 +51,16 @@ from erl.worlds.reservoirs import ReservoirParams
 # Reservoirs drawn from the search space beside as many seeds of the evolved one.
 DRAWN = 20
 NOT_EVOLVED = "not evolved"
+JOINT = "Studies side by side"
+# Lifetimes whose seeds a page shows.
+SEEDS_SHOWN = 20
 # Steps of an episode that are shown in detail.
 SHOWN = 300
 Draw = Callable[[], Figure]
+# Kinds of studies in which agents are compared.
+AGENTS = ("test", "single", "tensorboard")
+# Those whose agents are compared with those of other studies.
+JOINED = ("single", "tensorboard")
 
 
 @dataclass
@@ -55,6 +72,7 @@ class Section:
         data: the study; None for several.
         figures: (name, title, figure) of those that could be drawn.
         missing: (title, reason) of those that could not.
+        faults: how many of these are missing because of an error that nobody foresaw.
         tables: (title, table).
         film: file of the film, if there is one, and a line about it.
         filmed: number of the trial whose agent it shows.
@@ -64,16 +82,34 @@ class Section:
     data: StudyData | None = None
     figures: list[tuple[str, str, Figure]] = field(default_factory=list)
     missing: list[tuple[str, str]] = field(default_factory=list)
+    faults: int = 0
     tables: list[tuple[str, str, pd.DataFrame]] = field(default_factory=list)
     film: tuple[Path, str] | None = None
     filmed: int | None = None
 
     def draw(self, name: str, title: str, figure: Draw) -> None:
         """Draw a figure, or note why it cannot be."""
-        try:
+        with self.attempt(title):
             self.figures.append((name, title, figure()))
+
+    @contextmanager
+    def attempt(self, title: str) -> Iterator[None]:
+        """Note why something cannot be shown, also where it fails: the rest of the report does not
+        suffer.
+        """
+        try:
+            yield
         except UserError as e:
             self.missing.append((title, str(e)))
+        except Exception as e:
+            self.fault(title, e)
+
+    def fault(self, title: str, error: Exception) -> None:
+        """Note an error that nobody foresaw, and where it arose."""
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}, line {place.lineno}"
+        self.missing.append((title, f"it failed: {in_a_line(error)} ({where})"))
+        self.faults += 1
 
 
 def describe(data: StudyData) -> str:
@@ -111,10 +147,54 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def baseline_of(data: StudyData) -> str | None:
-    """The learner alone, if it is among the arms."""
+    """The learner alone, if it is among the arms that have a finished lifetime."""
     learner = None if data.setting is None else data.setting.learner
-    arms = set(data.lifetimes.arm) if "arm" in data.lifetimes else set()
+    frame = data.lifetimes
+    arms = set(frame.arm[frame.state == "COMPLETE"]) if "arm" in frame else set()
     return next((a for a in (learner, "PPO") if a in arms), None)
+
+
+def agents_of(studies: Sequence[StudyData], baseline: str | None = None) -> list[str]:
+    """The agents of all tests, single runs and logs: the baseline first, then study by study. It is
+    the order in figures, and gives each agent its colour.
+
+    Args:
+        studies: of a report.
+        baseline: one of the agents; by default the first study's learner alone.
+    """
+    compared = [d for d in studies if d.kind in AGENTS]
+    names = [baseline or baseline_of(d) for d in compared[:1]]
+    for data in compared:
+        # Of lifetimes that failed at once there is nothing but the trial.
+        rows = data.trials if "arm" in data.trials else data.lifetimes
+        names += [] if "arm" not in rows else [*rows.arm.dropna()]
+    return [name for name in dict.fromkeys(names) if name]
+
+
+def titles(studies: Sequence[StudyData]) -> list[str]:
+    """A name for each study that no other has: its own, or with its storage where several have the
+    same, or with a number where it is one study several times. So are folders of these names.
+    """
+    names = [d.name for d in studies]
+    folders = Counter([folder_name(JOINT), *map(folder_name, names)])
+    shown = [
+        d.name
+        if folders[folder_name(d.name)] == 1
+        else d.address
+        if d.kind == "tensorboard"
+        else f"{d.address}#{d.name}"
+        for d in studies
+    ]
+    found: list[str] = []
+    taken: set[str] = {folder_name(JOINT)}
+    for title in shown:
+        each, n = title, 1
+        while folder_name(each) in taken:
+            n += 1
+            each = f"{title} ({n})"
+        taken.add(folder_name(each))
+        found.append(each)
+    return found
 
 
 # -- sections --
@@ -207,12 +287,22 @@ def retention_errors(
 
 
 def agents_section(
-    data: StudyData, baseline: str | None = None, thresholds: Sequence[float] | None = None
+    data: StudyData,
+    baseline: str | None = None,
+    thresholds: Sequence[float] | None = None,
+    order: Sequence[str] = (),
 ) -> Section:
-    """What a test, single runs or logs show: learning and comparison."""
+    """What a test, single runs or logs show: learning and comparison.
+
+    Args:
+        data: of the study.
+        baseline: an agent; one that this study does not have stands aside for its learner alone.
+        thresholds: returns of training; by default three between beginning and end.
+        order: of the agents of the whole report, by which each has one colour (`agents_of`).
+    """
     about, section, frame = describe(data), Section(data.name, data), data.lifetimes
-    first = baseline or baseline_of(data)
-    order = [first] if first else []
+    first = baseline if baseline in agents_of([data]) else baseline_of(data)
+    order = order or agents_of([data], first)
     draw = section.draw
     draw(
         "learning_curves", "Learning curves", lambda: learning.learning_curves(frame, order, about)
@@ -239,13 +329,9 @@ def agents_section(
             f"Performance profiles, {what}",
             partial(comparison.performance_profiles, frame, column, order, about),
         )
-        try:
-            table = comparison.results_table(
-                frame, first, column, order, thresholds if name == "training" else None
-            )
+        with section.attempt(f"Table of {what}"):
+            table = comparison.results_table(frame, first, column, order, thresholds)
             section.tables.append((f"results_{name}", f"Results, {what}", table))
-        except UserError as e:
-            section.missing.append((f"Table of {what}", str(e)))
     if data.kind == "test":
         draw("memory", "Memory of reservoirs", lambda: memory_figure(data, about))
     if len(data.generations):
@@ -292,74 +378,165 @@ def add_behaviour(section: Section, episode: Trace, about: str) -> None:
     draw("phase_plane", "Reservoir state and gait", lambda: behaviour.phase_plane(episode, about))
 
 
-def together(studies: Sequence[StudyData], baseline: str | None = None) -> Section | None:
-    """What several studies show side by side; None where that is nothing."""
-    section = Section("Studies side by side")
-    outer = [d for d in studies if d.kind in ("evolution", "journal")]
+def together(
+    studies: Sequence[StudyData],
+    baseline: str | None = None,
+    thresholds: Sequence[float] | None = None,
+) -> Section | None:
+    """What several studies show side by side; None where that is nothing.
+
+    Args:
+        studies: of a report.
+        baseline: an agent; by default the first. Where several studies have one of this name, the
+            first study's.
+        thresholds: returns of training; by default three between beginning and end.
+    """
+    section = Section(JOINT)
+    named = dict(zip(titles(studies), studies))
+    outer = {name: d.trials for name, d in named.items() if d.kind in ("evolution", "journal")}
     if len(outer) > 1:
-        section.draw(
-            "side_by_side",
-            "Evolutions",
-            lambda: evolution.side_by_side({d.name: d.trials for d in outer}),
-        )
+        section.draw("side_by_side", "Evolutions", lambda: evolution.side_by_side(outer))
     tests = [d for d in studies if d.kind == "test"]
     if len(tests) > 1:
-        section.draw(
-            "generalisation",
-            "Generalisation",
-            lambda: comparison.generalisation_matrix(
-                comparison.generalisation(generalisation_tests(tests))
-            ),
-        )
-    runs = [d for d in studies if d.kind in ("single", "tensorboard")]
-    if len(runs) > 1:
-        joined = join(runs)
-        draw = section.draw
-        draw("learning_curves", "Learning curves", lambda: learning.learning_curves(joined))
-        draw("returns", "Interquartile means", lambda: learning.interquartile_means(joined))
-        draw("profiles", "Performance profiles", lambda: comparison.performance_profiles(joined))
-        draw(
-            "improvement",
-            "Probability of improvement",
-            lambda: comparison.improvement(joined, baseline),
-        )
+        section.draw("generalisation", "Generalisation", lambda: matrix_figure(tests))
+    if sum(d.kind in JOINED for d in studies) > 1:
+        with section.attempt("Agents of several studies"):
+            _draw_joined(section, studies, baseline, thresholds)
     return section if section.figures or section.missing else None
 
 
+def _draw_joined(
+    section: Section,
+    studies: Sequence[StudyData],
+    baseline: str | None,
+    thresholds: Sequence[float] | None,
+) -> None:
+    """Compare the agents of single runs and logs; arguments as those of `together`."""
+    joined, about = join(studies), budgets(studies)
+    arms = list(dict.fromkeys(joined.get("arm", [])))
+    first = next((a for a in arms if baseline in (a, a.rpartition(": ")[2])), None)
+    order = [*agents_of(studies, baseline), *arms]
+    draw = section.draw
+    draw(
+        "learning_curves",
+        "Learning curves",
+        lambda: learning.learning_curves(joined, order, about),
+    )
+    draw(
+        "sample_efficiency",
+        "Sample efficiency",
+        lambda: learning.sample_efficiency(joined, thresholds, order, about),
+    )
+    draw(
+        "returns",
+        "Interquartile means",
+        lambda: learning.interquartile_means(joined, order=order, about=about),
+    )
+    draw(
+        "profiles",
+        "Performance profiles",
+        lambda: comparison.performance_profiles(joined, order=order, about=about),
+    )
+    draw(
+        "improvement",
+        "Probability of improvement",
+        lambda: comparison.improvement(joined, first, order=order, about=about),
+    )
+
+
+def task_of(env_id: str, del_obs: bool = False, env_kwargs: Mapping[str, Any] | None = None) -> str:
+    """An environment in words: with hidden velocities and its arguments, if there are any."""
+    hidden = " with hidden velocities" if del_obs else ""
+    return f"{env_id}{hidden}" + (f" {Arguments(env_kwargs)}" if env_kwargs else "")
+
+
 def join(studies: Sequence[StudyData]) -> pd.DataFrame:
-    """Lifetimes of several studies in one frame; arms are called after the study where several
-    studies have one of the same name.
+    """Lifetimes of the single runs and logs among several studies in one frame; arms are called
+    after the study (`titles`) where several studies have one of the same name.
 
     Raises:
         UserError: they are of different tasks, whose returns share no scale.
     """
-    tasks = sorted({e for d in studies if "env_id" in d.lifetimes for e in d.lifetimes.env_id})
+    runs = [(t, d) for t, d in zip(titles(studies), studies) if d.kind in JOINED]
+    tasks = set()
+    for _, data in runs:
+        known = data.config if isinstance(data.config, SingleStudy) else None
+        for env_id in set(data.lifetimes.get("env_id", [])):
+            tasks.add(task_of(env_id, known.del_obs, known.env_kwargs) if known else env_id)
     if len(tasks) > 1:
-        raise UserError(f"returns in {', '.join(tasks)} share no scale: show them one by one")
-    names = [a for d in studies for a in dict.fromkeys(d.lifetimes.get("arm", []))]
+        raise UserError(
+            f"returns in {', '.join(sorted(tasks))} share no scale: show them one by one"
+        )
+    names = [a for _, d in runs for a in dict.fromkeys(d.lifetimes.get("arm", []))]
     frames = []
-    for data in studies:
+    for title, data in runs:
         frame = data.lifetimes
         if len(frame):
-            arm = frame.arm.map(lambda a, d=data: a if names.count(a) == 1 else f"{d.name}: {a}")
+            arm = frame.arm.map(lambda a, t=title: a if names.count(a) == 1 else f"{t}: {a}")
             frames.append(frame.assign(arm=arm))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def budgets(studies: Sequence[StudyData]) -> str:
+    """A sentence on the steps of single runs and logs, where they differ; else nothing."""
+    steps = {
+        title: data.config.steps
+        if isinstance(data.config, SingleStudy)
+        else int(data.lifetimes.steps.max())
+        for title, data in zip(titles(studies), studies)
+        if data.kind in JOINED and len(data.lifetimes)
+    }
+    if len(set(steps.values())) < 2:
+        return ""
+    return f"Budgets differ: {', '.join(f'{t} {n:,} steps' for t, n in steps.items())}."
+
+
+def matrix_figure(tests: Sequence[StudyData]) -> Figure:
+    """Where agents with reservoirs that evolved in one place do better in another."""
+    found = generalisation_tests(tests)
+    numbered = any(evolved.endswith(")") for evolved, _ in found)
+    about = (
+        "Rows with a number: other evolutions, or winners, of the same task." if numbered else ""
+    )
+    return comparison.generalisation_matrix(comparison.generalisation(found), about)
 
 
 def generalisation_tests(
     tests: Sequence[StudyData],
 ) -> dict[tuple[str, str], tuple[pd.DataFrame, str, str]]:
-    """Tests by (evolved on, tested on), for `comparison.generalisation`."""
-    found = {}
-    for data in tests:
+    """Tests by (evolved on, tested on), for `comparison.generalisation`: environments with their
+    arguments, with steps where the tests differ in them, and with a number for another evolution or
+    winner that is called the same.
+
+    Raises:
+        UserError: two tests are of the same reservoirs, in the same task.
+    """
+    configs = [d.config for d in tests if isinstance(d.config, TestStudy)]
+    evolved_steps = {c.evolution.training_steps for c in configs}
+    tested_steps = {c.training_steps for c in configs}
+    known: dict[str, list[tuple[EvolutionStudy, dict[str, float]]]] = {}
+    found: dict[tuple[str, str], tuple[pd.DataFrame, str, str]] = {}
+    for title, data in zip(titles(tests), tests):
         config = data.config
         if not isinstance(config, TestStudy):
             continue
-        evolved = "+".join(config.evolution.environments)
-        tested = config.env_id or config.evolution.environments[0]
+        source = config.evolution
+        evolved = task_of("+".join(source.environments), source.del_obs, source.env_kwargs)
+        arguments = source.env_kwargs if config.env_id is None else config.env_kwargs
+        tested = task_of(config.env_id or source.environments[0], source.del_obs, arguments)
+        evolved += f", {source.training_steps:,} steps" * (len(evolved_steps) > 1)
+        tested += f", {config.training_steps:,} steps" * (len(tested_steps) > 1)
+        same = known.setdefault(evolved, [])
+        equal = (p == config.params and not differences(e, source) for e, p in same)
+        before = next((i for i, is_this in enumerate(equal) if is_this), len(same))
+        if before == len(same):
+            same.append((source, config.params))
+        evolved += f" ({before + 1})" * (before > 0)
+        if (evolved, tested) in found:
+            raise UserError(f"{title} is another test of the same reservoirs in {tested}: omit it")
         arms = list(dict.fromkeys(data.lifetimes.arm)) if len(data.lifetimes) else []
         arm = next((a for a in arms if a.startswith(("RES_", "CONTEXT_"))), "")
-        found[evolved, tested] = (data.lifetimes, config.evolution.learner, arm)
+        found[evolved, tested] = (data.lifetimes, source.learner, arm)
     return found
 
 
@@ -370,11 +547,12 @@ def report(config: FigureConfig, sink: Sink) -> int:
     """Write figures, tables, film and `report.html`.
 
     Returns:
-        Exit code: 0.
+        Exit code: 0, or 1 if a figure, a table or the film failed. The page says why, and has the
+        rest.
 
     Raises:
-        UserError: no such study, nothing to show, or the folder cannot be written; it is left as it
-            was then.
+        UserError: no such study or baseline, nothing to show, nothing that can be attached to, or
+            the folder cannot be written; it is left as it was then.
     """
     folder = Path(config.folder or "")
     page = folder / "report.html"
@@ -392,16 +570,29 @@ def report(config: FigureConfig, sink: Sink) -> int:
                 f"{data.name} has the finals of an evolution: name the evolution, whose figures "
                 f"mark the winner"
             )
+        if config.attach and data.kind == "tensorboard":
+            raise UserError(
+                f"--attach: {data.address} is a folder of logs, to which nothing can be attached"
+            )
+    baseline, thresholds = config.baseline, config.threshold_list()
+    named = dict(zip(titles(studies), studies))
+    agents = agents_of(studies)
+    agents += [f"{title}: {agent}" for title, d in named.items() for agent in agents_of([d])]
+    if baseline is not None and baseline not in agents:
+        raise UserError(f"--baseline {baseline!r}: no study has it{nearest(baseline, agents)}")
+    order = agents_of(studies, baseline)
     sections: list[Section] = []
-    for data in studies:
-        sink.status(f"drawing {data.name}")
-        if data.kind in ("evolution", "journal"):
-            sections.append(evolution_section(data))
+    for title, data in named.items():
+        sink.status(f"drawing {title}")
+        if data.kind in AGENTS:
+            section = agents_section(data, baseline, thresholds, order)
         else:
-            sections.append(agents_section(data, config.baseline, config.threshold_list()))
-    if (joint := together(studies, config.baseline)) is not None:
+            section = evolution_section(data)
+        section.title = title
+        sections.append(section)
+    if (joint := together(studies, baseline, thresholds)) is not None:
         sections.append(joint)
-    if not any(s.figures for s in sections):
+    if not any(s.figures or s.faults for s in sections):
         sink.close()
         why = sections[0].missing[0][1] if sections[0].missing else "nothing is stored"
         raise UserError(f"{', '.join(names)}: there is nothing to show yet ({why})")
@@ -409,9 +600,7 @@ def report(config: FigureConfig, sink: Sink) -> int:
         place = folder if len(sections) == 1 else folder / folder_name(section.title)
         if section.data is not None and section.data.kind in ("test", "single"):
             _look_at_an_agent(section, place, config, sink)
-        for name, _, figure in section.figures:
-            sink.status(f"writing {place / name}")
-            save(figure, place, name, config.form_list())
+        _write_figures(section, place, config.form_list(), sink)
         for name, title, table in section.tables:
             text = f"{title}. {describe(section.data) if section.data else ''}"
             comparison.write_tables(table, place, name, text)
@@ -424,7 +613,26 @@ def report(config: FigureConfig, sink: Sink) -> int:
         for title, reason in section.missing:
             sink.line(f"not shown: {title}: {reason}")
     sink.line(f"{page}: {count(drawn, 'figure')} of {count(len(studies), 'study', 'studies')}")
-    return 0
+    return 1 if any(s.faults for s in sections) else 0
+
+
+def _write_figures(section: Section, place: Path, formats: Sequence[str], sink: Sink) -> None:
+    """Write a section's figures. One that cannot be rendered is missing then.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    drawn, section.figures = section.figures, []
+    for name, title, figure in drawn:
+        sink.status(f"writing {place / name}")
+        try:
+            save(figure, place, name, formats)
+        except UserError:
+            raise
+        except Exception as e:
+            section.fault(title, e)
+        else:
+            section.figures.append((name, title, figure))
 
 
 def _attach(section: Section, data: StudyData, place: Path, sink: Sink) -> None:
@@ -441,23 +649,19 @@ def _attach(section: Section, data: StudyData, place: Path, sink: Sink) -> None:
 def _look_at_an_agent(section: Section, place: Path, config: FigureConfig, sink: Sink) -> None:
     """Film and behaviour of one agent, where there is a model."""
     assert section.data is not None
-    try:
+    with section.attempt("Film and behaviour"):
         arm, seed, trial, path = model_of(section.data, config.models)
         spec, agent = load_model(path)
-    except UserError as e:
-        section.missing.append(("Film and behaviour", str(e)))
-        return
-    about = f"Agent: {arm}, seed {seed}, whose training return is the middle one."
-    episode = None
-    if config.film:
-        try:
-            file = place / "film.mp4"
-            episode = film_agent(spec, agent, file, panel=True, width=400, sink=sink)
-            said = f"{about} One episode without exploration, return {episode.rewards.sum():,.1f}."
-            section.film, section.filmed = (file, said), trial
-        except UserError as e:
-            section.missing.append(("Film", str(e)))
-    add_behaviour(section, episode or trace(spec, agent), about)
+        about = f"Agent: {arm}, seed {seed}, whose training return is the middle one."
+        episode = None
+        if config.film:
+            with section.attempt("Film"):
+                file = place / "film.mp4"
+                episode = film_agent(spec, agent, file, panel=True, width=400, sink=sink)
+                earned = f"{episode.rewards.sum():,.1f}"
+                said = f"{about} One episode without exploration, return {earned}."
+                section.film, section.filmed = (file, said), trial
+        add_behaviour(section, episode or trace(spec, agent), about)
 
 
 # -- the page --
@@ -493,6 +697,8 @@ def as_html(sections: Sequence[Section]) -> str:
             parts += _what_was_run(section.data)
         for _, title, table in section.tables:
             parts += [f"<h3>{html.escape(title)}</h3>", _html_table(table)]
+            if table.attrs.get("remark"):
+                parts.append(f"<p>{html.escape(table.attrs['remark'])}</p>")
         if section.film is not None:
             file, said = section.film
             film = base64.b64encode(file.read_bytes()).decode()
@@ -527,10 +733,13 @@ def _what_was_run(data: StudyData) -> list[str]:
         "storage": data.address,
         "trials": ", ".join(f"{n} {s.lower()}" for s, n in states.items()) or "none",
     }
-    done = data.trials[data.trials.state == "COMPLETE"] if len(data.trials) else data.trials
+    done = data.trials
+    if len(done):
+        done = done[(done.state == "COMPLETE") & done.fitness.notna()]
     if data.kind in ("evolution", "journal") and len(done):
         best = done.loc[done.fitness.idxmax()]
-        values = ", ".join(f"{n} {_plain(best[n])}" for n in data.space)
+        # A trial need not have all parameters that were searched.
+        values = ", ".join(f"{n} {_plain(best[n])}" for n in data.space if not pd.isna(best[n]))
         facts["best trial"] = (
             f"{best.trial}, fitness {best.fitness:,.4g} (a maximum over noisy values): {values}"
         )
@@ -545,18 +754,20 @@ def _what_was_run(data: StudyData) -> list[str]:
         )
     if len(data.lifetimes) and "seed_reservoir" in data.lifetimes:
         roles = [c for c in data.lifetimes if c.startswith("seed_")]
-        seeds = data.lifetimes[roles].drop_duplicates().head(20)
-        facts["seeds of lifetimes"] = "; ".join(
+        seeds = data.lifetimes[roles].drop_duplicates()
+        rows = [
             ", ".join(f"{c.removeprefix('seed_')} {row[c]}" for c in roles)
-            for _, row in seeds.iterrows()
-        )
+            for _, row in seeds.head(SEEDS_SHOWN).iterrows()
+        ]
+        rows += [f"and {len(seeds) - len(rows)} more"] * (len(seeds) > len(rows))
+        facts["seeds of lifetimes"] = "; ".join(rows)
     facts["commit"] = data.commit or "not stored"
     facts["versions"] = ", ".join(f"{k} {v}" for k, v in data.versions.items()) or "not stored"
-    rows = "".join(
+    shown = "".join(
         f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>"
         for k, v in facts.items()
     )
-    parts = [f"<table>{rows}</table>"]
+    parts = [f"<table>{shown}</table>"]
     if data.stored:
         settings = "".join(
             f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>"

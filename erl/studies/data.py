@@ -5,6 +5,7 @@ What needs Optuna's own code, the importance of parameters and the path of a sam
 is computed here and handed out as data frames.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from optuna.trial import FrozenTrial, create_trial
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from erl.errors import UserError
+from erl.lifetimes.record import CURVE_POINTS, learning_curve
 from erl.search.samplers import CmaesSampler
 from erl.search.space import SearchConfig, make_context, search_space
 from erl.studies.configuration import (
@@ -29,7 +31,7 @@ from erl.studies.configuration import (
     TestStudy,
 )
 from erl.studies.records import decoded, generation_rows, lifetime_rows, trial_rows
-from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown
+from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
 from erl.studies.study import Study
 from erl.studies.winner import (
     Choice,
@@ -41,8 +43,13 @@ from erl.studies.winner import (
 )
 from erl.worlds.reservoirs import ReservoirParams
 
-# Scalars in which a TensorBoard log may tell the return: Stable-Baselines3's, then CleanRL's.
-RETURN_TAGS = ("rollout/ep_rew_mean", "charts/episodic_return")
+# Scalars in which a TensorBoard log may tell the return: Stable-Baselines3's, a mean over the last
+# episodes, then CleanRL's, which has a point for each episode.
+OF_EPISODES = "charts/episodic_return"
+RETURN_TAGS = ("rollout/ep_rew_mean", OF_EPISODES)
+# Episodes whose mean is a training return, as `--ep_eval` has it by default.
+LAST_EPISODES = 10
+Point = tuple[int, float]
 _EVENTS = "events.out.tfevents.*"
 # An importance needs some trials on either side of "good".
 MIN_IMPORTANCE = 4
@@ -65,14 +72,16 @@ class Axis:
     choices: tuple[Any, ...] | None = None
 
     def unit(self, values: Any) -> np.ndarray:
-        """Values on the scale of the search, 0 at the lower bound and 1 at the upper one."""
-        x = np.asarray(
-            [self.choices.index(v) for v in values] if self.choices else values, dtype=float
-        )
+        """Values on the scale of the search, 0 at the lower bound and 1 at the upper one; NaN
+        where a trial has none.
+        """
+        if self.choices:
+            values = [self.choices.index(v) if v in self.choices else math.nan for v in values]
+        x = np.asarray(values, dtype=float)
         low, high = self.low, self.high
         if self.log:
             x, low, high = np.log(x), math.log(low), math.log(high)
-        return (x - low) / (high - low) if high > low else np.full_like(x, 0.5)
+        return (x - low) / (high - low) if high > low else 0.5 + 0.0 * x
 
     def value(self, unit: Any) -> np.ndarray:
         """The inverse of `unit`, for numbers."""
@@ -153,13 +162,15 @@ def read_study(address: str, storage: str = DEFAULT_STORAGE) -> StudyData:
 
     Args:
         address: `STUDY`, in `storage`; `STORAGE#STUDY`; a storage with one study only, such as a
-            journal of ER-MRL's; or a folder of TensorBoard logs, one folder for each run.
+            journal of ER-MRL's; or a folder of TensorBoard logs, one folder for each run. Where a
+            study of `storage` and a folder have the same name, it is the study: `./NAME` is the
+            folder.
         storage: where a study lies that is only named.
 
     Raises:
         UserError: there is no such study, or it is minimised.
     """
-    if Path(address).is_dir():
+    if Path(address).is_dir() and not _has(storage, address):
         return read_tensorboard(address)
     if "#" in address:
         storage, _, name = address.rpartition("#")
@@ -179,6 +190,14 @@ def read_study(address: str, storage: str = DEFAULT_STORAGE) -> StudyData:
     if isinstance(data.config, SingleStudy) and len(lifetimes):
         lifetimes = lifetimes.assign(arm=data.config.arm)
     return replace(data, lifetimes=lifetimes, generations=generation_rows(lived))
+
+
+def _has(storage: str, name: str) -> bool:
+    """Whether there is a storage with a study of this name."""
+    try:
+        return name in study_names(open_storage(storage))
+    except UserError:
+        return False
 
 
 def read_trials(study: Study) -> StudyData:
@@ -254,23 +273,33 @@ def read_tensorboard(folder: str | Path) -> StudyData:
     of its own, with the seeds counted.
 
     Raises:
-        UserError: no event file, or none that tells a return.
+        UserError: no event file, none that tells a return, or two runs of one arm and seed.
     """
     root = Path(folder)
     files = sorted(root.rglob(_EVENTS))
     if not files:
         raise UserError(f"no TensorBoard log below {root}")
-    rows: list[dict[str, Any]] = []
-    counted: dict[str, int] = {}
+    found: list[tuple[str, int | None, tuple[Point, ...], float]] = []
+    places: dict[tuple[str, int], Path] = {}
     # A run that was interrupted has several event files in its folder, which belong together.
     for run in sorted({file.parent for file in files}):
-        curve = _scalars(run)
+        curve, reached = _scalars(run)
         if not curve:
             continue
         arm, seed = _run_name(run.relative_to(root), root.name)
+        if seed is not None and places.setdefault((arm, seed), run) != run:
+            raise UserError(
+                f"{places[arm, seed]} and {run} are both seed {seed} of {arm}: "
+                f"move one of them out of {root}"
+            )
+        found.append((arm, seed, curve, reached))
+    if not found:
+        raise UserError(f"no log below {root} has one of the scalars {', '.join(RETURN_TAGS)}")
+    rows: list[dict[str, Any]] = []
+    for arm, seed, curve, reached in found:
         if seed is None:
-            seed = counted.get(arm, 0)
-        counted[arm] = max(counted.get(arm, 0), seed + 1)
+            seed = next(k for k in itertools.count() if (arm, k) not in places)
+            places[arm, seed] = root
         rows.append(
             {
                 "trial": len(rows),
@@ -278,15 +307,13 @@ def read_tensorboard(folder: str | Path) -> StudyData:
                 "lifetime": 0,
                 "arm": arm,
                 "seed": seed,
-                "fitness": curve[-1][1],
-                "training_return": curve[-1][1],
+                "fitness": reached,
+                "training_return": reached,
                 "final_return": None,
                 "steps": curve[-1][0],
-                "curve": tuple(curve),
+                "curve": curve,
             }
         )
-    if not rows:
-        raise UserError(f"no log below {root} has one of the scalars {', '.join(RETURN_TAGS)}")
     frame = pd.DataFrame(rows)
     empty = pd.DataFrame()
     trials = frame[["trial", "state", "arm", "seed", "fitness"]]
@@ -295,15 +322,29 @@ def read_tensorboard(folder: str | Path) -> StudyData:
     )
 
 
-def _scalars(run: Path) -> list[tuple[int, float]]:
-    """The curve of returns of a run: (steps, mean return), without those that are not finite."""
+def _scalars(run: Path) -> tuple[tuple[Point, ...], float]:
+    """What a run's log tells of returns, without values that are not finite.
+
+    Returns:
+        A curve of at most 200 points (steps, mean return), as lifetimes have; and the mean return
+        of the last episodes. No points where the log tells none.
+    """
     log = EventAccumulator(str(run), size_guidance={"scalars": 0})
     log.Reload()
     tag = next((t for t in RETURN_TAGS if t in log.Tags()["scalars"]), None)
-    if tag is None:
-        return []
-    points = {event.step: float(event.value) for event in log.Scalars(tag)}
-    return [(step, value) for step, value in sorted(points.items()) if math.isfinite(value)]
+    events = [] if tag is None else log.Scalars(tag)
+    points = [(e.step, float(e.value)) for e in events if math.isfinite(e.value)]
+    if tag != OF_EPISODES:
+        points = [*dict(points).items()]  # what was logged again replaces what was there
+    points.sort(key=lambda point: point[0])
+    if not points:
+        return (), math.nan
+    last = points[-LAST_EPISODES:] if tag == OF_EPISODES else points[-1:]
+    reached = float(np.mean([value for _, value in last]))
+    steps = points[-1][0]
+    if steps > 0 and (tag == OF_EPISODES or len(points) > CURVE_POINTS):
+        return learning_curve([(step, value, 0) for step, value in points], steps), reached
+    return tuple(points), reached
 
 
 def _run_name(path: Path, root: str) -> tuple[str, int | None]:
@@ -332,7 +373,8 @@ def importances(data: StudyData, repeats: int = 5) -> pd.DataFrame:
         Columns `parameter`, `method`, `repeat`, `importance` (in [0, 1], one repeat sums to 1).
 
     Raises:
-        UserError: too few trials with a fitness, one parameter, or all trials equally good.
+        UserError: too few trials with a fitness, fewer than two parameters that all of them have,
+            or all trials equally good.
     """
     # scikit-learn comes with it and takes seconds.
     from optuna.importance import (
@@ -341,11 +383,13 @@ def importances(data: StudyData, repeats: int = 5) -> pd.DataFrame:
         get_param_importances,
     )
 
-    names = [n for n, a in data.space.items() if a.choices is None and a.high > a.low]
     done = data.trials[(data.trials.state == "COMPLETE") & data.trials.fitness.notna()]
-    done = done.dropna(subset=names)
+    names = _in_all(data, done)
     if len(names) < 2:
-        raise UserError(f"study {data.name!r} searches {len(names)} parameters: none to compare")
+        raise UserError(
+            f"study {data.name!r} searches {len(names)} parameter{'s' * (len(names) != 1)} in all "
+            f"of its trials: none to compare"
+        )
     if len(done) < MIN_IMPORTANCE:
         raise UserError(
             f"study {data.name!r} has {len(done)} trial{'s' * (len(done) != 1)} with a fitness; "
@@ -389,17 +433,17 @@ def sampler_path(data: StudyData) -> pd.DataFrame:
         `parameters` (their names). Generations of less than two trials have no row.
 
     Raises:
-        UserError: no parameter was searched, or no trial has ended.
+        UserError: no parameter was searched in all completed trials, or no trial has ended.
     """
-    names = [n for n, a in data.space.items() if a.choices is None and a.high > a.low]
     ended = [t for t in data._frozen if t.state.name in ("COMPLETE", "PRUNED")]
+    frame = data.trials[data.trials.state.isin(("COMPLETE", "PRUNED"))]
+    names = _in_all(data, frame[frame.state == "COMPLETE"])
     if not names or not ended:
         raise UserError(f"study {data.name!r} has no trials from which a sampler could have learnt")
     evolution = data.config if isinstance(data.config, EvolutionStudy) else None
     if evolution is not None and evolution.sampler == "Cmaes":
         return _replayed(data, evolution)
     rows = []
-    frame = data.trials[data.trials.state.isin(("COMPLETE", "PRUNED"))]
     by = frame.generation if frame.generation.notna().any() else frame.trial // 10
     for generation, part in frame.dropna(subset=names).groupby(by):
         if len(part) > 1:
@@ -408,6 +452,15 @@ def sampler_path(data: StudyData) -> pd.DataFrame:
                 (int(generation), "trials", 0, units.mean(1), np.atleast_2d(np.cov(units)), names)
             )
     return pd.DataFrame(rows, columns=_PATH)
+
+
+def _in_all(data: StudyData, trials: pd.DataFrame) -> list[str]:
+    """Searched numbers that all of these trials have."""
+    return [
+        name
+        for name, axis in data.space.items()
+        if axis.choices is None and axis.high > axis.low and trials[name].notna().all()
+    ]
 
 
 _PATH = ["generation", "source", "restart", "mean", "cov", "parameters"]

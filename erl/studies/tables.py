@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -139,14 +139,25 @@ def lines(tables: Sequence[AgentTable]) -> list[str]:
         found += ["", each.title, *table(each.arms).splitlines()]
     if not tables:
         return found
-    seeds = [len(arm.scores) for each in tables for arm in each.arms if len(arm.scores) > 1]
-    if seeds and min(seeds) == 2:
-        found.append("with 2 seeds the intervals mean nothing; --nb_seeds 10 is a good number")
-    elif seeds and min(seeds) < ENOUGH:
-        found.append(f"with {min(seeds)} seeds the intervals are rough; --nb_seeds 10 is better")
+    if said := few_seeds([len(arm.scores) for each in tables for arm in each.arms]):
+        found.append(said)
     if any(each.side_by_side for each in tables):
         found.append("no steps/s: these agents trained side by side and share their time")
     return [*found, ""]
+
+
+def few_seeds(numbers: Iterable[int]) -> str:
+    """What to know of intervals over few seeds; empty if there are `ENOUGH`.
+
+    Args:
+        numbers: of the seeds of each agent. One seed has no interval, and does not count.
+    """
+    fewest = min((n for n in numbers if n > 1), default=ENOUGH)
+    if fewest >= ENOUGH:
+        return ""
+    if fewest == 2:
+        return "with 2 seeds the intervals mean nothing; --nb_seeds 10 is a good number"
+    return f"with {fewest} seeds the intervals are rough; --nb_seeds 10 is better"
 
 
 def to_frame(tables: Sequence[AgentTable]) -> pd.DataFrame:

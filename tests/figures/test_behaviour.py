@@ -152,6 +152,14 @@ def test_spectra_are_those_of_the_episode():
     assert len(action.lines) == 1
 
 
+def test_a_spectrum_of_a_short_episode_says_how_long_it_is():
+    episode = walk()
+    parts = {n: getattr(episode, n)[:16] for n in ("observations", "states", "inputs")}
+    parts |= {n: getattr(episode, n)[:15] for n in ("actions", "rewards")}
+    with pytest.raises(UserError, match="needs at least 16 steps; this episode has 15"):
+        behaviour.spectra(dataclasses.replace(episode, **parts))
+
+
 def test_frequencies_of_neurons_against_the_gait():
     figure = behaviour.frequencies(walk())
     axes = figure.axes[0]

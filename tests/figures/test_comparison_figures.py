@@ -8,7 +8,7 @@ import pytest
 from figure_fixtures import lifetimes
 
 from erl.errors import UserError
-from erl.figures import comparison
+from erl.figures import comparison, learning
 from erl.figures.style import caption_of
 from erl.statistics import (
     bootstrap_interval,
@@ -43,6 +43,9 @@ def test_a_family_is_every_arm_against_the_baseline(lifetimes):
     assert other.probability[0] == 0.0
     with pytest.raises(UserError, match=r"no arm is called 'RES_PP'; did you mean RES_PPO"):
         comparison.family(lifetimes, "RES_PP")
+    failed = lifetimes.assign(state=lifetimes.state.where(lifetimes.arm != "PPO", "FAIL"))
+    with pytest.raises(UserError, match="no finished lifetime of PPO, with which others are"):
+        comparison.family(failed, "PPO")
     with pytest.raises(UserError, match="one arm only, PPO"):
         comparison.family(lifetimes[lifetimes.arm == "PPO"])
 
@@ -56,10 +59,15 @@ def test_the_probability_of_improvement(lifetimes):
     assert [t.get_text() for t in axes.get_yticklabels()] == ["RES_PPO", "STACK_PPO"]
     assert axes.texts[0].get_text() == f"p = {table.p_holm[1]:.2g} *"
     assert "Holm's method for 2 comparisons" in caption_of(figure)
+    lines = learning.learning_curves(lifetimes).axes[0].lines
+    colours = {x.get_label(): x.get_color() for x in lines}
+    drawn = [x.get_color() for x in axes.lines[:4:2]]
+    assert drawn == [colours["RES_PPO"], colours["STACK_PPO"]]
 
 
 def test_performance_profiles(lifetimes):
     axes = comparison.performance_profiles(lifetimes).axes[0]
+    assert [x.get_label() for x in axes.lines] == ["PPO", "RES_PPO", "STACK_PPO"]
     for drawn in axes.lines:
         values = scores(lifetimes, drawn.get_label())
         shares = [np.mean(values > t) for t in drawn.get_xdata()]
@@ -82,6 +90,10 @@ def test_generalisation(lifetimes):
     assert list(drawn[0]) == [1.0, 0.0]
     assert np.ma.filled(drawn, np.nan)[1, 1] == matrix.probability[2]
     assert np.isnan(np.ma.filled(drawn, np.nan)[1, 0])
+    long = matrix.assign(tested_on=["A-v0 with hidden velocities", "B-v0, 300,000 steps", "B-v0"])
+    axes = comparison.generalisation_matrix(long).axes[0]
+    names = [t.get_text() for t in axes.get_xticklabels()]
+    assert names == ["A-v0 with hidden\nvelocities", "B-v0, 300,000 steps", "B-v0"]
     with pytest.raises(UserError, match="at least one test"):
         comparison.generalisation({})
     tests = {("Ant", "Hopper"): (lifetimes, "PPO", "RES_SAC")}
@@ -110,6 +122,41 @@ def test_tables_say_the_same_in_every_form(lifetimes, tmp_path):
     assert r"\caption{50 \% better\_}" in latex
     assert r"P(arm $>$ PPO)" in latex
     assert latex.count(r"\\") == 4
+
+
+def test_a_remark_on_few_seeds_is_below_a_table(lifetimes, tmp_path):
+    table = comparison.results_table(lifetimes[lifetimes.seed < 3])
+    _, markdown, latex = comparison.write_tables(table, tmp_path, "results", "Returns.")
+    said = "With 3 seeds the intervals are rough; --nb_seeds 10 is better."
+    assert markdown.read_text().endswith(f"|\n\n{said}\n")
+    assert r"\caption{Returns. With 3 seeds the intervals are rough" in latex.read_text()
+
+
+def test_thresholds_of_training_are_in_tables_of_training_only(lifetimes):
+    table = comparison.results_table(lifetimes, thresholds=[70.01, 70.02])
+    assert [c for c in table if "median" in c] == ["median steps to 70.01", "median steps to 70.02"]
+    for thresholds in (None, [70.0]):
+        table = comparison.results_table(lifetimes, None, "final_return", (), thresholds)
+        assert not [c for c in table if "median" in c]
+
+
+def test_an_arm_without_curves_has_no_steps_to_a_threshold(lifetimes):
+    lifetimes["curve"] = [
+        () if arm == "STACK_PPO" else c for arm, c in zip(lifetimes.arm, lifetimes.curve)
+    ]
+    table = comparison.results_table(lifetimes, thresholds=[70.0])
+    assert table["median steps to 70"].map(lambda text: text == "-").tolist() == [
+        False,
+        False,
+        True,
+    ]
+
+
+def test_a_table_refuses_a_baseline_that_is_not_there(lifetimes):
+    with pytest.raises(UserError, match="no arm is called 'RES_PP'"):
+        comparison.results_table(lifetimes, "RES_PP")
+    with pytest.raises(UserError, match="no arm is called 'RES_PPO'"):
+        comparison.results_table(lifetimes[lifetimes.arm == "PPO"], "RES_PPO")
 
 
 def test_a_table_of_one_arm_has_no_comparison(lifetimes):

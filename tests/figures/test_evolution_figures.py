@@ -124,6 +124,67 @@ def test_contours_have_a_panel_for_each_pair(trials):
     assert pairs >= {("a", "b"), ("a", "c"), ("b", "c")}
 
 
+@pytest.fixture
+def conditional(trials, space):
+    """Trials without `lr` where their number is odd, and without `iss` where it is even; a trial
+    that runs has `bias`.
+    """
+    odd = trials.trial % 2 == 1
+    frame = trials.assign(lr=trials.lr.mask(odd), iss=trials.lr.where(odd), bias=np.nan)
+    frame.loc[11, "bias"] = 0.5
+    return frame, space | {"iss": space["lr"], "bias": Axis(0.0, 1.0)}
+
+
+def test_parameters_that_not_all_trials_have_are_shown_where_they_are(conditional):
+    frame, space = conditional
+    done = frame[frame.state == "COMPLETE"]
+    figure = evolution.parallel_coordinates(frame, space)
+    names = [t.get_text() for t in figure.axes[0].get_xticklabels()]
+    assert [n.split(" (")[0] for n in names] == [
+        "spectral radius",
+        "leak rate",
+        "input scaling",
+        "fitness",
+    ]
+    segments = np.array([p.vertices for p in figure.axes[0].collections[0].get_paths()])
+    best_last = done.sort_values("fitness")
+    assert np.isnan(segments[:, 1, 1]).tolist() == best_last.lr.isna().tolist()
+    assert "has gaps where its trial does not have a parameter" in caption_of(figure)
+    panels = [a for a in evolution.slices(frame, space).axes if a.collections and a.get_xlabel()]
+    shown = [np.array(a.collections[0].get_offsets()) for a in panels]
+    assert [len(points) for points in shown] == [9, done.lr.count(), done.iss.count()]
+    figure = evolution.contours(frame, space)
+    panels = {
+        (a.get_xlabel(), a.get_ylabel()): len(a.collections[-1].get_offsets())
+        for a in figure.axes
+        if a.get_visible() and a.get_ylabel() and a.get_xlabel()
+    }
+    sr, lr, iss = "spectral radius (sr)", "leak rate (lr)", "input scaling (iss)"
+    assert panels == {(sr, lr): done.lr.count(), (sr, iss): done.iss.count(), (lr, iss): 0}
+    assert "Fitness of 9 completed trials" in caption_of(figure)
+
+
+def test_studies_of_which_no_completed_trial_has_a_parameter(conditional):
+    frame, space = conditional
+    space = {"bias": space["bias"]}
+    for draw in (evolution.parallel_coordinates, evolution.slices, evolution.contours):
+        with pytest.raises(UserError, match="no completed trial has one"):
+            draw(frame, space)
+    apart = {name: Axis(1e-2, 1.0, log=True) for name in ("lr", "iss")}
+    with pytest.raises(UserError, match="no completed trial has two of the parameters lr, iss"):
+        evolution.contours(frame, apart)
+
+
+def test_a_choice_that_only_some_trials_have(trials):
+    space = {"kind": Axis(0, 1, choices=("a", "b"))}
+    frame = trials.assign(kind=["a", None, "b", np.nan] * 3)
+    points = evolution.slices(frame, space).axes[0].collections[0].get_offsets()
+    kinds = frame.kind[(frame.state == "COMPLETE") & frame.kind.notna()]
+    assert np.array(points)[:, 0].tolist() == [float(k == "b") for k in kinds]
+    lines = evolution.parallel_coordinates(frame, space).axes[0].collections[0].get_paths()
+    assert sum(np.isnan(line.vertices[0, 1]) for line in lines) == len(lines) - len(kinds) > 0
+
+
 def test_importances_are_means_with_their_range():
     frame = pd.DataFrame(
         [
@@ -186,7 +247,7 @@ def test_the_map_shows_where_the_distribution_went(trials, space):
 def test_studies_side_by_side(trials):
     figure = evolution.side_by_side({"one": trials, "two": trials.head(6)})
     left, right = figure.axes
-    for drawn, frame in zip(left.lines, (trials, trials.head(6))):
+    for drawn, frame in zip(left.lines, (trials, trials.head(6)), strict=True):
         best = evolution.best_so_far(frame)
         assert list(drawn.get_ydata()) == list(best.best)
     assert len(right.lines[2].get_ydata()) == 5
@@ -230,6 +291,45 @@ def test_both_levels_with_an_evolution_inside(trials, evolved):
     assert corners[:, 1].max() == 6
     with pytest.raises(UserError, match="trial 3 has no fitness"):
         evolution.two_levels(trials, evolved, inner, chosen={"failed": 3})
+
+
+def test_both_levels_choose_among_trials_with_an_evolution_inside(trials, evolved):
+    done = trials[trials.state == "COMPLETE"].sort_values("fitness")
+    with_generations = done.trial.iloc[1:4]
+    rows = {"trial": with_generations, "lifetime": 0, "steps": 10, "fitness": [[1.0, 2.0]] * 3}
+    inner = pd.DataFrame(rows | {"champion_return": 1.5})
+    figure = evolution.two_levels(trials, evolved, inner)
+    low, middle, high = with_generations
+    assert [a.get_title() for a in figure.axes[1:]] == [
+        f"best: trial {high}",
+        f"middle: trial {middle}",
+        f"worst: trial {low}",
+    ]
+
+
+def test_both_levels_of_a_test_name_agents_and_no_evolution_above(trials, evolved):
+    agents = trials.drop(columns=["generation"]).assign(arm=["PPO", "ERL-Re2"] * 6)
+    lived = evolved[evolved.lifetime == 0]
+    lived = lived.assign(arm=lived.trial.map(dict(zip(agents.trial, agents.arm))))
+    figure = evolution.two_levels(agents, lived, pd.DataFrame())
+    named = dict(zip(agents.trial, agents.arm))
+    for axes, title in zip(figure.axes[1:], ("best", "middle", "worst"), strict=True):
+        first, agent = axes.get_title().split("\n")
+        number = int(first.removeprefix(f"{title}: trial "))
+        assert agent == named[number]
+    assert "Evolution over development" not in caption_of(figure)
+    assert caption_of(figure).startswith("Fitness of all trials (above) and development within 3")
+    assert "best" not in [x.get_label() for x in figure.axes[0].lines]
+    assert figure.axes[0].get_xlabel() == "trial"
+
+
+def test_both_levels_count_the_seeds_of_each_environment(trials, evolved):
+    places = [evolved.assign(env_id=name) for name in ("A-v0", "B-v0", "C-v0")]
+    figure = evolution.two_levels(trials, pd.concat(places), pd.DataFrame())
+    assert (
+        ": learning curves of its lifetimes (mean of 10 points), 2 seeds each in 3 environments."
+        in caption_of(figure)
+    )
 
 
 @pytest.mark.parametrize("state", ["empty", "failed"])

@@ -8,7 +8,7 @@ import pytest
 from figure_fixtures import lifetimes
 
 from erl.errors import UserError
-from erl.figures import learning
+from erl.figures import comparison, learning
 from erl.figures.style import caption_of
 from erl.statistics import bootstrap_interval, interquartile_mean, smoothed
 
@@ -41,6 +41,70 @@ def test_one_seed_has_a_curve_and_no_band(lifetimes):
     assert "One seed, hence no band: PPO, RES_PPO, STACK_PPO." in caption_of(figure)
 
 
+def test_an_interrupted_run_is_said_to_cut_its_curve(lifetimes):
+    lifetimes.at[7, "curve"] = lifetimes.curve[7][:40]
+    for draw in (learning.learning_curves, learning.sample_efficiency):
+        figure = draw(lifetimes)
+        said = "Drawn up to the end of the shortest run: RES_PPO at 4,000 of 10,000 steps."
+        assert said in caption_of(figure)
+        assert line(figure.axes[0], "RES_PPO")[0][-1] == 4000
+        assert line(figure.axes[0], "PPO")[0][-1] == 10_000
+    lifetimes.at[7, "curve"] = lifetimes.curve[8][:98]
+    assert "shortest" not in caption_of(learning.learning_curves(lifetimes))
+
+
+def test_an_arm_has_the_same_look_whichever_others_are_there(lifetimes):
+    def colours(figure):
+        drawn = [x for x in figure.axes[0].lines if x.get_label() in set(lifetimes.arm)]
+        return {x.get_label(): x.get_color() for x in drawn}
+
+    every = colours(learning.learning_curves(lifetimes))
+    assert len(set(every.values())) == 3
+    some = lifetimes.copy()
+    some.loc[some.arm == "PPO", "state"] = "FAIL"
+    some = colours(learning.learning_curves(some))
+    assert some == {arm: every[arm] for arm in ("RES_PPO", "STACK_PPO")}
+    alone = learning.learning_curves(lifetimes[lifetimes.arm == "STACK_PPO"], list(every))
+    assert colours(alone) == {"STACK_PPO": every["STACK_PPO"]}
+
+
+def test_the_order_of_arms_is_that_of_the_study_whichever_seed_failed(lifetimes):
+    lifetimes.loc[0, "state"] = "FAIL"
+    assert learning.arms_of(learning.finished(lifetimes, "curve")) == [
+        "PPO",
+        "RES_PPO",
+        "STACK_PPO",
+    ]
+    assert comparison.family(lifetimes).attrs["baseline"] == "PPO"
+
+
+def test_lifetimes_of_one_arm_and_seed_are_one_or_an_error(lifetimes):
+    twice = pd.concat([lifetimes, lifetimes.head(2)], ignore_index=True)
+    for column in ("training_return", "curve"):
+        once = learning.finished(lifetimes, column)
+        assert learning.finished(twice, column)[column].tolist() == once[column].tolist()
+    twice.loc[18, "training_return"] += 1.0
+    with pytest.raises(UserError, match="PPO has several lifetimes of seed 0, with different val"):
+        learning.finished(twice, "training_return")
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [(2, "With 2 seeds the intervals mean nothing; --nb_seeds 10 is a good number."), (6, "")],
+)
+def test_captions_say_what_few_seeds_are_worth(seeds, said, lifetimes):
+    few = lifetimes[lifetimes.seed < seeds]
+    for draw in (
+        learning.learning_curves,
+        learning.interquartile_means,
+        comparison.improvement,
+        comparison.performance_profiles,
+    ):
+        assert ("intervals mean nothing" in caption_of(draw(few))) == bool(said)
+        assert said in caption_of(draw(few))
+    assert comparison.results_table(few).attrs["remark"] == said
+
+
 def test_interquartile_means_show_every_seed(lifetimes):
     axes = learning.interquartile_means(lifetimes, "final_return").axes[0]
     part = lifetimes[(lifetimes.arm == "RES_PPO")].final_return
@@ -60,8 +124,19 @@ def test_steps_to_thresholds(lifetimes):
     # The curve is end * steps / 10,000, and its mean over 10 points lags 450 steps behind.
     assert steps == math.ceil((10 / first.training_return * 10_000 + 450) / 100) * 100
     usual = learning.usual_thresholds(lifetimes)
-    assert len(usual) == 3
-    assert usual == sorted(usual)
+    frame = learning.finished(lifetimes, "curve")
+    smooth = frame.curve.map(smoothed)
+    low, high = (
+        [interquartile_mean([c[i][1] for c in smooth[frame.arm == arm]]) for arm in set(frame.arm)]
+        for i in (0, -1)
+    )
+    assert usual == pytest.approx(np.linspace(min(low), max(high), 5)[1:-1])
+
+
+def test_thresholds_are_told_apart():
+    assert learning.threshold_names([1000, 2000.0, 1000]) == {1000: "1,000", 2000: "2,000"}
+    names = learning.threshold_names([1000.1, 1000.2])
+    assert list(names.values()) == ["1,000.1", "1,000.2"]
 
 
 def test_sample_efficiency_counts_those_that_never_got_there(lifetimes):
@@ -75,6 +150,16 @@ def test_sample_efficiency_counts_those_that_never_got_there(lifetimes):
     assert x[1:-1].tolist() == reached.tolist()
     assert y[1:-1] == pytest.approx([np.mean(reached <= steps) for steps in reached])
     assert hard.get_title() == "return 70"
+
+
+def test_lines_of_sample_efficiency_end_with_their_budgets(lifetimes):
+    lifetimes["curve"] = [
+        curve[:50] if arm == "PPO" else curve for arm, curve in zip(lifetimes.arm, lifetimes.curve)
+    ]
+    figure = learning.sample_efficiency(lifetimes, [10.0])
+    ends = {arm: line(figure.axes[0], arm)[0][-1] for arm in ("PPO", "RES_PPO")}
+    assert ends == {"PPO": 5000, "RES_PPO": 10_000}
+    assert "Each line ends with the budget of its agent." in caption_of(figure)
 
 
 @pytest.mark.parametrize(

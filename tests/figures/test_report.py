@@ -9,7 +9,8 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
-from figure_fixtures import runs
+from er_mrl_journals import journal
+from figure_fixtures import conditional, lifetimes, runs
 
 from erl.commands import COMMANDS, start
 from erl.errors import UserError
@@ -127,14 +128,28 @@ def test_single_runs_side_by_side(inline, sink, tmp_path):
     studies = [read_study(name) for name in names]
     frame = reports.join(studies)
     assert list(frame.arm.unique()) == [f"{name}: PPO" for name in names]
-    section = reports.together(studies)
-    assert {name for name, _, _ in section.figures} == {
+    section = reports.together(studies, "PPO", [-1500.0, -1200.0])
+    figures = {name: figure for name, _, figure in section.figures}
+    panels = [axes.get_title() for axes in figures["sample_efficiency"].axes]
+    assert panels == ["return -1,500", "return -1,200"]
+    assert figures["improvement"].axes[0].get_xlabel().startswith(f"P(arm > {names[0]}: PPO)")
+    assert set(figures) == {
         "learning_curves",
+        "sample_efficiency",
         "returns",
         "profiles",
         "improvement",
     }
     assert reports.together(studies[:1]) is None
+    longer = replace(studies[1], config=replace(studies[1].config, steps=8000))
+    said = f"Budgets differ: {names[0]} 800 steps, {names[1]} 8,000 steps."
+    for _, _, figure in reports.together([studies[0], longer]).figures:
+        assert said in caption_of(figure)
+    assert not reports.budgets(studies)
+    for change in ({"del_obs": True}, {"env_kwargs": {"g": 5.0}}):
+        other = replace(studies[1], config=replace(studies[1].config, **change))
+        with pytest.raises(UserError, match=r"returns in Pendulum-v1, Pendulum-v1 .* share no sca"):
+            reports.join([studies[0], other])
     studies[1].lifetimes["env_id"] = "Other-v0"
     with pytest.raises(UserError, match="share no scale"):
         reports.join(studies)
@@ -149,6 +164,217 @@ def test_tests_make_a_generalisation_matrix(runs):
     labels = [t.get_text() for t in figure.axes[0].get_xticklabels()]
     assert labels == ["Pendulum-v1", "Other-v1"]
     assert "3 seeds" in caption_of(figure)
+
+
+def a_test(name, lifetimes, evolved=None, params=None, **changes):
+    """A test of an evolution in Swimmer-v4, without a database."""
+    evolution = EvolutionStudy(**{"env_id": "Swimmer-v4", **(evolved or {})})
+    config = TestStudy(evolution, params or {"sr": 1.0}, 1000, "cohort", **changes)
+    nothing = pd.DataFrame()
+    return StudyData(name, "a.db", "test", config, {}, None, {}, nothing, lifetimes, nothing)
+
+
+def test_tests_that_differ_have_cells_of_their_own(lifetimes):
+    kicked = {"env_id": "Hopper-v4", "env_kwargs": {"kick": 2}}
+    tests = [
+        a_test("a", lifetimes),
+        a_test("b", lifetimes, env_id="Hopper-v4"),
+        a_test("c", lifetimes, **kicked),
+        a_test("d", lifetimes, {"env_kwargs": {"kick": 2}}),
+        a_test("e", lifetimes, {"del_obs": True}),
+        a_test("f", lifetimes, params={"sr": 2.0}),
+        a_test("g", lifetimes, {"seed": 7}),
+        a_test("h", lifetimes, {"seed": 7}, **kicked),
+    ]
+    here, hidden = "Swimmer-v4", "Swimmer-v4 with hidden velocities"
+    assert list(reports.generalisation_tests(tests)) == [
+        (here, here),
+        (here, "Hopper-v4"),
+        (here, 'Hopper-v4 {"kick": 2}'),
+        ('Swimmer-v4 {"kick": 2}', 'Swimmer-v4 {"kick": 2}'),
+        (hidden, hidden),
+        (f"{here} (2)", here),
+        (f"{here} (3)", here),
+        (f"{here} (3)", 'Hopper-v4 {"kick": 2}'),
+    ]
+    assert "Rows with a number: other evolutions, or winners" in caption_of(
+        reports.matrix_figure(tests)
+    )
+    assert "Rows with a number" not in caption_of(reports.matrix_figure(tests[:5]))
+    longer = replace(tests[0], config=replace(tests[0].config, training_steps=5000))
+    assert [*reports.generalisation_tests([tests[0], longer])] == [
+        (here, f"{here}, 1,000 steps"),
+        (here, f"{here}, 5,000 steps"),
+    ]
+    continued = a_test("i", lifetimes, {"nb_trials": 500})
+    with pytest.raises(UserError, match="i is another test of the same reservoirs in Swimmer-v4"):
+        reports.generalisation_tests([tests[0], continued])
+
+
+def test_titles_of_studies_are_unique(lifetimes):
+    a, b, c = (a_test(name, lifetimes) for name in ("x", "x", "y"))
+    b = replace(b, address="b.db")
+    assert reports.titles([a, b, c]) == ["a.db#x", "b.db#x", "y"]
+    assert reports.titles([a, a, c]) == ["a.db#x", "a.db#x (2)", "y"]
+    joint = replace(a, name=reports.JOINT)
+    assert reports.titles([joint]) == [f"a.db#{reports.JOINT}"]
+    folders = [replace(a, name="toy:x"), replace(a, name="toy/x", kind="tensorboard")]
+    assert reports.titles(folders) == ["a.db#toy:x", "a.db"]
+
+
+@pytest.fixture
+def without_memory(monkeypatch):
+    """Reports without the figure of memory, which takes the time of a test."""
+    monkeypatch.setattr(reports, "memory_figure", refused)
+
+
+def refused(*_, **__):
+    raise UserError("not now")
+
+
+@pytest.mark.slow
+def test_evolutions_of_the_same_name_are_two(sink, without_memory):
+    names = [journal(3, name=name) for name in ("one.log", "two.log")]
+    assert report(FigureConfig(study=",".join(names), folder="out", formats="png"), sink) == 0
+    drawn = [f.parent.name for f in Path("out").rglob("history.png")]
+    assert sorted(drawn) == [f"{n}#Toy-v0_main_1k_steps" for n in names]
+    section = reports.together([read_study(n) for n in names])
+    ((_, _, figure),) = section.figures
+    assert len(figure.axes[0].lines) == 2
+    legend = [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
+    assert legend == [f"{i}  {n}#Toy-v0_main_1k_steps" for i, n in enumerate(names, 1)]
+
+
+@pytest.fixture
+def logs(lifetimes, monkeypatch):
+    """Folders of logs, as `read_study` reads them: two are called the same, and one agent is in
+    both.
+    """
+    empty = pd.DataFrame()
+    rows = lifetimes.drop(columns=["final_return"]).assign(final_return=None, steps=10_000)
+    found = {}
+    for folder, arms in (("a/logs", ("PPO", "RES_PPO")), ("b/logs", ("STACK_PPO", "PPO"))):
+        frame = rows[rows.arm.isin(arms)].reset_index(drop=True)
+        if folder == "b/logs":
+            frame = frame.assign(training_return=frame.training_return + 1.0)
+            frame = frame.sort_values("arm", ascending=False, kind="stable")
+        trials = frame[["trial", "state", "arm", "seed"]].assign(fitness=frame.training_return)
+        found[folder] = StudyData(
+            "logs", folder, "tensorboard", None, {}, None, {}, trials, frame, empty
+        )
+    monkeypatch.setattr(reports, "read_study", lambda name, storage: found[name])
+    return found
+
+
+def test_agents_of_folders_of_the_same_name_are_told_apart(logs):
+    frame = reports.join([*logs.values()])
+    assert list(frame.arm.unique()) == ["a/logs: PPO", "RES_PPO", "STACK_PPO", "b/logs: PPO"]
+    done = frame[frame.arm == "b/logs: PPO"]
+    (ours,) = (d.lifetimes for name, d in logs.items() if name == "b/logs")
+    assert list(done.training_return) == list(ours.training_return[ours.arm == "PPO"])
+
+
+@pytest.mark.slow
+def test_an_agent_has_one_colour_in_a_report(logs, sink, monkeypatch):
+    sections = []
+    monkeypatch.setattr(reports, "as_html", lambda found: sections.extend(found) or "")
+    report(FigureConfig(study="a/logs,b/logs", folder="out", formats="png"), sink)
+    colours = {}
+    for section in sections:
+        for name, _, figure in section.figures:
+            if name in ("learning_curves", "profiles_training", "profiles"):
+                for x in figure.axes[0].lines:
+                    colours.setdefault(x.get_label(), set()).add(x.get_color())
+            elif name == "improvement_training":
+                rows = [t.get_text() for t in figure.axes[0].get_yticklabels()]
+                for row, x in zip(rows, figure.axes[0].lines[::2]):
+                    colours.setdefault(row, set()).add(x.get_color())
+    assert set(colours) == {"PPO", "RES_PPO", "STACK_PPO", "a/logs: PPO", "b/logs: PPO"}
+    assert all(len(of) == 1 for of in colours.values())
+    assert len(set.union(*colours.values())) == len(colours)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            {"attach": True},
+            "--attach: a/logs is a folder of logs, to which nothing can be attached",
+        ),
+        ({"baseline": "RES_PP"}, r"--baseline 'RES_PP': no study has it; did you mean RES_PPO"),
+    ],
+)
+def test_flags_that_no_study_allows_are_refused_before_anything_is_drawn(flags, said, logs, sink):
+    with pytest.raises(UserError, match=said):
+        report(FigureConfig(study="a/logs,b/logs", folder="out", formats="png", **flags), sink)
+    assert not sink.statuses
+    assert not Path("out").exists()
+
+
+@pytest.mark.slow
+def test_baseline_and_thresholds_hold_in_all_sections(logs):
+    first, second = (
+        reports.agents_section(data, "STACK_PPO", [61.5, 62.5]) for data in logs.values()
+    )
+    for section, baseline in ((first, "PPO"), (second, "STACK_PPO")):
+        ((_, _, table),) = section.tables
+        steps = [c for c in table if "median" in c]
+        assert steps == ["median steps to 61.5", "median steps to 62.5"]
+        assert f"P(arm > {baseline})" in table
+    joint = reports.together([*logs.values()], "STACK_PPO", [61.5])
+    figures = {name: figure for name, _, figure in joint.figures}
+    assert figures["improvement"].axes[0].get_xlabel().startswith("P(arm > STACK_PPO)")
+    assert [axes.get_title() for axes in figures["sample_efficiency"].axes] == ["return 61.5"]
+    joint = reports.together([*logs.values()], "b/logs: PPO")
+    figures = {name: figure for name, _, figure in joint.figures}
+    assert figures["improvement"].axes[0].get_xlabel().startswith("P(arm > b/logs: PPO)")
+
+
+def broken(*_, **__):
+    raise ValueError("x and y do not match")
+
+
+def test_a_figure_that_fails_does_not_end_the_report(sink, monkeypatch, without_memory):
+    monkeypatch.setattr(reports.evolution, "slices", broken)
+    saved = reports.save
+
+    def save(figure, folder, name, formats):
+        return broken() if name == "contours" else saved(figure, folder, name, formats)
+
+    monkeypatch.setattr(reports, "save", save)
+    assert report(FigureConfig(study=journal(3), folder="out", formats="png"), sink) == 1
+    page = Path("out/report.html").read_text(encoding="utf-8")
+    for title in ("Slices", "Contours"):
+        said = f"{title}: it failed: ValueError: x and y do not match (test_report.py, line "
+        assert said in page
+        assert f"not shown: {said}" in str(sink)
+    assert Path("out/history.png").exists()
+    assert not Path("out/contours.png").exists()
+    assert "Contours. " not in page  # of no image
+
+
+def test_a_table_that_fails_does_not_end_the_report(logs, sink, monkeypatch):
+    monkeypatch.setattr(reports.comparison, "results_table", broken)
+    assert report(FigureConfig(study="a/logs", folder="out", formats="png"), sink) == 1
+    assert "Table of training returns: it failed: ValueError" in str(sink)
+
+
+def test_parameters_that_a_trial_does_not_have_are_not_shown_as_numbers(sink, without_memory):
+    assert report(FigureConfig(study=conditional(6), folder="out", formats="png"), sink) == 0
+    page = Path("out/report.html").read_text(encoding="utf-8")
+    page = re.sub('base64,[^"]+', "", page)
+    assert "nan" not in page
+    assert re.search(r"a maximum over noisy values\): all 0\.\d+, (even|odd) 0\.\d+<", page)
+
+
+@pytest.mark.parametrize(("n", "said"), [(20, ""), (23, "; and 3 more<")])
+def test_a_page_says_how_many_seeds_it_leaves_out(n, said, lifetimes):
+    rows = pd.concat([lifetimes] * 2, ignore_index=True).head(n)
+    rows = rows.assign(seed_environment=range(n), seed_reservoir=range(n))
+    page = "".join(reports._what_was_run(a_test("t", rows)))
+    assert page.count("environment ") == 20
+    assert ("more<" in page) == bool(said)
+    assert said in page
 
 
 def test_memory_and_retention_of_what_evolved(runs):

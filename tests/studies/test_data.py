@@ -3,8 +3,10 @@
 import dataclasses
 
 import numpy as np
+import optuna
 import pytest
 from er_mrl_journals import journal
+from figure_fixtures import conditional
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 
 from erl.errors import UserError
@@ -196,10 +198,73 @@ def test_a_run_that_went_on_is_one_curve(tmp_path):
     assert read_tensorboard(tmp_path).lifetimes.curve[0] == ((10, 1.0), (20, 2.0))
 
 
+def test_a_log_with_a_point_for_each_episode_reaches_the_mean_of_the_last_ones(tmp_path):
+    returns = [float(k % 7) for k in range(1000)]
+    log(tmp_path / "a", [(10 * (k + 1), r) for k, r in enumerate(returns)], studies.OF_EPISODES)
+    (row,) = read_tensorboard(tmp_path).lifetimes.itertuples()
+    assert row.training_return == row.fitness == np.mean(returns[-10:])
+    assert row.steps == 10_000
+    assert len(row.curve) == 200
+    assert row.curve[-1] == (10_000, np.mean(returns[-5:]))
+
+
+def test_episodes_that_end_at_one_step_all_count(tmp_path):
+    log(tmp_path / "a", [(10, 1.0), (10, 3.0), (20, 5.0)], studies.OF_EPISODES)
+    (row,) = read_tensorboard(tmp_path).lifetimes.itertuples()
+    assert row.curve == ((10, 2.0), (20, 5.0))
+    assert row.training_return == 3.0
+
+
+def test_a_long_log_has_as_many_points_as_a_lifetime(tmp_path):
+    log(tmp_path / "a", [(step, float(step)) for step in range(1, 401)])
+    (row,) = read_tensorboard(tmp_path).lifetimes.itertuples()
+    assert row.curve == tuple((step, step - 0.5) for step in range(2, 401, 2))
+    assert row.training_return == 400.0
+
+
+def test_two_runs_of_one_arm_and_seed_are_refused(tmp_path):
+    for name in ("PPO_1", "PPO_2"):
+        log(tmp_path / "PPO" / "seed_1" / name, [(10, 1.0)])
+    with pytest.raises(UserError, match=r"PPO_1 and .*PPO_2 are both seed 1 of PPO: move one"):
+        read_tensorboard(tmp_path)
+
+
+def test_a_run_without_a_seed_takes_one_that_is_free(tmp_path):
+    log(tmp_path / "PPO", [(10, 1.0)])
+    log(tmp_path / "PPO" / "seed_0", [(10, 2.0)])
+    frame = read_tensorboard(tmp_path).lifetimes
+    assert list(zip(frame.arm, frame.seed, frame.training_return)) == [
+        ("PPO", 1, 1.0),
+        ("PPO", 0, 2.0),
+    ]
+
+
+def test_a_folder_with_the_name_of_a_study_does_not_hide_it(tmp_path):
+    log(tmp_path / "same" / "seed_0", [(10, 1.0)])
+    assert read_study("same").kind == "tensorboard"
+    optuna.create_study(study_name="same", storage="sqlite:///studies.db", direction="maximize")
+    assert read_study("same").kind == "journal"
+    assert read_study("same", "sqlite:///other.db").kind == "tensorboard"
+    assert read_study("./same").kind == "tensorboard"
+
+
+def test_importances_are_those_of_parameters_that_all_trials_have():
+    data = read_study(conditional(12))
+    with pytest.raises(UserError, match="searches 1 parameter in all of its trials"):
+        importances(data)
+    assert sampler_path(data).parameters[0] == ["all"]
+
+
+def test_a_missing_value_has_no_place_on_an_axis():
+    nan = float("nan")
+    for axis in (Axis(0, 2, choices=("a", "b", "c")), Axis(0.1, 1.0, True), Axis(3.0, 3.0)):
+        value = "b" if axis.choices else axis.low
+        assert np.isnan(axis.unit([value, nan])).tolist() == [False, True]
+
+
 def test_folders_that_tell_nothing(tmp_path):
     with pytest.raises(UserError, match="no TensorBoard log below"):
         read_tensorboard(tmp_path)
     log(tmp_path / "a", [(1, 1.0)], "train/loss")
     with pytest.raises(UserError, match="has one of the scalars"):
         read_tensorboard(tmp_path)
-    assert studies.RETURN_TAGS
