@@ -2,11 +2,12 @@
 # # Behaviour
 #
 # What a trained agent does, and what its reservoir computes. One cell to change: the next one. It
-# names a saved model (without `.zip`), and the study that its reservoir came from.
+# names a saved model (without `.zip`), and the study that its reservoir came from. Paths are
+# relative to the folder of this notebook: `..` is the folder in which the scripts run.
 
 # %% tags=["parameters"]
-MODEL = "models/Swimmer-v4_swim_100k_steps_trial_5_test_300k_steps/RES_PPO/seed_0"
-STUDY = "Swimmer-v4_swim_100k_steps"
+MODEL = "../models/Swimmer-v4_swim_100k_steps_trial_5_test_300k_steps/RES_PPO/seed_0"
+STUDY = "sqlite:///../studies.db#Swimmer-v4_swim_100k_steps"
 EPISODE = 7  # seed of the episode
 STEPS = None  # of the episode; None for the whole
 SHOWN = 200  # steps that are shown in detail

@@ -3,11 +3,12 @@
 #
 # What an evolution tried, where, and what came of it. One cell to change: the next one.
 #
-# A study's address is its name (in `sqlite:///studies.db`), `STORAGE#STUDY`, or the path of a
-# journal of ER-MRL's. Several studies are shown side by side at the end.
+# A study's address is `STORAGE#STUDY`, or the path of a journal of ER-MRL's. Paths are relative to
+# the folder of this notebook: `..` is the folder in which the scripts run. Several studies are
+# shown side by side at the end.
 
 # %% tags=["parameters"]
-STUDIES = ["CartPole-v1_memory_100k_steps"]
+STUDIES = ["sqlite:///../studies.db#CartPole-v1_memory_50k_steps"]
 
 # %%
 # %matplotlib inline

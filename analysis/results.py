@@ -4,15 +4,16 @@
 # What agents learn, and how they compare: of a test, of single runs (`python -m erl`), of
 # TensorBoard logs. One cell to change: the next one.
 #
-# A study's address is its name (in `sqlite:///studies.db`), `STORAGE#STUDY`, or a folder of
-# TensorBoard logs. Several tests make a generalisation matrix; several single runs are compared
+# A study's address is `STORAGE#STUDY`, or a folder of TensorBoard logs. Paths are relative to the
+# folder of this notebook: `..` is the folder in which the scripts run. `erl studies list` has the
+# names of all tests. Several tests make a generalisation matrix; several single runs are compared
 # with one another.
 
 # %% tags=["parameters"]
-STUDIES = ["CartPole-v1_memory_100k_steps_trial_22_test_100k_steps"]
+STUDIES = ["sqlite:///../studies.db#CartPole-v1_memory_50k_steps_trial_16_test_50k_steps"]
 BASELINE = None  # the learner alone
 THRESHOLDS = None  # returns, or three between beginning and end
-TABLES = "tables"  # folder for CSV, Markdown and LaTeX
+TABLES = "../reports/tables"  # folder for CSV, Markdown and LaTeX
 
 # %%
 # %matplotlib inline

@@ -13,6 +13,10 @@ from figure_fixtures import runs
 from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
 
+from erl.cli import parse
+from erl.experiments.evolution import EvolutionConfig
+from erl.experiments.flags import study_name
+
 ANALYSIS = ROOT / "analysis"
 NAMES = ("evolution", "results", "behaviour")
 
@@ -51,6 +55,28 @@ def test_notebooks_hold_no_logic(name):
     """Cells import, call and show: whatever decides or repeats belongs where tests reach it."""
     source = (ANALYSIS / f"{name}.py").read_text(encoding="utf-8")
     assert not re.search(r"^\s*(def|class|while|if|try|with|for) ", source, re.M)
+
+
+def test_addresses_hold_where_jupyter_runs_a_notebook():
+    """In its own folder; studies and models are in the one above, where the scripts run."""
+    for name in NAMES:
+        source = (ANALYSIS / f"{name}.py").read_text(encoding="utf-8")
+        cell = source.partition('tags=["parameters"]\n')[2].partition("# %%")[0]
+        given: dict = {}
+        exec(cell, given)
+        for address in [*given.get("STUDIES", []), *filter(None, [given.get("STUDY")])]:
+            assert address.startswith("sqlite:///../studies.db#")
+        for folder in filter(None, [given.get("MODEL"), given.get("TABLES")]):
+            assert folder.startswith("../")
+
+
+def test_the_first_notebooks_show_the_result_of_the_readme():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (words,) = re.findall(r"^python evolve_res\.py (.*--nb_trials 30.*)$", readme, re.M)
+    flags = parse(EvolutionConfig, words.split())
+    name = study_name(flags.subject(), flags.h_test, flags.training_steps)
+    for notebook in ("evolution", "results"):
+        assert f"studies.db#{name}" in (ANALYSIS / f"{notebook}.py").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
