@@ -3,7 +3,8 @@
 #
 #   postgresql.sh start|stop
 #
-# PGDATA (~/postgres) is its folder, PGPORT (5466) its port. The password is in ~/.erl-password.
+# PGDATA (~/postgres) is its folder, on a disk of this machine; PGPORT (5466) its port. The password is in
+# ~/.erl-password, for all servers that you start.
 set -eu
 
 export PGDATA=${PGDATA:-$HOME/postgres} PGPORT=${PGPORT:-5466}
@@ -22,16 +23,25 @@ if ! command -v initdb >/dev/null; then
     exit 2
 fi
 
+# PostgreSQL sees the processes of its own machine only: two servers on one folder would destroy the data.
+owner=$(cat "$PGDATA/host" 2>/dev/null || true)
+if [ -e "$PGDATA/postmaster.pid" ] && [ -n "$owner" ] && [ "$owner" != "$(hostname)" ]; then
+    echo "the server of $PGDATA runs on $owner: use this script there" >&2
+    echo "(if $owner is gone for good, remove $PGDATA/postmaster.pid)" >&2
+    exit 2
+fi
+
 case "${1-}" in
     start)
         if [ ! -s "$PGDATA/PG_VERSION" ]; then
             mkdir -m 700 -p "$PGDATA"
-            (umask 077 && head -c 18 /dev/urandom | base64 | tr '+/' '-_' >"$password")
+            [ -s "$password" ] || (umask 077 && head -c 18 /dev/urandom | base64 | tr '+/' '-_' >"$password")
             initdb --encoding=UTF8 --locale=C --username=erl --auth=scram-sha-256 --pwfile="$password" >/dev/null
             echo "host all all samenet scram-sha-256" >>"$PGDATA/pg_hba.conf"
             printf "port = %s\nlisten_addresses = '*'\nmax_connections = 300\n" "$PGPORT" >>"$PGDATA/postgresql.conf"
             echo "unix_socket_directories = '/tmp'" >>"$PGDATA/postgresql.conf"
         fi
+        hostname >"$PGDATA/host"
         pg_ctl status >/dev/null || pg_ctl -l "$PGDATA/log" -w start >/dev/null
         PGPASSWORD=$(cat "$password")
         export PGPASSWORD

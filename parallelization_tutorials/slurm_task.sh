@@ -1,5 +1,6 @@
 #!/bin/bash
-# What one task of a SLURM array does: one coordinator of a shared study, on the cores that it was given.
+# What one task of a SLURM array does: one coordinator of a shared study, on the cores that it was given, or on the
+# cluster that CLUSTER names.
 #
 #   slurm_task.sh SCRIPT.py [FLAGS...]
 #
@@ -13,7 +14,9 @@ python=.venv/bin/python
 
 script=$1
 shift
-"$python" "$script" --storage "${STORAGE:-journal:studies.log}" --workers "${SLURM_CPUS_PER_TASK:-1}" "$@" &
+where=(--workers "${SLURM_CPUS_PER_TASK:-1}")
+[ -z "${CLUSTER-}" ] || where=(--cluster "$CLUSTER")
+"$python" "$script" --storage "${STORAGE:-journal:studies.log}" "${where[@]}" "$@" &
 coordinator=$!
 
 time_is_over=

@@ -130,3 +130,116 @@ def test_a_task_that_is_told_to_end_gives_its_trials_back(number, requeued, chec
     assert Path("scontrol.said").exists() == requeued
     if requeued:
         assert Path("scontrol.said").read_text() == "requeue 77\n"
+
+
+def ray_job(checkout, srun, flags, ray=None):
+    """A job of `slurm_ray.sh` on two nodes, in which `srun` does what this script says."""
+    programs = checkout / "bin"
+    for name in ("cut", "dirname", "grep", "head", "hostname", "sleep", "tr"):
+        (programs / name).symlink_to(shutil.which(name))
+    (programs / "scontrol").write_text("#!/bin/bash\nprintf 'n1\\nn2\\n'\n")
+    (programs / "srun").write_text(f"#!/bin/bash\n{srun}\n")
+    (checkout / ".venv").unlink()
+    own = checkout / ".venv" / "bin"
+    own.mkdir(parents=True)
+    (own / "python").symlink_to(sys.executable)
+    if ray is not None:
+        (own / "ray").write_text(f"#!/bin/bash\n{ray}\n")
+        (own / "ray").chmod(0o755)
+    (programs / "srun").chmod(0o755)
+    nodes = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2"}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY")} | nodes
+    variables = {
+        "PATH": str(programs),
+        "SLURM_SUBMIT_DIR": str(checkout),
+        "SLURM_CPUS_PER_TASK": "1",
+        "SLURM_JOB_ID": "77",
+    }
+    copy = checkout / "slurm_script"
+    shutil.copy(FOLDER / "slurm_ray.sh", copy)
+    return subprocess.run(
+        ["bash", str(copy), *shlex.split(flags)],
+        cwd="/",
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+ON_THIS_MACHINE = 'while [[ "$1" == --* ]]; do shift; done; exec "$@"'
+
+
+@pytest.mark.parametrize(
+    ("flags", "ray", "code", "said"),
+    [
+        ("", "", 2, "which script?"),
+        ("evolve_res.py", None, 2, "Ray is missing"),
+        ("evolve_res.py", "echo port in use >&2; exit 1", 1, "Ray did not start on n1"),
+    ],
+)
+def test_a_job_without_ray_ends_at_once(flags, ray, code, said, checkout):
+    """It would wait to the end of its time, on all of its nodes."""
+    srun = ON_THIS_MACHINE.replace("exec", '[ "$1" = hostname ] && echo 0.0.0.0 && exit; exec')
+    ended = ray_job(checkout, srun, flags, ray)
+    assert (ended.returncode, said in ended.stderr) == (code, True), ended.stderr
+
+
+@pytest.mark.slow
+def test_a_coordinator_of_a_cluster_is_given_its_address(checkout, monkeypatch):
+    """And no number of workers: it has the CPUs of all machines."""
+    (checkout / "says.py").write_text("import sys; print(*sys.argv[1:])")
+    running = task("slurm_task.sh", "says.py --popsize 8", checkout)
+    assert running.communicate(timeout=60)[0].split() == [
+        *("--storage", STORAGE, "--workers", "1", "--popsize", "8")
+    ]
+    monkeypatch.setenv("CLUSTER", "ray:10.9.8.7:20077")
+    running = task("slurm_task.sh", "says.py", checkout)
+    assert running.communicate(timeout=60)[0].split()[-2:] == ["--cluster", "ray:10.9.8.7:20077"]
+
+
+POSTGRES = {
+    "initdb": 'echo 16 > "$PGDATA/PG_VERSION"; : > "$PGDATA/pg_hba.conf"',
+    "pg_ctl": '[ "$1" != status ] || exit 3; [ "$2" != stop ] || rm -f "$PGDATA/postmaster.pid"; '
+    ': > "$PGDATA/postmaster.pid"',
+    "psql": "exit 0",
+    "id": "echo 1000",
+}
+
+
+def test_servers_of_one_user_have_one_password_and_one_machine(tmp_path):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, does in POSTGRES.items():
+        (programs / name).write_text(f"#!/bin/bash\n{does}\n")
+        (programs / name).chmod(0o755)
+    (programs / "hostname").write_text("#!/bin/bash\ncat ~/this-machine\n")
+    (programs / "hostname").chmod(0o755)
+    machine = tmp_path / "this-machine"
+
+    def postgres(folder, *words):
+        variables = {
+            "HOME": str(tmp_path),
+            "PGDATA": str(tmp_path / folder),
+            "PATH": f"{programs}:{os.environ['PATH']}",
+        }
+        command = ["bash", FOLDER / "postgresql.sh", *words]
+        return subprocess.run(
+            command, env=os.environ | variables, capture_output=True, text=True, check=False
+        )
+
+    machine.write_text("node1\n")
+    passwords = []
+    for folder in ("one", "two"):
+        ended = postgres(folder, "start")
+        assert ended.returncode == 0, ended.stderr
+        passwords.append((tmp_path / ".erl-password").read_text())
+    assert passwords[0] == passwords[1]
+    machine.write_text("node2\n")
+    for word in ("start", "stop"):
+        ended = postgres("one", word)
+        assert ended.returncode == 2
+        assert "runs on node1: use this script there" in ended.stderr
+    machine.write_text("node1\n")
+    assert postgres("one", "start").returncode == 0
