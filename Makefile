@@ -11,11 +11,11 @@ help:  ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 $(READY): requirements.txt pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing; name another 3.11 or newer: make setup PYTHON=python3" >&2; exit 2; }
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing; name another, 3.11 to 3.13: make setup PYTHON=python3" >&2; exit 2; }
 	@echo "1 of 4: an empty environment, $(VENV): some seconds"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@# torch on its own first: asked for by another package it may come with gigabytes of CUDA libraries.
-	@echo "2 of 4: PyTorch, the largest package: about a minute, more on a slow line"
+	@# torch on its own first, in the version that is pinned: another package may ask for another one.
+	@echo "2 of 4: PyTorch, the largest package: a minute or more; PyPI's comes with some GB of CUDA libraries"
 	@$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements.txt)"
 	@echo "3 of 4: the $$(grep -c == requirements.txt) packages of requirements.txt: about 2 minutes"
 	@$(BIN)/python -m pip install --quiet -r requirements.txt

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rows import add_row, read_rows, rows_so_far
+from rows import add_row, names, read_rows, rows_so_far
 
 from erl.cli import exit_after
 from erl.errors import UserError
@@ -40,11 +40,12 @@ MEASURES = ("training_return", "final_return")
 
 def run(arguments: argparse.Namespace) -> None:
     """Evolve and test what is not in the file yet."""
+    env_ids = names(arguments.env_ids, ENVIRONMENTS, "environment")
     out, folder = Path(arguments.out), Path(arguments.folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     done = {(r["env_id"], r["bias"], r["seed"]) for r in rows_so_far(out)}
     for seed in range(arguments.first, arguments.first + arguments.roots):
-        for env_id in arguments.env_ids.split(","):
+        for env_id in env_ids:
             for bias in BIASES:
                 if (env_id, bias, seed) in done:
                     continue

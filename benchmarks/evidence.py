@@ -33,7 +33,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -473,6 +473,8 @@ def table(args: argparse.Namespace) -> None:
     all experiments.
     """
     parts = {each.part for each in chosen(args)}
+    if args.small and not Path(args.small).is_dir():
+        raise UserError(f"there is no folder {args.small}")
     places = [("", ROWS), *([(", small", Path(args.small))] if args.small else [])]
     for each in chosen(args):
         for title, folder in places:
@@ -502,7 +504,7 @@ def print_experiment(each: Experiment, title: str, folder: Path) -> None:
     failed = ", ".join(f"{n} {of}" for of, n in story["failed"].items() if n) or "nothing"
     print(
         f"\n{plural(len(trials), 'trial')}, {plural(len(finals), 'lifetime')} of finals; "
-        f"{steps:,} steps in {duration(story['wall_seconds'])} with "
+        f"{steps:,} steps in {duration(wall_of(story, (rows, trials, finals)))} with "
         f"{plural(story['workers'], 'worker')}; failed: {failed}. Processor: {story['processor']}. "
         f"Commits: {', '.join(story['commits'])}.\n"
     )
@@ -645,9 +647,15 @@ def taken(each: Experiment) -> Cost:
     frames = read_tables(each, ROWS)
     story = json.loads((ROWS / f"{each.name}.json").read_text())
     seconds = sum(frame.seconds.sum() for frame in frames)
-    # Of a run that was killed, the clock since its last note is lost.
-    wall = max(story["wall_seconds"], seconds / story["workers"])
+    wall = wall_of(story, frames)
     return Cost(sum(frame.steps.sum() for frame in frames), seconds, wall, each.learner)
+
+
+def wall_of(story: dict[str, Any], frames: Iterable[pd.DataFrame]) -> float:
+    """Seconds of the clock that an experiment took, at least. Of a run that was killed, the clock
+    since its last note is lost.
+    """
+    return max(story["wall_seconds"], sum(f.seconds.sum() for f in frames) / story["workers"])
 
 
 def cost_row(title: str, *costs: Cost) -> None:

@@ -211,7 +211,7 @@ def shown(comparison: Comparison, table: pd.DataFrame) -> pd.DataFrame:
     base = comparison.baseline
     if "difference" in table:
         out["pairs"] = ["-" if np.isnan(x) else f"{x:.0f}" for x in table.pairs]
-        out[f"arm - {base}"] = numbers(table.difference, "{:+,.4g}")
+        out[f"mean of arm - {base}"] = numbers(table.difference, "{:+,.4g}")
         out["95 % interval of it"] = interval(table, "difference_low", "difference_high")
         if table.by_root.str.contains(",").any():
             out["by root seed"] = table.by_root.fillna("-")

@@ -13,11 +13,13 @@ Training is short: the returns say that episodes end and are counted, not what c
 import argparse
 import time
 import warnings
+from importlib.util import find_spec
 
 import gymnasium as gym
 import numpy as np
 
 from erl.cli import exit_after
+from erl.errors import UserError
 from erl.learners import Outputs, get_learner
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
@@ -73,6 +75,8 @@ def main() -> None:
     parser.add_argument("--match", default="", help="only environments with this in their names")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
+    if find_spec("popgym") is None:
+        raise UserError('popgym is missing: pip install -e ".[popgym]"')
     import popgym  # noqa: F401  (registers its environments)
 
     print(

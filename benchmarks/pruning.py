@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
-from rows import add_row, read_rows, rows_so_far, write_rows
+from rows import add_row, names, read_rows, rows_so_far, write_rows
 from scipy import stats
 
 from erl.cli import Display, exit_after
@@ -32,6 +32,7 @@ from erl.experiments.arms import arm_lifetime
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.experiments.flags import study_name
 from erl.lifetimes.living import Cohort, live
+from erl.search.choices import PRUNERS
 from erl.search.pruning import TrialPruner
 from erl.studies.configuration import EvolutionStudy, TestStudy
 from erl.studies.records import records
@@ -41,11 +42,12 @@ from erl.studies.study import Study
 
 def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
+    pruners = names(arguments.pruners, PRUNERS, "pruner")
     out, folder = Path(arguments.out), Path(arguments.folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     done = rows_so_far(out)
     for seed in range(arguments.first, arguments.first + arguments.seeds):
-        for pruner in arguments.pruners.split(","):
+        for pruner in pruners:
             if any(
                 (d["pruner"], d["seed"], d["nb_seeds"]) == (pruner, seed, arguments.nb_seeds)
                 for d in done
@@ -139,7 +141,7 @@ def replay(arguments: argparse.Namespace) -> None:
             f"    rank correlation of a trial's mean at point {k} with its fitness: "
             f"{interval(np.array(rs))}"
         )
-    for pruner in arguments.pruners.split(","):
+    for pruner in names(arguments.pruners, PRUNERS, "pruner"):
         outcomes = [pruned_points(pruner, e) for e in evolutions]
         share, lost, loss, to = [], [], [], []
         for e, points in zip(evolutions, outcomes):

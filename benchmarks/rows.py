@@ -6,8 +6,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from erl.errors import UserError
+from erl.errors import UserError, nearest
 from erl.files import write_whole
+
+
+def names(text: str, known: Iterable[str], what: str) -> list[str]:
+    """Comma-separated names of a flag.
+
+    Raises:
+        UserError: one is not known.
+    """
+    every, given = list(known), text.split(",")
+    for name in given:
+        if name not in every:
+            raise UserError(f"no {what} is called {name!r}{nearest(name, every)}")
+    return given
 
 
 def read_rows(*files: str | Path) -> list[dict[str, Any]]:

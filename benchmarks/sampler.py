@@ -43,9 +43,10 @@ import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
-from rows import add_row, rows_so_far
+from rows import add_row, names, rows_so_far
 
 from erl.cli import exit_after
+from erl.errors import UserError
 from erl.search.samplers import CmaesSampler, make_sampler
 
 RESULTS = Path(__file__).parent / "results"
@@ -512,7 +513,10 @@ def main() -> None:
     else:
         if not flags.report:
             seeds = range(flags.first_seed, flags.seeds)
-            run(flags.results, flags.samplers.split(","), seeds, flags.tpe_seeds, flags.minutes)
+            samplers = names(flags.samplers, SAMPLERS, "sampler")
+            run(flags.results, samplers, seeds, flags.tpe_seeds, flags.minutes)
+        elif not flags.results.exists():
+            raise UserError(f"there are no rows in {flags.results}")
         report(flags.results)
 
 

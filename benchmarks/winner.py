@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rows import add_row, read_rows, rows_so_far
+from rows import add_row, names, read_rows, rows_so_far
 
 from erl.errors import UserError
 
@@ -280,11 +280,12 @@ TASKS: dict[str, tuple[int, str]] = {
 
 def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
+    tasks = names(arguments.tasks, TASKS, "task")
     out, folder = Path(arguments.out), Path(arguments.folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     for seed in range(arguments.first, arguments.first + arguments.seeds):
-        for env_id in arguments.tasks.split(","):
+        for env_id in tasks:
             if any((r["env_id"], r["seed"]) == (env_id, seed) for r in rows_so_far(out)):
                 continue
             steps, settings = TASKS[env_id]

@@ -771,3 +771,27 @@ def test_the_race_is_compared_with_the_finals_over_all_rows(capsys):
     printed = capsys.readouterr().out
     assert f"noise {low}: -0.0500 [-0.2000, +0.1000]" in printed
     assert "race - finals over all rows: +0.0167 [-0.0667, +0.1000]" in printed
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "said"),
+    [
+        ("sampler.py", "--samplers nope", "no sampler is called 'nope'"),
+        ("sampler.py", "--report --results none.jsonl", "there are no rows in none.jsonl"),
+        ("bias.py", "run --env_ids Nope-v9 --out x.jsonl", "no environment is called 'Nope-v9'"),
+        ("winner.py", "run --tasks Pendulum-v2 --out x.jsonl", "did you mean Pendulum-v1?"),
+        ("pruning.py", "run --pruners median,nope --out x.jsonl", "no pruner is called 'nope'"),
+        ("evidence.py", "table --small nowhere", "there is no folder nowhere"),
+    ],
+)
+def test_what_a_benchmark_does_not_know_is_refused(script, words, said, monkeypatch, tmp_path):
+    """And no rows are written."""
+    module = load(script.removesuffix(".py"))
+    monkeypatch.setattr(sys, "argv", [script, *words.split()])
+    published = [p.stat().st_mtime_ns for p in sorted((ROOT / "benchmarks/results").glob("*"))]
+    with pytest.raises(UserError, match=re.escape(said)):
+        module.main()
+    assert [
+        p.stat().st_mtime_ns for p in sorted((ROOT / "benchmarks/results").glob("*"))
+    ] == published
+    assert list(tmp_path.iterdir()) == []
