@@ -135,7 +135,7 @@ def test_a_task_that_is_told_to_end_gives_its_trials_back(number, requeued, chec
 def ray_job(checkout, srun, flags, ray=None):
     """A job of `slurm_ray.sh` on two nodes, in which `srun` does what this script says."""
     programs = checkout / "bin"
-    for name in ("cut", "dirname", "grep", "head", "hostname", "sleep", "tr"):
+    for name in ("dirname", "grep", "head", "sleep", "tr"):
         (programs / name).symlink_to(shutil.which(name))
     (programs / "scontrol").write_text("#!/bin/bash\nprintf 'n1\\nn2\\n'\n")
     (programs / "srun").write_text(f"#!/bin/bash\n{srun}\n")

@@ -146,7 +146,7 @@ class Generations(EvolvedTD3[PCEMRLSettings]):
         critics = [("critics", individual) for individual in learners]
         train = [("train", individual) for individual in learners]
         play = [("play", individual) for individual in everyone]
-        order = getattr(self.settings, "order", "batched")
+        order = getattr(self.settings, "order", "batched")  # P-CEM-RL has no choice
         if order == "in-turn":
             turns = [task for turn in zip(critics, train, play) for task in turn]
             return [[task] for task in turns + play[len(learners) :]]
