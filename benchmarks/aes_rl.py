@@ -33,6 +33,7 @@ from unittest import mock
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from rows import environment
 from scipy import stats
 
 from erl.cli import exit_after
@@ -536,7 +537,7 @@ def clock(arguments: argparse.Namespace) -> None:
         "ticks |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
-    for env_id in arguments.env_ids.split(","):
+    for env_id in [environment(name) for name in arguments.env_ids.split(",")]:
         for learner in arguments.learners.split(","):
             runs = [replay(learner, env_id, arguments.steps, k) for k in range(arguments.seeds)]
             cells = [f"{spread([r[name] for r in runs])}" for name in ("told", "begun")]
@@ -630,7 +631,7 @@ def main() -> None:
     part.add_argument("--rounds", type=int, default=5)
     part.set_defaults(do=actors)
     part = parts.add_parser("batched")
-    part.add_argument("--env_id", default=ENV_ID)
+    part.add_argument("--env_id", type=environment, default=ENV_ID)
     part.add_argument("--hidden", default=",".join(map(str, HIDDEN)))
     part.add_argument("--steps", type=int, default=20_000)
     part.add_argument("--rounds", type=int, default=3)

@@ -17,6 +17,8 @@ import sys
 import time
 from statistics import median
 
+from rows import environment
+
 from erl.cli import exit_after
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -181,7 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--env_id", default="HalfCheetah-v4")
+    parser.add_argument("--env_id", type=environment, default="HalfCheetah-v4")
     parser.add_argument(
         "--units", type=int, default=100, help="neurons of the reservoir; 0 for none"
     )

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
+from rows import environment
+
 from erl.cli import exit_after
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before NumPy starts its threads
@@ -159,7 +161,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--env_ids", nargs="+", default=["CartPole-v1", "Pendulum-v1"])
+    parser.add_argument(
+        "--env_ids", nargs="+", type=environment, default=["CartPole-v1", "Pendulum-v1"]
+    )
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -17,6 +17,7 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 from gymnasium import spaces
+from rows import environment
 
 from erl.cli import exit_after
 from erl.worlds.lockstep import Lockstep
@@ -103,7 +104,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--env", nargs="+", default=["HalfCheetah-v4"], help="Gymnasium ids")
+    parser.add_argument(
+        "--env", nargs="+", type=environment, default=["HalfCheetah-v4"], help="Gymnasium ids"
+    )
     parser.add_argument("--slots", nargs="+", type=int, default=[1, 3, 6, 12, 21, 42])
     parser.add_argument("--env-steps", type=int, default=2000, help="environment steps of one turn")
     parser.add_argument("--rounds", type=int, default=9, help="turns, of which the median counts")

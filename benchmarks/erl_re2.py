@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+from rows import environment
+
 from erl.cli import exit_after
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before NumPy starts its threads
@@ -95,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--env_id", default="HalfCheetah-v4")
+    parser.add_argument("--env_id", type=environment, default="HalfCheetah-v4")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")

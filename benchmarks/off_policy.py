@@ -24,6 +24,8 @@ import time
 from collections.abc import Callable, Sequence
 from statistics import median
 
+from rows import environment
+
 from erl.cli import exit_after
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -233,7 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--env_id", default="HalfCheetah-v4")
+    parser.add_argument("--env_id", type=environment, default="HalfCheetah-v4")
     parser.add_argument("--algorithms", default="TD3,SAC")
     parser.add_argument("--nets", default="256x256x256,400x300x100,64x64x64")
     parser.add_argument("--sizes", default="1,3,6,12,21")

@@ -16,6 +16,7 @@ import warnings
 
 import numpy as np
 from gymnasium import spaces
+from rows import environment
 
 from erl.cli import exit_after
 from erl.learners.core.episodes import Stage
@@ -108,7 +109,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--env", nargs="+", default=["HalfCheetah-v4"], help="Gymnasium ids")
+    parser.add_argument(
+        "--env", nargs="+", type=environment, default=["HalfCheetah-v4"], help="Gymnasium ids"
+    )
     parser.add_argument("--heads", nargs="+", type=int, default=[5, 10])
     parser.add_argument("--units", type=int, default=100, help="of a reservoir; 0: none")
     parser.add_argument("--pairs", type=int, default=10)

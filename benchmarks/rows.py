@@ -1,4 +1,4 @@
-"""Rows of results, as the benchmarks keep them: one JSON object a line."""
+"""What benchmarks share: names in their flags, and rows of results, one JSON object a line."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from typing import Any
 
 from erl.errors import UserError, nearest
 from erl.files import write_whole
+from erl.worlds.tasks import find
 
 
 def names(text: str, known: Iterable[str], what: str) -> list[str]:
@@ -21,6 +22,16 @@ def names(text: str, known: Iterable[str], what: str) -> list[str]:
         if name not in every:
             raise UserError(f"no {what} is called {name!r}{nearest(name, every)}")
     return given
+
+
+def environment(env_id: str) -> str:
+    """An environment's name, as a type for `argparse`.
+
+    Raises:
+        UserError: there is no such environment.
+    """
+    find(env_id)
+    return env_id
 
 
 def read_rows(*files: str | Path) -> list[dict[str, Any]]:

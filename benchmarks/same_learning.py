@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rows import add_row, read_rows, rows_so_far
+from rows import add_row, environment, read_rows, rows_so_far
 from scipy import stats
 
 from erl.cli import exit_after
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out)
     done = rows_so_far(out)
     first = 0 if arguments.engine == "sb3" else 1000
-    for env_id in arguments.env_ids.split(","):
+    for env_id in [environment(name) for name in arguments.env_ids.split(",")]:
         have = {d["seed"] for d in done if d["env_id"] == env_id}
         seeds = [s for s in range(first, first + arguments.seeds) if s not in have]
         specs = [

@@ -782,6 +782,9 @@ def test_the_race_is_compared_with_the_finals_over_all_rows(capsys):
         ("winner.py", "run --tasks Pendulum-v2 --out x.jsonl", "did you mean Pendulum-v1?"),
         ("pruning.py", "run --pruners median,nope --out x.jsonl", "no pruner is called 'nope'"),
         ("evidence.py", "table --small nowhere", "there is no folder nowhere"),
+        ("cohort.py", "--env_id Hoper-v4", "did you mean Hopper-v4"),
+        ("derl.py", "--env_ids CartPole-v1 CartPoel-v1", "did you mean CartPole-v1"),
+        ("same_learning.py", "run --engine sb3 --env_ids Nope-v9 --out x", "environment 'Nope-v9'"),
     ],
 )
 def test_what_a_benchmark_does_not_know_is_refused(script, words, said, monkeypatch, tmp_path):

@@ -372,6 +372,7 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     """
     best = load_best(flags, sink)
     test_name, config = _the_test(flags, best, sink)
+    folder = folder_name(test_name)
     evolution, params = config.evolution, best.winner.params
     arms = arm_names(evolution, params) + control_names(evolution, params)
     asked = _asked(flags, evolution, params)
@@ -389,14 +390,13 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     specs = [arm_lifetime(w["arm"], w["seed"], config, params) for w in todo or wanted[:1]]
     outlook = _outlook(flags, test_name, asked, seeds, specs, len(todo))
     check_at_once(flags, outlook)
-    check_name(flags.results, test_name, config)
+    check_name(flags.results, test_name, config, Path(flags.models) / folder)
     sink.line(f"{test_name} in {shown(flags.results)}")
     if flags.dry_run:
         return dry_run(flags, outlook, sink, make_executor)
     campaign = Campaign(flags, test_name, config, sink, outlook.specs[0], flags.results)
     study = campaign.study
     space = {"arm": categorical(arms), "seed": integer(0, MAX_SEED)}
-    folder = folder_name(test_name)
 
     def plan(proposed: dict[str, Any]) -> list[LifetimeSpec]:
         return [arm_lifetime(proposed["arm"], proposed["seed"], config, params)]

@@ -222,7 +222,7 @@ def run(flags: SingleConfig, sink: Sink) -> int:
     taken = steps_in_checkpoints(flags.runs, name, specs)
     outlook = Outlook(counts, specs, len(todo), taken=taken)
     check_at_once(flags, outlook)
-    check_name(flags.storage, name, config)
+    check_name(flags.storage, name, config, Path(flags.models) / folder)
     sink.line(f"{name} in {shown(flags.storage)}")
     if flags.dry_run:
         return dry_run(flags, outlook, sink, make_executor)

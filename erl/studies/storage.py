@@ -93,6 +93,10 @@ class StorageError(UserError):
     """A storage that cannot be used, or not any more."""
 
 
+class MissingError(UserError):
+    """There is no such study, or no file that could hold it."""
+
+
 def refused(storage: str, error: BaseException) -> StorageError:
     """Why a storage cannot be used, without its password."""
     error = cause(error)
@@ -144,7 +148,7 @@ def _check_sqlite(storage: str, create: bool) -> None:
     path = Path(name)
     if not path.exists():
         if not create:
-            raise UserError(
+            raise MissingError(
                 f"there is no study database {path.absolute()}: run the command in the folder of "
                 f"the studies, or name their database with --storage"
             )
@@ -177,7 +181,7 @@ def _check_journal(path: Path, create: bool) -> None:
     something else.
     """
     if not path.exists() and not create:
-        raise UserError(
+        raise MissingError(
             f"there is no journal file {path.absolute()}: name the right one with --storage"
         )
     if (

@@ -35,7 +35,14 @@ from erl.studies.distributions import SearchSpace, suggest
 from erl.studies.following import UID, FollowingStorage
 from erl.studies.notes import study_note, trial_note, write_note
 from erl.studies.retries import MOMENT_SECONDS, OUTAGE_SECONDS
-from erl.studies.storage import StorageError, open_storage, refused, shown, study_names
+from erl.studies.storage import (
+    MissingError,
+    StorageError,
+    open_storage,
+    refused,
+    shown,
+    study_names,
+)
 from erl.studies.trials import (
     Plan,
     RunningTrial,
@@ -81,7 +88,7 @@ class Study:
             names = study_names(self.storage)
             if config is None and name not in names:
                 has = f"it has {', '.join(sorted(names)[:12])}" if names else "it has no study yet"
-                raise UserError(
+                raise MissingError(
                     f"no study {name!r} in {shown(storage)}{nearest(name, names, 1)}; {has}"
                 )
             created = name not in names and self._create(name)
@@ -584,19 +591,30 @@ def stored_config(storage: str, name: str) -> StudyConfig | None:
     return None
 
 
-def check_name(storage: str, name: str, config: StudyConfig) -> None:
+def check_name(
+    storage: str, name: str, config: StudyConfig, models: str | Path | None = None
+) -> None:
     """Refuse a name that belongs to another study, before anything is done for this one.
 
     Args:
         storage: an address, see `open_storage`.
         name: of the study that a command is about to create or to continue.
         config: what that study would be.
+        models: folder that is to hold the study's agents.
 
     Raises:
-        UserError: see `Study.check_same`.
+        UserError: see `Study.check_same`; or the study would be new, and replace agents of one with
+            the same name, whose database was another.
     """
-    study = None
-    with suppress(UserError):  # there is none, or its creation says why it cannot be opened
+    try:
         study = Study(storage, name)
-    if study is not None:
+    except MissingError:
+        if models is not None and any(Path(models).rglob("*.zip")):
+            raise UserError(
+                f"{models} holds agents of another study called {name!r}, which is not in "
+                f"{shown(storage)}: name another folder with --models, or remove this one"
+            ) from None
+    except UserError:
+        return  # its creation says why it cannot be opened
+    else:
         study.check_same(config)

@@ -156,6 +156,29 @@ def test_seeds_are_trained_stored_and_not_trained_again(sink):
         run(config(set=f"{RE2},theta=0.9"), sink)
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_agents_of_another_database_are_not_replaced(dry_run, sink):
+    flags = config(learner="PPO", env_id="CartPole-v1", set=None, dry_run=dry_run)
+    agent = Path("models/CartPole-v1_PPO_single_0.3k_steps/seed_7.zip")
+    agent.parent.mkdir(parents=True)
+    agent.touch()
+    with pytest.raises(UserError, match="holds agents of another study called 'CartPole.*--models"):
+        run(flags, sink)
+    files = [path for path in Path.cwd().rglob("*") if path.is_file()]
+    assert files == [agent.absolute()], "nothing was written"
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_study_goes_on_beside_its_agents(sink):
+    flags = config(learner="PPO", env_id="CartPole-v1", set="n_steps=64,batch_size=64", steps=64)
+    assert run(flags, sink) == 0
+    assert run(replace(flags, nb_seeds=2), sink) == 0
+    Path("studies.db").unlink()
+    with pytest.raises(UserError, match="--models"):
+        run(flags, sink)
+    assert run(replace(flags, models="others"), sink) == 0
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("inline")
 @pytest.mark.parametrize(("learner", "kind"), [("PPO", PPO), ("td3", TD3)])
