@@ -82,8 +82,9 @@ def at_work(learner: str, env_id: str, steps: int, seed: int = 0, **settings: An
     """An algorithm at work on a lifetime."""
     from erl.learners import Outputs, get_learner
     from erl.learners.core.run import Run
+    from erl.worlds.ledger import Ledger
     from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
-    from erl.worlds.tasks import Ledger, Task
+    from erl.worlds.tasks import Task
 
     seeds = Seeds.derive(0, "single", seed)
     spec = LifetimeSpec(Task(env_id), LearnerSpec(learner, settings), steps, seeds)

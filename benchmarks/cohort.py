@@ -51,7 +51,7 @@ def measure_sb3(env_id: str, units: int, rollouts: int) -> dict:
     """One agent, the `sb3` engine."""
     from erl.learners import Outputs
     from erl.learners.sb3 import SB3Learner
-    from erl.worlds.tasks import Ledger
+    from erl.worlds.ledger import Ledger
 
     times: dict[int, float] = {}
 
@@ -74,7 +74,7 @@ def measure_cohort(n: int, env_id: str, units: int, rollouts: int) -> dict:
     from erl.learners.core.run import Run
     from erl.learners.ppo.learner import PPOTraining
     from erl.learners.ppo.settings import PPOConfig
-    from erl.worlds.tasks import Ledger
+    from erl.worlds.ledger import Ledger
 
     cohort = specs(n, env_id, units, "cohort")
     ledgers = [Ledger() for _ in cohort]

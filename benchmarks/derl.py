@@ -36,8 +36,9 @@ from erl.learners.derl.learner import BlendedPolicy
 from erl.learners.derl.settings import DERLSettings
 from erl.networks.policies import Policies
 from erl.worlds.evaluation import evaluate
+from erl.worlds.ledger import Ledger
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
-from erl.worlds.tasks import Ledger, Task, make_bare_env
+from erl.worlds.tasks import Task, make_bare_env
 
 POPULATION, SIGMA = 50, 0.1
 

@@ -21,9 +21,10 @@ import numpy as np
 from erl.cli import exit_after
 from erl.errors import UserError
 from erl.learners import Outputs, get_learner
+from erl.worlds.ledger import Ledger
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
-from erl.worlds.tasks import Ledger, Task, check_task
+from erl.worlds.tasks import Task, check_task
 
 CONTEXT = Context((ReservoirParams(units=100, sr=1.0, lr=0.5),))
 

@@ -59,7 +59,7 @@ def measure_sb3(arguments: argparse.Namespace) -> float:
     """Steps per second of Stable-Baselines3's engine."""
     from erl.learners import Outputs
     from erl.learners.sb3 import SB3Learner
-    from erl.worlds.tasks import Ledger
+    from erl.worlds.ledger import Ledger
 
     begun: list[tuple[int, float]] = []
 
@@ -83,7 +83,7 @@ def measure_cohort(arguments: argparse.Namespace, n: int) -> float:
     from erl.learners import Outputs, get_learner
     from erl.learners.core.off_policy_training import OffPolicyLearner, OffPolicyTraining
     from erl.learners.core.run import Run
-    from erl.worlds.tasks import Ledger
+    from erl.worlds.ledger import Ledger
 
     cohort = [spec(arguments, i, "cohort") for i in range(n)]
     learner = get_learner(arguments.algorithm, "cohort")

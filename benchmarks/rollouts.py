@@ -20,9 +20,10 @@ from rows import environment
 
 from erl.cli import exit_after
 from erl.learners.core.episodes import Stage
+from erl.worlds.ledger import Ledger
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
-from erl.worlds.tasks import Ledger, Task
+from erl.worlds.tasks import Task
 
 
 class Heads:

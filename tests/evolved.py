@@ -7,8 +7,9 @@ import torch
 
 from erl.learners import Outputs, get_learner
 from erl.learners.core.run import Run
+from erl.worlds.ledger import Ledger
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
-from erl.worlds.tasks import Ledger, Task
+from erl.worlds.tasks import Task
 
 REACH = "toy_environments:Reach-v0"
 NAMES = ("CEM-RL", "P-CEM-RL", "ACEM-RL", "(1+1)-ES", "AES-RL")

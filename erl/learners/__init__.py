@@ -16,8 +16,8 @@ from erl.errors import UserError, nearest
 if TYPE_CHECKING:
     import numpy as np
 
+    from erl.worlds.ledger import Ledger
     from erl.worlds.specification import LifetimeSpec
-    from erl.worlds.tasks import Ledger
 
 ENGINES = ("auto", "cohort", "sb3")
 

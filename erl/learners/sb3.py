@@ -24,8 +24,9 @@ from erl.learners.core import sb3_settings
 from erl.learners.core.settings import EvaluationSettings, check_budget
 from erl.learners.core.settings_file import activation, parse_value
 from erl.learners.core.telemetry import Telemetry
+from erl.worlds.ledger import Ledger
 from erl.worlds.specification import LifetimeSpec
-from erl.worlds.tasks import Ledger, check_task
+from erl.worlds.tasks import check_task
 
 
 @cache

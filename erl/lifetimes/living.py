@@ -26,8 +26,8 @@ from erl.lifetimes.record import (
     return_at,
 )
 from erl.worlds.evaluation import evaluate_afresh
+from erl.worlds.ledger import Ledger, shared_seconds
 from erl.worlds.specification import LifetimeSpec, commit, versions
-from erl.worlds.tasks import Ledger, shared_seconds
 
 # What a running lifetime and its coordinator write on the board, a row for each lifetime:
 # environment steps so far; `return_at` each tenth of the budget, NaN before it is passed and -inf

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from erl.worlds.ledger import Ledger
 from erl.worlds.specification import LifetimeSpec
-from erl.worlds.tasks import Ledger
 
 CURVE_POINTS = 200
 # Tenths of a lifetime, at which trials are compared while they run.

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 
+from erl.worlds.ledger import Ledger
 from erl.worlds.specification import LifetimeSpec
-from erl.worlds.tasks import Ledger
 from erl.worlds.world import World
 
 # Steps after which an evaluation says that an environment does not end, rather than wait for ever.

@@ -22,8 +22,9 @@ from gymnasium import spaces
 from erl.errors import UserError
 from erl.worlds.actions import Actions
 from erl.worlds.context import ReservoirWrapper, cohort_part, context_space
+from erl.worlds.ledger import Ledger
 from erl.worlds.reservoirs import Context
-from erl.worlds.tasks import Ledger, Task, check_task, make_env, wrap_env
+from erl.worlds.tasks import Task, check_task, make_env, wrap_env
 
 SPEC_VERSION = 1
 _PACKAGES = (

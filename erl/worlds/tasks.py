@@ -17,26 +17,22 @@ import mujoco
 import numpy as np
 from gymnasium import spaces
 
-from erl.errors import RAISED, EnvironmentFault, UserError, nearest
+from erl.errors import RAISED, UserError, nearest
 from erl.worlds.actions import Actions
 from erl.worlds.arguments import Arguments
 from erl.worlds.env_check import try_out
-from erl.worlds.ledger import Ledger, shared_seconds
+from erl.worlds.ledger import Ledger
 from erl.worlds.observations import Observations
 from erl.worlds.own_context import see_working_folder
 from erl.worlds.wrappers import Metered, StackedFrames, close_quietly, stacked_space
 
 __all__ = [
     "VELOCITIES",
-    "EnvironmentFault",
-    "Ledger",
     "Task",
     "check_task",
     "find",
     "make_bare_env",
     "make_env",
-    "shared_seconds",
-    "stacked_space",
 ]
 
 # Entries of the observation that are velocities (ER-MRL's partially observable tasks), by

@@ -17,10 +17,11 @@ from gymnasium import spaces
 from erl.errors import EnvironmentFault
 from erl.worlds.actions import Actions
 from erl.worlds.context import ContextEncoder
+from erl.worlds.ledger import Ledger
 from erl.worlds.lockstep import Lockstep
 from erl.worlds.reservoirs import Context, UnsoundReservoir, draw_weights
 from erl.worlds.specification import LifetimeSpec
-from erl.worlds.tasks import Ledger, check_task, make_bare_env
+from erl.worlds.tasks import check_task, make_bare_env
 from erl.worlds.wrappers import stacked_space
 
 # Ticks between two entries in the ledgers; an episode's end enters what is outstanding at once.

@@ -28,9 +28,9 @@ from erl.populations.aes import AES, MEAN_UPDATES, VAR_UPDATES
 from erl.populations.cem import ACEM
 from erl.populations.one_plus_one_es import OnePlusOneES
 from erl.worlds.evaluation import evaluate
+from erl.worlds.ledger import Ledger
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import from_json, to_json
-from erl.worlds.tasks import Ledger
 
 ASYNCHRONOUS = ("ACEM-RL", "(1+1)-ES", "AES-RL")
 every = pytest.mark.parametrize("name", NAMES)

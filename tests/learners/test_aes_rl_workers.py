@@ -14,7 +14,7 @@ from evolved import at_work, episode, lifetime, train, until, weights
 
 from erl.errors import Stopped
 from erl.learners import get_learner
-from erl.worlds.tasks import Ledger
+from erl.worlds.ledger import Ledger
 
 SLOW = "toy_environments:Slow-v0"
 

@@ -16,7 +16,7 @@ from erl.learners.core.bench import Bench, Play, TrainActor, TrainCritics
 from erl.learners.core.episodes import OpenStage
 from erl.learners.core.evolved_td3 import first_networks
 from erl.learners.core.export import PlainPolicy
-from erl.worlds.tasks import Ledger
+from erl.worlds.ledger import Ledger
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from erl.errors import UserError
 from erl.learners import get_learner
 from erl.learners.core.bench import TrainCritics
 from erl.populations.cem import CEM
-from erl.worlds.tasks import Ledger
+from erl.worlds.ledger import Ledger
 
 both = pytest.mark.parametrize("name", ["CEM-RL", "P-CEM-RL"])
 

@@ -23,9 +23,10 @@ from erl.learners.core.run import Run
 from erl.learners.ppo.learner import PPOTraining
 from erl.lifetimes.living import Cohort, live
 from erl.worlds.evaluation import evaluate
+from erl.worlds.ledger import Ledger
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, versions
-from erl.worlds.tasks import Ledger, Task
+from erl.worlds.tasks import Task
 from erl.worlds.world import World
 
 # Of a checkpoint.

@@ -33,9 +33,10 @@ from erl.studies.study import Study
 from erl.studies.winner import chosen
 from erl.study import generations
 from erl.worlds.evaluation import evaluate
+from erl.worlds.ledger import Ledger
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, from_json, to_json
-from erl.worlds.tasks import Ledger, Task
+from erl.worlds.tasks import Task
 
 REACH, CARTPOLE = "toy_environments:Reach-v0", "CartPole-v1"
 both = pytest.mark.parametrize("env_id", [REACH, CARTPOLE])

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from toy_environments import Reach
 
-from erl.errors import Stopped
+from erl.errors import EnvironmentFault, Stopped
 from erl.learners.core.episodes import Stage
+from erl.worlds.ledger import Ledger
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
-from erl.worlds.tasks import EnvironmentFault, Ledger, Task
+from erl.worlds.tasks import Task
 
 ONE = Context((ReservoirParams(units=30, sr=0.9, lr=0.5),))
 TWO = Context(

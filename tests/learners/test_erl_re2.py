@@ -45,9 +45,10 @@ from erl.studies.commands import export_study, show_study
 from erl.studies.flags import ExportConfig, ShowConfig
 from erl.studies.records import generations, records
 from erl.worlds.evaluation import evaluate
+from erl.worlds.ledger import Ledger
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, from_json, to_json
-from erl.worlds.tasks import Ledger, Task
+from erl.worlds.tasks import Task
 
 # Small enough for a test: little learning, judged often both ways.
 SMALL = {

@@ -21,9 +21,10 @@ from erl.learners.core.replay import ReplayBuffer
 from erl.learners.core.run import Run
 from erl.learners.td3 import TD3Settings
 from erl.lifetimes.living import Cohort, live
+from erl.worlds.ledger import Ledger
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
-from erl.worlds.tasks import Ledger, Task
+from erl.worlds.tasks import Task
 
 QUICK = {
     "batch_size": 32,

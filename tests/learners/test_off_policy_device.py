@@ -15,8 +15,9 @@ from erl.learners.derl.settings import DERLSettings
 from erl.learners.erl_re2.settings import Re2Settings
 from erl.learners.erl_re2.update import Draws, TwoScale, new_heads
 from erl.networks.captured import Captured
+from erl.worlds.ledger import Ledger
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
-from erl.worlds.tasks import Ledger, Task
+from erl.worlds.tasks import Task
 
 DEVICE = os.environ.get("ERL_TEST_DEVICE", "cuda" if torch.cuda.is_available() else "cpu")
 DEVICES = dict.fromkeys(("cpu", DEVICE))

@@ -16,8 +16,9 @@ from erl.learners import (
     learner_names,
     resolve_engine,
 )
+from erl.worlds.ledger import Ledger
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
-from erl.worlds.tasks import Ledger, Task
+from erl.worlds.tasks import Task
 
 
 class Fake:

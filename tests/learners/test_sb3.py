@@ -22,9 +22,10 @@ from erl.learners.core.sb3_settings import policies
 from erl.learners.sb3 import _ACTIONS, SB3Learner, algorithms, whole_sequences
 from erl.lifetimes.living import Cohort, check, live
 from erl.worlds.evaluation import evaluate
+from erl.worlds.ledger import Ledger
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, from_json, to_json
-from erl.worlds.tasks import Ledger, Task
+from erl.worlds.tasks import Task
 
 DISCRETE, CONTINUOUS = "toy_environments:Recall-v0", "toy_environments:Steady-v0"
 ON_POLICY = {"n_steps": 64, "batch_size": 32}

@@ -28,9 +28,10 @@ from erl.lifetimes.record import POINTS, points_passed
 from erl.search.pruning import P_THRESHOLD, Comparison, TrialPruner, check_pruner, values_at_points
 from erl.studies.records import records
 from erl.studies.study import Study
+from erl.worlds.ledger import Ledger
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, to_json
-from erl.worlds.tasks import Ledger, Task
+from erl.worlds.tasks import Task
 
 ENV = "toy_environments:Recall-v0"
 SETTINGS = {"n_steps": 64, "batch_size": 32, "n_epochs": 1}

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from erl.errors import EnvironmentFault
 from erl.worlds.evaluation import evaluate, evaluate_afresh
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
-from erl.worlds.tasks import EnvironmentFault, Task
+from erl.worlds.tasks import Task
 
 RESERVOIRS = Context((ReservoirParams(units=20, sr=0.9, lr=0.5),), reset_res=False, skip_c=True)
 

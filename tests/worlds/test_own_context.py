@@ -19,10 +19,11 @@ from erl.lifetimes.trace import trace
 from erl.studies.study import Study
 from erl.worlds.context import ContextEncoder
 from erl.worlds.evaluation import evaluate
+from erl.worlds.ledger import Ledger
 from erl.worlds.own_context import OwnBank, OwnContext
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, from_json, to_json
-from erl.worlds.tasks import Ledger, Task, make_env
+from erl.worlds.tasks import Task, make_env
 from erl.worlds.world import World
 
 BROKEN = '''

@@ -14,9 +14,10 @@ from erl.learners import OWN
 from erl.learners.sb3 import algorithms
 from erl.lifetimes.living import Cohort, check, live
 from erl.worlds.actions import Actions
+from erl.worlds.ledger import Ledger
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
-from erl.worlds.tasks import Ledger, Task, check_task
+from erl.worlds.tasks import Task, check_task
 from erl.worlds.world import World
 
 OFF_POLICY = {"learning_starts": 4, "batch_size": 4, "buffer_size": 100}

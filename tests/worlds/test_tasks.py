@@ -4,16 +4,9 @@ import numpy as np
 import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
-from erl.errors import UserError
-from erl.worlds.tasks import (
-    VELOCITIES,
-    EnvironmentFault,
-    Ledger,
-    Task,
-    check_task,
-    make_env,
-    shared_seconds,
-)
+from erl.errors import EnvironmentFault, UserError
+from erl.worlds.ledger import Ledger, shared_seconds
+from erl.worlds.tasks import VELOCITIES, Task, check_task, make_env
 
 # Written out here a second time: the reference's table, by hand.
 HIDDEN = {

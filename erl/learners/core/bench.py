@@ -24,8 +24,8 @@ from erl.learners.core.td3_update import actor_step, critic_step
 from erl.networks.captured import Captured
 from erl.networks.perceptrons import Layer, Perceptrons, Shape, Trained
 from erl.networks.policies import Policies
+from erl.worlds.ledger import Ledger
 from erl.worlds.specification import LifetimeSpec
-from erl.worlds.tasks import Ledger
 
 # Actors that are updated together on a CPU at most: they share the overhead of an operation, and
 # more of them no longer fit into the cache.

@@ -9,8 +9,8 @@ import numpy as np
 
 from erl.errors import Stopped
 from erl.worlds.actions import Actions
+from erl.worlds.ledger import Ledger
 from erl.worlds.specification import LifetimeSpec
-from erl.worlds.tasks import Ledger
 from erl.worlds.world import World
 
 # From (indices of the policies (k,), what each sees (k, features)) to actions: (k, actions) in

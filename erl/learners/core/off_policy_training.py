@@ -13,8 +13,8 @@ from erl.learners.core.off_policy_settings import OffPolicySettings
 from erl.learners.core.run import Run, warn_of_precision
 from erl.learners.core.settings import check_budget
 from erl.learners.sb3 import SB3Agent
+from erl.worlds.ledger import Ledger
 from erl.worlds.specification import LifetimeSpec
-from erl.worlds.tasks import Ledger
 from erl.worlds.world import World
 
 # Iterations between two entries in the logs.

@@ -18,8 +18,8 @@ from erl.learners.core.checkpoints import Part, restore_parts, save_parts
 from erl.learners.core.settings import EvaluationSettings
 from erl.learners.core.telemetry import Telemetry
 from erl.networks.perceptrons import bfloat16_way
+from erl.worlds.ledger import Ledger, shared_seconds
 from erl.worlds.specification import LifetimeSpec
-from erl.worlds.tasks import Ledger, shared_seconds
 
 S = TypeVar("S", bound=EvaluationSettings)
 _log = logging.getLogger(__name__)

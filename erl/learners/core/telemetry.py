@@ -18,8 +18,8 @@ from erl.files import write_whole
 from erl.learners import Outputs
 from erl.learners.core.settings import EvaluationSettings
 from erl.worlds.evaluation import Policy, evaluate_afresh
+from erl.worlds.ledger import Ledger
 from erl.worlds.specification import LifetimeSpec
-from erl.worlds.tasks import Ledger
 
 _log = logging.getLogger(__name__)
 

@@ -19,8 +19,9 @@ from erl.learners.core.run import Run, torch_threads
 from erl.learners.derl.learner import BlendedPolicy, DERLLearner, n_outputs
 from erl.learners.derl.settings import DERLSettings
 from erl.networks.policies import Policies
+from erl.worlds.ledger import Ledger
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, versions
-from erl.worlds.tasks import Ledger, Task
+from erl.worlds.tasks import Task
 
 _FORMAT = 1
 # Until it is told to stop.

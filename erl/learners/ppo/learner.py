@@ -12,8 +12,8 @@ from erl.learners.ppo.algorithm import CohortPPO
 from erl.learners.ppo.exchange import to_sb3, vec_normalize
 from erl.learners.ppo.settings import PPOConfig, cohort_key
 from erl.learners.sb3 import SB3Agent
+from erl.worlds.ledger import Ledger
 from erl.worlds.specification import LifetimeSpec
-from erl.worlds.tasks import Ledger
 from erl.worlds.world import World
 
 
