@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import median
 
 from rows import environment
+from stable_baselines3.common.preprocessing import get_action_dim
 
 from erl.cli import exit_after
 
@@ -104,7 +105,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     observation_space, action_space = check_task(Task(args.env_id))
-    sizes = int(observation_space.shape[0]), int(np.prod(action_space.shape or (1,)))
+    sizes = int(observation_space.shape[0]), get_action_dim(action_space)
     rng = np.random.default_rng(0)
     contenders: dict[str, Callable[[], None]] = {}
     # The plain one is on the CPU.

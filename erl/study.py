@@ -1,4 +1,4 @@
-"""What notebooks import: `records` and `generations`, a study as data frames."""
+"""A study as data frames, for users' own analyses: `records` and `generations`."""
 
 from erl.studies.records import generations, records
 

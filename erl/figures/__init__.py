@@ -2,7 +2,8 @@
 file a theme, and the report of a study.
 
 What a figure shows is computed here or in `erl.statistics`, and tested on its data. Nothing here
-trains an agent or writes to a study. Scripts load this room only when they are asked for figures.
+trains an agent, or writes to a study other than the files of `--attach`. Scripts load this room
+only when they are asked for figures.
 """
 
 from importlib import import_module

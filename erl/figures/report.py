@@ -19,13 +19,14 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from erl.cli import Sink
 from erl.errors import UserError, nearest
 from erl.errors import describe as in_a_line
 from erl.figures import behaviour, comparison, evolution, learning, retention
 from erl.figures.flags import FigureConfig
 from erl.figures.style import caption_of, count, save, write_text
 from erl.files import check_writable, folder_name
-from erl.lifetimes.film import Sink, film_agent
+from erl.lifetimes.film import film_agent
 from erl.lifetimes.models import load_model
 from erl.lifetimes.trace import Trace, trace
 from erl.studies.configuration import (

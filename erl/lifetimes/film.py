@@ -15,13 +15,14 @@ from dataclasses import replace
 from functools import cache
 from itertools import chain, count, pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium as gym
 import imageio.v2 as imageio
 import numpy as np
 from PIL import Image, ImageDraw
 
+from erl.cli import Sink
 from erl.errors import UserError
 from erl.files import check_writable, write_whole
 from erl.lifetimes.film_flags import FORMATS, FilmConfig
@@ -40,19 +41,6 @@ SHOWN_AGENTS = 12
 HISTORY = 150
 # Height and width in pixels that a frame has at least beside a panel.
 PANEL = (64, 64)
-
-
-class Sink(Protocol):
-    """Where lines and the status go: `cli.Display` is one."""
-
-    def line(self, text: str) -> None:
-        """Print a line that stays."""
-
-    def status(self, text: str) -> None:
-        """Show how far things are."""
-
-    def close(self) -> None:
-        """Take the status away."""
 
 
 def film(config: FilmConfig, sink: Sink) -> int:

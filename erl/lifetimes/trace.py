@@ -87,15 +87,7 @@ def trace(
     try:
         return _play(spec, agent, env, seed, steps, draw, watch)
     finally:
-        close(env)
-
-
-def close(env: gym.Env) -> None:
-    """Close an environment; renderers without a display fail to on some machines."""
-    try:
         env.close()
-    except Exception:
-        return
 
 
 def _play(

@@ -1,5 +1,4 @@
-"""Reservoirs: fixed random recurrent networks, their weights, batched stepping and the Gymnasium
-wrapper.
+"""Reservoirs: fixed random recurrent networks, their weights and batched stepping.
 
 A leaky-integrator reservoir (Jaeger et al., 2007; ReservoirPy's `Reservoir`) updates its state by
 

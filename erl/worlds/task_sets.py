@@ -3,9 +3,9 @@ scale.
 
 The sets, the targets and the scale are those of ER-MRL (Léger et al., 2024, arXiv 2312.06695): the
 fitness of a reservoir is the mean over a set of (R - R_random) / (R_target - R_random). Sets and
-targets are declared in `data/task_sets.toml`, and users' files have the same form. What random
-actions earn was measured by `benchmarks/random_returns.py`. Environments are known here by name
-only: none is made.
+targets are declared in `task_sets.toml` beside this file, and users' files have the same form. What
+random actions earn was measured by `benchmarks/random_returns.py`. Environments are known here by
+name only: none is made.
 """
 
 import json
@@ -146,8 +146,8 @@ def task_set_from_ids(env_ids: str, path: str | Path | None = None) -> TaskSet:
 
 
 def load_task_sets(path: str | Path) -> Declarations:
-    """Read a file that declares sets, target returns and random returns; `data/task_sets.toml` is
-    an example.
+    """Read a file that declares sets, target returns and random returns; `task_sets.toml`,
+    beside this file, is an example.
 
     Args:
         path: a TOML file (`.toml`) or a YAML file (`.yaml`, `.yml`) with the tables `sets` (name =

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from stable_baselines3.common.preprocessing import get_action_dim
 from torch import Tensor
 
 from erl.executors.concurrent_workers import Count
@@ -23,7 +24,7 @@ from erl.learners.core.replay import ReplayBuffer
 from erl.learners.core.td3_update import actor_step, critic_step
 from erl.networks.captured import Captured
 from erl.networks.perceptrons import Layer, Perceptrons, Shape, Trained
-from erl.networks.policies import Policies
+from erl.networks.policies import Policies, n_parameters
 from erl.worlds.ledger import Ledger
 from erl.worlds.specification import LifetimeSpec
 
@@ -198,7 +199,7 @@ class Bench:
         self._low = s.precision == "bf16"
         self.stage = OpenStage(spec, ledger, n)
         observation_space, action_space = spec.spaces()
-        o, a = observation_space.shape[0], int(np.prod(action_space.shape or (1,)))
+        o, a = observation_space.shape[0], get_action_dim(action_space)
         self.buffer = ReplayBuffer(capacity, o, a, device)
         self.sizes = (o, *s.hidden, a)
         self.shapes = shapes(o, a, s.hidden)
@@ -372,7 +373,7 @@ class Bench:
         copy_layers(self.layers(genes), self._row_layers(row))
 
     def _genes(self, row: Tensor) -> np.ndarray:
-        genes = np.empty(n_genes(self.sizes), np.float32)
+        genes = np.empty(n_parameters(self.sizes), np.float32)
         copy_layers(self._row_layers(row), self.layers(genes))
         return genes
 
@@ -427,11 +428,6 @@ def shapes(
     actor = Shape(observations, hidden, actions, "Tanh", norm=False, aligned=aligned)
     critic = Shape(observations + actions, hidden, 1, "LeakyReLU", norm=False, aligned=aligned)
     return actor, critic
-
-
-def n_genes(sizes: Sequence[int]) -> int:
-    """Weights of an actor of these sizes."""
-    return shapes(sizes[0], sizes[-1], tuple(sizes[1:-1]), aligned=False)[0].size()
 
 
 def copy_layers(source: Sequence[Layer], target: Sequence[Layer]) -> None:

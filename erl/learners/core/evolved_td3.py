@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_action_dim
 
 from erl.errors import UserError
 from erl.executors.inner_workers import inner_workers
@@ -26,7 +27,6 @@ from erl.learners.core.bench import (
     TrainCritics,
     copy_layers,
     make_bench,
-    n_genes,
 )
 from erl.learners.core.checkpoints import Attributes, Part
 from erl.learners.core.evolved_settings import EvolvedSettings
@@ -36,6 +36,7 @@ from erl.learners.core.run import OneByOne, Run, warn_of_precision
 from erl.learners.core.settings import check_budget
 from erl.learners.sb3 import SB3Agent
 from erl.networks.perceptrons import Perceptrons, Trained
+from erl.networks.policies import n_parameters
 from erl.populations import Distribution
 from erl.worlds.specification import LifetimeSpec
 
@@ -374,7 +375,7 @@ class EvolvedLearner(OneByOne):
                 f"{self.name} takes continuous (Box) actions, and those of {spec.task.env_id} are "
                 f"{type(action_space).__name__}"
             )
-        lengths = int(observation_space.shape[0]), int(np.prod(action_space.shape or (1,)))
+        lengths = int(observation_space.shape[0]), get_action_dim(action_space)
         # Each process has a buffer of its own.
         buffers = 1 + s.workers * (s.actor_executor == "processes")
         owners = "a lifetime and the processes of its workers" if buffers > 1 else None
@@ -391,7 +392,7 @@ def first_networks(
 ) -> tuple[np.ndarray, list[torch.Tensor]]:
     """An actor's genes and the state of critics, drawn as `torch.nn.Linear` does."""
     (actor, critic), n = bench.shapes, bench.settings.n_critics
-    genes, row = np.zeros(n_genes(bench.sizes), np.float32), torch.zeros(actor.size())
+    genes, row = np.zeros(n_parameters(bench.sizes), np.float32), torch.zeros(actor.size())
     drawn = Perceptrons(actor, 1, row)
     drawn.initialise(generator)
     copy_layers(drawn.members[0][0], bench.layers(genes))

@@ -7,11 +7,11 @@ Saved models name the policy's class in this module: it stays where it is.
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3 import TD3
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 
@@ -31,7 +31,7 @@ class ShapedPolicy(TD3Policy):
     def make_actor(self, features_extractor: Any = None) -> Any:
         """An actor."""
         actor = super().make_actor(features_extractor)
-        outputs = int(np.prod(self.action_space.shape or (1,)))
+        outputs = get_action_dim(self.action_space)
         body, width = self._body(actor.features_dim, self.actor_kwargs["net_arch"], nn.Tanh)
         actor.mu = nn.Sequential(*body, nn.Linear(width, outputs), nn.Tanh())
         return actor.to(self.device)
@@ -39,7 +39,7 @@ class ShapedPolicy(TD3Policy):
     def make_critic(self, features_extractor: Any = None) -> Any:
         """Critics."""
         critic = super().make_critic(features_extractor)
-        actions = int(np.prod(self.action_space.shape or (1,)))
+        actions = get_action_dim(self.action_space)
         inputs = self.observation_space.shape[0] + actions  # type: ignore[index]
         for k in range(critic.n_critics):
             body, width = self._body(inputs, self.critic_kwargs["net_arch"], nn.LeakyReLU)

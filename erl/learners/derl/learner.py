@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_action_dim
 
 from erl.errors import UserError
 from erl.learners.core.checkpoints import Attributes, Part
@@ -288,7 +289,7 @@ def n_outputs(action_space: spaces.Space) -> int:
     """Outputs of a policy: numbers in an action, or actions to choose from."""
     if isinstance(action_space, spaces.Discrete):
         return int(action_space.n)
-    return int(np.prod(action_space.shape or (1,)))
+    return get_action_dim(action_space)
 
 
 def _compared(es: np.ndarray, rl: np.ndarray) -> dict[str, float]:

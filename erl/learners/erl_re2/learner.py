@@ -35,6 +35,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3 import TD3
+from stable_baselines3.common.preprocessing import get_action_dim
 from torch import Tensor
 
 from erl.errors import UserError
@@ -77,7 +78,7 @@ class ERLRe2:
         s = self.settings = run.settings[0]
         self.observation_space, self.action_space = self.spec.spaces()
         n_observations = self.observation_space.shape[0]
-        self.n_actions = int(np.prod(self.action_space.shape or (1,)))
+        self.n_actions = get_action_dim(self.action_space)
         seed = self.spec.seeds.learner
         self.torch_rng = torch.Generator().manual_seed(seed)
         evolution, exploration = np.random.SeedSequence(seed).spawn(2)
