@@ -60,7 +60,7 @@ from erl.cli import duration, exit_after
 from erl.errors import UserError
 from erl.experiments.flags import plural
 from erl.figures.comparison import generalisation_matrix
-from erl.files import write_whole
+from erl.files import write_text, write_whole
 from erl.studies.configuration import EvolutionStudy, FinalsStudy, TestStudy
 from erl.studies.records import Lived, decoded, lifetime_rows
 from erl.studies.storage import open_storage, study_names
@@ -336,7 +336,7 @@ def begin(each: Experiment, place: Path, small: bool) -> None:
             if path.name != "lock":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     if not note.exists():
-        _write(note, json.dumps(begun, indent=1) + "\n")
+        write_text(note, json.dumps(begun, indent=1) + "\n")
 
 
 def timed(process: "subprocess.Popen[bytes]", file: Path) -> int:
@@ -355,7 +355,7 @@ def timed(process: "subprocess.Popen[bytes]", file: Path) -> int:
             pass
         except KeyboardInterrupt:  # the command got it too, and stores what it has
             print("waiting for the command to end", flush=True)
-        _write(file, f"{before + time.monotonic() - begun:.1f}\n")
+        write_text(file, f"{before + time.monotonic() - begun:.1f}\n")
     return code
 
 
@@ -411,7 +411,7 @@ def collect(
         made = pd.concat(parts) if parts else pd.DataFrame(columns=[*FINAL, "commit", "study"])
         # As many digits as a hyperparameter needs to be drawn from again.
         text = made.to_csv(index=False, float_format="%.10g")
-        _write(folder / f"{each.name}{suffix}.csv", text)
+        write_text(folder / f"{each.name}{suffix}.csv", text)
     story = json.loads((place / "begun.json").read_text()) | {
         "commits": commits,
         "versions": versions,
@@ -421,7 +421,7 @@ def collect(
         "failed": failed,
         "evolutions": evolutions,
     }
-    _write(folder / f"{each.name}.json", json.dumps(story, indent=1) + "\n")
+    write_text(folder / f"{each.name}.json", json.dumps(story, indent=1) + "\n")
 
 
 def with_commits(lived: Lived, study: str, columns: list[str]) -> pd.DataFrame:
@@ -459,10 +459,6 @@ def failures_of(study: Study) -> int:
     """Trials that failed and that no later attempt made good."""
     done = [t.params for t in study.trials("COMPLETE")]
     return sum(t.params not in done for t in study.trials("FAIL"))
-
-
-def _write(path: Path, text: str) -> None:
-    write_whole(path, lambda beside: Path(beside).write_text(text, encoding="utf-8"))
 
 
 # -- tables --

@@ -28,7 +28,7 @@ import numpy as np
 
 from erl.cli import Display, duration, main, option
 from erl.errors import UserError
-from erl.files import write_whole
+from erl.files import write_text
 from erl.worlds.lockstep import Lockstep
 from erl.worlds.task_sets import RANDOM_RETURNS, RandomReturn, task_set_from_ids
 from erl.worlds.tasks import VELOCITIES, Task, make_bare_env
@@ -146,7 +146,7 @@ def save(path: Path, new: dict[str, RandomReturn]) -> None:
             raise ValueError("it holds something else")
         known |= {i: asdict(figures) for i, figures in new.items()}
         text = json.dumps(dict(sorted(known.items())), indent=1) + "\n"
-        write_whole(path, lambda part: Path(part).write_text(text, encoding="utf-8"))
+        write_text(path, text)
     except (OSError, ValueError) as e:
         raise UserError(f"cannot keep the figures in {path}: {e}") from e
 

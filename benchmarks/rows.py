@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from erl.errors import UserError, nearest
-from erl.files import write_whole
+from erl.files import write_text
 from erl.worlds.tasks import find
 
 
@@ -76,4 +76,4 @@ def add_row(file: str | Path, row: Mapping[str, Any]) -> None:
 def write_rows(file: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a file anew, all of it or nothing."""
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    write_whole(Path(file), lambda path: Path(path).write_text(text, encoding="utf-8"))
+    write_text(Path(file), text)

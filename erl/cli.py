@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from erl.errors import UserError
+from erl.errors import UserError, one_line
 from erl.parsing import option, parse
 
 __all__ = [
@@ -125,7 +125,7 @@ def _shown_once(display: "Display") -> Callable[..., None]:
     seen = set()
 
     def show(message: Any, *_: Any, **__: Any) -> None:
-        line = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(message)).split())
+        line = one_line(message)
         if line not in seen:
             seen.add(line)
             display.line(f"warning: {line}")
@@ -135,7 +135,7 @@ def _shown_once(display: "Display") -> Callable[..., None]:
 
 def fail(program: str, message: str) -> typing.NoReturn:
     """Say in one line what is wrong with the input, and exit with code 2."""
-    print(f"{program}: error: {without_passwords(' '.join(message.split()))}", file=sys.stderr)
+    print(f"{program}: error: {without_passwords(one_line(message))}", file=sys.stderr)
     sys.exit(2)
 
 

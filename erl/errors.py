@@ -1,5 +1,6 @@
 """Errors that a user can repair, and those that end one lifetime."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -36,10 +37,18 @@ def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
     return f"; did you mean {', '.join(by_fold[c] for c in close)}?" if close else ""
 
 
+def one_line(text: object, longest: int | None = None) -> str:
+    """Text as one line, without the colours of a terminal; what is longer than `longest` ends in
+    dots.
+    """
+    line = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(text)).split())
+    return line if longest is None or len(line) <= longest else f"{line[: longest - 3]}..."
+
+
 def describe(error: BaseException) -> str:
     """An exception as one line; faults of environments and users speak for themselves, others name
     their type.
     """
-    text = " ".join(str(error).split())
+    text = one_line(error)
     plain = isinstance(error, EnvironmentFault | UserError)
     return text if plain else f"{type(error).__name__}: {text}"

@@ -6,10 +6,13 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from erl.errors import UserError, one_line
 
 # Seconds between the attempts at a file that cannot be read.
 WAITS = (0.5, 1.0, 2.0, 4.0)
@@ -52,6 +55,24 @@ def write_whole(path: Path, write: Callable[[str], Any]) -> None:
         part.replace(path)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file: see `write_whole`."""
+    write_whole(path, lambda part: Path(part).write_text(text, encoding="utf-8"))
+
+
+@contextmanager
+def writing(what: object) -> Iterator[None]:
+    """Within it, an OSError is for the user: `what` cannot be written.
+
+    Raises:
+        UserError: in place of it.
+    """
+    try:
+        yield
+    except OSError as e:
+        raise UserError(f"{what} cannot be written: {e.strerror or e}") from e
+
+
 def parse_data(text: str, name: str | Path) -> Any:
     """What the text of a file holds: JSON if the file's name says so, else YAML.
 
@@ -88,7 +109,7 @@ def parse_yaml(text: str) -> Any:
         reason = getattr(e, "problem", None) or str(e) or type(e).__name__
         mark = getattr(e, "problem_mark", None)
         where = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
-        raise ValueError(" ".join(reason.split()) + where) from e
+        raise ValueError(one_line(reason) + where) from e
     except (LookupError, AttributeError, TypeError) as e:  # of PyYAML's own conversions
         raise ValueError("a value is not what its tag says") from e
 

@@ -17,7 +17,7 @@ from types import UnionType
 from typing import Any
 
 from erl import __version__
-from erl.errors import UserError, nearest
+from erl.errors import UserError, nearest, one_line
 from erl.files import parse_yaml
 
 # Columns of help: no line is longer, also on wide terminals.
@@ -290,7 +290,7 @@ def _read_file(path: str) -> dict[Any, Any]:
     try:
         data = tomllib.loads(text) if path.casefold().endswith(".toml") else parse_yaml(text)
     except (ValueError, RecursionError) as e:
-        raise UserError(f"{path} is not valid: {' '.join(str(e).split())}") from e
+        raise UserError(f"{path} is not valid: {one_line(e)}") from e
     if not isinstance(data, dict | None):
         raise UserError(f"{path} must hold names and values, not a {type(data).__name__}")
     return data or {}

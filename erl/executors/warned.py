@@ -4,21 +4,16 @@ each once.
 
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from erl.errors import one_line
+
 NAME = "warnings"  # the file, in the folder of the board
 LONGEST = 300
-
-
-def one_line(message: object) -> str:
-    """A warning as one line without colours."""
-    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(message)).split())
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def send(folder: str) -> None:
@@ -28,7 +23,7 @@ def send(folder: str) -> None:
         try:
             file = os.open(Path(folder) / NAME, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             try:
-                os.write(file, f"{one_line(message)}\n".encode())
+                os.write(file, f"{one_line(message, LONGEST)}\n".encode())
             finally:
                 os.close(file)
         except OSError:  # the folder is gone: nobody is there to read it

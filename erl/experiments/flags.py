@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from erl.cli import option
 from erl.errors import UserError, nearest
 from erl.executors.machines import check_cluster
-from erl.files import check_writable, parse_yaml
+from erl.files import check_writable, parse_yaml, writing
 from erl.learners import AES_RL_FILES, setting_names
 from erl.studies import DEFAULT_STORAGE
 
@@ -159,10 +159,8 @@ class AgentFlags(RunFlags):
 
 def check_folder(name: str, folder: str) -> None:
     """Refuse a folder that cannot be written."""
-    try:
+    with writing(f"--{name} {folder!r}"):
         check_writable(folder)
-    except OSError as e:
-        raise UserError(f"--{name} {folder!r} cannot be written: {e.strerror or e}") from e
 
 
 def check_tracker(name: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from erl.errors import UserError
+from erl.errors import UserError, one_line
 from erl.experiments.flags import plural
 from erl.studies.study import Study
 
@@ -85,7 +85,7 @@ def connect(name: str) -> Service:
     try:
         return services[name]()
     except Exception as e:  # each library has its own errors
-        raise UserError(f"--track {name} cannot be used: {' '.join(str(e).split())}") from e
+        raise UserError(f"--track {name} cannot be used: {one_line(e)}") from e
 
 
 class WandB:
@@ -278,7 +278,7 @@ class Tracker:
             self._send()
         except Exception as e:  # a network, a disk, a service
             if self._failure is None:
-                self._failure = " ".join(str(e).split())
+                self._failure = one_line(e)
                 self._say(f"warning: --track {self._service.name}: {self._failure}")
             return False
         self._failure = None

@@ -23,7 +23,8 @@ from erl.figures.learning import (
     steps_to_thresholds,
     threshold_names,
 )
-from erl.figures.style import caption, new, styled, write_text
+from erl.figures.style import caption, new, styled
+from erl.files import write_text, writing
 from erl.statistics import (
     bootstrap_interval,
     holm,
@@ -382,12 +383,10 @@ def write_tables(table: pd.DataFrame, folder: str | Path, name: str, text: str =
         "tex": to_latex(table, " ".join(filter(None, [text, remark])), f"tab:{name}"),
     }
     paths = []
-    try:
+    with writing(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
         for ending, content in contents.items():
             path = Path(folder) / f"{name}.{ending}"
             write_text(path, content)
             paths.append(path)
-    except OSError as e:
-        raise UserError(f"{folder} cannot be written: {e.strerror or e}") from e
     return paths

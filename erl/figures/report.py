@@ -24,8 +24,8 @@ from erl.errors import UserError, nearest
 from erl.errors import describe as in_a_line
 from erl.figures import behaviour, comparison, evolution, learning, retention
 from erl.figures.flags import FigureConfig
-from erl.figures.style import caption_of, count, save, write_text
-from erl.files import check_writable, folder_name
+from erl.figures.style import caption_of, count, save
+from erl.files import check_writable, folder_name, write_text, writing
 from erl.lifetimes.film import film_agent
 from erl.lifetimes.models import load_model
 from erl.lifetimes.trace import Trace, trace
@@ -559,10 +559,8 @@ def report(config: FigureConfig, sink: Sink) -> int:
     page = folder / "report.html"
     if page.exists() and not config.overwrite:
         raise UserError(f"{page} exists; --overwrite replaces it")
-    try:
+    with writing(folder):
         check_writable(str(folder))
-    except OSError as e:
-        raise UserError(f"{folder} cannot be written: {e.strerror or e}") from e
     names = list(dict.fromkeys(n.strip() for n in (config.study or "").split(",") if n.strip()))
     studies = [read_study(name, config.storage) for name in names]
     for data in studies:

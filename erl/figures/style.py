@@ -21,7 +21,7 @@ from matplotlib.ticker import EngFormatter
 
 from erl.errors import UserError
 from erl.figures.flags import FORMATS
-from erl.files import write_whole
+from erl.files import write_whole, writing
 
 WIDTH = 6.5  # inches: the text of a page
 SEQUENTIAL = "cividis"
@@ -182,16 +182,8 @@ def save(
     paths = [Path(folder) / f"{name}.{f}" for f in formats]
     # Without a date the same data give the same file.
     dates: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
-    with matplotlib.rc_context(_settings()):
-        try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            for path, form in zip(paths, formats):
-                write_whole(path, partial(figure.savefig, format=form, metadata=dates[form]))
-        except OSError as e:
-            raise UserError(f"{folder} cannot be written: {e.strerror or e}") from e
+    with matplotlib.rc_context(_settings()), writing(folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for path, form in zip(paths, formats):
+            write_whole(path, partial(figure.savefig, format=form, metadata=dates[form]))
     return paths
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    write_whole(path, lambda part: Path(part).write_text(text, encoding="utf-8"))

@@ -17,7 +17,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
-from erl.errors import Interrupted, Stopped, UserError
+from erl.errors import Interrupted, Stopped, UserError, one_line
 from erl.files import write_whole
 from erl.learners import SB3_ALGORITHMS, Agent, Outputs, cohort_settings, one_by_one
 from erl.learners.core import sb3_settings
@@ -209,7 +209,7 @@ class SB3Learner:
             raise
         # whatever the algorithm's constructor objects to is the settings' fault
         except Exception as e:
-            raise UserError(f"{self.name} refuses its settings: {' '.join(str(e).split())}") from e
+            raise UserError(f"{self.name} refuses its settings: {one_line(e)}") from e
         finally:
             env.close()
         check_budget(self.name, spec, "learning_starts", getattr(model, "learning_starts", 0))

@@ -23,8 +23,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from erl.cli import Sink
-from erl.errors import UserError
-from erl.files import check_writable, write_whole
+from erl.errors import UserError, one_line
+from erl.files import check_writable, write_whole, writing
 from erl.lifetimes.film_flags import FORMATS, FilmConfig
 from erl.lifetimes.models import load_model
 from erl.lifetimes.trace import Trace, trace
@@ -149,10 +149,8 @@ def check_file(path: Path, overwrite: bool) -> None:
             f"{path} exists"
             + (" and is not a file" if path.is_dir() else "; --overwrite replaces it")
         )
-    try:
+    with writing(path):
         check_writable(str(path.parent))
-    except OSError as e:
-        raise UserError(f"{path} cannot be written: {e.strerror or e}") from e
 
 
 # -- drawing without a screen --
@@ -230,7 +228,7 @@ def _packed(image: np.ndarray, width: int | None) -> bytes:
 
 
 def _said(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error) or type(error).__name__
 
 
 # -- the panel beside the frames --
@@ -330,8 +328,6 @@ def _write(path: Path, frames: Iterable[Image.Image], fps: float) -> None:
             part, format=forms[ending], save_all=True, append_images=images, loop=0, **times
         )
 
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, write)
-    except OSError as e:
-        raise UserError(f"{path} cannot be written: {e.strerror or e}") from e

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from erl.errors import UserError
-from erl.files import write_whole
+from erl.errors import UserError, one_line
+from erl.files import write_text
 from erl.learners import Agent, load_agent
 from erl.worlds.specification import LifetimeSpec, from_json, to_json
 
@@ -19,10 +19,7 @@ def save_model(path: Path, spec: LifetimeSpec, agent: Agent) -> None:
     """
     agent.save(path.parent, path.name)
     text = json.dumps(to_json(spec), indent=1)
-    write_whole(
-        path.parent / f"{path.name}.json",
-        lambda part: Path(part).write_text(text, encoding="utf-8"),
-    )
+    write_text(path.parent / f"{path.name}.json", text)
 
 
 def load_model(path: str | Path) -> tuple[LifetimeSpec, Agent]:
@@ -47,7 +44,7 @@ def load_model(path: str | Path) -> tuple[LifetimeSpec, Agent]:
     except UserError:
         raise
     except Exception as e:
-        raise UserError(f"the model {stem}.zip cannot be read: {' '.join(str(e).split())}") from e
+        raise UserError(f"the model {stem}.zip cannot be read: {one_line(e)}") from e
 
 
 def _specification(path: Path) -> LifetimeSpec:

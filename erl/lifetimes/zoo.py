@@ -8,14 +8,13 @@ and the agent's own reservoir.
 import shlex
 import shutil
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 
 from erl.errors import UserError
-from erl.files import to_yaml, write_whole
+from erl.files import to_yaml, write_text, writing
 from erl.learners import zoo_name
 from erl.lifetimes.models import load_model
 from erl.worlds.specification import LifetimeSpec, from_json, to_json
@@ -70,17 +69,15 @@ def export(model: str | Path, folder: str | Path) -> str:
             {"env": _env_id(spec), "algo": algorithm, "env_kwargs": kwargs or None}
         ),
     }
-    try:
+    with writing(folder):
         number = _new_number(Path(folder) / algorithm, name)
         target = Path(folder) / algorithm / f"{name}_{number}"
         (target / name).mkdir(parents=True)
         for file, text in texts.items():
-            write_whole(target / name / file, partial(_write, text))
+            write_text(target / name / file, text)
         if statistics.is_file():
             shutil.copyfile(statistics, target / name / "vecnormalize.pkl")
         shutil.copyfile(f"{stem}.zip", target / f"{name}.zip")  # last: it is what the Zoo looks for
-    except OSError as e:
-        raise UserError(f"{folder} cannot be written: {e.strerror or e}") from e
     module = spec.task.env_id.rpartition(":")[0]
     words = [
         "--algo",
@@ -107,7 +104,3 @@ def _new_number(folder: Path, name: str) -> int:
     while (folder / f"{name}_{number}").exists():
         number += 1
     return number
-
-
-def _write(text: str, part: str) -> None:
-    Path(part).write_text(text, encoding="utf-8")

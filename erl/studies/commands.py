@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial
 
 from erl.cli import Sink, figure
 from erl.errors import UserError, nearest
-from erl.files import write_whole
+from erl.files import write_text, write_whole
 from erl.statistics import interquartile_mean
 from erl.studies.artefacts import copy_files, listed, of_trial
 from erl.studies.configuration import FinalsStudy, SingleStudy, TestStudy, from_stored
@@ -292,7 +292,7 @@ def export_study(config: ExportConfig, sink: Sink) -> int:
         if document is None:
             write_whole(path, lambda part: with_json(frame).to_csv(part, index=False))
         else:
-            write_whole(path, lambda part: Path(part).write_text(document, encoding="utf-8"))
+            write_text(path, document)
     except OSError as e:
         raise UserError(f"cannot write {path}: {e.strerror or e}") from e
     sink.line(f"{path}: {len(frame)} {config.rows} of {name}")

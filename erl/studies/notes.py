@@ -13,6 +13,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from erl.cli import duration, figure
+from erl.errors import one_line
 from erl.lifetimes.record import LifetimeRecord
 from erl.studies.configuration import (
     EvolutionStudy,
@@ -120,7 +121,7 @@ def trial_note(
     records = [trial.records[i] for i in sorted(trial.records)]
     rows = {"parameters": _named(trial.params)}
     if state == "FAIL":
-        rows["failed"] = _one_line(trial.error[0] if trial.error else "no reason is known")
+        rows["failed"] = one_line(trial.error[0] if trial.error else "no reason is known", 500)
     elif trial.pruned is not None:
         rows["pruned"] = f"at {trial.pruned.point}/10 of its life, with {figure(value)}"
     else:
@@ -219,10 +220,6 @@ def _group(config: StudyConfig, trial: FrozenTrial) -> str:
 def _named(params: Mapping[str, Any]) -> str:
     shown = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in params.items()]
     return ", ".join(shown) or "none"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:500]
 
 
 def _text(rows: Mapping[str, str], commands: Sequence[str]) -> str:

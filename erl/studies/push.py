@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from erl.cli import Sink
-from erl.errors import UserError
-from erl.files import folder_name, to_yaml
+from erl.errors import UserError, one_line
+from erl.files import folder_name, to_yaml, writing
 from erl.studies.commands import name_of, with_json
 from erl.studies.configuration import EvolutionStudy, StudyConfig, TestStudy
 from erl.studies.flags import PushConfig
@@ -62,7 +62,7 @@ def push_study(config: PushConfig, sink: Sink) -> int:
             client.upload_folder(repo_id=config.repo, folder_path=folder, commit_message=name)
         except Exception as e:  # of the network, of the Hub, of who is logged in
             raise UserError(
-                f"{config.repo} cannot be uploaded: {' '.join(str(e).split())}; --folder writes "
+                f"{config.repo} cannot be uploaded: {one_line(e)}; --folder writes "
                 f"the same to a folder"
             ) from e
         finally:
@@ -94,7 +94,7 @@ def _write_folder(study: Study, models: Path, folder: Path, repo: str | None) ->
     """
     if folder.exists():
         raise UserError(f"{folder} exists: name a new folder")
-    try:
+    with writing(folder):
         folder.absolute().parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=".erl-") as parent:
             part = Path(parent) / folder.name
@@ -105,8 +105,6 @@ def _write_folder(study: Study, models: Path, folder: Path, repo: str | None) ->
             card = model_card(study, tables, agents, repo)
             (part / "README.md").write_text(card, encoding="utf-8")
             part.replace(folder)
-    except OSError as e:
-        raise UserError(f"{folder} cannot be written: {e.strerror or e}") from e
 
 
 def _copy_models(models: Path, folder: Path) -> list[str]:

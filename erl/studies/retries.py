@@ -20,6 +20,8 @@ from optuna.storages import BaseStorage
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from erl.errors import one_line
+
 OUTAGE_SECONDS = 600.0
 MOMENT_SECONDS = 10.0
 LONGEST_PAUSE = 10.0
@@ -106,7 +108,7 @@ class RetryingStorage(BaseStorage):
                     raise self._explain(e) from e
                 if not self._warned:
                     self._warned = True
-                    text = " ".join(str(getattr(cause(e), "orig", None) or cause(e)).split())
+                    text = one_line(getattr(cause(e), "orig", None) or cause(e))
                     _log.warning(
                         "the storage fails and is tried again for %.0f s: %.300s",
                         self.retry_seconds,

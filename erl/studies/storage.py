@@ -24,7 +24,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
-from erl.errors import UserError
+from erl.errors import UserError, one_line
 from erl.studies import DEFAULT_STORAGE
 from erl.studies.retries import RetryingStorage, cause
 
@@ -101,7 +101,7 @@ def refused(storage: str, error: BaseException) -> StorageError:
     """Why a storage cannot be used, without its password."""
     error = cause(error)
     details = error.details() if isinstance(error, grpc.RpcError) else None
-    text = " ".join(str(details or getattr(error, "orig", None) or error).split())
+    text = one_line(details or getattr(error, "orig", None) or error)
     url = _url(storage)
     secrets = (
         []

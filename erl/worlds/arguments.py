@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from erl.errors import UserError
+from erl.errors import UserError, one_line
 from erl.files import parse_data
 
 
@@ -106,5 +106,4 @@ def _refuse(name: str, value: Any) -> None:
 
 
 def _shown(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return one_line(text, 60)

@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from erl.errors import RAISED, EnvironmentFault, UserError
+from erl.errors import RAISED, EnvironmentFault, UserError, one_line
 from erl.worlds.actions import Actions
 from erl.worlds.observations import Observations, reward_of
 
@@ -119,7 +119,7 @@ def _wrong_step(name: str, result: Any) -> UserError:
 
 
 def _raised(name: str, where: str, error: BaseException) -> UserError:
-    said = " ".join(str(error).split())
+    said = one_line(error)
     return UserError(f"{name}: its first {where} raised {type(error).__name__}: {said}")
 
 

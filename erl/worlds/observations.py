@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from erl.errors import EnvironmentFault, UserError
+from erl.errors import EnvironmentFault, UserError, one_line
 
 
 class Observations:
@@ -198,5 +198,4 @@ def _values(space: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return one_line(repr(value), 80)

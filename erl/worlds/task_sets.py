@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from erl.errors import UserError, nearest
+from erl.errors import UserError, nearest, one_line
 from erl.files import parse_yaml
 from erl.statistics import normalised_score
 
@@ -219,7 +219,7 @@ def _parse(path: Path) -> Any:
     try:
         return tomllib.loads(text) if kind == ".toml" else parse_yaml(text)
     except (ValueError, RecursionError) as e:  # TOMLDecodeError is a ValueError
-        raise UserError(f"{path} is not valid: {' '.join(str(e).split())}") from e
+        raise UserError(f"{path} is not valid: {one_line(e)}") from e
 
 
 def _set_name(name: Any, path: Path) -> str:

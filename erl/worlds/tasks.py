@@ -17,7 +17,7 @@ import mujoco
 import numpy as np
 from gymnasium import spaces
 
-from erl.errors import RAISED, UserError, nearest
+from erl.errors import RAISED, UserError, nearest, one_line
 from erl.worlds.actions import Actions
 from erl.worlds.arguments import Arguments
 from erl.worlds.env_check import try_out
@@ -157,7 +157,7 @@ def _make(task: Task, **more: Any) -> gym.Env:
             given = f" with {task.kwargs}" if task.kwargs else ""
             raise UserError(
                 f"environment {task.env_id!r} cannot be made{given}: {type(e).__name__}: "
-                f"{' '.join(str(e).split())}"
+                f"{one_line(e)}"
             ) from e
 
 

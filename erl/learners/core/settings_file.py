@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from erl.errors import UserError, nearest
+from erl.errors import UserError, nearest, one_line
 from erl.files import parse_data
 
 # Keys of the SB3 Zoo's files that configure its own training script. They do not apply here and are
@@ -94,7 +94,7 @@ def _read(path: str) -> dict[Any, Any]:
     try:
         data = parse_data(text, path)
     except ValueError as e:
-        raise UserError(f"{path} is not valid: {' '.join(str(e).split())}") from e
+        raise UserError(f"{path} is not valid: {one_line(e)}") from e
     if not isinstance(data, dict | None):
         raise UserError(f"{path} must hold names and values, not a {type(data).__name__}")
     return data or {}
@@ -124,7 +124,7 @@ def parse_value(value: Any) -> Any:
     try:
         return _evaluate(ast.parse(value.strip(), mode="eval").body)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as e:
-        text = " ".join(value.split())
+        text = one_line(value)
         raise UserError(f"cannot understand {text[:200]!r}: {e or type(e).__name__}") from e
 
 

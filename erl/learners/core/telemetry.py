@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 
-from erl.files import write_whole
+from erl.files import write_text
 from erl.learners import Outputs
 from erl.learners.core.settings import EvaluationSettings
 from erl.worlds.evaluation import Policy, evaluate_afresh
@@ -137,7 +137,7 @@ class Telemetry:
         path, text = Path(self._status_file), json.dumps(self._status)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, lambda part: Path(part).write_text(text, encoding="utf-8"))
+            write_text(path, text)
         except OSError as e:
             _log.warning("no status written: %s", e)
 

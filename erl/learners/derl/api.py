@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from erl.errors import UserError
+from erl.errors import UserError, one_line
 from erl.files import parse_data, write_whole
 from erl.learners import Outputs
 from erl.learners.core.run import Run, torch_threads
@@ -118,7 +118,7 @@ class DERL:
         try:
             config = parse_data(Path(path).read_text(encoding="utf-8"), path)
         except (OSError, ValueError) as e:  # UnicodeDecodeError is one
-            raise UserError(f"cannot read {path}: {' '.join(str(e).split())}") from e
+            raise UserError(f"cannot read {path}: {one_line(e)}") from e
         if not isinstance(config, dict) or not {"env_name"} <= {*config, *arguments}:
             raise UserError(f"{path} holds no settings of DERL: names and values, env_name first")
         return cls(**{**{str(k): v for k, v in config.items()}, **arguments})
@@ -257,7 +257,7 @@ class DERL:
             )
             updates_due = float(about["updates_due"])
         except (KeyError, TypeError, ValueError, RuntimeError) as e:
-            raise UserError(f"{path} is damaged: {' '.join(str(e).split())}") from e
+            raise UserError(f"{path} is damaged: {one_line(e)}") from e
         t.gradient.set_state(state)
         t.torch_rng.set_state(minibatches)
         t.es.set_state({"mean": t.theta, "rng": about["evolution"]})
@@ -286,7 +286,7 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         if not isinstance(about, dict):
             raise ValueError("derl.json holds no names and values")
     except Exception as e:  # whatever zipfile, JSON and NumPy make of a damaged file
-        text = " ".join(str(e).split())
+        text = one_line(e)
         raise UserError(f"{path} cannot be read as an agent of DERL: {text}") from e
     return about, arrays
 
