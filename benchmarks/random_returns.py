@@ -112,7 +112,7 @@ def random_episodes(
                 begin(slot)
         if idle:
             busy = [slot for slot in range(lockstep.n) if slot not in idle]
-            lockstep.retain(busy)
+            lockstep.keep(busy)
             spaces, playing = [spaces[slot] for slot in busy], playing[busy]
     return returns, lengths
 

@@ -8,6 +8,8 @@ no result.
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,11 @@ HERE = "/"
 # Signals that ask for an end. A terminal and SLURM send them to a coordinator and to its workers
 # alike. They are the coordinator's business: it asks the workers for checkpoints.
 ENDING = frozenset({signal.SIGINT, signal.SIGTERM})
+
+# Environment of a worker: libraries compute with one thread.
+ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
+)
 
 # Arrays by the name of their column; a board's, or the part of one job.
 Rows = dict[str, np.ndarray]
@@ -47,6 +54,17 @@ class Column:
 Columns = Mapping[str, Column]
 # From the board and the interruption to the seconds that running jobs have to come to an end.
 OnInterrupt = Callable[[Rows, KeyboardInterrupt], float]
+
+
+def end_with(parent: int) -> None:
+    """In a worker: end when the process that started it is gone. A killed one cannot end it."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def leave_signals_to_coordinator() -> None:

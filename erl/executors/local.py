@@ -6,7 +6,6 @@ import shutil
 import signal
 import tempfile
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
@@ -22,12 +21,14 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 from erl.executors.jobs import (
     ENDING,
     HERE,
+    ONE_THREAD,
     Columns,
     Job,
     OnInterrupt,
     Result,
     Rows,
     WorkerLost,
+    end_with,
     first_rows,
     leave_signals_to_coordinator,
     new_rows,
@@ -36,9 +37,6 @@ from erl.executors.warned import Received, send, to_stderr
 
 # loky's process that tidies up warns of what an end at once leaves behind, which it then removes.
 _QUIET = "ignore:resource_tracker"
-_ONE_THREAD = dict.fromkeys(
-    ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
-)
 
 
 class Board:
@@ -82,18 +80,12 @@ class Board:
 
 
 def _prepare_worker(coordinator: int) -> None:
-    """One thread, and an end when the coordinator is gone: a killed one cannot end its workers."""
+    """One thread, and an end when the coordinator is gone."""
     import torch
 
     leave_signals_to_coordinator()
     torch.set_num_threads(1)
-
-    def end_with_coordinator() -> None:
-        while os.getppid() == coordinator:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=end_with_coordinator, daemon=True).start()
+    end_with(coordinator)
 
 
 @contextmanager
@@ -234,7 +226,7 @@ class LocalExecutor:
         for _ in range(2):
             if worker not in self._pools:
                 self._pools[worker] = ProcessPoolExecutor(
-                    1, env=_ONE_THREAD, initializer=_prepare_worker, initargs=(os.getpid(),)
+                    1, env=ONE_THREAD, initializer=_prepare_worker, initargs=(os.getpid(),)
                 )
             try:
                 return self._pools[worker].submit(function, *arguments)

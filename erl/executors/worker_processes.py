@@ -14,8 +14,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -26,12 +24,15 @@ from typing import Any
 import numpy as np
 
 from erl.executors.concurrent_workers import MakeBench, work
-from erl.executors.jobs import ENDING, WorkerLost, leave_signals_to_coordinator
+from erl.executors.jobs import (
+    ENDING,
+    ONE_THREAD,
+    WorkerLost,
+    end_with,
+    leave_signals_to_coordinator,
+)
 from erl.executors.lockstep import Job
 
-_ONE_THREAD = dict.fromkeys(
-    ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
-)
 _MEMORY = Path("/dev/shm")
 _FORK = "from erl.executors.worker_processes import _fork_workers; _fork_workers()"
 
@@ -113,7 +114,7 @@ class ProcessHost:
             module = getattr(self._make, "func", self._make).__module__
             environment = {
                 **os.environ,
-                **_ONE_THREAD,
+                **ONE_THREAD,
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             }
             before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
@@ -226,13 +227,6 @@ def _fork_workers() -> None:
 # -- in a worker --
 
 
-def _end_with(forker: int) -> None:
-    """End this process when the one that it is a fork of is gone, which ends with the parent."""
-    while os.getppid() == forker:
-        time.sleep(1.0)
-    os._exit(1)
-
-
 def _portable(error: Exception) -> Exception:
     """An exception that the parent can read: itself, or else its text."""
     try:
@@ -247,7 +241,7 @@ def _serve(handle: int, folder: Path) -> None:
     connection = Connection(handle)
     begin = Path(connection.recv())
     connection.send(os.getpid())
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    end_with(os.getppid())  # the process that forks, which ends with the parent
     answers = 0
 
     def answer(result: Any) -> None:

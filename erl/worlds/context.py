@@ -161,9 +161,9 @@ class ContextEncoder:
         for fault in self.faults.values():
             raise fault
 
-    def drop(self, keep: Sequence[int]) -> None:
+    def keep(self, agents: Sequence[int]) -> None:
         """Keep only these agents."""
-        self.bank.drop(keep)
+        self.bank.keep(agents)
         self._allocate()
 
 

@@ -186,7 +186,7 @@ class Lockstep:
                 array[taken_out] = 0
         return observations, rewards, terminated, truncated
 
-    def retain(self, slots: Sequence[int]) -> None:
+    def keep(self, slots: Sequence[int]) -> None:
         """Keep only these slots, in this order (slot k becomes what slots[k] was), and close the
         other environments.
         """

@@ -221,10 +221,10 @@ class OwnBank:
         self.state[agent] = state
         return seen
 
-    def drop(self, keep: Sequence[int]) -> None:
+    def keep(self, agents: Sequence[int]) -> None:
         """Keep only these agents."""
-        self.state = self.state[list(keep)]
-        self._memories = [self._memories[i] for i in keep]
+        self.state = self.state[list(agents)]
+        self._memories = [self._memories[i] for i in agents]
         self.faults = {}
 
 

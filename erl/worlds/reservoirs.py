@@ -328,11 +328,11 @@ class ReservoirBank:
         state += pre * self._lr[agent]
         return state
 
-    def drop(self, keep: Sequence[int]) -> None:
+    def keep(self, agents: Sequence[int]) -> None:
         """Keep only these agents."""
-        state = self.state[list(keep)]
-        self._weights = [self._weights[i] for i in keep]
-        self._bias, self._lr = self._bias[list(keep)], self._lr[list(keep)]
+        state = self.state[list(agents)]
+        self._weights = [self._weights[i] for i in agents]
+        self._bias, self._lr = self._bias[list(agents)], self._lr[list(agents)]
         self._build()
         self.state[:] = state
 

@@ -240,18 +240,18 @@ class World:
             for slot, error in self._encoder.faults.items():
                 self.faults.setdefault(slot // self.n_envs, error)
 
-    def drop(self, keep: Sequence[int]) -> None:
+    def keep(self, agents: Sequence[int]) -> None:
         """Keep only these agents; nothing changes for them."""
         self.enter_steps()
-        slots = [agent * self.n_envs + env for agent in keep for env in range(self.n_envs)]
-        self._lockstep.retain(slots)
+        slots = [agent * self.n_envs + env for agent in agents for env in range(self.n_envs)]
+        self._lockstep.keep(slots)
         if self._encoder is not None:
-            self._encoder.drop(slots)
+            self._encoder.keep(slots)
         if self._frames is not None:
             self._frames = self._frames[slots]
         self._returns = self._returns[slots]
-        self.ledgers = [self.ledgers[i] for i in keep]
-        self._seeds = [self._seeds[i] for i in keep]
+        self.ledgers = [self.ledgers[i] for i in agents]
+        self._seeds = [self._seeds[i] for i in agents]
         self.faults = {}
 
     def get_states(self) -> list[dict[str, Any]]:

@@ -459,7 +459,7 @@ def test_dropped_agents_leave_no_trace() -> None:
     whole, part = make(4, BOX, normalize=True), make(4, BOX, normalize=True)
     run(whole, 3)
     run(part, 1)
-    part.drop([3, 1])
+    part.keep([3, 1])
     run(part, 2, first=1, agents=[3, 1])
     assert len(part) == 2
     assert_identical(part, 0, whole, 3)
@@ -493,7 +493,7 @@ def test_agents_may_be_dropped_in_the_midst_of_a_rollout() -> None:
         for t, (obs, rewards, ends) in enumerate(inputs):
             if cohort is part and t == 20:
                 keep = [2, 0]
-                part.drop(keep)
+                part.keep(keep)
             cohort.act()
             lasts = [
                 (j, e, obs[i, e] + 1) for j, i in enumerate(keep) for e in (0, 1) if ends[i, e]

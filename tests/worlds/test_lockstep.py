@@ -306,7 +306,7 @@ def test_an_action_that_is_not_finite_takes_its_environment_out_alone(tmp_path, 
         lockstep.faults[0].reason
     )
     assert all(np.array_equal(a[2], r[0]) for a, r in zip(after, reference))
-    lockstep.retain([2])
+    lockstep.keep([2])
     assert not lockstep.faults
     assert np.array_equal(lockstep.step(actions[2:])[0], alone.step(actions[2:])[0])
 
@@ -482,7 +482,7 @@ def test_retain_goes_on_with_the_slots_named(env_id):
     actions = np.random.default_rng(0).uniform(-0.2, 0.2, (9, 3, *lockstep.action_space.shape))
     for a in actions[:4]:
         lockstep.step(a), reference.step(a)
-    lockstep.retain([2, 0])
+    lockstep.keep([2, 0])
     assert lockstep.n == 2
     for a in actions[4:]:
         assert all(

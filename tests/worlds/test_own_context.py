@@ -135,7 +135,7 @@ def test_a_delay_line_shows_the_last_inputs():
     some = bank.step(inputs[0, :1], np.array([1]))
     assert np.array_equal(some[0, :2], inputs[0, 0])
     assert np.array_equal(bank.state[0], seen[0])  # that one did not step
-    bank.drop([1])
+    bank.keep([1])
     assert np.array_equal(bank.state, some)
 
 

@@ -69,7 +69,7 @@ def test_states_do_not_depend_on_the_neighbours_to_the_last_bit(sr):
         np.testing.assert_array_equal(together, alone.step(u[3:4])[0])
         np.testing.assert_array_equal(together, single.step_one(0, u[3]))
         if t == 150:
-            bank.drop([3])
+            bank.keep([3])
             break
     for u in np.random.default_rng(3).normal(size=(50, 1, 4)):
         np.testing.assert_array_equal(bank.step(u), alone.step(u))

@@ -324,7 +324,7 @@ class EvolvedTD3(Generic[S]):
             "counters": Attributes(self, *names, *self.counters),
         }
 
-    def drop(self, keep: Sequence[int]) -> None:
+    def keep(self, rows: Sequence[int]) -> None:
         """There is one lifetime, which nothing outlives."""
 
     def close(self) -> None:

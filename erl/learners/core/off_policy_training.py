@@ -195,11 +195,11 @@ class OffPolicyTraining:
         budget = self.run.specs[self.run.members[row]].steps
         return SB3Agent(off_policy_model(self.learner, row, budget))
 
-    def drop(self, keep: Sequence[int]) -> None:
+    def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
-        self.learner.keep(keep)
-        self.world.drop(keep)
-        self.observations, self.since = self.observations[list(keep)], self.since[list(keep)]
+        self.learner.keep(rows)
+        self.world.keep(rows)
+        self.observations, self.since = self.observations[list(rows)], self.since[list(rows)]
 
     def close(self) -> None:
         """Close the environments."""

@@ -50,7 +50,7 @@ class Algorithm(Protocol):
     def agent(self, row: int) -> Agent:
         """The agent of a row as it is now."""
 
-    def drop(self, keep: Sequence[int]) -> None:
+    def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only; at least one."""
 
     def close(self) -> None:
@@ -160,7 +160,7 @@ class Run(Generic[S]):
             self._results[self.members[row]] = result
         keep = [row for row in range(len(self.members)) if row not in results]
         if keep:
-            self._algorithm.drop(keep)
+            self._algorithm.keep(keep)
         self.members = [self.members[row] for row in keep]
 
     # Checkpoints

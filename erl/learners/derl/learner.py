@@ -277,7 +277,7 @@ class BlendedPolicy:
             "counters": Attributes(self, "iterations", "evolved", "updates", "updates_due"),
         }
 
-    def drop(self, keep: Sequence[int]) -> None:
+    def keep(self, rows: Sequence[int]) -> None:
         """There is one lifetime, which nothing outlives."""
 
     def close(self) -> None:

@@ -360,7 +360,7 @@ class ERLRe2:
             ),
         }
 
-    def drop(self, keep: Sequence[int]) -> None:
+    def keep(self, rows: Sequence[int]) -> None:
         """There is one lifetime, which nothing outlives."""
 
     def close(self) -> None:

@@ -331,9 +331,9 @@ class CohortPPO:
 
     # Selection and checkpoints
 
-    def drop(self, keep: Sequence[int]) -> None:
+    def keep(self, agents: Sequence[int]) -> None:
         """Go on with the agents at these indices only, in this order; nothing changes for them."""
-        where = list(keep)
+        where = list(agents)
         for name in (*self._LASTING, *self._ROLLOUT):
             setattr(self, name, getattr(self, name)[where])
         for moments in (self._obs_moments, self._return_moments):

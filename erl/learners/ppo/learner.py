@@ -131,10 +131,10 @@ class PPOTraining:
             vec_normalize(self.ppo, row) if normalized else None,
         )
 
-    def drop(self, keep: Sequence[int]) -> None:
+    def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
-        self.ppo.drop(keep)
-        self.world.drop(keep)
+        self.ppo.keep(rows)
+        self.world.keep(rows)
 
     def close(self) -> None:
         """Close the environments."""
