@@ -61,7 +61,8 @@ class PCEMRLSettings(EvolvedSettings):
         super()._check()
         if self.rl_population > self.population_size:
             raise self._wrong("rl_population", f"at most population_size, {self.population_size}")
-        if self.critic_workers and not self.critic_update_cost:
+        lockstep = self.actor_executor == "lockstep"
+        if lockstep and self.critic_workers and not self.critic_update_cost:
             # Without a limit, they would go on for ever on the virtual clock.
             raise self._wrong(
                 "critic_update_cost", "above 0 for critics with a worker of their own"

@@ -140,11 +140,13 @@ def load(name: str, path: Path, spec: LifetimeSpec) -> SB3Agent:
     lifetime.
     """
     statistics = Path(f"{path}.vecnormalize.pkl")
-    normalize = None
-    if parse_value(spec.learner.config.get("normalize", False)):
-        if not statistics.exists():
-            raise UserError(f"{statistics} is missing: the model saw normalised observations")
+    normalize, wanted = None, parse_value(spec.learner.config.get("normalize", False))
+    if isinstance(wanted, dict):
+        wanted = wanted.get("norm_obs", True) or wanted.get("norm_reward", True)
+    if statistics.exists():
         normalize = VecNormalize.load(str(statistics), DummyVecEnv([spec.make_env]))
+    elif wanted:
+        raise UserError(f"{statistics} is missing: the model saw normalised observations")
     return SB3Agent(algorithms()[name].load(f"{path}.zip", device="cpu"), normalize)
 
 

@@ -159,6 +159,11 @@ def bfloat16_way(device: str = "cpu") -> str:
     return "tensors" if faster else "fp32"
 
 
+def bfloat16_width(device: str = "cpu") -> int | None:
+    """From which width on `product(..., low=True)` has lower precision on a device; None: never."""
+    return {"kernel": WIDE, "tensors": _WIDE_TENSORS, "fp32": None}[bfloat16_way(device)]
+
+
 @dataclass(frozen=True)
 class Shape:
     """Of each of n perceptrons that stand side by side.

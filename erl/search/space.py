@@ -145,7 +145,11 @@ def _range(name: str, written: str) -> Range:
         "bias_connectivity": (0, 1),
     }
     lowest, highest = limits.get(name, (-math.inf, math.inf))
-    if low < lowest or high > highest or (name.endswith("connectivity") and low <= 0):
+    if (
+        low < lowest
+        or high > highest
+        or (name in limits and name.endswith("connectivity") and low <= 0)
+    ):
         raise UserError(f"--evolve {name}={written}: {name} must be between {lowest} and {highest}")
     if name == "units" and not (isinstance(low, int) and isinstance(high, int)):
         raise UserError(f"--evolve {name}={written}: units must be whole numbers")

@@ -75,7 +75,7 @@ def test_buffers_of_finals_that_do_not_fit_are_refused_before_anything_is_stored
     flags = EvolutionConfig(**settings, nb_trials=4, popsize=4, finalists=2, workers=8)
     asked = []
 
-    def note(_, *cohorts):
+    def note(learner, device, *cohorts, **_):
         asked.append([buffer for cohort in cohorts for buffer in cohort])
 
     with monkeypatch.context() as patch:

@@ -30,7 +30,8 @@ from erl.populations.one_plus_one_es import OnePlusOneES
 from erl.worlds.evaluation import evaluate
 from erl.worlds.ledger import Ledger
 from erl.worlds.reservoirs import Context, ReservoirParams
-from erl.worlds.specification import from_json, to_json
+from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, from_json, to_json
+from erl.worlds.tasks import Task
 
 ASYNCHRONOUS = ("ACEM-RL", "(1+1)-ES", "AES-RL")
 every = pytest.mark.parametrize("name", NAMES)
@@ -173,6 +174,16 @@ def test_nobody_is_called_rl_whom_no_gradient_improved():
         ("ACEM-RL", {"reuse_mean": True}, "reuse_mean=True changes nothing: the mean plays no"),
         ("CEM-RL", {"critic_job": 7}, "critic_job=7 changes nothing: the critics have no worker"),
         ("AES-RL", {"ray_address": "x"}, "ray_address=x changes nothing: actor_executor is"),
+        (
+            "AES-RL",
+            {
+                "actor_update_cost": 9.0,
+                "critic_update_cost": 85.0,
+                "actor_executor": "processes",
+            },
+            "actor_update_cost=9.0 changes nothing: actor_executor is processes",
+        ),
+        ("P-CEM-RL", {"critic_update_cost": 9.0}, None),
         ("AES-RL", {"fixed_var_n": 5.0, "var_update": "fixed"}, None),
     ],
 )
@@ -351,11 +362,31 @@ def test_a_budget_counts_the_episodes_of_the_mean_where_they_are_charged():
             check(lifetime("AES-RL", steps, **five, **more))
 
 
+@pytest.mark.parametrize("name", ["ACEM-RL", "ERL-Re2", "DERL"])
+def test_lifetimes_at_a_time_have_to_fit_into_memory_together(name, monkeypatch):
+    """A buffer is no larger than the budget: 600 steps, and a step of each environment more."""
+    learner, each = get_learner(name), ReplayBuffer.bytes_each(3, 1)
+    settings = {"buffer_size": 10**6, "learning_starts": 10}
+    settings |= {"hidden": [8], "device": "cpu"} if name != "ERL-Re2" else {"init_steps": 10}
+    one = LifetimeSpec(
+        Task("Pendulum-v1"), LearnerSpec(name, settings), 600, Seeds.derive(0, "single", 0)
+    )
+    free = SimpleNamespace(available=int(1.5 * 660 * each), total=10**12)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
+    learner.check(one)
+    learner.check_together([[one]])
+    with pytest.raises(UserError, match=r"for 2 lifetimes at a time, and .* GB of memory are free"):
+        learner.check_together([[one], [one]])
+    free.available = 500 * each
+    with pytest.raises(UserError, match=r"for a lifetime, and .* buffer_size=\d+ fits"):
+        learner.check(one)
+
+
 def test_each_process_has_a_replay_buffer(monkeypatch):
     """Three actors' workers, the critics' and the lifetime itself: five."""
     check, each = get_learner("AES-RL").check, ReplayBuffer.bytes_each(3, 1)
     free = SimpleNamespace(available=4 * 603 * each, total=10**12)
-    monkeypatch.setattr("erl.learners.core.off_policy.psutil.virtual_memory", lambda: free)
+    monkeypatch.setattr("erl.learners.core.replay.psutil.virtual_memory", lambda: free)
     check(lifetime("AES-RL"))
     with pytest.raises(UserError, match="for a lifetime and the processes of its workers, and"):
         check(lifetime("AES-RL", actor_executor="processes"))

@@ -22,6 +22,7 @@ from erl.learners.core.checkpoints import Attributes, load_checkpoint, remove_ch
 from erl.learners.core.run import Run
 from erl.learners.ppo.learner import PPOTraining
 from erl.lifetimes.living import Cohort, live
+from erl.lifetimes.models import load_model
 from erl.worlds.evaluation import evaluate
 from erl.worlds.ledger import Ledger
 from erl.worlds.reservoirs import Context, ReservoirParams
@@ -426,6 +427,17 @@ def test_statistics_of_normalisation_lie_beside_the_zip(tmp_path):
         PPO.load(tmp_path / "agent.zip"), normalizer, 2, return_episode_rewards=True, warn=False
     )
     np.testing.assert_allclose(returns, record.final_returns, rtol=1e-4)
+
+
+def test_a_model_that_normalised_nothing_needs_no_statistics(tmp_path):
+    neither = {"norm_obs": False, "norm_reward": False}
+    spec = lifetime(0, normalize=neither, context=False)
+    path = tmp_path / "agent"
+    live(Cohort((spec,), models=(str(path),)))
+    assert not path.with_suffix(".vecnormalize.pkl").exists()
+    found, agent = load_model(path)
+    assert found == spec
+    assert agent.normalize is None
 
 
 def test_what_the_cohort_does_not_know_it_says():

@@ -607,6 +607,15 @@ def test_training_says_what_it_does(derl, env_id, capsys):
     assert more[0]["steps"] > rows[-1]["steps"]
 
 
+def test_what_is_recorded_for_a_gpu_is_for_one_size_of_minibatches(training):
+    t = training()
+    recorded = t.update
+    t.change(num_episodes_per_iter=3, batch_size=t.settings.batch_size)
+    assert t.update is recorded
+    t.change(batch_size=2 * t.settings.batch_size)
+    assert t.update is not recorded
+
+
 def test_learning_rates_fall_over_a_call_of_train(derl, tmp_path):
     agent = derl(lr_value="lin_0.01")
     for _ in range(2):

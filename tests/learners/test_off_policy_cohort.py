@@ -79,7 +79,7 @@ def lived(*specs, outputs=None):
         ("TD3", {"env_id": "Hopper-v4", "steps": 200}),
         ("DDPG", {"buffer_size": 150}),
         ("SAC", {"context": True, "gradient_steps": 2, "target_update_interval": 2}),
-        ("SAC", {"ent_coef": 0.1, "noise_type": None}),
+        ("SAC", {"ent_coef": 0.1, "noise_type": None, "noise_std": 0.0}),
         ("SAC", {"steps": 150, "policy_kwargs": {"net_arch": [192, 192]}}),
     ],
 )
@@ -255,6 +255,8 @@ def test_stable_baselines3_opens_the_agent_and_goes_on(name, kind, config, tmp_p
     expected, _ = agent.predict(observation, deterministic=True)
     assert np.array_equal(model.predict(observation, deterministic=True)[0], expected)
     assert model.num_timesteps == 100
+    assert agent.model.buffer_size == model.buffer_size == TD3Settings.buffer_size
+    assert agent.model.replay_buffer.buffer_size <= 100, "no larger than the cohort's own"
     optimisers = [model.actor.optimizer, model.critic.optimizer]
     if getattr(model, "ent_coef_optimizer", None) is not None:
         optimisers.append(model.ent_coef_optimizer)
@@ -356,6 +358,8 @@ def test_rows_of_the_buffer_are_what_was_lived(monkeypatch):
         ("TD3", {"device": "tpu"}, "knows no device 'tpu'"),
         ("TD3", {"seed": 3}, "seed is not TD3's to set here"),
         ("TD3", {"noise_type": "pink"}, "noise_type must be"),
+        ("TD3", {"noise_type": None}, "noise_std changes nothing without noise_type"),
+        ("TD3", {"noise_std": 0.0}, "noise_type changes nothing without noise_std"),
         ("SAC", {"ent_coef": "auto_0"}, "ent_coef must be"),
         ("SAC", {"ent_coef": "much"}, "ent_coef must be"),
         ("SAC", {"ent_coef": "auto_"}, "ent_coef must be"),
@@ -401,7 +405,7 @@ def test_buffers_that_do_not_fit_are_refused_with_the_size_that_would(monkeypatc
     class Memory:
         available, total = 10_000_000, 10**9
 
-    monkeypatch.setattr(off_policy.psutil, "virtual_memory", lambda: Memory)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Memory)
     # Observation, action, reward, whether it goes on, and where the next one is: 28 bytes.
     fine, large = lifetime(0, steps=300_000), lifetime(0, steps=400_000)
     get_learner("TD3", "cohort").check(fine)
@@ -420,7 +424,7 @@ def test_buffers_for_which_the_machine_is_too_small_are_refused(monkeypatch):
     class Memory:
         available, total = 10_000_000, 12_000_000
 
-    monkeypatch.setattr(off_policy.psutil, "virtual_memory", lambda: Memory)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Memory)
     with pytest.raises(UserError, match=r"this machine has .* GB of memory: buffer_size=") as error:
         get_learner("TD3", "cohort").check(lifetime(0, steps=300_000))
     fits = int(str(error.value).partition("buffer_size=")[2].split()[0])

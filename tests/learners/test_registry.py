@@ -16,6 +16,7 @@ from erl.learners import (
     learner_names,
     resolve_engine,
 )
+from erl.learners.core.run import warn_of_precision
 from erl.worlds.ledger import Ledger
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
@@ -141,7 +142,7 @@ RANDOM = {"precision": "bf16", "learning_starts": 100, "batch_size": 128}
     ],
 )
 def test_bfloat16_without_effect_is_said(name, config, way, monkeypatch, caplog):
-    monkeypatch.setattr("erl.learners.core.run.bfloat16_way", lambda device: way)
+    monkeypatch.setattr("erl.networks.perceptrons.bfloat16_way", lambda device="cpu": way)
     seeds = Seeds.derive(0, "single", 0)
     learner = LearnerSpec(name, config)
     spec = LifetimeSpec(Task("toy_environments:Reach-v0"), learner, 200, seeds)
@@ -150,3 +151,22 @@ def test_bfloat16_without_effect_is_said(name, config, way, monkeypatch, caplog)
     )
     assert not isinstance(agent, Exception)
     assert caplog.text.count("precision=bf16 changes nothing on this processor") == (way == "fp32")
+
+
+@pytest.mark.parametrize(
+    ("way", "batch_size", "said"),
+    [
+        ("kernel", 100, "too narrow for it, and it has to be at least 128 here"),
+        ("kernel", 128, ""),
+        ("tensors", 95, "at least 96 here"),
+        ("tensors", 100, ""),
+        ("fp32", 256, "on this processor"),
+    ],
+)
+def test_minibatches_that_are_too_narrow_for_bfloat16(way, batch_size, said, monkeypatch, caplog):
+    monkeypatch.setattr("erl.networks.perceptrons.bfloat16_way", lambda device="cpu": way)
+    warn_of_precision("fp32", "cpu", batch_size)
+    assert not caplog.text
+    warn_of_precision("bf16", "cpu", batch_size)
+    assert said in caplog.text
+    assert len(caplog.messages) == bool(said)

@@ -102,6 +102,20 @@ def test_a_checkpoint_of_any_step_holds_what_was_lived(
     lives.check(buffer)
 
 
+def test_what_stands_apart_already_takes_no_second_row(tmp_path):
+    """An episode that was cut and then cannot go on leaves its last observation once."""
+    buffer, rng = empty([4], 1), np.random.default_rng(0)
+    for _ in range(30):
+        seen, last = rng.normal(size=(2, 1, 1, OBSERVATIONS))
+        action, number = rng.normal(size=(1, 1, ACTIONS)), np.zeros((1, 1))
+        cut = [(0, 0, last[0, 0])]
+        buffer.add_step(seen, action, seen, number, number, cut)
+        rows = buffer._rows.clone()
+        buffer.leave(0, 0)
+        assert torch.equal(buffer._rows, rows)
+    assert len(buffer) == 4
+
+
 @pytest.mark.parametrize("n_envs", [1, 2])
 def test_a_buffer_whose_checkpoint_is_refused_is_as_new(n_envs, segments, tmp_path):
     """Though all files but the last one can be read."""

@@ -374,9 +374,17 @@ def test_a_budget_within_which_nothing_is_learned_is_refused():
         check(spec("TD3", CONTINUOUS, config={"learning_starts": 10000}))
 
 
-def test_unknown_noise():
-    with pytest.raises(UserError, match="pink"):
-        check(spec("TD3", CONTINUOUS, config={"noise_type": "pink"}))
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"noise_type": "pink"}, "pink"),
+        ({"noise_std": 0.1}, "noise_std changes nothing without noise_type"),
+        ({"noise_type": "normal"}, "noise_type changes nothing without noise_std"),
+    ],
+)
+def test_noise_that_cannot_be(config, said):
+    with pytest.raises(UserError, match=said):
+        check(spec("TD3", CONTINUOUS, config=config))
 
 
 def test_the_zoos_schedules_and_noise_train():

@@ -62,6 +62,7 @@ def test_names_alone_have_ranges_of_their_own():
         ("learner.n_steps=32:64", Range(32, 64, False), True),
         ("learner.gamma=0.9:1", Range(0.9, 1.0, False), False),
         ("learner.vf_coef=-1:1.0", Range(-1.0, 1.0, False), False),
+        ("context.connectivity=0:1.0", Range(0, 1.0, False), False),
     ],
 )
 def test_ranges(text, expected, whole):

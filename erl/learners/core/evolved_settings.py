@@ -111,9 +111,10 @@ class EvolvedSettings(EvaluationSettings):
 
     def idle(self) -> dict[str, str]:
         """Settings that change nothing beside the others, and why."""
-        if self.actor_executor == "ray":
-            return {}
-        return {"ray_address": f"actor_executor is {self.actor_executor}"}
+        names = {"ray_address"} if self.actor_executor != "ray" else set()
+        if self.actor_executor != "lockstep":
+            names |= {"actor_update_cost", "critic_update_cost"}
+        return dict.fromkeys(sorted(names), f"actor_executor is {self.actor_executor}")
 
     def check_complete(self, env_id: str) -> None:
         """Raise a UserError if a setting has no default for this environment, and is not given."""

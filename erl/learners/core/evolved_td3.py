@@ -31,7 +31,6 @@ from erl.learners.core.bench import (
 from erl.learners.core.checkpoints import Attributes, Part
 from erl.learners.core.evolved_settings import EvolvedSettings
 from erl.learners.core.export import td3_model
-from erl.learners.core.off_policy import check_memory
 from erl.learners.core.run import OneByOne, Run, warn_of_precision
 from erl.learners.core.settings import check_budget
 from erl.learners.sb3 import SB3Agent
@@ -228,7 +227,7 @@ class EvolvedTD3(Generic[S]):
     def start(self) -> None:
         """Warn of settings that have no effect."""
         s = self.settings
-        warn_of_precision(s.precision, s.device)
+        warn_of_precision(s.precision, s.device, s.batch_size)
         defaults = {field.name: field.default for field in fields(s)}
         for name, why in s.idle().items():
             if getattr(s, name) != defaults[name]:
@@ -345,11 +344,6 @@ class EvolvedLearner(OneByOne):
     algorithm: ClassVar[type[EvolvedTD3[Any]]]
 
     @property
-    def name(self) -> str:
-        """In the registry."""
-        return self.settings.learner
-
-    @property
     def published(self) -> dict[str, Any]:
         """Settings in which the published code differs."""
         return self.settings.published
@@ -369,17 +363,19 @@ class EvolvedLearner(OneByOne):
         check_budget(
             self.name, spec, "learning_starts", s.learning_starts, cost, of, s.told_together
         )
-        observation_space, action_space = spec.spaces()
+        _, action_space = spec.spaces()
         if not isinstance(action_space, spaces.Box):
             raise UserError(
                 f"{self.name} takes continuous (Box) actions, and those of {spec.task.env_id} are "
                 f"{type(action_space).__name__}"
             )
-        lengths = int(observation_space.shape[0]), get_action_dim(action_space)
-        # Each process has a buffer of its own.
-        buffers = 1 + s.workers * (s.actor_executor == "processes")
-        owners = "a lifetime and the processes of its workers" if buffers > 1 else None
-        check_memory(s, *[[(s.capacity(spec.steps), *lengths)]] * buffers, owners=owners)
+        self.check_together([[spec]])
+
+    def buffers(self, spec: LifetimeSpec) -> list[tuple[int, int, int]]:
+        """See `OneByOne`. Each process has a buffer of its own."""
+        s, (observation_space, action_space) = self.settings_of(spec), spec.spaces()
+        buffer = s.capacity(spec.steps), observation_space.shape[0], get_action_dim(action_space)
+        return [buffer] * (1 + s.workers * (s.actor_executor == "processes"))
 
     def cores(self, spec: LifetimeSpec) -> int:
         """Of this machine, that a lifetime keeps busy; also of one that `check` refuses."""

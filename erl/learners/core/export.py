@@ -134,7 +134,8 @@ def off_policy_model(cohort: OffPolicy[Any], i: int, total_steps: int) -> OffPol
     """
     s, steps = cohort.settings[i], int(cohort.steps[i])
     noise = sb3_settings.action_noise(s.noise_type, s.noise_std, cohort.action_space)
-    settings = s.arguments() | {"action_noise": noise}
+    # No larger than what the cohort had, which fits into memory.
+    settings = s.arguments() | {"action_noise": noise, "buffer_size": s.capacity(total_steps)}
     if settings.get("target_entropy") == "auto":
         settings["target_entropy"] = -float(cohort.actions)
     model = s.algorithm(
@@ -151,6 +152,8 @@ def off_policy_model(cohort: OffPolicy[Any], i: int, total_steps: int) -> OffPol
     model._update_current_progress_remaining(steps, total_steps)
     with torch.random.fork_rng(devices=[]):
         model._setup_model()
+    if isinstance(model, OffPolicyAlgorithm):
+        model.buffer_size = s.buffer_size
     cohort.store_policy(i, model.policy)
     cohort.store_rest(i, model)
     return model

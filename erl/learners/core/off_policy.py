@@ -14,17 +14,15 @@ import copy
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
-import psutil
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from erl.errors import UserError
 from erl.learners.core.off_policy_settings import OffPolicySettings
-from erl.learners.core.replay import Batch, ReplayBuffer
+from erl.learners.core.replay import Batch, ReplayBuffer, check_memory, too_large
 from erl.networks.captured import Captured
 from erl.networks.perceptrons import Layer, Perceptrons, Shape, Trained
 
@@ -121,14 +119,15 @@ class OffPolicy(Generic[S]):
         self.device, self._budgets = s.resolved_device(), list(steps)
         capacities = [each.capacity(budget) for each, budget in zip(settings, steps)]
         sizes = (self.observations, self.actions)
-        check_memory(s, [(capacity, *sizes) for capacity in capacities])
+        cohort = [(capacity, *sizes) for capacity in capacities]
+        check_memory(s.learner, self.device, cohort, n_envs=s.n_envs)
         try:
             self.buffer = ReplayBuffer(capacities, *sizes, self.device, n, s.n_envs)
         # NumPy's error, and PyTorch's.
         except (MemoryError, RuntimeError) as e:
             asked = ReplayBuffer.bytes_asked(capacities, *sizes, s.n_envs)
             advice = "set a smaller buffer_size"
-            raise too_large(s, n, asked, "this machine does not give them", advice) from e
+            raise too_large(s.learner, n, asked, "this machine does not give them", advice) from e
         self.actor_shape, self.critic_shape = self.shapes()
         self.actor = self._trained(self.actor_shape.size())
         self.critic = self._trained(s.n_critics * self.critic_shape.size())
@@ -497,69 +496,3 @@ def _set_moment(
 ) -> None:
     state = states.setdefault(parameter, {"step": step.cpu().clone()})
     state[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-
-
-class Buffered(Protocol):
-    """Settings of a learner with a replay buffer, as far as `check_memory` needs them."""
-
-    @property
-    def learner(self) -> str:
-        """Its name."""
-
-    @property
-    def n_envs(self) -> int:
-        """Environments of a member."""
-
-    def resolved_device(self) -> torch.device:
-        """Where the buffer lies."""
-
-
-def check_memory(
-    s: Buffered, *cohorts: Sequence[tuple[int, int, int]], owners: str | None = None
-) -> None:
-    """Raise a UserError if the replay buffers of members do not fit into the memory that is free,
-    or if the machine has less than what is asked for at once.
-
-    Args:
-        s: settings that the members have in common.
-        cohorts: for each member of each cohort, transitions at most, and the lengths of an
-            observation and of an action.
-        owners: whose buffers they are, in words; by default agents'.
-    """
-    asked = [
-        ReplayBuffer.bytes_asked([capacity for capacity, *_ in cohort], *cohort[0][1:], s.n_envs)
-        for cohort in cohorts
-    ]
-    device, buffers = s.resolved_device(), [buffer for cohort in cohorts for buffer in cohort]
-    if device.type == "cuda":
-        # All that is asked for is taken at once.
-        free = total = torch.cuda.mem_get_info(device)[0]
-        needed = most = sum(asked)
-    else:
-        memory = psutil.virtual_memory()
-        free, total, most = memory.available, memory.total, max(asked)
-        needed = sum(n * ReplayBuffer.bytes_each(*lengths) for n, *lengths in buffers)
-    if needed > free or most > total:
-        share = 0.9 * min(free / needed, total / most)
-        fits = int(share * sum(n for n, *_ in buffers) / len(buffers)) // s.n_envs * s.n_envs
-        raise too_large(
-            s,
-            len(buffers),
-            needed if needed > free else most,
-            f"{free / 1e9:,.1f} GB of memory are free"
-            if needed > free
-            else f"this machine has {total / 1e9:,.1f} GB of memory",
-            f"buffer_size={fits} fits",
-            owners,
-        )
-
-
-def too_large(
-    s: Buffered, agents: int, needed: int, given: str, advice: str, owners: str | None = None
-) -> UserError:
-    """For replay buffers of so many agents, which take more bytes than what is given."""
-    whose = owners or ("an agent" if agents == 1 else f"{agents} agents side by side")
-    return UserError(
-        f"{s.learner}'s replay buffers take {needed / 1e9:,.1f} GB for {whose}, and {given}: "
-        f"{advice}"
-    )

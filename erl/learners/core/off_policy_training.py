@@ -8,8 +8,9 @@ import numpy as np
 from erl.learners import Agent, Outputs
 from erl.learners.core.checkpoints import Part
 from erl.learners.core.export import off_policy_model
-from erl.learners.core.off_policy import OffPolicy, check_memory
+from erl.learners.core.off_policy import OffPolicy
 from erl.learners.core.off_policy_settings import OffPolicySettings
+from erl.learners.core.replay import check_memory
 from erl.learners.core.run import Run, warn_of_precision
 from erl.learners.core.settings import check_budget
 from erl.learners.sb3 import SB3Agent
@@ -48,14 +49,15 @@ class OffPolicyLearner:
         self.cohort_key(spec)
         s = self.settings.from_learner_config(spec.learner.config)
         check_budget(self.name, spec, "learning_starts", s.learning_starts)
-        check_memory(s, [self._buffer(spec)])
+        self.check_together([[spec]])
 
     def check_together(self, cohorts: Sequence[Sequence[LifetimeSpec]]) -> None:
         """Raise a UserError if the replay buffers of cohorts that train at the same time do not fit
         into memory together.
         """
         s = self.settings.from_learner_config(cohorts[0][0].learner.config)
-        check_memory(s, *([self._buffer(spec) for spec in cohort] for cohort in cohorts))
+        buffers = [[self._buffer(spec) for spec in cohort] for cohort in cohorts]
+        check_memory(self.name, s.resolved_device(), *buffers, n_envs=s.n_envs)
 
     def _buffer(self, spec: LifetimeSpec) -> tuple[int, int, int]:
         """Transitions that a lifetime keeps, and the lengths of an observation and of an action."""
@@ -107,7 +109,8 @@ class OffPolicyTraining:
 
     def start(self) -> None:
         """Begin the first episodes, and warn of a setting that has no effect."""
-        warn_of_precision(self.settings.precision, self.learner.device)
+        s = self.settings
+        warn_of_precision(s.precision, self.learner.device, s.batch_size)
         self.observations = self.world.reset().astype(np.float32)
         self.run.fail(dict(self.world.faults))
 

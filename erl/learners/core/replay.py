@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
+from erl.errors import UserError
 from erl.files import read_patiently, write_whole
 
 _SEGMENT_BYTES = 16 << 20
@@ -245,13 +247,15 @@ class ReplayBuffer:
         """Have the observation after a member's newest transition in an environment stand apart,
         since another episode begins there.
         """
-        if self.added[member]:
-            place = self._take(member)
-            rows_at = int(self._places[0, member])
-            self._rows[rows_at + place] = self._rows[rows_at + self._pending + env]
-            at = (self.added[member] - self._n_envs + env) % self._capacity[member]
-            if self._next[at + self._places[1, member]] < self._apart:
-                self._point(member, np.array([at]), np.array([place]))
+        if not self.added[member]:
+            return
+        at = (self.added[member] - self._n_envs + env) % self._capacity[member]
+        if self._next[at + self._places[1, member]] >= self._apart:
+            return  # it does already
+        place = self._take(member)
+        rows_at = int(self._places[0, member])
+        self._rows[rows_at + place] = self._rows[rows_at + self._pending + env]
+        self._point(member, np.array([at]), np.array([place]))
 
     def _joined(
         self,
@@ -498,3 +502,59 @@ class MemberBuffer:
     def tidy(self, folder: Path, state: dict[str, Any]) -> None:
         """See `ReplayBuffer.tidy`."""
         self._buffer.tidy(folder, state)
+
+
+def check_memory(
+    learner: str,
+    device: torch.device,
+    *cohorts: Sequence[tuple[int, int, int]],
+    n_envs: int = 1,
+    owners: str | None = None,
+) -> None:
+    """Raise a UserError if the replay buffers of members do not fit into the memory that is free,
+    or if the machine has less than what is asked for at once.
+
+    Args:
+        learner: its name.
+        device: where the buffers lie.
+        cohorts: for each member of each cohort, transitions at most, and the lengths of an
+            observation and of an action.
+        n_envs: environments of a member.
+        owners: whose buffers they are, in words; by default agents'.
+    """
+    asked = [
+        ReplayBuffer.bytes_asked([capacity for capacity, *_ in cohort], *cohort[0][1:], n_envs)
+        for cohort in cohorts
+    ]
+    buffers = [buffer for cohort in cohorts for buffer in cohort]
+    if device.type == "cuda":
+        # All that is asked for is taken at once.
+        free = total = torch.cuda.mem_get_info(device)[0]
+        needed = most = sum(asked)
+    else:
+        memory = psutil.virtual_memory()
+        free, total, most = memory.available, memory.total, max(asked)
+        needed = sum(n * ReplayBuffer.bytes_each(*lengths) for n, *lengths in buffers)
+    if needed > free or most > total:
+        share = 0.9 * min(free / needed, total / most)
+        fits = int(share * sum(n for n, *_ in buffers) / len(buffers)) // n_envs * n_envs
+        raise too_large(
+            learner,
+            len(buffers),
+            needed if needed > free else most,
+            f"{free / 1e9:,.1f} GB of memory are free"
+            if needed > free
+            else f"this machine has {total / 1e9:,.1f} GB of memory",
+            f"buffer_size={fits} fits",
+            owners,
+        )
+
+
+def too_large(
+    learner: str, agents: int, needed: int, given: str, advice: str, owners: str | None = None
+) -> UserError:
+    """For replay buffers of so many agents, which take more bytes than what is given."""
+    whose = owners or ("an agent" if agents == 1 else f"{agents} agents side by side")
+    return UserError(
+        f"{learner}'s replay buffers take {needed / 1e9:,.1f} GB for {whose}, and {given}: {advice}"
+    )

@@ -15,9 +15,10 @@ import torch
 from erl.errors import Interrupted, Stopped
 from erl.learners import Agent, Outputs, one_by_one
 from erl.learners.core.checkpoints import Part, restore_parts, save_parts
+from erl.learners.core.replay import check_memory
 from erl.learners.core.settings import EvaluationSettings
 from erl.learners.core.telemetry import Telemetry
-from erl.networks.perceptrons import bfloat16_way
+from erl.networks.perceptrons import bfloat16_width
 from erl.worlds.ledger import Ledger, shared_seconds
 from erl.worlds.specification import LifetimeSpec
 
@@ -224,6 +225,11 @@ class OneByOne:
     settings: ClassVar[type[Any]]
     algorithm: ClassVar[type[Any]]
 
+    @property
+    def name(self) -> str:
+        """In the registry."""
+        return self.settings.learner
+
     def check_settings(self, config: Mapping[str, Any]) -> None:
         """Raise a UserError for settings that cannot be."""
         self.settings.from_learner_config(config)
@@ -231,6 +237,26 @@ class OneByOne:
     def settings_of(self, spec: LifetimeSpec) -> Any:
         """The settings of a lifetime, with the defaults of its environment."""
         return self.settings.from_learner_config(spec.learner.config, spec.task.env_id)
+
+    def buffers(self, spec: LifetimeSpec) -> list[tuple[int, int, int]]:
+        """Replay buffers of a lifetime: transitions that each holds at most, and the lengths of an
+        observation and of an action.
+        """
+        raise NotImplementedError
+
+    def check_together(self, cohorts: Sequence[Sequence[LifetimeSpec]]) -> None:
+        """Raise a UserError if the replay buffers of lifetimes that are lived at the same time do
+        not fit into memory together.
+        """
+        # A cohort lives its lifetimes one after the other.
+        each = [self.buffers(cohort[0]) for cohort in cohorts]
+        owners, whose = "a lifetime", "its"
+        if len(each) > 1:
+            owners, whose = f"{len(each)} lifetimes at a time", "their"
+        if len(each[0]) > 1:
+            owners += f" and the processes of {whose} workers"
+        device = torch.device(self.settings_of(cohorts[0][0]).device)
+        check_memory(self.name, device, *([b] for bs in each for b in bs), owners=owners)
 
     def cohort_key(self, spec: LifetimeSpec) -> Hashable | None:
         """Each on its own."""
@@ -261,10 +287,20 @@ def torch_threads(n: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def warn_of_precision(precision: str, device: torch.device | str) -> None:
+def warn_of_precision(precision: str, device: torch.device | str, batch_size: int) -> None:
     """Warn where `precision` has no effect."""
-    if precision == "bf16" and bfloat16_way(torch.device(device).type) == "fp32":
+    if precision != "bf16":
+        return
+    width = bfloat16_width(torch.device(device).type)
+    if width is None:
         _log.warning(
             "precision=bf16 changes nothing on this processor: PyTorch multiplies in single "
             "precision here"
+        )
+    elif batch_size < width:
+        _log.warning(
+            "precision=bf16 changes nothing: with batch_size=%d products are too narrow for it, "
+            "and it has to be at least %d here",
+            batch_size,
+            width,
         )

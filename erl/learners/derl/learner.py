@@ -76,10 +76,11 @@ class BlendedPolicy:
         self.gradient = GradientHalf(s, n_observations, outputs, self.discrete, self.torch_rng)
         es_rng = np.random.default_rng(evolution)
         self.es = OpenAIES(self.theta, es_rng, s.sigma, s.lr_es, s.mirrored, s.rank_shaping)
-        stored = 1 if self.discrete else outputs
-        self.buffer = ReplayBuffer(s.buffer_size, n_observations, stored, s.device)
+        stored = get_action_dim(self.action_space)
+        capacity = s.capacity(self.spec.steps)
+        self.buffer = ReplayBuffer(capacity, n_observations, stored, s.device)
         self.update = Captured(self._update, s.device)
-        self.stage = Stage(self.spec, self.ledger, self._environments)
+        self.stage = Stage(self.spec, self.ledger, self.settings.environments)
         self.latest: dict[str, Any] = {}
         self.iterations = self.evolved = self.updates = 0
         self.updates_due = 0.0
@@ -92,22 +93,15 @@ class BlendedPolicy:
     def start(self) -> None:
         """Nothing is to be done before the first iteration."""
 
-    @property
-    def _environments(self) -> int:
-        """How many are played in at a time."""
-        s = self.settings
-        return max(
-            s.population_size if s.es_weight else 1, s.num_episodes_per_iter if s.rl_weight else 1
-        )
-
     def change(self, **settings: Any) -> None:
         """Go on with other settings, of those that concern an iteration alone."""
-        before = self._environments
-        self.settings = replace(self.settings, **settings)
-        if self._environments != before:
+        before, self.settings = self.settings, replace(self.settings, **settings)
+        if self.settings.batch_size != before.batch_size:
+            self.update = Captured(self._update, before.device)  # it is for one shape
+        if self.settings.environments != before.environments:
             state = self.stage.get_state()
             self.stage.close()
-            self.stage = Stage(self.spec, self.ledger, self._environments)
+            self.stage = Stage(self.spec, self.ledger, self.settings.environments)
             self.stage.set_state(state)
 
     # -- one iteration --
@@ -304,7 +298,6 @@ def _compared(es: np.ndarray, rl: np.ndarray) -> dict[str, float]:
 class DERLLearner(OneByOne):
     """DERL, one lifetime at a time. Its settings are `DERLSettings`."""
 
-    name = "DERL"
     settings, algorithm = DERLSettings, BlendedPolicy
 
     def check(self, spec: LifetimeSpec) -> None:
@@ -324,3 +317,10 @@ class DERLLearner(OneByOne):
                 f"DERL needs Box or Discrete actions; {spec.task.env_id} has "
                 f"{type(action_space).__name__}"
             )
+        self.check_together([[spec]])
+
+    def buffers(self, spec: LifetimeSpec) -> list[tuple[int, int, int]]:
+        """See `OneByOne`."""
+        observation_space, action_space = spec.spaces()
+        capacity = self.settings_of(spec).capacity(spec.steps)
+        return [(capacity, observation_space.shape[0], get_action_dim(action_space))]

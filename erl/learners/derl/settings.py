@@ -84,6 +84,19 @@ class DERLSettings(EvaluationSettings):
             raise self._wrong("learning_starts", f"at most buffer_size, {self.buffer_size}")
         check_device(self.learner, self.device)
 
+    @property
+    def environments(self) -> int:
+        """How many are played in at a time."""
+        return max(
+            self.population_size if self.es_weight else 1,
+            self.num_episodes_per_iter if self.rl_weight else 1,
+        )
+
+    def capacity(self, steps: int) -> int:
+        """Transitions that the replay buffer of a lifetime of so many steps holds at most."""
+        # A lifetime ends when a step of all environments has reached its budget.
+        return min(self.buffer_size, steps + self.environments)
+
     def rates(self, progress_remaining: float) -> tuple[float, float]:
         """Learning rates of the policy and of the value functions, where this share of the training
         remains.

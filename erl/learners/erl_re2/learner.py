@@ -84,7 +84,8 @@ class ERLRe2:
         evolution, exploration = np.random.SeedSequence(seed).spawn(2)
         self.rng = np.random.default_rng(exploration)
         self.networks = TwoScale(s, n_observations, self.n_actions, self.torch_rng)
-        self.buffer = ReplayBuffer(s.buffer_size, n_observations, self.n_actions, s.device)
+        capacity = s.capacity(self.spec.steps)
+        self.buffer = ReplayBuffer(capacity, n_observations, self.n_actions, s.device)
         features, n_heads = self.networks.features, max(3, s.pop_size)
         self.population = GeneticPopulation(
             new_heads(n_heads, self.n_actions, features, self.torch_rng).numpy(),
@@ -95,14 +96,15 @@ class ERLRe2:
             s.prob_reset_and_sup,
         )
         self.update = Captured(self._update, s.device)
-        self.stage = Stage(self.spec, self.ledger, s.pop_size if s.EA else 1)
+        self.stage = Stage(self.spec, self.ledger, s.environments)
         self.champion = self.generation = self.evolved = self.rl_steps = self.updates = 0
         self.rl_copy: int | None = None
         self.updates_due = 0.0
 
     def start(self) -> None:
         """Warn of a setting that has no effect."""
-        warn_of_precision(self.settings.precision, self.settings.device)
+        s = self.settings
+        warn_of_precision(s.precision, s.device, s.batch_size)
 
     # -- one generation --
 
@@ -371,7 +373,6 @@ class ERLRe2:
 class Re2Learner(OneByOne):
     """ERL-Re², one lifetime at a time. Its settings are `Re2Settings`."""
 
-    name = "ERL-Re2"
     settings, algorithm = Re2Settings, ERLRe2
 
     def check(self, spec: LifetimeSpec) -> None:
@@ -388,3 +389,10 @@ class Re2Learner(OneByOne):
             raise UserError(
                 f"ERL-Re2 needs continuous (Box) actions; {spec.task.env_id} has {kind}"
             )
+        self.check_together([[spec]])
+
+    def buffers(self, spec: LifetimeSpec) -> list[tuple[int, int, int]]:
+        """See `OneByOne`."""
+        observation_space, action_space = spec.spaces()
+        capacity = self.settings_of(spec).capacity(spec.steps)
+        return [(capacity, observation_space.shape[0], get_action_dim(action_space))]

@@ -120,6 +120,16 @@ class Re2Settings(EvaluationSettings):
         check_device(self.learner, self.device)
 
     @property
+    def environments(self) -> int:
+        """How many are played in at a time."""
+        return self.pop_size if self.EA else 1
+
+    def capacity(self, steps: int) -> int:
+        """Transitions that the replay buffer of a lifetime of so many steps holds at most."""
+        # A lifetime ends when a step of all environments has reached its budget.
+        return min(self.buffer_size, steps + self.environments)
+
+    @property
     def n_elites(self) -> int:
         """Heads that are kept from one generation to the next."""
         return max(1, int(self.elite_fraction * self.pop_size))
