@@ -28,6 +28,7 @@ from erl.experiments.campaign import (
 )
 from erl.experiments.comparison_flags import (
     DEFAULT_STEPS,
+    UNITS,
     ComparisonConfig,
     ComparisonFlags,
     GeneralizationComparisonConfig,
@@ -149,6 +150,7 @@ def load_evolved(flags: ComparisonFlags, sink: Sink) -> Best:
     evolution = replace(entry.evolution, published_code=flags.published_code)
     name = f"{ANY}_{entry.name}"
     evolution = _with_env_kwargs(flags, name, evolution, guessed=False)
+    _check_stored(flags, name, evolution)
     _say_reservoirs(flags, name, evolution, False, sink)
     values = ", ".join(f"{k} {v:.6g}" for k, v in entry.winner.params.items())
     sink.line(f"{entry.title}: evolved in {entry.where}, {entry.winner.reached}, {values}")
@@ -184,6 +186,8 @@ def load_study(flags: ComparisonFlags, sink: Sink) -> Best:
             f"and the defaults of ER-MRL are used"
         )
         evolution = _guess_config(flags, name, params)
+    else:
+        _check_stored(flags, name, evolution)
     if flags.published_code:
         evolution = replace(evolution, published_code=True)
     evolution = _with_env_kwargs(flags, name, evolution, guessed)
@@ -195,13 +199,28 @@ def load_study(flags: ComparisonFlags, sink: Sink) -> Best:
             f"{', '.join(winner.params) or 'none'}"
         ) from None
     _say_reservoirs(flags, name, evolution, guessed, sink)
-    trials = len(study.trials())
+    trials = len(study.trials("COMPLETE", "PRUNED", "FAIL"))
     values = ", ".join(f"{k} {v:.6g}" for k, v in params.items())
     of = f"winner of {len(choice.finalists)} finalists" if choice.finalists else "best"
     sink.line(f"{name}: {of} of {trials} trials is {winner.title}, {winner.reached}, {values}")
+    if more := study.open():
+        sink.line(f"{name} has not ended: {plural(more, 'trial')} more may be better")
     stem = f"{name}_{winner.slug}"
     winner = replace(winner, params=params)
     return Best(name, stem, winner.title, evolution, winner, None if guessed else study)
+
+
+def _check_stored(flags: ComparisonFlags, name: str, evolution: EvolutionStudy) -> None:
+    """Refuse flags that say something else of the evolution than what is stored of it."""
+    names = ["units", "skip_c"]
+    if not isinstance(flags, GeneralizationComparisonConfig):
+        names += ["del_obs", "env_id"]
+    for flag in names:
+        given, stored = getattr(flags, flag, None), getattr(evolution, flag)
+        if given is not None and stored is not None and given != stored:
+            raise UserError(
+                f"{name} was evolved with {flag} {stored}, and its test uses the same, not {given}"
+            )
 
 
 def _with_env_kwargs(
@@ -258,13 +277,13 @@ def _guess_config(flags: ComparisonFlags, name: str, params: dict[str, float]) -
     """
     # ER-MRL's names of studies begin with the environment, or with a set of environments.
     named = re.match(r".+?-v\d+(?=_)", name)
-    env_id = named.group() if flags.study is not None and named else getattr(flags, "env_id", "")
+    env_id = named.group() if flags.study is not None and named else flags.evolved_in
     several = [k for k in params if re.fullmatch(r"sr_[0-9]+", k)]
     evolution = EvolutionStudy(
         env_id=env_id,
-        units=flags.units,
-        del_obs=flags.del_obs,
-        skip_c=flags.skip_c,
+        units=UNITS if flags.units is None else flags.units,
+        del_obs=bool(flags.del_obs),
+        skip_c=bool(flags.skip_c),
         fixed_iss=not any(k.startswith("iss") for k in params),
         nb_res=len(several) or None,
         bias=ER_MRL_BIAS["bias"],
@@ -338,7 +357,10 @@ def _the_test(flags: ComparisonFlags, best: Best, sink: Sink) -> tuple[str, Test
     name, evolution = best.name, best.evolution
     env_id, where = None, ""
     env_kwargs: dict[str, Any] = {}
+    del_obs = None
     if isinstance(flags, GeneralizationComparisonConfig):
+        if flags.del_obs != evolution.del_obs:
+            del_obs = flags.del_obs
         env_kwargs = dict(parse_arguments(flags.env_kwargs or ""))
         _check_unseen(flags.env_id, evolution, flags.allow_seen)
         env_id, where = flags.env_id, f"_on_{flags.env_id}"
@@ -349,6 +371,7 @@ def _the_test(flags: ComparisonFlags, best: Best, sink: Sink) -> tuple[str, Test
         )
     # An evolution that went on and found better has a test of its own.
     where += f"_with_{_slug(env_kwargs)}" * bool(env_kwargs)
+    where += "" if del_obs is None else f"_{'without' if del_obs else 'with'}_velocities"
     test_name = f"{best.stem}{where}_test_{thousands(flags.training_steps)}_steps"
     test_name += "_published" * flags.published_code
     stored = stored_config(flags.results, test_name)
@@ -357,7 +380,7 @@ def _the_test(flags: ComparisonFlags, best: Best, sink: Sink) -> tuple[str, Test
         evolution = replace(evolution, **same)
     engine = _engine(flags, evolution, stored, sink)
     params, steps = best.winner.params, flags.training_steps
-    return test_name, TestStudy(evolution, params, steps, engine, env_id, env_kwargs)
+    return test_name, TestStudy(evolution, params, steps, engine, env_id, env_kwargs, del_obs)
 
 
 def compare(flags: ComparisonFlags, sink: Sink) -> int:

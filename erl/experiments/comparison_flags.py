@@ -14,6 +14,7 @@ from erl.experiments.flags import (
 from erl.learners import ENGINES
 
 DEFAULT_STEPS = 10_000_000  # ER-MRL's
+ENV_ID, UNITS = "HalfCheetah-v4", 100
 
 
 @dataclass(frozen=True)
@@ -64,16 +65,20 @@ class ComparisonFlags(AgentFlags):
     results_storage: str | None = option(
         None, "study database of the test; by default that of the evolution, --storage"
     )
-    units: int = option(100, "neurons, if the study does not store it (journals of ER-MRL)")
-    del_obs: bool = option(False, "velocities deleted, if the study does not store it")
-    skip_c: bool = option(False, "skip connection, if the study does not store it")
+    units: int | None = option(
+        None, f"neurons, if the study does not store it (journals of ER-MRL): {UNITS} by default"
+    )
+    del_obs: bool | None = option(None, "velocities deleted, if the study does not store it")
+    skip_c: bool | None = option(None, "skip connection, if the study does not store it")
     env_kwargs: str | None = env_kwargs_option(", where the study does not say")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name(self.h_test)
-        for name in ("HP_training_steps", "training_steps", "nb_seeds", "units"):
+        for name in ("HP_training_steps", "training_steps", "nb_seeds"):
             check_count(name, getattr(self, name))
+        if self.units is not None:
+            check_count("units", self.units)
         check_seeds(None, self.nb_seeds)
 
     @property
@@ -96,16 +101,18 @@ class ComparisonFlags(AgentFlags):
 class ComparisonConfig(ComparisonFlags):
     """A test in the environment of the evolution, with one reservoir."""
 
-    env_id: str = option("HalfCheetah-v4", "environment of the study, unless --study names it")
+    env_id: str | None = option(
+        None, f"environment of the study, unless --study names it: {ENV_ID} by default"
+    )
 
     @property
     def evolved_in(self) -> str:
         """See `ComparisonFlags`."""
-        return self.env_id
+        return self.env_id or ENV_ID
 
     def subject(self) -> str:
         """The environment."""
-        return self.env_id
+        return self.evolved_in
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,7 @@ class MultiComparisonConfig(ComparisonConfig):
 
     def subject(self) -> str:
         """Environment and number of reservoirs."""
-        return f"{self.env_id}_{self.nb_res}"
+        return f"{self.evolved_in}_{self.nb_res}"
 
     @property
     def reservoirs(self) -> int:
@@ -136,7 +143,10 @@ class GeneralizationComparisonConfig(ComparisonFlags):
         "Ant_Swimmer", "set of environments of the study, unless --study names it"
     )
     nb_res: int = option(2, "reservoirs of the study, unless --study names it")
-    env_id: str = option("HalfCheetah-v4", "environment of the test")
+    env_id: str = option(ENV_ID, "environment of the test")
+    del_obs: bool | None = option(
+        None, "velocities deleted in this environment; by default as in the evolution"
+    )
     allow_seen: bool = option(False, "allow an environment that the evolution saw")
     env_kwargs: str | None = env_kwargs_option()
 

@@ -318,8 +318,12 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     outlook = outlook_of(flags, config, space, name, done)
     check_at_once(flags, outlook)
     check_name(flags.storage, name, config)
+    complete = f"{done} of {flags.nb_trials} trials are there; raise --nb_trials for more"
     if flags.dry_run:
         _say_what(name, config, space, flags.storage, sink)
+        if not outlook.left:
+            sink.line(complete)
+            return 0
         return dry_run(flags, outlook, sink, make_executor)
     campaign = Campaign(flags, name, config, sink, outlook.specs[0])
     study = campaign.study
@@ -332,7 +336,7 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
             sink.line(f"goes on: {done} of {plural(flags.nb_trials, 'trial')} are there{left}")
         announce(outlook, campaign.executor, sink)
     else:
-        sink.line(f"{done} of {flags.nb_trials} trials are there; raise --nb_trials for more")
+        sink.line(complete)
 
     def plan(params: dict[str, Any]) -> list[LifetimeSpec]:
         return lifetimes(config, params)
@@ -478,7 +482,7 @@ def outlook_of(
         of_a_trial * min(max(1, together), config.popsize or 1),
         trials * len(of_a_trial) + finals,
         tuple(_of_array(flags, config) if trials else ()),
-        taken=_taken(flags, config, name) if trials else 0,
+        taken=_taken(flags, config, name, trials),
         finals=lifetimes(config, largest, "finals", seeds),
     )
 
@@ -495,9 +499,9 @@ def _of_array(flags: EvolutionFlags, config: EvolutionStudy) -> Iterator[str]:
         )
 
 
-def _taken(flags: EvolutionFlags, config: EvolutionStudy, name: str) -> int:
-    """Steps of trials that have not ended: of lifetimes that are stored, and in checkpoints of the
-    others.
+def _taken(flags: EvolutionFlags, config: EvolutionStudy, name: str, left: int) -> int:
+    """Steps of trials that have not ended, so many of which go on: of lifetimes that are stored,
+    and in checkpoints of the others.
     """
     if stored_config(flags.storage, name) is None:
         return 0
@@ -505,13 +509,13 @@ def _taken(flags: EvolutionFlags, config: EvolutionStudy, name: str) -> int:
     if study.config is None or differences(study.config, config):
         return 0  # it will be refused
     taken, names = 0, search_space(config).keys()
-    for trial in study.trials("RUNNING", "WAITING"):
+    for trial in study.trials("RUNNING", "WAITING")[:left]:
         if not names <= trial.params.keys():
             continue  # another command proposes it now, or ended before it had
         records = study.lifetimes(trial)
-        left = [s for i, s in enumerate(lifetimes(config, trial.params)) if i not in records]
+        others = [s for i, s in enumerate(lifetimes(config, trial.params)) if i not in records]
         taken += sum(record.steps for record in records.values())
-        taken += steps_in_checkpoints(flags.runs, name, left)
+        taken += steps_in_checkpoints(flags.runs, name, others)
     return taken
 
 
@@ -520,7 +524,12 @@ def _say_what(
 ) -> None:
     """Say what is evolved."""
     sink.line(f"{name} in {shown(storage)}")
-    sink.line(f"{config.sampler} over {', '.join(space)}, generations of {config.popsize}")
+    searched = [parameter for parameter, values in space.items() if not values.single()]
+    if searched:
+        over = ", ".join(searched)
+        sink.line(f"{config.sampler} over {over}, generations of {config.popsize}")
+    else:
+        sink.line("every range is a single value: nothing is searched, and all trials are equal")
     if config.start is not None:
         sink.line(
             f"warm start from {config.warm_start}: {', '.join(config.start['parameters'])} of "
@@ -533,12 +542,12 @@ def _say_best(study: Study, sink: Sink) -> Choice | None:
     best, choice = study.best(), chosen(study)
     if best is None or choice is None:
         return None
-    trials = len(study.trials())
+    ended, more = len(study.trials("COMPLETE", "PRUNED", "FAIL")), study.open()
+    trials = f"{ended}{f' ({more} more have not ended)' if more else ''}"
     sink.line(f"best trial:      {best.number} of {trials}, fitness {figure(best.value)}")
     winner = choice.winner
     if choice.finalists:
         sink.line(f"winner:          {winner.title}, {winner.reached}")
-        ended = len(study.trials("COMPLETE", "PRUNED", "FAIL"))
         if ended > choice.ended:
             sink.line(
                 f"                 chosen when {choice.ended} of {ended} trials had ended; "

@@ -44,6 +44,7 @@ CONTEXT_FLAGS = frozenset({"skip_c", "feed_action", "reset_res"})
 
 FINALIST_SEEDS = 5
 
+_SET = "Ant_Swimmer"  # what is evolved for by default
 _SEARCH_MORE = (
     "search more: units, rc_connectivity, input_connectivity, bias, bias_connectivity, "
     "learner.SETTING=low:high[:log]"
@@ -315,8 +316,8 @@ class MultiEvolutionConfig(EvolutionFlags):
 class GeneralizationConfig(EvolutionFlags):
     """Reservoirs for a set of environments."""
 
-    env_type: str = option(
-        "Ant_Swimmer", "set of environments: ER-MRL's, or one that --sets declares"
+    env_type: str | None = option(
+        None, f"set of environments: {_SET} by default, ER-MRL's, or one that --sets declares"
     )
     env_ids: str | None = option(None, "environments instead of a set, comma-separated")
     env_kwargs: str | None = env_kwargs_option(", the same for all environments")
@@ -327,6 +328,14 @@ class GeneralizationConfig(EvolutionFlags):
         2, "reservoirs, side by side; 0 evolves the learner's settings alone, without any"
     )
     fixed_iss: bool = option(False, "the input scaling is 1; False searches it too")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.env_type is not None and self.env_ids is not None:
+            raise UserError(
+                f"--env_type {self.env_type} and --env_ids {self.env_ids} both name environments: "
+                f"leave one out"
+            )
 
     def reservoirs(self) -> int | None:
         """See `EvolutionFlags`."""
@@ -339,7 +348,7 @@ class GeneralizationConfig(EvolutionFlags):
         return (
             task_set_from_ids(self.env_ids, self.sets)
             if self.env_ids
-            else load_task_set(self.env_type, self.sets)
+            else load_task_set(self.env_type or _SET, self.sets)
         )
 
     def subject(self) -> str:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from erl.errors import UserError, one_line
-from erl.files import write_text
+from erl.files import write_text, writing
 from erl.learners import Agent, load_agent
 from erl.worlds.specification import LifetimeSpec, from_json, to_json
 
@@ -16,10 +16,14 @@ def save_model(path: Path, spec: LifetimeSpec, agent: Agent) -> None:
         path: without ending: `{path}.zip` and `{path}.json` are written.
         spec: of the lifetime.
         agent: as it was trained.
+
+    Raises:
+        UserError: they cannot be written.
     """
-    agent.save(path.parent, path.name)
     text = json.dumps(to_json(spec), indent=1)
-    write_text(path.parent / f"{path.name}.json", text)
+    with writing(path):
+        agent.save(path.parent, path.name)
+        write_text(path.parent / f"{path.name}.json", text)
 
 
 def load_model(path: str | Path) -> tuple[LifetimeSpec, Agent]:

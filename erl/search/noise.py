@@ -49,7 +49,7 @@ def luck_share(scores: np.ndarray) -> float | None:
     if trials < 2 or seeds < 2:
         return None
     variance = float(scores.mean((1, 2)).var(ddof=1))
-    if not variance > 0:
+    if variance <= (1e-12 * np.abs(scores).max()) ** 2:  # no more than roundings of the means
         return None
     left = (
         scores

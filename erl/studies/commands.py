@@ -356,6 +356,8 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
     except BaseException:
         with suppress(Exception):  # the mark stays where the storage is gone
             target.delete_study(study_id)
+        if target_name in there:
+            sink.line(f"{target_name} in {shown(to)}, which was to be replaced, is deleted")
         raise
     finally:
         sink.close()

@@ -133,6 +133,7 @@ class TestStudy:
         engine: which implementation trains the learner.
         env_id: of a test of generalisation, an environment that the evolution did not see.
         env_kwargs: arguments of that environment; the evolution's are in its configuration.
+        del_obs: whether velocities are deleted there; None: as in the evolution.
     """
 
     __test__: ClassVar[bool] = False  # for pytest: this is no test of the project
@@ -145,6 +146,8 @@ class TestStudy:
     engine: str
     env_id: str | None = None
     env_kwargs: dict[str, Any] = field(default_factory=dict)
+    # Left out of what is stored where it is None, as before there was such a field.
+    del_obs: bool | None = field(default=None, metadata={"omit_default": True})
 
     @property
     def title(self) -> str:

@@ -19,6 +19,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
 
 from erl.studies.retries import RetryingStorage, cause
+from erl.studies.storage import StorageError
 
 # User attribute of a study: what it is known by, whatever it is called.
 UID = "uid"
@@ -117,6 +118,10 @@ class FollowingStorage(RetryingStorage):
                 return self._noted(super()._call(name, place, *args[1:], **named))
             except (KeyError, IntegrityError, StorageInternalError) as e:
                 if not _may_be_gone(e) or (self.moves == moves and not self._look()):
+                    if isinstance(cause(e), KeyError) and self.name_now() is None:
+                        raise StorageError(
+                            f"study {self._name!r} was deleted while this command used it"
+                        ) from e
                     raise
         return self._noted(super()._call(name, self._place(name, args[0]), *args[1:], **named))
 

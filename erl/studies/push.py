@@ -47,7 +47,7 @@ def push_study(config: PushConfig, sink: Sink) -> int:
     models = Path(config.models) / folder_name(name)
     if client is None:
         folder = Path(config.folder or "")
-        _write_folder(study, models, folder, None)
+        _write_folder(study, models, folder, None, sink)
         beside = ", ".join(sorted(p.name for p in folder.iterdir() if p.name != "README.md"))
         sink.line(f"{folder}: the model card README.md of {name}, and beside it {beside}")
         words = ["hf", "upload", "USER/NAME", str(folder)]
@@ -55,7 +55,7 @@ def push_study(config: PushConfig, sink: Sink) -> int:
         return 0
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "study"
-        _write_folder(study, models, folder, config.repo)
+        _write_folder(study, models, folder, config.repo, sink)
         sink.status(f"uploading to {config.repo}")
         try:
             client.create_repo(config.repo, private=config.private, exist_ok=True)
@@ -86,7 +86,7 @@ def _client() -> Any:
         ) from None
 
 
-def _write_folder(study: Study, models: Path, folder: Path, repo: str | None) -> None:
+def _write_folder(study: Study, models: Path, folder: Path, repo: str | None, sink: Sink) -> None:
     """Write the folder of a study, whole or not at all.
 
     Raises:
@@ -100,6 +100,8 @@ def _write_folder(study: Study, models: Path, folder: Path, repo: str | None) ->
             part = Path(parent) / folder.name
             part.mkdir()
             agents = _copy_models(models, part)
+            if not agents and not isinstance(study.config, EvolutionStudy):
+                sink.line(f"no trained agents in {models}: --models names their folder")
             tables = agent_tables(study)
             _write_tables(study, tables, part)
             card = model_card(study, tables, agents, repo)

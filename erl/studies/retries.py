@@ -20,8 +20,6 @@ from optuna.storages import BaseStorage
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from erl.errors import one_line
-
 OUTAGE_SECONDS = 600.0
 MOMENT_SECONDS = 10.0
 LONGEST_PAUSE = 10.0
@@ -108,11 +106,8 @@ class RetryingStorage(BaseStorage):
                     raise self._explain(e) from e
                 if not self._warned:
                     self._warned = True
-                    text = one_line(getattr(cause(e), "orig", None) or cause(e))
                     _log.warning(
-                        "the storage fails and is tried again for %.0f s: %.300s",
-                        self.retry_seconds,
-                        text,
+                        "%.300s; it is tried again for %.0f s", self._explain(e), self.retry_seconds
                     )
                 self._stopped.wait(pause * random.uniform(0.5, 1.0))
                 pause, tries = min(2 * pause, LONGEST_PAUSE), tries + 1

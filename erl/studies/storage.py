@@ -103,6 +103,9 @@ def refused(storage: str, error: BaseException) -> StorageError:
     details = error.details() if isinstance(error, grpc.RpcError) else None
     text = one_line(details or getattr(error, "orig", None) or error)
     url = _url(storage)
+    file = None if url is None or url.get_backend_name() != "sqlite" else url.database
+    if file and not Path(file).exists():
+        text = f"the file {file} is not there"  # SQLite says that it is read-only
     secrets = (
         []
         if url is None
@@ -163,6 +166,8 @@ def _check_sqlite(storage: str, create: bool) -> None:
     try:
         tables = _tables(path, "ro")
     except sqlite3.Error as e:
+        if getattr(e, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            raise UserError(f"{path} is locked by another process, and was not let go") from e
         raise UserError(f"{path} is not a study database: {e}") from e
     # A process that was killed while it made the tables left some of them; the next makes the rest.
     begun = tables <= {*BaseModel.metadata.tables, "alembic_version"}

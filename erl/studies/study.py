@@ -203,6 +203,10 @@ class Study:
             deepcopy=False, states=tuple(TrialState[s] for s in states) or None
         )
 
+    def open(self) -> int:
+        """How many trials run or wait."""
+        return len(self.trials("RUNNING", "WAITING"))
+
     def finished(self) -> int:
         """How many trials have ended: with a fitness, pruned, or with a failure. Failed trials that
         are tried again do not count.

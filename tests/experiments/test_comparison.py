@@ -426,6 +426,47 @@ def test_a_study_of_one_environment_can_be_tested_in_another(tiny, inline, sink)
     assert any(line.endswith(where) for line in sink.lines)
 
 
+def test_flags_that_contradict_the_study_are_refused(tiny, inline, sink):
+    evolve(EvolutionConfig(env_id="CartPole-v1", **tiny), sink)
+    name = "CartPole-v1_main_0.064k_steps"
+    test = ComparisonConfig(study=name, arms="RES_PPO_0.0003", **TEST)
+    before = sorted(Path().rglob("*"))
+    others = {"units": 40, "skip_c": True, "del_obs": True, "env_id": "Acrobot-v1"}
+    for flag, value in others.items():
+        with pytest.raises(UserError, match=rf"was evolved with {flag} .*, not {value}$"):
+            compare(dataclasses.replace(test, **{flag: value}), sink)
+    with pytest.raises(UserError, match="evolved with del_obs False"):
+        compare(ComparisonConfig(evolved=True, env_id="HalfCheetah-v4", del_obs=True, **TEST), sink)
+    assert sorted(Path().rglob("*")) == before
+    same = {"units": tiny["units"], "skip_c": False, "del_obs": False, "env_id": "CartPole-v1"}
+    assert compare(dataclasses.replace(test, **same), sink) == 0
+    assert "has not ended" not in str(sink)
+    Study(DEFAULT_STORAGE, name).optuna.enqueue_trial({"sr": 1.0, "lr": 0.5})
+    assert compare(dataclasses.replace(test, nb_seeds=2), sink) == 0
+    assert f"{name} has not ended: 1 trial more may be better" in sink.lines
+
+
+def test_velocities_of_an_unseen_environment_are_deleted_or_not(tiny, inline, sink):
+    """As the flag says; by default as in the evolution."""
+    evolve(EvolutionConfig(env_id="CartPole-v1", del_obs=True, **tiny), sink)
+    test = GeneralizationComparisonConfig(
+        study="CartPole-v1_main_0.064k_steps", arms="RES_PPO_0.0003", **TEST
+    )
+    with pytest.raises(UserError, match="--del_obs does not know the velocities"):
+        compare(dataclasses.replace(test, env_id="toy_environments:Steady-v0"), sink)
+    assert (
+        compare(dataclasses.replace(test, env_id="toy_environments:Steady-v0", del_obs=False), sink)
+        == 0
+    )
+    pendulum = dataclasses.replace(test, env_id="Pendulum-v1", training_steps=256)
+    for flag, end, seen in ((None, "", 2), (True, "", 2), (False, "_with_velocities", 3)):
+        assert compare(dataclasses.replace(pendulum, del_obs=flag), sink) == 0
+        best = Study(DEFAULT_STORAGE, test.study).best().number
+        [[record]] = stored(f"{test.study}_trial_{best}_on_Pendulum-v1{end}_test_0.256k_steps")
+        assert spec_of(record).make_env().unwrapped.observation_space.shape == (3,)
+        assert spec_of(record).task.del_obs == (seen == 2)
+
+
 @pytest.mark.parametrize("kind", [ComparisonConfig, MultiComparisonConfig])
 def test_a_study_of_a_set_needs_its_own_script(kind, tiny, inline, sink):
     evolve_set(tiny, sink, nb_trials=1)
@@ -442,6 +483,7 @@ def test_a_study_of_a_set_needs_its_own_script(kind, tiny, inline, sink):
         ({"env_type": "Toy"}, "unknown set of environments 'Toy'; did you mean Toys"),
         ({"sets": "missing.toml"}, "cannot read the sets"),
         ({"sets": "quick.yaml"}, "unknown table"),
+        ({"env_type": "Toys", "env_ids": "CartPole-v1"}, "both name environments: leave one out"),
         ({"env_ids": ","}, "names no environments"),
         ({"env_ids": "CartPole-v1,CartPole-v1"}, "more than once"),
         ({"env_ids": "CartPole-v1,Cartpol-v1"}, "unknown environment 'Cartpol-v1'"),
@@ -486,7 +528,8 @@ def test_bad_input_is_refused_and_nothing_written(options, said, tiny, inline, s
         "CartPole-v1: {n_steps: 32}\ntoy_environments:Steady-v0: {n_steps: 64}\n"
     )
     before = sorted(Path().rglob("*"))
-    settings = {"env_type": "Toys", "sets": "sets.toml"} | tiny | options
+    env_type = None if "env_ids" in options else "Toys"
+    settings = {"env_type": env_type, "sets": "sets.toml"} | tiny | options
     with pytest.raises(UserError, match=said):
         evolve(GeneralizationConfig(**settings), sink)
     assert sorted(Path().rglob("*")) == before

@@ -1,9 +1,11 @@
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -140,6 +142,24 @@ def test_bounds_may_coincide(quick, told, sink):
     config = make(quick, min_sr=1.0, max_sr=1.0, min_lr=0.5, max_lr=0.5, nb_trials=2)
     assert evolve(config, sink) == 0
     assert [t.params for t in study_of(config).trials()] == [{"sr": 1.0, "lr": 0.5}] * 2
+    assert "every range is a single value: nothing is searched" in str(sink)
+
+
+def test_a_dry_run_of_what_is_complete_says_so(quick, told, sink):
+    config = make(quick, nb_trials=2)
+    evolve(config, sink)
+    del sink.lines[:]
+    assert evolve(replace(config, dry_run=True), sink) == 0
+    assert sink.lines[-1] == "2 of 2 trials are there; raise --nb_trials for more"
+
+
+def test_trials_that_have_not_ended_are_told_apart(quick, told, sink):
+    config = make(quick, nb_trials=2)
+    evolve(config, sink)
+    study_of(config).optuna.enqueue_trial({"sr": 1.0, "lr": 0.5})
+    del sink.lines[:]
+    assert evolve(config, sink) == 0
+    assert any(re.match(r"best trial: +\d of 2 \(1 more have not", line) for line in sink.lines)
 
 
 def test_published_code_uses_its_seeds(quick, told, sink):

@@ -48,6 +48,8 @@ def test_nothing_tells_luck_of_one_seed_one_trial_or_equal_trials():
     assert luck_share(np.ones((5, 1, 1))) is None
     assert luck_share(np.ones((1, 1, 3))) is None
     assert luck_share(np.ones((5, 1, 3))) is None
+    for trials in (10, 15, 20, 30):  # whose mean is rounded
+        assert luck_share(np.tile([23.1, 22.7, 23.5], (trials, 1, 1))) is None
     assert luck_share(np.arange(6.0).reshape(3, 1, 2)) == pytest.approx(0.0)
 
 

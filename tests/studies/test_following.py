@@ -4,6 +4,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 from sqlalchemy import event
 
+from erl.errors import UserError
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.studies.distributions import distributions
 from erl.studies.following import UID
@@ -55,6 +56,15 @@ class Renaming:
 
     def close(self):
         pass
+
+
+@pytest.mark.parametrize("address", STORAGES)
+def test_a_study_that_is_deleted_ends_the_command_in_one_line(address, quick, inline):
+    def delete():
+        optuna.delete_study(study_name=NAME, storage=open_storage(address))
+
+    with pytest.raises(UserError, match=f"study '{NAME}' was deleted while this command used it"):
+        evolve(config(quick, storage=address), Renaming(delete))
 
 
 @pytest.mark.parametrize("address", STORAGES)
@@ -170,6 +180,6 @@ def test_a_study_that_was_deleted_is_an_error(quick, told, sink):
     study = Study(DEFAULT_STORAGE, NAME)
     study.__enter__()
     optuna.delete_study(study_name=NAME, storage=DEFAULT_STORAGE)
-    with pytest.raises(KeyError):
+    with pytest.raises(UserError, match="was deleted while this command used it"):
         study.trials()
     study.lease.stop()

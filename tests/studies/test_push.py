@@ -106,6 +106,13 @@ def test_a_folder_holds_card_tables_and_agents(trained, sink, tmp_path):
     assert "hf upload USER/NAME new/out" in str(sink)
 
 
+def test_agents_that_are_not_there_are_said(trained, sink):
+    assert push_study(PushConfig(study=trained, folder="out"), sink) == 0
+    assert "no trained agents" not in str(sink)
+    assert push_study(PushConfig(study=trained, folder="none", models="elsewhere"), sink) == 0
+    assert f"no trained agents in elsewhere/{trained}: --models names their folder" in sink.lines
+
+
 def test_the_hubs_client_is_given_the_folder(trained, sink, monkeypatch):
     with monkeypatch.context() as patch:
         asked = hub(patch)

@@ -26,7 +26,15 @@ from erl.errors import UserError
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.studies.records import records
 from erl.studies.retries import is_away
-from erl.studies.storage import CONNECTING, open_storage, refused, shown, usual
+from erl.studies.storage import (
+    CONNECTING,
+    DEFAULT_STORAGE,
+    StorageError,
+    open_storage,
+    refused,
+    shown,
+    usual,
+)
 from erl.studies.study import Study
 
 ENV = "toy_environments:Recall-v0"
@@ -388,6 +396,29 @@ def test_who_was_taken_for_dead_while_holding_the_lock_has_written_all_the_same(
     assert lock.acquire()
     lock.release()
     assert storage.get_study_name_from_id(study) == "s"
+
+
+def test_a_database_that_another_process_locks_is_no_strange_file(monkeypatch):
+    open_storage(DEFAULT_STORAGE, create=True)
+    connect, other = sqlite3.connect, sqlite3.connect("studies.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    monkeypatch.setattr(
+        "erl.studies.storage.sqlite3.connect", lambda *a, **k: connect(*a, **k | {"timeout": 0.1})
+    )
+    with pytest.raises(UserError, match="db is locked by another process, and was not let go"):
+        open_storage(DEFAULT_STORAGE)
+    other.close()
+
+
+def test_a_file_that_was_removed_is_named(caplog):
+    storage = open_storage(DEFAULT_STORAGE, create=True)
+    study = storage.create_new_study([optuna.study.StudyDirection.MAXIMIZE], "s")
+    storage.retry_seconds = 0.2
+    storage.remove_session()
+    Path("studies.db").unlink()
+    with pytest.raises(StorageError, match=r"the file studies\.db is not there"):
+        storage.set_study_user_attr(study, "a", 1)
+    assert "the file studies.db is not there; it is tried again for 0 s" in caplog.text
 
 
 def test_what_may_pass_is_told_from_what_no_repetition_mends():
