@@ -108,7 +108,7 @@ def seconds_of(run: Callable[[], object], times: int) -> float:
 
 def filled_bench(batch: int, precision: str) -> tuple[Any, Any, Any]:
     """A bench whose buffer holds two episodes, the genes and the critics."""
-    from erl.executors.lockstep import Job
+    from erl.executors.virtual_clock import WorkerJob
     from erl.learners.core.bench import Play
 
     work = at_work(
@@ -117,43 +117,43 @@ def filled_bench(batch: int, precision: str) -> tuple[Any, Any, Any]:
     genes = work.distribution.mean
     for seed in range(2):
         play = Play(0, genes, seed, random=seed)
-        work.bench.play([Job("play", play)], None)
+        work.bench.play([WorkerJob("play", play)], None)
         work.bench.receive(play.episode)
     return work.bench, genes, work.critics
 
 
 def measure_play() -> float:
     """Seconds of a step of one worker."""
-    from erl.executors.lockstep import Job
+    from erl.executors.virtual_clock import WorkerJob
     from erl.learners.core.bench import Play
 
     bench, genes, _ = filled_bench(256, "fp32")
     numbers = iter(range(100))
 
     def run() -> None:
-        bench.play([Job("play", Play(0, genes, next(numbers)))], None)
+        bench.play([WorkerJob("play", Play(0, genes, next(numbers)))], None)
 
     return seconds_of(run, 3) / 1000
 
 
 def measure_actors(batch: int, precision: str, n: int) -> float:
     """Seconds of an update of one of n actors that learn at the same time."""
-    from erl.executors.lockstep import Job
+    from erl.executors.virtual_clock import WorkerJob
     from erl.learners.core.bench import TrainActor
 
     bench, genes, critics = filled_bench(batch, precision)
     first = critics[0].view(2, -1)[0].numpy()
-    jobs = [Job("train_actor", TrainActor(k, genes, first, k), 10**6) for k in range(n)]
+    jobs = [WorkerJob("train_actor", TrainActor(k, genes, first, k), 10**6) for k in range(n)]
     return seconds_of(lambda: bench.train_actors(jobs, [20] * n), 5) / (20 * n)
 
 
 def measure_critics(batch: int, precision: str) -> float:
     """Seconds of an update of the critics."""
-    from erl.executors.lockstep import Job
+    from erl.executors.virtual_clock import WorkerJob
     from erl.learners.core.bench import TrainCritics
 
     bench, genes, critics = filled_bench(batch, precision)
-    job = Job("train_critics", TrainCritics(WORKERS, critics, genes, 0), 10**6)
+    job = WorkerJob("train_critics", TrainCritics(WORKERS, critics, genes, 0), 10**6)
     return seconds_of(lambda: bench.train_critics([job], [20]), 5) / 20
 
 

@@ -73,12 +73,12 @@ def measure_cohort(n: int, env_id: str, units: int, rollouts: int) -> dict:
     from erl.learners import Outputs
     from erl.learners.core.run import Run
     from erl.learners.ppo.learner import PPOTraining
-    from erl.learners.ppo.settings import PPOConfig
+    from erl.learners.ppo.settings import PPOSettings
     from erl.worlds.ledger import Ledger
 
     cohort = specs(n, env_id, units, "cohort")
     ledgers = [Ledger() for _ in cohort]
-    training = PPOTraining(Run(cohort, ledgers, [Outputs()] * n, [PPOConfig()] * n))
+    training = PPOTraining(Run(cohort, ledgers, [Outputs()] * n, [PPOSettings()] * n))
     spent = dict.fromkeys(PARTS, 0.0)
 
     def timed(part: str, owner: object, name: str) -> None:

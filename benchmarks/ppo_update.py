@@ -27,7 +27,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.logger import configure
 
 from erl.learners.ppo.algorithm import CohortPPO
-from erl.learners.ppo.settings import PPOConfig
+from erl.learners.ppo.settings import PPOSettings
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (100,), np.float32)
 ACTIONS = spaces.Box(-1.0, 1.0, (6,), np.float32)
@@ -69,8 +69,8 @@ def cohort(n: int, repeats: int) -> tuple[float, float]:
     """Seconds per agent and step of the update and of an action, the latter with noting the step's
     outcome.
     """
-    agents = CohortPPO([PPOConfig()] * n, list(range(n)), OBSERVATIONS, ACTIONS)
-    n_steps, rng = agents.configs[0].n_steps, np.random.default_rng(0)
+    agents = CohortPPO([PPOSettings()] * n, list(range(n)), OBSERVATIONS, ACTIONS)
+    n_steps, rng = agents.settings[0].n_steps, np.random.default_rng(0)
     obs = rng.normal(size=(64, n, 1, 100)).astype(np.float32)
     rewards, ends = rng.normal(size=(n, 1)).astype(np.float32), np.zeros((n, 1), bool)
     agents.start(obs[0])

@@ -34,10 +34,10 @@ __all__ = [
     "duration",
     "exit_after",
     "fail",
-    "figure",
     "main",
     "option",
     "parse",
+    "score_text",
     "this_command",
     "without_passwords",
 ]
@@ -295,7 +295,7 @@ class Display:
             self._live = None
 
 
-def figure(value: float | None) -> str:
+def score_text(value: float | None) -> str:
     """Two decimals, or four significant digits below 10: returns run to thousands, normalised
     scores lie around 1.
     """

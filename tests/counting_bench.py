@@ -5,7 +5,7 @@ import signal
 import time
 from dataclasses import dataclass, field, replace
 
-from erl.executors.lockstep import Open, Timed
+from erl.executors.virtual_clock import Open, Timed
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Workers inside a lifetime that really work at the same time: what all kinds of them share.
 
-The same jobs and the same `next_job` as in `lockstep`, where the order of events is a function of
-the jobs. Here it is that of the clock on the wall, and cannot be reproduced. Each worker has a
+The same jobs and the same `next_job` as in `virtual_clock`, where the order of events is a function
+of the jobs. Here it is that of the clock on the wall, and cannot be reproduced. Each worker has a
 bench of its own, made where it works. A job holds all that it depends on, but for the items that
 all workers share (say, episodes). So a worker that dies is replaced, and its job is asked again.
 """
@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from erl.executors.jobs import WorkerLost
-from erl.executors.lockstep import Job, NextJob, Open, Timed
+from erl.executors.virtual_clock import NextJob, Open, Timed, WorkerJob
 
 # Units of work, or ticks, between two looks for new items.
 CHUNK = 64
@@ -61,7 +61,7 @@ class Host(Protocol):
     def start(self, worker: int, backlog: Sequence[Any]) -> None:
         """Begin a worker, or replace one that died, and give it these items."""
 
-    def submit(self, worker: int, job: Job) -> None:
+    def submit(self, worker: int, job: WorkerJob) -> None:
         """Give a worker a job."""
 
     def share(self, item: Any) -> None:
@@ -76,7 +76,7 @@ class Host(Protocol):
         """End the workers at once."""
 
 
-def work(bench: Bench, job: Job, drain: Callable[[], Sequence[Any]]) -> Any:
+def work(bench: Bench, job: WorkerJob, drain: Callable[[], Sequence[Any]]) -> Any:
     """In a worker: do a job, and take new items from time to time.
 
     Args:
@@ -110,7 +110,7 @@ class ConcurrentWorkers:
     Args:
         n: number of workers.
         host: where they are.
-        next_job: see `lockstep`.
+        next_job: see `virtual_clock`.
         backlog: gives the items that a worker gets which begins, or replaces one that died.
         max_retries: how often one job is asked again after its worker died.
         every: seconds that `advance` waits for an end of a job at most.
@@ -132,7 +132,7 @@ class ConcurrentWorkers:
     ) -> None:
         self._host, self._next_job, self._backlog = host, next_job, backlog
         self._max_retries, self._every = max_retries, every
-        self._jobs: list[Job | None] = [None] * n
+        self._jobs: list[WorkerJob | None] = [None] * n
         self._retries = [0] * n
         self._since = [0.0] * n
         self._started: set[int] = set()
@@ -150,7 +150,7 @@ class ConcurrentWorkers:
         return self._host.counted
 
     @property
-    def elsewhere(self) -> Sequence[Job]:
+    def elsewhere(self) -> Sequence[WorkerJob]:
         """The jobs that have not been given back."""
         return [job for job in self._jobs if job is not None]
 
@@ -189,21 +189,21 @@ class ConcurrentWorkers:
                 self._give(worker, ended)
         return True
 
-    def _give(self, worker: int, ended: Job | None) -> None:
+    def _give(self, worker: int, ended: WorkerJob | None) -> None:
         self._jobs[worker] = None
         job = self._next_job(worker, ended)
         if job is not None:
             self._jobs[worker] = job
             self._submit(worker, job)
 
-    def _submit(self, worker: int, job: Job) -> None:
+    def _submit(self, worker: int, job: WorkerJob) -> None:
         if worker not in self._started:
             self._host.start(worker, self._backlog())
             self._started.add(worker)
         self._since[worker] = time.monotonic()
         self._host.submit(worker, replace(job, data=job.data.shipped()))
 
-    def _lose(self, worker: int, job: Job | None, loss: WorkerLost) -> None:
+    def _lose(self, worker: int, job: WorkerJob | None, loss: WorkerLost) -> None:
         """A worker died: ask its job again, of another one that begins now. Where it had none, the
         other one begins with the next job.
         """

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from erl.errors import UserError
 from erl.executors.concurrent_workers import Bench, ConcurrentWorkers, MakeBench
-from erl.executors.lockstep import Job, LockstepWorkers, NextJob
+from erl.executors.virtual_clock import LockstepWorkers, NextJob, WorkerJob
 
 
 class InnerWorkers(Protocol):
@@ -18,7 +18,7 @@ class InnerWorkers(Protocol):
     """
 
     @property
-    def elsewhere(self) -> Sequence[Job]:
+    def elsewhere(self) -> Sequence[WorkerJob]:
         """See above."""
 
     @property
@@ -59,7 +59,7 @@ def inner_workers(
     Args:
         kind: `lockstep`, `processes` or `ray`.
         n: how many.
-        next_job: see `lockstep`.
+        next_job: see `virtual_clock`.
         bench: for all of them, where they work in this process.
         make: makes the bench of each that works elsewhere.
         backlog: gives the items that such a worker begins with.

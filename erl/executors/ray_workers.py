@@ -14,8 +14,8 @@ from ray.exceptions import RayError, RayTaskError
 from erl.errors import UserError
 from erl.executors.concurrent_workers import Bench, MakeBench, work
 from erl.executors.jobs import WorkerLost
-from erl.executors.lockstep import Job
 from erl.executors.ray_cluster import connect
+from erl.executors.virtual_clock import WorkerJob
 
 _remote: Any = ray.remote  # whose types know no groups of methods
 # Between two exchanges of counts and items.
@@ -47,7 +47,7 @@ class _Worker:
             items.append(self._items.pop(0))
         return items
 
-    def work(self, job: Job, items: Sequence[Any]) -> tuple[Any, int]:
+    def work(self, job: WorkerJob, items: Sequence[Any]) -> tuple[Any, int]:
         """Do a job; its result, and what was counted so far."""
         self._items += ray.get(list(items))
         if self._bench is None:  # in the thread that will use it
@@ -112,7 +112,7 @@ class RayHost:
         self.actors[worker] = actor.remote(self._make, list(backlog), self.counted)
         self._unsent[worker], self._counts[worker] = [], 0
 
-    def submit(self, worker: int, job: Job) -> None:
+    def submit(self, worker: int, job: WorkerJob) -> None:
         """Give a worker a job, and the items that it does not have yet."""
         items, self._unsent[worker] = self._unsent[worker], []
         self._running[self.actors[worker].work.remote(job, items)] = worker

@@ -31,7 +31,7 @@ from erl.executors.jobs import (
     end_with,
     leave_signals_to_coordinator,
 )
-from erl.executors.lockstep import Job
+from erl.executors.virtual_clock import WorkerJob
 
 _MEMORY = Path("/dev/shm")
 _FORK = "from erl.executors.worker_processes import _fork_workers; _fork_workers()"
@@ -131,7 +131,7 @@ class ProcessHost:
             self._forker = process, mine
         return self._forker[1]
 
-    def submit(self, worker: int, job: Job) -> None:
+    def submit(self, worker: int, job: WorkerJob) -> None:
         """Give a worker a job."""
         self._send(worker, "job", job)
 

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from erl.cli import Sink, command, figure
+from erl.cli import Sink, command, score_text
 from erl.errors import UserError
 from erl.executors.jobs import Executor
 from erl.executors.machines import default_workers
-from erl.experiments.display import Commands, Display, EvolutionLog
+from erl.experiments.display import Commands, DashboardNotes, EvolutionLog
 from erl.experiments.flags import AgentFlags, RunFlags, plural
 from erl.experiments.forecast import Pace
 from erl.experiments.trials import MakeCohort, Member, TrialLoop, own_return
@@ -124,7 +124,7 @@ class Progress:
 def outcome(trial: RunningTrial, value: float | None, what: str = "return") -> str:
     """What a trial reached, or why it failed; `what` is what its value is."""
     if value is not None:
-        return f"{what} {figure(value)}"
+        return f"{what} {score_text(value)}"
     return f"failed: {trial.error[0] if trial.error else ''}"
 
 
@@ -199,7 +199,7 @@ class Campaign:
             False if it was interrupted. What has ended is stored; the other trials wait for the
             next run.
         """
-        display = Display(self.study, self._artifacts, commands)
+        display = DashboardNotes(self.study, self._artifacts, commands)
         try:
             with self._tracking(), self.study:
                 first = True

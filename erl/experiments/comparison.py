@@ -34,7 +34,7 @@ from erl.experiments.comparison_flags import (
     GeneralizationComparisonConfig,
     MultiComparisonConfig,
 )
-from erl.experiments.display import Display
+from erl.experiments.display import DashboardNotes
 from erl.experiments.evolution import test_command
 from erl.experiments.films import film_agents, film_commands, model_name, say_film
 from erl.experiments.flags import MAX_SEED, plural, seed_indices, study_name, thousands
@@ -56,7 +56,7 @@ from erl.studies.catalogue import ANY, find_evolved
 from erl.studies.configuration import EvolutionStudy, FinalsStudy, TestStudy
 from erl.studies.distributions import categorical, integer
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
-from erl.studies.study import Study, check_name, stored_config
+from erl.studies.study import Study, check_study, stored_config
 from erl.studies.tables import agent_tables, lines
 from erl.studies.trials import RunningTrial, why_failed
 from erl.studies.winner import Finalist, chosen, reached_by, store_tested
@@ -413,7 +413,7 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     specs = [arm_lifetime(w["arm"], w["seed"], config, params) for w in todo or wanted[:1]]
     outlook = _outlook(flags, test_name, asked, seeds, specs, len(todo))
     check_at_once(flags, outlook)
-    check_name(flags.results, test_name, config, Path(flags.models) / folder)
+    check_study(flags.results, test_name, config, Path(flags.models) / folder)
     sink.line(f"{test_name} in {shown(flags.results)}")
     if flags.dry_run:
         return dry_run(flags, outlook, sink, make_executor)
@@ -594,7 +594,7 @@ def _say_winner(study: Study, arm: str, best: Best, config: TestStudy, sink: Sin
     # The evolution may have been deleted meanwhile, or its storage may not be written to.
     with suppress(UserError, KeyError):
         store_tested(evolution, study.name_now(), found)
-        Display(evolution, False, commands).study()
+        DashboardNotes(evolution, False, commands).study()
 
 
 class ComparisonProgress(Progress):

@@ -29,7 +29,7 @@ Commands = Callable[[str, RunningTrial | None], Sequence[str]]
 _log = logging.getLogger(__name__)
 
 
-class Display:
+class DashboardNotes:
     """Notes and files of a study and its trials.
 
     Args:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from erl.cli import Sink, command, figure
+from erl.cli import Sink, command, score_text
 from erl.errors import UserError
 from erl.executors.machines import default_workers
 from erl.experiments.campaign import (
@@ -21,7 +21,7 @@ from erl.experiments.campaign import (
     make_executor,
     steps_in_checkpoints,
 )
-from erl.experiments.display import Display, EvolutionLog
+from erl.experiments.display import DashboardNotes, EvolutionLog
 from erl.experiments.evolution_flags import (
     EvolutionConfig,
     EvolutionFlags,
@@ -64,7 +64,7 @@ from erl.search.space import (
 from erl.studies.configuration import EvolutionStudy, differences
 from erl.studies.distributions import SearchSpace, distributions
 from erl.studies.storage import DEFAULT_STORAGE, shown
-from erl.studies.study import Study, check_name, stored_config
+from erl.studies.study import Study, check_study, stored_config
 from erl.studies.trials import Plan, RunningTrial, key_of
 from erl.studies.winner import (
     Choice,
@@ -317,7 +317,7 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     done = finished(flags.storage, name)
     outlook = outlook_of(flags, config, space, name, done)
     check_at_once(flags, outlook)
-    check_name(flags.storage, name, config)
+    check_study(flags.storage, name, config)
     complete = f"{done} of {flags.nb_trials} trials are there; raise --nb_trials for more"
     if flags.dry_run:
         _say_what(name, config, space, flags.storage, sink)
@@ -375,7 +375,7 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     if _say_winner(study, elsewhere, progress.last_error, sink) is None:
         return 0 if elsewhere else 1
     sink.line(f"test them:       {test_command(config, study.name_now(), flags.storage)}")
-    Display(study, flags.artifacts, commands).study()
+    DashboardNotes(study, flags.artifacts, commands).study()
     return 0
 
 
@@ -544,7 +544,7 @@ def _say_best(study: Study, sink: Sink) -> Choice | None:
         return None
     ended, more = len(study.trials("COMPLETE", "PRUNED", "FAIL")), study.open()
     trials = f"{ended}{f' ({more} more have not ended)' if more else ''}"
-    sink.line(f"best trial:      {best.number} of {trials}, fitness {figure(best.value)}")
+    sink.line(f"best trial:      {best.number} of {trials}, fitness {score_text(best.value)}")
     winner = choice.winner
     if choice.finalists:
         sink.line(f"winner:          {winner.title}, {winner.reached}")
@@ -638,10 +638,10 @@ class EvolutionProgress(Progress):
             return f"{head}failed: {self.last_error}"
         if trial.pruned is not None:
             point = f"at {trial.pruned.point}/{POINTS}"
-            return f"{head}pruned  {figure(trial.pruned.value):>10s}  {point}"
-        best = figure(self._best[0] if self._best is not None else None)
+            return f"{head}pruned  {score_text(trial.pruned.value):>10s}  {point}"
+        best = score_text(self._best[0] if self._best is not None else None)
         notes = sorted({r.note for r in trial.records.values() if r.note})
-        return f"{head}fitness {figure(value):>8s}  best {best:>8s}" + "".join(
+        return f"{head}fitness {score_text(value):>8s}  best {best:>8s}" + "".join(
             f"  ({note})" for note in notes
         )
 
@@ -649,7 +649,7 @@ class EvolutionProgress(Progress):
         """See `Progress`."""
         best = "none yet"
         if self._best is not None:
-            best = f"{figure(self._best[0])} (trial {self._best[1]})"
+            best = f"{score_text(self._best[0])} (trial {self._best[1]})"
         luck = "" if self._luck.share is None else f"luck {self._luck.share:.0%}  "
         return (
             f"generation {self._generation}  trials {self.done}/{self._nb_trials} "

@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from erl.cli import Sink, duration
@@ -16,7 +15,6 @@ from erl.executors.machines import default_workers
 from erl.experiments.flags import RunFlags, plural
 from erl.experiments.trials import groups
 from erl.learners import OWN, SB3_ALGORITHMS, canonical_name
-from erl.learners.core.settings import Settings
 from erl.lifetimes.living import COLUMNS, Cohort, check_together
 from erl.worlds.specification import LifetimeSpec
 
@@ -135,15 +133,10 @@ def setting(spec: LifetimeSpec, name: str) -> Any:
 
         found = inspect.signature(algorithms()[learner].__init__).parameters.get(name)
         return None if found is None else found.default
-    return getattr(_own_settings(learner, spec), name, None) if learner in OWN else None
-
-
-def _own_settings(learner: str, spec: LifetimeSpec) -> Settings | None:
-    """Settings of a learner of this project; None where they cannot be found."""
-    for kind in vars(import_module(OWN[learner].module)).values():
-        if isinstance(kind, type) and issubclass(kind, Settings) and kind.learner == learner:
-            return kind.from_learner_config(spec.learner.config, spec.task.env_id)
-    return None
+    if learner not in OWN:
+        return None
+    settings = OWN[learner].load().settings
+    return getattr(settings.from_learner_config(spec.learner.config, spec.task.env_id), name, None)
 
 
 def rollout_of(spec: LifetimeSpec) -> int | None:

@@ -42,7 +42,7 @@ from erl.studies.catalogue import Evolved, find_evolved
 from erl.studies.configuration import SingleStudy
 from erl.studies.distributions import integer
 from erl.studies.storage import shown
-from erl.studies.study import Study, check_name, stored_config
+from erl.studies.study import Study, check_study, stored_config
 from erl.studies.tables import agent_tables, lines
 from erl.studies.trials import RunningTrial, why_failed
 from erl.worlds.own_context import OwnContext
@@ -222,7 +222,7 @@ def run(flags: SingleConfig, sink: Sink) -> int:
     taken = steps_in_checkpoints(flags.runs, name, specs)
     outlook = Outlook(counts, specs, len(todo), taken=taken)
     check_at_once(flags, outlook)
-    check_name(flags.storage, name, config, Path(flags.models) / folder)
+    check_study(flags.storage, name, config, Path(flags.models) / folder)
     sink.line(f"{name} in {shown(flags.storage)}")
     if flags.dry_run:
         return dry_run(flags, outlook, sink, make_executor)

@@ -15,7 +15,7 @@ import numpy as np
 
 from erl.errors import describe
 from erl.executors.jobs import Executor, Result, Rows
-from erl.experiments.display import Display
+from erl.experiments.display import DashboardNotes
 from erl.learners.core.checkpoints import checkpoint_files, remove_checkpoint
 from erl.lifetimes.living import COLUMNS, Cohort, cohort_key
 from erl.lifetimes.record import LifetimeRecord
@@ -118,7 +118,7 @@ class TrialLoop:
         listener: Listener,
         score: Score = own_return,
         pruning: Pruning | None = None,
-        display: Display | None = None,
+        display: DashboardNotes | None = None,
     ) -> None:
         self._study, self._executor, self._make_cohort = study, executor, make_cohort
         self._listener, self._score, self._pruning = listener, score, pruning

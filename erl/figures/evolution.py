@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.interpolate import griddata
 from scipy.spatial import QhullError
 
-from erl.cli import figure as figure_of
+from erl.cli import score_text
 from erl.errors import UserError
 from erl.figures.style import (
     COLOURS,
@@ -150,7 +150,7 @@ def optimisation_history(
         label="best so far",
     )
     if winner is not None:
-        expected = f"{figure_of(winner.expected)} expected on new seeds"
+        expected = f"{score_text(winner.expected)} expected on new seeds"
         if winner.mean is not None and winner.expected is not None:
             said = f", the mean of the search: {expected}"
             _mark_winner(axes, winner.mean - 0.5, winner.expected, said)

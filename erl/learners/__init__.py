@@ -16,6 +16,7 @@ from erl.errors import UserError, nearest
 if TYPE_CHECKING:
     import numpy as np
 
+    from erl.learners.core.settings import Settings
     from erl.worlds.ledger import Ledger
     from erl.worlds.specification import LifetimeSpec
 
@@ -55,7 +56,7 @@ class Implementation:
     saved_as: str | Mapping[str, str]
     cohort: bool = False
 
-    def load(self) -> "Learner":
+    def load(self) -> "OwnLearner":
         """The learner."""
         return getattr(import_module(self.module), self.learner)()
 
@@ -85,7 +86,24 @@ _AUTO_COHORTS = frozenset({"PPO"})
 class Unsupported(UserError):
     """What this project's own implementation of a learner does not know and Stable-Baselines3
     does.
+
+    Args:
+        learner: its name.
+        what: the setting.
+
     """
+
+    def __init__(self, learner: str, what: str) -> None:
+        super().__init__(learner, what)
+
+    @property
+    def reason(self) -> str:
+        """Without what to do."""
+        learner, what = self.args
+        return f"the cohort engine of {learner} does not know {what}"
+
+    def __str__(self) -> str:
+        return f"{self.reason}: use --engine sb3"
 
 
 class Agent(Protocol):
@@ -155,6 +173,12 @@ class Learner(Protocol):
 
         One whose ledger is `stopped` ends soon, and gives `Stopped`.
         """
+
+
+class OwnLearner(Learner, Protocol):
+    """An algorithm of this project."""
+
+    settings: "type[Settings]"
 
 
 def one_by_one(
@@ -272,15 +296,14 @@ def resolve_engine(
     try:
         own.load().check_settings(config or {})
     except Unsupported as e:
-        reason = str(e).partition(": use")[0]
         if only := sorted(set(config or {}) & cohort_settings(name)):
             raise UserError(
-                f"{name}'s {' and '.join(only)} needs the cohort engine, but {reason}: leave one "
+                f"{name}'s {' and '.join(only)} needs the cohort engine, but {e.reason}: leave one "
                 f"of them out"
             ) from None
         if note is not None:
             note(
-                f"{name} is trained by Stable-Baselines3, one lifetime at a time: {reason}. "
+                f"{name} is trained by Stable-Baselines3, one lifetime at a time: {e.reason}. "
                 f"Without it lifetimes would train side by side, several times as fast"
             )
         return "sb3"
@@ -292,13 +315,12 @@ def resolve_engine(
 def cohort_settings(name: str) -> frozenset[str]:
     """Names of the settings that a learner's engine `cohort` has and Stable-Baselines3 has not."""
     own = OWN.get(canonical_name(name))
-    settings = getattr(own.load(), "settings", None) if own and own.cohort else None
-    return frozenset(getattr(settings, "own", ()))
+    return frozenset(getattr(own.load().settings, "own", ()) if own and own.cohort else ())
 
 
 def setting_names(name: str) -> list[str]:
     """Names of the settings of a learner that this project implements itself."""
-    return [field.name for field in fields(OWN[name].load().settings)]  # type: ignore[attr-defined]
+    return [field.name for field in fields(OWN[name].load().settings)]
 
 
 def published_settings(name: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 
 from erl.errors import UserError
-from erl.executors.lockstep import Job
+from erl.executors.virtual_clock import WorkerJob
 from erl.learners.core.bench import Play, TrainActor
 from erl.learners.core.evolved_settings import EvolvedSettings
 from erl.learners.core.evolved_td3 import EvolvedLearner, EvolvedTD3, Individual
@@ -214,7 +214,7 @@ class Asynchronous(EvolvedTD3[AsynchronousSettings]):
         self.scores: list[float] = []
         super().__init__(run)
 
-    def next_actor_job(self, worker: int, ended: Job | None) -> Job | None:
+    def next_actor_job(self, worker: int, ended: WorkerJob | None) -> WorkerJob | None:
         """See `EvolvedTD3`."""
         if ended is None:
             return self.begin(worker)
@@ -226,7 +226,7 @@ class Asynchronous(EvolvedTD3[AsynchronousSettings]):
             return self.individual_played(worker, data.about, data)
         return self.mean_played(worker, data.about, data)
 
-    def begin(self, worker: int) -> Job:
+    def begin(self, worker: int) -> WorkerJob:
         """Ask an individual, and choose whether it learns."""
         (individual,) = self.ask(1)
         updates = sum(self.latest)
@@ -246,7 +246,9 @@ class Asynchronous(EvolvedTD3[AsynchronousSettings]):
         share = self.rl / (self.rl + self.es)
         return float(np.clip(0.5 - s.rl_k * (share - s.rl_ratio), 0.0, 1.0))
 
-    def individual_played(self, worker: int, individual: Individual, play: Play) -> Job | None:
+    def individual_played(
+        self, worker: int, individual: Individual, play: Play
+    ) -> WorkerJob | None:
         """Have the mean play against which it is judged."""
         if not self.played(individual, play):
             return None
@@ -258,7 +260,7 @@ class Asynchronous(EvolvedTD3[AsynchronousSettings]):
         scores = self.scores if self.settings.reuse_mean else []
         return self.judge(worker, Verdict(individual, self.distribution.mean, scores))
 
-    def mean_played(self, worker: int, verdict: Verdict, play: Play) -> Job | None:
+    def mean_played(self, worker: int, verdict: Verdict, play: Play) -> WorkerJob | None:
         """Note an episode of the mean."""
         assert play.episode is not None
         self.mean_steps += len(play.episode.rewards)
@@ -268,7 +270,7 @@ class Asynchronous(EvolvedTD3[AsynchronousSettings]):
         self.ledger.episode(play.episode.total, len(play.episode.rewards))
         return self.judge(worker, verdict)
 
-    def judge(self, worker: int, verdict: Verdict) -> Job | None:
+    def judge(self, worker: int, verdict: Verdict) -> WorkerJob | None:
         """Have the mean play once more, or tell the result and go on with another individual."""
         if len(verdict.scores) < self.settings.mean_evaluations:
             return self.play_mean(worker, verdict.mean, self.settings.charge_mean, verdict)
@@ -303,7 +305,7 @@ class Asynchronous(EvolvedTD3[AsynchronousSettings]):
         """How far the mean has gone to the latest individual, where it goes to one alone."""
         raise NotImplementedError
 
-    def next_critic_job(self, worker: int) -> Job | None:
+    def next_critic_job(self, worker: int) -> WorkerJob | None:
         """Without pause, but for no more updates than individuals have played steps."""
         s = self.settings
         if not self.learns or not s.rl_ratio or self.critic_updates >= self.stored_steps:

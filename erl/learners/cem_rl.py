@@ -22,7 +22,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
-from erl.executors.lockstep import Job
+from erl.executors.virtual_clock import WorkerJob
 from erl.learners.core.bench import Play, TrainActor
 from erl.learners.core.evolved_settings import EvolvedSettings
 from erl.learners.core.evolved_td3 import EvolvedLearner, EvolvedTD3, Individual
@@ -166,7 +166,7 @@ class Generations(EvolvedTD3[PCEMRLSettings]):
             individual.learns = self.learns and self.steps_before > 0
         self.stages = [stage for stage in self.plan() if stage]
 
-    def next_actor_job(self, worker: int, ended: Job | None) -> Job | None:
+    def next_actor_job(self, worker: int, ended: WorkerJob | None) -> WorkerJob | None:
         """See `EvolvedTD3`."""
         if ended is not None:
             self.running -= 1
@@ -192,7 +192,7 @@ class Generations(EvolvedTD3[PCEMRLSettings]):
         if not self.stages:
             self.tell()
 
-    def job(self, worker: int, task: Task) -> Job | None:
+    def job(self, worker: int, task: Task) -> WorkerJob | None:
         """A task as a job; None where there is nothing to do."""
         what, individual = task
         if what == "play":
@@ -202,7 +202,7 @@ class Generations(EvolvedTD3[PCEMRLSettings]):
         share = self.steps_before // self.settings.rl_population
         return self.train_critics(worker, individual.genes, share) if share else None
 
-    def take(self, ended: Job) -> bool:
+    def take(self, ended: WorkerJob) -> bool:
         """Take what a job has done; whether to go on."""
         data = ended.data
         if isinstance(data, TrainActor):
@@ -229,7 +229,7 @@ class Generations(EvolvedTD3[PCEMRLSettings]):
         learners = sum(individual.learns for individual in self.generation)
         self.record(row, {"rl": learners, "es": len(fitness) - learners})
 
-    def next_critic_job(self, worker: int) -> Job | None:
+    def next_critic_job(self, worker: int) -> WorkerJob | None:
         """Critics beside the generations have no limit, as in the published code."""
         if not self.learns or not self.stored_steps or not self.settings.rl_population:
             return None

@@ -18,7 +18,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
-from erl.cli import Sink, figure
+from erl.cli import Sink, score_text
 from erl.errors import UserError, nearest
 from erl.files import write_text, write_whole
 from erl.statistics import interquartile_mean
@@ -128,12 +128,12 @@ def list_studies(config: ListConfig, sink: Sink) -> int:
         trials = storage.get_all_trials(study._study_id, deepcopy=False)
         ranked = _ranked(trials, study.directions)
         kind = _kind(study.user_attrs, study.system_attrs)
-        result = f"best fitness {figure(ranked[0].value)}" if ranked else "-"
+        result = f"best fitness {score_text(ranked[0].value)}" if ranked else "-"
         choice = stored_choice(study.user_attrs)
         if ranked and _has_agents(study.user_attrs):
             result = _agents(Study(config.storage, study.study_name))
         elif choice is not None:
-            result = f"winner's fitness {figure(choice.winner.expected)}"
+            result = f"winner's fitness {score_text(choice.winner.expected)}"
         elif kind == FinalsStudy.title:
             result = "-"
         rows.append(
@@ -184,7 +184,7 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
                 f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}"
                 for k, v in trial.params.items()
             )
-            sink.line(f"  {trial.number:5d}  fitness {figure(trial.value):>10s}  {params}")
+            sink.line(f"  {trial.number:5d}  fitness {score_text(trial.value):>10s}  {params}")
         for index, record in sorted(lifetime_records(ranked[0]).items()):
             if record.inner is not None and record.inner.get("totals"):
                 totals = ", ".join(f"{k} {v:,.0f}" for k, v in record.inner["totals"].items())

@@ -12,7 +12,7 @@ from typing import Any
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
-from erl.cli import duration, figure
+from erl.cli import duration, score_text
 from erl.errors import one_line
 from erl.lifetimes.record import LifetimeRecord
 from erl.studies.configuration import (
@@ -123,10 +123,10 @@ def trial_note(
     if state == "FAIL":
         rows["failed"] = one_line(trial.error[0] if trial.error else "no reason is known", 500)
     elif trial.pruned is not None:
-        rows["pruned"] = f"at {trial.pruned.point}/10 of its life, with {figure(value)}"
+        rows["pruned"] = f"at {trial.pruned.point}/10 of its life, with {score_text(value)}"
     else:
         many = f", mean of {len(records)} lifetimes" if len(records) > 1 else ""
-        rows["fitness"] = f"{figure(value)}{many}"
+        rows["fitness"] = f"{score_text(value)}{many}"
     for index, record in list(enumerate(records))[:SHOWN]:
         name = "lifetime" if len(records) == 1 else f"lifetime {index}"
         rows[name] = _of_lifetime(record)
@@ -145,10 +145,10 @@ def _of_lifetime(record: LifetimeRecord) -> str:
         return f"failed after {record.steps:,} steps"
     parts = [record.spec.task.env_id]
     if record.training_return is not None:
-        parts.append(f"training return {figure(record.training_return)}")
+        parts.append(f"training return {score_text(record.training_return)}")
     if record.final_returns:
         mean = sum(record.final_returns) / len(record.final_returns)
-        parts.append(f"final policy {figure(mean)}")
+        parts.append(f"final policy {score_text(mean)}")
     parts += [f"{record.episodes:,} episodes", f"{record.steps:,} steps"]
     parts.append(f"{record.seconds:,.1f} s of training")
     return ", ".join([*parts, *([record.note] if record.note else [])])
@@ -198,13 +198,13 @@ def _reached(config: StudyConfig, trials: Sequence[FrozenTrial]) -> dict[str, st
         return {}
     if isinstance(config, EvolutionStudy):
         best = max(done, key=lambda t: (t.value, -t.number))
-        return {"best": f"trial {best.number}, {figure(best.value)}: {_named(best.params)}"}
+        return {"best": f"trial {best.number}, {score_text(best.value)}: {_named(best.params)}"}
     groups: dict[str, list[float]] = {}
     for trial in done:
         name = _group(config, trial)
         groups.setdefault(name, []).append(float(trial.value or 0.0))
     return {
-        name: f"{figure(sum(v) / len(v))}, mean of {len(v)} {'seed' if len(v) == 1 else 'seeds'}"
+        name: f"{score_text(sum(v) / len(v))}, mean of {len(v)} seed{'s' * (len(v) != 1)}"
         for name, v in list(groups.items())[:SHOWN]
     }
 

@@ -595,7 +595,7 @@ def stored_config(storage: str, name: str) -> StudyConfig | None:
     return None
 
 
-def check_name(
+def check_study(
     storage: str, name: str, config: StudyConfig, models: str | Path | None = None
 ) -> None:
     """Refuse a name that belongs to another study, before anything is done for this one.

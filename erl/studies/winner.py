@@ -17,7 +17,7 @@ import numpy as np
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
-from erl.cli import figure
+from erl.cli import score_text
 from erl.errors import UserError
 from erl.search.noise import expect, mean_interval
 from erl.studies.configuration import EvolutionStudy, FinalsStudy, TestStudy
@@ -165,8 +165,8 @@ def _interval(scores: Sequence[float]) -> tuple[float, float] | None:
 
 
 def _shown(value: float, interval: tuple[float, float] | None) -> str:
-    ends = "" if interval is None else f" [{figure(interval[0])}, {figure(interval[1])}]"
-    return figure(value) + ends
+    ends = "" if interval is None else f" [{score_text(interval[0])}, {score_text(interval[1])}]"
+    return score_text(value) + ends
 
 
 def _seeds(count: int) -> str:

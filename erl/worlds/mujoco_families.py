@@ -2,8 +2,8 @@
 they make of it.
 
 A family computes observations, rewards and ends of episodes for all environments together, in
-Gymnasium's order of operations, and so equals it to the last bit (`tests/test_lockstep.py` holds it
-there).
+Gymnasium's order of operations. So it equals it to the last bit, to which
+`tests/worlds/test_lockstep.py` holds it.
 """
 
 from collections.abc import Sequence

@@ -14,7 +14,7 @@ from counting_bench import BrokenBench, CountingBench, ForgetfulBench, Sum
 
 from erl.executors.concurrent_workers import ConcurrentWorkers
 from erl.executors.jobs import WorkerLost
-from erl.executors.lockstep import Job
+from erl.executors.virtual_clock import WorkerJob
 from erl.executors.worker_processes import ProcessHost
 
 
@@ -53,7 +53,11 @@ def run(host, jobs, backlog=tuple, state=None, max_retries=2):
 def test_jobs_are_done_by_processes_that_share_and_count(hosts):
     host = hosts()
     about = object()
-    jobs = [Job("sum", Sum(about), 130), Job("play", Sum("b")), Job("sum", Sum("c"), 1)]
+    jobs = [
+        WorkerJob("sum", Sum(about), 130),
+        WorkerJob("play", Sum("b")),
+        WorkerJob("sum", Sum("c"), 1),
+    ]
     results, workers = run(host, jobs, lambda: [5, 7])
     assert results[about][:2] == (12, [64, 64, 2])
     assert results["b"][:2] == (12, [64, 64, 64])
@@ -64,7 +68,7 @@ def test_jobs_are_done_by_processes_that_share_and_count(hosts):
     assert workers.counted == host.counted == 130 + 192 + 1
     # Items that are shared later reach all, also in the midst of a job.
     workers.share(1)
-    second = [Job("sum", Sum(k, seconds=0.06), 640) for k in range(2)]
+    second = [WorkerJob("sum", Sum(k, seconds=0.06), 640) for k in range(2)]
     waiting = list(second)
     workers._next_job = lambda worker, ended: waiting.pop(0) if waiting else None
     workers.advance()
@@ -80,7 +84,11 @@ def test_jobs_are_done_by_processes_that_share_and_count(hosts):
 def test_a_worker_that_dies_is_replaced_and_its_job_is_asked_again(hosts, tmp_path):
     host = hosts()
     deadly = Sum("a", fault="die", file=str(tmp_path / "died"))
-    jobs = [Job("sum", deadly, 64), Job("sum", Sum("b"), 64), Job("sum", Sum("c"), 64)]
+    jobs = [
+        WorkerJob("sum", deadly, 64),
+        WorkerJob("sum", Sum("b"), 64),
+        WorkerJob("sum", Sum("c"), 64),
+    ]
     results, workers = run(host, jobs, lambda: [3])
     assert {about: result[:2] for about, result in results.items()} == {
         "a": (3, [64]),
@@ -94,7 +102,7 @@ def test_a_worker_that_dies_is_replaced_and_its_job_is_asked_again(hosts, tmp_pa
 def test_signals_to_all_processes_of_a_run_end_no_worker(hosts):
     """As SLURM and a terminal send them: the lifetime hears of them, and asks for its end."""
     host = hosts()
-    run(host, [Job("sum", Sum("a"), 1)])
+    run(host, [WorkerJob("sum", Sum("a"), 1)])
     forker = host._forker[0].pid
     for number in (signal.SIGINT, signal.SIGTERM):
         for pid in (forker, *host.pids.values()):
@@ -105,12 +113,12 @@ def test_signals_to_all_processes_of_a_run_end_no_worker(hosts):
 
 def test_what_a_job_raises_is_raised(hosts):
     with pytest.raises(ValueError, match="the job failed"):
-        run(hosts(), [Job("sum", Sum("a", fault="raise"), 1)])
+        run(hosts(), [WorkerJob("sum", Sum("a", fault="raise"), 1)])
 
 
 def test_an_exception_that_cannot_travel_is_told_in_words(hosts):
     with pytest.raises(RuntimeError, match="Odd: the job failed oddly"):
-        run(hosts(), [Job("sum", Sum("a", fault="raise odd"), 1)])
+        run(hosts(), [WorkerJob("sum", Sum("a", fault="raise odd"), 1)])
 
 
 @pytest.mark.parametrize(
@@ -123,13 +131,13 @@ def test_why_a_worker_cannot_begin_is_raised_at_once(hosts, bench, message):
     begun, start = [], host.start
     host.start = lambda worker, backlog: (begun.append(worker), start(worker, backlog))
     with pytest.raises(ValueError, match=message):
-        run(host, [Job("sum", Sum("a"), 1)], lambda: [3])
+        run(host, [WorkerJob("sum", Sum("a"), 1)], lambda: [3])
     assert begun == [0]
 
 
 def test_a_worker_that_dies_without_a_job_is_replaced_when_there_is_one(hosts):
     host = hosts()
-    jobs, results = [Job("sum", Sum(k), 1) for k in "ab"], {}
+    jobs, results = [WorkerJob("sum", Sum(k), 1) for k in "ab"], {}
 
     def next_job(worker, ended):
         if ended is not None:
@@ -141,13 +149,13 @@ def test_a_worker_that_dies_without_a_job_is_replaced_when_there_is_one(hosts):
     while len(results) < 2:
         workers.advance()
     idle = True
-    jobs += [Job("sum", Sum("long", seconds=0.5), 1)]
+    jobs += [WorkerJob("sum", Sum("long", seconds=0.5), 1)]
     workers.advance()
     os.kill(host.pids[1], signal.SIGKILL)
     while workers.lost == 0:
         assert workers.advance()
     idle = False
-    jobs += [Job("sum", Sum(k), 1) for k in "cd"]
+    jobs += [WorkerJob("sum", Sum(k), 1) for k in "cd"]
     while workers.advance():
         pass
     assert results.keys() == {"a", "b", "long", "c", "d"}
@@ -157,12 +165,12 @@ def test_a_worker_that_dies_without_a_job_is_replaced_when_there_is_one(hosts):
 
 def test_a_job_whose_workers_die_again_and_again_is_given_up(hosts):
     with pytest.raises(WorkerLost, match="of one job died 2 times"):
-        run(hosts(), [Job("sum", Sum("a", fault="die always"), 1)], max_retries=1)
+        run(hosts(), [WorkerJob("sum", Sum("a", fault="die always"), 1)], max_retries=1)
 
 
 def test_jobs_in_flight_are_asked_again(hosts):
     one = hosts()
-    jobs = [Job("sum", Sum("a", seconds=30), 64), Job("sum", Sum("b"), 64)]
+    jobs = [WorkerJob("sum", Sum("a", seconds=30), 64), WorkerJob("sum", Sum("b"), 64)]
     waiting, ended = list(jobs), []
 
     def next_job(worker, job):
@@ -186,10 +194,10 @@ def test_jobs_in_flight_are_asked_again(hosts):
 ORPHANS = """
 from counting_bench import CountingBench, Sum
 from erl.executors.concurrent_workers import ConcurrentWorkers
-from erl.executors.lockstep import Job
+from erl.executors.virtual_clock import WorkerJob
 from erl.executors.worker_processes import ProcessHost
 host = ProcessHost(1, CountingBench)
-jobs = [Job("sum", Sum("a"), 1), Job("sum", Sum("b", seconds=60), 1)]
+jobs = [WorkerJob("sum", Sum("a"), 1), WorkerJob("sum", Sum("b", seconds=60), 1)]
 ended = []
 def next_job(worker, job):
     ended.append(job)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from evolved import REACH, act, at_work, episode, lifetime
 
-from erl.executors.lockstep import Job
+from erl.executors.virtual_clock import WorkerJob
 from erl.learners.core.bench import Bench, Play, TrainActor, TrainCritics
 from erl.learners.core.episodes import OpenStage
 from erl.learners.core.evolved_td3 import first_networks
@@ -27,7 +27,7 @@ def bench():
     genes, critics = first_networks(made, torch.Generator().manual_seed(1))
     for seed in range(5):
         play = Play(seed, genes, seed, random=seed)
-        made.play([Job("play", play)], None)
+        made.play([WorkerJob("play", play)], None)
         made.receive(play.episode)
     yield made, genes, critics
     made.close()
@@ -75,7 +75,7 @@ def training(made, genes, critics, worker=0, seed=7):
 def test_an_actor_ascends_the_first_critic(bench):
     """Update by update, as autograd and `torch.optim.Adam` do on the same minibatches."""
     made, genes, critics = bench
-    job = Job("train_actor", training(made, genes, critics), 5)
+    job = WorkerJob("train_actor", training(made, genes, critics), 5)
     made.train_actors([job], [2])
     made.train_actors([job], [3])
     policy, rng = policy_of(made, genes, critics), np.random.default_rng(7)
@@ -97,7 +97,7 @@ def test_critics_descend_the_error_of_td3(bench):
     """
     made, genes, critics = bench
     other = genes + np.float32(0.1)
-    job = Job("train_critics", TrainCritics(4, critics, other, 3), 4)
+    job = WorkerJob("train_critics", TrainCritics(4, critics, other, 3), 4)
     made.train_critics([job], [1])
     made.train_critics([job], [3])
     policy, s = policy_of(made, other, critics), made.settings
@@ -143,11 +143,11 @@ def test_actors_side_by_side_become_what_each_becomes_alone(bench):
     starts = [genes + np.float32(0.01 * k) for k in range(4)]
     alone = []
     for worker, start in enumerate(starts):
-        job = Job("train_actor", training(made, start, critics, worker, worker), 6 + worker)
+        job = WorkerJob("train_actor", training(made, start, critics, worker, worker), 6 + worker)
         made.train_actors([job], [6 + worker])
         alone.append(job.data.genes)
     jobs = [
-        Job("train_actor", training(made, start, critics, worker, worker), 6 + worker)
+        WorkerJob("train_actor", training(made, start, critics, worker, worker), 6 + worker)
         for worker, start in enumerate(starts)
     ]
     made.train_actors(jobs[:1] + jobs[2:], [2, 5, 1])
@@ -160,8 +160,8 @@ def test_a_job_begins_afresh_whoever_did_what_before(bench):
     results = []
     for _ in range(2):
         actor, critic = training(made, genes, critics), TrainCritics(4, critics, genes, 3)
-        made.train_actors([Job("train_actor", actor, 3)], [3])
-        made.train_critics([Job("train_critics", critic, 3)], [3])
+        made.train_actors([WorkerJob("train_actor", actor, 3)], [3])
+        made.train_critics([WorkerJob("train_critics", critic, 3)], [3])
         results.append((actor.genes, [t.numpy() for t in critic.critics]))
     assert np.array_equal(results[0][0], results[1][0])
     assert all(np.array_equal(a, b) for a, b in zip(results[0][1], results[1][1]))
@@ -170,7 +170,7 @@ def test_a_job_begins_afresh_whoever_did_what_before(bench):
 def test_an_episode_is_gymnasiums(bench):
     made, genes, _ = bench
     play = Play(2, genes * 3, 11)
-    ticks, ended = made.play([Job("play", play)], None)
+    ticks, ended = made.play([WorkerJob("play", play)], None)
     assert (ticks, ended) == (20, [True])
     total, _ = episode(gym.make(REACH), genes * 3, made.sizes, 11)
     assert play.episode.total == pytest.approx(total, abs=1e-5)
@@ -180,7 +180,7 @@ def test_random_actions_are_the_seeds(bench):
     made, genes, _ = bench
     plays = [Play(worker, genes, 1, random=seed) for worker, seed in enumerate((5, 5, 6))]
     for k in (0, 1, 2):  # beside others or alone
-        made.play([Job("play", plays[k])] + [Job("play", p) for p in plays[3:]], None)
+        made.play([WorkerJob("play", plays[k])] + [WorkerJob("play", p) for p in plays[3:]], None)
     actions = [play.episode.actions for play in plays]
     assert np.array_equal(actions[0], actions[1])
     assert not np.array_equal(actions[0], actions[2])
@@ -191,13 +191,13 @@ def test_an_actor_in_a_batch_acts_as_alone(bench):
     made, genes, _ = bench
     plays = [Play(k, genes * (k + 1), k) for k in range(4)]
     alone = [copy.deepcopy(play) for play in plays]
-    made.play([Job("play", play) for play in plays], 7)
-    made.play([Job("play", play) for play in plays[1:]], 5)
-    jobs = [Job("play", play) for play in plays]
+    made.play([WorkerJob("play", play) for play in plays], 7)
+    made.play([WorkerJob("play", play) for play in plays[1:]], 5)
+    jobs = [WorkerJob("play", play) for play in plays]
     while any(play.episode is None for play in plays):
         made.play([job for job in jobs if job.data.episode is None], None)
     for play in alone:
-        made.play([Job("play", play)], None)
+        made.play([WorkerJob("play", play)], None)
     for one, other in zip(plays, alone):
         assert np.array_equal(one.episode.observations, other.episode.observations)
         assert np.array_equal(one.episode.rewards, other.episode.rewards)

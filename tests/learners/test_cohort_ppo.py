@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNorm
 from erl.errors import UserError
 from erl.learners.ppo.algorithm import CohortPPO
 from erl.learners.ppo.exchange import load_sb3, to_sb3, vec_normalize
-from erl.learners.ppo.settings import PPOConfig, cohort_key
+from erl.learners.ppo.settings import PPOSettings, cohort_key
 from erl.networks.cohort_networks import advantages
 
 BOX = spaces.Box(np.array([-0.5, -1.0], np.float32), np.array([0.5, 0.7], np.float32))
@@ -84,7 +84,7 @@ class Teacher:
         self, settings: dict[str, Any], action_space: spaces.Space, seed: int, rollouts: int = 2
     ) -> None:
         self.settings, self.action_space, self.seed = settings, action_space, seed
-        settings = PPOConfig.from_learner_config(settings)
+        settings = PPOSettings.from_learner_config(settings)
         self.config = c = settings
         self.recorder = Recorder(DummyVecEnv([partial(self.make_env, action_space)] * c.n_envs))
         env: Any = self.recorder
@@ -382,7 +382,7 @@ def run(
     """Train on inputs that depend on the agent alone; `agents` are the cohort's agents under the
     names of a larger one.
     """
-    c = cohort.configs[0]
+    c = cohort.settings[0]
     agents = list(range(len(cohort))) if agents is None else agents
     statistics = []
     for r in range(first, first + rollouts):
@@ -419,7 +419,9 @@ def make(
     n: int, action_space: spaces.Space, first: int = 0, n_inputs: int = 7, **options: Any
 ) -> CohortPPO:
     configs = [
-        PPOConfig.from_learner_config(SMALL | {"learning_rate": 1e-3 * (1 + i)} | own(i) | options)
+        PPOSettings.from_learner_config(
+            SMALL | {"learning_rate": 1e-3 * (1 + i)} | own(i) | options
+        )
         for i in range(first, first + n)
     ]
     seeds = range(100 + first, 100 + first + n)
@@ -650,7 +652,7 @@ def test_an_agent_comes_back_from_stable_baselines3() -> None:
 
 
 def test_settings_in_the_zoos_spelling() -> None:
-    config = PPOConfig.from_learner_config(
+    config = PPOSettings.from_learner_config(
         {
             "policy": "MlpPolicy",
             "n_envs": 8,
@@ -676,9 +678,10 @@ def test_settings_in_the_zoos_spelling() -> None:
     )
     assert callable(config.learning_rate)
     assert config.learning_rate(0.5) == pytest.approx(1e-4)
-    assert PPOConfig.from_learner_config({}) == PPOConfig()
+    assert PPOSettings.from_learner_config({}) == PPOSettings()
     assert (
-        PPOConfig.from_learner_config({"policy_kwargs": {"optimizer_kwargs": {}}}).adam_eps == 1e-8
+        PPOSettings.from_learner_config({"policy_kwargs": {"optimizer_kwargs": {}}}).adam_eps
+        == 1e-8
     )
 
 
@@ -710,7 +713,7 @@ def test_settings_in_the_zoos_spelling() -> None:
 )
 def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        PPOConfig.from_learner_config(settings)
+        PPOSettings.from_learner_config(settings)
     assert "\n" not in str(error.value)
 
 
@@ -718,7 +721,7 @@ def test_cohort_key_groups_what_can_be_stepped_together() -> None:
     obs = spaces.Box(-1, 1, (3,), np.float32)
 
     def key(action_space: spaces.Space = BOX, **settings: Any) -> Any:
-        return cohort_key(PPOConfig.from_learner_config(settings), obs, action_space)
+        return cohort_key(PPOSettings.from_learner_config(settings), obs, action_space)
 
     assert key(learning_rate=1.0, target_kl=0.1, clip_range_vf=0.2, gamma=0.5) == key()
     assert (
@@ -746,9 +749,9 @@ def test_cohort_key_groups_what_can_be_stepped_together() -> None:
         with pytest.raises(UserError, match="--engine sb3"):
             key(space)
     with pytest.raises(UserError, match="--engine sb3"):
-        cohort_key(PPOConfig(), spaces.Discrete(4), BOX)
+        cohort_key(PPOSettings(), spaces.Discrete(4), BOX)
     with pytest.raises(ValueError, match="cohort_key"):
-        CohortPPO([PPOConfig(), PPOConfig(n_steps=5)], [0, 1], obs, BOX)
+        CohortPPO([PPOSettings(), PPOSettings(n_steps=5)], [0, 1], obs, BOX)
 
 
 @pytest.mark.parametrize(
@@ -781,5 +784,5 @@ def test_cohort_key_groups_what_can_be_stepped_together() -> None:
 )
 def test_settings_that_cannot_be_are_one_clear_line(config):
     with pytest.raises(UserError) as caught:
-        PPOConfig.from_learner_config(config)
+        PPOSettings.from_learner_config(config)
     assert "\n" not in str(caught.value)

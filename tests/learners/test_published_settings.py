@@ -25,7 +25,7 @@ from erl.experiments.evolution import (
     study_config,
 )
 from erl.experiments.flags import study_name
-from erl.learners.ppo.settings import PPOConfig
+from erl.learners.ppo.settings import PPOSettings
 from erl.lifetimes.living import Cohort, live
 from erl.search.samplers import SAMPLERS
 from erl.search.space import Range, search_space
@@ -54,7 +54,7 @@ def stored(sink):
 def test_the_inner_learner_is_stable_baselines3s_ppo_with_its_defaults_in_one_environment(stored):
     for config in stored.values():
         assert (config.learner, config.learner_config, config.engine) == ("PPO", {}, "cohort")
-    ours = vars(PPOConfig())
+    ours = vars(PPOSettings())
     theirs = {k: p.default for k, p in inspect.signature(PPO.__init__).parameters.items()}
     shared = ours.keys() & theirs.keys()
     assert len(shared) == 13

@@ -23,7 +23,7 @@ from erl.learners.core.settings import (
 )
 from erl.learners.core.settings_file import activation, load_settings, parse_value
 from erl.learners.erl_re2.settings import Re2Settings
-from erl.learners.ppo.settings import PPOConfig
+from erl.learners.ppo.settings import PPOSettings
 from erl.learners.sb3 import algorithms
 
 # In the manner of the SB3 Zoo's files.
@@ -339,14 +339,14 @@ def test_schedules_fall_to_zero():
 
 def test_the_cohort_asks_for_what_stable_baselines3s_ppo_asks_for():
     theirs = annotations(algorithms()["PPO"])
-    ours = get_type_hints(PPOConfig, include_extras=True)
+    ours = get_type_hints(PPOSettings, include_extras=True)
     shared = ours.keys() & theirs.keys()
     assert len(shared) == 16
     for name in shared:
         assert expected(ours[name]) == expected(theirs[name]), name
 
 
-@pytest.mark.parametrize("kind", [PPOConfig, Re2Settings])
+@pytest.mark.parametrize("kind", [PPOSettings, Re2Settings])
 def test_every_setting_has_an_annotation_that_can_be_checked(kind):
     for name, annotation in get_type_hints(kind, include_extras=True).items():
         if name not in ("learner", "spelled", "defaults", "kept"):

@@ -12,7 +12,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from erl.cli import figure
+from erl.cli import score_text
 from erl.commands import studies as main
 from erl.errors import UserError
 from erl.experiments.evolution import EvolutionConfig, evolve
@@ -134,7 +134,7 @@ def test_list_and_show(evolved, capsys):
     assert re.fullmatch(r"study +kind +trials +result +last change", lines[0])
     [line] = [s for s in lines if s.startswith(NAME)]
     assert re.search(
-        rf"evolution +2 complete, 1 fail +best fitness {re.escape(figure(best.value))} +"
+        rf"evolution +2 complete, 1 fail +best fitness {re.escape(score_text(best.value))} +"
         rf"20\d\d-\d\d-\d\d \d\d:\d\d$",
         line,
     )
@@ -149,7 +149,7 @@ def test_list_and_show(evolved, capsys):
     assert f"  env_id: {json.dumps(ENV)}" in lines
     assert '  sampler: "Random"' in lines
     assert re.search(
-        rf"best trials:\n +{best.number}  fitness +{re.escape(figure(best.value))}  sr "
+        rf"best trials:\n +{best.number}  fitness +{re.escape(score_text(best.value))}  sr "
         rf"{best.params['sr']:.6g}",
         text,
     )

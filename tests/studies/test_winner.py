@@ -13,8 +13,8 @@ from optuna_dashboard import get_note
 from test_following import copied
 from told_lifetimes import NAME, Told, make, study
 
-from erl.cli import figure
-from erl.experiments.display import Display
+from erl.cli import score_text
+from erl.experiments.display import DashboardNotes
 from erl.experiments.evolution import evolve
 from erl.figures.report import _what_was_run
 from erl.search.noise import Expected
@@ -67,7 +67,7 @@ def test_two_seeds_are_said_without_an_interval():
     assert winner.interval is None
     assert winner.reached == (
         f"fitness 436.00 when proposed (2 seeds), 295.00 lived again (2 seeds), "
-        f"{figure(winner.expected)} expected on new seeds"
+        f"{score_text(winner.expected)} expected on new seeds"
     )
 
 
@@ -215,7 +215,7 @@ def test_notes_say_who_won_and_go_on_saying_it(evolved, sink):
     before = note()
     evolve(small(), sink)  # nothing is left to do
     assert note() == before
-    Display(study(), False, lambda name, trial: ()).study()  # the note while a command runs
+    DashboardNotes(study(), False, lambda name, trial: ()).study()  # the note while a command runs
     assert line in note()
     evolve(make(finalists=0, nb_trials=4), sink)
     assert "winner" not in note()
@@ -232,7 +232,7 @@ def test_commands_and_figures_show_the_winner(told, sink):
         assert f"  {finalist.title}, {finalist.reached}" in sink.lines
     assert list_studies(ListConfig(), sink) == 0
     rows = {line.split()[0]: line for line in sink.lines[-2:]}
-    assert f"  winner's fitness {figure(choice.winner.expected)}  " in rows[NAME]
+    assert f"  winner's fitness {score_text(choice.winner.expected)}  " in rows[NAME]
     assert " finals " in rows[f"{NAME}_finals"]
     assert "fitness" not in rows[f"{NAME}_finals"]
     stored = study().optuna.user_attrs[WINNER]

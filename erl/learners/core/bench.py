@@ -16,7 +16,7 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from torch import Tensor
 
 from erl.executors.concurrent_workers import Count
-from erl.executors.lockstep import Job, Open, Timed
+from erl.executors.virtual_clock import Open, Timed, WorkerJob
 from erl.learners.core.episodes import Episode, OpenStage
 from erl.learners.core.evolved_settings import EvolvedSettings
 from erl.learners.core.off_policy import Block
@@ -242,7 +242,7 @@ class Bench:
 
     # -- playing --
 
-    def play(self, jobs: Sequence[Job], limit: int | None) -> tuple[int, Sequence[bool]]:
+    def play(self, jobs: Sequence[WorkerJob], limit: int | None) -> tuple[int, Sequence[bool]]:
         """Go on with episodes until one ends, or for `limit` steps."""
         plays: list[Play] = [job.data for job in jobs]
         for play in plays:
@@ -277,7 +277,7 @@ class Bench:
 
     # -- learning --
 
-    def train_actors(self, jobs: Sequence[Job], counts: Sequence[int]) -> None:
+    def train_actors(self, jobs: Sequence[WorkerJob], counts: Sequence[int]) -> None:
         """Update actors, each `counts` times: side by side as far as that is faster."""
         left: dict[int, int] = {}
         trainings: dict[int, TrainActor] = {}
@@ -314,7 +314,7 @@ class Bench:
                 places[row] = training.rng.integers(held, size=places.shape[1])
             self._update((begin, end), torch.from_numpy(places).to(self.settings.device), None)
 
-    def train_critics(self, jobs: Sequence[Job], counts: Sequence[int]) -> None:
+    def train_critics(self, jobs: Sequence[WorkerJob], counts: Sequence[int]) -> None:
         """Update the critics; one worker does that at a time."""
         (job,), (count,) = jobs, counts
         training: TrainCritics = job.data

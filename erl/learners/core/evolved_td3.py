@@ -19,7 +19,7 @@ from stable_baselines3.common.preprocessing import get_action_dim
 
 from erl.errors import UserError
 from erl.executors.inner_workers import inner_workers
-from erl.executors.lockstep import Job
+from erl.executors.virtual_clock import WorkerJob
 from erl.learners.core.bench import (
     Bench,
     Play,
@@ -118,11 +118,11 @@ class EvolvedTD3(Generic[S]):
         """The distribution, which begins with this mean."""
         raise NotImplementedError
 
-    def next_actor_job(self, worker: int, ended: Job | None) -> Job | None:
+    def next_actor_job(self, worker: int, ended: WorkerJob | None) -> WorkerJob | None:
         """The next job of an actor worker, after the one that it has ended; None to wait."""
         raise NotImplementedError
 
-    def next_critic_job(self, worker: int) -> Job | None:
+    def next_critic_job(self, worker: int) -> WorkerJob | None:
         """The next job of the critic worker; None to wait."""
         raise NotImplementedError
 
@@ -137,7 +137,7 @@ class EvolvedTD3(Generic[S]):
         if self.workers.counted is not None:
             self.ledger.step(self.workers.counted - self.ledger.steps)
 
-    def _next_job(self, worker: int, ended: Job | None) -> Job | None:
+    def _next_job(self, worker: int, ended: WorkerJob | None) -> WorkerJob | None:
         self._count()
         if ended is not None and isinstance(ended.data, TrainCritics):
             self.critics = ended.data.critics
@@ -165,31 +165,33 @@ class EvolvedTD3(Generic[S]):
         self.individuals += n
         return asked
 
-    def play(self, worker: int, individual: Individual) -> Job:
+    def play(self, worker: int, individual: Individual) -> WorkerJob:
         """Have an individual play its episode."""
         number = individual.number
         seed = self._seed(_EPISODE, number, of="environment")
         random = self._seed(_RANDOM, number) if individual.random else None
-        return Job("play", Play(worker, individual.genes, seed, random, about=individual))
+        return WorkerJob("play", Play(worker, individual.genes, seed, random, about=individual))
 
-    def play_mean(self, worker: int, mean: np.ndarray, counted: bool, about: Any) -> Job:
+    def play_mean(self, worker: int, mean: np.ndarray, counted: bool, about: Any) -> WorkerJob:
         """Have the mean, as it was, play an episode, which is not stored."""
         seed = self._seed(_MEAN, self.mean_episodes, of="environment")
         self.mean_episodes += 1
-        return Job("play", Play(worker, mean, seed, counted=counted, about=about))
+        return WorkerJob("play", Play(worker, mean, seed, counted=counted, about=about))
 
-    def train(self, worker: int, individual: Individual, updates: int) -> Job:
+    def train(self, worker: int, individual: Individual, updates: int) -> WorkerJob:
         """Have an individual improved by so many updates, against the critics as they are."""
         first = self.critics[0].reshape(self.settings.n_critics, -1)[0].numpy().copy()
         seed = self._seed(_TRAIN, individual.number)
         training = TrainActor(worker, individual.genes, first, seed, about=individual)
-        return Job("train_actor", training, updates)
+        return WorkerJob("train_actor", training, updates)
 
-    def train_critics(self, worker: int, target_actor: np.ndarray, updates: int) -> Job:
+    def train_critics(self, worker: int, target_actor: np.ndarray, updates: int) -> WorkerJob:
         """Have the critics updated so often, which value this policy."""
         seed = self._seed(_CRITICS, self.critic_jobs)
         self.critic_jobs += 1
-        return Job("train_critics", TrainCritics(worker, self.critics, target_actor, seed), updates)
+        return WorkerJob(
+            "train_critics", TrainCritics(worker, self.critics, target_actor, seed), updates
+        )
 
     def played(self, individual: Individual, play: Play) -> bool:
         """Take an individual's episode: store it, and note the return.

@@ -126,9 +126,7 @@ class OffPolicySettings(EvaluationSettings):
     @classmethod
     def unsupported(cls, what: str) -> Unsupported:
         """The error for what Stable-Baselines3 itself has."""
-        return Unsupported(
-            f"the cohort engine of {cls.learner} does not know {what}: use --engine sb3"
-        )
+        return Unsupported(cls.learner, what)
 
     def resolved_device(self) -> torch.device:
         """Where the networks learn."""

@@ -21,7 +21,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim, get_flattened_obs_dim
 
-from erl.learners.ppo.settings import PPOConfig, cohort_key
+from erl.learners.ppo.settings import PPOSettings, cohort_key
 from erl.learners.ppo.update import Update, columns
 from erl.networks.cohort_networks import (
     ActorCritic,
@@ -54,13 +54,13 @@ class CohortPPO:
         statistics = cohort.update(progress_remaining)
 
     Args:
-        configs: settings of each agent; they agree in `cohort_key`.
+        settings: settings of each agent; they agree in `cohort_key`.
         seeds: a seed for each agent: of its initial weights, which are those of
             `stable_baselines3.PPO(seed=...)`, and of its generator.
         observation_space, action_space: of one environment.
 
     Attributes:
-        configs: settings of the agents that are left.
+        settings: settings of the agents that are left.
         n_updates: int array (n,), epochs begun so far, as Stable-Baselines3 counts.
     """
 
@@ -71,16 +71,16 @@ class CohortPPO:
 
     def __init__(
         self,
-        configs: Sequence[PPOConfig],
+        settings: Sequence[PPOSettings],
         seeds: Sequence[int],
         observation_space: spaces.Space,
         action_space: spaces.Space,
     ) -> None:
-        if len({cohort_key(c, observation_space, action_space) for c in configs}) != 1:
+        if len({cohort_key(c, observation_space, action_space) for c in settings}) != 1:
             raise ValueError("the agents of a cohort agree in cohort_key")
-        self.configs = list(configs)
+        self.settings = list(settings)
         self.observation_space, self.action_space = observation_space, action_space
-        c, n = self.configs[0], len(self.configs)
+        c, n = self.settings[0], len(self.settings)
         self._n_inputs, action_dim = (
             get_flattened_obs_dim(observation_space),
             get_action_dim(action_space),
@@ -98,7 +98,7 @@ class CohortPPO:
         self._weights = np.zeros((n, self._net.n_params), np.float32)
         self._first, self._second = np.zeros_like(self._weights), np.zeros_like(self._weights)
         self._steps, self.n_updates = np.zeros(n, np.float32), np.zeros(n, np.int64)
-        for config, seed, row in zip(self.configs, seeds, self._weights):
+        for config, seed, row in zip(self.settings, seeds, self._weights):
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)
                 policy = ActorCriticPolicy(
@@ -124,7 +124,7 @@ class CohortPPO:
         self._bind()
 
     def __len__(self) -> int:
-        return len(self.configs)
+        return len(self.settings)
 
     def _bind(self) -> None:
         """Make what looks into the weights; called when their arrays changed."""
@@ -134,10 +134,10 @@ class CohortPPO:
             self._first,
             self._second,
             self._steps,
-            [c.adam_eps for c in self.configs],
+            [c.adam_eps for c in self.settings],
         )
         self._norm_gamma = np.array(
-            [c.gamma if c.norm_gamma is None else c.norm_gamma for c in self.configs]
+            [c.gamma if c.norm_gamma is None else c.norm_gamma for c in self.settings]
         )
 
     # Rollout
@@ -150,12 +150,12 @@ class CohortPPO:
         self._observe(obs)
 
     def _observe(self, obs: np.ndarray) -> None:
-        if self.configs[0].norm_obs:
+        if self.settings[0].norm_obs:
             self._obs_moments.update(obs)
         self._obs[..., :-1] = self._normalized(obs)
 
     def _normalized(self, obs: np.ndarray, agents: Any = slice(None)) -> np.ndarray:
-        c, moments = self.configs[0], self._obs_moments
+        c, moments = self.settings[0], self._obs_moments
         if not c.norm_obs:
             return obs
         scaled = (obs - moments.mean[agents, None]) / np.sqrt(
@@ -208,7 +208,7 @@ class CohortPPO:
             timeouts: for each episode that was truncated and not terminated, (agent, environment,
                 its last observation).
         """
-        c, t = self.configs[0], self._t
+        c, t = self.settings[0], self._t
         self._observe(obs)
         if c.norm_reward:
             self._returns *= self._norm_gamma[:, None, None]
@@ -238,9 +238,9 @@ class CohortPPO:
             Stable-Baselines3's statistics of the update, under its names (`approx_kl`, …): arrays
             (n,).
         """
-        if self._t != self.configs[0].n_steps:
+        if self._t != self.settings[0].n_steps:
             raise ValueError(
-                f"an update takes a rollout of {self.configs[0].n_steps} steps, not {self._t}"
+                f"an update takes a rollout of {self.settings[0].n_steps} steps, not {self._t}"
             )
         size = max(1, _CACHE // (16 * self._net.n_params))
         blocks = [slice(i, min(i + size, len(self))) for i in range(0, len(self), size)]
@@ -258,7 +258,7 @@ class CohortPPO:
         """Values, log-probabilities and advantages of a block's rollout, arrays (n, n_envs *
         n_steps).
         """
-        weights, configs = self._weights[block], self.configs[block]
+        weights, settings = self._weights[block], self.settings[block]
         policy, critic = self._net.policy(weights), self._net.value(weights)
         distribution = self._net.distribution(weights, np.empty_like(weights))
         samples = self._samples(block)
@@ -275,7 +275,7 @@ class CohortPPO:
                 critic_of_one = self._net.value(self._weights[agent : agent + 1])
                 value = critic_of_one.forward(np.append(last, 1.0).astype(np.float32)[None, None])
                 rewards[agent - block.start, env, t] += (
-                    np.float32(self.configs[agent].gamma) * value.item()
+                    np.float32(self.settings[agent].gamma) * value.item()
                 )
         flat = (-1, rewards.shape[2])
         estimates = advantages(
@@ -284,7 +284,7 @@ class CohortPPO:
             critic.forward(self._obs[block])[:, 0].ravel(),
             self._dones[block].reshape(flat),
             *(
-                np.repeat([getattr(c, name) for c in configs], rewards.shape[1])
+                np.repeat([getattr(c, name) for c in settings], rewards.shape[1])
                 for name in ("gamma", "gae_lambda")
             ),
         )
@@ -299,7 +299,7 @@ class CohortPPO:
         """The order in which each epoch goes through the rollout, int array (n, n_epochs, n_envs *
         n_steps).
         """
-        c = self.configs[0]
+        c = self.settings[0]
         size = c.n_steps * c.n_envs
         return np.array(
             [[rng.permutation(size) for _ in range(c.n_epochs)] for rng in self._rngs[block]]
@@ -316,7 +316,7 @@ class CohortPPO:
             self._net,
             weights,
             adam_step,
-            self.configs[block],
+            self.settings[block],
             progress,
             self._samples(block),
             self._n_inputs,
@@ -342,7 +342,10 @@ class CohortPPO:
                 moments.var[where],
                 moments.count[where],
             )
-        self.configs, self._rngs = [self.configs[i] for i in where], [self._rngs[i] for i in where]
+        self.settings, self._rngs = (
+            [self.settings[i] for i in where],
+            [self._rngs[i] for i in where],
+        )
         self._timeouts = [
             (where.index(i), env, t, obs) for i, env, t, obs in self._timeouts if i in where
         ]

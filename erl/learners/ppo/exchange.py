@@ -23,7 +23,7 @@ def to_sb3(cohort: CohortPPO, i: int, num_timesteps: int = 0, total_timesteps: i
         num_timesteps: steps that it has taken.
         total_timesteps: its budget, which schedules refer to.
     """
-    config = cohort.configs[i]
+    config = cohort.settings[i]
     names = inspect.signature(PPO).parameters.keys() & {f.name for f in fields(config)}
     settings = {name: getattr(config, name) for name in names}
     settings |= {
@@ -86,7 +86,7 @@ def vec_normalize(cohort: CohortPPO, i: int) -> VecNormalize:
     """Agent i's statistics of normalisation as Stable-Baselines3's wrapper, to `save` beside the
     agent's zip file.
     """
-    c = cohort.configs[i]
+    c = cohort.settings[i]
     env = gym.Env()
     env.observation_space, env.action_space = cohort.observation_space, cohort.action_space
     normalizer = VecNormalize(

@@ -10,7 +10,7 @@ from erl.learners.core.checkpoints import Part
 from erl.learners.core.run import Run
 from erl.learners.ppo.algorithm import CohortPPO
 from erl.learners.ppo.exchange import to_sb3, vec_normalize
-from erl.learners.ppo.settings import PPOConfig, cohort_key
+from erl.learners.ppo.settings import PPOSettings, cohort_key
 from erl.learners.sb3 import SB3Agent
 from erl.worlds.ledger import Ledger
 from erl.worlds.specification import LifetimeSpec
@@ -21,10 +21,11 @@ class CohortPPOLearner:
     """PPO for many lifetimes side by side, in one thread."""
 
     name = "PPO"
+    settings = PPOSettings
 
     def check_settings(self, config: Mapping[str, Any]) -> None:
         """Raise a UserError for settings that cannot be, or that the cohort does not know."""
-        PPOConfig.from_learner_config(config)
+        PPOSettings.from_learner_config(config)
 
     def check(self, spec: LifetimeSpec) -> None:
         """Raise a UserError for spaces and settings that the cohort does not know."""
@@ -34,7 +35,7 @@ class CohortPPOLearner:
         """Lifetimes that agree in task, shapes and sizes; their reservoirs, rates and budgets may
         differ.
         """
-        config = PPOConfig.from_learner_config(spec.learner.config)
+        config = PPOSettings.from_learner_config(spec.learner.config)
         observation_space, action_space = spec.spaces()
         return (
             spec.task,
@@ -48,8 +49,8 @@ class CohortPPOLearner:
         """Train all agents in lockstep; one that fails or has spent its budget leaves the
         cohort, and the others go on.
         """
-        configs = [PPOConfig.from_learner_config(spec.learner.config) for spec in cohort]
-        run = Run(cohort, ledgers, outputs, configs)
+        settings = [PPOSettings.from_learner_config(spec.learner.config) for spec in cohort]
+        run = Run(cohort, ledgers, outputs, settings)
         return run.train(PPOTraining(run))
 
 
@@ -61,7 +62,7 @@ class PPOTraining:
         ppo: the agents.
     """
 
-    def __init__(self, run: Run[PPOConfig]) -> None:
+    def __init__(self, run: Run[PPOSettings]) -> None:
         self.run = run
         self.n_steps = run.settings[0].n_steps
         self.world = World(run.specs, run.ledgers, run.settings[0].n_envs)

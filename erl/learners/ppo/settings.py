@@ -31,7 +31,7 @@ from erl.networks.cohort_networks import ACTIVATIONS
 
 
 @dataclass(frozen=True)
-class PPOConfig(EvaluationSettings):
+class PPOSettings(EvaluationSettings):
     """Settings of one agent, in Stable-Baselines3's names and with its defaults.
 
     Attributes:
@@ -93,7 +93,7 @@ class PPOConfig(EvaluationSettings):
             raise _unsupported(f"activation_fn={self.activation}")
 
     @classmethod
-    def from_learner_config(cls, config: Mapping[str, Any], env_id: str = "") -> "PPOConfig":
+    def from_learner_config(cls, config: Mapping[str, Any], env_id: str = "") -> "PPOSettings":
         """Settings from keyword arguments of `stable_baselines3.PPO` plus `n_envs`, `normalize` and
         how often to evaluate, as in the SB3 Zoo's files.
 
@@ -126,7 +126,7 @@ class PPOConfig(EvaluationSettings):
 
 
 def _unsupported(what: str) -> Unsupported:
-    return Unsupported(f"the cohort engine of PPO does not know {what}: use --engine sb3")
+    return Unsupported("PPO", what)
 
 
 def _policy_settings(kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def _normalize_settings(value: bool | dict[str, Any]) -> dict[str, Any]:
 
 
 def cohort_key(
-    config: PPOConfig, observation_space: spaces.Space, action_space: spaces.Space
+    config: PPOSettings, observation_space: spaces.Space, action_space: spaces.Space
 ) -> Hashable:
     """What the agents of one cohort agree in.
 

@@ -11,7 +11,7 @@ import numpy as np
 from stable_baselines3.common.utils import FloatSchedule
 
 from erl.learners.core.settings import Schedule
-from erl.learners.ppo.settings import PPOConfig
+from erl.learners.ppo.settings import PPOSettings
 from erl.networks.cohort_networks import ActorCritic
 
 # (index of the agent, its gradient, learning rate, largest norm of the gradient): one step of Adam.
@@ -40,27 +40,25 @@ class Coefficients:
     max_kl: np.ndarray
 
     @classmethod
-    def at(cls, configs: Sequence[PPOConfig], progress: Sequence[float]) -> "Coefficients":
+    def at(cls, settings: Sequence[PPOSettings], progress: Sequence[float]) -> "Coefficients":
         """Where so much of each agent's training remains, 1 to 0."""
 
-        def scheduled(settings: Sequence[float | Schedule | None]) -> list[float]:
-            return [
-                np.inf if s is None else FloatSchedule(s)(p) for s, p in zip(settings, progress)
-            ]
+        def scheduled(values: Sequence[float | Schedule | None]) -> list[float]:
+            return [np.inf if s is None else FloatSchedule(s)(p) for s, p in zip(values, progress)]
 
         def column(values: Sequence[float]) -> np.ndarray:
             return np.array(values, np.float32)[:, None]
 
-        clip_range = np.array(scheduled([c.clip_range for c in configs]))[:, None]
-        kl = [np.inf if c.target_kl is None else 1.5 * c.target_kl for c in configs]
+        clip_range = np.array(scheduled([c.clip_range for c in settings]))[:, None]
+        kl = [np.inf if c.target_kl is None else 1.5 * c.target_kl for c in settings]
         return cls(
-            scheduled([c.learning_rate for c in configs]),
+            scheduled([c.learning_rate for c in settings]),
             clip_range.astype(np.float32),
             (1 - clip_range).astype(np.float32),
             (1 + clip_range).astype(np.float32),
-            column(scheduled([c.clip_range_vf for c in configs])),
-            column([c.ent_coef for c in configs]),
-            column([c.vf_coef for c in configs]),
+            column(scheduled([c.clip_range_vf for c in settings])),
+            column([c.ent_coef for c in settings]),
+            column([c.vf_coef for c in settings]),
             np.array(kl, np.float32),
         )
 
@@ -72,7 +70,7 @@ class Update:
         net: shapes of the networks.
         weights: of each agent, (n, n_params); changed in place.
         adam_step: changes them.
-        configs: of each agent.
+        settings: of each agent.
         progress: share of each one's training that remains.
         rollout: (n, size, n_inputs + 1 + action_dim), observations, the constant one, and actions.
         n_inputs: length of an observation.
@@ -84,7 +82,7 @@ class Update:
         net: ActorCritic,
         weights: np.ndarray,
         adam_step: AdamStep,
-        configs: Sequence[PPOConfig],
+        settings: Sequence[PPOSettings],
         progress: Sequence[float],
         rollout: np.ndarray,
         n_inputs: int,
@@ -93,7 +91,7 @@ class Update:
         advantages: np.ndarray,
     ) -> None:
         self._adam_step, self._n_inputs = adam_step, n_inputs
-        self._configs, self._coefficients = configs, Coefficients.at(configs, progress)
+        self._settings, self._coefficients = settings, Coefficients.at(settings, progress)
         self._clips_values = self._coefficients.clip_range_vf.min() < np.inf
         self._stops_early = self._coefficients.max_kl.min() < np.inf
         self._grads = np.zeros_like(weights)
@@ -108,7 +106,7 @@ class Update:
         n, size, width = rollout.shape
         self._samples = rollout.reshape(n * size, width)
         self._first_samples = np.arange(n)[:, None] * size
-        batch_size, n_epochs = configs[0].batch_size, configs[0].n_epochs
+        batch_size, n_epochs = settings[0].batch_size, settings[0].n_epochs
         self._starts = np.arange(0, size, batch_size)
         self._sizes = np.minimum(size - self._starts, batch_size)
         self._batches = {int(m): np.empty((n, m, width), np.float32) for m in {*self._sizes}}
@@ -154,8 +152,8 @@ class Update:
             np.take_along_axis(a, order, axis=1)
             for a in (self._values, self._log_probs, self._returns, self._advantages)
         )
-        if self._configs[0].normalize_advantage:
-            _standardize(self._advantage, self._configs[0].batch_size)
+        if self._settings[0].normalize_advantage:
+            _standardize(self._advantage, self._settings[0].batch_size)
 
     def _step(self, part: slice, epoch: int, minibatch: int) -> None:
         """A gradient step of every agent that still learns, on a part of the epoch's samples."""
@@ -189,7 +187,7 @@ class Update:
         self._policy.backward(self._distribution.backward(d_log_prob, d_entropy))
         self._critic.backward(d_value[:, None])
         for i in self._learning:
-            max_grad_norm = self._configs[i].max_grad_norm
+            max_grad_norm = self._settings[i].max_grad_norm
             self._adam_step(i, self._grads[i], c.learning_rate[i], max_grad_norm)
 
     def _value_gradient(self, observations: np.ndarray, part: slice) -> np.ndarray:
@@ -229,7 +227,7 @@ class Update:
             losses[:, epoch] = sums / self._sizes
 
     def _statistics(self) -> dict[str, np.ndarray]:
-        c, agents = self._coefficients, np.arange(len(self._configs))
+        c, agents = self._coefficients, np.arange(len(self._settings))
         counted = np.arange(len(self._starts)) < self._n_minibatches
         epochs = np.count_nonzero(self._n_minibatches[..., 0], axis=1)
         last_epoch = (agents, epochs - 1)

@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from erl.executors.lockstep import Job, LockstepWorkers, Open, Timed
+from erl.executors.virtual_clock import LockstepWorkers, Open, Timed, WorkerJob
 
 TRAIN, CRITIC = 2.4, 0.7  # ticks of a unit
 
@@ -37,12 +37,12 @@ class System:
             # It waits until there is more than it has seen.
             if self.version > self.stored:
                 return None
-            return Job("critic", {"read": 0, "worker": worker}, int(self.rng.integers(0, 20)))
+            return WorkerJob("critic", {"read": 0, "worker": worker}, int(self.rng.integers(0, 20)))
         self.begun += 1
         kind = ("train", "play")[int(self.rng.integers(2))] if ended else "play"
         length = int(self.rng.geometric(0.1))
         data = {"read": self.version, "length": length, "taken": 0, "worker": worker}
-        return Job(kind, data, int(self.rng.integers(0, 12)) if kind == "train" else None)
+        return WorkerJob(kind, data, int(self.rng.integers(0, 12)) if kind == "train" else None)
 
     def unit(self, job):
         """A unit of training reads what is shared."""
@@ -178,8 +178,8 @@ def test_those_at_work_together_are_computed_together():
         if begun[worker] > 1 + (worker == 2):
             return None
         if worker == 3:
-            return Job("play", 60)
-        return Job("train", None, (100, 10, 20)[worker])
+            return WorkerJob("play", 60)
+        return WorkerJob("train", None, (100, 10, 20)[worker])
 
     def play(jobs, most):
         ticks = min(jobs[0].data, most)
@@ -196,7 +196,9 @@ def test_those_at_work_together_are_computed_together():
 
 def test_an_update_that_costs_nothing_takes_no_time():
     done = []
-    jobs = iter([Job("train", "a", 5), Job("train", "b", 0), Job("train", "c", 3)])
+    jobs = iter(
+        [WorkerJob("train", "a", 5), WorkerJob("train", "b", 0), WorkerJob("train", "c", 3)]
+    )
     workers = LockstepWorkers(
         1,
         {"train": Timed(lambda jobs, counts: done.append((jobs[0].data, counts)), 0.0)},
@@ -233,7 +235,7 @@ def test_what_cannot_be_is_refused():
         LockstepWorkers(0, {}, lambda worker, ended: None)
     with pytest.raises(ValueError, match="at most one activity is open"):
         LockstepWorkers(1, {"a": opened, "b": opened}, lambda worker, ended: None)
-    for job in (Job("timed", None), Job("timed", None, -1), Job("open", None, 3)):
+    for job in (WorkerJob("timed", None), WorkerJob("timed", None, -1), WorkerJob("open", None, 3)):
         workers = LockstepWorkers(
             1, {"timed": nothing, "open": opened}, lambda worker, ended, job=job: job
         )
@@ -256,7 +258,7 @@ def test_an_activity_that_breaks_its_rule_is_named(result, message):
     workers = LockstepWorkers(
         2,
         {"open": Open(lambda jobs, most: result), "timed": Timed(lambda jobs, counts: None, 2.0)},
-        lambda worker, ended: Job("timed", None, 4) if worker else Job("open", None),
+        lambda worker, ended: WorkerJob("timed", None, 4) if worker else WorkerJob("open", None),
     )
     with pytest.raises(RuntimeError, match=message):
         workers.advance()

@@ -18,7 +18,7 @@ from typing import Any
 
 
 @dataclass
-class Job:
+class WorkerJob:
     """What a worker does until it is asked again.
 
     Attributes:
@@ -34,7 +34,7 @@ class Job:
 
 # A worker, and the job that it has ended (None at first, and while it waits) -> its next job, or
 # None to wait.
-NextJob = Callable[[int, Job | None], Job | None]
+NextJob = Callable[[int, WorkerJob | None], WorkerJob | None]
 
 
 class Timed:
@@ -52,7 +52,7 @@ class Timed:
         ValueError: a cost that cannot be.
     """
 
-    def __init__(self, work: Callable[[list[Job], list[int]], None], cost: float) -> None:
+    def __init__(self, work: Callable[[list[WorkerJob], list[int]], None], cost: float) -> None:
         if not (math.isfinite(cost) and cost >= 0):
             raise ValueError(f"a unit costs 0 ticks or more, not {cost!r}")
         self.work = work
@@ -78,7 +78,9 @@ class Open:
             one, and whether each job has ended.
     """
 
-    def __init__(self, work: Callable[[list[Job], int | None], tuple[int, Sequence[bool]]]) -> None:
+    def __init__(
+        self, work: Callable[[list[WorkerJob], int | None], tuple[int, Sequence[bool]]]
+    ) -> None:
         self.work = work
 
 
@@ -112,13 +114,13 @@ class LockstepWorkers:
                 "at most one activity is open: no other can say when the next job ends"
             )
         self._activities, self._next_job = dict(activities), next_job
-        self._jobs: list[Job | None] = [None] * n
+        self._jobs: list[WorkerJob | None] = [None] * n
         self._begun = [0] * n
         self.clock = 0
         self.busy = [0] * n
         # As of workers elsewhere: see `inner_workers`.
         self.counted, self.lost = None, 0
-        self.elsewhere: Sequence[Job] = ()
+        self.elsewhere: Sequence[WorkerJob] = ()
 
     def share(self, item: Any) -> None:
         """There is nobody elsewhere."""
@@ -151,7 +153,7 @@ class LockstepWorkers:
             self._give(worker, self._jobs[worker])
         return True
 
-    def _give(self, worker: int, ended: Job | None) -> None:
+    def _give(self, worker: int, ended: WorkerJob | None) -> None:
         self._jobs[worker] = None
         job = self._next_job(worker, ended)
         if job is None:
@@ -161,7 +163,7 @@ class LockstepWorkers:
             raise ValueError(f"a job of {job.kind!r} cannot have units={job.units!r}")
         self._jobs[worker], self._begun[worker] = job, self.clock
 
-    def _of(self, kind: str) -> list[tuple[int, Job]]:
+    def _of(self, kind: str) -> list[tuple[int, WorkerJob]]:
         """Workers that have a job of this kind, with the job."""
         return [
             (w, job) for w, job in enumerate(self._jobs) if job is not None and job.kind == kind
