@@ -56,9 +56,8 @@ from evidence_tables import (
 )
 from rows import read_rows
 
-from erl.cli import duration, exit_after
+from erl.cli import duration, exit_after, plural
 from erl.errors import UserError
-from erl.experiments.flags import plural
 from erl.figures.comparison import generalisation_matrix
 from erl.files import write_text, write_whole
 from erl.studies.configuration import EvolutionStudy, FinalsStudy, TestStudy

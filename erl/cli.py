@@ -37,6 +37,7 @@ __all__ = [
     "main",
     "option",
     "parse",
+    "plural",
     "score_text",
     "this_command",
     "without_passwords",
@@ -302,6 +303,11 @@ def score_text(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"
+
+
+def plural(n: int, word: str, many: str | None = None) -> str:
+    """`1 seed`, `3 seeds`; `many` where the plural is another word."""
+    return f"{n:,} {word if n == 1 else many or word + 's'}"
 
 
 def duration(seconds: float) -> str:

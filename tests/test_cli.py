@@ -11,10 +11,10 @@ from erl.cli import (
     Display,
     Interruptible,
     duration,
-    figure,
     main,
     option,
     parse,
+    score_text,
     this_command,
 )
 from erl.errors import UserError
@@ -301,7 +301,7 @@ def test_durations(seconds, text):
     ],
 )
 def test_figures_have_digits_where_they_are_small(value, text):
-    assert figure(value) == text
+    assert score_text(value) == text
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from erl.cli import Sink, command, score_text
+from erl.cli import Sink, command, plural, score_text
 from erl.errors import UserError
 from erl.executors.jobs import Executor
 from erl.executors.machines import default_workers
 from erl.experiments.display import Commands, DashboardNotes, EvolutionLog
-from erl.experiments.flags import AgentFlags, RunFlags, plural
+from erl.experiments.flags import AgentFlags, RunFlags
 from erl.experiments.forecast import Pace
 from erl.experiments.trials import MakeCohort, Member, TrialLoop, own_return
 from erl.files import folder_name

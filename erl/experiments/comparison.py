@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from erl.cli import Sink, command
+from erl.cli import Sink, command, plural
 from erl.errors import UserError
 from erl.experiments.arms import arm_lifetime, arm_names, control_names
 from erl.experiments.campaign import (
@@ -37,7 +37,7 @@ from erl.experiments.comparison_flags import (
 from erl.experiments.display import DashboardNotes
 from erl.experiments.evolution import test_command
 from erl.experiments.films import film_agents, film_commands, model_name, say_film
-from erl.experiments.flags import MAX_SEED, plural, seed_indices, study_name, thousands
+from erl.experiments.flags import MAX_SEED, seed_indices, study_name, thousands
 from erl.experiments.forecast import (
     Outlook,
     Pace,

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from erl.cli import Sink, command, score_text
+from erl.cli import Sink, command, plural, score_text
 from erl.errors import UserError
 from erl.executors.machines import default_workers
 from erl.experiments.campaign import (
@@ -35,7 +35,7 @@ from erl.experiments.finals import (
     sampler_of,
     trials_at_once,
 )
-from erl.experiments.flags import number, parse_settings, plural, read_settings, study_name
+from erl.experiments.flags import number, parse_settings, read_settings, study_name
 from erl.experiments.forecast import (
     Outlook,
     Pace,

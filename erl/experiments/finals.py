@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from erl.cli import Sink
+from erl.cli import Sink, plural
 from erl.experiments.campaign import Campaign, GivenTrials, Progress, checkpoint_cohort, outcome
 from erl.experiments.evolution_flags import EvolutionFlags
-from erl.experiments.flags import MAX_SEED, plural
+from erl.experiments.flags import MAX_SEED
 from erl.experiments.forecast import steps_of
 from erl.lifetimes.record import LifetimeRecord
 from erl.search.samplers import CmaesSampler, generation_size, make_sampler

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from erl.cli import Sink, duration
+from erl.cli import Sink, duration, plural
 from erl.executors.jobs import Executor, Rows
 from erl.executors.machines import default_workers
-from erl.experiments.flags import RunFlags, plural
+from erl.experiments.flags import RunFlags
 from erl.experiments.trials import groups
 from erl.learners import OWN, SB3_ALGORITHMS, canonical_name
 from erl.lifetimes.living import COLUMNS, Cohort, check_together
@@ -70,7 +70,7 @@ def announce(outlook: Outlook, executor: Executor, sink: Sink, measure: bool = F
     parts = [outlook.counts]
     updates = updates_of(outlook.specs[0])
     if updates is not None:
-        parts.append(f"{updates:,} update{'s' * (updates != 1)} each")
+        parts.append(f"{plural(updates, 'update')} each")
     parts.append(plural(executor.workers, "worker"))
     if outlook.taken:
         parts.append(f"{outlook.taken:,} steps were taken before")

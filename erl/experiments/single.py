@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from erl.cli import Sink
+from erl.cli import Sink, plural
 from erl.errors import UserError
 from erl.experiments.campaign import (
     Campaign,
@@ -22,7 +22,7 @@ from erl.experiments.campaign import (
     steps_in_checkpoints,
 )
 from erl.experiments.films import film_agents, film_commands, model_name, say_film
-from erl.experiments.flags import MAX_SEED, parse_settings, plural, read_settings, study_name
+from erl.experiments.flags import MAX_SEED, parse_settings, read_settings, study_name
 from erl.experiments.forecast import (
     Outlook,
     Pace,

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, Protocol
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from erl.cli import plural
 from erl.errors import UserError, one_line
-from erl.experiments.flags import plural
 from erl.studies.study import Study
 
 # Seconds between two looks at the logs.

@@ -15,8 +15,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from scipy import signal
 
+from erl.cli import plural
 from erl.errors import UserError
-from erl.figures.style import COLOURS, CYCLIC, caption, count, looks, new, styled
+from erl.figures.style import COLOURS, CYCLIC, caption, looks, new, styled
 from erl.lifetimes.trace import Trace
 from erl.worlds.reservoirs import ReservoirParams, effective_radius, memory_profile
 
@@ -41,7 +42,7 @@ def _about(episode: Trace) -> str:
     return (
         f"{task.env_id}{hidden}, {episode.spec.learner.name}, reservoir seed "
         f"{episode.spec.seeds.reservoir}; one episode without exploration, seed {episode.seed}, "
-        f"{count(len(episode), 'step')}, return {episode.rewards.sum():,.1f}"
+        f"{plural(len(episode), 'step')}, return {episode.rewards.sum():,.1f}"
         + ("." if episode.ended else " so far.")
     )
 
@@ -336,7 +337,7 @@ def frequencies(episode: Trace, about: str = "") -> Figure:
     near = float(np.mean(np.abs(dominant - rhythm.frequency) <= resolution))
     return caption(
         figure,
-        f"Dominant frequencies of {count(len(dominant), 'neuron')}; the gait's is "
+        f"Dominant frequencies of {plural(len(dominant), 'neuron')}; the gait's is "
         f"{rhythm.frequency:.3g} {unit} and holds {rhythm.strength:.0%} of the variance of the "
         f"first principal component of the observations. {near:.0%} of the neurons have it, to the "
         f"resolution of {resolution:.2g} {unit}.",

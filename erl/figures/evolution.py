@@ -18,13 +18,12 @@ from matplotlib.ticker import MaxNLocator
 from scipy.interpolate import griddata
 from scipy.spatial import QhullError
 
-from erl.cli import score_text
+from erl.cli import plural, score_text
 from erl.errors import UserError
 from erl.figures.style import (
     COLOURS,
     SEQUENTIAL,
     caption,
-    count,
     label,
     looks,
     new,
@@ -50,7 +49,7 @@ def completed(trials: pd.DataFrame, least: int = 1) -> pd.DataFrame:
         states = trials.state.value_counts() if len(trials) else {}
         has = ", ".join(f"{n} {state.lower()}" for state, n in states.items()) or "none"
         raise UserError(
-            f"this figure needs at least {count(least, 'trial')} with a fitness; trials: {has}"
+            f"this figure needs at least {plural(least, 'trial')} with a fitness; trials: {has}"
         )
     return done.sort_values("trial")
 
@@ -207,7 +206,7 @@ def parallel_coordinates(trials: pd.DataFrame, space: Space, about: str = "") ->
     axes.legend(loc="upper left", bbox_to_anchor=(0.0, 1.2))
     return caption(
         figure,
-        f"Parallel coordinates of {count(len(done), 'completed trial')}, each parameter over the "
+        f"Parallel coordinates of {plural(len(done), 'completed trial')}, each parameter over the "
         "range that was searched.",
         "A line has gaps where its trial does not have a parameter."
         if np.isnan(lines).any()
@@ -255,7 +254,7 @@ def slices(trials: pd.DataFrame, space: Space, about: str = "") -> Figure:
     bar.locator = MaxNLocator(integer=True)
     return caption(
         figure,
-        f"Fitness of {count(len(done), 'completed trial')} against each searched parameter; the "
+        f"Fitness of {plural(len(done), 'completed trial')} against each searched parameter; the "
         "colour is the number of the trial.",
         about,
     )
@@ -345,8 +344,8 @@ def contours(
     figure.colorbar(shown, ax=grid, label=FITNESS, pad=0.02)
     return caption(
         figure,
-        f"Fitness of {count(len(done), 'completed trial')} (points), interpolated linearly between "
-        "them on the scale of the search; nothing is shown outside of their hull.",
+        f"Fitness of {plural(len(done), 'completed trial')} (points), interpolated linearly "
+        "between them on the scale of the search; nothing is shown outside of their hull.",
         about,
     )
 
@@ -387,7 +386,7 @@ def importances(frame: pd.DataFrame, about: str = "") -> Figure:
     return caption(
         figure,
         "Importance of the searched parameters on the scale of the search. fANOVA: share of the "
-        f"variance, mean and range over {count(repeats, 'random forest')}. PED-ANOVA: what tells "
+        f"variance, mean and range over {plural(repeats, 'random forest')}. PED-ANOVA: what tells "
         "the best tenth of the trials from the rest. Few trials make both uncertain.",
         about,
     )
@@ -509,7 +508,7 @@ def search_map(
         what += "distribution)"
     return caption(
         figure,
-        f"{count(len(done), 'completed trial')}, and {what}: means are joined, outlines are one "
+        f"{plural(len(done), 'completed trial')}, and {what}: means are joined, outlines are one "
         "standard deviation, fainter for earlier ones; numbers are generations.",
         about,
     )
@@ -554,7 +553,7 @@ def side_by_side(studies: Mapping[str, pd.DataFrame], about: str = "") -> Figure
     )
     return caption(
         figure,
-        f"{count(len(studies), 'study', 'studies')} side by side. Fitnesses of "
+        f"{plural(len(studies), 'study', 'studies')} side by side. Fitnesses of "
         "different tasks or budgets share no scale.",
         about,
     )
@@ -669,7 +668,7 @@ def two_levels(
     above = "Fitness of all trials" if agents else "Evolution over development"
     return caption(
         figure,
-        f"{above} (above) and development within {count(len(picks), 'trial')} (below): {what}, "
+        f"{above} (above) and development within {plural(len(picks), 'trial')} (below): {what}, "
         f"{_lived(shown)}.",
         about,
     )
@@ -679,7 +678,7 @@ def _lived(lifetimes: pd.DataFrame) -> str:
     """How many lifetimes a trial has: `3 seeds each`, or `3 seeds each in 2 environments`."""
     places = lifetimes.env_id.nunique() if "env_id" in lifetimes else 1
     by = ["trial", "env_id"] if places > 1 else ["trial"]
-    seeds = count(int(lifetimes.groupby(by).size().max()), "seed")
+    seeds = plural(int(lifetimes.groupby(by).size().max()), "seed")
     return f"{seeds} each in {places} environments" if places > 1 else f"{seeds} each"
 
 

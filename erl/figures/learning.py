@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from erl.cli import plural
 from erl.errors import UserError
-from erl.figures.style import Look, caption, count, looks, new, steps_axis, styled
+from erl.figures.style import Look, caption, looks, new, steps_axis, styled
 from erl.statistics import (
     SMOOTHING,
     align,
@@ -94,7 +95,7 @@ def seeds_of(frame: pd.DataFrame) -> str:
     """`10 seeds`, or `3 to 10 seeds` where arms differ."""
     n = frame.groupby("arm").seed.nunique()
     low, high = int(n.min()), int(n.max())
-    return count(high, "seed") if low == high else f"{low} to {high} seeds"
+    return plural(high, "seed") if low == high else f"{low} to {high} seeds"
 
 
 def few_seeds_of(frame: pd.DataFrame) -> str:

@@ -19,12 +19,12 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from erl.cli import Sink
+from erl.cli import Sink, plural
 from erl.errors import UserError, nearest
 from erl.errors import describe as in_a_line
 from erl.figures import behaviour, comparison, evolution, learning, retention
 from erl.figures.flags import FigureConfig
-from erl.figures.style import caption_of, count, save
+from erl.figures.style import caption_of, save
 from erl.files import check_writable, folder_name, write_text, writing
 from erl.lifetimes.film import film_agent
 from erl.lifetimes.models import load_model
@@ -127,7 +127,7 @@ def describe(data: StudyData) -> str:
     hidden += f" with arguments {arguments}" if arguments else ""
     if isinstance(config, EvolutionStudy):
         lives = (
-            f"{count(config.nb_seeds, 'seed')} x {config.training_steps:,} steps a trial, "
+            f"{plural(config.nb_seeds, 'seed')} x {config.training_steps:,} steps a trial, "
             f"{config.sampler}, root seed {config.seed}"
         )
     elif isinstance(config, FinalsStudy):
@@ -611,7 +611,7 @@ def report(config: FigureConfig, sink: Sink) -> int:
     for section in sections:
         for title, reason in section.missing:
             sink.line(f"not shown: {title}: {reason}")
-    sink.line(f"{page}: {count(drawn, 'figure')} of {count(len(studies), 'study', 'studies')}")
+    sink.line(f"{page}: {plural(drawn, 'figure')} of {plural(len(studies), 'study', 'studies')}")
     return 1 if any(s.faults for s in sections) else 0
 
 

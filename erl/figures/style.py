@@ -163,11 +163,6 @@ def caption_of(figure: Figure) -> str:
     return " ".join(figure.get_supxlabel().split())
 
 
-def count(n: int, what: str, many: str | None = None) -> str:
-    """`1 seed`, `3 seeds`; `many` where the plural is another word."""
-    return f"{n:,} {what if n == 1 else many or what + 's'}"
-
-
 def save(
     figure: Figure, folder: str | Path, name: str, formats: Sequence[str] = FORMATS
 ) -> list[Path]:

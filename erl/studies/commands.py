@@ -18,7 +18,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
-from erl.cli import Sink, score_text
+from erl.cli import Sink, plural, score_text
 from erl.errors import UserError, nearest
 from erl.files import write_text, write_whole
 from erl.statistics import interquartile_mean
@@ -209,7 +209,7 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
     if lost:
         sink.line(
             "lost when their process died, and continued: "
-            + ", ".join(f"trial {k} ({n} time{'s' * (n != 1)})" for k, n in lost.items())
+            + ", ".join(f"trial {k} ({plural(n, 'time')})" for k, n in lost.items())
         )
     return 0
 

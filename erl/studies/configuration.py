@@ -16,9 +16,8 @@ from erl.statistics import normalised_score
 from erl.worlds.reservoirs import Context
 from erl.worlds.specification import LifetimeSpec, from_json, to_json
 
-CONFIG_VERSION = 1
 # Keys that earlier versions stored and nobody reads.
-_OBSOLETE = {"h_test", "sets"}
+_OBSOLETE = {"h_test", "sets", "config_version"}
 # What `engine: auto` meant in version 0.1.0, which stored it: ERL-Re2 has one implementation only,
 # and all others were Stable-Baselines3's.
 _AUTO_BEFORE = {"PPO": "cohort", "ERL-Re2": "auto"}
@@ -44,7 +43,7 @@ class EvolutionStudy(SearchConfig):
 
     kind: ClassVar[str] = "evolution"
     # What may change when a study is continued.
-    may_change: ClassVar[frozenset[str]] = frozenset({"nb_trials", "start", "config_version"})
+    may_change: ClassVar[frozenset[str]] = frozenset({"nb_trials", "start"})
 
     env_id: str | None = None
     env_type: str | None = None
@@ -67,7 +66,6 @@ class EvolutionStudy(SearchConfig):
     pruner: str = "none"
     warm_start: str | None = None
     start: dict[str, Any] | None = None
-    config_version: int = CONFIG_VERSION
 
     @property
     def environments(self) -> tuple[str, ...]:
@@ -174,7 +172,7 @@ class SingleStudy:
     """
 
     kind: ClassVar[str] = "single"
-    may_change: ClassVar[frozenset[str]] = frozenset({"config_version"})
+    may_change: ClassVar[frozenset[str]] = frozenset()
     title: ClassVar[str] = "single run"
 
     learner: str
@@ -190,7 +188,6 @@ class SingleStudy:
     # Left out of what is stored where there are none, as before there were any.
     reservoir: str | None = field(default=None, metadata={"omit_default": True})
     context: Context | None = field(default=None, metadata={"omit_default": True})
-    config_version: int = CONFIG_VERSION
 
     @property
     def arm(self) -> str:

@@ -19,6 +19,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, create_trial
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from erl.cli import plural
 from erl.errors import UserError
 from erl.lifetimes.record import CURVE_POINTS, learning_curve
 from erl.search.samplers import CmaesSampler
@@ -387,12 +388,12 @@ def importances(data: StudyData, repeats: int = 5) -> pd.DataFrame:
     names = _in_all(data, done)
     if len(names) < 2:
         raise UserError(
-            f"study {data.name!r} searches {len(names)} parameter{'s' * (len(names) != 1)} in all "
+            f"study {data.name!r} searches {plural(len(names), 'parameter')} in all "
             f"of its trials: none to compare"
         )
     if len(done) < MIN_IMPORTANCE:
         raise UserError(
-            f"study {data.name!r} has {len(done)} trial{'s' * (len(done) != 1)} with a fitness; "
+            f"study {data.name!r} has {plural(len(done), 'trial')} with a fitness; "
             f"importances need at least {MIN_IMPORTANCE}"
         )
     if done.fitness.nunique() < 2:

@@ -12,7 +12,7 @@ from typing import Any
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
-from erl.cli import duration, score_text
+from erl.cli import duration, plural, score_text
 from erl.errors import one_line
 from erl.lifetimes.record import LifetimeRecord
 from erl.studies.configuration import (
@@ -181,7 +181,7 @@ def _how(config: StudyConfig) -> dict[str, str]:
     what = "episodes of the final policy"
     if config.fitness == "training":
         what = f"the last {config.ep_eval} training episodes"
-    seeds = "1 seed" if config.nb_seeds == 1 else f"{config.nb_seeds} seeds"
+    seeds = plural(config.nb_seeds, "seed")
     return {
         "a trial": f"{sets}{seeds} x {config.training_steps:,} steps, root seed {config.seed}",
         "sampler": f"{config.sampler}, generations of {config.popsize}"
@@ -204,7 +204,7 @@ def _reached(config: StudyConfig, trials: Sequence[FrozenTrial]) -> dict[str, st
         name = _group(config, trial)
         groups.setdefault(name, []).append(float(trial.value or 0.0))
     return {
-        name: f"{score_text(sum(v) / len(v))}, mean of {len(v)} seed{'s' * (len(v) != 1)}"
+        name: f"{score_text(sum(v) / len(v))}, mean of {plural(len(v), 'seed')}"
         for name, v in list(groups.items())[:SHOWN]
     }
 

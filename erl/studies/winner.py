@@ -17,7 +17,7 @@ import numpy as np
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
-from erl.cli import score_text
+from erl.cli import plural, score_text
 from erl.errors import UserError
 from erl.search.noise import expect, mean_interval
 from erl.studies.configuration import EvolutionStudy, FinalsStudy, TestStudy
@@ -144,10 +144,12 @@ class Finalist:
         """
         parts = []
         if self.fitness is not None:
-            seeds = f" ({_seeds(len(self.proposed))})" if self.proposed else ""
+            seeds = f" ({plural(len(self.proposed), 'seed')})" if self.proposed else ""
             parts.append(f"{with_interval(self.proposed, self.fitness)} when proposed{seeds}")
         if self.again:
-            parts.append(f"{with_interval(self.again)} lived again ({_seeds(len(self.again))})")
+            parts.append(
+                f"{with_interval(self.again)} lived again ({plural(len(self.again), 'seed')})"
+            )
         if self.expected is not None:
             parts.append(f"{_shown(self.expected, self.interval)} expected on new seeds")
         return f"fitness {', '.join(parts) or 'not known'}"
@@ -167,10 +169,6 @@ def _interval(scores: Sequence[float]) -> tuple[float, float] | None:
 def _shown(value: float, interval: tuple[float, float] | None) -> str:
     ends = "" if interval is None else f" [{score_text(interval[0])}, {score_text(interval[1])}]"
     return score_text(value) + ends
-
-
-def _seeds(count: int) -> str:
-    return f"{count} seed{'s' * (count != 1)}"
 
 
 @dataclass(frozen=True)
@@ -204,7 +202,7 @@ class Reached:
         where += f" with {Arguments(self.env_kwargs)}" * bool(self.env_kwargs)
         return (
             f"return {_shown(self.mean, self.interval)} as {self.arm} on test seeds{where} "
-            f"({_seeds(self.seeds)}, after {self.steps:,} steps)"
+            f"({plural(self.seeds, 'seed')}, after {self.steps:,} steps)"
         )
 
 
