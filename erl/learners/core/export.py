@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from gymnasium import spaces
 from stable_baselines3 import TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.td3.policies import TD3Policy
@@ -94,16 +95,41 @@ def td3_model(
         _init_setup_model=False,
         **settings,
     )
-    model.observation_space, model.action_space = observation_space, action_space
-    model.n_envs, model.num_timesteps = 1, steps
-    with torch.random.fork_rng(devices=[]):
-        model._setup_model()
+    set_up(model, observation_space, action_space, 1, steps)
     for network, layers in zip((model.actor.mu, model.actor_target.mu), actors, strict=True):
         _copy(network, layers)
     for critic, members in zip((model.critic, model.critic_target), critics, strict=True):
         for q, layers in zip(critic.q_networks, members, strict=True):
             _copy(q, layers)
     return model
+
+
+def set_up(
+    model: BaseAlgorithm,
+    observation_space: spaces.Space,
+    action_space: spaces.Space,
+    n_envs: int,
+    steps: int,
+    total_steps: int = 0,
+    updates: int = 0,
+) -> None:
+    """Make the networks of a model of Stable-Baselines3's that has no environment.
+
+    Args:
+        model: made with `_init_setup_model=False`.
+        observation_space: of what the policy sees.
+        action_space: of the environment.
+        n_envs: environments that it is to train in.
+        steps, updates: that went into it.
+        total_steps: its budget, which schedules refer to; 0: they are at their beginning.
+    """
+    model.observation_space, model.action_space = observation_space, action_space
+    model.n_envs, model.num_timesteps, model._total_timesteps = n_envs, steps, total_steps
+    model._n_updates = updates
+    if total_steps:
+        model._update_current_progress_remaining(steps, total_steps)
+    with torch.random.fork_rng(devices=[]):
+        model._setup_model()
 
 
 def _copy(network: nn.Module, layers: Sequence[Layer]) -> None:
@@ -146,14 +172,9 @@ def off_policy_model(cohort: OffPolicy[Any], i: int, total_steps: int) -> OffPol
         _init_setup_model=False,
         **settings,
     )
-    model.observation_space, model.action_space = cohort.observation_space, cohort.action_space
-    model.n_envs, model.num_timesteps, model._total_timesteps = s.n_envs, steps, total_steps
-    model._n_updates = int(cohort.updates[i])
-    model._update_current_progress_remaining(steps, total_steps)
-    with torch.random.fork_rng(devices=[]):
-        model._setup_model()
-    if isinstance(model, OffPolicyAlgorithm):
-        model.buffer_size = s.buffer_size
+    spaces_of = cohort.observation_space, cohort.action_space
+    set_up(model, *spaces_of, s.n_envs, steps, total_steps, int(cohort.updates[i]))
+    model.buffer_size = s.buffer_size
     cohort.store_policy(i, model.policy)
     cohort.store_rest(i, model)
     return model

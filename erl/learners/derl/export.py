@@ -13,6 +13,7 @@ from stable_baselines3 import PPO, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor, nn
 
+from erl.learners.core.export import set_up
 from erl.learners.derl.gradient import GradientHalf
 from erl.learners.derl.settings import DERLSettings
 
@@ -59,10 +60,7 @@ def to_sb3(
             device="cpu",
             _init_setup_model=False,
         )
-    model.observation_space, model.action_space = observation_space, action_space
-    model.n_envs, model.num_timesteps = 1, steps
-    with torch.random.fork_rng(devices=[]):
-        model._setup_model()
+    set_up(model, observation_space, action_space, 1, steps)
     if isinstance(model, PPO):
         policy: Any = model.policy
         _copy(gradient.policy.values, [[*policy.mlp_extractor.policy_net, policy.action_net]])

@@ -9,6 +9,7 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
+from erl.learners.core.export import set_up
 from erl.learners.ppo.algorithm import CohortPPO
 from erl.networks.cohort_networks import RunningMoments
 
@@ -32,17 +33,9 @@ def to_sb3(cohort: CohortPPO, i: int, num_timesteps: int = 0, total_timesteps: i
         "_init_setup_model": False,
     }
     model = PPO("MlpPolicy", None, **settings)  # type: ignore[arg-type]
-    model.observation_space, model.action_space = cohort.observation_space, cohort.action_space
-    model.n_envs, model.num_timesteps, model._total_timesteps = (
-        config.n_envs,
-        num_timesteps,
-        total_timesteps,
-    )
-    model._n_updates = int(cohort.n_updates[i])
-    if total_timesteps:
-        model._update_current_progress_remaining(num_timesteps, total_timesteps)
-    with torch.random.fork_rng(devices=[]):
-        model._setup_model()
+    spaces_of = cohort.observation_space, cohort.action_space
+    updates = int(cohort.n_updates[i])
+    set_up(model, *spaces_of, config.n_envs, num_timesteps, total_timesteps, updates)
     arrays = [cohort._net.named(a[i]) for a in (cohort._weights, cohort._first, cohort._second)]
     for name, parameter in model.policy.named_parameters():
         weights, first, second = (torch.tensor(a[name]) for a in arrays)
