@@ -59,6 +59,8 @@ class ComparedArm:
         engine: that trains it.
         own: settings for single environments.
         rows: of another comparison, whose curves are taken.
+        uncounted: whether its budget leaves out the steps of the mean. It is run only where it is
+            asked for, and drawn over uncounted steps alone.
     """
 
     learner: str
@@ -69,6 +71,7 @@ class ComparedArm:
     engine: str = "auto"
     own: Mapping[str, str] = field(default_factory=dict)
     rows: str = ""
+    uncounted: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,9 @@ COMPARISONS = {
         {
             "AES-RL": ComparedArm("AES-RL", "curves", "", MEAN, "C0"),
             "AES-RL one episode": ComparedArm("AES-RL", "once", "mean_evaluations=1", MEAN),
-            "AES-RL as published": ComparedArm("AES-RL", "published", AS_PUBLISHED, MEAN),
+            "AES-RL as published": ComparedArm(
+                "AES-RL", "published", AS_PUBLISHED, MEAN, "C5", uncounted=True
+            ),
             "(1+1)-ES": ComparedArm("(1+1)-ES", "curves", "", MEAN, "C1"),
             "ACEM-RL": ComparedArm("ACEM-RL", "curves", BF16, MEAN, "C2"),
             "CEM-RL": ComparedArm("CEM-RL", "curves", BF16, MEAN, "C3"),
@@ -206,7 +211,8 @@ Means = dict[tuple[str, int], dict[str, dict[str, dict[int, float]]]]
 def commands(args: argparse.Namespace) -> list[list[str]]:
     """One for each environment and arm."""
     compared = COMPARISONS[args.of]
-    names = [n for n, arm in compared.arms.items() if arm.colour and not arm.rows]
+    usual = {n: a for n, a in compared.arms.items() if a.colour and not (a.rows or a.uncounted)}
+    names = list(usual)
     if args.arms:
         names = args.arms.split(",")
         for name in names:
@@ -460,6 +466,8 @@ def figure(compared: Comparison, groups: Groups, path: Path) -> None:
     for axis, row in zip(axes_of, axes):
         for ax, ((env_id, budget), arms) in zip(row, sorted(panels.items())):
             for arm in (a for a in drawn if a in arms):
+                if drawn[arm].uncounted and axis == "steps":
+                    continue
                 draw(ax, arm, drawn[arm], arms[arm], budget, axis)
             ax.set(title=env_id, xlabel=AXES[axis], ylabel="return, 5 fresh episodes")
             ax.legend(fontsize="x-small")
