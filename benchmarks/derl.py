@@ -20,14 +20,13 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from rows import environment
-
 from erl.cli import exit_after
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before NumPy starts its threads
 
 import numpy as np
 import torch
+from rows import environment
 
 from erl.learners import Outputs
 from erl.learners.core.episodes import Stage

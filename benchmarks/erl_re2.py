@@ -20,9 +20,6 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from rows import environment
-from stable_baselines3.common.preprocessing import get_action_dim
-
 from erl.cli import exit_after
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before NumPy starts its threads
@@ -31,6 +28,8 @@ sys.path.append(str(Path(__file__).parent.parent / "tests"))
 import numpy as np
 import torch
 from plain_erl_re2 import Plain
+from rows import environment
+from stable_baselines3.common.preprocessing import get_action_dim
 from torch import Tensor
 
 from erl.learners.core.replay import ReplayBuffer

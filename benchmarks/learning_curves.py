@@ -220,6 +220,8 @@ def commands(args: argparse.Namespace) -> list[list[str]]:
                 known = ", ".join(compared.arms)
                 raise UserError(f"--arms: {args.of} has no arm {name!r}; its arms are {known}")
     rest = ["--seeds", args.seeds or compared.seeds, "--storage", args.storage]
+    # Studies of one name in several databases have agents of their own.
+    rest += ["--models", f"models/{Path(args.storage.rpartition('/')[2]).stem}"]
     rest += ["--ep_eval", str(compared.ep_eval)]
     if args.workers:
         rest += ["--workers", args.workers]

@@ -103,9 +103,8 @@ def arm_lifetime(arm: str, index: int, config: TestStudy, params: dict[str, floa
     env_id, kwargs = evolution.env_id or "", evolution.env_kwargs
     if config.env_id is not None:
         env_id, kwargs = config.env_id, config.env_kwargs
-    del_obs = evolution.del_obs if config.del_obs is None else config.del_obs
     return LifetimeSpec(
-        task=Task(env_id, del_obs, frame_stack, kwargs),
+        task=Task(env_id, config.hides_velocities, frame_stack, kwargs),
         learner=LearnerSpec(learner, settings, engine),
         steps=config.training_steps,
         seeds=Seeds.published(index)

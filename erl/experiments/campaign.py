@@ -15,13 +15,12 @@ from typing import Any, Protocol
 from erl.cli import Sink, command, plural, score_text
 from erl.errors import UserError
 from erl.executors.jobs import Executor
-from erl.executors.machines import default_workers
 from erl.experiments.display import Commands, DashboardNotes, EvolutionLog
 from erl.experiments.flags import AgentFlags, RunFlags
-from erl.experiments.forecast import Pace
+from erl.experiments.forecast import Pace, local_workers
 from erl.experiments.trials import MakeCohort, Member, TrialLoop, own_return
 from erl.files import folder_name
-from erl.learners import Outputs, cores
+from erl.learners import Outputs
 from erl.learners.core.checkpoints import checkpoint_steps
 from erl.lifetimes.living import Cohort
 from erl.search.pruning import Pruning
@@ -51,8 +50,7 @@ def make_executor(flags: RunFlags, spec: LifetimeSpec | None = None) -> Executor
         return RayExecutor(flags.cluster, flags.workers, flags.max_retries, identify)
     from erl.executors.local import LocalExecutor
 
-    fitting = max(1, default_workers() // (1 if spec is None else cores(spec)))
-    return LocalExecutor(flags.workers or fitting, flags.max_retries)
+    return LocalExecutor(local_workers(flags, spec), flags.max_retries)
 
 
 def identify() -> dict[str, str | None]:

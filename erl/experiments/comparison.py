@@ -203,7 +203,7 @@ def load_study(flags: ComparisonFlags, sink: Sink) -> Best:
     values = ", ".join(f"{k} {v:.6g}" for k, v in params.items())
     of = f"winner of {len(choice.finalists)} finalists" if choice.finalists else "best"
     sink.line(f"{name}: {of} of {trials} trials is {winner.title}, {winner.reached}, {values}")
-    if more := study.open():
+    if (more := study.open()) and not guessed:
         sink.line(f"{name} has not ended: {plural(more, 'trial')} more may be better")
     stem = f"{name}_{winner.slug}"
     winner = replace(winner, params=params)

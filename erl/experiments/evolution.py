@@ -13,7 +13,6 @@ from typing import Any
 
 from erl.cli import Sink, command, plural, score_text
 from erl.errors import UserError
-from erl.executors.machines import default_workers
 from erl.experiments.campaign import (
     Campaign,
     Progress,
@@ -42,6 +41,7 @@ from erl.experiments.forecast import (
     announce,
     check_at_once,
     dry_run,
+    local_workers,
     pace_of,
     steps_of,
 )
@@ -475,7 +475,7 @@ def outlook_of(
         )
         counts += f" and up to {finals} lifetimes in finals" * (finals > 0)
     together = trials or -(-finals // len(of_a_trial))
-    at_once = trials_at_once(config, flags.workers or default_workers())
+    at_once = trials_at_once(config, local_workers(flags, of_a_trial[0]))
     seeds = range(min(at_once, finals // len(config.environments)))
     return Outlook(
         counts,

@@ -14,7 +14,7 @@ from erl.executors.jobs import Executor, Rows
 from erl.executors.machines import default_workers
 from erl.experiments.flags import RunFlags
 from erl.experiments.trials import groups
-from erl.learners import OWN, SB3_ALGORITHMS, canonical_name
+from erl.learners import OWN, SB3_ALGORITHMS, canonical_name, cores
 from erl.lifetimes.living import COLUMNS, Cohort, check_together
 from erl.worlds.specification import LifetimeSpec
 
@@ -45,13 +45,23 @@ class Outlook:
     finals: Sequence[LifetimeSpec] = ()
 
 
+def local_workers(flags: RunFlags, spec: LifetimeSpec | None = None) -> int:
+    """Workers on this machine: as the flags say, or as many as fit on its cores.
+
+    Args:
+        flags: how many.
+        spec: a lifetime that they live, which may keep several cores busy; None for one.
+    """
+    return flags.workers or max(1, default_workers() // (1 if spec is None else cores(spec)))
+
+
 def check_at_once(flags: RunFlags, outlook: Outlook) -> None:
     """Raise a UserError if the lifetimes that would train at the same time do not fit into this
     machine's memory together. What a cluster's machines have is not known here: there, the
     worker refuses.
     """
     if flags.cluster is None and outlook.left:
-        workers = flags.workers or default_workers()
+        workers = local_workers(flags, outlook.specs[0])
         for specs in filter(None, (outlook.specs, outlook.finals)):
             parts = groups(specs, workers)[:workers]
             check_together([[specs[i] for i in part] for part in parts])

@@ -121,7 +121,8 @@ def describe(data: StudyData) -> str:
     if config is None or setting is None:
         return f"Study {data.name}, which stores no configuration."
     where = ", ".join(data.environments)
-    hidden = " with hidden velocities" if setting.del_obs else ""
+    hides = config.hides_velocities if isinstance(config, TestStudy) else setting.del_obs
+    hidden = " with hidden velocities" if hides else ""
     tested = config if isinstance(config, TestStudy) and config.env_id is not None else setting
     arguments = Arguments(tested.env_kwargs)
     hidden += f" with arguments {arguments}" if arguments else ""
@@ -524,7 +525,8 @@ def generalisation_tests(
         source = config.evolution
         evolved = task_of("+".join(source.environments), source.del_obs, source.env_kwargs)
         arguments = source.env_kwargs if config.env_id is None else config.env_kwargs
-        tested = task_of(config.env_id or source.environments[0], source.del_obs, arguments)
+        env_id = config.env_id or source.environments[0]
+        tested = task_of(env_id, config.hides_velocities, arguments)
         evolved += f", {source.training_steps:,} steps" * (len(evolved_steps) > 1)
         tested += f", {config.training_steps:,} steps" * (len(tested_steps) > 1)
         same = known.setdefault(evolved, [])

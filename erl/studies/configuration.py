@@ -148,6 +148,11 @@ class TestStudy:
     del_obs: bool | None = field(default=None, metadata={"omit_default": True})
 
     @property
+    def hides_velocities(self) -> bool:
+        """Whether its agents see no velocities."""
+        return self.evolution.del_obs if self.del_obs is None else self.del_obs
+
+    @property
     def title(self) -> str:
         """What a list of studies calls it."""
         return "test" if self.env_id is None else "test of generalisation"

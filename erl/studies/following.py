@@ -18,8 +18,8 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
 
+from erl.errors import UserError
 from erl.studies.retries import RetryingStorage, cause
-from erl.studies.storage import StorageError
 
 # User attribute of a study: what it is known by, whatever it is called.
 UID = "uid"
@@ -119,7 +119,7 @@ class FollowingStorage(RetryingStorage):
             except (KeyError, IntegrityError, StorageInternalError) as e:
                 if not _may_be_gone(e) or (self.moves == moves and not self._look()):
                     if isinstance(cause(e), KeyError) and self.name_now() is None:
-                        raise StorageError(
+                        raise UserError(
                             f"study {self._name!r} was deleted while this command used it"
                         ) from e
                     raise

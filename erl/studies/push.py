@@ -21,7 +21,7 @@ from erl.cli import Sink
 from erl.errors import UserError, one_line
 from erl.files import folder_name, to_yaml, writing
 from erl.studies.commands import name_of, with_json
-from erl.studies.configuration import EvolutionStudy, StudyConfig, TestStudy
+from erl.studies.configuration import EvolutionStudy, SingleStudy, StudyConfig, TestStudy
 from erl.studies.flags import PushConfig
 from erl.studies.notes import study_note
 from erl.studies.records import records, trial_rows
@@ -100,7 +100,7 @@ def _write_folder(study: Study, models: Path, folder: Path, repo: str | None, si
             part = Path(parent) / folder.name
             part.mkdir()
             agents = _copy_models(models, part)
-            if not agents and not isinstance(study.config, EvolutionStudy):
+            if not agents and isinstance(study.config, TestStudy | SingleStudy):
                 sink.line(f"no trained agents in {models}: --models names their folder")
             tables = agent_tables(study)
             _write_tables(study, tables, part)

@@ -93,6 +93,10 @@ class StorageError(UserError):
     """A storage that cannot be used, or not any more."""
 
 
+class GoneError(StorageError):
+    """The file of a storage was removed while it was used."""
+
+
 class MissingError(UserError):
     """There is no such study, or no file that could hold it."""
 
@@ -104,8 +108,8 @@ def refused(storage: str, error: BaseException) -> StorageError:
     text = one_line(details or getattr(error, "orig", None) or error)
     url = _url(storage)
     file = None if url is None or url.get_backend_name() != "sqlite" else url.database
-    if file and not Path(file).exists():
-        text = f"the file {file} is not there"  # SQLite says that it is read-only
+    if file and not Path(file).exists():  # SQLite says that it is read-only
+        return GoneError(f"cannot use the storage {shown(storage)}: the file {file} is not there")
     secrets = (
         []
         if url is None

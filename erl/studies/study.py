@@ -36,6 +36,7 @@ from erl.studies.following import UID, FollowingStorage
 from erl.studies.notes import study_note, trial_note, write_note
 from erl.studies.retries import MOMENT_SECONDS, OUTAGE_SECONDS
 from erl.studies.storage import (
+    GoneError,
     MissingError,
     StorageError,
     open_storage,
@@ -174,7 +175,7 @@ class Study:
         if differ:
             other = "another name with --h_test"
             if config.kind == "test":  # its name comes from the evolution's
-                other = "another database with --results_storage"
+                other = "another database and folder with --results_storage and --models"
             raise UserError(
                 f"study {self.name!r} exists with another configuration: {'; '.join(differ)}; "
                 f"use its flags, or {other}"
@@ -282,6 +283,8 @@ class Study:
                 self._release(trial_id, self.lease.owner)
         if isinstance(error, SQLAlchemyError | StorageInternalError):
             error = refused(self.address, error)
+        if isinstance(error, GoneError):
+            raise error
         if isinstance(error, StorageError):
             raise UserError(
                 f"{error}; finished lifetimes are stored; run the same command again to continue"
@@ -615,7 +618,7 @@ def check_study(
     except MissingError:
         if models is not None and any(Path(models).rglob("*.zip")):
             raise UserError(
-                f"{models} holds agents of another study called {name!r}, which is not in "
+                f"{models} holds agents of a study called {name!r} that is not, or no more, in "
                 f"{shown(storage)}: name another folder with --models, or remove this one"
             ) from None
     except UserError:

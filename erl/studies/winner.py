@@ -184,6 +184,7 @@ class Reached:
         seeds: how many.
         steps: of a lifetime.
         env_kwargs: arguments of the environment of a test of generalisation.
+        del_obs: whether velocities were deleted there; None: as in the evolution.
     """
 
     finalist: str
@@ -194,12 +195,16 @@ class Reached:
     seeds: int
     steps: int
     env_kwargs: dict[str, Any] = field(default_factory=dict)
+    # Left out of what is stored where it is None, as before there was such a field.
+    del_obs: bool | None = field(default=None, metadata={"omit_default": True})
 
     @property
     def line(self) -> str:
         """What was reached, and by which agent: a test may be of another learner's agents."""
         where = "" if self.env_id is None else f" in {self.env_id}"
         where += f" with {Arguments(self.env_kwargs)}" * bool(self.env_kwargs)
+        if self.del_obs is not None:
+            where += f" {'without' if self.del_obs else 'with'} velocities"
         return (
             f"return {_shown(self.mean, self.interval)} as {self.arm} on test seeds{where} "
             f"({plural(self.seeds, 'seed')}, after {self.steps:,} steps)"
@@ -209,10 +214,9 @@ class Reached:
 def reached_by(finalist: Finalist, arm: str, test: TestStudy, scores: Sequence[float]) -> Reached:
     """What a finalist reached in a test, from its agent's scores; see `Reached`."""
     interval, mean = _interval(scores), float(np.mean(scores))
-    steps, seeds = test.training_steps, len(scores)
-    return Reached(
-        finalist.slug, arm, test.env_id, mean, interval, seeds, steps, dict(test.env_kwargs)
-    )
+    steps, seeds, kwargs = test.training_steps, len(scores), dict(test.env_kwargs)
+    where = test.env_id, mean, interval, seeds, steps, kwargs, test.del_obs
+    return Reached(finalist.slug, arm, *where)
 
 
 def store_tested(evolution: Study, test: str, found: Reached) -> None:

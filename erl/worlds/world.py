@@ -45,8 +45,8 @@ class World:
         observation_space: of what one policy sees.
         action_space: what agents choose from.
         faults: by the agent's index, why its environment was taken out, that its policy chose an
-            action that is not finite, or that its reservoirs cannot be drawn; `drop` it before the
-            next step.
+            action that is not finite, or that its reservoirs cannot be drawn; go on without it
+            (`keep`).
         envs: the environments, in the order of slots.
     """
 

@@ -80,7 +80,7 @@ def test_without_a_cluster_lifetimes_run_in_processes_here():
 @pytest.mark.parametrize(("cores", "workers"), [(12, 2), (13, 2), (5, 1)])
 def test_as_many_lifetimes_as_fit_with_all_that_they_keep_busy(monkeypatch, cores, workers):
     """Five workers for actors and one for critics, in processes: six cores each."""
-    monkeypatch.setattr("erl.experiments.campaign.default_workers", lambda: cores)
+    monkeypatch.setattr("erl.experiments.forecast.default_workers", lambda: cores)
     inside = {"actor_executor": "processes", "actor_workers": 5}
     learner = LearnerSpec("AES-RL", inside)
     task = Task("toy_environments:Reach-v0")

@@ -27,11 +27,13 @@ from erl.experiments.evolution import (
     evolve,
     lifetimes,
 )
+from erl.figures.report import describe
 from erl.search.space import make_context
 from erl.studies.commands import show_study
+from erl.studies.data import read_study
 from erl.studies.flags import ShowConfig
 from erl.studies.records import records
-from erl.studies.storage import DEFAULT_STORAGE
+from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
 from erl.studies.study import Study
 from erl.worlds.reservoirs import ReservoirBank
 from erl.worlds.specification import LifetimeSpec, Seeds, from_json
@@ -465,6 +467,11 @@ def test_velocities_of_an_unseen_environment_are_deleted_or_not(tiny, inline, si
         [[record]] = stored(f"{test.study}_trial_{best}_on_Pendulum-v1{end}_test_0.256k_steps")
         assert spec_of(record).make_env().unwrapped.observation_space.shape == (3,)
         assert spec_of(record).task.del_obs == (seen == 2)
+    reached = [line for line in sink.lines if line.startswith("evolved: ")]
+    assert [" with velocities (" in line for line in reached[-3:]] == [False, False, True]
+    names = study_names(open_storage(DEFAULT_STORAGE))
+    tests = [read_study(name) for name in names if "Pendulum" in name]
+    assert [" with hidden velocities" in describe(data) for data in tests] == [True, False]
 
 
 @pytest.mark.parametrize("kind", [ComparisonConfig, MultiComparisonConfig])

@@ -69,6 +69,22 @@ def test_buffers_that_do_not_fit_together_are_refused_before_anything_is_stored(
     assert list(Path.cwd().iterdir()) == []
 
 
+def test_memory_is_checked_for_as_many_lifetimes_as_run_at_a_time(monkeypatch, sink):
+    """A lifetime of AES-RL with processes keeps several cores busy."""
+    asked = []
+    monkeypatch.setattr("erl.experiments.forecast.check_together", asked.append)
+    monkeypatch.setattr("erl.experiments.forecast.default_workers", lambda: 16)
+    learner = LearnerSpec("AES-RL", {"actor_executor": "processes", "mean_update_param": 1.0})
+    specs = [
+        LifetimeSpec(Task("Pendulum-v1"), learner, 10**6, Seeds.derive(0, "single", i))
+        for i in range(9)
+    ]
+    for workers, at_once in ((None, 2), (3, 3)):
+        flags = SingleConfig(env_id="Pendulum-v1", workers=workers)
+        check_at_once(flags, Outlook("", specs, len(specs)))
+        assert len(asked.pop()) == at_once
+
+
 def test_buffers_of_finals_that_do_not_fit_are_refused_before_anything_is_stored(sink, monkeypatch):
     """A generation has four lifetimes, and its finals eight at a time, one for each worker."""
     settings = {"learner": "TD3", "env_id": REACH, "training_steps": 300_000, "nb_seeds": 1}
@@ -236,7 +252,7 @@ def small(**flags):
 
 
 def test_an_evolution_counts_the_cores_that_a_lifetime_keeps_busy(monkeypatch, tmp_path, sink):
-    monkeypatch.setattr("erl.experiments.campaign.default_workers", lambda: 12)
+    monkeypatch.setattr("erl.experiments.forecast.default_workers", lambda: 12)
     monkeypatch.setattr("erl.experiments.forecast.measured_speed", lambda specs, executor: None)
     file = tmp_path / "settings.json"
     settings = {"learning_starts": 100, "mean_update_param": 3, "actor_workers": 5}

@@ -162,7 +162,7 @@ def test_agents_of_another_database_are_not_replaced(dry_run, sink):
     agent = Path("models/CartPole-v1_PPO_single_0.3k_steps/seed_7.zip")
     agent.parent.mkdir(parents=True)
     agent.touch()
-    with pytest.raises(UserError, match=r"holds agents of another study called .*--models"):
+    with pytest.raises(UserError, match=r"holds agents of a study called .*--models"):
         run(flags, sink)
     files = [path for path in Path.cwd().rglob("*") if path.is_file()]
     assert files == [agent.absolute()], "nothing was written"

@@ -382,6 +382,17 @@ def test_lifetimes_at_a_time_have_to_fit_into_memory_together(name, monkeypatch)
         learner.check(one)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("DERL", {"rl_weight": 0.0, "es_weight": 1.0}), ("ERL-Re2", {"RL": False})],
+)
+def test_what_stores_nothing_needs_no_memory(name, settings, monkeypatch):
+    free = SimpleNamespace(available=100, total=10**12)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
+    learner, seeds = LearnerSpec(name, settings), Seeds.derive(0, "single", 0)
+    get_learner(name).check(LifetimeSpec(Task("Pendulum-v1"), learner, 100_000, seeds))
+
+
 def test_each_process_has_a_replay_buffer(monkeypatch):
     """Three actors' workers, the critics' and the lifetime itself: five."""
     check, each = get_learner("AES-RL").check, ReplayBuffer.bytes_each(3, 1)

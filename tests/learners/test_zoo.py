@@ -269,14 +269,20 @@ def test_all_algorithms_are_there():
     assert VALUES.keys() == algorithms().keys()
 
 
+# What else a value needs beside it.
+BESIDE = {
+    "n_top": {"n_delta": 512},
+    "noise_type": {"noise_std": 0.1},
+    "noise_std": {"noise_type": "normal"},
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VALUES)
 def test_every_value_is_taken(name):
     for setting, values in VALUES[name].items():
         for value in values:
-            # What else a value needs beside it.
-            beside = {"n_delta": 512} if setting == "n_top" else {}
-            check(lifetime(name, {setting: value} | beside))
+            check(lifetime(name, {setting: value} | BESIDE.get(setting, {})))
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ def test_a_study_that_is_deleted_ends_the_command_in_one_line(address, quick, in
     def delete():
         optuna.delete_study(study_name=NAME, storage=open_storage(address))
 
-    with pytest.raises(UserError, match=f"study '{NAME}' was deleted while this command used it"):
+    with pytest.raises(UserError, match=f"study '{NAME}' was deleted while this command used it$"):
         evolve(config(quick, storage=address), Renaming(delete))
 
 

@@ -29,7 +29,7 @@ from erl.studies.retries import is_away
 from erl.studies.storage import (
     CONNECTING,
     DEFAULT_STORAGE,
-    StorageError,
+    GoneError,
     open_storage,
     refused,
     shown,
@@ -416,7 +416,7 @@ def test_a_file_that_was_removed_is_named(caplog):
     storage.retry_seconds = 0.2
     storage.remove_session()
     Path("studies.db").unlink()
-    with pytest.raises(StorageError, match=r"the file studies\.db is not there"):
+    with pytest.raises(GoneError, match=r"the file studies\.db is not there$"):
         storage.set_study_user_attr(study, "a", 1)
     assert "the file studies.db is not there; it is tried again for 0 s" in caplog.text
 

@@ -260,8 +260,8 @@ def _check_together(name: str, algorithm: type[BaseAlgorithm], settings: Mapping
         raise UserError(
             f"{name}'s noise_std changes nothing without noise_type: normal or ornstein-uhlenbeck"
         )
-    if settings.get("noise_type") is not None and not settings.get("noise_std"):
-        raise UserError(f"{name}'s noise_type changes nothing without noise_std, above 0")
+    if settings.get("noise_type") is not None and "noise_std" not in settings:
+        raise UserError(f"{name}'s noise_type changes nothing without noise_std")
     train_freq = setting("train_freq")
     if isinstance(train_freq, tuple) and train_freq[1] == "episode" and n_envs > 1:
         raise UserError(f"{name}'s train_freq counts episodes, which needs n_envs 1, not {n_envs}")

@@ -95,7 +95,7 @@ class DERLSettings(EvaluationSettings):
     def capacity(self, steps: int) -> int:
         """Transitions that the replay buffer of a lifetime of so many steps holds at most."""
         # A lifetime ends when a step of all environments has reached its budget.
-        return min(self.buffer_size, steps + self.environments)
+        return min(self.buffer_size, steps + self.environments) if self.rl_weight else 1
 
     def rates(self, progress_remaining: float) -> tuple[float, float]:
         """Learning rates of the policy and of the value functions, where this share of the training

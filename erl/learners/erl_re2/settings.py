@@ -127,7 +127,7 @@ class Re2Settings(EvaluationSettings):
     def capacity(self, steps: int) -> int:
         """Transitions that the replay buffer of a lifetime of so many steps holds at most."""
         # A lifetime ends when a step of all environments has reached its budget.
-        return min(self.buffer_size, steps + self.environments)
+        return min(self.buffer_size, steps + self.environments) if self.RL else 1
 
     @property
     def n_elites(self) -> int:
