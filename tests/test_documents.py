@@ -71,6 +71,22 @@ def test_every_page_is_in_the_index():
         assert not pages - linked
 
 
+def test_lines_that_are_explained_are_written_by_the_code():
+    written = []
+    for path in sorted((ROOT / "erl").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            written.append(
+                "".join(
+                    p.value if isinstance(p, ast.Constant) and isinstance(p.value, str) else "…"
+                    for p in parts
+                )
+            )
+    explained = re.findall(r"^\| `(.+?)` \|", text("docs/troubleshooting.md"), re.M)
+    assert [line for line in explained if not any(line in each for each in written)] == []
+    assert len(explained) > 10
+
+
 def test_the_readme_fits_on_200_lines():
     assert len(text(README).splitlines()) <= 200
 
