@@ -444,7 +444,8 @@ def test_ctrl_c_writes_a_checkpoint_from_which_the_command_continues(workers, si
     said = f"1 seed x 3,000 steps, 1 to train, 1 worker, {taken:,} steps were taken before"
     assert said in sink.lines
     [trial] = Study(flags.storage, f"{REACH}_ERL-Re2_single_3k_steps").trials("COMPLETE")
-    once = SingleConfig(**{**vars(flags), "storage": "sqlite:///once.db", "runs": "once"})
+    elsewhere = {"storage": "sqlite:///once.db", "runs": "once", "models": "agents"}
+    once = SingleConfig(**vars(flags) | elsewhere)
     assert run(once, sink) == 0
     [other] = Study(once.storage, f"{REACH}_ERL-Re2_single_3k_steps").trials("COMPLETE")
     records = [Study.lifetimes(t)[0] for t in (trial, other)]

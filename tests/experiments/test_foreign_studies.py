@@ -185,7 +185,9 @@ def test_results_go_elsewhere_and_the_evolved_studys_file_stays_as_it_was(quick,
     assert (Path(journal).read_bytes(), Path(journal).stat().st_mtime_ns) == before
     # By default the journal is found, and the results lie in the usual storage; then too, when that
     # exists.
-    usual = dataclasses.replace(test, storage=DEFAULT_STORAGE, results_storage=None)
+    usual = dataclasses.replace(
+        test, storage=DEFAULT_STORAGE, results_storage=None, models="others"
+    )
     for _ in range(2):
         assert compare(usual, sink) == 0
         assert f"reading ER-MRL's journal {journal}" in str(sink)
