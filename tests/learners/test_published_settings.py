@@ -231,7 +231,7 @@ def test_sets_of_environments_are_er_mrls():
     }
     for name, env_ids in sets.items():
         assert set(load_task_set(name).env_ids) == env_ids, name
-    assert GeneralizationConfig().env_type == "Ant_Swimmer"
+    assert GeneralizationConfig().task_set().name == "Ant_Swimmer"
 
 
 def test_generalisation_fitness_runs_from_random_to_er_mrls_targets(stored):
