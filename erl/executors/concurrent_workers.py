@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from erl.executors.jobs import WorkerLost
-from erl.executors.virtual_clock import NextJob, Open, Timed, WorkerJob
+from erl.executors.virtual_clock import NextJob, Open, Timed, WorkerJob, check_number
 
 # Units of work, or ticks, between two looks for new items.
 CHUNK = 64
@@ -235,10 +235,7 @@ class ConcurrentWorkers:
         Raises:
             ValueError: the state is of another number of workers.
         """
-        if len(state["jobs"]) != len(self._jobs):
-            raise ValueError(
-                f"a state of {len(state['jobs'])} workers does not fit {len(self._jobs)}"
-            )
+        check_number(state, len(self._jobs))
         self._jobs, self.busy = list(state["jobs"]), list(state["busy"])
         self.lost, self._host.counted = state["lost"], state["counted"]
 

@@ -84,6 +84,12 @@ class Open:
         self.work = work
 
 
+def check_number(state: dict[str, Any], n: int) -> None:
+    """Raise a ValueError if a state of workers is not that of so many."""
+    if len(state["jobs"]) != n:
+        raise ValueError(f"a state of {len(state['jobs'])} workers does not fit {n}")
+
+
 class LockstepWorkers:
     """Workers on one virtual clock.
 
@@ -229,10 +235,7 @@ class LockstepWorkers:
         Raises:
             ValueError: the state is of another number of workers.
         """
-        if len(state["jobs"]) != len(self._jobs):
-            raise ValueError(
-                f"a state of {len(state['jobs'])} workers does not fit {len(self._jobs)}"
-            )
+        check_number(state, len(self._jobs))
         self.clock = state["clock"]
         self.busy, self._jobs, self._begun = (
             list(state[name]) for name in ("busy", "jobs", "begun")
