@@ -30,7 +30,14 @@ from erl.studies.leases import PLACE
 from erl.studies.records import generations, records, trial_rows
 from erl.studies.storage import open_storage, shown, study_names
 from erl.studies.study import COMMAND, COPY, TRACKED, Study
-from erl.studies.tables import agent_tables, to_frame, to_latex, to_markdown, to_text_frame
+from erl.studies.tables import (
+    agent_tables,
+    few_seeds_of,
+    to_frame,
+    to_latex,
+    to_markdown,
+    to_text_frame,
+)
 from erl.studies.tables import lines as table_lines
 from erl.studies.trials import lifetime_records, why_failed
 from erl.studies.winner import (
@@ -257,7 +264,7 @@ def with_json(table: pd.DataFrame) -> pd.DataFrame:
 
 def export_study(config: ExportConfig, sink: Sink) -> int:
     """Write a study as a table, whole or not at all; lists, such as curves, are JSON."""
-    path, document = Path(config.file or ""), None
+    path, document, remark = Path(config.file or ""), None, ""
     if path.exists() and not (config.overwrite and path.is_file()):
         raise UserError(
             f"{path} exists"
@@ -278,6 +285,7 @@ def export_study(config: ExportConfig, sink: Sink) -> int:
         tables = agent_tables(Study(config.storage, name))
         if not tables:
             raise UserError(f"study {name!r} has no agents to compare: it is no test, or is empty")
+        remark = few_seeds_of(tables)
         suffix = path.suffix.casefold()
         if suffix in DOCUMENTS:
             frame = to_text_frame(tables)
@@ -296,6 +304,8 @@ def export_study(config: ExportConfig, sink: Sink) -> int:
     except OSError as e:
         raise UserError(f"cannot write {path}: {e.strerror or e}") from e
     sink.line(f"{path}: {len(frame)} {config.rows} of {name}")
+    if remark:
+        sink.line(remark)
     return 0
 
 

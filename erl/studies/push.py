@@ -27,7 +27,14 @@ from erl.studies.notes import study_note
 from erl.studies.records import records, trial_rows
 from erl.studies.storage import open_storage
 from erl.studies.study import COMMAND, Study
-from erl.studies.tables import AgentTable, agent_tables, to_frame, to_markdown, to_text_frame
+from erl.studies.tables import (
+    AgentTable,
+    agent_tables,
+    few_seeds_of,
+    to_frame,
+    to_markdown,
+    to_text_frame,
+)
 from erl.studies.winner import TESTED, WINNER, said_of_winner
 
 MODELS = (".zip", ".json", ".pkl", ".mp4")
@@ -163,6 +170,8 @@ def model_card(study: Study, tables: list[AgentTable], agents: list[str], repo: 
         parts += ["## Results", "\n".join(titles), to_markdown(to_text_frame(tables)).rstrip()]
         parts += ["*IQM* is the mean of the middle half of the seeds, *P* the share of pairs of "]
         parts[-1] += "seeds in which an agent beats the first one."
+        if remark := few_seeds_of(tables):
+            parts[-1] += f" {remark[0].upper()}{remark[1:]}."
     if agents:
         parts += ["## Run an agent", _snippet(agents, repo)]
     parts += ["## Commands", _commands(study, config)]

@@ -139,7 +139,7 @@ def lines(tables: Sequence[AgentTable]) -> list[str]:
         found += ["", each.title, *table(each.arms).splitlines()]
     if not tables:
         return found
-    if said := few_seeds([len(arm.scores) for each in tables for arm in each.arms]):
+    if said := few_seeds_of(tables):
         found.append(said)
     if any(each.side_by_side for each in tables):
         found.append("no steps/s: these agents trained side by side and share their time")
@@ -158,6 +158,11 @@ def few_seeds(numbers: Iterable[int]) -> str:
     if fewest == 2:
         return "with 2 seeds the intervals mean nothing; --nb_seeds 10 is a good number"
     return f"with {fewest} seeds the intervals are rough; --nb_seeds 10 is better"
+
+
+def few_seeds_of(tables: Sequence[AgentTable]) -> str:
+    """What to know of the intervals in tables; empty where no agent has few seeds."""
+    return few_seeds(len(arm.scores) for each in tables for arm in each.arms)
 
 
 def to_frame(tables: Sequence[AgentTable]) -> pd.DataFrame:

@@ -96,6 +96,7 @@ def test_a_folder_holds_card_tables_and_agents(trained, sink, tmp_path):
         *("training of PPO in CartPole", "numbers of the seeds are 0, 1", "- torch ", "- python "),
         "erl train --env_id CartPole-v1 --storage sqlite:///studies.db",
         'load_model("./seed_0")',
+        "With 2 seeds the intervals mean nothing",
     ):
         assert said in card, said
     stored = json.loads((out / "study.json").read_text())

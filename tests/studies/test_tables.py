@@ -128,7 +128,9 @@ def test_show_and_list_of_a_test(tested, capsys):
 
 def test_export_of_agents(tested, capsys):
     for file in ("a.csv", "a.md", "a.tex"):
-        assert "4 arms" in said(capsys, "export", "--rows", "arms", "--file", file)
+        said_of_it = said(capsys, "export", "--rows", "arms", "--file", file)
+        assert "4 arms" in said_of_it
+        assert "with 3 seeds the intervals are rough" in said_of_it
     said(capsys, "export", "--rows", "arms", "--file", "b.MD")
     assert Path("b.MD").read_text() == Path("a.md").read_text()
     with open("a.csv", newline="") as file:
