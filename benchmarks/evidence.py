@@ -6,6 +6,7 @@ their tables.
     python benchmarks/evidence.py table [--small small]
     python benchmarks/evidence.py catalogue NAME
     python benchmarks/evidence.py cost
+    python benchmarks/evidence.py capacities
     python benchmarks/evidence.py run --folder small --small
 
 `benchmarks/evidence.toml` lists the experiments: evolutions and their tests, as commands of the
@@ -20,7 +21,8 @@ in `NAME.json` the commands, winners, commits, versions, processor and wall time
 their tables, then the comparisons. `catalogue` prints entries for `erl/studies/evolved.toml`.
 `--small` runs all of them at a small budget, with the rows in the folder; a later commit or other
 commands begin anew. `table --small FOLDER` prints both side by side. `cost` prints what everything
-took, or is planned to take, beside the published codes.
+took, or is planned to take, beside the published codes. `capacities` prints how much the tested
+reservoirs of the memory benchmark remember.
 """
 
 import argparse
@@ -50,6 +52,7 @@ from evidence_tables import (
     compared,
     matrix,
     matrix_shown,
+    memory_capacities,
     of_experiment,
     said,
     shown,
@@ -578,6 +581,19 @@ def print_published(rows: dict[str, pd.DataFrame], title: str) -> None:
         print(f"{published['caption']}\n")
 
 
+def capacities(args: argparse.Namespace) -> None:
+    """Print the memory capacities of the reservoirs that the memory benchmark tested."""
+    arms, frames = (RES, f"RANDOM_{RES}", f"NOREC_{RES}"), []
+    for each in chosen(args):
+        if each.part == "memory" and (ROWS / f"{each.name}.json").exists():
+            story = json.loads((ROWS / f"{each.name}.json").read_text())
+            rows = pd.read_csv(ROWS / f"{each.name}.csv")
+            frames.append(memory_capacities(each.name, story, rows, arms))
+    if not frames:
+        raise UserError("no experiment of the memory benchmark has rows")
+    print(to_markdown(pd.concat(frames)))
+
+
 def catalogue(args: argparse.Namespace) -> None:
     """Print entries for `erl/studies/evolved.toml`."""
     folder = Path(args.rows) if args.rows else ROWS
@@ -678,7 +694,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
-    for name, function in (("plan", plan), ("run", run), ("table", table), ("cost", cost)):
+    of_many = ("plan", plan), ("run", run), ("table", table), ("cost", cost)
+    for name, function in (*of_many, ("capacities", capacities)):
         sub = commands.add_parser(name)
         sub.set_defaults(function=function)
         sub.add_argument("--parts", help="comma-separated; by default all")

@@ -12,6 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from erl.errors import UserError
+from erl.experiments.arms import arm_lifetime
 from erl.figures.comparison import generalisation, results_table
 from erl.statistics import (
     bootstrap_interval,
@@ -20,12 +21,14 @@ from erl.statistics import (
     mann_whitney,
     probability_of_improvement,
 )
-from erl.studies.configuration import EvolutionStudy
-from erl.worlds.specification import to_json
+from erl.studies.configuration import EvolutionStudy, TestStudy
+from erl.worlds.reservoirs import memory_profile
+from erl.worlds.specification import from_json, to_json
 
 # Chosen before anything ran: what the evolutions select for. The final policy is shown beside it,
 # without tests.
 PRIMARY, SECONDARY = "training_return", "final_return"
+LAGS = 64  # the longest lag of a memory capacity, in steps
 # Of a stored evolution that an entry of the catalogue leaves out.
 NOT_LISTED = ("config_version", "start", "warm_start", "popsize", "references")
 
@@ -289,6 +292,55 @@ def matrix_shown(table: pd.DataFrame) -> pd.DataFrame:
     ]
     wide = table.assign(cell=cells).pivot(index="evolved_on", columns="tested_on", values="cell")
     return wide.fillna("-").rename_axis("evolved on").reset_index()
+
+
+# -- what reservoirs remember --
+
+
+def memory_capacities(
+    name: str, story: Mapping[str, Any], rows: pd.DataFrame, arms: Sequence[str]
+) -> pd.DataFrame:
+    """Memory capacity of the very reservoirs that an experiment tested: a row of text for each arm.
+
+    Each reservoir has the seed of its agent. Its input is one random number a step, which every
+    neuron with an input sees (`memory_profile`), and not what its task would show.
+
+    Args:
+        name: of the experiment.
+        story: what is stored of it beside its rows.
+        rows: lifetimes of its tests.
+        arms: with reservoirs.
+    """
+    (evolved,) = story["evolutions"].values()
+    params = evolved["winner"]["params"]
+    test = TestStudy(from_json(EvolutionStudy, evolved["config"]), params, 1, "cohort")
+    lines = []
+    for arm in arms:
+        specs = [arm_lifetime(arm, i, test, params) for i in sorted(rows[rows.arm == arm].seed)]
+        drawn = [(s.context.reservoirs[0], s.seeds.reservoir) for s in specs if s.context]
+        if not drawn:
+            continue
+        profiles = np.array([memory_profile(*each, LAGS) for each in drawn])
+        low, middle, high = np.quantile(profiles.sum(axis=1), [0.25, 0.5, 0.75])
+        lines.append(
+            {
+                "experiment": name,
+                "arm": arm,
+                "reservoirs": len(drawn),
+                "sr": spread([params.sr for params, _ in drawn]),
+                "lr": spread([params.lr for params, _ in drawn]),
+                "memory capacity, median [quartiles]": f"{middle:.2f} [{low:.2f}, {high:.2f}]",
+                "recall after 1 step": f"{np.median(profiles[:, 0]):.2f}",
+                "after 4 steps": f"{np.median(profiles[:, 3]):.2f}",
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def spread(values: Sequence[float]) -> str:
+    """A value that all share, or the least and the greatest."""
+    low, high = min(values), max(values)
+    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
 
 
 # -- the catalogue --

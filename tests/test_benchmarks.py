@@ -34,6 +34,7 @@ from erl.studies.configuration import EvolutionStudy
 from erl.studies.storage import open_storage, study_names
 from erl.studies.study import Study
 from erl.studies.winner import chosen
+from erl.worlds.reservoirs import memory_profile
 
 
 def load(name):
@@ -601,6 +602,20 @@ def test_the_rows_of_an_experiment(monkeypatch, tmp_path, inline, sink, capsys):
     assert [t.arm for t in entry.tested] == ["PPO", "RES_PPO_0.0003"]
     assert entry.commit == record.commit
     assert "lived again" in entry.winner.reached
+
+    made = tables.memory_capacities("cart", story, rows, ["RES_PPO_0.0003", "NOREC_RES_PPO_0.0003"])
+    tested = Study(storage, next(s for s in study_names(open_storage(storage)) if "_test_" in s))
+    specs = [
+        r.spec for t in tested.trials() for r in tested.lifetimes(t).values() if r.spec.context
+    ]
+    capacities = [
+        memory_profile(s.context.reservoirs[0], s.seeds.reservoir, tables.LAGS).sum() for s in specs
+    ]
+    (row,) = made.to_dict("records")  # the other arm has no rows
+    assert (row["arm"], row["reservoirs"]) == ("RES_PPO_0.0003", 2)
+    shown = row["memory capacity, median [quartiles]"]
+    assert shown.startswith(f"{sum(capacities) / 2:.2f} [")
+    assert row["sr"] == f"{winner.params['sr']:.3g}"
 
     monkeypatch.setattr(evidence, "ROWS", tmp_path / "rows")
     assert evidence.taken(each).steps == sum(f.steps.sum() for f in (rows, trials, finals))
