@@ -18,7 +18,9 @@ from erl.statistics import (
     bootstrap_interval,
     holm,
     interquartile_mean,
+    interval_text,
     mann_whitney,
+    number_text,
     probability_of_improvement,
 )
 from erl.studies.configuration import EvolutionStudy, TestStudy
@@ -191,7 +193,7 @@ def against(scores: pd.Series, baseline: pd.Series, paired: bool) -> dict[str, A
         "difference": values.mean(),
         "difference_low": low,
         "difference_high": high,
-        "by_root": ", ".join(f"{root}: {value:+,.4g}" for root, value in by_root.items()),
+        "by_root": ", ".join(f"{root}: {signed(value)}" for root, value in by_root.items()),
         # Without any difference there is nothing to rank.
         "p": float(stats.wilcoxon(values).pvalue) if values.any() else 1.0,
     }
@@ -205,7 +207,7 @@ def shown(comparison: Comparison, table: pd.DataFrame) -> pd.DataFrame:
             "environment": table.env_id,
             "arm": table.member,
             "seeds": table.seeds.astype(str),
-            "IQM": [f"{x:,.4g}" for x in table.iqm],
+            "IQM": numbers(table.iqm),
             "95 % interval": interval(table, "low", "high"),
         }
     )
@@ -214,7 +216,7 @@ def shown(comparison: Comparison, table: pd.DataFrame) -> pd.DataFrame:
     base = comparison.baseline
     if "difference" in table:
         out["pairs"] = ["-" if np.isnan(x) else f"{x:.0f}" for x in table.pairs]
-        out[f"mean of arm - {base}"] = numbers(table.difference, "{:+,.4g}")
+        out[f"mean of arm - {base}"] = [signed(x) for x in table.difference]
         out["95 % interval of it"] = interval(table, "difference_low", "difference_high")
         if table.by_root.str.contains(",").any():
             out["by root seed"] = table.by_root.fillna("-")
@@ -224,16 +226,19 @@ def shown(comparison: Comparison, table: pd.DataFrame) -> pd.DataFrame:
     return out
 
 
-def numbers(column: pd.Series, form: str) -> list[str]:
-    """A column as text, a dash where there is no number."""
-    return ["-" if np.isnan(x) else form.format(x) for x in column]
+def numbers(column: pd.Series, form: str | None = None) -> list[str]:
+    """A column as text."""
+    return [number_text(x, form) for x in column]
+
+
+def signed(value: float) -> str:
+    """A difference as text."""
+    return "+" * (value >= 0) + number_text(value)
 
 
 def interval(table: pd.DataFrame, low: str, high: str) -> list[str]:
     """Two columns as intervals."""
-    return [
-        "-" if np.isnan(a) else f"[{a:,.4g}, {b:,.4g}]" for a, b in zip(table[low], table[high])
-    ]
+    return [interval_text(ends) for ends in zip(table[low], table[high])]
 
 
 def said(comparison: Comparison, table: pd.DataFrame) -> str:
@@ -287,7 +292,8 @@ def matrix(evolved: Mapping[str, tuple[str, pd.DataFrame]], arm: str) -> pd.Data
 def matrix_shown(table: pd.DataFrame) -> pd.DataFrame:
     """A matrix as text: the probability of improvement over PPO, its interval, and both IQMs."""
     cells = [
-        f"{r.probability:.2f} [{r.low:.2f}, {r.high:.2f}]; {r.iqm:,.4g} ({r.baseline_iqm:,.4g})"
+        f"{r.probability:.2f} {interval_text((r.low, r.high), '{:.2f}')}; "
+        f"{number_text(r.iqm)} ({number_text(r.baseline_iqm)})"
         for r in table.itertuples()
     ]
     wide = table.assign(cell=cells).pivot(index="evolved_on", columns="tested_on", values="cell")
@@ -329,7 +335,8 @@ def memory_capacities(
                 "reservoirs": len(drawn),
                 "sr": spread([params.sr for params, _ in drawn]),
                 "lr": spread([params.lr for params, _ in drawn]),
-                "memory capacity, median [quartiles]": f"{middle:.2f} [{low:.2f}, {high:.2f}]",
+                "memory capacity, median [quartiles]": f"{middle:.2f} "
+                + interval_text((low, high), "{:.2f}"),
                 "recall after 1 step": f"{np.median(profiles[:, 0]):.2f}",
                 "after 4 steps": f"{np.median(profiles[:, 3]):.2f}",
             }

@@ -191,13 +191,13 @@ def table(rows: Sequence[Arm], baseline: str | None = None) -> str:
             ends = improvement_interval(arm.scores, reference.scores)
             improvement = f"{p:.2f}"
             if not math.isnan(ends[0]):  # of one seed there is no interval
-                improvement += f" {_show_interval(ends, '{:.2f}')}"
+                improvement += f" {interval_text(ends, '{:.2f}')}"
         cells.append(
             (
                 arm.name,
                 str(len(arm.scores)),
-                _show(interquartile_mean(arm.scores)),
-                _show_interval(bootstrap_interval(arm.scores, interquartile_mean)),
+                number_text(interquartile_mean(arm.scores)),
+                interval_text(bootstrap_interval(arm.scores, interquartile_mean)),
                 improvement,
                 "-" if arm.steps_per_second is None else f"{arm.steps_per_second:,.0f}",
             )
@@ -211,15 +211,21 @@ def table(rows: Sequence[Arm], baseline: str | None = None) -> str:
     return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
 
 
-def _show(x: float) -> str:
-    return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.4g}"
+def number_text(value: float | None, form: str | None = None) -> str:
+    """A number in a table; "-" for None and NaN.
 
-
-def _show_interval(interval: Interval, form: str | None = None) -> str:
-    if math.isnan(interval[0]):
+    Args:
+        value: the number.
+        form: for `str.format`; by default four significant digits, or no decimals from 1,000 on.
+    """
+    if value is None or math.isnan(value):
         return "-"
-    low, high = (form.format(end) if form else _show(end) for end in interval)
-    return f"[{low}, {high}]"
+    return (form or ("{:,.0f}" if abs(value) >= 1000 else "{:.4g}")).format(value)
+
+
+def interval_text(ends: Interval, form: str | None = None) -> str:
+    """An interval in a table; "-" where there is none. `form` is that of `number_text`."""
+    return "-" if math.isnan(ends[0]) else f"[{', '.join(number_text(x, form) for x in ends)}]"
 
 
 # -- curves, profiles and families of tests --

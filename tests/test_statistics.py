@@ -18,8 +18,10 @@ from erl.statistics import (
     holm,
     improvement_interval,
     interquartile_mean,
+    interval_text,
     mann_whitney,
     normalised_score,
+    number_text,
     performance_profile,
     probability_of_improvement,
     profile_band,
@@ -134,6 +136,16 @@ def test_table():
         table([Arm("PPO", [1.0])], baseline="PPPO")
     with pytest.raises(ValueError, match="no values"):
         table([Arm("PPO", [])])
+
+
+def test_numbers_of_tables_are_plain_text():
+    """Also from 10,000 on, where four significant digits alone would be 1.235e+04."""
+    values = (12345.6, -1234.5, 999.94, 0.45391, math.nan, None)
+    assert [number_text(v) for v in values] == ["12,346", "-1,234", "999.9", "0.4539", "-", "-"]
+    assert number_text(0.5, "{:.2f}") == "0.50"
+    assert interval_text((9876.5, 12345.6)) == "[9,876, 12,346]"
+    assert interval_text((math.nan, math.nan)) == "-"
+    assert interval_text((0.1, 0.25), "{:.2f}") == "[0.10, 0.25]"
 
 
 # -- evaluate --

@@ -30,7 +30,9 @@ from erl.statistics import (
     holm,
     improvement_interval,
     interquartile_mean,
+    interval_text,
     mann_whitney,
+    number_text,
     performance_profile,
     probability_of_improvement,
     profile_band,
@@ -248,7 +250,7 @@ def generalisation_matrix(matrix: pd.DataFrame, about: str = "") -> Figure:
         axes.text(
             j,
             i,
-            f"{cell.probability:.2f}\n{cell.iqm:,.4g} ({cell.baseline_iqm:,.4g})",
+            f"{cell.probability:.2f}\n{number_text(cell.iqm)} ({number_text(cell.baseline_iqm)})",
             ha="center",
             va="center",
             fontsize=8,
@@ -325,14 +327,14 @@ def results_table(
         row = {
             "arm": arm,
             "seeds": str(len(values)),
-            "IQM": _number(interquartile_mean(values)),
-            "95 % interval": _interval(interval, "{:,.4g}"),
+            "IQM": number_text(interquartile_mean(values)),
+            "95 % interval": interval_text(interval),
         }
         if table is not None:
             r = table.iloc[i]
-            row[f"P(arm > {table.attrs['baseline']})"] = _number(r.probability, "{:.2f}")
-            row["95 % interval of P"] = _interval((r.low, r.high), "{:.2f}")
-            row["p (Holm)"] = _number(r.p_holm, "{:.2g}")
+            row[f"P(arm > {table.attrs['baseline']})"] = number_text(r.probability, "{:.2f}")
+            row["95 % interval of P"] = interval_text((r.low, r.high), "{:.2f}")
+            row["p (Holm)"] = number_text(r.p_holm, "{:.2g}")
         if needed is not None:
             for t, name in names.items():
                 steps = needed[(needed.arm == arm) & (needed.threshold == t)].steps
@@ -341,14 +343,6 @@ def results_table(
     shown = pd.DataFrame(rows)
     shown.attrs["remark"] = few_seeds_of(frame)
     return shown
-
-
-def _number(x: float, form: str = "{:,.4g}") -> str:
-    return "-" if x is None or np.isnan(x) else form.format(x)
-
-
-def _interval(ends: tuple[float, float], form: str) -> str:
-    return "-" if np.isnan(ends[0]) else f"[{form.format(ends[0])}, {form.format(ends[1])}]"
 
 
 def _steps(steps: pd.Series) -> str:

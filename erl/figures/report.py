@@ -29,6 +29,7 @@ from erl.files import check_writable, folder_name, write_text, writing
 from erl.lifetimes.film import film_agent
 from erl.lifetimes.models import load_model
 from erl.lifetimes.trace import Trace, trace
+from erl.statistics import number_text
 from erl.studies.configuration import (
     EvolutionStudy,
     FinalsStudy,
@@ -742,7 +743,8 @@ def _what_was_run(data: StudyData) -> list[str]:
         # A trial need not have all parameters that were searched.
         values = ", ".join(f"{n} {_plain(best[n])}" for n in data.space if not pd.isna(best[n]))
         facts["best trial"] = (
-            f"{best.trial}, fitness {best.fitness:,.4g} (a maximum over noisy values): {values}"
+            f"{best.trial}, fitness {number_text(best.fitness)} "
+            f"(a maximum over noisy values): {values}"
         )
     if data.winner is not None:
         values = ", ".join(f"{n} {_plain(v)}" for n, v in data.winner.params.items())

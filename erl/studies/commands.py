@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial
 from erl.cli import Sink, plural, score_text
 from erl.errors import UserError, nearest
 from erl.files import write_text, write_whole
-from erl.statistics import interquartile_mean
+from erl.statistics import interquartile_mean, number_text
 from erl.studies.artefacts import copy_files, listed, of_trial
 from erl.studies.configuration import FinalsStudy, SingleStudy, TestStudy, from_stored
 from erl.studies.flags import DOCUMENTS, CopyConfig, ExportConfig, ListConfig, ShowConfig
@@ -119,7 +119,7 @@ def _agents(study: Study) -> str:
         return "-"
     first, *others = [(arm.name, interquartile_mean(arm.scores)) for arm in tables[0].arms]
     shown = [first, *([max(others, key=lambda pair: pair[1])] if others else [])]
-    return "training IQM " + ", ".join(f"{name} {value:,.4g}" for name, value in shown)
+    return "training IQM " + ", ".join(f"{name} {number_text(value)}" for name, value in shown)
 
 
 def _last_change(trials: Sequence[FrozenTrial]) -> str:

@@ -20,6 +20,8 @@ from erl.statistics import (
     bootstrap_interval,
     improvement_interval,
     interquartile_mean,
+    interval_text,
+    number_text,
     probability_of_improvement,
     table,
 )
@@ -200,20 +202,14 @@ def to_text_frame(tables: Sequence[AgentTable]) -> pd.DataFrame:
         "score": frame.score.str.replace("_", " "),
         "arm": frame.arm,
         "seeds": frame.seeds.map(str),
-        "IQM": frame.IQM.map("{:,.4g}".format),
-        "95 % interval": _intervals(frame, "low", "high", "{:,.4g}"),
+        "IQM": frame.IQM.map(number_text),
+        "95 % interval": [interval_text(ends) for ends in zip(frame.low, frame.high)],
     }
     if "P" in frame:
-        shown["P(arm > baseline)"] = frame.P.map(lambda p: "-" if np.isnan(p) else f"{p:.2f}")
-        shown["95 % interval of P"] = _intervals(frame, "P_low", "P_high", "{:.2f}")
+        of_p = zip(frame.P_low, frame.P_high)
+        shown["P(arm > baseline)"] = [number_text(p, "{:.2f}") for p in frame.P]
+        shown["95 % interval of P"] = [interval_text(ends, "{:.2f}") for ends in of_p]
     return pd.DataFrame(shown)
-
-
-def _intervals(frame: pd.DataFrame, low: str, high: str, form: str) -> list[str]:
-    return [
-        "-" if np.isnan(a) else f"[{form.format(a)}, {form.format(b)}]"
-        for a, b in zip(frame[low], frame[high])
-    ]
 
 
 # -- documents --

@@ -11,12 +11,17 @@ from erl.commands import studies
 from erl.errors import UserError
 from erl.experiments.arms import arm_lifetime, arm_names
 from erl.lifetimes.record import LifetimeRecord
-from erl.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
+from erl.statistics import (
+    Arm,
+    bootstrap_interval,
+    interquartile_mean,
+    probability_of_improvement,
+)
 from erl.studies.configuration import EvolutionStudy, SingleStudy, TestStudy
 from erl.studies.distributions import categorical, integer
 from erl.studies.flags import ExportConfig
 from erl.studies.study import Study
-from erl.studies.tables import agent_tables, lines, to_frame
+from erl.studies.tables import AgentTable, agent_tables, lines, to_frame, to_text_frame
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
 
@@ -124,6 +129,13 @@ def test_show_and_list_of_a_test(tested, capsys):
     assert re.search(
         rf"tested +test +6 complete +training IQM PPO 20, {ARMS[1]} 120 ", said(capsys, "list")
     )
+
+
+def test_large_returns_are_written_out():
+    tables = [AgentTable("training_return", "", (Arm("TD3", [12e3, 12.5e3, 13e3]),), False)]
+    (row,) = to_text_frame(tables).to_dict("records")
+    assert row["IQM"] == "12,500"
+    assert row["95 % interval"] == "[12,000, 13,000]"
 
 
 def test_export_of_agents(tested, capsys):
