@@ -42,6 +42,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from evidence_tables import (
     PRIMARY,
@@ -63,6 +64,7 @@ from erl.cli import duration, exit_after, plural
 from erl.errors import UserError
 from erl.figures.comparison import generalisation_matrix
 from erl.files import write_text, write_whole
+from erl.statistics import bootstrap_interval, interval_text
 from erl.studies.configuration import EvolutionStudy, FinalsStudy, TestStudy
 from erl.studies.records import Lived, decoded, lifetime_rows
 from erl.studies.storage import open_storage, study_names
@@ -82,6 +84,16 @@ SMALL_EVOLUTION = "--nb_trials 4 --nb_seeds 1 --training_steps {steps} --ep_eval
 SMALL_FINALS = "--finalists 2 --finalist_seeds 1"
 SMALL_TEST = "--HP_training_steps {steps} --training_steps {steps} --nb_seeds 2"
 
+# Agents of the memory benchmark, and published ones beside them, by their keys in evidence.toml.
+OF_MEMORY = {
+    "evolved reservoir": RES,
+    "not evolved": f"RANDOM_{RES}",
+    "W = 0": f"NOREC_{RES}",
+    "four frames": "STACK_PPO",
+    "LSTM": "RecurrentPPO",
+    "PPO": "PPO",
+}
+THEIRS = {"GRU, published": "gru", "best of 13, published": "best_of_13"}
 
 # Environment steps a second of published codes on one core. ER-MRL's: HalfCheetah-v4, cohort.md.
 # ERL-Re2's: updates, of which it does one a step, on another core, erl_re2.md.
@@ -563,27 +575,29 @@ def print_matrix(rows: dict[str, pd.DataFrame], folder: Path, title: str) -> Non
 
 def print_published(rows: dict[str, pd.DataFrame], title: str) -> None:
     """Print our agents, evolved in the environment itself, beside published results."""
-    published, arms = listed()["published"], (RES, "STACK_PPO", "RecurrentPPO", "PPO")
-    memory = {e.name for e in experiments() if e.part == "memory"}
-    frames = [f for name, f in rows.items() if name in memory and len(f)]
-    every = pd.concat(frames) if frames else pd.DataFrame(columns=["env_id", "arm", PRIMARY])
-    lines = []
-    for entry in published["rows"]:
-        ours = every[every.env_id == entry["env_id"]].groupby("arm")[PRIMARY].mean()
-        if len(ours):
-            cells = [f"{ours[arm]:.3f}" if arm in ours else "-" for arm in arms]
-            theirs = [f"{entry[k]:.3f}" if k in entry else "-" for k in ("gru", "best_of_13")]
-            lines.append([entry["env_id"].partition("-")[2], *cells, *theirs])
+    published, lines = listed()["published"], []
+    theirs = {entry["env_id"]: entry for entry in published["rows"]}
+    for each in experiments():
+        frame = rows.get(each.name, pd.DataFrame())
+        if each.part != "memory" or not len(frame):
+            continue
+        line = {"environment": each.evolved_on.partition("-")[2].removesuffix("-v0")}
+        for label, arm in OF_MEMORY.items():
+            scores = frame[frame.arm == arm][PRIMARY].dropna().to_numpy(dtype=float)
+            ends = bootstrap_interval(scores, np.mean) if len(scores) else ()
+            line[label] = f"{scores.mean():.3f} {interval_text(ends, '{:.2f}')}" if ends else "-"
+        entry = theirs.get(each.evolved_on, {})
+        line |= {k: f"{entry[v]:.3f}" if v in entry else "-" for k, v in THEIRS.items()}
+        lines.append(line)
     if lines:
-        head = ["environment", *arms, "GRU, published", "best of 13, published"]
         print(f"\n### Beside published results{title}\n")
-        print(to_markdown(pd.DataFrame(lines, columns=head)))
+        print(to_markdown(pd.DataFrame(lines)))
         print(f"{published['caption']}\n")
 
 
 def capacities(args: argparse.Namespace) -> None:
     """Print the memory capacities of the reservoirs that the memory benchmark tested."""
-    arms, frames = (RES, f"RANDOM_{RES}", f"NOREC_{RES}"), []
+    arms, frames = [arm for arm in OF_MEMORY.values() if RES in arm], []
     for each in chosen(args):
         if each.part == "memory" and (ROWS / f"{each.name}.json").exists():
             story = json.loads((ROWS / f"{each.name}.json").read_text())

@@ -23,6 +23,7 @@ from erl.errors import UserError
 from erl.figures.style import (
     COLOURS,
     SEQUENTIAL,
+    Look,
     caption,
     label,
     looks,
@@ -617,32 +618,7 @@ def two_levels(
     figure.clear()
     grid = figure.add_gridspec(2, len(picks), height_ratios=(1, 1.1))
     top = figure.add_subplot(grid[0, :])
-    by_generation = "generation" in done and bool(done.generation.notna().all())
-    outer = done.generation if by_generation else done.trial
-    top.plot(outer, done.fitness, "o", color="0.6", label="trial")
-    if by_generation:
-        mean = done.groupby("generation").fitness.mean()
-        top.plot(mean.index, mean, color="black", label="mean of the generation")
-    if not agents:  # agents are not tried one after the other to find the best
-        highest = done.assign(outer=outer).groupby("outer").fitness.max().cummax()
-        top.step(highest.index, highest, where="post", color="black", linestyle=":", label="best")
-    for name, number in picks.items():
-        row = done[done.trial == number].iloc[0]
-        top.plot(
-            outer[row.name],
-            row.fitness,
-            marker=colours[name].marker,
-            markersize=9,
-            markerfacecolor="none",
-            markeredgewidth=2,
-            color=colours[name].colour,
-            linestyle="none",
-        )
-    top.set_xlabel("generation of the outer evolution" if by_generation else "trial")
-    top.xaxis.set_major_locator(MaxNLocator(integer=True))
-    top.set_ylabel("fitness")
-    top.margins(y=0.12)
-    top.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    _all_trials(top, done, picks, colours, bool(agents))
     below: Any = None
     for i, (name, number) in enumerate(picks.items()):
         below = figure.add_subplot(grid[1, i], sharey=below)
@@ -674,6 +650,50 @@ def two_levels(
     )
 
 
+def _all_trials(
+    axes: Axes,
+    done: pd.DataFrame,
+    picks: Mapping[str, int],
+    marks: Mapping[str, Look],
+    agents: bool,
+) -> None:
+    """The fitness of all trials, with marks on those that are picked.
+
+    Args:
+        axes: to draw in.
+        done: the trials.
+        picks: numbers of trials by their title.
+        marks: how each looks, by the same titles.
+        agents: whether trials are agents, which are not tried one after the other to find the best.
+    """
+    by_generation = "generation" in done and bool(done.generation.notna().all())
+    outer = done.generation if by_generation else done.trial
+    axes.plot(outer, done.fitness, "o", color="0.6", label="trial")
+    if by_generation:
+        mean = done.groupby("generation").fitness.mean()
+        axes.plot(mean.index, mean, color="black", label="mean of the generation")
+    if not agents:
+        best = done.assign(outer=outer).groupby("outer").fitness.max().cummax()
+        axes.step(best.index, best, where="post", color="black", linestyle=":", label="best")
+    for name, number in picks.items():
+        row = done[done.trial == number].iloc[0]
+        axes.plot(
+            outer[row.name],
+            row.fitness,
+            marker=marks[name].marker,
+            markersize=9,
+            markerfacecolor="none",
+            markeredgewidth=2,
+            color=marks[name].colour,
+            linestyle="none",
+        )
+    axes.set_xlabel("generation of the outer evolution" if by_generation else "trial")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylabel("fitness")
+    axes.margins(y=0.12)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+
+
 def _lived(lifetimes: pd.DataFrame) -> str:
     """How many lifetimes a trial has: `3 seeds each`, or `3 seeds each in 2 environments`."""
     places = lifetimes.env_id.nunique() if "env_id" in lifetimes else 1
@@ -682,7 +702,7 @@ def _lived(lifetimes: pd.DataFrame) -> str:
     return f"{seeds} each in {places} environments" if places > 1 else f"{seeds} each"
 
 
-def _curves(axes: Axes, records: pd.DataFrame, look: Any) -> None:
+def _curves(axes: Axes, records: pd.DataFrame, look: Look) -> None:
     for i, curve in enumerate(records.curve):
         if len(curve):
             axes.plot(
@@ -710,7 +730,7 @@ def population_range(generations: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["steps", "low", "high", "middle"])
 
 
-def _inner_generations(axes: Axes, generations: pd.DataFrame, look: Any) -> None:
+def _inner_generations(axes: Axes, generations: pd.DataFrame, look: Look) -> None:
     for i, (_, part) in enumerate(generations.groupby("lifetime")):
         spread = population_range(part)
         if len(spread):
