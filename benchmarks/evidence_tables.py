@@ -193,6 +193,7 @@ def against(scores: pd.Series, baseline: pd.Series, paired: bool) -> dict[str, A
         "difference": values.mean(),
         "difference_low": low,
         "difference_high": high,
+        "difference_median": np.median(values),
         "by_root": ", ".join(f"{root}: {signed(value)}" for root, value in by_root.items()),
         # Without any difference there is nothing to rank.
         "p": float(stats.wilcoxon(values).pvalue) if values.any() else 1.0,
@@ -218,6 +219,7 @@ def shown(comparison: Comparison, table: pd.DataFrame) -> pd.DataFrame:
         out["pairs"] = ["-" if np.isnan(x) else f"{x:.0f}" for x in table.pairs]
         out[f"mean of arm - {base}"] = [signed(x) for x in table.difference]
         out["95 % interval of it"] = interval(table, "difference_low", "difference_high")
+        out["median"] = [signed(x) for x in table.difference_median]
         if table.by_root.str.contains(",").any():
             out["by root seed"] = table.by_root.fillna("-")
     else:

@@ -35,8 +35,12 @@ from erl.statistics import SMOOTHING, smoothed
 from erl.studies.data import Axis
 from erl.studies.winner import Finalist
 
-FITNESS = "fitness (mean return)"
 Space = Mapping[str, Axis]
+
+
+def fitness_label(trials: pd.DataFrame) -> str:
+    """What the fitness of these trials is, for an axis."""
+    return f"fitness ({trials.attrs.get('fitness', 'mean return')})"
 
 
 def completed(trials: pd.DataFrame, least: int = 1) -> pd.DataFrame:
@@ -157,7 +161,7 @@ def optimisation_history(
         for row in done[done.trial == winner.trial].itertuples():
             _mark_winner(axes, row.trial, row.fitness, f": {expected}")
     axes.set_xlabel("trial")
-    axes.set_ylabel(FITNESS)
+    axes.set_ylabel(fitness_label(trials))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="best")
     return caption(
@@ -201,9 +205,9 @@ def parallel_coordinates(trials: pd.DataFrame, space: Space, about: str = "") ->
             text = f"{value:.4g}" if isinstance(value, int | float) else str(value)
             axes.text(i, y, text, ha="center", va=side, fontsize=7)
     names_shown = [label(n) + (" (log)" if space[n].log else "") for n in names]
-    axes.set_xticks(range(len(columns)), [*names_shown, FITNESS])
+    axes.set_xticks(range(len(columns)), [*names_shown, fitness_label(trials)])
     axes.tick_params(axis="x", pad=14, length=0)
-    figure.colorbar(collection, ax=axes, label=FITNESS, pad=0.02)
+    figure.colorbar(collection, ax=axes, label=fitness_label(trials), pad=0.02)
     axes.legend(loc="upper left", bbox_to_anchor=(0.0, 1.2))
     return caption(
         figure,
@@ -250,7 +254,7 @@ def slices(trials: pd.DataFrame, space: Space, about: str = "") -> Figure:
         )
         _scale(axes, names[i], axis)
         if i % columns == 0:
-            axes.set_ylabel(FITNESS)
+            axes.set_ylabel(fitness_label(trials))
     bar = figure.colorbar(shown, ax=grid, label="trial", pad=0.02)
     bar.locator = MaxNLocator(integer=True)
     return caption(
@@ -342,7 +346,7 @@ def contours(
             )
             _scale(axes, x, space[x])
             _scale(axes, y, space[y], "y")
-    figure.colorbar(shown, ax=grid, label=FITNESS, pad=0.02)
+    figure.colorbar(shown, ax=grid, label=fitness_label(trials), pad=0.02)
     return caption(
         figure,
         f"Fitness of {plural(len(done), 'completed trial')} (points), interpolated linearly "
@@ -500,7 +504,7 @@ def search_map(
         _mark_winner(axes, winner.params[x], winner.params[y])
     _scale(axes, x, space[x])
     _scale(axes, y, space[y], "y")
-    figure.colorbar(shown, ax=axes, label=FITNESS, pad=0.02)
+    figure.colorbar(shown, ax=axes, label=fitness_label(trials), pad=0.02)
     axes.legend(loc="best")
     if path.source.iloc[0] == "CMA-ES":
         what = "the distribution that CMA-ES would have drawn from after each generation"
@@ -543,7 +547,8 @@ def side_by_side(studies: Mapping[str, pd.DataFrame], about: str = "") -> Figure
         right.plot([place - 0.3, place + 0.3], [done.fitness.median()] * 2, color="black")
     left.set_xlabel("trial")
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
-    left.set_ylabel(FITNESS)
+    labels = {fitness_label(trials) for trials in studies.values()}
+    left.set_ylabel(labels.pop() if len(labels) == 1 else "fitness")
     left.set_title("best so far")
     right.set_title("all, and the median")
     right.set_xticks(range(len(studies)), [str(i + 1) for i in range(len(studies))])
@@ -556,6 +561,7 @@ def side_by_side(studies: Mapping[str, pd.DataFrame], about: str = "") -> Figure
         figure,
         f"{plural(len(studies), 'study', 'studies')} side by side. Fitnesses of "
         "different tasks or budgets share no scale.",
+        "The best so far is a maximum over noisy values.",
         about,
     )
 
@@ -642,10 +648,12 @@ def two_levels(
         else f"learning curves of its lifetimes (mean of {SMOOTHING} points)"
     )
     above = "Fitness of all trials" if agents else "Evolution over development"
+    remark = "" if agents else "The best is a maximum over noisy values."
     return caption(
         figure,
         f"{above} (above) and development within {plural(len(picks), 'trial')} (below): {what}, "
         f"{_lived(shown)}.",
+        remark,
         about,
     )
 
@@ -689,7 +697,7 @@ def _all_trials(
         )
     axes.set_xlabel("generation of the outer evolution" if by_generation else "trial")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylabel("fitness")
+    axes.set_ylabel(fitness_label(done))
     axes.margins(y=0.12)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
 
@@ -703,15 +711,22 @@ def _lived(lifetimes: pd.DataFrame) -> str:
 
 
 def _curves(axes: Axes, records: pd.DataFrame, look: Look) -> None:
-    for i, curve in enumerate(records.curve):
+    """A line for each lifetime; of several environments each has its style."""
+    places = list(records.env_id.unique()) if "env_id" in records else [""]
+    lines = {place: each.line for place, each in looks(places).items()}
+    named: set[str] = set()
+    for place, curve in zip(records.get("env_id", [""] * len(records)), records.curve):
         if len(curve):
+            name = place if len(places) > 1 else "lifetime"
             axes.plot(
                 *np.asarray(smoothed(curve), dtype=float).T,
                 color=look.colour,
+                linestyle=lines[place],
                 alpha=0.8,
                 linewidth=1.0,
-                label="lifetime" if i == 0 else None,
+                label=None if name in named else name,
             )
+            named.add(name)
 
 
 def population_range(generations: pd.DataFrame) -> pd.DataFrame:

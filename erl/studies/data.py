@@ -54,6 +54,8 @@ Point = tuple[int, float]
 _EVENTS = "events.out.tfevents.*"
 # An importance needs some trials on either side of "good".
 MIN_IMPORTANCE = 4
+# The fitness of an evolution over several environments.
+NORMALISED = "mean normalised score"
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class StudyData:
         space: the searched parameters, by name.
         trials: a row each: `trial`, `state`, the parameters, `fitness` (the value that a pruned one
             had reached), `generation`, `begun`, `ended`, `pruned_at` (tenth of its life), `error`.
+            `attrs["fitness"]` says what the fitness is, where it is no mean return.
         lifetimes: `erl.study.records`, with `arm` and `seed` in tests, single runs and logs.
         generations: `erl.study.generations`: evolution within learning.
         stored: the configuration as it is stored; empty where nothing is.
@@ -210,6 +213,10 @@ def read_trials(study: Study) -> StudyData:
     study.check_maximised()
     trials, config, attrs = study.trials(), study.config, study.optuna.user_attrs
     choice = chosen(study) if config is None or isinstance(config, EvolutionStudy) else None
+    rows = trial_rows(trials)
+    evolution = config.evolution if isinstance(config, FinalsStudy) else config
+    if isinstance(evolution, EvolutionStudy) and evolution.references is not None:
+        rows.attrs["fitness"] = NORMALISED
     return StudyData(
         name=study.name,
         address=shown(study.address),
@@ -218,7 +225,7 @@ def read_trials(study: Study) -> StudyData:
         versions=attrs.get("versions") or {},
         commit=attrs.get("commit"),
         space=_space(trials),
-        trials=trial_rows(trials),
+        trials=rows,
         lifetimes=pd.DataFrame(),
         generations=pd.DataFrame(),
         stored=study.stored or {},

@@ -316,6 +316,8 @@ def test_fitness_is_the_mean_normalised_score_over_the_set(tiny, inline, sink):
         assert [spec_of(r).seeds for r in lived[:2]] == [spec_of(r).seeds for r in lived[2:]]
         assert [spec_of(r).context for r in lived] == [spec_of(lived[0]).context] * 4
     assert study.best().value == max(t.value for t in study.trials())
+    read = read_study(DEFAULT_STORAGE, study.name)
+    assert read.trials[read.trials.trial >= 0].attrs == {"fitness": "mean normalised score"}
 
 
 def test_published_code_normalises_by_rewards_of_single_steps(tiny, inline, sink):

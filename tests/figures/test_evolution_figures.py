@@ -330,6 +330,20 @@ def test_both_levels_count_the_seeds_of_each_environment(trials, evolved):
         ": learning curves of its lifetimes (mean of 10 points), 2 seeds each in 3 environments."
         in caption_of(figure)
     )
+    lines = {x.get_label(): x.get_linestyle() for x in figure.axes[1].lines}
+    assert {"A-v0", "B-v0", "C-v0"} <= {*lines}
+    assert len({lines[name] for name in ("A-v0", "B-v0", "C-v0")}) == 3
+
+
+def test_the_fitness_of_a_set_is_no_mean_return(trials):
+    plain = evolution.optimisation_history(trials)
+    assert plain.axes[0].get_ylabel() == "fitness (mean return)"
+    of_set = trials.copy()
+    of_set.attrs["fitness"] = "mean normalised score"
+    drawn = evolution.optimisation_history(of_set)
+    assert drawn.axes[0].get_ylabel() == "fitness (mean normalised score)"
+    both = evolution.side_by_side({"a": trials, "b": of_set})
+    assert both.axes[0].get_ylabel() == "fitness"
 
 
 @pytest.mark.parametrize("state", ["empty", "failed"])
