@@ -3,8 +3,9 @@ increase. No clocks are compared.
 
 A coordinator on another machine counts its renewals up. It is gone if the count did not change for
 LEASE_SECONDS of *this* process's monotonic clock. So no two machines' clocks are compared, and a
-clock that is set forward or back changes nothing. The price: a new coordinator has to observe for
-so long before it takes up a trial of another machine.
+clock that is set forward or back changes nothing. Time in which the storage did not answer does not
+count, since nobody could renew then. The price: a new coordinator has to observe for so long before
+it takes up a trial of another machine.
 """
 
 import itertools
@@ -95,12 +96,22 @@ class Changes:
     def __init__(self) -> None:
         # -> value, since when, whether it ever changed
         self._seen: dict[str, tuple[Any, float, bool]] = {}
+        self._watched = 0.0  # seconds in which values could be seen
+        self._looked = time.monotonic()
+
+    def look(self) -> None:
+        """Take notice that values could be seen just now. This process looks every quarter of
+        LEASE_SECONDS. So of a longer time since the last look most is an outage.
+        """
+        now = time.monotonic()
+        self._watched += min(now - self._looked, LEASE_SECONDS / 2)
+        self._looked = now
 
     def observe(self, key: str, value: Any) -> None:
         """Take notice of a value."""
         before = self._seen.get(key)
         if before is None or before[0] != value:
-            self._seen[key] = value, time.monotonic(), before is not None
+            self._seen[key] = value, self._watched, before is not None
 
     def recent(self, key: str) -> bool | None:
         """Whether the value changed within LEASE_SECONDS; None if it was not observed for so long
@@ -109,7 +120,7 @@ class Changes:
         if key not in self._seen:
             self.observe(key, None)
         _, since, changed = self._seen[key]
-        if time.monotonic() - since >= LEASE_SECONDS:
+        if self._watched - since >= LEASE_SECONDS:
             return False
         return True if changed else None
 
@@ -164,6 +175,7 @@ class Lease:
             All leases, by their places; None in a place that is free.
         """
         leases = self._leases()
+        self._changes.look()
         for lease in leases.values():
             if lease is not None:
                 self._changes.observe(PLACE + lease["owner"]["id"], lease["renewals"])

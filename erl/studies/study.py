@@ -319,10 +319,12 @@ class Study:
         return self.trials("WAITING")
 
     def in_doubt(self) -> bool:
-        """Whether there are running trials of which it is not known yet if their coordinators are
+        """Whether there are running trials of which it is not known that their coordinators are
         alive. If so, this waits a moment first.
+
+        One that is known to be gone was not when `reclaim` looked. Its trial is to be taken up.
         """
-        doubt = any(self._owner_lives(t) is None for t in self.trials("RUNNING"))
+        doubt = any(self._owner_lives(t) is not True for t in self.trials("RUNNING"))
         if doubt:
             self.pause()
         return doubt

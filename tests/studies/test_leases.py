@@ -76,13 +76,45 @@ def test_a_place_elsewhere_is_free_when_its_lease_was_not_renewed_for_long(monke
     leases.at_work.add(here.owner["id"])
     elsewhere._renew()
     here._renew()
-    now[0] = leases.LEASE_SECONDS - 1
-    here._renew()
+
+    def wait(seconds):
+        for _ in range(4):
+            now[0] += seconds / 4
+            here._renew()
+
+    wait(leases.LEASE_SECONDS - 1)
     both = {"lease:0": elsewhere.owner["id"], "lease:1": here.owner["id"]}
     assert places(study) == both
-    now[0] += 2
-    here._renew()
+    wait(2)
     assert places(study) == {"lease:0": None, "lease:1": here.owner["id"]}
     elsewhere._renew()  # it was only slow
     assert places(study) == both
     here.stop()
+
+
+def test_an_outage_of_the_storage_is_no_sign_that_a_coordinator_is_gone(monkeypatch):
+    """While it lasts nobody can renew, and who looks first afterwards sees the old count."""
+    study, lease = made()
+    now = [0.0]
+    monkeypatch.setattr("erl.studies.leases.time", SimpleNamespace(monotonic=lambda: now[0]))
+    elsewhere, here = lease(), lease()
+    elsewhere.owner = {**elsewhere.owner, "machine": "elsewhere"}
+    study.tell(study.ask(), 0.0)
+    trial = study.ask()
+    study._storage.set_trial_system_attr(trial._trial_id, "owner", elsewhere.owner)
+    running = study._storage.get_trial(trial._trial_id)
+    for _ in range(2):
+        elsewhere._renew()
+        here.look()
+        now[0] += leases.LEASE_SECONDS / 4
+    assert here.owner_lives(running, False)
+    now[0] += 5 * leases.LEASE_SECONDS  # nobody can look
+    here.look()
+    assert here.owner_lives(running, False)
+    elsewhere._renew()
+    here.look()
+    assert here.owner_lives(running, False)
+    for _ in range(4):
+        now[0] += leases.LEASE_SECONDS / 4
+        here.look()
+    assert here.owner_lives(running, False) is False
