@@ -22,12 +22,11 @@ no `NOREC_`. Where no reservoir was evolved, but settings of the learner alone:
 """
 
 import inspect
-import math
 from typing import Any
 
 import numpy as np
 
-from erl.search.space import LEARNER, learner_settings, make_context, search_space
+from erl.search.space import LEARNER, draw_from, learner_settings, make_context, search_space
 from erl.studies.configuration import EvolutionStudy, TestStudy
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
@@ -130,10 +129,4 @@ def draw(evolution: EvolutionStudy, index: int) -> dict[str, float]:
     each test seed others.
     """
     rng = np.random.default_rng(np.random.SeedSequence(evolution.seed, spawn_key=(3, index)))
-    params: dict[str, float] = {}
-    for name, r in search_space(evolution).items():
-        low, high = (math.log(r.low), math.log(r.high)) if r.log else (r.low, r.high)
-        value = rng.uniform(low, high)
-        value = min(max(math.exp(value) if r.log else value, r.low), r.high)
-        params[name] = round(value) if r.integer else value
-    return params
+    return draw_from(search_space(evolution), rng)

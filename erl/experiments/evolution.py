@@ -633,7 +633,8 @@ class EvolutionProgress(Progress):
     def trial_line(self, trial: RunningTrial, value: float | None) -> str:
         """See `Progress`."""
         params = "  ".join(f"{k} {number(v, 4):<9s}" for k, v in trial.params.items())
-        head = f"trial {trial.number:4d}  gen {self._generation:3d}  {params}  "
+        generation = trial.attrs.get("generation", self._generation)
+        head = f"trial {trial.number:4d}  gen {generation:3d}  {params}  "
         if value is None:
             return f"{head}failed: {self.last_error}"
         if trial.pruned is not None:

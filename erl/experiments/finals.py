@@ -115,9 +115,11 @@ def live_finals(
     progress = FinalsProgress(campaign, config, len(finalists), flags.finalist_seeds)
     if not campaign.run(source, checkpoint_cohort(flags, name), progress, config.score):
         done = {key_of(t.params) for t in study.trials("COMPLETE")}
+        each = len(config.environments)  # lifetimes of a finalist and a seed
         sink.line(
-            f"interrupted: {sum(key_of(w) in done for w in wanted)} of {len(wanted)} lifetimes of "
-            f"the finals are finished and stored; run the same command again to continue"
+            f"interrupted: {sum(key_of(w) in done for w in wanted) * each} of "
+            f"{len(wanted) * each} lifetimes of the finals are finished and stored; "
+            f"run the same command again to continue"
         )
         return False
     lived, again = _lived(study, known, sink)

@@ -8,9 +8,9 @@ results, older ones included:
   result then takes part in several populations, and a noisy rank is averaged over them. To learn as
   much from a result as before, the learning rates c_1, c_mu, c_c and c_sigma are divided by the
   number of generations in a population.
-- With many workers most results come from distributions of long ago. The population is then at
-  least a quarter of the number of trials in flight, the best of a window of half that number: what
-  is old and bad is left out, what is old and good pulls the mean to it.
+- With many workers most results come from distributions of long ago. The population is then about
+  a quarter of the number of trials in flight, though five generations at most, the best of a window
+  of half that number: what is old and bad is left out, what is old and good pulls the mean to it.
 
 A run of few workers begins as plain generational CMA-ES: its first populations are its generations.
 `benchmarks/sampler.py` compares this with other ways to tell late results.
@@ -101,9 +101,10 @@ class AsynchronousCMA:
 
     - ipop: twice the one before (Auger and Hansen, CEC 2005);
     - bipop: either twice the largest so far, or a small one of popsize (large / (2 popsize))^(u²)
-      members with the initial sigma times 10^(-2u'), u and u' uniform in [0, 1], and at most half
-      of the results of the latest large run. The one that had fewer results in all goes next, the
-      large one first; the first run counts for neither (Hansen, GECCO BBOB 2009);
+      members with the initial sigma times 10^(-2u'), u and u' uniform in [0, 1], and half of the
+      results of the latest large run, to the end of a population. The one that had fewer results
+      in all goes next, the large one first; the first run counts for neither (Hansen, GECCO BBOB
+      2009);
     - none: the first run goes on for ever.
 
     Results that were drawn before a restart are not told after it, for they would lead the new run
@@ -248,6 +249,7 @@ def promising(solutions: Sequence[tuple[np.ndarray, float]]) -> Start:
         solutions: points of the unit cube, (dim,), and values, lower is better; at least two.
     """
     n, dim = len(solutions), len(solutions[0][0])
-    gamma = max(0.1, min(0.5, (dim + 1) / n))
-    mean, sigma, cov = get_warm_start_mgd(list(solutions), gamma=max(gamma, 1 / n))
+    best = max(1, n // 10, min(n // 2, dim + 1))
+    # The package rounds the number down again.
+    mean, sigma, cov = get_warm_start_mgd(list(solutions), gamma=(best + 0.5) / n)
     return Start(np.clip(mean, 0.0, 1.0), float(sigma), cov)

@@ -8,8 +8,11 @@ Parameters keep ER-MRL's names: `sr`, `lr`, `iss` for one reservoir, `sr_1`, `lr
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from erl.errors import UserError, nearest
 from erl.worlds.own_context import OwnContext
@@ -128,12 +131,16 @@ def _range(name: str, written: str) -> Range:
         if match is None:
             raise ValueError
         low, high = (int(w) if re.fullmatch(r"-?\d+", w) else float(w) for w in match.group(1, 2))
+        if not all(map(math.isfinite, (low, high))):
+            raise OverflowError
     except ValueError:
         raise UserError(f"--evolve {name}={written}: a range is low:high or low:high:log") from None
+    except OverflowError:  # also of a whole number with more digits than a float takes
+        raise UserError(f"--evolve {name}={written}: bounds must be finite numbers") from None
     if type(low) is not type(high) or not (name == "units" or name.startswith((LEARNER, CONTEXT))):
         low, high = float(low), float(high)
     log = match.group(3) == ":log"
-    if not (math.isfinite(low) and math.isfinite(high)) or low > high:
+    if low > high:
         raise UserError(f"--evolve {name}={written}: the lower bound is greater than the upper one")
     if log and low <= 0:
         raise UserError(f"--evolve {name}={written}: a logarithmic range must be above 0")
@@ -201,6 +208,20 @@ def search_space(config: SearchConfig) -> dict[str, Range]:
     ranges |= {name: r for name, r in more.items() if not name.startswith(LEARNER)}
     space = {f"{name}{suffix}": r for suffix in _suffixes(config) for name, r in ranges.items()}
     return space | {name: r for name, r in more.items() if name.startswith(LEARNER)}
+
+
+def draw_from(ranges: Mapping[str, Range], rng: np.random.Generator) -> dict[str, float]:
+    """Parameters drawn uniformly on each one's scale, as evolution begins. A whole number has the
+    chance of all that is rounded to it.
+    """
+    params: dict[str, float] = {}
+    for name, r in ranges.items():
+        half = 0.5 if r.integer else 0.0
+        low, high = r.low - half, r.high + half
+        value = rng.uniform(*((math.log(low), math.log(high)) if r.log else (low, high)))
+        value = min(max(math.exp(value) if r.log else value, r.low), r.high)
+        params[name] = round(value) if r.integer else value
+    return params
 
 
 def make_context(config: SearchConfig, params: dict[str, float]) -> Context | None:

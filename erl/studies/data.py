@@ -7,7 +7,7 @@ is computed here and handed out as data frames.
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,12 @@ from typing import Any
 import numpy as np
 import optuna
 import pandas as pd
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.trial import FrozenTrial, create_trial
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -23,7 +28,7 @@ from erl.cli import plural
 from erl.errors import UserError
 from erl.lifetimes.record import CURVE_POINTS, learning_curve
 from erl.search.samplers import CmaesSampler
-from erl.search.space import SearchConfig, make_context, search_space
+from erl.search.space import Range, SearchConfig, draw_from, make_context, search_space
 from erl.studies.configuration import (
     EvolutionStudy,
     FinalsStudy,
@@ -475,11 +480,13 @@ _PATH = ["generation", "source", "restart", "mean", "cov", "parameters"]
 
 
 def _replayed(data: StudyData, config: EvolutionStudy) -> pd.DataFrame:
-    distributions: dict[str, BaseDistribution] = {}
+    found: dict[str, BaseDistribution] = {}
     for trial in data._frozen:
-        distributions |= trial.distributions
+        found |= trial.distributions
+    # Not the order of the trials' parameters, which some storages mix up.
+    space = {name: found[name] for name in search_space(config) if name in found}
     sampler = CmaesSampler(
-        distributions,
+        space,
         config.seed,
         config.popsize,
         config.restarts,
@@ -488,11 +495,27 @@ def _replayed(data: StudyData, config: EvolutionStudy) -> pd.DataFrame:
     )
     generation = {t.number: t.user_attrs.get("generation", 0) for t in data._frozen}
     rows: dict[int, tuple[Any, ...]] = {}
+    scales = [_from_cube(space[name]) for name in sampler.parameters]
+    slope, offset = (np.array(column) for column in zip(*scales)) if scales else ((), ())
     for number, run, mean, cov in sampler.path(data._frozen):
         # The last result of a generation says where the distribution was after it.
         g = generation[number]
-        rows[g] = (g, "CMA-ES", run, mean, cov, sampler.parameters)
+        cov = np.outer(slope, slope) * cov
+        rows[g] = (g, "CMA-ES", run, slope * mean + offset, cov, sampler.parameters)
     return pd.DataFrame([rows[g] for g in sorted(rows)], columns=_PATH)
+
+
+def _from_cube(distribution: BaseDistribution) -> tuple[float, float]:
+    """Slope and offset from a sampler's unit cube to the unit scale of an axis. The cube has half a
+    step of margin around whole numbers.
+    """
+    if not isinstance(distribution, IntDistribution) or distribution.single():
+        return 1.0, 0.0
+    scale: Callable[[float], float] = math.log if distribution.log else float
+    half = distribution.step / 2
+    low, high = scale(distribution.low), scale(distribution.high)
+    lower, upper = scale(distribution.low - half), scale(distribution.high + half)
+    return (upper - lower) / (high - low), (lower - low) / (high - low)
 
 
 # -- reservoirs --
@@ -522,21 +545,17 @@ def drawn_reservoirs(data: StudyData, n: int, seed: int = 0) -> list[ReservoirPa
     Raises:
         UserError: the study does not say what was searched.
     """
-    space = data.space
     if isinstance(data.config, TestStudy):
         ranges = search_space(data.config.evolution)
-        space = {n: Axis(r.low, r.high, r.log) for n, r in ranges.items()}
-    rng = np.random.default_rng(seed)
-    draws = [
-        {
-            name: round(float(v)) if name.startswith("units") else float(v)
-            for name, axis in space.items()
+    else:
+        ranges = {
+            name: Range(kind(axis.low), kind(axis.high), axis.log)
+            for name, axis in data.space.items()
+            for kind in [int if name.startswith("units") else float]
             if axis.choices is None
-            for v in [axis.value(rng.random())]
         }
-        for _ in range(n)
-    ]
-    return [_reservoirs(data, draw)[0] for draw in draws]
+    rng = np.random.default_rng(seed)
+    return [_reservoirs(data, draw_from(ranges, rng))[0] for _ in range(n)]
 
 
 def _reservoirs(data: StudyData, params: Mapping[str, Any]) -> tuple[ReservoirParams, ...]:

@@ -211,3 +211,7 @@ def test_promising_solutions_are_the_library_s_best_tenth():
         promising(solutions[:10]).mean, np.mean([x for x, _ in few[:4]], axis=0)
     )
     assert math.isfinite(promising(solutions[:2]).sigma)
+    # The number is not lost in a division: 6 / 47 * 47 is less than 6 in floating point numbers.
+    points = [(x, sphere(x)) for x in rng.random((47, 5))]
+    best = sorted(points, key=lambda s: s[1])[:6]
+    np.testing.assert_allclose(promising(points).mean, np.mean([x for x, _ in best], axis=0))

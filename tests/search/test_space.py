@@ -4,8 +4,11 @@ describe.
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from optuna import create_study
 from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.samplers import RandomSampler
 
 from erl.errors import UserError
 from erl.experiments.evolution import (
@@ -14,7 +17,14 @@ from erl.experiments.evolution import (
     MultiEvolutionConfig,
     study_config,
 )
-from erl.search.space import Range, learner_settings, make_context, parse_evolve, search_space
+from erl.search.space import (
+    Range,
+    draw_from,
+    learner_settings,
+    make_context,
+    parse_evolve,
+    search_space,
+)
 from erl.studies.configuration import from_stored, to_stored
 from erl.studies.distributions import distributions
 from erl.worlds.reservoirs import Context, ReservoirParams
@@ -90,6 +100,9 @@ def test_ranges(text, expected, whole):
         ("units=", "a range is low:high"),
         ("units=a:b", "a range is low:high"),
         ("units=3:5:cubic", "a range is low:high"),
+        ("learner.gamma=0.9:inf", "bounds must be finite numbers"),
+        ("bias=nan:1", "bounds must be finite numbers"),
+        (f"units=3:{'9' * 400}", "bounds must be finite numbers"),
         ("units=3:5:log:log", "a range is low:high"),
         ("units=9:5", "is greater than"),
         ("units=2:5", "between 3 and"),
@@ -270,3 +283,26 @@ def test_proposed_settings_go_before_those_of_the_study():
         "vf_coef": 0.1,
     }
     assert config.learner_config == before
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_whole_numbers_are_drawn_as_optuna_draws_them(log):
+    """Also at the ends of a short range."""
+    rng = np.random.default_rng(0)
+    drawn = [draw_from({"x": Range(1, 4, log)}, rng)["x"] for _ in range(4000)]
+    shares = np.bincount(drawn, minlength=5)[1:] / len(drawn)
+    sampler = RandomSampler(seed=0)
+    study = create_study(sampler=sampler)
+    theirs = [study.ask({"x": IntDistribution(1, 4, log=log)}).params["x"] for _ in range(1000)]
+    np.testing.assert_allclose(shares, np.bincount(theirs, minlength=5)[1:] / 1000, atol=0.05)
+    if not log:
+        np.testing.assert_allclose(shares, 0.25, atol=0.03)
+
+
+def test_numbers_are_drawn_within_their_bounds():
+    rng = np.random.default_rng(0)
+    ranges = {"sr": Range(1e-4, 1e2), "lr": Range(0.5, 0.5), "x": Range(-2, 0, False)}
+    drawn = [draw_from(ranges, rng) for _ in range(200)]
+    assert all(1e-4 <= d["sr"] <= 1e2 and d["lr"] == 0.5 for d in drawn)
+    assert {d["x"] for d in drawn} == {-2, -1, 0}
+    assert 0.3 < np.mean([d["sr"] < 0.1 for d in drawn]) < 0.7  # uniform in the logarithm

@@ -1,5 +1,6 @@
 """Studies as plain data: what was stored, what Optuna computes, and what other programs left."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -7,6 +8,8 @@ import optuna
 import pytest
 from er_mrl_journals import journal
 from figure_fixtures import conditional
+from optuna._transform import _SearchSpaceTransform
+from optuna.distributions import FloatDistribution, IntDistribution
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 
 from erl.errors import UserError
@@ -106,6 +109,36 @@ def test_the_path_is_the_distribution_that_the_sampler_drew_from(config, sink, m
         mean, cov = drawn[4 * generation]
         assert path["mean"][generation - 1] == pytest.approx(mean)
         assert path["cov"][generation - 1] == pytest.approx(cov)
+
+
+def test_the_order_in_which_a_storage_has_parameters_moves_no_distribution(config, sink):
+    """Storages on other machines give them in any order."""
+    evolve(config, sink)
+    data = read_study(NAME)
+    mixed = []
+    for trial in data._frozen:
+        other = copy.copy(trial)
+        other._distributions = dict(reversed(trial.distributions.items()))
+        assert [*other.distributions] == ["lr", "sr"]
+        mixed.append(other)
+    path = sampler_path(dataclasses.replace(data, _frozen=tuple(mixed)))
+    expected = sampler_path(data)
+    assert path.parameters[0] == expected.parameters[0] == ["sr", "lr"]
+    assert np.array_equal(np.stack(path["mean"]), np.stack(expected["mean"]))
+
+
+@pytest.mark.parametrize(
+    "space",
+    [IntDistribution(1, 4), IntDistribution(1, 4, log=True), FloatDistribution(1e-4, 2.0)],
+)
+def test_the_samplers_cube_on_the_scale_of_an_axis(space):
+    """Optuna's own transformation says where a value lies in the cube."""
+    transform = _SearchSpaceTransform({"x": space}, transform_0_1=True)
+    slope, offset = studies._from_cube(space)
+    axis = Axis(space.low, space.high, space.log)
+    for value in (space.low, space.high, 2):
+        at = transform.transform({"x": value})[0]
+        assert slope * at + offset == pytest.approx(axis.unit([value])[0])
 
 
 def test_other_samplers_have_the_mean_of_their_trials(config, sink):
