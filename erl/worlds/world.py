@@ -262,11 +262,7 @@ class World:
             part = slice(agent * self.n_envs, (agent + 1) * self.n_envs)
             states.append(
                 {
-                    "environments": {
-                        **world,
-                        "elapsed": world["elapsed"][part],
-                        "envs": world["envs"][part],
-                    },
+                    "environments": {k: world[k][part] for k in ("elapsed", "envs", "streams")},
                     "reservoirs": None
                     if self._encoder is None
                     else self._encoder.bank.state[part].copy(),
@@ -289,8 +285,8 @@ class World:
         for agent, state in enumerate(states):
             if state is not None:
                 part = slice(agent * self.n_envs, (agent + 1) * self.n_envs)
-                now["elapsed"][part] = state["environments"]["elapsed"]
-                now["envs"][part] = state["environments"]["envs"]
+                for key, saved in state["environments"].items():
+                    now[key][part] = saved
                 if self._encoder is not None:
                     self._encoder.bank.state[part] = state["reservoirs"]
                 if self._frames is not None:

@@ -7,7 +7,11 @@ import pytest
 from gymnasium import spaces
 
 from erl.errors import UserError
+from erl.worlds.ledger import Ledger
 from erl.worlds.lockstep import Lockstep
+from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
+from erl.worlds.tasks import Task
+from erl.worlds.world import World
 
 SEEDS = (3, 14, 159)
 FAST = [
@@ -519,3 +523,33 @@ def test_errors_name_the_cause():
         Lockstep([Silent(spaces.Discrete(2), spaces.Text(3))])
     with pytest.raises(gym.error.ResetNeeded):
         Lockstep([Counter()]).step([0])
+
+
+@quiet
+def test_a_world_goes_on_with_the_random_streams_of_its_agents():
+    """Box2D's episodes begin again. After each resumption they began with the same starts."""
+    specs = [
+        LifetimeSpec(
+            Task("LunarLander-v3"),
+            LearnerSpec("PPO", {}, "cohort"),
+            1000,
+            Seeds.derive(0, "single", i),
+        )
+        for i in range(3)
+    ]
+
+    def made(n):
+        world = World(specs[:n], [Ledger() for _ in range(n)])
+        world.reset()
+        return world
+
+    world, anew = made(3), made(3)
+    for _ in range(150):  # some episodes end
+        world.step(np.zeros((3, 1), dtype=int))
+    states = pickle.loads(pickle.dumps(world.get_states()))
+    starts = {slot: world.begin(slot).copy() for slot in (1, 2)}
+    found = anew.set_states([None, *states[1:]])
+    assert sorted(found) == [(1, 0), (2, 0)]
+    for (agent, _), start in found.items():
+        assert np.array_equal(start, starts[agent])
+    assert not np.array_equal(starts[1], made(3).begin(1))

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 # To be raised when what a state's parts mean changes. Parts that come or go are noticed by their
 # names.
-FORMAT = 5
+FORMAT = 6
 _LAST_LINE = 40  # bytes, at most, of the line that tells the steps
 
 

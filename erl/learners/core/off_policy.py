@@ -83,7 +83,7 @@ class OffPolicy(Generic[S]):
 
         actions = cohort.act(observations)
         ...                                  # step every environment
-        cohort.record(observations, actions, next_observations, rewards, terminated, ended, cut)
+        cohort.record(observations, actions, next_observations, rewards, ended, cut)
         cohort.learn(due, progress_remaining)
 
     Args:

@@ -64,7 +64,7 @@ class CohortPPO:
         n_updates: int array (n,), epochs begun so far, as Stable-Baselines3 counts.
     """
 
-    # Attributes with a row per agent: what `drop` selects from; the first line is what outlives a
+    # Attributes with a row per agent: what `keep` selects from; the first line is what outlives a
     # rollout.
     _LASTING = ("_weights", "_first", "_second", "_steps", "n_updates", "_obs", "_returns")
     _ROLLOUT = ("_rollout", "_rewards", "_dones", "_noise")
