@@ -16,7 +16,7 @@ import pandas as pd
 from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from erl.cli import Sink, plural, score_text
 from erl.errors import UserError, nearest
@@ -326,9 +326,9 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
     there = {s.study_name: s for s in target.get_all_studies()}
     finals, copied_finals = finals_name(source, name), finals_name(target, target_name)
     has_finals = finals in study_names(source)  # the copy itself may get this name
-    # Read before anything is deleted.
+    # Read before anything is deleted. They are copies, which may be changed.
     trials = sorted(
-        source.get_all_trials(original._study_id, deepcopy=False), key=lambda t: t.number
+        map(_of_nobody, source.get_all_trials(original._study_id)), key=lambda t: t.number
     )
     if target_name in there:
         if target_name == name and (to == config.storage or _is_same(source, target)):
@@ -378,6 +378,14 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
         copy_study(replace(config, study=finals, to_name=copied_finals), sink)
         link_finals(Study(to, copied_finals), Study(to, target_name))
     return 0
+
+
+def _of_nobody(trial: FrozenTrial) -> FrozenTrial:
+    """A trial as a copy has it: a running one is not that of the original's coordinator."""
+    if trial.state == TrialState.RUNNING:
+        trial.system_attrs = {k: v for k, v in trial.system_attrs.items() if k != "owner"}
+        trial.user_attrs = {k: v for k, v in trial.user_attrs.items() if k != "owner"}
+    return trial
 
 
 def _is_same(storage: BaseStorage, other: BaseStorage) -> bool:

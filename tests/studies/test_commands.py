@@ -16,6 +16,7 @@ from erl.cli import score_text
 from erl.commands import studies as main
 from erl.errors import UserError
 from erl.experiments.evolution import EvolutionConfig, evolve
+from erl.studies import leases
 from erl.studies.commands import copy_study, export_study, with_json
 from erl.studies.flags import CopyConfig, ExportConfig
 from erl.studies.records import records
@@ -342,6 +343,21 @@ def test_a_copy_has_everything(source, storage, capsys):
     assert [len(t) for t in content(storage, "rich")[3]] == [10] * 6
     assert call(capsys, "copy", "--storage", source, "--to", source, "--to_name", "twin")[0] == 0
     assert content(source, "twin") == here
+
+
+def test_running_trials_of_a_copy_are_of_nobody(capsys):
+    """The coordinator that runs the original's will not end them."""
+    study = rich_study(open_storage("sqlite:///a.db", create=True))
+    owner = {"id": "x", **leases.myself()}
+    study.add_trial(create_trial(state=TrialState.RUNNING, system_attrs={"owner": owner, "k": 1}))
+    words = ("--storage", "sqlite:///a.db", "--study", "rich", "--to", "sqlite:///b.db")
+    assert call(capsys, "copy", *words)[0] == 0
+    running = [
+        optuna.load_study(study_name="rich", storage=f"sqlite:///{name}.db").trials[-1]
+        for name in ("a", "b")
+    ]
+    assert [t.state for t in running] == [TrialState.RUNNING] * 2
+    assert [t.system_attrs for t in running] == [{"owner": owner, "k": 1}, {"k": 1}]
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "journal"])
