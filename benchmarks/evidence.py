@@ -708,8 +708,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
-    of_many = ("plan", plan), ("run", run), ("table", table), ("cost", cost)
-    for name, function in (*of_many, ("capacities", capacities)):
+    for function in (plan, run, table, cost, capacities):
+        name = function.__name__
         sub = commands.add_parser(name)
         sub.set_defaults(function=function)
         sub.add_argument("--parts", help="comma-separated; by default all")

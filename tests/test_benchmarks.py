@@ -649,12 +649,20 @@ def test_the_table_of_costs_has_every_part_once_run_or_not(tmp_path, monkeypatch
     assert "pruning.jsonl, 10 runs" in printed
 
 
-def test_the_page_of_results_names_every_part_and_has_the_table_of_costs(capsys):
+def test_the_page_of_results_names_every_part_and_has_its_tables(capsys):
     page = (ROOT / "docs/results.md").read_text()
     named = set(re.findall("`([a-z][a-z ]*)`", page))
     assert {e.part for e in evidence.experiments()} == named - {"make evidence", "inner learners"}
     evidence.cost(Namespace(parts=None, names=None))
     assert capsys.readouterr().out in page
+    rows = {
+        e.name: pd.read_csv(evidence.ROWS / f"{e.name}.csv")
+        for e in evidence.experiments()
+        if (evidence.ROWS / f"{e.name}.csv").exists()
+    }
+    evidence.print_published(rows, "")
+    printed = capsys.readouterr().out.splitlines()
+    assert "\n".join(line for line in printed if line.startswith("|")) in page
 
 
 def test_git_does_not_ignore_the_rows_of_the_evidence(tmp_path):

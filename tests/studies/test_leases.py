@@ -1,6 +1,7 @@
 from types import SimpleNamespace
 
 import optuna
+import pytest
 
 from erl.studies import leases
 from erl.studies.leases import Lease
@@ -67,12 +68,19 @@ def test_two_that_took_one_place_at_once_have_one_each_after_the_next_renewal(mo
     assert places(study) == {"lease:0": None, "lease:1": None}
 
 
-def test_a_place_elsewhere_is_free_when_its_lease_was_not_renewed_for_long(monkeypatch):
+@pytest.fixture
+def two_machines(monkeypatch):
+    """A study, a clock in the test's hands, and coordinators elsewhere and here."""
     study, lease = made()
     now = [0.0]
     monkeypatch.setattr("erl.studies.leases.time", SimpleNamespace(monotonic=lambda: now[0]))
     elsewhere, here = lease(), lease()
     elsewhere.owner = {**elsewhere.owner, "machine": "elsewhere"}
+    return study, now, elsewhere, here
+
+
+def test_a_place_elsewhere_is_free_when_its_lease_was_not_renewed_for_long(two_machines):
+    study, now, elsewhere, here = two_machines
     leases.at_work.add(here.owner["id"])
     elsewhere._renew()
     here._renew()
@@ -92,13 +100,9 @@ def test_a_place_elsewhere_is_free_when_its_lease_was_not_renewed_for_long(monke
     here.stop()
 
 
-def test_an_outage_of_the_storage_is_no_sign_that_a_coordinator_is_gone(monkeypatch):
+def test_an_outage_of_the_storage_is_no_sign_that_a_coordinator_is_gone(two_machines):
     """While it lasts nobody can renew, and who looks first afterwards sees the old count."""
-    study, lease = made()
-    now = [0.0]
-    monkeypatch.setattr("erl.studies.leases.time", SimpleNamespace(monotonic=lambda: now[0]))
-    elsewhere, here = lease(), lease()
-    elsewhere.owner = {**elsewhere.owner, "machine": "elsewhere"}
+    study, now, elsewhere, here = two_machines
     study.tell(study.ask(), 0.0)
     trial = study.ask()
     study._storage.set_trial_system_attr(trial._trial_id, "owner", elsewhere.owner)

@@ -538,12 +538,12 @@ def test_a_world_goes_on_with_the_random_streams_of_its_agents():
         for i in range(3)
     ]
 
-    def made(n):
-        world = World(specs[:n], [Ledger() for _ in range(n)])
+    def made():
+        world = World(specs, [Ledger() for _ in specs])
         world.reset()
         return world
 
-    world, anew = made(3), made(3)
+    world, anew = made(), made()
     for _ in range(150):  # some episodes end
         world.step(np.zeros((3, 1), dtype=int))
     states = pickle.loads(pickle.dumps(world.get_states()))
@@ -552,4 +552,4 @@ def test_a_world_goes_on_with_the_random_streams_of_its_agents():
     assert sorted(found) == [(1, 0), (2, 0)]
     for (agent, _), start in found.items():
         assert np.array_equal(start, starts[agent])
-    assert not np.array_equal(starts[1], made(3).begin(1))
+    assert not np.array_equal(starts[1], made().begin(1))
