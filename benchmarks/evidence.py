@@ -261,16 +261,18 @@ def run(args: argparse.Namespace) -> int:
     """
     folder = Path(args.folder)
     failures = []
-    if any("popgym" in each.evolve for each in chosen(args)) and find_spec("popgym") is None:
+    rows = folder if args.small else ROWS
+    missing = [each for each in chosen(args) if not has_rows(each, rows, args.small)]
+    if any("popgym" in each.evolve for each in missing) and find_spec("popgym") is None:
         print('the memory tasks need another package: pip install -e ".[popgym]"', file=sys.stderr)
         return 2
-    for each in chosen(args):
+    for each in missing:
         place = folder / each.name
         place.mkdir(parents=True, exist_ok=True)
         with claimed(place) as lock:
             if lock is None:
                 print(f"{each.name}: another process runs it")
-            elif not has_rows(each, folder if args.small else ROWS, args.small):
+            elif not has_rows(each, rows, args.small):  # another process may just have made them
                 failure = run_one(each, place, args, lock)
                 if failure:
                     failures.append(f"{each.name}: {failure}")

@@ -4,7 +4,7 @@ Bash runs each block, so that variables, `&&` and quotes mean what they mean to 
 on its path are stand-ins that note how they were called. What the block calls Python with then runs
 in this process, with the words of the page: the real script, flags and study names. Only budgets
 are smaller: episodes of 40 steps, lifetimes of a few of them, few trials. Lines that need a
-cluster, a server or somebody's address are parsed.
+cluster, a server, somebody's address or a package that is not installed are parsed.
 """
 
 import inspect
@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import gymnasium as gym
@@ -44,6 +45,8 @@ GIT = """#!{bash}
 MAIN_STUDY = "HalfCheetah-v4_main_300k_steps"
 # Words of somebody's own network or files: such lines are parsed and not run.
 ELSEWHERE = re.compile(r"NAME|node1|@host|--cluster")
+# What needs a package that `make setup` does not install.
+POPGYM = re.compile(r"memory_tasks\.py")
 # Smaller than the defaults, and no part of a study's name.
 SMALL = {
     "evolve": "--nb_trials 4 --popsize 4 --nb_seeds 1 --units 5 --workers 1",
@@ -226,7 +229,9 @@ def follow(call, monkeypatch):
     line = shlex.join(call)
     if program == "python" and words[0] == "-c":
         proxy(words[1], monkeypatch)
-    elif program == "python" and ELSEWHERE.search(line):
+    elif (program == "python" and ELSEWHERE.search(line)) or (
+        program == "python" and POPGYM.search(line) and find_spec("popgym") is None
+    ):
         parsed(line)
     elif program == "python":
         parsed(line)
