@@ -191,6 +191,7 @@ def this_command() -> str | None:
     for i, word in enumerate(words[:-1]):
         if word.endswith("password"):  # of a flag
             words[i + 1] = "***"
+    words = [re.sub(r"^(--\w*password=).*", r"\1***", word, flags=re.S) for word in words]
     return shlex.join([*start, *map(without_passwords, words)])
 
 
@@ -209,7 +210,8 @@ def without_passwords(text: str) -> str:
     """Text in which no address shows its password: the last guard, for what the user typed comes
     back in messages.
     """
-    return re.sub(r"(://[^\s:/@]*):[^\s]*@", r"\1:***@", text)
+    text = re.sub(r"(://[^\s:/@]*):[^\s]*@", r"\1:***@", text)
+    return re.sub(r"(://\S*[?&][^\s=&]*pass[^\s=&]*=)[^\s&#]*", r"\1***", text, flags=re.I)
 
 
 class Interruptible:

@@ -38,11 +38,14 @@ case "${1-}" in
             [ -s "$password" ] || (umask 077 && head -c 18 /dev/urandom | base64 | tr '+/' '-_' >"$password")
             initdb --encoding=UTF8 --locale=C --username=erl --auth=scram-sha-256 --pwfile="$password" >/dev/null
             echo "host all all samenet scram-sha-256" >>"$PGDATA/pg_hba.conf"
-            printf "port = %s\nlisten_addresses = '*'\nmax_connections = 300\n" "$PGPORT" >>"$PGDATA/postgresql.conf"
+            printf "listen_addresses = '*'\nmax_connections = 300\n" >>"$PGDATA/postgresql.conf"
             echo "unix_socket_directories = '/tmp'" >>"$PGDATA/postgresql.conf"
         fi
         hostname >"$PGDATA/host"
-        pg_ctl status >/dev/null || pg_ctl -l "$PGDATA/log" -w start >/dev/null
+        # The port is named here, since an older folder has one in its postgresql.conf.
+        pg_ctl status >/dev/null || pg_ctl -l "$PGDATA/log" -o "-p $PGPORT" -w start >/dev/null
+        running=$(sed -n 4p "$PGDATA/postmaster.pid") # the port of one that ran already
+        PGPORT=${running:-$PGPORT}
         PGPASSWORD=$(cat "$password")
         export PGPASSWORD
         if ! psql --host=localhost --username=erl --dbname=studies --command="" >/dev/null 2>&1; then

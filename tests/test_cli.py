@@ -311,6 +311,11 @@ def test_figures_have_digits_where_they_are_small(value, text):
         (["evolve_res.py", "--env_id", "X-v0"], "python evolve_res.py --env_id X-v0"),
         (["/x/erl/__main__.py", "test"], "python -m erl test"),
         (["erl", "train", "--redis_password", "word"], "erl train --redis_password '***'"),
+        (["erl", "train", "--redis_password=word"], "erl train '--redis_password=***'"),
+        (
+            ["erl", "list", "--storage", "mysql+pymysql://me@host/x?password=word&a=1"],
+            "erl list --storage 'mysql+pymysql://me@host/x?password=***&a=1'",
+        ),
         (
             ["erl", "evolve", "--storage", "postgresql://me:word@host/x"],
             "erl evolve --storage 'postgresql://me:***@host/x'",

@@ -336,14 +336,14 @@ def test_the_script_starts_and_stops_a_database(tmp_path):
     shutil.chown(server.folder, *(server.as_user.get(k) for k in ("user", "group")))
     shutil.copy(ROOT / "parallelization_tutorials/postgresql.sh", server.folder)
 
-    def script(command):
+    def script(command, port=server.port):
         return subprocess.run(
             ["bash", "postgresql.sh", command],
             cwd=server.folder,
             env={
                 "PATH": os.environ["PATH"],
                 "HOME": str(server.folder),
-                "PGPORT": str(server.port),
+                "PGPORT": str(port),
                 "LC_ALL": "C",
             },
             capture_output=True,
@@ -353,14 +353,17 @@ def test_the_script_starts_and_stops_a_database(tmp_path):
         )
 
     try:
-        for _ in range(2):  # the second time it runs already
-            started = script("start")
+        other = servers.free_port()
+        for port in (server.port, other):  # the second time it runs already, at the first port
+            started = script("start", port)
             assert started.returncode == 0, started.stderr
             assert f":{server.port}/studies" in started.stdout
         password = (server.folder / ".erl-password").read_text().strip()
         address = f"postgresql+psycopg://erl:{password}@localhost:{server.port}/studies"
         optuna.create_study(storage=address, study_name="one")
         assert script("nothing").returncode == 2
+        assert script("stop").returncode == 0
+        assert f":{other}/studies" in script("start", other).stdout
     finally:
         stopped = script("stop")
         shutil.rmtree(server.folder, ignore_errors=True)

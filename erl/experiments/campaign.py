@@ -295,14 +295,14 @@ class GivenTrials:
         keys, first = {key_of(params) for params in self._wanted}, study.first()
         for waiting in study.reclaim(self._max_retries):
             key = key_of(waiting.params)
-            if key in keys and first[key] == waiting.number:
+            if key in keys and first.get(key) == waiting.number:
                 trial = study.take_up(waiting, self._plan)
                 trials += [] if trial is None else [trial]
         if trials or not self._wait:
             return trials or None
         first = study.first()
         open_trials = {t.number: key_of(t.params) for t in study.trials("RUNNING", "WAITING")}
-        if not any(k in keys and first[k] == number for number, k in open_trials.items()):
+        if not any(k in keys and first.get(k) == number for number, k in open_trials.items()):
             return None
         study.pause()
         return []

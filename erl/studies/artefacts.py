@@ -127,18 +127,43 @@ def _copy(path: Path, part: str) -> None:
         shutil.copyfile(path, part)
 
 
-def copy_files(source: str, target: str, identities: Iterable[str]) -> list[str]:
+def identities_in(source: str, target: str, identities: Iterable[str]) -> dict[str, str]:
+    """What files of one storage are called in another: the same, but for storages of one folder,
+    where a file of a study must not be that of its copy.
+    """
+    one = folder_of(source).absolute() == folder_of(target).absolute()
+    return {i: str(uuid.uuid4()) if one else i for i in identities}
+
+
+def renamed(attrs: Mapping[str, Any], identities: Mapping[str, str]) -> dict[str, Any]:
+    """System attributes that name files by other identities."""
+    changed = {}
+    for key, value in attrs.items():
+        start, _, identity = key.rpartition(":")
+        if PREFIX in key and identity in identities:
+            key = f"{start}:{identities[identity]}"
+            value = json.dumps(json.loads(value) | {"artifact_id": identities[identity]})
+        changed[key] = value
+    return changed
+
+
+def copy_files(source: str, target: str, identities: Mapping[str, str]) -> list[str]:
     """Copy files from one storage's folder to another's; those that are there stay.
+
+    Args:
+        source: address of the storage that has them.
+        target: address of the other one.
+        identities: of the files in the source -> those in the target.
 
     Returns:
         The identities of files that are missing in the source.
     """
     here, there = folder_of(source), folder_of(target)
     missing = []
-    for identity in identities:
-        if not (here / identity).is_file():
-            missing.append(identity)
-        elif not (there / identity).exists():
+    for before, after in identities.items():
+        if not (here / before).is_file():
+            missing.append(before)
+        elif not (there / after).exists():
             there.mkdir(parents=True, exist_ok=True)
-            write_whole(there / identity, partial(_copy, here / identity))
+            write_whole(there / after, partial(_copy, here / before))
     return missing

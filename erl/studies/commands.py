@@ -6,6 +6,7 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ from erl.cli import Sink, plural, score_text
 from erl.errors import UserError, nearest
 from erl.files import write_text, write_whole
 from erl.statistics import interquartile_mean, number_text
-from erl.studies.artefacts import copy_files, listed, of_trial
+from erl.studies.artefacts import copy_files, identities_in, listed, of_trial, renamed
 from erl.studies.configuration import FinalsStudy, SingleStudy, TestStudy, from_stored
 from erl.studies.flags import DOCUMENTS, CopyConfig, ExportConfig, ListConfig, ShowConfig
 from erl.studies.following import UID
@@ -54,6 +55,7 @@ from erl.studies.winner import (
     without_finals,
 )
 
+INCOMPLETE = "incomplete copy"
 COLUMNS = ("study", "kind", "trials", "result", "last change")
 
 
@@ -77,7 +79,7 @@ def name_of(storage: BaseStorage, config: Any) -> str:
 
 def _kind(attrs: dict[str, Any], system: dict[str, Any]) -> str:
     if system.get(COPY) == "incomplete":
-        return "incomplete copy"
+        return INCOMPLETE
     config = attrs.get("config")
     if config is None:
         return "another program's"
@@ -137,7 +139,9 @@ def list_studies(config: ListConfig, sink: Sink) -> int:
         kind = _kind(study.user_attrs, study.system_attrs)
         result = f"best fitness {score_text(ranked[0].value)}" if ranked else "-"
         choice = stored_choice(study.user_attrs)
-        if ranked and _has_agents(study.user_attrs):
+        if kind == INCOMPLETE:
+            result = "-"
+        elif ranked and _has_agents(study.user_attrs):
             result = _agents(Study(config.storage, study.study_name))
         elif choice is not None:
             result = f"winner's fitness {score_text(choice.winner.expected)}"
@@ -167,8 +171,12 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
     name = name_of(storage, config)
     study = next(s for s in storage.get_all_studies() if s.study_name == name)
     trials = storage.get_all_trials(study._study_id, deepcopy=False)
-    sink.line(f"{name} in {shown(config.storage)}: {_kind(study.user_attrs, study.system_attrs)}")
+    kind = _kind(study.user_attrs, study.system_attrs)
+    sink.line(f"{name} in {shown(config.storage)}: {kind}")
     sink.line(f"trials: {_states(trials)}; last change {_last_change(trials)}")
+    if kind == INCOMPLETE:
+        sink.line("copy it again, with --overwrite")
+        return 0
     if study.user_attrs.get("commit"):
         sink.line(f"created with commit {study.user_attrs['commit']}")
     if study.user_attrs.get(COMMAND):
@@ -182,7 +190,7 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
     if _has_agents(study.user_attrs):
         for line in table_lines(agent_tables(Study(config.storage, name))):
             sink.line(line)
-    elif ranked and _kind(study.user_attrs, {}) == FinalsStudy.title:
+    elif ranked and kind == FinalsStudy.title:
         _show_finals(ranked, sink)
     elif ranked:
         sink.line("best trials:")
@@ -330,12 +338,17 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
     trials = sorted(
         map(_of_nobody, source.get_all_trials(original._study_id)), key=lambda t: t.number
     )
+    files = identities_in(config.storage, to, _files(original, trials))
+    original = copy(original)
+    original.system_attrs = renamed(original.system_attrs, files)
+    for trial in trials:
+        trial.system_attrs = renamed(trial.system_attrs, files)
     if target_name in there:
         if target_name == name and (to == config.storage or _is_same(source, target)):
             raise UserError(f"{name!r} cannot be copied onto itself; --to_name names the copy")
         if not config.overwrite:
             mark = (
-                "an incomplete copy"
+                f"an {INCOMPLETE}"
                 if there[target_name].system_attrs.get(COPY) == "incomplete"
                 else "a study"
             )
@@ -360,7 +373,7 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
             target.set_study_system_attr(study_id, key, value)
         for key, value in _user_attrs(original).items():
             target.set_study_user_attr(study_id, key, value)
-        missing = _copy_files(config.storage, to, original, trials)
+        missing = _copy_files(config.storage, to, files)
         _compare(original, trials, open_storage(to), target_name)
         target.set_study_system_attr(study_id, COPY, "whole")
     except BaseException:
@@ -372,7 +385,8 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
     finally:
         sink.close()
     if missing:
-        sink.line(f"{len(missing)} of its files are missing: they are not beside {config.storage}")
+        source_name = shown(config.storage)
+        sink.line(f"{len(missing)} of its files are missing: they are not beside {source_name}")
     sink.line(f"{target_name} in {shown(to)}: {len(trials)} trials copied ({_states(trials)})")
     if has_finals:
         copy_study(replace(config, study=finals, to_name=copied_finals), sink)
@@ -427,25 +441,30 @@ def _system_attrs(study: Any, ids: Mapping[int, int]) -> dict[str, Any]:
     return attrs
 
 
-def _copy_files(source: str, target: str, study: Any, trials: Sequence[FrozenTrial]) -> list[str]:
-    """Copy the files of a study and its trials; those that are missing."""
+def _files(study: Any, trials: Sequence[FrozenTrial]) -> list[str]:
+    """The identities of the files of a study and its trials."""
     files = listed(study.system_attrs)
     for trial in trials:
         files += listed(trial.system_attrs)
         files += listed(study.system_attrs, of_trial(trial._trial_id))
+    return [f.id for f in files]
+
+
+def _copy_files(source: str, target: str, files: Mapping[str, str]) -> list[str]:
+    """Copy the files of a study and its trials; those that are missing."""
     try:
-        return copy_files(source, target, [f.id for f in files])
+        return copy_files(source, target, files)
     except OSError as e:
         raise UserError(f"the files of the study cannot be copied: {e.strerror or e}") from e
 
 
 def _compare(original: Any, trials: Sequence[FrozenTrial], target: BaseStorage, name: str) -> None:
     """Raise a UserError unless a copy, read anew, has all that the original has."""
-    copy = next(s for s in target.get_all_studies() if s.study_name == name)
-    copies = target.get_all_trials(copy._study_id, deepcopy=False)
+    made = next(s for s in target.get_all_studies() if s.study_name == name)
+    copies = target.get_all_trials(made._study_id, deepcopy=False)
     ids = {t._trial_id: c._trial_id for t, c in zip(trials, copies)}
-    same = copy.directions == original.directions and copy.user_attrs == _user_attrs(original)
-    there = {k: v for k, v in copy.system_attrs.items() if k != COPY}
+    same = made.directions == original.directions and made.user_attrs == _user_attrs(original)
+    there = {k: v for k, v in made.system_attrs.items() if k != COPY}
     same &= there == _system_attrs(original, ids)
     if not same or len(copies) != len(trials):
         raise UserError(f"the copy {name!r} differed from the original and was removed")

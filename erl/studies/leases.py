@@ -33,7 +33,8 @@ def machine() -> str:
     """What processes that can see one another have in common, and others not: two containers may
     share a name.
     """
-    parts = [socket.gethostname()]
+    # Where /proc hides the processes of others, a user cannot see that another one's still runs.
+    parts = [socket.gethostname(), str(os.getuid())]
     for read in (
         Path("/proc/sys/kernel/random/boot_id").read_text,
         lambda: os.readlink("/proc/self/ns/pid"),

@@ -108,7 +108,10 @@ def _write_folder(study: Study, models: Path, folder: Path, repo: str | None, si
             part.mkdir()
             agents = _copy_models(models, part)
             if not agents and isinstance(study.config, TestStudy | SingleStudy):
-                sink.line(f"no trained agents in {models}: --models names their folder")
+                sink.line(
+                    f"no trained agents in {models}: --models names the folder above; agents of a "
+                    f"study that was renamed or copied are in a folder of its old name: rename it"
+                )
             tables = agent_tables(study)
             _write_tables(study, tables, part)
             card = model_card(study, tables, agents, repo)
@@ -142,6 +145,8 @@ def _write_tables(study: Study, tables: list[AgentTable], folder: Path) -> None:
     names = ["config", "versions", "commit", COMMAND, WINNER]
     names += [k for k in attrs if k.startswith(TESTED)]
     kept = {k: attrs[k] for k in names if k in attrs}
+    if COMMAND in kept:
+        kept[COMMAND] = without_machines(kept[COMMAND])
     text = json.dumps({"name": study.name, **kept}, indent=1, ensure_ascii=False)
     (folder / "study.json").write_text(text + "\n", encoding="utf-8")
 
@@ -261,10 +266,22 @@ def _commands(study: Study, config: StudyConfig | None) -> str:
     if isinstance(config, TestStudy):
         found.append(_evolution_command(study, config))
     found.append(study.optuna.user_attrs.get(COMMAND))
-    known = [command for command in found if command]
+    known = [without_machines(command) for command in found if command]
     if not known:
         return "The study does not store its command. `study.json` has its whole configuration."
     return "\n".join(["```sh", *known, "```"])
+
+
+def without_machines(line: str) -> str:
+    """A command in which no server and no cluster is named."""
+    words = shlex.split(line)
+    for i, word in enumerate(words):
+        value = word.partition("=")[2] if word.startswith("--") else word
+        before = words[i - 1] if i else ""
+        # Not files, as in sqlite:///studies.db.
+        if re.match(r"[\w+]+://[^/]|ray:", value) or before == "--ray_address":
+            words[i] = word.removesuffix(value) + "ADDRESS"
+    return shlex.join(words)
 
 
 def _evolution_command(study: Study, config: TestStudy) -> str | None:

@@ -186,23 +186,21 @@ def _check_sqlite(storage: str, create: bool) -> None:
 
 
 def _check_journal(path: Path, create: bool) -> None:
-    """Refuse a file that is missing (unless it may be created), cannot be written, or holds
-    something else.
+    """Refuse a file that is missing, or holds something else. If it may be created, refuse one that
+    cannot be written too.
     """
     if not path.exists() and not create:
         raise MissingError(
             f"there is no journal file {path.absolute()}: name the right one with --storage"
         )
-    if (
-        not os.access(path if path.exists() else path.parent, os.W_OK)
-        or path.is_dir()
-        or not path.parent.is_dir()
-    ):
+    writable = os.access(path if path.exists() else path.parent, os.W_OK)
+    if path.is_dir() or not path.parent.is_dir() or (create and not writable):
         raise UserError(f"cannot write the journal file {path}")
     try:  # Optuna takes a last line that it cannot read for one that is still being written
         with path.open(encoding="utf-8") as file:
             first = file.readline()
-        if first and "op_code" not in json.loads(first):
+        entry = json.loads(first) if first else {"op_code": 0}
+        if not isinstance(entry, dict) or "op_code" not in entry:
             raise ValueError
     except FileNotFoundError:
         return
@@ -220,6 +218,9 @@ class _Lock(JournalFileSymlinkLock):
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
+        # The lock is a link to the file, read from the folder that both are in, whatever that is
+        # called on another machine. A link that leads nowhere would be waited for without end.
+        self._lock_target_file = os.path.basename(path)
         self._path = path
 
     def acquire(self) -> bool:

@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from erl.cli import this_command
-from erl.errors import UserError, nearest
+from erl.errors import UserError, nearest, one_line
 from erl.lifetimes.record import LifetimeRecord
 from erl.search.pruning import Comparison, Pruned
 from erl.search.samplers import note_end
@@ -542,9 +542,13 @@ class Study:
             note_end(self.optuna, self.storage.id_now(trial_id))
             if state == "FAIL":
                 reason, trace = error
-                self.storage.set_trial_system_attr(
-                    trial_id, "error", {"reason": reason, "traceback": trace}
-                )
+                # MySQL takes 65,535 bytes, and JSON six for some characters. Of a traceback the
+                # end says most.
+                error = {
+                    "reason": one_line(reason, 2_000),
+                    "traceback": trace and trace[-8_000:],
+                }
+                self.storage.set_trial_system_attr(trial_id, "error", error)
             values = None if value is None else [value]
             self.storage.set_trial_state_values(trial_id, TrialState[state], values)
 

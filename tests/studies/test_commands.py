@@ -4,6 +4,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -16,6 +17,7 @@ from erl.cli import score_text
 from erl.commands import studies as main
 from erl.errors import UserError
 from erl.experiments.evolution import EvolutionConfig, evolve
+from erl.experiments.single import SingleConfig, run
 from erl.studies import leases
 from erl.studies.commands import copy_study, export_study, with_json
 from erl.studies.flags import CopyConfig, ExportConfig
@@ -375,6 +377,19 @@ def test_a_study_is_not_copied_onto_itself_whatever_the_address(kind, capsys):
     assert Path(names[kind]).exists()
 
 
+@pytest.mark.slow
+def test_an_incomplete_copy_of_a_test_hinders_no_list(quick, inline, sink, capsys):
+    single = SingleConfig(env_id=ENV, steps=64, seeds="0", learner="PPO", learner_config=quick)
+    assert run(replace(single, workers=1), sink) == 0
+    storage = open_storage("sqlite:///studies.db")
+    [study] = storage.get_all_studies()
+    storage.set_study_system_attr(study._study_id, COPY, "incomplete")
+    code, lines, error = call(capsys, "list")
+    assert (code, error) == (0, "")
+    assert "incomplete copy" in lines[1]
+    assert call(capsys, "show")[0] == 0
+
+
 def test_attributes_of_other_programs_are_not_taken_for_ours(capsys):
     storage = open_storage("sqlite:///studies.db", create=True)
     study = optuna.create_study(study_name="foreign", storage=storage, direction="maximize")
@@ -439,6 +454,8 @@ def test_a_copy_that_was_interrupted_does_not_look_whole(
         assert not open_storage(storage).get_all_studies()
     else:
         assert "incomplete copy" in call(capsys, "list", "--storage", storage)[1][1]
+        shown = call(capsys, "show", "--study", "rich", "--storage", storage)
+        assert (shown[0], shown[1][-1]) == (0, "copy it again, with --overwrite")
         with pytest.raises(
             UserError, match="'rich' is an incomplete copy: copy it again, with --overwrite"
         ):

@@ -228,7 +228,19 @@ def test_curves_and_models_are_files_of_their_trials_and_a_copy_takes_them_along
     note = f"dashboard:{copy.trials()[0]._trial_id}:note_str:0"
     assert "final policy" in copy.storage.get_study_system_attrs(copy._id)[note]
 
-    missing = next(folder_of(DEFAULT_STORAGE).iterdir())
+    # A copy in the same folder has files of its own.
+    assert copy_study(CopyConfig(study=test, to=DEFAULT_STORAGE, to_name="twin"), sink) == 0
+    assert files(DEFAULT_STORAGE, "twin") == there
+    twin = Study(DEFAULT_STORAGE, "twin")
+    Path("new.txt").write_text("of the twin")
+    twin.attach("new.txt", "late.txt", trial_id=twin.trials()[0]._trial_id)
+    twin.attach("new.txt", "of the study.txt")
+    assert files(DEFAULT_STORAGE, test) == there
+    changed = files(DEFAULT_STORAGE, "twin")
+    assert changed["late.txt"] == changed["of the study.txt"] == b"of the twin"
+
+    key = next(k for k in study.storage.get_study_system_attrs(study._id) if "artifacts:" in k)
+    missing = folder_of(DEFAULT_STORAGE) / key.rpartition(":")[2]
     missing.unlink()
     assert copy_study(CopyConfig(study=test, to="journal:more.log"), sink) == 0
     assert "1 of its files" in str(sink)

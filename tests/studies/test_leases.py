@@ -122,3 +122,11 @@ def test_an_outage_of_the_storage_is_no_sign_that_a_coordinator_is_gone(two_mach
         now[0] += leases.LEASE_SECONDS / 4
         here.look()
     assert here.owner_lives(running, False) is False
+
+
+def test_users_of_one_machine_do_not_look_for_each_others_processes(monkeypatch):
+    """Where /proc hides them, a process that runs looks like one that has ended."""
+    owner = leases.myself()
+    assert leases.is_here(owner)
+    monkeypatch.setattr("os.getuid", lambda: 4321)
+    assert not leases.is_here(owner)

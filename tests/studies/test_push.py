@@ -20,7 +20,7 @@ from erl.files import parse_yaml
 from erl.lifetimes.models import load_model
 from erl.studies.commands import show_study
 from erl.studies.flags import PushConfig, ShowConfig
-from erl.studies.push import push_study
+from erl.studies.push import push_study, without_machines
 from erl.studies.storage import open_storage, study_names
 from erl.studies.study import Study
 
@@ -111,7 +111,7 @@ def test_agents_that_are_not_there_are_said(trained, sink):
     assert push_study(PushConfig(study=trained, folder="out"), sink) == 0
     assert "no trained agents" not in str(sink)
     assert push_study(PushConfig(study=trained, folder="none", models="elsewhere"), sink) == 0
-    assert f"no trained agents in elsewhere/{trained}: --models names their folder" in sink.lines
+    assert f"no trained agents in elsewhere/{trained}: --models names the folder above" in str(sink)
 
 
 def test_the_hubs_client_is_given_the_folder(trained, sink, monkeypatch):
@@ -164,6 +164,30 @@ def test_an_evolution_and_its_test(inline, sink, quick, monkeypatch):
     card = Path("t/README.md").read_text(encoding="utf-8")
     assert f"python evolve_res.py --env_id {ENV}\npython -m erl test --redis_password '***'" in card
     assert Path("t/PPO/seed_0.zip").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "pushed"),
+    [
+        (
+            "python evolve_res.py --storage 'postgresql+psycopg://me:***@node1:5466/studies' "
+            "--cluster ray:10.0.0.1:6379 --nb_trials 4",
+            "python evolve_res.py --storage ADDRESS --cluster ADDRESS --nb_trials 4",
+        ),
+        (
+            "erl train --storage=grpc://node1:13000 --seeds 3",
+            "erl train --storage=ADDRESS --seeds 3",
+        ),
+        (
+            "erl train --ray_address node1 --set 'a=1 2'",
+            "erl train --ray_address ADDRESS --set 'a=1 2'",
+        ),
+        ("erl train --storage sqlite:////tmp/a.db", "erl train --storage sqlite:////tmp/a.db"),
+        ("erl train --storage journal:a.log", "erl train --storage journal:a.log"),
+    ],
+)
+def test_commands_name_no_server_and_no_cluster(line, pushed):
+    assert without_machines(line) == pushed
 
 
 def test_what_cannot_be_pushed(trained, sink, monkeypatch, capsys):

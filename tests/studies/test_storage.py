@@ -238,6 +238,7 @@ def listing():
         ("missing/", "'missing/' is a folder; name a file in it: sqlite:///missing/studies.db"),
         ("", "storage address"),
         ("words.log", "words.log is not the journal"),
+        ("number.log", "number.log is not the journal"),
         ("other.log", "other.log is not the journal"),
         ("nowhere/x.log", "journal file .*nowhere/x.log"),
         ("words.db/x.log", "journal file .*words.db/x.log"),
@@ -252,6 +253,7 @@ def test_storages_that_cannot_be_used_are_refused_and_left_as_they_are(address, 
     Path("words.db").write_text("no database at all, " * 100)
     Path("words.log").write_text("no journal\n")
     Path("other.log").write_text('{"a": 1}\n')
+    Path("number.log").write_text("5\n")
     before = listing()
     with pytest.raises(UserError, match=message):
         open_storage(address, create)
@@ -379,6 +381,27 @@ def test_a_line_that_is_being_written_is_not_cut_off():
     for thread in threads:
         thread.join()
     assert len(open_storage("x.log").get_study_user_attrs(study)) == 40
+
+
+def test_the_lock_of_a_process_that_was_killed_is_taken_away_in_every_folder():
+    """Optuna looks when the link's target last changed."""
+    Path("sub").mkdir()
+    storage = open_storage("journal:sub/x.log", create=True)
+    lock = storage.backend._backend._lock
+    lock.grace_period = 0.1
+    assert lock.acquire()  # by somebody who does not release it
+    assert Path("sub/x.log.lock").stat().st_size == Path("sub/x.log").stat().st_size
+    storage.create_new_study([optuna.study.StudyDirection.MAXIMIZE], "s")
+    assert open_storage("journal:sub/x.log").get_all_studies()[0].study_name == "s"
+
+
+def test_a_journal_that_may_only_be_read_is_read(monkeypatch):
+    storage = open_storage("x.log", create=True)
+    storage.create_new_study([optuna.study.StudyDirection.MAXIMIZE], "s")
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
+    assert open_storage("x.log").get_all_studies()[0].study_name == "s"
+    with pytest.raises(UserError, match=r"^cannot write the journal file x\.log$"):
+        open_storage("x.log", create=True)
 
 
 def test_who_was_taken_for_dead_while_holding_the_lock_has_written_all_the_same(monkeypatch):

@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import json
 import os
 import subprocess
 import threading
@@ -493,3 +494,14 @@ def test_a_study_of_another_program_is_not_continued(config, sink):
     study.optimize(lambda t: t.suggest_float("sr", 0, 1), n_trials=1)
     with pytest.raises(UserError, match="was not made by this project"):
         evolve(config, sink)
+
+
+def test_what_is_stored_of_a_failure_fits_into_every_database(config, sink):
+    """MySQL takes 65,535 bytes."""
+    study = Study(DEFAULT_STORAGE, NAME, EvolutionStudy(env_id=ENV))
+    trial_id = study.storage.create_new_trial(study._id)
+    study.store_end(trial_id, "FAIL", None, ("line\n" * 50_000, "é" * 200_000 + "the end"))
+    error = study.storage.get_trial(trial_id).system_attrs["error"]
+    assert len(json.dumps(error)) < 65_535
+    assert error["reason"].startswith("line line line")
+    assert error["traceback"].endswith("the end")
