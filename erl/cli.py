@@ -70,7 +70,10 @@ def main(
         with Interruptible() as interruptible, warnings.catch_warnings():
             display = Display(interruptible)
             warnings.showwarning = _shown_once(display)
-            code = function(configuration, display)
+            try:
+                code = function(configuration, display)
+            finally:
+                display.close()  # the terminal's cursor is hidden while a line is live
         if interruptible.interrupted:  # another Ctrl-C ends what is left without a word
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         return code

@@ -183,6 +183,11 @@ class _Help(argparse.HelpFormatter):
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage."""
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        # What begins so is a value: -1e-3 and -500,-200 too, which argparse takes for flags.
+        self._negative_number_matcher = re.compile(r"-\.?\d")
+
     def error(self, message: str) -> typing.NoReturn:
         missing = re.fullmatch(r"argument (--\w+).*: expected one argument", message)
         raise UserError(f"{missing[1]} needs a value" if missing else message)
@@ -235,7 +240,14 @@ def _real(word: str) -> float:
         raise argparse.ArgumentTypeError(f"must be a number, not {word!r}") from None
 
 
-_READ: dict[Any, Any] = {int: _whole, float: _real, str: str, bool: _boolean}
+def _text(word: str) -> str:
+    """An empty text is a variable of a shell that is not set."""
+    if not word:
+        raise argparse.ArgumentTypeError("is empty")
+    return word
+
+
+_READ: dict[Any, Any] = {int: _whole, float: _real, str: _text, bool: _boolean}
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 

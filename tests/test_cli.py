@@ -128,6 +128,7 @@ def test_booleans_as_flags_and_as_words(words, value):
         (["stray"], "unexpected word 'stray'"),
         (["--nb_trials", "1e-3"], "--nb_trials must be a whole number, not '1e-3'"),
         (["--nb_trials"], "--nb_trials needs a value"),
+        (["--study", ""], "--study is empty"),
         (["--min_sr", "low"], "--min_sr must be a number, not 'low'"),
     ],
 )
@@ -249,6 +250,20 @@ def test_exit_codes(capfd):
     assert run(mistaken) == 2
     assert capfd.readouterr().err.endswith("error: two lines of postgresql://me:***@host\n")
     assert run(interrupted) == 130
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, UserError("no")])
+def test_the_status_is_taken_away_whatever_happens(error, monkeypatch):
+    """A terminal shows no cursor while it is there."""
+    closed = []
+    monkeypatch.setattr(Display, "close", lambda self: closed.append(self))
+
+    def work(config, display):
+        display.status("half way")
+        raise error
+
+    assert run(work) in (2, 130)
+    assert closed
 
 
 def test_the_first_signal_interrupts_and_handlers_come_back():

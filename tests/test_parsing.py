@@ -55,6 +55,15 @@ def test_lists_tables_and_further_spellings_of_a_file():
     assert parse(FigureConfig, written("c.yaml", "{study: [a, b], folder: f}")).study == "a,b"
 
 
+def test_values_may_be_negative():
+    words = ["--study", "a", "--folder", "f", "--thresholds", "-500,-200"]
+    assert parse(FigureConfig, words).thresholds == "-500,-200"
+    for word in ("-1e-3", "-.001", "-0.001"):
+        assert parse(SingleConfig, ["--mean_update_param", word]).mean_update_param == -0.001
+    with pytest.raises(UserError, match=r"^--thresholds needs a value$"):
+        parse(FigureConfig, ["--study", "a", "--thresholds", "--folder", "f"])
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -71,6 +80,7 @@ def test_lists_tables_and_further_spellings_of_a_file():
         ("a.json", "{}", "must end in .yaml, .yml, .toml"),
         ("a.yaml", "nb_trials: 0", "--nb_trials must be at least 1, not 0"),
         ("a.yaml", "config: b.yaml", "unknown flag 'config'"),
+        ("a.yaml", "study: ''", "a.yaml: study is empty"),
     ],
 )
 def test_files_that_cannot_be_read(name, text, message):

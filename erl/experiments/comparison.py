@@ -37,7 +37,7 @@ from erl.experiments.comparison_flags import (
 from erl.experiments.display import DashboardNotes
 from erl.experiments.evolution import test_command
 from erl.experiments.films import film_agents, film_commands, model_name, say_film
-from erl.experiments.flags import MAX_SEED, seed_indices, study_name, thousands
+from erl.experiments.flags import MAX_SEED, more_seeds, seed_indices, study_name, thousands
 from erl.experiments.forecast import (
     Outlook,
     Pace,
@@ -49,7 +49,7 @@ from erl.experiments.forecast import (
 )
 from erl.experiments.trials import Member
 from erl.files import folder_name
-from erl.learners import canonical_name, get_learner, resolve_engine
+from erl.learners import canonical_name, get_learner, published_settings, resolve_engine
 from erl.lifetimes.living import Cohort, check
 from erl.search.space import ER_MRL_BIAS, LEARNER, NO_BIAS, is_searched, make_context
 from erl.studies.catalogue import ANY, find_evolved
@@ -104,7 +104,13 @@ def load_best(flags: ComparisonFlags, sink: Sink) -> Best:
         UserError: no such study, or none of its trials succeeded.
     """
     best = load_evolved(flags, sink) if flags.evolved else load_study(flags, sink)
-    return best if flags.learner is None else for_learner(best, flags.learner, flags.engine, sink)
+    if flags.learner is not None:
+        best = for_learner(best, flags.learner, flags.engine, sink)
+    if flags.published_code:
+        settings = published_settings(best.evolution.learner) | best.evolution.learner_config
+        evolution = replace(best.evolution, published_code=True, learner_config=settings)
+        best = replace(best, evolution=evolution)
+    return best
 
 
 def for_learner(best: Best, name: str, engine: str | None, sink: Sink) -> Best:
@@ -188,8 +194,6 @@ def load_study(flags: ComparisonFlags, sink: Sink) -> Best:
         evolution = _guess_config(flags, name, params)
     else:
         _check_stored(flags, name, evolution)
-    if flags.published_code:
-        evolution = replace(evolution, published_code=True)
     evolution = _with_env_kwargs(flags, name, evolution, guessed)
     try:
         make_context(evolution, params)
@@ -375,7 +379,9 @@ def _the_test(flags: ComparisonFlags, best: Best, sink: Sink) -> tuple[str, Test
     test_name = f"{best.stem}{where}_test_{thousands(flags.training_steps)}_steps"
     test_name += "_published" * flags.published_code
     stored = stored_config(flags.results, test_name)
-    if isinstance(stored, TestStudy):  # journals were once taken for reservoirs without a bias
+    guessed = best.study is None and not flags.evolved
+    # Journals were once taken for reservoirs without a bias.
+    if isinstance(stored, TestStudy) and guessed:
         same = {name: getattr(stored.evolution, name) for name in NO_BIAS}
         evolution = replace(evolution, **same)
     engine = _engine(flags, evolution, stored, sink)
@@ -432,7 +438,7 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     if todo:
         announce(outlook, campaign.executor, sink)
     else:
-        sink.line(f"{len(wanted)} of {len(wanted)} lifetimes are there; raise --nb_seeds for more")
+        sink.line(f"{len(wanted)} of {len(wanted)} lifetimes are there{more_seeds()}")
     source = GivenTrials(study, wanted, space, plan, flags.max_retries)
     progress = ComparisonProgress(sink, pace_of(outlook.specs, campaign.executor.workers))
 
@@ -453,19 +459,18 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     say_film(study, flags, folder, arms[1], sink)
     if flags.video:
         film_agents(study, flags, folder, sink)
-    return 1 if failed else 0
+    return 1 if any((w["arm"], w["seed"]) in failed for w in wanted) else 0
 
 
-def _say_missing(study: Study, sink: Sink) -> bool:
+def _say_missing(study: Study, sink: Sink) -> set[tuple[str, int]]:
     """Say which lifetimes are not in the tables: those that failed, and those that others train.
 
     Returns:
-        Whether any has failed.
+        Agents and seeds of those that failed, in whatever command.
     """
     complete = {_key(t) for t in study.trials("COMPLETE")}
-    failed = {_key(t): t for t in study.trials("FAIL") if _key(t) not in complete}.values()
-    for trial in failed:
-        arm, seed = trial.params["arm"], trial.params["seed"]
+    failed = {_key(t): t for t in study.trials("FAIL") if _key(t) not in complete}
+    for (arm, seed), trial in failed.items():
         sink.line(f"failed: {arm} seed {seed}: {why_failed(trial)}")
     elsewhere = len(study.trials("RUNNING"))
     if elsewhere:
@@ -473,7 +478,7 @@ def _say_missing(study: Study, sink: Sink) -> bool:
             f"{plural(elsewhere, 'lifetime')} of this test {'is' if elsewhere == 1 else 'are'} "
             f"running in other processes and not in the tables"
         )
-    return bool(failed)
+    return set(failed)
 
 
 def _finished(storage: str, name: str) -> set[tuple[str, int]]:

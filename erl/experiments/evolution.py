@@ -47,7 +47,7 @@ from erl.experiments.forecast import (
 )
 from erl.experiments.luck import Luck
 from erl.files import folder_name
-from erl.learners import canonical_name, resolve_engine
+from erl.learners import canonical_name, published_settings, resolve_engine
 from erl.lifetimes.living import check
 from erl.lifetimes.record import POINTS
 from erl.search.choices import SAMPLERS
@@ -80,6 +80,8 @@ from erl.worlds.tasks import Task
 
 # Finalists that lines of advice name.
 RECOMMENDED = 5
+# Where in a range a value is tried that no rule about bounds expects: the golden section.
+INSIDE = 0.6180339887498949
 
 __all__ = ["EvolutionConfig", "GeneralizationConfig", "MultiEvolutionConfig", "evolve"]
 
@@ -131,6 +133,8 @@ def study_config(flags: EvolutionFlags, sink: Sink) -> EvolutionStudy:
         sink.line,
         asked["learner"],
     )
+    if flags.published_code:
+        settings = published_settings(asked["learner"]) | settings
     asked |= {"nb_res": flags.reservoirs(), **bias(flags), **flags.tasks(env_kwargs)}
     if isinstance(flags, EvolutionConfig):
         asked["context_settings"] = parse_settings(flags.context_set, "--context_set") or None
@@ -225,15 +229,31 @@ def continued(
 
 
 def check_lifetimes(config: EvolutionStudy) -> None:
-    """A trial run of the constructors, at both ends of every range: complaints come before anything
-    is written.
+    """A trial run of the constructors, at both ends of every range, and inside of those that are
+    not of whole numbers: complaints come before anything is written.
     """
     ranges = search_space(config)
-    for end in ("low", "high"):
-        specs = lifetimes(config, {name: getattr(r, end) for name, r in ranges.items()})
-        check_pruner(config.pruner, len(specs))
-        for spec in specs[:: config.nb_seeds]:
-            check(spec)
+    _check_trial(config, {name: r.low for name, r in ranges.items()})
+    _check_trial(config, {name: r.high for name, r in ranges.items()})
+    # Bounds of 1e2 and 1e3 suit a whole number, and what is proposed between them does not.
+    inside = {
+        name: r.low if r.integer else r.low + (r.high - r.low) * INSIDE
+        for name, r in ranges.items()
+    }
+    try:
+        _check_trial(config, inside)
+    except UserError as e:
+        raise UserError(
+            f"{e}; --evolve searches whole numbers where both bounds are digits alone, as in 64:512"
+        ) from e
+
+
+def _check_trial(config: EvolutionStudy, params: dict[str, float]) -> None:
+    """Raise a UserError if a trial of these parameters cannot be lived."""
+    specs = lifetimes(config, params)
+    check_pruner(config.pruner, len(specs))
+    for spec in specs[:: config.nb_seeds]:
+        check(spec)
 
 
 class Generations:

@@ -57,7 +57,8 @@ class EvolutionFlags(RunFlags):
 
     h_test: str = option("main", "name of the experiment, part of the study's name")
     study: str | None = option(
-        None, "name of a study to go on with, in place of the flags that make up its name"
+        None,
+        "name of a study to go on with, whatever its flags would call it; --h_test is not used",
     )
     training_steps: int = option(
         300_000, "environment steps of one lifetime", "--training_timesteps", "--training-timesteps"

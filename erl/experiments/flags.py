@@ -219,6 +219,13 @@ def seed_indices(nb_seeds: int) -> list[int]:
     return [int(task_id)]
 
 
+def more_seeds() -> str:
+    """How a command that repeats lifetimes gets more of them, as the end of a line; in a SLURM
+    array other tasks have them.
+    """
+    return "" if "SLURM_ARRAY_TASK_ID" in os.environ else "; raise --nb_seeds for more"
+
+
 def study_name(subject: str, h_test: str, training_steps: int) -> str:
     """ER-MRL's: `{env_id}_{h_test}_{thousands of steps}k_steps`, with the number of reservoirs
     behind the environment or set.

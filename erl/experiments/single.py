@@ -22,7 +22,13 @@ from erl.experiments.campaign import (
     steps_in_checkpoints,
 )
 from erl.experiments.films import film_agents, film_commands, model_name, say_film
-from erl.experiments.flags import MAX_SEED, parse_settings, read_settings, study_name
+from erl.experiments.flags import (
+    MAX_SEED,
+    more_seeds,
+    parse_settings,
+    read_settings,
+    study_name,
+)
 from erl.experiments.forecast import (
     Outlook,
     Pace,
@@ -120,7 +126,7 @@ def study_config(flags: SingleConfig, sink: Sink, entry: Evolved | None = None) 
     context = None
     if flags.context is not None:
         own = OwnContext(flags.context, parse_settings(flags.context_set, "--context_set"))
-        context = Context((), own=own)
+        context = Context((), feed_action=not flags.published_code, own=own)
     if entry is not None:
         evolution = replace(entry.evolution, published_code=flags.published_code)
         context = make_context(evolution, entry.winner.params)
@@ -242,7 +248,8 @@ def run(flags: SingleConfig, sink: Sink) -> int:
     if todo:
         announce(outlook, campaign.executor, sink)
     else:
-        sink.line(f"{len(indices)} of {len(indices)} seeds are there; raise --nb_seeds for more")
+        more = more_seeds() if flags.seeds is None else "; --seeds names others"
+        sink.line(f"{len(indices)} of {len(indices)} seeds are there{more}")
     pace = pace_of(specs, campaign.executor.workers)
 
     def commands(name: str, trial: RunningTrial | None) -> list[str]:
@@ -268,7 +275,7 @@ def run(flags: SingleConfig, sink: Sink) -> int:
     say_film(study, flags, folder, None, sink)
     if flags.video:
         film_agents(study, flags, folder, sink)
-    return 1 if failed else 0
+    return 1 if failed.keys() & set(indices) else 0
 
 
 class TrainingProgress(Progress):

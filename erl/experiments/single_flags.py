@@ -62,7 +62,8 @@ class SingleConfig(AgentFlags):
     )
     h_test: str = option("single", "name of the experiment, part of the study's name")
     study: str | None = option(
-        None, "name of a study to go on with, in place of the flags that make up its name"
+        None,
+        "name of a study to go on with, whatever its flags would call it; --h_test is not used",
     )
     nb_seeds: int = option(
         1, "lifetimes, each with its own seeds; in a SLURM array the index is the seed"

@@ -187,7 +187,10 @@ def search_space(config: SearchConfig) -> dict[str, Range]:
     more = parse_evolve(config.evolve)
     for name in more:
         if name.startswith(CONTEXT) and config.context is None:
-            raise UserError(f"--evolve {name} needs --context MODULE:CLASS")
+            raise UserError(
+                f"--evolve {name} needs --context MODULE:CLASS, which the evolution of one memory in "
+                f"one environment takes"
+            )
         if not name.startswith((LEARNER, CONTEXT)) and config.context is not None:
             raise UserError(f"--evolve {name} is for reservoirs, and --context stands for them")
         if name.removeprefix(CONTEXT) in (config.context_settings or {}):

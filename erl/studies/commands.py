@@ -115,12 +115,13 @@ def _has_agents(attrs: dict[str, Any]) -> bool:
 
 
 def _agents(study: Study) -> str:
-    """What the first agent of a test reached, and the best one: `PPO 51.2, RES_PPO_0.0003 271`."""
+    """What the first two agents of a test reached: `PPO 51.2, RES_PPO_0.0003 271`. The best one of
+    all would be a maximum over noisy means.
+    """
     tables = agent_tables(study)
     if not tables:
         return "-"
-    first, *others = [(arm.name, interquartile_mean(arm.scores)) for arm in tables[0].arms]
-    shown = [first, *([max(others, key=lambda pair: pair[1])] if others else [])]
+    shown = [(arm.name, interquartile_mean(arm.scores)) for arm in tables[0].arms[:2]]
     return "training IQM " + ", ".join(f"{name} {number_text(value)}" for name, value in shown)
 
 

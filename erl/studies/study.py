@@ -125,7 +125,7 @@ class Study:
         elif self.optuna.get_trials(deepcopy=False):
             raise UserError(
                 f"study {self.name!r} was not made by this project: it stores no "
-                f"configuration; choose another name with --h_test"
+                f"configuration; choose another name with --h_test, without --study"
             )
 
     def check_maximised(self) -> None:
@@ -173,7 +173,7 @@ class Study:
         """Refuse a configuration that is not the stored one."""
         differ = differences(from_stored(self.stored), from_stored(to_stored(config)))
         if differ:
-            other = "another name with --h_test"
+            other = "another name with --h_test, without --study"
             if config.kind == "test":  # its name comes from the evolution's
                 other = "another database and folder with --results_storage and --models"
             raise UserError(

@@ -137,15 +137,16 @@ class Finalist:
 
     @property
     def reached(self) -> str:
-        """What it reached, with 95 % intervals.
+        """What it reached, with 95 % intervals where there can be some.
 
-        The winner's mean over the seeds of the finals is a maximum over noisy means; what is
-        expected of it on new seeds is not.
+        The fitness of the best trial is a maximum over noisy means, of which the scores of its own
+        seeds give no interval. The winner's mean over the seeds of the finals is a maximum over
+        few; what is expected of it on new seeds is none.
         """
         parts = []
         if self.fitness is not None:
             seeds = f" ({plural(len(self.proposed), 'seed')})" if self.proposed else ""
-            parts.append(f"{with_interval(self.proposed, self.fitness)} when proposed{seeds}")
+            parts.append(f"{score_text(self.fitness)} when proposed{seeds}")
         if self.again:
             parts.append(
                 f"{with_interval(self.again)} lived again ({plural(len(self.again), 'seed')})"
@@ -155,11 +156,11 @@ class Finalist:
         return f"fitness {', '.join(parts) or 'not known'}"
 
 
-def with_interval(scores: Sequence[float], mean: float | None = None) -> str:
+def with_interval(scores: Sequence[float]) -> str:
     """A mean and its 95 % interval: `301.00 [262.00, 340.00]`; of two scores none, which would be
     wider than anything that they can be.
     """
-    return _shown(float(np.mean(scores)) if mean is None else mean, _interval(scores))
+    return _shown(float(np.mean(scores)), _interval(scores))
 
 
 def _interval(scores: Sequence[float]) -> tuple[float, float] | None:

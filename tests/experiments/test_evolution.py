@@ -16,11 +16,13 @@ from optuna.trial import TrialState
 
 from erl.errors import UserError
 from erl.executors.jobs import WorkerLost
+from erl.experiments.comparison import ComparisonConfig, compare, load_best
 from erl.experiments.evolution import (
     EvolutionConfig,
     GeneralizationConfig,
     MultiEvolutionConfig,
     evolve,
+    study_config,
 )
 from erl.lifetimes.living import COLUMNS, Cohort
 from erl.studies.study import Study
@@ -172,6 +174,33 @@ def test_published_code_uses_its_seeds(quick, told, sink):
     assert {(r["bias"], r["bias_connectivity"]) for r in reservoirs} == {(1.0, 0.1)}
 
 
+def test_published_code_has_its_settings_in_evolutions_and_tests(told, sink):
+    flags = EvolutionConfig(
+        env_id="Swimmer-v4", learner="AES-RL", published_code=True, nb_trials=1, nb_seeds=1
+    )
+    published = {"gamma": 0.99, "charge_mean": False}
+    assert study_config(flags, sink).learner_config.items() >= published.items()
+    plain = dataclasses.replace(flags, published_code=False)
+    assert "charge_mean" not in study_config(plain, sink).learner_config
+    assert evolve(plain, sink) == 0
+    test = ComparisonConfig(env_id="Swimmer-v4", HP_training_steps=plain.training_steps)
+    assert "charge_mean" not in load_best(test, sink).evolution.learner_config
+    test = dataclasses.replace(test, published_code=True)
+    assert load_best(test, sink).evolution.learner_config.items() >= published.items()
+
+
+def test_a_test_of_an_evolution_that_was_made_anew_is_not_its_test(quick, told, sink):
+    flags = make(quick, nb_trials=1, nb_seeds=1, sampler="Random")
+    assert evolve(flags, sink) == 0
+    test = ComparisonConfig(env_id=ENV, HP_training_steps=64, training_steps=64, nb_seeds=1)
+    test = dataclasses.replace(test, arms="RES_PPO_0.0003", workers=1)
+    assert compare(test, sink) == 0
+    optuna.delete_study(study_name=study_of(flags).name, storage=flags.storage)
+    assert evolve(dataclasses.replace(flags, bias=0.1), sink) == 0
+    with pytest.raises(UserError, match=r"evolution\.bias is 0\.0 there and 0\.1 here"):
+        compare(test, sink)
+
+
 def test_a_study_keeps_the_bias_that_it_had(quick, told, sink):
     flags = make(quick, published_code=True, nb_trials=1, nb_seeds=1)
     evolve(dataclasses.replace(flags, bias=0.0), sink)
@@ -263,6 +292,7 @@ IDLE = [
         ),
         ({"workers": 0}, "--workers must be at least 1"),
         ({"units": 100, "evolve": "units=20:1000000000000"}, "does not fit into memory"),
+        ({"evolve": "learner.n_steps=1e1:1e2:log"}, "n_steps must be a whole number.* digits"),
         *((flags, f"{said} would change nothing: {why}") for flags, said, why in IDLE),
     ],
 )

@@ -468,3 +468,6 @@ def test_a_run_that_failed_names_no_folder_of_models(inline, sink, monkeypatch):
     assert run(flags, sink) == 1
     assert "failed: seed 0: lifetime 0: ValueError: broken" in str(sink)
     assert not [line for line in sink.lines if line.startswith(("models:", "logs:"))]
+    monkeypatch.undo()
+    monkeypatch.setattr("erl.executors.local.LocalExecutor", inline)
+    assert run(replace(flags, seeds="1"), sink) == 0

@@ -196,6 +196,11 @@ def test_files_of_the_others(asked, learner, more, expected):
             None,
             "activations of its own",
         ),
+        (
+            "--learner TD3 --set preset=aes_td3,policy_kwargs=foo",
+            None,
+            "policy_kwargs must be names and values or null, not 'foo'",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(asked, words, settings, message):

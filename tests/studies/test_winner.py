@@ -59,6 +59,9 @@ def test_what_a_finalist_reached_is_said_with_intervals_and_seeds():
     assert (TRIAL.slug, MEAN.slug) == ("trial_7", "mean_30")
     assert Finalist(3, None, {}, 5.0, (5.0,)).reached == "fitness 5 when proposed (1 seed)"
     assert Finalist(3, None, {}, 5.0).reached == "fitness 5 when proposed"
+    # The highest fitness of many has no interval of its own seeds.
+    best = Finalist(3, None, {}, 5.0, (4.0, 5.0, 6.0))
+    assert best.reached == "fitness 5 when proposed (3 seeds)"
 
 
 def test_two_seeds_are_said_without_an_interval():
