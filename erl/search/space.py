@@ -188,8 +188,8 @@ def search_space(config: SearchConfig) -> dict[str, Range]:
     for name in more:
         if name.startswith(CONTEXT) and config.context is None:
             raise UserError(
-                f"--evolve {name} needs --context MODULE:CLASS, which the evolution of one memory in "
-                f"one environment takes"
+                f"--evolve {name} needs --context MODULE:CLASS, which the evolution in one "
+                f"environment takes"
             )
         if not name.startswith((LEARNER, CONTEXT)) and config.context is not None:
             raise UserError(f"--evolve {name} is for reservoirs, and --context stands for them")
