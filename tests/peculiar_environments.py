@@ -202,6 +202,7 @@ PECULIAR = {
     "ShiftedMultiDiscrete": {"action_space": spaces.MultiDiscrete([2, 3], start=[1, -1])},
     "MultiDiscreteActionTable": {"action_space": spaces.MultiDiscrete([[2, 3], [2, 2]])},
     "MultiBinaryAction": {"action_space": spaces.MultiBinary(3)},
+    "MultiBinaryActionOfAShape": {"action_space": spaces.MultiBinary([3])},
     "MultiBinaryActionTable": {"action_space": spaces.MultiBinary([2, 2])},
     "OneForce": {"action_space": FORCE},
     "TwoByTwoForces": {"action_space": box(2, 2)},

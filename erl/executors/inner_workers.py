@@ -14,7 +14,6 @@ class InnerWorkers(Protocol):
     Attributes:
         counted: units that workers elsewhere have counted; None where they count here.
         elsewhere: jobs that workers elsewhere have not given back.
-        lost: workers that died.
     """
 
     @property
@@ -23,10 +22,6 @@ class InnerWorkers(Protocol):
 
     @property
     def counted(self) -> int | None:
-        """See above."""
-
-    @property
-    def lost(self) -> int:
         """See above."""
 
     def advance(self) -> bool:

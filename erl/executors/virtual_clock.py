@@ -125,7 +125,7 @@ class LockstepWorkers:
         self.clock = 0
         self.busy = [0] * n
         # As of workers elsewhere: see `inner_workers`.
-        self.counted, self.lost = None, 0
+        self.counted = None
         self.elsewhere: Sequence[WorkerJob] = ()
 
     def share(self, item: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from erl.errors import describe
+from erl.errors import UserError, describe
 from erl.executors.jobs import Executor, Result, Rows
 from erl.experiments.display import DashboardNotes
 from erl.learners.core.checkpoints import checkpoint_files, remove_checkpoint
@@ -323,7 +323,10 @@ def groups(specs: Sequence[LifetimeSpec], workers: int) -> list[list[int]]:
     alone: list[list[int]] = []
     cohorts: dict[Any, list[int]] = {}
     for i, spec in enumerate(specs):
-        key = cohort_key(spec)
+        try:
+            key = cohort_key(spec)
+        except UserError:  # its training says why, and no other lifetime is hurt
+            key = None
         if key is None:
             alone.append([i])
         else:

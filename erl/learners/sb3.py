@@ -15,6 +15,8 @@ from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from erl.errors import Interrupted, Stopped, UserError, one_line
@@ -214,7 +216,13 @@ class SB3Learner:
             raise UserError(f"{self.name} refuses its settings: {one_line(e)}") from e
         finally:
             env.close()
-        check_budget(self.name, spec, "learning_starts", getattr(model, "learning_starts", 0))
+        if isinstance(model, OffPolicyAlgorithm):
+            every, each = model.train_freq, model.n_envs
+            # How long an episode is that exceeds the budget is not known.
+            if isinstance(every, TrainFreq) and every.unit == TrainFrequencyUnit.STEP:
+                each *= every.frequency
+            most = -(-spec.steps // each) * each
+            check_budget(self.name, spec, "learning_starts", model.learning_starts, most=most)
 
     def _settings(self, spec: LifetimeSpec) -> dict[str, Any]:
         return sb3_settings.read(self.name, self.algorithm, spec.learner.config)

@@ -22,7 +22,7 @@ from erl.learners.core.off_policy import Block, OffPolicy
 from erl.learners.core.off_policy_settings import OffPolicySettings
 from erl.learners.core.off_policy_training import OffPolicyLearner
 from erl.learners.core.replay import Batch
-from erl.learners.core.settings import Count, NotNegative
+from erl.learners.core.settings import Count, NotNegative, convert
 from erl.learners.core.settings_file import parse_value
 from erl.learners.core.td3_update import actor_step, critic_step
 from erl.networks.perceptrons import Shape
@@ -61,7 +61,8 @@ class TD3Settings(OffPolicySettings):
             return super().from_learner_config(given, env_id)
         if cls is not TD3Settings or preset not in list(PRESETS):  # it may be a list
             raise UserError(f"{cls.learner} has no preset {preset!r}: TD3 has {', '.join(PRESETS)}")
-        policy_kwargs = parse_value(given.get("policy_kwargs")) or {}
+        asked = parse_value(given.get("policy_kwargs"))
+        policy_kwargs = convert(cls.learner, "policy_kwargs", dict[str, Any] | None, asked) or {}
         if "activation_fn" in policy_kwargs:
             raise UserError(f"TD3's preset {preset} has activations of its own: no activation_fn")
         defaults = PRESETS[preset]

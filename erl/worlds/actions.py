@@ -64,7 +64,8 @@ class Actions:
                 self._offsets = np.cumsum(values) - values
             case spaces.MultiBinary():
                 self.size = int(np.prod(space.shape, dtype=int))
-                flat = len(space.shape) == 1
+                # Of a shape, also one of a single axis, Stable-Baselines3 cannot tell the size.
+                flat = isinstance(space.n, int)
                 self.agent_space = space if flat else spaces.MultiBinary(self.size)
             case _:
                 raise UserError(

@@ -203,13 +203,16 @@ class Lockstep:
         for i in range(self.n):
             self._close(i)
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self, with_envs: bool = True) -> dict[str, Any]:
         """All that it takes to go on with every episode, bit for bit, in a Lockstep of the same
         kind: picklable.
 
         An environment's state is the attributes of its Python object and of its wrappers, plus
         mjData. Where some cannot be pickled (Box2D keeps its world in C++), or arrays share memory,
         only the random stream is saved. Changes made to an mjModel are not.
+
+        Args:
+            with_envs: whether the environments are in it; else None stands for each.
         """
         return {
             "kind": str(self.envs[0]),
@@ -217,7 +220,7 @@ class Lockstep:
             "faults": dict(self.faults),
             "unstarted": set(self._unstarted),
             "streams": [deepcopy(e.unwrapped.np_random) for e in self.envs],
-            "envs": [snapshot(e) or b"" for e in self.envs],
+            "envs": [snapshot(e) or b"" if with_envs else None for e in self.envs],
         }
 
     def set_state(self, state: dict[str, Any]) -> list[int]:

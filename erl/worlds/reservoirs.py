@@ -15,7 +15,7 @@ import math
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +127,8 @@ def make_node(params: ReservoirParams, input_dim: int, seed: int) -> "Reservoir"
 
     A sparse random W of few neurons may have no cycle: then all of its eigenvalues are zero, and
     scaling it to a spectral radius divides by rounding noise. Such a W (see `is_sound`) is drawn
-    again, with Win and bias, from a seed that is spawned from `seed`.
+    again, with Win and bias, from a seed that is spawned from `seed`. Without recurrence (sr = 0)
+    Win and bias are those that another spectral radius would have, so that the two compare.
 
     Args:
         params: hyperparameters.
@@ -137,13 +138,18 @@ def make_node(params: ReservoirParams, input_dim: int, seed: int) -> "Reservoir"
     Raises:
         UnsoundReservoir: none of 1 + `REDRAWS` draws is sound.
     """
+    if params.sr == 0:
+        with suppress(UnsoundReservoir):
+            node = make_node(replace(params, sr=1.0), input_dim, seed)
+            node.W, node.sr = sparse.csr_array(node.W.shape), 0.0
+            return node
     for attempt in range(1 + REDRAWS):
         source: Any = seed
         if attempt:
             source = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(attempt,)))
-        node = _draw(params, input_dim, source)
-        if node is not None:
-            return node
+        drawn = _draw(params, input_dim, source)
+        if drawn is not None:
+            return drawn
     raise UnsoundReservoir(
         f"no reservoir of {params.units} units with rc_connectivity={params.rc_connectivity:g} was "
         f"found whose neurons form a cycle, in {1 + REDRAWS} draws: it needs more units or a "

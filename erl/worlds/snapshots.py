@@ -105,13 +105,14 @@ def restore(env: gym.Env, saved: bytes) -> bool:
         def persistent_load(self, pid: Any) -> Any:
             return fixtures[pid]
 
-    buffer = io.BytesIO(zlib.decompress(saved))
     try:
+        buffer = io.BytesIO(zlib.decompress(saved))
         states, data = Unpickler(buffer).load(), pickle.load(buffer)
-    except Exception:  # whatever a class that has changed raises
+        pairs = list(zip(_layers(env), states, strict=True))
+        if physics is not None:
+            mujoco.mj_copyData(physics[1], physics[0], data)
+    except Exception:  # whatever a class or a model that has changed raises
         return False
-    if physics is not None:
-        mujoco.mj_copyData(physics[1], physics[0], data)
-    for layer, attributes in zip(_layers(env), states, strict=True):
+    for layer, attributes in pairs:
         vars(layer).update(attributes)
     return True

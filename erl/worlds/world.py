@@ -227,7 +227,7 @@ class World:
             agent = slot // self.n_envs
             if agent not in self.faults:
                 kind = FloatingPointError if fault.by_policy else EnvironmentFault
-                taken = self.ledgers[agent].steps + self._outstanding
+                taken = self.ledgers[agent].steps + self._outstanding * self.n_envs
                 # An evaluation counts no steps.
                 error = kind(f"{fault.reason} (about step {taken})" if taken else fault.reason)
                 if fault.traceback:
@@ -281,7 +281,7 @@ class World:
             What policies see in those environments whose episode could not be restored and began
             anew, by (agent, environment).
         """
-        now = {**self._lockstep.get_state(), "envs": [None] * self._lockstep.n}
+        now = self._lockstep.get_state(with_envs=False)
         for agent, state in enumerate(states):
             if state is not None:
                 part = slice(agent * self.n_envs, (agent + 1) * self.n_envs)

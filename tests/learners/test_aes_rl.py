@@ -339,8 +339,8 @@ def test_aes_rl_learns(seed):
         (
             "(1+1)-ES",
             {"mean_evaluations": 5},
-            "learning_starts = 100 steps, which count as 600 with the episodes of the mean, but a "
-            "lifetime has only 600",
+            "learning_starts = 100 steps, which count as about 600 with episodes of the mean that "
+            "are as long as the individuals', but a lifetime has only 600",
         ),
         ("ACEM-RL", {"env_id": "CartPole-v1"}, "takes continuous .Box. actions, and those of Cart"),
     ],

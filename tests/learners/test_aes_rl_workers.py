@@ -134,16 +134,16 @@ def test_p_cem_rl_without_rl_is_the_same_with_processes():
 
 @pytest.mark.slow
 def test_ages_agree_with_those_of_the_virtual_clock():
-    """Two workers whose episodes take equally long overtake each other in turns: the mean age is 1
-    there, and within 0.25 of it here.
+    """Two workers whose episodes take equally long end them in turns: all ages are 1 on the virtual
+    clock, and most of them here. Of workers that end them in a random order one in four is.
     """
     settings = {"env_id": SLOW, "rl_ratio": 0.0, "learning_starts": 0, "mean_evaluations": 2}
     ages = []
     for executor in ("lockstep", "processes"):
         spec = lifetime("AES-RL", 1800, actor_workers=2, actor_executor=executor, **settings)
-        ages.append(train(spec)[1].notes()["kept"]["age"][10:])
-    assert np.mean(ages[0]) == 1.0
-    assert np.mean(ages[1]) == pytest.approx(1.0, abs=0.25)
+        ages.append(np.array(train(spec)[1].notes()["kept"]["age"][10:]))
+    assert (ages[0] == 1).all()
+    assert np.mean(ages[1] == 1) > 0.5
 
 
 def test_it_stops_when_it_is_told_and_leaves_nothing_in_shared_memory():

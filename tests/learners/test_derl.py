@@ -327,7 +327,7 @@ def test_learning_rates_fall_over_the_lifetime(training):
         ({"population": 3}, "no setting 'population'; did you mean population_"),
         ({"learning_starts": 501}, "learning_starts must be at most buffer_size, 500"),
         ({"device": "abacus"}, "knows no device 'abacus'"),
-        ({"es_weight": 0, "rl_weight": 1, "steps": 40}, "a lifetime has only 40"),
+        ({"es_weight": 0, "rl_weight": 1, "steps": 38}, "a lifetime has only 38"),
         ({"population_size": 41, "steps": 40}, "after population_size = 41 steps, but a lifetime"),
         ({"env_id": "peculiar_environments:WordsObserved-v0"}, "no array of numbers"),
     ],
@@ -336,6 +336,12 @@ def test_what_cannot_be_is_refused(settings, message):
     with pytest.raises(UserError, match=message) as e:
         check(spec(**settings))
     assert "\n" not in str(e.value)
+
+
+def test_what_the_last_steps_pay_for_is_learned():
+    lifetime = spec(steps=39, es_weight=0, rl_weight=1)  # two environments: 40 steps
+    check(lifetime)
+    train(lifetime)
 
 
 def test_registry():
@@ -544,8 +550,7 @@ def derl():
     made = []
 
     def make(env_name=REACH, *args, **settings):
-        small = {k: v for k, v in SMALL.items() if k not in ("batch_size", "num_episodes_per_iter")}
-        made.append(DERL(env_name, *args, **{**small, **settings}))
+        made.append(DERL(env_name, *args, **{**SMALL, **settings}))
         return made[-1]
 
     yield make
@@ -605,6 +610,20 @@ def test_training_says_what_it_does(derl, env_id, capsys):
     # Five episodes in place of three go on with the same random streams.
     more = agent.train(1, num_episodes_per_iter=5, log_interval=0)
     assert more[0]["steps"] > rows[-1]["steps"]
+
+
+def test_settings_of_an_iteration_hold_until_train_changes_them(derl):
+    agent = derl(num_episodes_per_iter=3, batch_size=8)
+
+    def used():
+        return agent._policy.settings.num_episodes_per_iter, agent._policy.settings.batch_size
+
+    agent.train(1, log_interval=0)
+    assert used() == (3, 8)
+    agent.train(1, batch_size=4, log_interval=0)
+    assert used() == (3, 4)
+    agent.train(1, log_interval=0)
+    assert used() == (3, 4)
 
 
 def test_what_is_recorded_for_a_gpu_is_for_one_size_of_minibatches(training):
@@ -809,6 +828,31 @@ def test_predict_of_one_and_of_several(derl, env_id):
         assert one == pytest.approx(several[k], abs=1e-6)
     mean, _ = evaluate_policy(agent, gym.make(env_id), n_eval_episodes=1, warn=False)
     assert np.isfinite(mean)
+
+
+@pytest.mark.parametrize(
+    "env_id",
+    [
+        "FrozenLake-v1",
+        *(
+            f"peculiar_environments:{name}-v0"
+            for name in ("ShiftedAction", "TwoByThreeBox", "DictObservation", "ScalarBox")
+        ),
+    ],
+)
+def test_predict_takes_and_gives_what_the_environment_has(derl, env_id):
+    agent, env = derl(env_id), gym.make(env_id)
+    observation, _ = env.reset(seed=0)
+    for deterministic in (True, False) * 5:
+        action, _ = agent.predict(observation, deterministic=deterministic)
+        observation, _, terminated, truncated, _ = env.step(action)
+        if terminated or truncated:
+            observation, _ = env.reset()
+    if env_id != "peculiar_environments:DictObservation-v0":
+        several, _ = agent.predict(np.stack([observation] * 3), deterministic=True)
+        one, _ = agent.predict(observation, deterministic=True)
+        assert np.shape(several) == (3, *np.shape(one))
+        np.testing.assert_allclose(several[1], one, atol=1e-6)
 
 
 def test_both_halves_begin_with_one_policy(training):

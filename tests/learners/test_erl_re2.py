@@ -119,16 +119,22 @@ def test_it_is_in_the_registry_whatever_the_case():
             {"learner": LearnerSpec("ERL-Re2", {}, "sb3"), "steps": 20000},
             "is not an algorithm of Stable-Baselines3",
         ),
-        ({"steps": 60}, "starts to learn after init_steps = 60 steps, but a lifetime has only 60"),
+        ({"steps": 59}, "starts to learn after init_steps = 60 steps, but a lifetime has only 59"),
         (
-            {"steps": 61, "learner": LearnerSpec("ERL-Re2", SMALL | {"learning_starts": 61})},
-            "learning_starts = 61 steps",
+            {"steps": 61, "learner": LearnerSpec("ERL-Re2", SMALL | {"learning_starts": 62})},
+            "learning_starts = 62 steps",
         ),
     ],
 )
 def test_check_refuses(change, says):
     with pytest.raises(UserError, match=says):
         check(replace(spec(), **change))
+
+
+def test_what_the_last_step_pays_for_is_learned():
+    lifetime = spec(steps=60)
+    check(lifetime)
+    train(lifetime)
 
 
 # -- the surrogate --

@@ -381,6 +381,16 @@ def test_settings_that_cannot_be(name, config, says):
     assert says in str(error.value)
 
 
+def test_a_budget_ends_with_a_whole_rollout():
+    settings = {"n_envs": 4, "train_freq": 5}
+    spec = lifetime(steps=81, learning_starts=99, **settings)
+    get_learner("TD3", "cohort").check(spec)
+    (agent,) = get_learner("TD3", "cohort").train([spec], [Ledger()], [Outputs()])
+    assert not isinstance(agent, Exception)
+    with pytest.raises(UserError, match="starts to learn after"):
+        get_learner("TD3", "cohort").check(lifetime(steps=80, learning_starts=80, **settings))
+
+
 def test_values_without_effect_change_nothing():
     given = {
         "sde_sample_freq": 4,

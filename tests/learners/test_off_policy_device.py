@@ -20,7 +20,7 @@ from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
 
 DEVICE = os.environ.get("ERL_TEST_DEVICE", "cuda" if torch.cuda.is_available() else "cpu")
-DEVICES = dict.fromkeys(("cpu", DEVICE))
+DEVICES = {"cpu": "cpu", "other": DEVICE}
 
 
 def trained(name, device, **config):
@@ -65,28 +65,28 @@ def test_a_device_gives_what_the_cpu_gives(name, config):
 
 
 def test_erl_re2_updates_are_those_of_the_cpu():
-    settings = {device: Re2Settings.from_learner_config({"device": device}) for device in DEVICES}
     networks, buffers, updates = {}, {}, {}
     rng = np.random.default_rng(0)
     columns = (rng.normal(size=(300, 5)), rng.uniform(-1, 1, (300, 2)), rng.normal(size=(300, 5)))
-    for device, s in settings.items():
-        networks[device] = TwoScale(s, 5, 2, torch.Generator().manual_seed(0))
-        buffers[device] = ReplayBuffer(300, 5, 2, device)
-        buffers[device].add(*columns, np.arange(300) % 7.0, np.zeros(300))
+    for name, device in DEVICES.items():
+        settings = Re2Settings.from_learner_config({"device": device})
+        networks[name] = TwoScale(settings, 5, 2, torch.Generator().manual_seed(0))
+        buffers[name] = ReplayBuffer(300, 5, 2, device)
+        buffers[name].add(*columns, np.arange(300) % 7.0, np.zeros(300))
 
-        def update(improve, places, noise, heads, device=device):
+        def update(improve, places, noise, heads, name=name):
             draws = Draws(noise, heads[0], heads[1:])
-            return networks[device].update(buffers[device].batch(places), draws, improve)
+            return networks[name].update(buffers[name].batch(places), draws, improve)
 
-        updates[device] = Captured(update, device)
+        updates[name] = Captured(update, device)
     generator = torch.Generator().manual_seed(1)
     for k in range(12):
         places = torch.randint(300, (128,), generator=generator)
         noise = torch.randn(128, 2, generator=generator)
         heads = new_heads(2, 2, 300, generator)
-        for device, run in updates.items():
-            run(k % 2 == 0, *(t.to(device) for t in (places, noise, heads)))
-    for mine, theirs in zip(networks[DEVICE].networks, networks["cpu"].networks):
+        for name, run in updates.items():
+            run(k % 2 == 0, *(t.to(DEVICES[name]) for t in (places, noise, heads)))
+    for mine, theirs in zip(networks["other"].networks, networks["cpu"].networks):
         torch.testing.assert_close(mine.values.cpu(), theirs.values, rtol=1e-2, atol=1e-3)
 
 
@@ -96,26 +96,26 @@ def test_derl_updates_are_those_of_the_cpu(discrete):
     rng = np.random.default_rng(0)
     actions = rng.integers(2, size=(300, 1)) if discrete else rng.uniform(-1, 1, (300, 2))
     columns = (rng.normal(size=(300, 5)), actions, rng.normal(size=(300, 5)))
-    for device in DEVICES:
+    for name, device in DEVICES.items():
         settings = DERLSettings(device=device, lr_policy="lin_2e-3", n_steps=3)
         generator = torch.Generator().manual_seed(0)
-        halves[device] = GradientHalf(settings, 5, 2, discrete, generator)
-        buffers[device] = ReplayBuffer(300, 5, actions.shape[1], device)
-        buffers[device].add(*columns, np.arange(300) % 7.0, np.zeros(300))
+        halves[name] = GradientHalf(settings, 5, 2, discrete, generator)
+        buffers[name] = ReplayBuffer(300, 5, actions.shape[1], device)
+        buffers[name].add(*columns, np.arange(300) % 7.0, np.zeros(300))
 
-        def update(k, places, noise, device=device):
-            return halves[device].update(k, buffers[device].batch(places), noise)
+        def update(k, places, noise, name=name):
+            return halves[name].update(k, buffers[name].batch(places), noise)
 
-        updates[device] = Captured(update, device)
+        updates[name] = Captured(update, device)
     generator = torch.Generator().manual_seed(1)
     for k in range(12):
         places = torch.randint(300, (128,), generator=generator)
         noise = torch.randn(128, 0 if discrete else 2, generator=generator)
-        for device, run in updates.items():
-            halves[device].set_rates(1.0 - k / 12)
-            run(k % 2, places.to(device), noise.to(device))
-    for name in ("policy", "critic"):
-        mine, theirs = (getattr(halves[d], name).values.cpu() for d in (DEVICE, "cpu"))
+        for name, run in updates.items():
+            halves[name].set_rates(1.0 - k / 12)
+            run(k % 2, places.to(DEVICES[name]), noise.to(DEVICES[name]))
+    for network in ("policy", "critic"):
+        mine, theirs = (getattr(halves[name], network).values.cpu() for name in ("other", "cpu"))
         torch.testing.assert_close(mine, theirs, rtol=1e-2, atol=1e-3)
 
 

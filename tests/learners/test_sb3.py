@@ -374,6 +374,21 @@ def test_a_budget_within_which_nothing_is_learned_is_refused():
         check(spec("TD3", CONTINUOUS, config={"learning_starts": 10000}))
 
 
+def test_a_budget_ends_with_a_whole_rollout():
+    lifetime = spec("TD3", CONTINUOUS, steps=151, config=OFF_POLICY | {"learning_starts": 159})
+    check(lifetime)
+    (record,) = live(Cohort((lifetime,)))
+    assert (record.error, record.steps) == (None, 160)
+    with pytest.raises(UserError, match="starts to learn after"):
+        check(replace(lifetime, steps=150))
+
+
+@pytest.mark.parametrize("n", ["foo", 2.5, None])
+def test_quantiles_that_are_no_number_are_refused(n):
+    with pytest.raises(UserError, match="n_quantiles must be a whole number from 1, not"):
+        SB3Learner("TQC").check_settings({"policy_kwargs": {"n_quantiles": n}})
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [

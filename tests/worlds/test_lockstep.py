@@ -9,6 +9,7 @@ from gymnasium import spaces
 from erl.errors import UserError
 from erl.worlds.ledger import Ledger
 from erl.worlds.lockstep import Lockstep
+from erl.worlds.snapshots import snapshot
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
 from erl.worlds.world import World
@@ -463,6 +464,23 @@ def test_state_of_a_class_that_has_changed_is_lost(monkeypatch):
     assert restored.set_state(pickle.loads(state)) == [0]
 
 
+@pytest.mark.parametrize("saved", ["cut", "fewer layers", "other physics", "no physics"])
+def test_state_that_does_not_fit_is_lost(saved):
+    mine, hopper, pendulum = (
+        Lockstep(make(name, n=1)) for name in ("HalfCheetah-v5", "Hopper-v5", "Pendulum-v1")
+    )
+    for lockstep in (mine, hopper, pendulum):
+        lockstep.reset(0, 3)
+    state = mine.get_state()
+    states = {
+        "cut": state["envs"][0][:-9],
+        "fewer layers": snapshot(mine.envs[0].env),
+        "other physics": hopper.get_state()["envs"][0],
+        "no physics": pendulum.get_state()["envs"][0],
+    }
+    assert mine.set_state(state | {"envs": [states[saved]]}) == [0]
+
+
 def test_state_remembers_faults_and_slots():
     lockstep = Lockstep([Counter(), Counter("raise", at=1)])
     lockstep.reset(0, 0), lockstep.reset(1, 0)
@@ -553,3 +571,17 @@ def test_a_world_goes_on_with_the_random_streams_of_its_agents():
     for (agent, _), start in found.items():
         assert np.array_equal(start, starts[agent])
     assert not np.array_equal(starts[1], made().begin(1))
+
+
+def test_a_fault_tells_the_steps_of_all_environments_of_its_agent():
+    spec = LifetimeSpec(
+        Task("toy_environments:Faulty-raise-v0"),
+        LearnerSpec("PPO", {}, "cohort"),
+        1000,
+        Seeds.derive(0, "single", 0),
+    )
+    world = World([spec], [Ledger()], n_envs=2)
+    world.reset()
+    while not world.faults:
+        world.step(np.zeros((1, 2, 1), dtype=int))
+    assert str(world.faults[0]).endswith("(about step 102)")

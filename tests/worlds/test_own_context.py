@@ -65,6 +65,13 @@ class Leaves(DelayLine):
         raise SystemExit(0)
 
 
+class Even(DelayLine):
+    def __init__(self, input_dim, seed, length):
+        if length % 2:
+            raise ValueError("it has to be even")
+        super().__init__(input_dim, seed, length)
+
+
 class Unsized:
     def __init__(self, input_dim, seed):
         self.units = 0
@@ -309,6 +316,24 @@ def test_settings_are_evolved_and_tested(inline, quick, sink):
         f"models/{name}_trial_{study.best().number}_test_0.064k_steps/CONTEXT_PPO_0.0003/seed_0"
     )
     assert spec.context.own.name == "own_contexts:Recall"
+
+
+def test_a_proposal_that_cannot_be_made_fails_its_trial_alone(inline, quick, sink):
+    flags = evolution(
+        context="own_contexts:Even",
+        evolve="context.length=2:4",
+        sampler="Random",
+        learner_config=quick,
+        engine="cohort",
+    )
+    assert evolve(flags, sink) == 0
+    trials = Study("sqlite:///studies.db", "CartPole-v1_main_0.064k_steps").trials()
+    assert {t.params["context.length"] for t in trials} > {3}
+    for trial in trials:
+        odd = trial.params["context.length"] == 3
+        assert trial.state.name == ("FAIL" if odd else "COMPLETE")
+        if odd:
+            assert "it has to be even" in trial.system_attrs["error"]["reason"]
 
 
 @pytest.mark.parametrize(

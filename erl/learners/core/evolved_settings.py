@@ -4,8 +4,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
-
 from erl.learners.core.settings import (
     Count,
     EvaluationSettings,
@@ -104,10 +102,6 @@ class EvolvedSettings(EvaluationSettings):
         """Transitions that the replay buffer of a lifetime of so many steps holds at most."""
         # A lifetime ends when a step of all workers has reached its budget.
         return min(self.buffer_size, steps + self.players)
-
-    def resolved_device(self) -> torch.device:
-        """Where the networks learn."""
-        return torch.device(self.device)
 
     def idle(self) -> dict[str, str]:
         """Settings that change nothing beside the others, and why."""

@@ -361,7 +361,8 @@ class EvolvedLearner(OneByOne):
         learned, for actions that are no Box, and for a replay buffer that does not fit into memory.
         """
         s = self.settings_of(spec)
-        cost, of = s.counted_per_step, "the episodes of the mean"
+        cost = s.counted_per_step
+        of = "episodes of the mean that are as long as the individuals'"
         check_budget(
             self.name, spec, "learning_starts", s.learning_starts, cost, of, s.told_together
         )

@@ -116,7 +116,7 @@ class OffPolicy(Generic[S]):
         self._low, self._high = action_space.low, action_space.high
         self._span = self._high - self._low
         self.observations, self.actions = s.lengths(observation_space, action_space)
-        self.device, self._budgets = s.resolved_device(), list(steps)
+        self.device = s.resolved_device()
         capacities = [each.capacity(budget) for each, budget in zip(settings, steps)]
         sizes = (self.observations, self.actions)
         cohort = [(capacity, *sizes) for capacity in capacities]
@@ -439,7 +439,6 @@ class OffPolicy(Generic[S]):
         self.buffer.keep(kept)
         self.settings = [self.settings[i] for i in kept]
         self._rngs = [self._rngs[i] for i in kept]
-        self._budgets = [self._budgets[i] for i in kept]
         self.steps, self.updates = self.steps[kept], self.updates[kept]
         self._exploration = self._exploration[kept]
         self._bind()

@@ -269,6 +269,8 @@ def _check_together(name: str, algorithm: type[BaseAlgorithm], settings: Mapping
         _check_ent_coef(name, setting("ent_coef"))
     dropped = setting("top_quantiles_to_drop_per_net")
     n_quantiles = (setting("policy_kwargs") or {}).get("n_quantiles", 25)
+    if dropped is not None and not isinstance(n_quantiles, int):
+        raise UserError(f"{name}'s n_quantiles must be a whole number from 1, not {n_quantiles!r}")
     if dropped is not None and dropped >= n_quantiles:
         raise UserError(
             f"{name}'s top_quantiles_to_drop_per_net, {dropped}, leaves none of {n_quantiles} "

@@ -307,20 +307,23 @@ def check_budget(
     cost: int = 1,
     of: str = "",
     then: int = 1,
+    most: int | None = None,
 ) -> None:
-    """Raise a UserError if it is certain that a lifetime ends before its learner learns anything.
+    """Raise a UserError if a lifetime ends before its learner learns anything: that is certain, or
+    with a `cost` what is to be expected.
 
     Args:
         learner: who says so.
         spec: of the lifetime.
         name: of the setting that lets it begin to learn.
         steps: its value.
-        cost: steps that are counted for each of these.
+        cost: steps that are counted, about, for each of these.
         of: what makes it more than 1, in words.
         then: further steps, at least, of what it learns from first.
+        most: steps that the lifetime takes at most, where its last ones exceed the budget.
     """
-    if steps * cost + then > spec.steps:
-        counted = f", which count as {steps * cost:,} with {of}" if cost > 1 else ""
+    if steps * cost + then > (spec.steps if most is None else most):
+        counted = f", which count as about {steps * cost:,} with {of}" if cost > 1 else ""
         further = f", from at least {then:,} more" if then > 1 else ""
         raise UserError(
             f"{learner} starts to learn after {name} = {steps:,} steps{counted}{further}, but a "

@@ -19,7 +19,9 @@ from erl.learners.core.run import Run, torch_threads
 from erl.learners.derl.learner import BlendedPolicy, DERLLearner, n_outputs
 from erl.learners.derl.settings import DERLSettings
 from erl.networks.policies import Policies
+from erl.worlds.actions import Actions
 from erl.worlds.ledger import Ledger
+from erl.worlds.observations import Observations
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, versions
 from erl.worlds.tasks import Task
 
@@ -102,6 +104,10 @@ class DERL:
         made = DERLSettings.from_learner_config(config, env_name)
         self._run = Run([spec], [Ledger()], [Outputs(tensorboard=tensorboard)], [made])
         self._policy = BlendedPolicy(self._run)
+        env = self._policy.stage.world.envs[0]
+        self._observations = Observations(env.observation_space, env_name)
+        self._actions = Actions(env.action_space, env_name)
+        self._shape = env.observation_space.shape  # None where it is no array
 
     @classmethod
     def from_config(cls, path: str | Path, **arguments: Any) -> Self:
@@ -138,8 +144,8 @@ class DERL:
     def train(
         self,
         num_iterations: int,
-        num_episodes_per_iter: int = 10,
-        batch_size: int = 256,
+        num_episodes_per_iter: int | None = None,
+        batch_size: int | None = None,
         log_interval: int = 10,
     ) -> list[dict[str, Any]]:
         """Train on.
@@ -147,15 +153,17 @@ class DERL:
         Args:
             num_iterations: both halves and their average, so often. Schedules of learning rates
                 run from the first of them to the last.
-            num_episodes_per_iter: episodes that the policy itself plays in an iteration.
-            batch_size: transitions in a minibatch.
+            num_episodes_per_iter: episodes that the policy itself plays in an iteration, from now
+                on; None for as many as before, at first those of the settings.
+            batch_size: transitions in a minibatch, likewise.
             log_interval: iterations from one printed line to the next; 0 for none.
 
         Returns:
             What each iteration noted: see `rows`.
         """
         policy, noted = self._policy, []
-        policy.change(num_episodes_per_iter=num_episodes_per_iter, batch_size=batch_size)
+        given = {"num_episodes_per_iter": num_episodes_per_iter, "batch_size": batch_size}
+        policy.change(**{name: value for name, value in given.items() if value is not None})
         with torch_threads(policy.settings.threads):
             for k in range(num_iterations):
                 policy.iterate(1.0 - k / num_iterations)
@@ -166,25 +174,34 @@ class DERL:
 
     def predict(
         self,
-        observation: np.ndarray,
+        observation: Any,
         state: Any = None,
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, Any]:
-        """Actions as Stable-Baselines3's `predict` gives them, for one observation (state_dim,) or
-        several (n, state_dim).
+        """Actions as Stable-Baselines3's `predict` gives them, for one observation or several.
 
         Args:
-            observation: what the policy sees.
+            observation: what the environment returned; several along a further first axis, except
+                of Tuple and Dict observations, of which it takes one.
             state: passed through.
             episode_start: not needed.
             deterministic: whether it acts without exploration.
+
+        Returns:
+            What the environment's `step` takes, or an array of several; and `state`.
+
+        Raises:
+            EnvironmentFault: an observation that is none of the environment's.
         """
         t = self._policy
-        seen = np.asarray(observation, dtype=np.float32)
-        outputs = Policies(t.sizes, t.theta[None])(seen.reshape(1, -1, t.sizes[0]))[0]
-        actions = t.stage.executed(t.greedy(outputs) if deterministic else t.exploring(outputs))
-        return actions.reshape((*seen.shape[:-1], *(t.action_space.shape or ()))), state
+        one = self._shape is None or np.shape(observation) == self._shape
+        each = [observation] if one else observation
+        seen = np.stack([self._observations.encode(row) for row in each]).astype(np.float32)
+        outputs = Policies(t.sizes, t.theta[None])(seen[None])[0]
+        chosen = t.stage.executed(t.greedy(outputs) if deterministic else t.exploring(outputs))
+        actions = np.asarray(self._actions.decode(self._actions.batch(chosen)))
+        return actions[0] if one else actions, state
 
     # -- files --
 

@@ -310,7 +310,9 @@ class DERLLearner(OneByOne):
             # spent before the policy itself plays.
             check_budget(self.name, spec, "population_size", s.population_size, then=0)
         else:
-            check_budget(self.name, spec, "learning_starts", s.learning_starts)
+            # All environments take the last step.
+            most = spec.steps + s.environments - 1
+            check_budget(self.name, spec, "learning_starts", s.learning_starts, then=0, most=most)
         _, action_space = spec.spaces()
         if not isinstance(action_space, spaces.Box | spaces.Discrete):
             raise UserError(

@@ -382,7 +382,7 @@ class Re2Learner(OneByOne):
         s = self.settings_of(spec)
         for name in ("init_steps", "learning_starts"):
             if s.RL:
-                check_budget(self.name, spec, name, getattr(s, name))
+                check_budget(self.name, spec, name, getattr(s, name), then=0)
         _, action_space = spec.spaces()
         if not isinstance(action_space, spaces.Box):
             kind = type(action_space).__name__

@@ -84,11 +84,6 @@ class PPOSettings(EvaluationSettings):
     norm_epsilon: Positive = 1e-8
 
     def _check(self) -> None:
-        if self.normalize_advantage and (self.batch_size < 2 or self.n_steps * self.n_envs < 2):
-            raise UserError(
-                "PPO normalises advantages over minibatches: batch_size and n_steps * n_envs are "
-                "at least 2"
-            )
         if self.activation not in ACTIVATIONS:
             raise _unsupported(f"activation_fn={self.activation}")
 
