@@ -20,7 +20,7 @@ from pathlib import Path
 
 from IPython.display import Video
 
-from erl.figures import attempt, behaviour, report, retention
+from erl.figures import attempt, behaviour, report
 from erl.lifetime import load_model
 from erl.lifetimes.film import film_agent
 from erl.lifetimes.trace import trace
@@ -46,7 +46,7 @@ Video("film.mp4", embed=True, html_attributes="controls loop muted")
 
 # %%
 episode = trace(spec, agent, EPISODE, STEPS)
-behaviour.aligned(episode, 0, SHOWN)
+attempt(behaviour.aligned, episode, 0, SHOWN)
 
 # %% [markdown]
 # ## Frequencies
@@ -81,7 +81,7 @@ abs(states - episode.states[:, : node.units]).max()
 # seeds, beside reservoirs drawn from the search space.
 
 # %%
-report.memory_figure(data, report.describe(data))
+attempt(report.memory_figure, data, report.describe(data))
 
 # %% [markdown]
 # ## Retention
@@ -90,5 +90,4 @@ report.memory_figure(data, report.describe(data))
 # evolution began from.
 
 # %%
-errors = report.retention_errors(data, RESERVOIRS, TASKS)
-retention.profile(errors, report.describe(data))
+attempt(report.retention_figure, data, RESERVOIRS, TASKS)

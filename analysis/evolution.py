@@ -54,9 +54,10 @@ attempt(evolution.slices, data.trials, data.space, about)
 attempt(evolution.contours, data.trials, data.space, about=about)
 
 # %% [markdown]
-# fANOVA attributes shares of the variance to parameters over the whole range that was searched;
-# PED-ANOVA asks what tells the best trials from the rest. They may disagree: a parameter can ruin
-# an agent at one end of its range and not matter among the good ones.
+# fANOVA gives each parameter the share of the variance that it explains alone, over the whole range
+# that was searched. What parameters do only together is in no share. PED-ANOVA asks what tells the
+# best trials from the rest. They may disagree: a parameter can ruin an agent at one end of its
+# range and not matter among the good ones.
 
 # %%
 attempt(report.importance_figure, data, about)

@@ -12,13 +12,11 @@
 # %% tags=["parameters"]
 STUDIES = ["sqlite:///../studies.db#CartPole-v1_memory_50k_steps_trial_16_test_50k_steps"]
 BASELINE = None  # the learner alone
-THRESHOLDS = None  # returns, or three between beginning and end
+THRESHOLDS = None  # training returns; None for three. A table of final policies has no steps
 TABLES = "../reports/tables"  # folder for CSV, Markdown and LaTeX
 
 # %%
 # %matplotlib inline
-from IPython.display import Markdown, display
-
 from erl.figures import attempt, comparison, learning, report
 from erl.studies.data import read_study
 
@@ -34,7 +32,7 @@ about
 # ## Learning curves
 
 # %%
-learning.learning_curves(lifetimes, order, about)
+attempt(learning.learning_curves, lifetimes, order, about)
 
 # %% [markdown]
 # ## What was reached
@@ -43,7 +41,7 @@ learning.learning_curves(lifetimes, order, about)
 # returns include exploration; final policies act without it, in fresh episodes.
 
 # %%
-learning.interquartile_means(lifetimes, "training_return", order, about)
+attempt(learning.interquartile_means, lifetimes, "training_return", order, about)
 
 # %%
 attempt(learning.interquartile_means, lifetimes, "final_return", order, about)
@@ -51,17 +49,18 @@ attempt(learning.interquartile_means, lifetimes, "final_return", order, about)
 # %% [markdown]
 # ## Against the baseline
 #
-# P = 0.5 is a tie. The p-values are those of Mann and Whitney's test, whose statistic is this very
-# probability, corrected by Holm's method for the whole family of comparisons.
+# Figure and table are of training returns. P = 0.5 is a tie. The p-values are those of Mann and
+# Whitney's test, whose statistic is this very probability, corrected by Holm's method for the whole
+# family of comparisons.
 
 # %%
 attempt(comparison.improvement, lifetimes, baseline, "training_return", order, about)
 
 # %%
-attempt(comparison.family, lifetimes, baseline, reached, order)
+attempt(comparison.family, lifetimes, baseline, "training_return", order)
 
 # %%
-comparison.performance_profiles(lifetimes, reached, order, about)
+attempt(comparison.performance_profiles, lifetimes, reached, order, about)
 
 # %% [markdown]
 # ## Sample efficiency
@@ -70,7 +69,7 @@ comparison.performance_profiles(lifetimes, reached, order, about)
 # curve below 1, and nothing has to be assumed about them.
 
 # %%
-learning.sample_efficiency(lifetimes, THRESHOLDS, order, about)
+attempt(learning.sample_efficiency, lifetimes, THRESHOLDS, order, about)
 
 # %% [markdown]
 # ## Generalisation
@@ -79,16 +78,13 @@ learning.sample_efficiency(lifetimes, THRESHOLDS, order, about)
 # matrix.
 
 # %%
-report.show(report.together(studies, baseline))
+report.show(report.together(studies, baseline, THRESHOLDS))
 
 # %% [markdown]
 # ## The table of a paper
+#
+# Of final policies where they were evaluated, and of training returns otherwise. Only a table of
+# training returns has the steps to each threshold.
 
 # %%
-table = comparison.results_table(lifetimes, baseline, reached, order, THRESHOLDS)
-files = comparison.write_tables(table, TABLES, "results", about)
-display(Markdown(comparison.to_markdown(table)))
-print(*files, sep="\n")
-
-# %%
-print(comparison.to_latex(table, about, "tab:results"))
+attempt(report.show_table, data, reached, baseline, THRESHOLDS, TABLES)

@@ -10,6 +10,7 @@ from pathlib import Path
 import gymnasium as gym
 from stable_baselines3.common.evaluation import evaluate_policy
 
+from erl.cli import exit_after
 from erl.learners import DERL
 
 ENV_ID = "Pendulum-v1"
@@ -42,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)  # bad input is one line and exit code 2

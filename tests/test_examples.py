@@ -28,12 +28,25 @@ def test_derl(name, short, tmp_path, monkeypatch, capsys):
     config.write_text(SMALL)
     words = f"--num_iterations 5 --config {config} --save {saved} --tensorboard {tmp_path / 'log'}"
     monkeypatch.setattr(sys, "argv", [name, *words.split()])
-    runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    with pytest.raises(SystemExit) as e:
+        runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    assert e.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("iteration 5 ")
     assert re.fullmatch(r"[\d,]+ steps; 10 fresh episodes: -?[\d.]+ ± [\d.]+", lines[-1])
     assert saved.stat().st_size > 0
     assert [*(tmp_path / "log").glob("events.*")]
+
+
+@pytest.mark.parametrize("name", ["derl_cartpole", "derl_pendulum"])
+def test_bad_input_is_one_line(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--config", str(tmp_path / "nope.yaml")])
+    with pytest.raises(SystemExit) as e:
+        runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    assert e.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{name}.py: error: ")
+    assert "nope.yaml" in line
 
 
 @pytest.mark.parametrize(

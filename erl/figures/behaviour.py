@@ -185,13 +185,16 @@ def spectrum(values: np.ndarray, step: float = 1.0) -> tuple[np.ndarray, np.ndar
 
 
 def dominant_frequencies(values: np.ndarray, step: float = 1.0) -> np.ndarray:
-    """The frequency of the highest peak of each column's spectrum, (dim,).
+    """The frequency of the highest peak of each column's spectrum, (dim,), among those that repeat
+    at least `CYCLES` times.
 
     It is refined by a parabola through the logarithms of the peak and its neighbours. NaN for a
     column that does not move.
     """
-    frequencies, amplitudes = spectrum(values, step)
-    return np.array([_peak(frequencies, a) for a in amplitudes.T])
+    # A drift, such as a growing position, is no rhythm.
+    frequencies, amplitudes = spectrum(signal.detrend(values, axis=0), step)
+    repeated = frequencies >= CYCLES / (len(values) * step)
+    return np.array([_peak(frequencies[repeated], a) for a in amplitudes[repeated].T])
 
 
 def _peak(frequencies: np.ndarray, amplitudes: np.ndarray) -> float:
@@ -241,11 +244,8 @@ def gait(episode: Trace) -> Gait:
             if moving.shape[1]
             else "no gait: no observation changes in this episode"
         )
-    # A drift, such as a growing position, is no rhythm.
     motion = signal.detrend(principal_components(moving)[0][:, 0])
-    found, amplitudes = spectrum(motion[:, None], step)
-    repeated = found >= CYCLES / (len(motion) * step)
-    frequency = _peak(found[repeated], amplitudes[repeated, 0])
+    frequency = float(dominant_frequencies(motion[:, None], step)[0])
     transformed = np.fft.fft(motion)
     band = np.fft.fftfreq(len(motion), step)
     inside = (band >= frequency / math.sqrt(2)) & (band <= frequency * math.sqrt(2))

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from erl.cli import plural
 from erl.errors import UserError, nearest
 from erl.figures.learning import (
     RETURNS,
@@ -19,7 +20,10 @@ from erl.figures.learning import (
     arms_of,
     few_seeds_of,
     finished,
+    one_seed_of,
     seeds_of,
+    seeds_text,
+    sentence,
     steps_to_thresholds,
     threshold_names,
 )
@@ -37,7 +41,7 @@ from erl.statistics import (
     probability_of_improvement,
     profile_band,
 )
-from erl.studies.tables import to_latex, to_markdown
+from erl.studies.tables import few_seeds, to_latex, to_markdown
 
 ALPHA = 0.05
 # Letters that have room side by side below a matrix.
@@ -133,12 +137,18 @@ def improvement(
     axes.set_xlim(-0.01, 1.01)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"P(arm > {baseline}), {RETURNS.get(column, column)}")
+    without = ", ".join(rows.arm[rows.low.isna()])
     return caption(
         figure,
         f"Probability of improvement over {baseline}, and 95 % bootstrap interval, "
-        f"{seeds_of(frame)}. p: Mann and Whitney's test, two-sided, "
-        f"corrected by Holm's method for {len(rows)} comparisons; * at most {ALPHA}. An interval "
-        "without width says only that no pair of these seeds went the other way.",
+        f"{seeds_of(frame)}. p: Mann and Whitney's test, two-sided, corrected by Holm's method for "
+        f"{plural(len(rows), 'comparison')}; * at most {ALPHA}.",
+        f"One seed, of the agent or of {baseline}, hence no interval: {without}."
+        if without
+        else "",
+        "An interval without width says only that no pair of these seeds went the other way."
+        if any(rows.low == rows.high)
+        else "",
         few_seeds_of(frame),
         about,
     )
@@ -183,6 +193,7 @@ def performance_profiles(
         figure,
         f"Performance profiles over {seeds_of(frame)}, with pointwise 95 % bootstrap bands: a "
         "higher curve is better, and curves that cross have no order.",
+        one_seed_of(frame, "band"),
         few_seeds_of(frame),
         about,
     )
@@ -202,8 +213,9 @@ def generalisation(
         column: what is compared.
 
     Returns:
-        Columns `evolved_on`, `tested_on`, `arm`, `seeds`, `iqm`, `baseline_iqm`, `probability` of
-        improvement over the baseline, `low`, `high`.
+        Columns `evolved_on`, `tested_on`, `arm`, `seeds`, `iqm`, `baseline_seeds`,
+        `baseline_iqm`, `probability` of improvement over the baseline, and the ends of its 95 %
+        bootstrap interval, `low` and `high`. `attrs["column"]` is what was compared.
     """
     rows = []
     for (evolved, tested), (lifetimes, baseline, arm) in tests.items():
@@ -220,6 +232,7 @@ def generalisation(
                 "arm": arm,
                 "seeds": len(one),
                 "iqm": interquartile_mean(one),
+                "baseline_seeds": len(other),
                 "baseline_iqm": interquartile_mean(other),
                 "probability": probability_of_improvement(one, other),
                 "low": low,
@@ -228,7 +241,9 @@ def generalisation(
         )
     if not rows:
         raise UserError("a generalisation matrix needs at least one test")
-    return pd.DataFrame(rows)
+    matrix = pd.DataFrame(rows)
+    matrix.attrs["column"] = column
+    return matrix
 
 
 @styled
@@ -250,7 +265,8 @@ def generalisation_matrix(matrix: pd.DataFrame, about: str = "") -> Figure:
         axes.text(
             j,
             i,
-            f"{cell.probability:.2f}\n{number_text(cell.iqm)} ({number_text(cell.baseline_iqm)})",
+            f"{cell.probability:.2f}\n{interval_text((cell.low, cell.high), '{:.2f}')}\n"
+            f"{number_text(cell.iqm)} ({number_text(cell.baseline_iqm)})",
             ha="center",
             va="center",
             fontsize=8,
@@ -267,13 +283,16 @@ def generalisation_matrix(matrix: pd.DataFrame, about: str = "") -> Figure:
     axes.set_ylabel("evolved on")
     axes.grid(False)
     figure.colorbar(shown, ax=axes, label="P(evolved > learner alone)", pad=0.02)
-    low, high = int(matrix.seeds.min()), int(matrix.seeds.max())
-    seeds = f"{low}" if low == high else f"{low} to {high}"
+    numbers = [*matrix.seeds, *matrix.baseline_seeds]
+    column = matrix.attrs["column"]
     return caption(
         figure,
         "Generalisation: probability that an agent with evolved reservoirs does better than the "
-        "learner alone; below it the interquartile mean of its return, and the learner's in "
-        f"brackets. {seeds} seeds.",
+        "learner alone; below it the 95 % bootstrap interval, then the interquartile mean of the "
+        f"{RETURNS.get(column, column)}, and the learner's in brackets. "
+        f"{seeds_text(numbers)} of each agent.",
+        "No interval where one of them has one seed." if 1 in numbers else "",
+        sentence(few_seeds(numbers)),
         about,
     )
 

@@ -390,9 +390,10 @@ def importances(frame: pd.DataFrame, about: str = "") -> Figure:
     repeats = int(frame.groupby("method").repeat.nunique().max())
     return caption(
         figure,
-        "Importance of the searched parameters on the scale of the search. fANOVA: share of the "
-        f"variance, mean and range over {plural(repeats, 'random forest')}. PED-ANOVA: what tells "
-        "the best tenth of the trials from the rest. Few trials make both uncertain.",
+        "Importance of the searched parameters on the scale of the search. fANOVA: share of a "
+        "random forest's variance that a parameter explains alone, without interactions; mean and "
+        f"range over {plural(repeats, 'forest')}. PED-ANOVA: what tells the best tenth of the "
+        "trials from the rest, as a share of the sum. Few trials make both uncertain.",
         about,
     )
 

@@ -4,7 +4,7 @@ All functions take lifetimes, a row each (`erl.study.records`), with the column 
 of agent, and draw intervals over seeds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -38,10 +38,13 @@ def finished(lifetimes: pd.DataFrame, column: str) -> pd.DataFrame:
     order of `lifetimes`, whichever of their seeds have finished, and each by seed.
 
     Raises:
-        UserError: there are none, or an arm has a seed twice, with different values.
+        UserError: there are none, they are of an evolution, or an arm has a seed twice, with
+            different values.
     """
     frame = lifetimes
-    if len(frame) and column in frame and "arm" in frame:
+    if len(frame) and "arm" not in frame:
+        raise UserError("these are lifetimes of an evolution: name its test, which compares agents")
+    if len(frame) and column in frame:
         frame = frame[frame.state == "COMPLETE"]
         has = frame[column].map(len) > 0 if column == "curve" else frame[column].notna()
         frame = frame[has]
@@ -93,15 +96,32 @@ def arm_looks(
 
 def seeds_of(frame: pd.DataFrame) -> str:
     """`10 seeds`, or `3 to 10 seeds` where arms differ."""
-    n = frame.groupby("arm").seed.nunique()
-    low, high = int(n.min()), int(n.max())
+    return seeds_text(frame.groupby("arm").seed.nunique())
+
+
+def seeds_text(numbers: Collection[int]) -> str:
+    """The least and the greatest of these numbers of seeds."""
+    low, high = min(numbers), max(numbers)
     return plural(high, "seed") if low == high else f"{low} to {high} seeds"
+
+
+def one_seed_of(frame: pd.DataFrame, missing: str) -> str:
+    """A sentence on arms with one seed, which have no interval or band (`missing`); empty where all
+    have more.
+    """
+    seeds = frame.groupby("arm", sort=False).seed.nunique()
+    alone = ", ".join(seeds.index[seeds == 1])
+    return f"One seed, hence no {missing}: {alone}." if alone else ""
 
 
 def few_seeds_of(frame: pd.DataFrame) -> str:
     """A sentence on intervals over few seeds; empty where there are enough."""
-    said = few_seeds(frame.groupby("arm").seed.nunique())
-    return f"{said[0].upper()}{said[1:]}." if said else ""
+    return sentence(few_seeds(frame.groupby("arm").seed.nunique()))
+
+
+def sentence(words: str) -> str:
+    """Words as a sentence of a caption; nothing where there are none."""
+    return f"{words[0].upper()}{words[1:]}." if words else ""
 
 
 def _ends(frame: pd.DataFrame) -> dict[str, tuple[float, float]]:
@@ -136,7 +156,6 @@ def learning_curves(lifetimes: pd.DataFrame, order: Sequence[str] = (), about: s
     """
     frame = finished(lifetimes, "curve")
     figure, axes = new(height=3.6)
-    alone = []
     for arm, look in arm_looks(lifetimes, frame, order).items():
         curves = [smoothed(c) for c in frame[frame.arm == arm].curve]
         steps, values = align(curves)
@@ -146,8 +165,6 @@ def learning_curves(lifetimes: pd.DataFrame, order: Sequence[str] = (), about: s
         axes.plot(steps, centre, color=look.colour, linestyle=look.line, label=arm)
         if len(curves) > 1:
             axes.fill_between(steps, low, high, color=look.colour, alpha=0.18, linewidth=0)
-        else:
-            alone.append(arm)
     steps_axis(axes)
     axes.set_ylabel("return of training episodes")
     figure.legend(loc="outside upper center", ncols=3)
@@ -155,7 +172,7 @@ def learning_curves(lifetimes: pd.DataFrame, order: Sequence[str] = (), about: s
         figure,
         f"Learning curves over {seeds_of(frame)}: interquartile mean and pointwise 95 % bootstrap "
         f"band; each curve averaged over {SMOOTHING} of at most 200 points.",
-        f"One seed, hence no band: {', '.join(alone)}." if alone else "",
+        one_seed_of(frame, "band"),
         few_seeds_of(frame),
         _cut_short(frame),
         about,
@@ -234,6 +251,7 @@ def interquartile_means(
         figure,
         f"Interquartile mean (black) and its 95 % bootstrap interval (bar) over "
         f"{seeds_of(frame)}; each seed is a small mark.",
+        one_seed_of(frame, "interval"),
         few_seeds_of(frame),
         about,
     )

@@ -262,6 +262,37 @@ def show(section: Section | None) -> Any:
     return None
 
 
+def show_table(
+    data: StudyData,
+    column: str,
+    baseline: str | None = None,
+    thresholds: Sequence[float] | None = None,
+    folder: str | Path = ".",
+) -> None:
+    """The table of a paper, for notebooks: shown, written to `results.csv`, `results.md` and
+    `results.tex`, and printed as LaTeX.
+
+    Args:
+        data: of a test, of single runs or of logs.
+        column: what is shown, `training_return` or `final_return`.
+        baseline: an agent; by default the first one.
+        thresholds: as in `comparison.results_table`.
+        folder: of the files.
+
+    Raises:
+        UserError: as `comparison.results_table` and `comparison.write_tables`.
+    """
+    from IPython.display import Markdown, display
+
+    order = agents_of([data], baseline)
+    table = comparison.results_table(data.lifetimes, baseline, column, order, thresholds)
+    text = f"{learning.sentence(learning.RETURNS[column])} {describe(data)}"
+    paths = comparison.write_tables(table, folder, "results", text)
+    _, markdown, latex = (path.read_text(encoding="utf-8") for path in paths)
+    display(Markdown(f"{text}\n\n{markdown}"))
+    print(*paths, "", latex, sep="\n")
+
+
 def _evolved_groups(data: StudyData) -> dict[str, list[ReservoirParams]]:
     """The evolved reservoirs as groups of one, by the names that figures show."""
     evolved = evolved_reservoirs(data)
@@ -270,23 +301,31 @@ def _evolved_groups(data: StudyData) -> dict[str, list[ReservoirParams]]:
 
 
 def memory_figure(data: StudyData, about: str = "", n: int = DRAWN) -> Figure:
-    """Memory of the evolved reservoir, over `n` seeds, beside `n` drawn from the search space."""
-    evolved = behaviour.memory(_evolved_groups(data), seeds=range(n))
-    drawn = behaviour.memory({NOT_EVOLVED: drawn_reservoirs(data, n)})
-    return behaviour.memory_profiles(pd.concat([evolved, drawn]), about)
+    """Memory of the evolved reservoir, over `n` seeds, beside `n` drawn from the search space, each
+    with a seed of its own too.
+    """
+    frames = [behaviour.memory(_evolved_groups(data), seeds=range(n))]
+    for seed, params in enumerate(drawn_reservoirs(data, n)):
+        frames.append(behaviour.memory({NOT_EVOLVED: [params]}, seeds=[seed]))
+    return behaviour.memory_profiles(pd.concat(frames), about)
 
 
 def retention_errors(
     data: StudyData, n: int = 10, tasks: Sequence[str] | None = None, difficulty: str = "small"
 ) -> pd.DataFrame:
     """Errors on CogScale's tasks of the evolved reservoir, over `n` seeds, and of `n` drawn from
-    the search space, for `retention.profile`.
+    the search space, each with a seed of its own too, for `retention.profile`.
     """
-    evolved = retention.retention(_evolved_groups(data), tasks, range(n), difficulty)
-    drawn = retention.retention(
-        {NOT_EVOLVED: drawn_reservoirs(data, n)}, tasks, difficulty=difficulty
-    )
-    return pd.concat([evolved, drawn[drawn.group == NOT_EVOLVED]], ignore_index=True)
+    frames = [retention.retention(_evolved_groups(data), tasks, range(n), difficulty)]
+    for seed, params in enumerate(drawn_reservoirs(data, n)):
+        drawn = retention.retention({NOT_EVOLVED: [params]}, tasks, [seed], difficulty)
+        frames.append(drawn[drawn.group == NOT_EVOLVED])
+    return pd.concat(frames, ignore_index=True)
+
+
+def retention_figure(data: StudyData, n: int = 10, tasks: Sequence[str] | None = None) -> Figure:
+    """The errors of `retention_errors`."""
+    return retention.profile(retention_errors(data, n, tasks), describe(data))
 
 
 def agents_section(
@@ -512,7 +551,8 @@ def generalisation_tests(
     winner that is called the same.
 
     Raises:
-        UserError: two tests are of the same reservoirs, in the same task.
+        UserError: two tests are of the same reservoirs, in the same task, or one has no agent with
+            evolved reservoirs.
     """
     configs = [d.config for d in tests if isinstance(d.config, TestStudy)]
     evolved_steps = {c.evolution.training_steps for c in configs}
@@ -539,7 +579,9 @@ def generalisation_tests(
         if (evolved, tested) in found:
             raise UserError(f"{title} is another test of the same reservoirs in {tested}: omit it")
         arms = list(dict.fromkeys(data.lifetimes.arm)) if len(data.lifetimes) else []
-        arm = next((a for a in arms if a.startswith(("RES_", "CONTEXT_"))), "")
+        arm = next((a for a in arms if a.startswith(("RES_", "CONTEXT_"))), None)
+        if arm is None:
+            raise UserError(f"{title} has no agent with evolved reservoirs: omit it")
         found[evolved, tested] = (data.lifetimes, source.learner, arm)
     return found
 

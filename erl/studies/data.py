@@ -7,6 +7,7 @@ is computed here and handed out as data frames.
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -376,14 +377,15 @@ def _run_name(path: Path, root: str) -> tuple[str, int | None]:
 def importances(data: StudyData, repeats: int = 5) -> pd.DataFrame:
     """How much each searched parameter matters for the fitness, by two of Optuna's evaluators.
 
-    `fANOVA` (Hutter et al., 2014) is the share of the variance that a random forest attributes to
-    the parameter, here over the scale of the search (logarithms where it is one), which Optuna
-    itself does not take; forests with other seeds differ, so there are several. `PED-ANOVA`
-    (Watanabe et al., 2023) says which parameters tell the best tenth from the rest; it draws no
-    random number.
+    `fANOVA` (Hutter et al., 2014) is the share of a random forest's variance that the parameter
+    explains alone, here over the scale of the search (logarithms where it is one), which Optuna
+    itself does not take. What parameters do together is in no share, so the shares of a forest sum
+    to less than 1 where there are interactions. Forests with other seeds differ, so there are
+    several. `PED-ANOVA` (Watanabe et al., 2023) says which parameters tell the best tenth from the
+    rest: values without a unit, each divided by their sum. It draws no random number.
 
     Returns:
-        Columns `parameter`, `method`, `repeat`, `importance` (in [0, 1], one repeat sums to 1).
+        Columns `parameter`, `method`, `repeat`, `importance` (in [0, 1]).
 
     Raises:
         UserError: too few trials with a fitness, fewer than two parameters that all of them have,
@@ -423,7 +425,11 @@ def importances(data: StudyData, repeats: int = 5) -> pd.DataFrame:
         rows = []
         for repeat in range(repeats):
             forest = FanovaImportanceEvaluator(seed=repeat)
-            for name, value in get_param_importances(study, evaluator=forest).items():
+            with warnings.catch_warnings():
+                # Optuna calls `normalize` experimental since its version 3.
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                shares = get_param_importances(study, evaluator=forest, normalize=False)
+            for name, value in shares.items():
                 rows.append((name, "fANOVA", repeat, value))
         ped = PedAnovaImportanceEvaluator()
         for name, value in get_param_importances(study, evaluator=ped).items():

@@ -67,6 +67,14 @@ def test_dominant_frequencies_lie_between_the_lines_of_the_spectrum():
     assert np.isnan(behaviour.dominant_frequencies(np.ones((50, 1)))).all()
 
 
+def test_a_drift_or_one_slow_wave_is_no_dominant_frequency():
+    t = np.arange(300) * 0.05
+    beat = 0.2 * np.sin(2 * np.pi * 1.25 * t)
+    slow = np.stack([2 * t, 3 * np.sin(np.pi * t / t[-1])], 1) + beat[:, None]
+    found = behaviour.dominant_frequencies(slow, 0.05)
+    assert found == pytest.approx(1.25, abs=0.01)
+
+
 def test_the_gait_and_its_phase():
     episode = walk()
     rhythm = behaviour.gait(episode)

@@ -65,6 +65,22 @@ def test_the_probability_of_improvement(lifetimes):
     assert drawn == [colours["RES_PPO"], colours["STACK_PPO"]]
 
 
+def test_what_an_interval_of_improvement_is_worth_is_said_where_there_is_one(lifetimes):
+    without = "One seed, of the agent or of PPO, hence no interval: "
+    no_width = "An interval without width says only"
+    said = caption_of(comparison.improvement(lifetimes))  # RES_PPO wins in every pair
+    assert no_width in said
+    assert without not in said
+    one = lifetimes[(lifetimes.seed == 0) | (lifetimes.arm != "RES_PPO")]
+    said = caption_of(comparison.improvement(one))
+    assert f"{without}RES_PPO." in said
+    assert no_width not in said
+    said = caption_of(comparison.improvement(one[one.arm != "STACK_PPO"]))
+    assert "Holm's method for 1 comparison;" in said
+    one = lifetimes[(lifetimes.seed == 0) | (lifetimes.arm != "PPO")]
+    assert f"{without}RES_PPO, STACK_PPO." in caption_of(comparison.improvement(one))
+
+
 def test_performance_profiles(lifetimes):
     axes = comparison.performance_profiles(lifetimes).axes[0]
     assert [x.get_label() for x in axes.lines] == ["PPO", "RES_PPO", "STACK_PPO"]
@@ -90,6 +106,21 @@ def test_generalisation(lifetimes):
     assert list(drawn[0]) == [1.0, 0.0]
     assert np.ma.filled(drawn, np.nan)[1, 1] == matrix.probability[2]
     assert np.isnan(np.ma.filled(drawn, np.nan)[1, 0])
+    row = matrix.iloc[2]
+    assert (row.seeds, row.baseline_seeds) == (5, 6)
+    assert (row.low, row.high) == improvement_interval(
+        scores(lifetimes, "STACK_PPO"), scores(lifetimes, "PPO")
+    )
+    interval = f"[{row.low:.2f}, {row.high:.2f}]"
+    assert figure.axes[0].texts[2].get_text().splitlines()[:2] == [
+        f"{row.probability:.2f}",
+        interval,
+    ]
+    assert "the interquartile mean of the return of the last training episodes" in caption_of(
+        figure
+    )
+    assert "5 to 6 seeds of each agent." in caption_of(figure)
+    assert "one seed" not in caption_of(figure)
     long = matrix.assign(tested_on=["A-v0 with hidden velocities", "B-v0, 300,000 steps", "B-v0"])
     axes = comparison.generalisation_matrix(long).axes[0]
     names = [t.get_text() for t in axes.get_xticklabels()]
@@ -99,6 +130,19 @@ def test_generalisation(lifetimes):
     tests = {("Ant", "Hopper"): (lifetimes, "PPO", "RES_SAC")}
     with pytest.raises(UserError, match="the test on Hopper has no finished lifetime of RES_SAC"):
         comparison.generalisation(tests)
+
+
+def test_a_matrix_says_what_few_seeds_are_worth(lifetimes):
+    few = lifetimes[lifetimes.seed < 2]
+    one = lifetimes[(lifetimes.seed == 0) | (lifetimes.arm == "PPO")]
+    matrix = comparison.generalisation(
+        {("A", "B"): (few, "PPO", "RES_PPO"), ("A", "C"): (one, "PPO", "RES_PPO")}
+    )
+    figure = comparison.generalisation_matrix(matrix)
+    assert [t.get_text().splitlines()[1] for t in figure.axes[0].texts] == ["[1.00, 1.00]", "-"]
+    said = caption_of(figure)
+    assert "1 to 6 seeds of each agent. No interval where one of them has one seed." in said
+    assert "With 2 seeds the intervals mean nothing" in said
 
 
 def test_tables_say_the_same_in_every_form(lifetimes, tmp_path):

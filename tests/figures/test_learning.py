@@ -41,6 +41,17 @@ def test_one_seed_has_a_curve_and_no_band(lifetimes):
     assert "One seed, hence no band: PPO, RES_PPO, STACK_PPO." in caption_of(figure)
 
 
+def test_captions_say_which_agents_have_no_interval(lifetimes):
+    one = lifetimes[(lifetimes.seed == 0) | (lifetimes.arm == "PPO")]
+    for draw, missing in (
+        (learning.learning_curves, "band"),
+        (comparison.performance_profiles, "band"),
+        (learning.interquartile_means, "interval"),
+    ):
+        assert f"One seed, hence no {missing}: RES_PPO, STACK_PPO." in caption_of(draw(one))
+        assert "One seed" not in caption_of(draw(lifetimes))
+
+
 def test_an_interrupted_run_is_said_to_cut_its_curve(lifetimes):
     lifetimes.at[7, "curve"] = lifetimes.curve[7][:40]
     for draw in (learning.learning_curves, learning.sample_efficiency):
@@ -172,9 +183,12 @@ def test_lines_of_sample_efficiency_end_with_their_budgets(lifetimes):
 )
 def test_without_data_there_is_a_sentence(draw, what, lifetimes):
     said = f"no finished lifetime of this study has {what}"
-    for frame in (pd.DataFrame(), lifetimes[lifetimes.state == "FAIL"], lifetimes[["state"]]):
+    failed = lifetimes[lifetimes.state == "FAIL"]
+    for frame in (pd.DataFrame(), failed, lifetimes[["state", "arm"]]):
         with pytest.raises(UserError, match=said):
             draw(frame)
+    with pytest.raises(UserError, match="these are lifetimes of an evolution: name its test"):
+        draw(lifetimes.drop(columns=["arm", "seed"]))
 
 
 def test_curves_without_common_steps(lifetimes):

@@ -2,6 +2,9 @@
 
 import os
 import re
+import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import jupytext
@@ -55,6 +58,16 @@ def test_notebooks_hold_no_logic(name):
     """Cells import, call and show: whatever decides or repeats belongs where tests reach it."""
     source = (ANALYSIS / f"{name}.py").read_text(encoding="utf-8")
     assert not re.search(r"^\s*(def|class|while|if|try|with|for) ", source, re.M)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_figure_that_data_do_not_allow_ends_no_notebook(name):
+    """Figures and tables are attempted, or come from `report.show`, which notes what is missing."""
+    source = (ANALYSIS / f"{name}.py").read_text(encoding="utf-8")
+    bare = re.findall(
+        r"^(?:evolution|learning|comparison|behaviour|retention|report)\..*", source, re.M
+    )
+    assert [line for line in bare if not line.startswith("report.show(")] == []
 
 
 def test_addresses_hold_where_jupyter_runs_a_notebook():
@@ -122,9 +135,34 @@ def test_the_evolution_runs_on_a_journal_of_er_mrls(execute):
 def test_the_results_run_on_a_test_and_on_logs(source, figures, runs, execute, tmp_path):
     address = getattr(runs, source)
     cell = f"STUDIES, BASELINE, THRESHOLDS, TABLES = [{address!r}], None, None, 'tables'"
-    _, drawn = execute("results", cell)
+    notebook, drawn = execute("results", cell)
     assert drawn == figures  # logs know training returns only
-    assert (tmp_path / "tables" / "results.tex").exists()
+    measure = "Return of the " + {"test": "final policy", "logs": "last training"}[source]
+    assert f"caption{{{measure}" in (tmp_path / "tables" / "results.tex").read_text()
+    shown = str(notebook.cells)
+    assert f"{measure}" in shown
+    assert "With 3 seeds the intervals are rough" in shown  # below the table
+
+
+@pytest.mark.slow
+def test_the_results_run_on_a_baseline_that_failed(runs, execute, tmp_path):
+    storage, _, name = runs.test.rpartition("#")
+    copied = tmp_path / "failed.db"
+    shutil.copy(storage.removeprefix("sqlite:///"), copied)
+    with closing(sqlite3.connect(copied)) as database, database:
+        database.execute(
+            "UPDATE trials SET state = 'FAIL' WHERE trial_id IN (SELECT trial_id FROM trial_params "
+            "WHERE param_name = 'arm' AND param_value = 0)"
+        )
+    cell = (
+        f"STUDIES = ['sqlite:///{copied}#{name}']\n"
+        "BASELINE, THRESHOLDS, TABLES = 'PPO', None, 'tables'"
+    )
+    notebook, drawn = execute("results", cell)
+    said = "not shown: no finished lifetime of PPO, with which others are compared"
+    assert str(notebook.cells).count(said) == 3  # the figure, and two tables
+    assert drawn == 5
+    assert not (tmp_path / "tables").exists()
 
 
 @pytest.mark.slow

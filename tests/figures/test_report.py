@@ -22,8 +22,9 @@ from erl.figures.report import FigureConfig, describe, report
 from erl.figures.style import caption_of
 from erl.studies.artefacts import folder_of, listed, of_trial
 from erl.studies.configuration import EvolutionStudy, FinalsStudy, SingleStudy, TestStudy
-from erl.studies.data import StudyData, read_study
+from erl.studies.data import StudyData, drawn_reservoirs, read_study
 from erl.studies.study import Study
+from erl.worlds.reservoirs import memory_profile
 
 
 @pytest.mark.slow
@@ -211,6 +212,12 @@ def test_tests_that_differ_have_cells_of_their_own(lifetimes):
         reports.generalisation_tests([tests[0], continued])
 
 
+def test_a_test_without_evolved_reservoirs_has_no_cell(lifetimes):
+    alone = a_test("alone", lifetimes[lifetimes.arm == "PPO"], env_id="Hopper-v4")
+    with pytest.raises(UserError, match=r"^alone has no agent with evolved reservoirs: omit it$"):
+        reports.generalisation_tests([a_test("a", lifetimes), alone])
+
+
 def test_titles_of_studies_are_unique(lifetimes):
     a, b, c = (a_test(name, lifetimes) for name in ("x", "x", "y"))
     b = replace(b, address="b.db")
@@ -382,8 +389,12 @@ def test_memory_and_retention_of_what_evolved(runs):
     data = read_study(runs.evolution)
     frame = reports.retention_errors(data, 2, ["simple_copy"])
     assert sorted(frame.group) == ["constant answer", "evolved", "evolved"] + ["not evolved"] * 2
+    for group in ("evolved", "not evolved"):
+        assert list(frame[frame.group == group].seed) == [0, 1]
     figure = reports.memory_figure(data, n=2)
     assert len(figure.axes[1].lines[0].get_xdata()) == 2
+    drawn = [memory_profile(p, seed, 40).sum() for seed, p in enumerate(drawn_reservoirs(data, 2))]
+    assert figure.axes[1].lines[1].get_ydata() == pytest.approx(drawn)
     tested = reports.memory_figure(read_study(runs.test), n=2)
     ours, theirs = (f.axes[1].lines[0].get_ydata() for f in (figure, tested))
     assert np.array_equal(ours, theirs)  # the same evolved reservoir

@@ -163,10 +163,26 @@ def test_importances_find_what_matters():
     frame = importances(read_study(journal(40)), repeats=3)
     assert set(frame.method) == {"fANOVA", "PED-ANOVA"}
     means = frame.groupby(["method", "parameter"]).importance.mean()
-    for method in ("fANOVA", "PED-ANOVA"):
-        assert means[method]["sr"] > 0.6
-        assert means[method].sum() == pytest.approx(1.0)
+    assert all(means[method]["sr"] > 0.6 for method in ("fANOVA", "PED-ANOVA"))
+    assert means["PED-ANOVA"].sum() == pytest.approx(1.0)
     assert frame[frame.method == "fANOVA"]["repeat"].nunique() == 3
+
+
+def test_what_parameters_do_together_is_in_no_share(recwarn):
+    study = optuna.create_study(
+        study_name="both", storage="sqlite:///both.db", direction="maximize"
+    )
+    rng = np.random.default_rng(0)
+    unit = {name: optuna.distributions.FloatDistribution(0.0, 1.0) for name in "ab"}
+    for a, b in rng.random((60, 2)):
+        fitness = (a - 0.5) * (b - 0.5)  # neither does anything alone
+        study.add_trial(
+            optuna.create_trial(params={"a": a, "b": b}, distributions=unit, value=fitness)
+        )
+    frame = importances(read_study("sqlite:///both.db#both"), repeats=2)
+    shares = frame[frame.method == "fANOVA"].groupby("repeat").importance.sum()
+    assert all(shares < 0.6)
+    assert not [w for w in recwarn if "normalize" in str(w.message)]
 
 
 @pytest.mark.parametrize(
