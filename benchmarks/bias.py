@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rows import add_row, names, read_rows, rows_so_far
+from rows import add_row, check_settings, names, read_rows, rows_so_far
 
 from erl.cli import exit_after
 from erl.errors import UserError
@@ -42,8 +42,10 @@ def run(arguments: argparse.Namespace) -> None:
     """Evolve and test what is not in the file yet."""
     env_ids = names(arguments.env_ids, ENVIRONMENTS, "environment")
     out, folder = Path(arguments.out), Path(arguments.folder).resolve()
+    there = rows_so_far(out)
+    check_settings(out, there, asked(arguments), {"nb_trials": 30, "tests": 20})
     folder.mkdir(parents=True, exist_ok=True)
-    done = {(r["env_id"], r["bias"], r["seed"]) for r in rows_so_far(out)}
+    done = {(r["env_id"], r["bias"], r["seed"]) for r in there}
     for seed in range(arguments.first, arguments.first + arguments.roots):
         for env_id in env_ids:
             for bias in BIASES:
@@ -51,6 +53,16 @@ def run(arguments: argparse.Namespace) -> None:
                     continue
                 row = outcome(arguments, folder, env_id, bias, seed)
                 add_row(out, row)
+
+
+def asked(arguments: argparse.Namespace) -> dict[str, int]:
+    """What all rows of a file share."""
+    return {
+        "steps": arguments.steps,
+        "nb_seeds": arguments.nb_seeds,
+        "nb_trials": arguments.trials,
+        "tests": arguments.tests,
+    }
 
 
 def outcome(
@@ -81,8 +93,7 @@ def outcome(
         "env_id": env_id,
         "bias": bias,
         "seed": seed,
-        "steps": arguments.steps,
-        "nb_seeds": arguments.nb_seeds,
+        **asked(arguments),
         "fitness": best.value,
         "params": best.params,
         "trials": [t.value for t in trials],

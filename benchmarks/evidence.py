@@ -29,13 +29,16 @@ import argparse
 import fcntl
 import json
 import platform
+import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -95,9 +98,14 @@ OF_MEMORY = {
 }
 THEIRS = {"GRU, published": "gru", "best of 13, published": "best_of_13"}
 
+# Exit codes of a command that somebody stopped: after Ctrl-C or SIGTERM, the first or the second.
+STOPS = (signal.SIGINT, signal.SIGTERM)
+INTERRUPTED = {130, *(128 + s for s in STOPS), *(-s for s in STOPS)}
+
 # Environment steps a second of published codes on one core. ER-MRL's: HalfCheetah-v4, cohort.md.
-# ERL-Re2's: updates, of which it does one a step, on another core, erl_re2.md.
-PUBLISHED = {"PPO": 1220, "ERL-Re2": 18}
+# ERL-Re2's: updates, of which it does one a step, on another core, erl_re2.md. Nobody measured
+# RecurrentPPO, which is slower than PPO: its steps count at PPO's speed.
+PUBLISHED = {"PPO": 1220, "RecurrentPPO": 1220, "ERL-Re2": 18}
 # Other results whose steps are stored: name of the page and of the rows, the arm (None for all),
 # and whose published code takes such steps.
 OTHERS = (
@@ -135,11 +143,6 @@ class Experiment:
     small_steps: int = 4_096
 
     @property
-    def learner(self) -> str:
-        """Whom its reservoirs are evolved for."""
-        return str(flag(self.evolve, "learner", "PPO"))
-
-    @property
     def root(self) -> int:
         """The root seed of the evolution, from which the test seeds are drawn."""
         return int(flag(self.evolve, "seed", 0))
@@ -149,15 +152,25 @@ class Experiment:
         """The environment, or the set of environments, of the evolution."""
         return str(flag(self.evolve, "env_type", None) or flag(self.evolve, "env_id", ""))
 
-    def steps(self) -> int:
-        """Environment steps at full size, with finals where they are held, as planned."""
-        total = sum(evolution_steps(command) for command in (self.evolve, *self.controls))
+    def steps(self) -> dict[str, int]:
+        """Environment steps of each learner at full size, with finals where they are held, as
+        planned.
+        """
+        total: Counter[str] = Counter()
+        evolved_for = {}
+        for command in (self.evolve, *self.controls):
+            learner = str(flag(command, "learner", "PPO"))
+            evolved_for[flag(command, "h_test", "")] = learner
+            total[learner] += evolution_steps(command)
         for test in self.tests:
-            # Without --arms: with and without reservoirs, or with settings evolved and drawn.
-            arms = len(str(flag(test, "arms", "")).split(",")) if "--arms" in test else 2
-            arms += "--controls" in test
-            total += arms * int(flag(test, "nb_seeds", 5)) * int(flag(test, "training_steps", 0))
-        return total
+            if "--arms" in test:
+                learners = [learner_of(arm) for arm in str(flag(test, "arms", "")).split(",")]
+            else:  # with and without reservoirs, or with settings evolved and drawn
+                learners = [evolved_for[flag(test, "h_test", "")]] * (2 + ("--controls" in test))
+            steps = int(flag(test, "nb_seeds", 5)) * int(flag(test, "training_steps", 0))
+            for learner in learners:
+                total[learner] += steps
+        return dict(total)
 
     def commands(self, small: bool) -> list[str]:
         """What is run, in this order."""
@@ -177,6 +190,11 @@ def flag(command: str, name: str, default: Any) -> Any:
     """The value of a flag in a command."""
     words = shlex.split(command)
     return words[words.index(f"--{name}") + 1] if f"--{name}" in words else default
+
+
+def learner_of(arm: str) -> str:
+    """The learner of an arm such as RANDOM_RES_PPO_0.0003."""
+    return re.sub(r"^((RANDOM|NOREC|RES|STACK|EVOLVED)_)+|_[0-9.]+$", "", arm)
 
 
 def evolution_steps(command: str) -> int:
@@ -262,6 +280,9 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.folder)
     failures = []
     rows = folder if args.small else ROWS
+    if not args.small:
+        for each in chosen(args):
+            check_commands(each, folder / each.name)
     missing = [each for each in chosen(args) if not has_rows(each, rows, args.small)]
     if any("popgym" in each.evolve for each in missing) and find_spec("popgym") is None:
         print('the memory tasks need another package: pip install -e ".[popgym]"', file=sys.stderr)
@@ -297,19 +318,35 @@ def claimed(place: Path) -> Iterator[int | None]:
 
 def has_rows(each: Experiment, rows: Path, small: bool) -> bool:
     """Whether an experiment has its rows. A small run of other commands, or of another commit, has
-    not; at full size a warning is printed.
+    not.
     """
     file = rows / f"{each.name}.json"
-    if not file.exists():
-        return False
-    story = json.loads(file.read_text())
-    same = story["commands"] == each.commands(small)
-    if small:
-        now = commit() or "-dirty"
-        return same and story["started_at"] == now and not now.endswith("-dirty")
-    if not same:
-        print(f"{each.name}: its rows are of other commands; without {file} it is run again")
-    return True
+    if not small or not file.exists():
+        return file.exists()
+    story, now = json.loads(file.read_text()), commit() or "-dirty"
+    same = story["commands"] == each.commands(small) and story["started_at"] == now
+    return same and not now.endswith("-dirty")
+
+
+def check_commands(each: Experiment, place: Path) -> None:
+    """Say so where an experiment at full size has rows of other commands than those listed.
+
+    Raises:
+        UserError: it has no rows yet, and was begun with other commands: its database would mix
+            both.
+    """
+    file, begun, listed_now = ROWS / f"{each.name}.json", place / "begun.json", each.commands(False)
+    if file.exists():
+        if json.loads(file.read_text())["commands"] != listed_now:
+            print(
+                f"{each.name}: its rows are of other commands; "
+                f"without {file} and {place} it is run again"
+            )
+    elif begun.exists() and json.loads(begun.read_text())["commands"] != listed_now:
+        raise UserError(
+            f"{each.name} was begun with other commands than those listed now: "
+            f"remove {place} to run it anew"
+        )
 
 
 def run_one(each: Experiment, place: Path, args: argparse.Namespace, lock: int) -> str | None:
@@ -329,12 +366,13 @@ def run_one(each: Experiment, place: Path, args: argparse.Namespace, lock: int) 
         flags += ["--storage", storage, "--workers", str(args.workers)]
         words = [sys.executable, str(HERE.parent / script), *flags]
         code = timed(subprocess.Popen(words, cwd=place, pass_fds=(lock,)), place / "seconds")
-        if code == 130 or code < 0:
+        if code in INTERRUPTED:
             print(f"{each.name}: interrupted; the same command goes on", file=sys.stderr)
             raise SystemExit(130)
         if code:
-            failure = f"{script} ended with exit code {code}"
-        if code > 1:  # nothing to go on with; 1 says that a lifetime failed
+            how = f"with exit code {code}" if code > 0 else f"by signal {-code}"
+            failure = f"{script} ended {how}"
+        if code not in (0, 1):  # nothing to go on with; 1 says that a lifetime failed
             return failure
     try:
         collect(each, storage, args.folder if args.small else ROWS, place, args)
@@ -638,7 +676,7 @@ def cost(args: argparse.Namespace) -> None:
             cost_row(f"{part}, {len(ended)} of {len(of_part)} experiments", *map(taken, ended))
         if left := [e for e in of_part if e not in ended]:
             title = f"{part}, {len(left)} experiments, not run yet: estimates"
-            cost_row(title, *(Cost(e.steps(), e.minutes * 60, None, e.learner) for e in left))
+            cost_row(title, *(Cost(e.steps(), e.minutes * 60, None) for e in left))
     if args.parts or args.names:
         return
     for name, arm, learner in OTHERS:
@@ -648,34 +686,41 @@ def cost(args: argparse.Namespace) -> None:
             f"{name}.jsonl, {len(frame)} runs" if arm is None else f"of these {len(frame)} of {arm}"
         )
         seconds = frame.seconds.sum() if "seconds" in frame else None
-        cost_row(title, Cost(frame.steps.sum(), seconds, None, learner))
+        cost_row(title, Cost({learner: frame.steps.sum()}, seconds, None))
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What something took: environment steps, seconds of cores and of the clock; None where nobody
-    measured it; and whose steps they were.
+    """What something took: environment steps of each learner, seconds of cores and of the clock;
+    None where nobody measured it.
     """
 
-    steps: float
+    steps: Mapping[str, float]
     seconds: float | None
     wall: float | None
-    learner: str
 
     @property
     def published(self) -> float | None:
         """Seconds of one core in which the published code would take these steps."""
-        speed = PUBLISHED.get(self.learner)
-        return None if speed is None else self.steps / speed
+        if not self.steps.keys() <= PUBLISHED.keys():
+            return None
+        return sum(steps / PUBLISHED[learner] for learner, steps in self.steps.items())
 
 
 def taken(each: Experiment) -> Cost:
     """What an experiment took, of its rows."""
-    frames = read_tables(each, ROWS)
+    tests, *evolved = frames = read_tables(each, ROWS)
     story = json.loads((ROWS / f"{each.name}.json").read_text())
+    steps: Counter[str] = Counter()
+    for arm, n in tests.groupby("arm").steps.sum().items():
+        steps[learner_of(str(arm))] += n
+    for frame in evolved:
+        for name, evolution in story["evolutions"].items():
+            # Finals have the name of their evolution, and more.
+            of_it = frame.study.astype(str).str.startswith(name)
+            steps[evolution["config"]["learner"]] += frame[of_it].steps.sum()
     seconds = sum(frame.seconds.sum() for frame in frames)
-    wall = wall_of(story, frames)
-    return Cost(sum(frame.steps.sum() for frame in frames), seconds, wall, each.learner)
+    return Cost(steps, seconds, wall_of(story, frames))
 
 
 def wall_of(story: dict[str, Any], frames: Iterable[pd.DataFrame]) -> float:
@@ -693,7 +738,7 @@ def cost_row(title: str, *costs: Cost) -> None:
         return f"{sum(known) / 3600:,.1f}" if len(known) == len(values) else "-"
 
     columns = [[c.seconds for c in costs], [c.wall for c in costs], [c.published for c in costs]]
-    steps = sum(c.steps for c in costs) / 1e6
+    steps = sum(sum(c.steps.values()) for c in costs) / 1e6
     print(f"| {title} | {steps:,.1f} | {' | '.join(map(hours, columns))} |")
 
 

@@ -120,14 +120,19 @@ def compared(
     column: str = PRIMARY,
 ) -> pd.DataFrame:
     """Each member against the baseline within each group: one family, corrected by Holm's method.
-    Tests that are planned and have no scores yet count with p = 1, so that a p-value does not grow
-    when they come.
+    Tests that are planned and have not all of their scores yet count with p = 1, so that a p-value
+    does not grow when they come.
+
+    Args:
+        rows: of each experiment that has them.
+        roots: the root seed of each experiment that is planned.
 
     Returns:
         Columns `group`, `env_id`, `member`, `seeds`, `iqm`, `low`, `high` (95 % bootstrap), and in
         rows of other members than the baseline `pairs`, `difference` (of paired scores, or NaN)
         with `difference_low`, `difference_high` and `by_root`, `probability` of improvement, `p`
-        and `p_holm`. Empty without scores.
+        and `p_holm`, which are NaN while an experiment of the test has no rows. Empty without
+        scores.
     """
     cells: dict[tuple[str, str], dict[str, pd.Series]] = {}
     for group in comparison.groups:
@@ -152,6 +157,9 @@ def compared(
             }
             if label != comparison.baseline and comparison.baseline in of:
                 line |= against(scores, of[comparison.baseline], comparison.paired)
+                groups = comparison.groups if comparison.averaged else (group,)
+                if lacking(comparison, label, groups, rows, roots):
+                    line["p"] = np.nan
             lines.append(line)
     table = pd.DataFrame(lines)
     if "p" in table:
@@ -159,6 +167,19 @@ def compared(
         missing = np.ones(max(0, comparison.tests - len(p)))
         table.loc[p.index, "p_holm"] = holm(np.concatenate([p, missing]))[: len(p)]
     return table
+
+
+def lacking(
+    comparison: Comparison,
+    label: str,
+    groups: Sequence[str],
+    rows: Mapping[str, pd.DataFrame],
+    planned: Mapping[str, int],
+) -> list[str]:
+    """The experiments of a member and of the baseline in these groups that have no rows yet."""
+    members = [m for m in comparison.members if m.label in (label, comparison.baseline)]
+    names = [n for group in groups for m in members for n in matching(m, group, [*planned])]
+    return [name for name in names if name not in rows]
 
 
 def averaged(

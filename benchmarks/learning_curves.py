@@ -249,17 +249,21 @@ def run(args: argparse.Namespace) -> None:
 
 def collect(args: argparse.Namespace) -> None:
     compared = COMPARISONS[args.of]
-    out, rows = args.out or compared.out, []
+    out, rows, others = args.out or compared.out, [], 0
     for storage in args.storages:
         for name in sorted(study_names(open_storage(storage))):
             study = Study(storage, name)
             for trial in study.trials("COMPLETE"):
                 record = study.lifetimes(trial)[0]
-                (arm,) = (
+                arms = [
                     a
                     for a, each in compared.arms.items()
                     if record.spec.learner.name == each.learner and f"_{each.h_test}_" in name
-                )
+                ]
+                if not arms:
+                    others += 1
+                    continue
+                (arm,) = arms
                 inner = record.inner or {}
                 final = {
                     compared.arms[arm].policies[0]: record.final_returns,
@@ -287,7 +291,8 @@ def collect(args: argparse.Namespace) -> None:
     kept = {(r["env_id"], r["arm"], r["budget"], r["seed"]): r for r in rows_so_far(out)}
     kept |= {(r["env_id"], r["arm"], r["budget"], r["seed"]): r for r in rows}
     write_rows(out, (kept[key] for key in sorted(kept)))
-    print(f"{len(rows)} lifetimes read, {len(kept)} in {out}")
+    left_out = f", {others} of no arm of {args.of} left out" * (others > 0)
+    print(f"{len(rows)} lifetimes read{left_out}, {len(kept)} in {out}")
 
 
 def axes(inner: dict[str, Any]) -> dict[str, Any] | None:

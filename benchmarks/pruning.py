@@ -1,8 +1,8 @@
 """What does pruning save, and what does it cost? Evolutions with each pruner from the same root
 seeds, and tests of their best trials.
 
-    python benchmarks/pruning.py run --pruners none,median,hyperband --seeds 5 --folder pruning
-    --out pruning.jsonl python benchmarks/pruning.py show pruning.jsonl
+    python benchmarks/pruning.py run --seeds 5 --folder pruning --out pruning.jsonl
+    python benchmarks/pruning.py show pruning.jsonl
     python benchmarks/pruning.py collect --folder pruning --out pruning_trials.jsonl
     python benchmarks/pruning.py replay pruning_trials.jsonl
 
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
-from rows import add_row, names, read_rows, rows_so_far, write_rows
+from rows import add_row, check_settings, names, read_rows, rows_so_far, write_rows
 from scipy import stats
 
 from erl.cli import Display, exit_after
@@ -34,6 +34,7 @@ from erl.experiments.flags import study_name
 from erl.lifetimes.living import Cohort, live
 from erl.search.choices import PRUNERS
 from erl.search.pruning import TrialPruner
+from erl.statistics import bootstrap_interval, interval_text
 from erl.studies.configuration import EvolutionStudy, TestStudy
 from erl.studies.records import records
 from erl.studies.storage import open_storage, study_names
@@ -44,8 +45,11 @@ def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     pruners = names(arguments.pruners, PRUNERS, "pruner")
     out, folder = Path(arguments.out), Path(arguments.folder).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
     done = rows_so_far(out)
+    asked = {"training_steps": arguments.steps, "sampler": arguments.sampler}
+    asked |= {"nb_trials": arguments.trials, "tests": arguments.tests}
+    check_settings(out, done, asked, {"nb_trials": 30, "tests": 10})
+    folder.mkdir(parents=True, exist_ok=True)
     for seed in range(arguments.first, arguments.first + arguments.seeds):
         for pruner in pruners:
             if any(
@@ -68,7 +72,9 @@ def run(arguments: argparse.Namespace) -> None:
                 runs=str(folder / "runs"),
                 storage=f"sqlite:///{folder}/{pruner}_{seed}.db",
             )
-            assert evolve(config, Display()) == 0
+            code = evolve(config, Display())
+            if code:
+                raise SystemExit(code)
             row = outcome(config, arguments.tests)
             add_row(out, row)
             print(
@@ -99,6 +105,8 @@ def outcome(config: EvolutionConfig, tests: int) -> dict[str, Any]:
         "nb_seeds": config.nb_seeds,
         "sampler": config.sampler,
         "training_steps": config.training_steps,
+        "nb_trials": config.nb_trials,
+        "tests": tests,
         "steps": int(steps.sum()),
         "best": best.number,
         "fitness": best.value,
@@ -229,11 +237,8 @@ def pruned_points(pruner: str, evolution: dict[str, Any]) -> list[int | None]:
 
 def interval(values: np.ndarray) -> str:
     """Mean and its 95 % bootstrap interval."""
-    rng = np.random.default_rng(0)
-    draws = rng.choice(values, (10_000, len(values))).mean(axis=1)
-    return (
-        f"{values.mean():8.3f} [{np.quantile(draws, 0.025):.3f}, {np.quantile(draws, 0.975):.3f}]"
-    )
+    ends = bootstrap_interval(values, np.mean, n_resamples=10_000)
+    return f"{values.mean():8.3f} {interval_text(ends, '{:.3f}')}"
 
 
 def steps_to(row: dict[str, Any], target: float) -> float:

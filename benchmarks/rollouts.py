@@ -20,6 +20,7 @@ from rows import environment
 
 from erl.cli import exit_after
 from erl.learners.core.episodes import Stage
+from erl.statistics import bootstrap_interval
 from erl.worlds.ledger import Ledger
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
@@ -68,8 +69,7 @@ def one_by_one(
 
 def interval(log_ratios: np.ndarray) -> tuple[float, float, float]:
     """Geometric mean, and the ends of its 95 % bootstrap interval."""
-    drawn = np.random.default_rng(0).choice(log_ratios, (10_000, len(log_ratios))).mean(axis=1)
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    low, high = bootstrap_interval(log_ratios, np.mean, n_resamples=10_000)
     return float(np.exp(log_ratios.mean())), float(np.exp(low)), float(np.exp(high))
 
 

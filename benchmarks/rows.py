@@ -64,6 +64,30 @@ def rows_so_far(file: str | Path) -> list[dict[str, Any]]:
     return read_rows(file) if Path(file).exists() else []
 
 
+def check_settings(
+    file: str | Path,
+    rows: Iterable[Mapping[str, Any]],
+    asked: Mapping[str, Any],
+    published: Mapping[str, Any],
+) -> None:
+    """See that the rows of a file were made with the settings that are asked for.
+
+    Args:
+        published: settings of earlier rows, which do not name them. What is missing here too may
+            be anything.
+
+    Raises:
+        UserError: a row was made with other settings.
+    """
+    for row in rows:
+        for name, value in asked.items():
+            had = row.get(name, published.get(name, value))
+            if had != value:
+                raise UserError(
+                    f"{file} has rows with {name} {had}, and not {value}: name another file"
+                )
+
+
 def add_row(file: str | Path, row: Mapping[str, Any]) -> None:
     """Write a row at the end of a file, which is made if it is not there. Other processes may do
     so too.

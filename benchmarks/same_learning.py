@@ -23,11 +23,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rows import add_row, environment, read_rows, rows_so_far
+from rows import add_row, check_settings, environment, read_rows, rows_so_far
 from scipy import stats
 
 from erl.cli import exit_after
+from erl.errors import UserError
 from erl.lifetimes.living import Cohort, live
+from erl.statistics import mann_whitney
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
 
@@ -47,12 +49,23 @@ SETTINGS: dict[str, dict[str, dict]] = {
 
 def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
+    if arguments.settings != "default" and arguments.learner not in SETTINGS[arguments.settings]:
+        raise UserError(f"--settings {arguments.settings} has none for {arguments.learner}")
     out = Path(arguments.out)
     done = rows_so_far(out)
+    asked = {name: getattr(arguments, name) for name in ("engine", "learner", "settings", "steps")}
+    check_settings(out, done, asked, {})
     first = 0 if arguments.engine == "sb3" else 1000
-    for env_id in [environment(name) for name in arguments.env_ids.split(",")]:
-        have = {d["seed"] for d in done if d["env_id"] == env_id}
-        seeds = [s for s in range(first, first + arguments.seeds) if s not in have]
+    have = {(d["env_id"], d["seed"]) for d in done}
+    missing = {
+        env_id: [s for s in range(first, first + arguments.seeds) if (env_id, s) not in have]
+        for env_id in map(environment, arguments.env_ids.split(","))
+    }
+    if not any(missing.values()):
+        print(f"{out} has all of these rows")
+    elif any("learner" not in d for d in done):
+        raise UserError(f"{out} has rows that do not name their learner: name another file")
+    for env_id, seeds in missing.items():
         specs = [
             LifetimeSpec(
                 Task(env_id),
@@ -70,10 +83,11 @@ def run(arguments: argparse.Namespace) -> None:
         for k in range(0, len(specs), max(1, size)):
             records = live(Cohort(tuple(specs[k : k + size]), evaluate=True))
             for seed, record in zip(seeds[k : k + size], records):
-                assert record.fitness is not None, record.error
+                if record.fitness is None:
+                    raise SystemExit(f"{env_id}, seed {seed}: {record.error}")
                 row = {
                     "env_id": env_id,
-                    "engine": arguments.engine,
+                    **asked,
                     "seed": seed,
                     "last 10 episodes": record.fitness,
                     "whole training": float(np.mean([r for _, r in record.curve])),
@@ -113,7 +127,7 @@ def compare(arguments: argparse.Namespace) -> None:
             print(
                 f"{env_id:14s} {measure:17s} {means}  "
                 f"difference {second.mean() - first.mean():8.1f} [{low:.1f}, {high:.1f}]  "
-                f"p {stats.mannwhitneyu(first, second).pvalue:.2f} "
+                f"p {mann_whitney(first, second):.2f} "
                 f"{stats.ks_2samp(first, second).pvalue:.2f}"
             )
 

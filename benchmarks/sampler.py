@@ -187,7 +187,7 @@ def run(path: Path, names: list[str], seeds: range, tpe_seeds: int, minutes: flo
     plan = [
         (name, function, seed, workers)
         for group in ([n for n in names if n != "tpe"], [n for n in names if n == "tpe"])
-        for seed in (range(tpe_seeds) if group == ["tpe"] else seeds)
+        for seed in (range(seeds.start, tpe_seeds) if group == ["tpe"] else seeds)
         for workers in WORKERS
         for function in FUNCTIONS
         for name in group
@@ -205,7 +205,7 @@ def run(path: Path, names: list[str], seeds: range, tpe_seeds: int, minutes: flo
 
 
 def interval(
-    differences: list[np.ndarray], statistic: Callable = np.mean
+    differences: list[np.ndarray], statistic: Callable = np.mean, draws: int = 2000
 ) -> tuple[float, float, float]:
     """Mean over functions of a statistic over seeds, and its 95 % bootstrap interval, seeds drawn
     within functions.
@@ -217,7 +217,7 @@ def interval(
             np.mean([statistic(d[rng.integers(len(d), size=len(d))]) for d in differences])
         )
 
-    low, high = np.quantile([drawn() for _ in range(2000)], [0.025, 0.975])
+    low, high = np.quantile([drawn() for _ in range(draws)], [0.025, 0.975])
     return float(np.mean([statistic(d) for d in differences])), low, high
 
 

@@ -20,19 +20,18 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rows import add_row, names, read_rows, rows_so_far
+from rows import add_row, check_settings, names, read_rows, rows_so_far
 
 from erl.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parent))
-from sampler import FUNCTIONS, Function
+from sampler import FUNCTIONS, Function, interval
 
 from erl.cli import Display, exit_after
 from erl.experiments.evolution import EvolutionConfig, evolve, lifetimes
@@ -208,12 +207,12 @@ def show_simulation(rows: list[dict[str, Any]]) -> None:
             cells = []
             for rule in list(RULES)[1:]:
                 by = _by_function(rows, trials, noise, rule, "best")
-                cells.append("{:+.4f} [{:+.4f}, {:+.4f}]".format(*_interval(by)))
+                cells.append("{:+.4f} [{:+.4f}, {:+.4f}]".format(*interval(by, draws=5000)))
             print(f"| {noise} | " + " | ".join(cells) + " |")
         print("\nrace - finals, paired by function and seed")
         for noise in NOISES:
             by = _by_function(rows, trials, noise, "race", "finals")
-            print("  noise {}: {:+.4f} [{:+.4f}, {:+.4f}]".format(noise, *_interval(by)))
+            print("  noise {}: {:+.4f} [{:+.4f}, {:+.4f}]".format(noise, *interval(by, draws=5000)))
         print("\nclaim above the truth: fitness of the best, winner lived again, winner expected")
         for noise in NOISES:
             part = [r for r in rows if (r["trials"], r["noise"]) == (trials, noise)]
@@ -234,7 +233,8 @@ def show_simulation(rows: list[dict[str, Any]]) -> None:
         of_seed = pairs.setdefault(r["function"], {}).setdefault(r["seed"], [])
         of_seed.append(r["values"]["race"] - r["values"]["finals"])
     by = [np.array([np.mean(d) for d in of.values()]) for of in pairs.values()]
-    print("\nrace - finals over all rows: {:+.4f} [{:+.4f}, {:+.4f}]".format(*_interval(by)))
+    ends = interval(by, draws=5000)
+    print("\nrace - finals over all rows: {:+.4f} [{:+.4f}, {:+.4f}]".format(*ends))
 
 
 def _by_function(
@@ -247,16 +247,6 @@ def _by_function(
         for name in FUNCTIONS
         if any(r["function"] == name for r in part)
     ]
-
-
-def _interval(groups: Sequence[np.ndarray]) -> tuple[float, float, float]:
-    """Mean over groups of their means, and its 95 % bootstrap interval, drawn within groups."""
-    rng = np.random.default_rng(0)
-    drawn = [
-        np.mean([g[rng.integers(len(g), size=len(g))].mean() for g in groups]) for _ in range(5000)
-    ]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(np.mean([g.mean() for g in groups])), float(low), float(high)
 
 
 # -- for real --
@@ -282,6 +272,12 @@ def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     tasks = names(arguments.tasks, TASKS, "task")
     out, folder = Path(arguments.out), Path(arguments.folder).resolve()
+    there = rows_so_far(out)
+    for env_id in tasks:
+        asked = {"steps": arguments.steps or TASKS[env_id][0]}
+        asked |= {"trials": arguments.trials, "tests": arguments.tests}
+        of_task = [r for r in there if r["env_id"] == env_id]
+        check_settings(out, of_task, asked, {"tests": 20})
     folder.mkdir(parents=True, exist_ok=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     for seed in range(arguments.first, arguments.first + arguments.seeds):
@@ -340,6 +336,7 @@ def outcome(config: EvolutionConfig, tests: int) -> dict[str, Any]:
         "seed": config.seed,
         "steps": config.training_steps,
         "trials": config.nb_trials,
+        "tests": tests,
         "best": to_json(candidates["best"]),
         "winner": to_json(choice.winner),
         "finalists": to_json(choice.finalists),
@@ -415,7 +412,9 @@ def table(arguments: argparse.Namespace) -> None:
         for title, values in lines.items():
             known = values[~np.isnan(values)]
             text = (
-                "-" if not len(known) else "{:10.3f} [{:.3f}, {:.3f}]".format(*_interval([known]))
+                "-"
+                if not len(known)
+                else "{:10.3f} [{:.3f}, {:.3f}]".format(*interval([known], draws=5000))
             )
             print(f"  {title:36s} {text}")
         better, worse = int(np.sum(winner > best)), int(np.sum(winner < best))

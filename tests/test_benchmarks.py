@@ -52,6 +52,7 @@ kept = load("rows")
 tables = load("evidence_tables")
 sizes, traces, bias, evidence = map(load, ("sizes", "traces", "bias", "evidence"))
 curves, winner, aes_rl = map(load, ("learning_curves", "winner", "aes_rl"))
+pruning, sampler, same_learning = map(load, ("pruning", "sampler", "same_learning"))
 
 
 # -- AES-RL and its kin --
@@ -254,11 +255,16 @@ def test_the_experiments_are_commands_of_the_scripts(small, monkeypatch):
 def test_the_planned_steps_of_an_experiment():
     of = {e.name: e for e in evidence.experiments()}
     # 100 trials x 3 seeds, then 6 agents x 10 seeds.
-    assert of["swimmer_0"].steps() == 300 * 300_000 + 60 * 1_000_000
-    assert of["swimmer_learner"].steps() == 300 * 300_000 + 30 * 1_000_000
-    assert of["on_popgym"].steps() == 60 * 2 * 200_000 + 3 * 40 * 1_000_000
-    # Two evolutions with finals of 3 x 3, and tests of 2 and of 1 agents.
-    assert of["pendulum_erl_re2"].steps() == 2 * (12 + 9) * 100_000 + 9 * 100_000
+    assert of["swimmer_0"].steps() == {"PPO": 300 * 300_000 + 60 * 1_000_000}
+    assert of["swimmer_learner"].steps() == {"PPO": 300 * 300_000 + 30 * 1_000_000}
+    assert of["on_popgym"].steps() == {"PPO": 60 * 2 * 200_000 + 3 * 40 * 1_000_000}
+    assert of["repeat_previous_easy"].steps() == {
+        "PPO": 60 * 200_000 + 60 * 1_000_000,
+        "RecurrentPPO": 3 * 1_000_000,
+    }
+    # Two evolutions with finals of 3 x 3, and tests of 2 and of 1 agents. PPO is in none of them.
+    evolution = (12 + 9) * 100_000
+    assert of["pendulum_erl_re2"].steps() == {"ERL-Re2": evolution + 900_000, "PPO": evolution}
 
 
 def all_rows(comparison):
@@ -370,6 +376,29 @@ def test_the_family_of_a_comparison_is_all_groups():
     assert not len(tables.compared(comparison, {}, {}))
 
 
+@pytest.mark.parametrize("averaged", [False, True])
+def test_a_test_whose_experiments_are_not_all_there_is_to_come(averaged):
+    """Its p-value would change with the others; that of a complete group stands."""
+    rng = np.random.default_rng(0)
+    names = [f"{g}_{arm}_{root}" for g in "xy" for arm in "ab" for root in (1, 2)]
+    rows = {name: scored("s", "R", rng.normal(size=8), name[0]) for name in names}
+    roots = {name: int(name[-1]) for name in names}
+    comparison = dataclasses.replace(
+        a_comparison(paired=averaged, averaged=averaged, tests=2 - averaged), groups=("x", "y")
+    )
+    for missing in ("y_a_2", "y_b_2"):
+        part = {name: frame for name, frame in rows.items() if name != missing}
+        table = tables.compared(comparison, part, roots)
+        if averaged:
+            assert table.p.isna().all()
+            assert not table.difference.isna().all()
+        else:
+            assert table.dropna(subset="p").env_id.tolist() == ["x"]
+            assert table.p_holm.dropna().tolist() == [min(1, 2 * table.p.min())]
+        assert "planned, 1 of them to come" in tables.said(comparison, table)
+    assert "to come" not in tables.said(comparison, tables.compared(comparison, rows, roots))
+
+
 def test_the_matrix_has_the_controls_of_every_evolution():
     arms = ("PPO", "R", "RANDOM_R", "NOREC_R")
     rows = pd.concat([scored("s", arm, [float(i), i + 1.0]) for i, arm in enumerate(arms)])
@@ -429,6 +458,40 @@ def test_a_failure_stops_its_own_experiment_only(monkeypatch, tmp_path, capsys):
     assert e.value.code == 130
     assert "stopped: interrupted" in capsys.readouterr().err
     assert ran == ["stopped.py"]
+
+
+def test_a_command_that_dies_stops_its_own_experiment_only(monkeypatch, tmp_path, capsys):
+    """As of a fault of memory; whoever ends it with SIGTERM ends the run."""
+    codes = {"dead": "$(kill -SEGV $$)", "good": 0}
+    arguments, ran, collected = fake_scripts(monkeypatch, tmp_path, codes)
+    assert evidence.run(arguments) == 1
+    assert (ran, collected) == (["dead.py", "good.py", "good_test.py"], ["good"])
+    assert "dead: dead.py ended by signal 11" in capsys.readouterr().out
+    codes["dead"] = "$(kill -TERM $$)"
+    arguments, _, _ = fake_scripts(monkeypatch, tmp_path, codes)
+    with pytest.raises(SystemExit) as e:
+        evidence.run(arguments)
+    assert e.value.code == 130
+
+
+def test_a_full_run_that_was_begun_with_other_commands_is_refused(monkeypatch, tmp_path, capsys):
+    arguments, ran, _ = fake_scripts(monkeypatch, tmp_path, {"a": 0, "b": 0})
+    begun, file = tmp_path / "b/begun.json", tmp_path / "rows/b.json"
+    begun.parent.mkdir()
+    begun.write_text(json.dumps({"commands": ["b.py", "b_test.py"], "started_at": "earlier"}))
+    assert evidence.run(arguments) == 0  # another commit is no other command
+    ran.clear()
+    begun.write_text(json.dumps({"commands": ["b.py --more"], "started_at": "earlier"}))
+    with pytest.raises(UserError, match=f"^b was begun with other commands.*remove {begun.parent}"):
+        evidence.run(arguments)
+    assert ran == []
+    # Rows of other commands stand.
+    file.parent.mkdir()
+    file.write_text(begun.read_text())
+    capsys.readouterr()
+    assert evidence.run(arguments) == 0
+    assert capsys.readouterr().out.count(f"without {file} and {begun.parent} it is run again") == 1
+    assert ran == ["a.py", "a_test.py"]
 
 
 def test_a_missing_package_is_said_before_anything_runs(monkeypatch, tmp_path, capsys):
@@ -619,7 +682,7 @@ def test_the_rows_of_an_experiment(monkeypatch, tmp_path, inline, sink, capsys):
     assert row["sr"] == f"{winner.params['sr']:.3g}"
 
     monkeypatch.setattr(evidence, "ROWS", tmp_path / "rows")
-    assert evidence.taken(each).steps == sum(f.steps.sum() for f in (rows, trials, finals))
+    assert evidence.taken(each).steps == {"PPO": sum(f.steps.sum() for f in (rows, trials, finals))}
     capsys.readouterr()
     evidence.print_experiment(each, "", tmp_path / "rows")
     printed = capsys.readouterr().out
@@ -630,16 +693,18 @@ def test_the_rows_of_an_experiment(monkeypatch, tmp_path, inline, sink, capsys):
 def test_the_table_of_costs_has_every_part_once_run_or_not(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evidence, "ROWS", tmp_path)
     name = "swimmer_plain_10"
-    rows = "steps,seconds\n1000000,1800\n500000,1800\n"
+    rows = "arm,steps,seconds\nRES_PPO_0.0003,1000000,1800\nSTACK_PPO,500000,1800\n"
     (tmp_path / f"{name}.csv").write_text(rows)
-    (tmp_path / f"{name}_trials.csv").write_text("steps,seconds\n500000,1800\n")
-    (tmp_path / f"{name}_finals.csv").write_text("steps,seconds\n1000000,1800\n")
-    (tmp_path / f"{name}.json").write_text('{"wall_seconds": 3600, "workers": 2}')
+    (tmp_path / f"{name}_trials.csv").write_text("study,steps,seconds\ns,500000,1800\n")
+    (tmp_path / f"{name}_finals.csv").write_text("study,steps,seconds\ns_finals,1000000,1800\n")
+    story = {"wall_seconds": 3600, "workers": 2, "evolutions": {"s": {"config": {}}}}
+    story["evolutions"]["s"]["config"]["learner"] = "PPO"
+    (tmp_path / f"{name}.json").write_text(json.dumps(story))
     evidence.cost(Namespace(parts="inputs", names=None))
     ended, left = capsys.readouterr().out.splitlines()[2:]
     assert ended == "| inputs, 1 of 16 experiments | 3.0 | 2.0 | 1.0 | 0.7 |"
     # One worker cannot have taken two hours in one.
-    (tmp_path / f"{name}.json").write_text('{"wall_seconds": 3600, "workers": 1}')
+    (tmp_path / f"{name}.json").write_text(json.dumps(story | {"workers": 1}))
     evidence.cost(Namespace(parts="inputs", names=None))
     assert "| 3.0 | 2.0 | 2.0 | 0.7 |" in capsys.readouterr().out
     assert left.startswith("| inputs, 15 experiments, not run yet: estimates | 270.0 | 6.2 | - |")
@@ -647,6 +712,26 @@ def test_the_table_of_costs_has_every_part_once_run_or_not(tmp_path, monkeypatch
     printed = capsys.readouterr().out
     assert all(f"| {part}, " in printed for part in {e.part for e in evidence.experiments()})
     assert "pruning.jsonl, 10 runs" in printed
+
+
+def test_steps_are_those_of_the_learner_that_made_them(tmp_path, monkeypatch):
+    (each,) = [e for e in evidence.experiments() if e.name == "pendulum_erl_re2"]
+    studies = {"P_re2_100k_steps": "ERL-Re2", "P_ppo_100k_steps": "PPO"}
+    tests = {"RES_ERL-Re2": 1, "ERL-Re2": 2, "RANDOM_RES_PPO_0.0003": 4, "RecurrentPPO": 8}
+    columns = {"seconds": 0.0}
+    tested = pd.DataFrame({"arm": [*tests], "steps": [*tests.values()], **columns})
+    trials = pd.DataFrame({"study": [*studies], "steps": [16, 32], **columns})
+    finals = pd.DataFrame({"study": ["P_ppo_100k_steps_finals"], "steps": [64], **columns})
+    for end, frame in (("", tested), ("_trials", trials), ("_finals", finals)):
+        frame.to_csv(tmp_path / f"{each.name}{end}.csv", index=False)
+    evolutions = {name: {"config": {"learner": learner}} for name, learner in studies.items()}
+    story = {"wall_seconds": 1, "workers": 1, "evolutions": evolutions}
+    (tmp_path / f"{each.name}.json").write_text(json.dumps(story))
+    monkeypatch.setattr(evidence, "ROWS", tmp_path)
+    made = evidence.taken(each)
+    assert made.steps == {"ERL-Re2": 1 + 2 + 16, "PPO": 4 + 32 + 64, "RecurrentPPO": 8}
+    assert made.published == pytest.approx(19 / 18 + 108 / 1220)
+    assert evidence.Cost({"PPO": 1.0, "SAC": 1.0}, None, None).published is None
 
 
 def test_the_page_of_results_names_every_part_and_has_its_tables(capsys):
@@ -677,6 +762,116 @@ def test_git_does_not_ignore_the_rows_of_the_evidence(tmp_path):
     assert answers == [1, 0]
 
 
+# -- rows of one file have one kind of settings --
+
+
+@pytest.fixture
+def run_of_rows(monkeypatch, tmp_path):
+    """Start `run` of a benchmark with its published rows in a file; no evolution may begin."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name, words):
+        out, module = tmp_path / "rows.jsonl", sys.modules[f"benchmark_{name}"]
+        out.write_text((ROOT / f"benchmarks/results/{name}.jsonl").read_text())
+        for begins in ("outcome", "evolve"):
+            monkeypatch.setattr(module, begins, lambda *_: pytest.fail("it runs"), raising=False)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", "run", "--out", str(out), *words.split()])
+        module.main()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("bias", "--steps 300000"),
+        ("bias", "--nb_seeds 2"),
+        ("bias", "--trials 3"),
+        ("bias", "--tests 3"),
+        ("winner", "--steps 300000"),
+        ("winner", "--trials 3"),
+        ("winner", "--tests 3"),
+        ("pruning", "--tests 10 --steps 300000"),
+        ("pruning", "--tests 10 --sampler Random"),
+        ("pruning", "--tests 10 --trials 3"),
+        ("pruning", "--tests 3"),
+    ],
+)
+def test_a_file_with_rows_of_other_settings_is_refused(name, words, run_of_rows, tmp_path):
+    """The rows that are published were made with the defaults, pruning's with 10 tests."""
+    with pytest.raises(UserError, match=r"rows.jsonl has rows with \w+ \w+, and not \w+"):
+        run_of_rows(name, words)
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("bias", ""),
+        ("winner", ""),
+        ("pruning", "--pruners none,median,hyperband --nb_seeds 4 --seeds 3 --tests 10"),
+    ],
+)
+def test_published_rows_are_complete_for_their_commands(name, words, run_of_rows):
+    run_of_rows(name, words)
+
+
+def test_rows_of_two_learners_are_in_two_files(monkeypatch, tmp_path, capsys):
+    out = tmp_path / "rows.jsonl"
+    base = f"same_learning.py run --engine cohort --env_ids CartPole-v1 --out {out} --seeds 2"
+
+    def run(words):
+        monkeypatch.setattr(sys, "argv", [*base.split(), *words.split()])
+        same_learning.main()
+
+    def live(cohort, evaluate=None):
+        record = Namespace(fitness=1.0, curve=[(1, 1.0)], final_returns=[1.0], seconds=1, commit="")
+        return [record] * len(cohort.specs)
+
+    monkeypatch.setattr(same_learning, "live", live)
+    run("")
+    before = out.read_text()
+    assert {**kept.read_rows(out)[0]}.items() >= {"learner": "PPO", "steps": 100_000}.items()
+    run("")
+    assert "has all of these rows" in capsys.readouterr().out
+    for words in ("--learner A2C", "--steps 1000", "--engine sb3"):
+        with pytest.raises(UserError, match=r"^.* has rows with .*: name another file$"):
+            run(words)
+    with pytest.raises(UserError, match=r"^--settings small has none for PPO$"):
+        run("--settings small")
+    assert out.read_text() == before
+    # Earlier rows do not say whose they are: they stand, and nothing is added.
+    earlier = [{k: r[k] for k in r if k != "learner"} for r in kept.read_rows(out)]
+    kept.write_rows(out, earlier)
+    run("")
+    with pytest.raises(UserError, match="has rows that do not name their learner"):
+        run("--seeds 3")
+    assert kept.read_rows(out) == earlier
+    out.unlink()
+    failed = Namespace(fitness=None, error="out of memory")
+    monkeypatch.setattr(same_learning, "live", lambda cohort: [failed])
+    with pytest.raises(SystemExit, match=r"^CartPole-v1, seed 1000: out of memory$"):
+        run("")
+    assert not out.exists()
+
+
+def test_an_evolution_that_fails_ends_the_measurement_of_pruning(monkeypatch, tmp_path):
+    monkeypatch.setattr(pruning, "evolve", lambda config, display: 130)
+    words = ["pruning.py", "run", "--folder", str(tmp_path), "--out", str(tmp_path / "rows.jsonl")]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as e:
+        pruning.main()
+    assert e.value.code == 130
+
+
+def test_processes_that_share_the_seeds_share_those_of_tpe(monkeypatch, tmp_path):
+    ran = []
+    monkeypatch.setattr(sampler, "simulate", lambda name, f, seed, workers: ran.append(seed) or {})
+    sampler.run(tmp_path / "rows.jsonl", ["ours", "tpe"], range(2, 4), 3, 1.0)
+    runs = len(sampler.FUNCTIONS) * len(sampler.WORKERS)
+    assert ran == [2] * runs + [3] * runs + [2] * runs  # TPE's last
+
+
 # -- learning curves --
 
 
@@ -693,6 +888,27 @@ def test_what_is_compared_can_be_trained(of, monkeypatch, sink):
         config = study_config(flags, sink)
         get_learner(config.learner, config.engine).check_settings(config.learner_config)
         assert config.learner_config["eval_freq"] == 25_000
+
+
+def test_studies_of_no_arm_are_left_out(monkeypatch, tmp_path, capsys):
+    learners = {"C_blend_500k_steps": "DERL", "C_curves_500k_steps": "DERL", "C_blend": "PPO"}
+
+    def study(storage, name):
+        learner = Namespace(name=learners[name], config={})
+        spec = Namespace(learner=learner, task=Namespace(env_id="C"), steps=9)
+        record = Namespace(spec=spec, steps=9, seconds=1, commit="", inner=None, final_returns=[1])
+        trial = Namespace(params={"seed": 0})
+        return Namespace(trials=lambda state: [trial], lifetimes=lambda trial: [record])
+
+    monkeypatch.setattr(curves, "open_storage", lambda storage: storage)
+    monkeypatch.setattr(curves, "study_names", lambda storage: [*learners])
+    monkeypatch.setattr(curves, "Study", study)
+    out = tmp_path / "rows.jsonl"
+    curves.collect(Namespace(of="DERL", out=str(out), storages=["x"]))
+    (row,) = kept.read_rows(out)
+    assert row["arm"] == "DERL"
+    said = f"1 lifetimes read, 2 of no arm of DERL left out, 1 in {out}\n"
+    assert capsys.readouterr().out == said
 
 
 def test_differences_are_those_of_equal_seeds(capsys):

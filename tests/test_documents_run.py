@@ -135,8 +135,17 @@ def small(inline, monkeypatch):
         with monkeypatch.context() as patch:
             return subprocess.CompletedProcess(command, run_python(words, patch))
 
+    class Started(subprocess.Popen):
+        """No script of the project either: it would run at full size."""
+
+        def __init__(self, command, *args, **kwargs):
+            if command[0] == sys.executable and command[1].endswith(".py"):
+                pytest.fail(f"a block starts {shlex.join(command)}")
+            super().__init__(command, *args, **kwargs)
+
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setattr(subprocess, "run", run_here)
+    monkeypatch.setattr(subprocess, "Popen", Started)
     monkeypatch.setattr(LifetimeSpec, "__init__", init)
     monkeypatch.setattr("erl.search.samplers.MIN_SOURCE", 2)
 
@@ -325,6 +334,11 @@ def test_a_broken_block_is_found(folder, monkeypatch):
         submitted(["parallelization_tutorials/slurm_nothing.sh"])
     with pytest.raises(NameError):
         proxy("run(get_storage('sqlite:///studies.db'))", monkeypatch)
+
+
+def test_a_block_that_would_run_at_full_size_is_found(small):
+    with pytest.raises(pytest.fail.Exception, match=r"a block starts .* evolve_res\.py"):
+        subprocess.Popen([sys.executable, "evolve_res.py"])
 
 
 @pytest.mark.slow
