@@ -214,7 +214,7 @@ def without_passwords(text: str) -> str:
     back in messages.
     """
     text = re.sub(r"(://[^\s:/@]*):[^\s]*@", r"\1:***@", text)
-    return re.sub(r"(://\S*[?&][^\s=&]*pass[^\s=&]*=)[^\s&#]*", r"\1***", text, flags=re.I)
+    return re.sub(r"([?&][^\s=&]*pass[^\s=&]*=)[^\s&#]*", r"\1***", text, flags=re.I)
 
 
 class Interruptible:

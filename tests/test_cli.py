@@ -328,8 +328,8 @@ def test_figures_have_digits_where_they_are_small(value, text):
         (["erl", "train", "--redis_password", "word"], "erl train --redis_password '***'"),
         (["erl", "train", "--redis_password=word"], "erl train '--redis_password=***'"),
         (
-            ["erl", "list", "--storage", "mysql+pymysql://me@host/x?password=word&a=1"],
-            "erl list --storage 'mysql+pymysql://me@host/x?password=***&a=1'",
+            ["erl", "list", "--storage", "mysql+pymysql://me@host/x?password=word&sslpass=b&a=1"],
+            "erl list --storage 'mysql+pymysql://me@host/x?password=***&sslpass=***&a=1'",
         ),
         (
             ["erl", "evolve", "--storage", "postgresql://me:word@host/x"],
