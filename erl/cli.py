@@ -194,7 +194,7 @@ def this_command() -> str | None:
     for i, word in enumerate(words[:-1]):
         if word.endswith("password"):  # of a flag
             words[i + 1] = "***"
-    words = [re.sub(r"^(--\w*password=).*", r"\1***", word, flags=re.S) for word in words]
+    words = [re.sub(r"^(--[\w-]*password=).*", r"\1***", word, flags=re.S) for word in words]
     return shlex.join([*start, *map(without_passwords, words)])
 
 

@@ -112,6 +112,7 @@ PECULIAR = {
             {"where": box(2, 2), "what": spaces.Tuple([spaces.Discrete(3), spaces.MultiBinary(2)])}
         )
     },
+    "UnsortedDict": {"observation_space": spaces.Dict([("z", box(2)), ("a", spaces.Discrete(3))])},
     "OneByOneBox": {"observation_space": box(1, 1)},
     "TwoByThreeBox": {"observation_space": box(2, 3)},
     "ScalarBox": {"observation_space": box()},

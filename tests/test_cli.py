@@ -327,6 +327,7 @@ def test_figures_have_digits_where_they_are_small(value, text):
         (["/x/erl/__main__.py", "test"], "python -m erl test"),
         (["erl", "train", "--redis_password", "word"], "erl train --redis_password '***'"),
         (["erl", "train", "--redis_password=word"], "erl train '--redis_password=***'"),
+        (["erl", "train", "--redis-password=word"], "erl train '--redis-password=***'"),
         (
             ["erl", "list", "--storage", "mysql+pymysql://me@host/x?password=word&sslpass=b&a=1"],
             "erl list --storage 'mysql+pymysql://me@host/x?password=***&sslpass=***&a=1'",

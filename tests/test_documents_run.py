@@ -139,7 +139,7 @@ def small(inline, monkeypatch):
         """No script of the project either: it would run at full size."""
 
         def __init__(self, command, *args, **kwargs):
-            if command[0] == sys.executable and command[1].endswith(".py"):
+            if command[0] == sys.executable and command[1:2] and command[1].endswith(".py"):
                 pytest.fail(f"a block starts {shlex.join(command)}")
             super().__init__(command, *args, **kwargs)
 

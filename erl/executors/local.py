@@ -216,6 +216,7 @@ class LocalExecutor:
                         index, _ = running.pop(future)
                         if future.exception() is None:
                             yield Result(index, future.result())
+                received.look()  # such as why there is no checkpoint
             raise
         finally:
             board.close()

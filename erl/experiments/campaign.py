@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -27,9 +27,9 @@ from erl.search.pruning import Pruning
 from erl.studies.configuration import StudyConfig
 from erl.studies.distributions import SearchSpace
 from erl.studies.storage import DEFAULT_STORAGE, shown
-from erl.studies.study import Study
+from erl.studies.study import CODE, Study
 from erl.studies.trials import Plan, RunningTrial, Score, key_of
-from erl.worlds.specification import LifetimeSpec, commit, to_json, versions
+from erl.worlds.specification import LifetimeSpec, code_of, commit, to_json, versions
 
 
 def make_executor(flags: RunFlags, spec: LifetimeSpec | None = None) -> Executor:
@@ -126,6 +126,20 @@ def outcome(trial: RunningTrial, value: float | None, what: str = "return") -> s
     return f"failed: {trial.error[0] if trial.error else ''}"
 
 
+def changed_code(attrs: Mapping[str, Any]) -> str | None:
+    """That a study was begun with other code, by its user attributes; None if it was not, or if it
+    stores nothing of that.
+    """
+    before = {**attrs.get("versions", {}), "erl's commit": attrs.get("commit")}
+    before |= attrs.get(CODE, {})
+    now = {**identify(), **code_of(attrs.get("config"))}
+    now["erl's commit"] = now.pop("the commit")
+    changed = [k for k, v in before.items() if v is not None and now.get(k) not in (None, v)]
+    if not changed:
+        return None
+    return f"this study was begun with other code ({', '.join(changed)}): its results are of both"
+
+
 class Campaign:
     """A study and the executor that lives its trials.
 
@@ -166,6 +180,8 @@ class Campaign:
         except BaseException:
             self.executor.close()
             raise
+        if said := changed_code(self.study.optuna.user_attrs):
+            sink.line(f"warning: {said}")
 
     @property
     def workers(self) -> str:

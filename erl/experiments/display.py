@@ -105,7 +105,8 @@ class EvolutionLog:
     def __init__(self, study: Study, folder: str) -> None:
         self._study, self._folder = study, folder
         self._writer: Any = None
-        self._written, self._failed = -1, False
+        self._written: set[int] = set()  # generations, which need not end in their order
+        self._failed = False
 
     def update(self) -> None:
         """Write the generations that have ended since."""
@@ -116,8 +117,8 @@ class EvolutionLog:
         generations = generation_scalars(read_trials(self._study))
         with self._errors_as_warnings():
             for generation, step, scalars in generations:
-                if generation > self._written:
-                    self._written = generation
+                if generation not in self._written:
+                    self._written.add(generation)
                     self._write(step, scalars)
 
     def _write(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -164,7 +165,7 @@ def generation_scalars(data: "StudyData") -> list[tuple[int, int, dict[str, floa
         places = {row.generation: row for row in sampler_path(data).itertuples()}
     found, best, ended = [], -np.inf, 0
     for generation, part in frame.groupby("generation"):
-        ended += len(part)
+        ended += int((~part.state.isin(("RUNNING", "WAITING"))).sum())
         fitness = part[part.state == "COMPLETE"].fitness.dropna()
         scalars: dict[str, float] = {}
         if len(fitness):

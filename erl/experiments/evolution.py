@@ -243,6 +243,8 @@ def check_lifetimes(config: EvolutionStudy) -> None:
     try:
         _check_trial(config, inside)
     except UserError as e:
+        if "whole number" not in str(e):
+            raise
         raise UserError(
             f"{e}; --evolve searches whole numbers where both bounds are digits alone, as in 64:512"
         ) from e
@@ -532,7 +534,8 @@ def _taken(flags: EvolutionFlags, config: EvolutionStudy, name: str, left: int) 
     for trial in study.trials("RUNNING", "WAITING")[:left]:
         if not names <= trial.params.keys():
             continue  # another command proposes it now, or ended before it had
-        records = study.lifetimes(trial)
+        # What failed is lived again.
+        records = {i: r for i, r in study.lifetimes(trial).items() if r.error is None}
         others = [s for i, s in enumerate(lifetimes(config, trial.params)) if i not in records]
         taken += sum(record.steps for record in records.values())
         taken += steps_in_checkpoints(flags.runs, name, others)

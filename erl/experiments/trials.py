@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from erl.errors import UserError, describe
+from erl.errors import describe
 from erl.executors.jobs import Executor, Result, Rows
 from erl.experiments.display import DashboardNotes
 from erl.learners.core.checkpoints import checkpoint_files, remove_checkpoint
@@ -87,6 +87,12 @@ class Writer:
             if then is not None:
                 then()
 
+    def finish(self) -> None:
+        """Wait for all writes, whatever some of them raise."""
+        while self._writes:
+            with suppress(Exception):
+                self.collect(wait=True)
+
     def close(self) -> None:
         """End the thread; what was not begun is not written."""
         self._thread.shutdown(cancel_futures=True)
@@ -156,8 +162,7 @@ class TrialLoop:
         except BaseException:
             self._executor.close()
             self._study.storage.stop_retrying()
-            with suppress(Exception):  # what has ended is stored all the same, if it can be
-                self._writer.collect(wait=True)
+            self._writer.finish()  # what has ended is stored all the same, if it can be
             if self._interrupted:
                 self._say_saved()
             raise
@@ -325,7 +330,7 @@ def groups(specs: Sequence[LifetimeSpec], workers: int) -> list[list[int]]:
     for i, spec in enumerate(specs):
         try:
             key = cohort_key(spec)
-        except UserError:  # its training says why, and no other lifetime is hurt
+        except Exception:  # its training says why, and no other lifetime is hurt
             key = None
         if key is None:
             alone.append([i])

@@ -189,12 +189,17 @@ def dominant_frequencies(values: np.ndarray, step: float = 1.0) -> np.ndarray:
     at least `CYCLES` times.
 
     It is refined by a parabola through the logarithms of the peak and its neighbours. NaN for a
-    column that does not move.
+    column that does not move, or whose spectrum only falls from slower movements.
     """
     # A drift, such as a growing position, is no rhythm.
     frequencies, amplitudes = spectrum(signal.detrend(values, axis=0), step)
-    repeated = frequencies >= CYCLES / (len(values) * step)
-    return np.array([_peak(frequencies[repeated], a) for a in amplitudes[repeated].T])
+    first = int(np.argmax(frequencies >= CYCLES / (len(values) * step)))
+    found = np.array([_peak(frequencies[first:], a) for a in amplitudes[first:].T])
+    highest = first + np.argmax(amplitudes[first:], axis=0)
+    columns = np.arange(amplitudes.shape[1])
+    falls = (highest == first) & (first > 0)
+    falls &= amplitudes[highest - 1, columns] > amplitudes[highest, columns]
+    return np.where(falls, np.nan, found)
 
 
 def _peak(frequencies: np.ndarray, amplitudes: np.ndarray) -> float:

@@ -43,7 +43,10 @@ def finished(lifetimes: pd.DataFrame, column: str) -> pd.DataFrame:
     """
     frame = lifetimes
     if len(frame) and "arm" not in frame:
-        raise UserError("these are lifetimes of an evolution: name its test, which compares agents")
+        raise UserError(
+            "these lifetimes name no agents (column `arm`): of an evolution, name its test; of a "
+            "training, take the lifetimes of `read_study`"
+        )
     if len(frame) and column in frame:
         frame = frame[frame.state == "COMPLETE"]
         has = frame[column].map(len) > 0 if column == "curve" else frame[column].notna()

@@ -217,12 +217,12 @@ class SB3Learner:
         finally:
             env.close()
         if isinstance(model, OffPolicyAlgorithm):
-            every, each = model.train_freq, model.n_envs
-            # How long an episode is that exceeds the budget is not known.
+            every = model.train_freq
+            # How far a last episode exceeds the budget is not known.
             if isinstance(every, TrainFreq) and every.unit == TrainFrequencyUnit.STEP:
-                each *= every.frequency
-            most = -(-spec.steps // each) * each
-            check_budget(self.name, spec, "learning_starts", model.learning_starts, most=most)
+                each = model.n_envs * every.frequency
+                most = -(-spec.steps // each) * each
+                check_budget(self.name, spec, "learning_starts", model.learning_starts, most=most)
 
     def _settings(self, spec: LifetimeSpec) -> dict[str, Any]:
         return sb3_settings.read(self.name, self.algorithm, spec.learner.config)

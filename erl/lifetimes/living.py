@@ -126,6 +126,10 @@ def live(cohort: Cohort, rows: Rows | None = None) -> list[LifetimeRecord]:
     with _denormals_flushed():
         try:
             agents = learner.train(specs, ledgers, outputs)
+            if len(agents) != len(specs):
+                raise ValueError(
+                    f"the learner gave {len(agents)} agents for {len(specs)} lifetimes"
+                )
         except Exception as e:  # the learner itself failed: so did every lifetime in its hands
             agents = [e] * len(specs)
         seconds = shared_seconds(ledgers, time.perf_counter() - start)

@@ -71,7 +71,9 @@ def make_sampler(
         return CmaesSampler(search_space, seed, popsize, restarts, use_pruned, start)
     if start is not None:
         raise UserError(f"{name} cannot start from another study; only Cmaes can")
-    return SeededSampler(RandomSampler if name == "Random" else TPESampler, seed)
+    kinds: dict[str, type[RandomSampler] | type[TPESampler]]
+    kinds = {"Random": RandomSampler, "Tpe": TPESampler}
+    return SeededSampler(kinds[name], seed)
 
 
 def generation_size(

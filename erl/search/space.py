@@ -101,8 +101,8 @@ class SearchConfig:
 def parse_evolve(text: str | None) -> dict[str, Range]:
     """Read `--evolve`: names, or `name=low:high` or `name=low:high:log`, comma-separated.
 
-    Units, and settings of the learner or of a context whose bounds are both written without a
-    decimal point, are whole numbers.
+    Units, and settings of the learner or of a context whose bounds are both written in digits
+    alone, are whole numbers.
 
     Raises:
         UserError: a name or a range that cannot be.

@@ -129,10 +129,12 @@ def _copy(path: Path, part: str) -> None:
 
 def identities_in(source: str, target: str, identities: Iterable[str]) -> dict[str, str]:
     """What files of one storage are called in another: the same, but for storages of one folder,
-    where a file of a study must not be that of its copy.
+    where a file of a study must not be that of its copy. A file that is missing keeps its name, in
+    case that it comes back.
     """
-    one = folder_of(source).absolute() == folder_of(target).absolute()
-    return {i: str(uuid.uuid4()) if one else i for i in identities}
+    folder = folder_of(source).resolve()
+    one = folder == folder_of(target).resolve()
+    return {i: str(uuid.uuid4()) if one and (folder / i).exists() else i for i in identities}
 
 
 def renamed(attrs: Mapping[str, Any], identities: Mapping[str, str]) -> dict[str, Any]:

@@ -298,7 +298,10 @@ def export_study(config: ExportConfig, sink: Sink) -> int:
         suffix = path.suffix.casefold()
         if suffix in DOCUMENTS:
             frame = to_text_frame(tables)
-            document = to_markdown(frame) if suffix == ".md" else to_latex(frame, name)
+            about = "; ".join(f"{t.score.replace('_', ' ')}: {t.title}" for t in tables)
+            about = f"{name}. {about}. P is over {tables[0].arms[0].name}. {remark}".strip()
+            document = f"{to_markdown(frame)}\n{about}\n" if suffix == ".md" else ""
+            document = document or to_latex(frame, about)
         else:
             frame = to_frame(tables)
     else:
@@ -312,7 +315,8 @@ def export_study(config: ExportConfig, sink: Sink) -> int:
             write_text(path, document)
     except OSError as e:
         raise UserError(f"cannot write {path}: {e.strerror or e}") from e
-    sink.line(f"{path}: {len(frame)} {config.rows} of {name}")
+    count = frame.arm.nunique() if config.rows == "arms" else len(frame)
+    sink.line(f"{path}: {count} {config.rows} of {name}")
     if remark:
         sink.line(remark)
     return 0

@@ -266,7 +266,10 @@ def _space(trials: Sequence[FrozenTrial]) -> dict[str, Axis]:
     """The parameters of all trials; those that are one of several values last."""
     distributions: dict[str, BaseDistribution] = {}
     for trial in trials:
-        distributions |= trial.distributions
+        # As `parameters` names them.
+        distributions |= {
+            "of_trial" if k == "trial" else k: d for k, d in trial.distributions.items()
+        }
     return {name: _axis(d) for name, d in distributions.items()}
 
 

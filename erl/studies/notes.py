@@ -96,7 +96,9 @@ def study_note(
     rows |= _reached(config, trials)
     if winner is not None:
         rows["winner"] = winner
-    lived = [r for t in trials for r in stored_records(t).values()]
+    # A trial that was tried again has handed its records on.
+    again = {t.user_attrs.get("retry_of") for t in trials}
+    lived = [r for t in trials if t.number not in again for r in stored_records(t).values()]
     steps, seconds = sum(r["steps"] for r in lived), sum(r["seconds"] for r in lived)
     if lived:
         rows["so far"] = f"{steps:,} steps in {duration(seconds)} of training"

@@ -125,7 +125,10 @@ def _copy_models(models: Path, folder: Path) -> list[str]:
     for path in paths:
         target = folder / path.relative_to(models)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+        if path.suffix == ".json":
+            target.write_text(without_machines(path.read_text(encoding="utf-8")), encoding="utf-8")
+        else:
+            shutil.copyfile(path, target)
     # Agents that were saved beside another, seed_0.rl.zip, have no specification of their own.
     return [
         p.relative_to(models).with_suffix("").as_posix()
@@ -145,10 +148,8 @@ def _write_tables(study: Study, tables: list[AgentTable], folder: Path) -> None:
     names = ["config", "versions", "commit", COMMAND, WINNER]
     names += [k for k in attrs if k.startswith(TESTED)]
     kept = {k: attrs[k] for k in names if k in attrs}
-    if COMMAND in kept:
-        kept[COMMAND] = without_machines(kept[COMMAND])
     text = json.dumps({"name": study.name, **kept}, indent=1, ensure_ascii=False)
-    (folder / "study.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "study.json").write_text(without_machines(text) + "\n", encoding="utf-8")
 
 
 # -- the card --
@@ -272,16 +273,12 @@ def _commands(study: Study, config: StudyConfig | None) -> str:
     return "\n".join(["```sh", *known, "```"])
 
 
-def without_machines(line: str) -> str:
-    """A command in which no server and no cluster is named."""
-    words = shlex.split(line)
-    for i, word in enumerate(words):
-        value = word.partition("=")[2] if word.startswith("--") else word
-        before = words[i - 1] if i else ""
-        # Not files, as in sqlite:///studies.db.
-        if re.match(r"[\w+]+://[^/]|ray:", value) or before == "--ray_address":
-            words[i] = word.removesuffix(value) + "ADDRESS"
-    return shlex.join(words)
+def without_machines(text: str) -> str:
+    """A command, or JSON, in which no server and no cluster is named."""
+    # Not files, as in sqlite:///studies.db, and not the study behind the address.
+    text = re.sub(r"[\w+]+://[^/\s,#\"'][^\s,#\"']*|\bray:[\w.-]+:\d+", "ADDRESS", text)
+    setting = r"(ray[_-]address[\"']?\s*[=: ]\s*[\"']?)(?!null)[^\s,\"'}]+"
+    return re.sub(setting, r"\1ADDRESS", text)
 
 
 def _evolution_command(study: Study, config: TestStudy) -> str | None:

@@ -53,10 +53,11 @@ from erl.studies.trials import (
     record_attributes,
     stored_records,
 )
-from erl.worlds.specification import commit, to_json, versions
+from erl.worlds.specification import code_of, commit, to_json, versions
 
 METRIC = "fitness"  # what the value of a trial is called
 COMMAND = "command"  # user attribute of a study: the command that began it
+CODE = "code"  # user attribute of a study: digests of the user's modules that it names
 TRACKED = "track:"  # system attributes of a study that name its runs in other services
 LOST = "lost:"  # system attributes of a trial: coordinators that ended without giving it back
 COPY = "copy"  # system attribute of a study that was copied: `incomplete`, then `whole`
@@ -166,6 +167,7 @@ class Study:
             self.optuna.set_user_attr("config", to_stored(config))
             self.optuna.set_user_attr("versions", versions())
             self.optuna.set_user_attr("commit", commit())
+            self.optuna.set_user_attr(CODE, code_of(to_stored(config)))
             if (command := this_command()) is not None:
                 self.optuna.set_user_attr(COMMAND, command)
 

@@ -27,7 +27,7 @@ class Arguments(Mapping[str, Any]):
         values = dict(values or {})
         for name, value in values.items():
             if not isinstance(name, str) or not name.isidentifier():
-                raise UserError(f"{name!r} is not a name of an argument of an environment")
+                raise UserError(f"{name!r} is not a name of an argument")
             _refuse(name, value)
         # Text cannot be changed by an environment that changes what it is given.
         self._text = json.dumps(values, sort_keys=True)
@@ -89,18 +89,16 @@ def _refuse(name: str, value: Any) -> None:
     if isinstance(value, Mapping):
         for key, each in value.items():
             if not isinstance(key, str):
-                raise UserError(
-                    f"the environment's argument {name} has the name {key!r}, which is no word"
-                )
+                raise UserError(f"the argument {name} has the name {key!r}, which is no word")
             _refuse(name, each)
     elif isinstance(value, list | tuple):
         for each in value:
             _refuse(name, each)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"the environment's argument {name} is not finite: {value}")
+        raise UserError(f"the argument {name} is not finite: {value}")
     elif not isinstance(value, str | int | float | bool | None):
         raise UserError(
-            f"the environment's argument {name} is {value!r}, a {type(value).__name__}, which "
+            f"the argument {name} is {value!r}, a {type(value).__name__}, which "
             f"cannot be stored: numbers, words, true, false, null, lists and mappings can"
         )
 

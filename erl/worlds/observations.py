@@ -112,7 +112,7 @@ def _real(space: spaces.Space, name: str) -> spaces.Space:
             if space.dtype == np.uint8 and len(space.shape) == 3:
                 raise UserError(
                     f"{name} has images (shape {space.shape}) as observations, but agents here "
-                    f"need vectors of numbers"
+                    f"need vectors of numbers: a wrapper that hands over features makes some"
                 )
             if space.dtype in (np.float32, np.float64):
                 return space
@@ -124,7 +124,8 @@ def _real(space: spaces.Space, name: str) -> spaces.Space:
         case spaces.Tuple():
             return spaces.Tuple([_real(part, name) for part in space.spaces])
         case spaces.Dict():
-            return spaces.Dict({key: _real(part, name) for key, part in space.spaces.items()})
+            # Of pairs, since the keys of a mapping are sorted.
+            return spaces.Dict([(key, _real(part, name)) for key, part in space.spaces.items()])
     raise UserError(
         f"{name} has {type(space).__name__} observations, but agents here need Box, Discrete, "
         f"MultiDiscrete, MultiBinary, or Tuple and Dict of these"

@@ -114,12 +114,20 @@ class OwnContext:
 def _sizes(context: OwnContext, input_dim: int) -> tuple[int, int]:
     memory = context.make(input_dim, 0)
     try:
-        state = _next(memory, np.zeros(memory.units), np.zeros(input_dim))
+        first, inputs = np.zeros(memory.units), np.zeros(input_dim)
+        state = _next(memory, first, inputs)
         seen = _seen(memory, state, None)
+        _next(memory, state, np.ones(input_dim))
+        again = _next(memory, first, inputs)
     except RAISED as e:
         raise UserError(
             f"the context {context.name} fails at its first step: {type(e).__name__}: {e}"
         ) from e
+    if not np.allclose(state, again, rtol=1e-6, atol=1e-9):
+        raise UserError(
+            f"the context {context.name} gives another state for the same state and inputs: its "
+            f"memory belongs in the state, and random numbers are drawn when it is made"
+        )
     return int(memory.units), len(seen)
 
 

@@ -4,13 +4,18 @@ Frozen, JSON-serialisable, versioned.
 """
 
 import dataclasses
+import hashlib
+import json
 import platform
+import re
 import subprocess
 import typing
 from collections.abc import Hashable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal
@@ -204,6 +209,20 @@ def versions() -> dict[str, str]:
                 from erl import __version__
 
                 found[package] = __version__
+    return found
+
+
+def code_of(config: Any) -> dict[str, str]:
+    """Digests of the modules that a stored configuration names, as in `my_env:Mine-v0`: a learner,
+    a context or environments of the user's.
+    """
+    found = {}
+    for module in sorted(set(re.findall(r'"([A-Za-z_][\w.]*):[\w./-]+"', json.dumps(config)))):
+        with suppress(ImportError, ValueError, OSError):
+            spec = find_spec(module)
+            if spec is not None and spec.origin is not None:
+                digest = hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+                found[module] = digest[:16]
     return found
 
 

@@ -4,7 +4,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from erl.experiments import display
-from erl.experiments.display import generation_scalars
+from erl.experiments.display import EvolutionLog, generation_scalars
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.studies.data import read_trials, sampler_path
 from erl.studies.storage import DEFAULT_STORAGE
@@ -55,6 +55,20 @@ def test_a_generation_without_a_result_or_with_open_trials_has_no_scalars(quick,
     assert generation_scalars(data) == []
     data.trials.loc[:, "state"] = "FAIL"
     assert generation_scalars(data) == [(0, 4, {})]
+    # Of several coordinators a later generation may end first.
+    data.trials.loc[2:, "generation"] = 1
+    data.trials.loc[0, "state"] = "RUNNING"
+    assert generation_scalars(data) == [(1, 3, {})]
+
+
+def test_a_generation_that_ends_late_is_written_too(quick, told, sink, monkeypatch):
+    evolve(config(quick, nb_trials=4, sampler="Random"), sink)
+    log, written = EvolutionLog(Study(DEFAULT_STORAGE, NAME), "log"), []
+    monkeypatch.setattr(log, "_write", lambda step, scalars: written.append(step))
+    for ended in ([(1, 3, {})], [(0, 4, {}), (1, 4, {})]):
+        monkeypatch.setattr("erl.experiments.display.generation_scalars", lambda _, e=ended: e)
+        log.update()
+    assert written == [3, 4]
 
 
 def test_a_log_that_cannot_be_written_costs_a_warning(quick, told, sink, caplog, monkeypatch):

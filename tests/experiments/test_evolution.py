@@ -523,3 +523,17 @@ def test_a_storage_that_fails_in_mid_run_is_one_line_and_the_same_command_goes_o
 def test_folders_and_intervals_that_cannot_be(flag, quick):
     with pytest.raises(UserError):
         make(quick, **flag)
+
+
+def test_a_study_that_goes_on_with_other_code_says_so(quick, told, sink, monkeypatch):
+    flags = make(quick, nb_trials=1, nb_seeds=1, sampler="Random")
+    more = dataclasses.replace(flags, nb_trials=2)
+    assert evolve(flags, sink) == 0
+    assert study_of(flags).optuna.user_attrs["code"].keys() == {"toy_environments"}
+    assert evolve(flags, sink) == 0
+    assert "other code" not in str(sink)
+    study_of(flags).optuna.set_user_attr("code", {"toy_environments": "before"})
+    study_of(flags).optuna.set_user_attr("versions", {"torch": "1.0", "python": "2"})
+    assert evolve(more, sink) == 0
+    said = "warning: this study was begun with other code (torch, python, toy_environments): its "
+    assert said + "results are of both" in sink.lines

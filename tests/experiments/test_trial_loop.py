@@ -7,7 +7,7 @@ from told_lifetimes import Told, make, study
 
 from erl.executors.jobs import new_rows
 from erl.experiments.evolution import evolve
-from erl.experiments.trials import TrialLoop
+from erl.experiments.trials import TrialLoop, Writer
 
 # Of the trials of the first generation, with two lifetimes each.
 STATES = ["COMPLETE", "COMPLETE", "WAITING", "WAITING"]
@@ -78,3 +78,12 @@ def test_what_reaches_its_end_after_ctrl_c_is_stored(taking, told, sink, monkeyp
     assert [(*t[:1], *t[2:]) for t in found("CartPole-v1_main_0.128k_steps")] == [
         (*t[:1], *t[2:]) for t in undisturbed
     ]
+
+
+def test_a_write_that_fails_takes_no_other_with_it():
+    writer, written = Writer(), []
+    writer.write(None, lambda: 1 / 0)
+    writer.write(lambda: written.append("then"), written.append, "later")
+    writer.finish()
+    writer.close()
+    assert written == ["later", "then"]

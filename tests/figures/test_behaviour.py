@@ -73,6 +73,11 @@ def test_a_drift_or_one_slow_wave_is_no_dominant_frequency():
     slow = np.stack([2 * t, 3 * np.sin(np.pi * t / t[-1])], 1) + beat[:, None]
     found = behaviour.dominant_frequencies(slow, 0.05)
     assert found == pytest.approx(1.25, abs=0.01)
+    falls = np.stack([np.exp(-t), np.sin(np.pi * t / t[-1]), 1 - np.exp(-t / 3)], 1)
+    assert np.isnan(behaviour.dominant_frequencies(falls, 0.05)).all()
+    assert behaviour.dominant_frequencies(np.sin(2 * np.pi * 0.2 * t)[:, None], 0.05) == (
+        pytest.approx(0.2, abs=0.01)  # three cycles
+    )
 
 
 def test_the_gait_and_its_phase():

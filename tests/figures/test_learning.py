@@ -187,7 +187,9 @@ def test_without_data_there_is_a_sentence(draw, what, lifetimes):
     for frame in (pd.DataFrame(), failed, lifetimes[["state", "arm"]]):
         with pytest.raises(UserError, match=said):
             draw(frame)
-    with pytest.raises(UserError, match="these are lifetimes of an evolution: name its test"):
+    with pytest.raises(
+        UserError, match=r"these lifetimes name no agents .* of an evolution, name its test"
+    ):
         draw(lifetimes.drop(columns=["arm", "seed"]))
 
 

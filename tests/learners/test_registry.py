@@ -12,6 +12,7 @@ from erl.learners import (
     Implementation,
     Outputs,
     canonical_name,
+    cores,
     get_learner,
     learner_names,
     resolve_engine,
@@ -170,3 +171,11 @@ def test_minibatches_that_are_too_narrow_for_bfloat16(way, batch_size, said, mon
     warn_of_precision("bf16", "cpu", batch_size)
     assert said in caplog.text
     assert len(caplog.messages) == bool(said)
+
+
+@pytest.mark.parametrize("name", ["ERL-Re2", "DERL", "CEM-RL"])
+def test_a_lifetime_keeps_as_many_cores_busy_as_it_has_threads(name):
+    task = Task("Pendulum-v1")
+    of = [LearnerSpec(name, {"threads": threads}) for threads in (1, 2)]
+    specs = [LifetimeSpec(task, learner, 1000, Seeds.published(0)) for learner in of]
+    assert [cores(spec) for spec in specs] == [1, 2]

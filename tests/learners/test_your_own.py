@@ -92,3 +92,9 @@ def test_its_own_refusals_are_lines(module, inline, sink):
         run(flags(env_id="Pendulum-v1"), sink)
     assert resolve_engine(NAME, "auto") == "auto"
     assert parse(COMMANDS["train"].kind(), ["--learner", NAME]).learner == NAME
+
+
+def test_one_that_gives_too_few_agents_fails(module, inline, sink, monkeypatch):
+    monkeypatch.setattr(type(get_learner(NAME, "auto")), "train", lambda *_: [])
+    assert run(flags(steps=300), sink) == 1
+    assert "failed: seed 0: lifetime 0: ValueError: the learner gave 0 agents for 1" in str(sink)

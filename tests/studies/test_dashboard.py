@@ -229,7 +229,9 @@ def test_curves_and_models_are_files_of_their_trials_and_a_copy_takes_them_along
     assert "final policy" in copy.storage.get_study_system_attrs(copy._id)[note]
 
     # A copy in the same folder has files of its own.
-    assert copy_study(CopyConfig(study=test, to=DEFAULT_STORAGE, to_name="twin"), sink) == 0
+    Path("sub").mkdir()
+    same = DEFAULT_STORAGE.replace("///", "///sub/../")
+    assert copy_study(CopyConfig(study=test, to=same, to_name="twin"), sink) == 0
     assert files(DEFAULT_STORAGE, "twin") == there
     twin = Study(DEFAULT_STORAGE, "twin")
     Path("new.txt").write_text("of the twin")

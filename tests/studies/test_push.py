@@ -172,16 +172,29 @@ def test_an_evolution_and_its_test(inline, sink, quick, monkeypatch):
         (
             "python evolve_res.py --storage 'postgresql+psycopg://me:***@node1:5466/studies' "
             "--cluster ray:10.0.0.1:6379 --nb_trials 4",
-            "python evolve_res.py --storage ADDRESS --cluster ADDRESS --nb_trials 4",
+            "python evolve_res.py --storage 'ADDRESS' --cluster ADDRESS --nb_trials 4",
         ),
         (
             "erl train --storage=grpc://node1:13000 --seeds 3",
             "erl train --storage=ADDRESS --seeds 3",
         ),
         (
-            "erl train --ray_address node1 --set 'a=1 2'",
-            "erl train --ray_address ADDRESS --set 'a=1 2'",
+            "erl evolve --warm_start 'mysql://node1/s#A_1k'",
+            "erl evolve --warm_start 'ADDRESS#A_1k'",
         ),
+        *(
+            (f"erl train {words} --seed 1", f"erl train {pushed} --seed 1")
+            for words, pushed in (
+                ("--ray_address node1", "--ray_address ADDRESS"),
+                ("--ray-address=node1:2", "--ray-address=ADDRESS"),
+                (
+                    "--set gamma=1,ray_address=h:1,threads=2",
+                    "--set gamma=1,ray_address=ADDRESS,threads=2",
+                ),
+            )
+        ),
+        ('{"ray_address": "h:1", "a": 1}', '{"ray_address": "ADDRESS", "a": 1}'),
+        ('{"ray_address": null, "a": 1}', '{"ray_address": null, "a": 1}'),
         ("erl train --storage sqlite:////tmp/a.db", "erl train --storage sqlite:////tmp/a.db"),
         ("erl train --storage journal:a.log", "erl train --storage journal:a.log"),
     ],

@@ -141,7 +141,7 @@ def test_large_returns_are_written_out():
 def test_export_of_agents(tested, capsys):
     for file in ("a.csv", "a.md", "a.tex"):
         said_of_it = said(capsys, "export", "--rows", "arms", "--file", file)
-        assert "4 arms" in said_of_it
+        assert "2 arms" in said_of_it
         assert "with 3 seeds the intervals are rough" in said_of_it
     said(capsys, "export", "--rows", "arms", "--file", "b.MD")
     assert Path("b.MD").read_text() == Path("a.md").read_text()
@@ -157,7 +157,11 @@ def test_export_of_agents(tested, capsys):
     assert (
         f"| training return | {ARMS[1]} | 3 | 120 | [110, 130] | 1.00 |" in Path("a.md").read_text()
     )
+    about = "tested. training return: return of the last "
+    assert about in Path("a.md").read_text()
     latex = Path("a.tex").read_text()
+    assert rf"\caption{{{about}" in latex
+    assert "P is over PPO. with 3 seeds the intervals are rough" in latex
     assert r"RES\_PPO\_0.0003" in latex
     assert latex.count(r"\\") == 5
 

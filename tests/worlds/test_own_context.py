@@ -65,6 +65,23 @@ class Leaves(DelayLine):
         raise SystemExit(0)
 
 
+class Counts(DelayLine):
+    """What it has seen is in itself and not in the state."""
+
+    def __init__(self, input_dim, seed):
+        super().__init__(input_dim, seed, 1)
+        self.seen = np.zeros(input_dim)
+
+    def step(self, state, inputs):
+        self.seen = 0.5 * self.seen + inputs
+        return self.seen
+
+
+class Draws(DelayLine):
+    def step(self, state, inputs):
+        return np.random.normal(size=len(state))
+
+
 class Even(DelayLine):
     def __init__(self, input_dim, seed, length):
         if length % 2:
@@ -262,6 +279,8 @@ def test_one_that_fails_hurts_no_other():
         ("Nowhere", {}, "first step: ValueError: output gave numbers that are not finite"),
         ("Leaves", {}, "fails at its first step: SystemExit: 0"),
         ("Unsized", {}, "needs `units`, a number of at least 1"),
+        ("Counts", {}, "another state for the same state and inputs: its memory belongs in the"),
+        ("Draws", {}, "another state for the same state and inputs"),
         ("Breaks", {"at": 0}, "fails at its first step: ZeroDivisionError: the line is cut"),
     ],
 )

@@ -15,6 +15,7 @@ from erl.learners.sb3 import algorithms
 from erl.lifetimes.living import Cohort, check, live
 from erl.worlds.actions import Actions
 from erl.worlds.ledger import Ledger
+from erl.worlds.observations import Observations
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task, check_task
@@ -210,3 +211,13 @@ def test_actions_between_minus_one_and_one_stay_within_the_bounds(dtype):
         space = spaces.Box(low, low + width, (1,), dtype)
         for actions in Actions(space).scale(np.array([[-1.0], [1.0], [0.3]])):
             assert space.contains(actions)
+
+
+@pytest.mark.parametrize("name", ["DictObservation", "UnsortedDict", "TupleObservation"])
+def test_observations_are_those_that_gymnasium_flattens(name):
+    space = PECULIAR[name]["observation_space"]
+    space.seed(3)
+    observations = Observations(space, name)
+    for _ in range(5):
+        sample = space.sample()
+        np.testing.assert_array_equal(observations.encode(sample), spaces.flatten(space, sample))

@@ -90,7 +90,7 @@ class EvolvedSettings(EvaluationSettings):
 
     @property
     def counted_per_step(self) -> int:
-        """Steps that are counted, at least, for each step of an individual."""
+        """Steps that are counted, about, for each step of an individual."""
         return 1
 
     @property

@@ -258,6 +258,10 @@ class OneByOne:
         device = torch.device(self.settings_of(cohorts[0][0]).device)
         check_memory(self.name, device, *([b] for bs in each for b in bs), owners=owners)
 
+    def cores(self, spec: LifetimeSpec) -> int:
+        """Of this machine, that a lifetime keeps busy."""
+        return int(self.settings_of(spec).threads)
+
     def cohort_key(self, spec: LifetimeSpec) -> Hashable | None:
         """Each on its own."""
         return None
