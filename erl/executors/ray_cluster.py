@@ -38,7 +38,7 @@ from erl.executors.jobs import (
     new_rows,
     under,
 )
-from erl.executors.warned import to_stderr
+from erl.executors.warned import NAME, send, to_stderr
 from erl.files import read_patiently, write_whole
 
 CONNECT_SECONDS = 10.0
@@ -47,6 +47,8 @@ CHECK_SECONDS = 120.0
 # Between two exchanges of a worker with the board, and between two looks for files that it wrote.
 EXCHANGE_SECONDS = 0.25
 FILES_SECONDS = 2.0
+# What workers' warnings are called among the files of a job.
+WARNINGS = f"/{NAME}"
 
 # Contents by absolute path on the coordinator's machine; None for a file that is gone.
 Files = dict[str, bytes | None]
@@ -280,6 +282,7 @@ def _work(
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="erl-") as folder:
+        send(folder)
         _write({under(folder, path): content for path, content in files.items()})
         rows = new_rows(columns, n)
         changes = _Changes(folder)
@@ -338,7 +341,8 @@ class RayExecutor:
         connect(cluster)
         self.max_retries = max_retries
         self._tasks: list[Any] = []
-        self.note: Callable[[str], Any] = to_stderr  # Ray itself shows what its workers write
+        self.note: Callable[[str], Any] = to_stderr
+        self._noted: set[str] = set()
         try:
             cpus = int(ray.cluster_resources().get("CPU", 0))
             if not cpus and workers is None:
@@ -419,7 +423,7 @@ class RayExecutor:
                 for task in done:
                     index = running[task]
                     try:
-                        result = _result_of(task, index)
+                        result = self._result_of(task, index)
                     except RayError as e:
                         losses[index] += 1
                         error = WorkerLost(
@@ -438,7 +442,7 @@ class RayExecutor:
             if on_interrupt is not None:
                 end = time.monotonic() + on_interrupt(rows, e)
                 self._look(board, rows, columns, set(), fetched)  # tells the jobs
-                yield from _last_results(running, end)
+                yield from self._last_results(running, end)
             raise
         finally:
             with suppress(Exception):  # Ray itself may be gone
@@ -472,12 +476,52 @@ class RayExecutor:
             return
         for name, array in reported.items():
             rows[name][:] = array
+        for of_job in files.values():
+            self._note_warnings(of_job)
         for first in active & files.keys():
             fetched.unwritten.setdefault(first, {}).update(files[first])
         for first in [*fetched.unwritten]:
             with suppress(OSError):  # at the job's end it counts
                 _write(fetched.unwritten[first])
                 del fetched.unwritten[first]
+
+    def _note_warnings(self, files: Files) -> None:
+        """Take the workers' warnings out of the files that came from them, and note each once."""
+        for line in (files.pop(WARNINGS, None) or b"").decode(errors="replace").splitlines():
+            if line not in self._noted:
+                self._noted.add(line)
+                self.note(line)
+
+    def _result_of(self, task: Any, index: int) -> Result:
+        """What became of a task that has ended; the files that it wrote are where they belong.
+
+        Raises:
+            RayError: its worker or machine was lost.
+        """
+        try:
+            value, files = ray.get(task)
+            self._note_warnings(files)
+            _write(files)
+        except RayTaskError as e:
+            return Result(index, None, e.cause if isinstance(e.cause, Exception) else e)
+        except OSError as e:  # no place for what it wrote
+            return Result(index, None, e)
+        return Result(index, value)
+
+    def _last_results(self, running: dict[Any, int], end: float) -> Iterator[Result]:
+        """Results of jobs that return before a time of the monotonic clock; their tasks leave
+        `running`.
+        """
+        while running and (rest := end - time.monotonic()) > 0:
+            done, _ = ray.wait(list(running), timeout=rest)
+            for task in done:
+                index = running.pop(task)
+                try:
+                    result = self._result_of(task, index)
+                except Exception:  # it is lost
+                    continue
+                if result.error is None:
+                    yield result
 
     def close(self) -> None:
         """End the tasks at once, and leave the cluster."""
@@ -493,38 +537,6 @@ def _start(job: Job, board: Any, columns: Columns, first: int) -> Any:
     files: Files = {str(path): read_patiently(path) for path in job.files()}
     task = ray.remote(_work).options(num_cpus=1, max_retries=0)
     return task.remote(job.function, job.arguments, board, columns, first, job.rows, files)
-
-
-def _result_of(task: Any, index: int) -> Result:
-    """What became of a task that has ended; the files that it wrote are where they belong.
-
-    Raises:
-        RayError: its worker or machine was lost.
-    """
-    try:
-        value, files = ray.get(task)
-        _write(files)
-    except RayTaskError as e:
-        return Result(index, None, e.cause if isinstance(e.cause, Exception) else e)
-    except OSError as e:  # no place for what it wrote
-        return Result(index, None, e)
-    return Result(index, value)
-
-
-def _last_results(running: dict[Any, int], end: float) -> Iterator[Result]:
-    """Results of jobs that return before a time of the monotonic clock; their tasks leave
-    `running`.
-    """
-    while running and (rest := end - time.monotonic()) > 0:
-        done, _ = ray.wait(list(running), timeout=rest)
-        for task in done:
-            index = running.pop(task)
-            try:
-                result = _result_of(task, index)
-            except Exception:  # it is lost
-                continue
-            if result.error is None:
-                yield result
 
 
 def _write(files: Files) -> None:

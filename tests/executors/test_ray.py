@@ -118,7 +118,10 @@ def test_records_are_those_of_local_processes_and_files_come_back(executor):
         Cohort(tuple(specs[a:b]), tuple(outputs[a:b]), tuple(models[a:b]))
         for a, b in ((0, 2), (2, 3), (3, 4))
     ]
-    last = []
+    where[2].mkdir(parents=True)
+    (where[2] / "checkpoint.pkl").write_bytes(b"damaged")
+    last, noted = [], []
+    executor.note = noted.append
     jobs = [cohort.job() for cohort in cohorts]
     results = {
         r.index: r
@@ -130,6 +133,8 @@ def test_records_are_those_of_local_processes_and_files_come_back(executor):
         expected = live(Cohort(cohorts[k].specs))
         assert [plain(r) for r in results[k].value] == [plain(r) for r in expected]
     assert "the simulator exploded" in results[2].value[0].error
+    (said,) = [line for line in noted if "begins anew" in line]
+    assert "checkpoint.pkl" in said
     assert last[-1][:3].max() >= 256
     assert all((a <= b).all() for a, b in pairwise(last))
     for k in range(3):
@@ -465,6 +470,22 @@ def test_what_cannot_be_written_is_not_forgotten(tmp_path, monkeypatch):
     executor._look(board, new_rows(COLUMNS, 1), COLUMNS, {0}, fetched)
     assert not fetched.unwritten
     assert Path(path).read_bytes() == b"1"
+
+
+def test_warnings_of_workers_are_noted_once_and_are_no_files(monkeypatch):
+    executor, noted = object.__new__(RayExecutor), []
+    executor.note, executor._noted = noted.append, set()
+    came = {"/warnings": b"no space left\nslow\n"}
+    monkeypatch.setattr("ray.get", lambda *_, **__: (1, {}, {0: dict(came)}))
+    board = SimpleNamespace(look=SimpleNamespace(remote=lambda *_: None))
+    fetched = _Fetched()
+    for _ in range(2):
+        executor._look(board, new_rows(COLUMNS, 1), COLUMNS, {0}, fetched)
+    assert noted == ["no space left", "slow"]
+    monkeypatch.setattr("ray.get", lambda *_, **__: (5, {"/warnings": b"the last\n"}))
+    assert executor._result_of(None, 0).value == 5
+    assert noted[2:] == ["the last"]
+    assert not Path("/warnings").exists()
 
 
 def test_what_does_not_reach_the_board_is_sent_again(tmp_path, monkeypatch):

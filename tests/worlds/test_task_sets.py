@@ -470,7 +470,8 @@ def test_the_script_keeps_the_figures_of_other_environments(script, capsys):
     ("flags", "said"),
     [
         (["--env_ids", "CartPole-v9"], "CartPole-v9"),
-        (["--env_ids", ""], "names no environments"),
+        (["--env_ids", ","], "names no environments"),
+        (["--env_ids", ""], "--env_ids is empty"),
         (["--env_ids", "CartPole-v1", "--episodes", "1"], "at least 2"),
         (["--env_ids", "CartPole-v1", "--seed", "-1"], "0 or more"),
         (["--env_ids", "CartPole-v1", "--episodes", "many"], "must be a whole number"),
