@@ -130,10 +130,8 @@ def changed_code(attrs: Mapping[str, Any]) -> str | None:
     """That a study was begun with other code, by its user attributes; None if it was not, or if it
     stores nothing of that.
     """
-    before = {**attrs.get("versions", {}), "erl's commit": attrs.get("commit")}
-    before |= attrs.get(CODE, {})
+    before = {**attrs.get("versions", {}), "the commit": attrs.get("commit"), **attrs.get(CODE, {})}
     now = {**identify(), **code_of(attrs.get("config"))}
-    now["erl's commit"] = now.pop("the commit")
     changed = [k for k, v in before.items() if v is not None and now.get(k) not in (None, v)]
     if not changed:
         return None

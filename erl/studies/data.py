@@ -37,7 +37,7 @@ from erl.studies.configuration import (
     StudyConfig,
     TestStudy,
 )
-from erl.studies.records import decoded, generation_rows, lifetime_rows, trial_rows
+from erl.studies.records import as_columns, decoded, generation_rows, lifetime_rows, trial_rows
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
 from erl.studies.study import Study
 from erl.studies.winner import (
@@ -266,10 +266,7 @@ def _space(trials: Sequence[FrozenTrial]) -> dict[str, Axis]:
     """The parameters of all trials; those that are one of several values last."""
     distributions: dict[str, BaseDistribution] = {}
     for trial in trials:
-        # As `parameters` names them.
-        distributions |= {
-            "of_trial" if k == "trial" else k: d for k, d in trial.distributions.items()
-        }
+        distributions |= as_columns(trial.distributions)
     return {name: _axis(d) for name, d in distributions.items()}
 
 

@@ -22,7 +22,7 @@ from erl.studies.configuration import (
     StudyConfig,
     TestStudy,
 )
-from erl.studies.trials import RunningTrial, stored_records
+from erl.studies.trials import RunningTrial, stored_records, tried_again
 
 # Longest piece of a note: what the dashboard itself writes and reads.
 PIECE = 2045
@@ -96,8 +96,7 @@ def study_note(
     rows |= _reached(config, trials)
     if winner is not None:
         rows["winner"] = winner
-    # A trial that was tried again has handed its records on.
-    again = {t.user_attrs.get("retry_of") for t in trials}
+    again = tried_again(trials)
     lived = [r for t in trials if t.number not in again for r in stored_records(t).values()]
     steps, seconds = sum(r["steps"] for r in lived), sum(r["seconds"] for r in lived)
     if lived:

@@ -276,7 +276,9 @@ def _commands(study: Study, config: StudyConfig | None) -> str:
 def without_machines(text: str) -> str:
     """A command, or JSON, in which no server and no cluster is named."""
     # Not files, as in sqlite:///studies.db, and not the study behind the address.
-    text = re.sub(r"[\w+]+://[^/\s,#\"'][^\s,#\"']*|\bray:[\w.-]+:\d+", "ADDRESS", text)
+    text = re.sub(
+        r"\b(?!https?:)[\w+]+://[^/\s,#\"'][^\s,#\"']*|\bray:[\w.-]+:\d+", "ADDRESS", text
+    )
     setting = r"(ray[_-]address[\"']?\s*[=: ]\s*[\"']?)(?!null)[^\s,\"'}]+"
     return re.sub(setting, r"\1ADDRESS", text)
 

@@ -4,7 +4,7 @@ lifetime.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,11 +33,11 @@ def records(storage: str, name: str) -> pd.DataFrame:
     return lifetime_rows(decoded(Study(storage, name).trials()))
 
 
-def parameters(trial: FrozenTrial) -> dict[str, Any]:
-    """The parameters of a trial as columns. A trial of finals names a trial of the evolution in its
-    parameter `trial`: the column is `of_trial`, since `trial` is its own number.
+def as_columns(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by the parameters of a trial, as columns. A trial of finals names a trial of the
+    evolution in its parameter `trial`: the column is `of_trial`, since `trial` is its own number.
     """
-    return {"of_trial" if k == "trial" else k: value for k, value in trial.params.items()}
+    return {"of_trial" if k == "trial" else k: value for k, value in parameters.items()}
 
 
 def trial_rows(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
@@ -51,7 +51,7 @@ def trial_rows(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
         {
             "trial": t.number,
             "state": t.state.name,
-            **parameters(t),
+            **as_columns(t.params),
             "fitness": t.values[0] if t.values and len(t.values) == 1 else None,
             "generation": t.user_attrs.get("generation"),
             "begun": t.datetime_start,
@@ -81,7 +81,7 @@ def lifetime_rows(lived: Lived) -> pd.DataFrame:
                     "trial": trial.number,
                     "state": trial.state.name,
                     "lifetime": index,
-                    **parameters(trial),
+                    **as_columns(trial.params),
                     "fitness": record.fitness,
                     "training_return": record.training_return,
                     "final_return": float(np.mean(record.final_returns))
@@ -141,7 +141,7 @@ def generation_rows(lived: Lived) -> pd.DataFrame:
             known = {
                 "trial": trial.number,
                 "lifetime": index,
-                **parameters(trial),
+                **as_columns(trial.params),
                 "env_id": spec.task.env_id,
                 "learner": spec.learner.name,
             }

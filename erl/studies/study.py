@@ -52,6 +52,7 @@ from erl.studies.trials import (
     lifetime_records,
     record_attributes,
     stored_records,
+    tried_again,
 )
 from erl.worlds.specification import code_of, commit, to_json, versions
 
@@ -229,8 +230,7 @@ class Study:
 
     def tried_again(self) -> set[int]:
         """Numbers of failed trials that another trial replaces."""
-        attrs = (t.user_attrs for t in self.trials())
-        return {a["retry_of"] for a in attrs if "retry_of" in a}
+        return tried_again(self.trials())
 
     def name_now(self) -> str:
         """Its name, which may have been changed since it was opened."""

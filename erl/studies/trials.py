@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,6 +91,11 @@ def attribute(trial: FrozenTrial, key: str) -> Any:
 def why_failed(trial: FrozenTrial) -> str | None:
     """The reason of a failure; None if none is stored."""
     return (attribute(trial, "error") or {}).get("reason")
+
+
+def tried_again(trials: Iterable[FrozenTrial]) -> set[int]:
+    """Numbers of failed trials that another one of these replaces. It has their records too."""
+    return {t.user_attrs["retry_of"] for t in trials if "retry_of" in t.user_attrs}
 
 
 def stored_records(trial: FrozenTrial) -> dict[int, Any]:

@@ -193,6 +193,7 @@ def test_an_evolution_and_its_test(inline, sink, quick, monkeypatch):
                 ),
             )
         ),
+        ('{"a": "https://x.org/a"}', '{"a": "https://x.org/a"}'),
         ('{"ray_address": "h:1", "a": 1}', '{"ray_address": "ADDRESS", "a": 1}'),
         ('{"ray_address": null, "a": 1}', '{"ray_address": null, "a": 1}'),
         ("erl train --storage sqlite:////tmp/a.db", "erl train --storage sqlite:////tmp/a.db"),
