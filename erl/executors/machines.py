@@ -4,6 +4,12 @@ import os
 
 from erl.errors import UserError
 
+# A lifetime that held a CPU there while it waits for those of its workers could wait for ever.
+ONE_CLUSTER = (
+    "lifetimes on a cluster cannot have workers on a cluster: use --cluster or actor_executor ray, "
+    "not both"
+)
+
 
 def check_cluster(cluster: str, flag: str = "--cluster") -> None:
     """Raise a UserError if this is no address of a cluster, by its form alone."""

@@ -1,6 +1,6 @@
 """Jobs on the machines of a Ray cluster.
 
-A job is a Ray task of one CPU and one thread. Machines need not share a disk: a job writes into a
+A job is a Ray task, and begins with one thread. Machines need not share a disk: a job writes into a
 folder of its own, and what it wrote is carried to where the coordinator would have written it,
 every few seconds and at the end; the files of the coordinator's machine that the job needs go along
 with it. Ray is a library that only this module needs, and that only a cluster needs.
@@ -322,10 +322,12 @@ class RayExecutor:
 
     Args:
         cluster: see `machines.check_cluster`.
-        workers: how many jobs at a time, each on one CPU; by default all CPUs of the cluster.
+        workers: how many jobs at a time; by default as many as fit on the CPUs of the cluster.
         max_retries: how often a job is begun again after its worker or the machine was lost.
         identify: called here and on every node; nodes where it gives something else are refused.
             By default all are taken.
+        cores: CPUs that a job keeps busy, on one machine. If none has as many, it takes a whole
+            machine.
 
     Raises:
         UserError: no such cluster, or a machine of it cannot do what this one does.
@@ -337,6 +339,7 @@ class RayExecutor:
         workers: int | None = None,
         max_retries: int = 2,
         identify: Identify = dict,
+        cores: int = 1,
     ) -> None:
         connect(cluster)
         self.max_retries = max_retries
@@ -344,13 +347,15 @@ class RayExecutor:
         self.note: Callable[[str], Any] = to_stderr
         self._noted: set[str] = set()
         try:
-            cpus = int(ray.cluster_resources().get("CPU", 0))
-            if not cpus and workers is None:
+            cpus = [int(node["Resources"].get("CPU", 0)) for node in _nodes()]
+            self.cores = min(cores, max(cpus, default=0) or cores)
+            fit = sum(n // self.cores for n in cpus)
+            if not fit and workers is None:
                 raise UserError(
                     f"the cluster {cluster} has no CPU; use --workers to set how many jobs wait "
                     f"for CPUs"
                 )
-            self.workers = workers or cpus
+            self.workers = workers or fit
             self._check_nodes(identify)
         except BaseException:
             self.close()
@@ -359,13 +364,12 @@ class RayExecutor:
     def _check_nodes(self, identify: Identify) -> None:
         """Refuse a cluster on which jobs would fail, or become what they do not become here."""
         asked: dict[Any, str] = {}
-        for node in ray.nodes():
-            if node["Alive"]:
-                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                task = ray.remote(_identify).options(
-                    num_cpus=0, max_retries=0, scheduling_strategy=there
-                )
-                asked[task.remote(identify)] = node["NodeManagerAddress"]
+        for node in _nodes():
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            task = ray.remote(_identify).options(
+                num_cpus=0, max_retries=0, scheduling_strategy=there
+            )
+            asked[task.remote(identify)] = node["NodeManagerAddress"]
         mine = identify()
         deadline = time.monotonic() + CHECK_SECONDS
         for answer, address in asked.items():
@@ -414,7 +418,7 @@ class RayExecutor:
             while pending or running:
                 while pending and len(running) < self.workers:
                     index = pending.popleft()
-                    running[_start(jobs[index], board, columns, first[index])] = index
+                    running[self._start(jobs[index], board, columns, first[index])] = index
                 self._tasks = list(running)
                 done, _ = ray.wait(self._tasks, timeout=every)
                 active = {first[index] for index in running.values()}
@@ -449,6 +453,12 @@ class RayExecutor:
                 ray.kill(board)
             if running:
                 self.close()
+
+    def _start(self, job: Job, board: Any, columns: Columns, first: int) -> Any:
+        """Begin a job, with the files that it needs, as a Ray task."""
+        files: Files = {str(path): read_patiently(path) for path in job.files()}
+        task = ray.remote(_work).options(num_cpus=self.cores, max_retries=0)
+        return task.remote(job.function, job.arguments, board, columns, first, job.rows, files)
 
     def _start_board(self, columns: Columns, n: int) -> Any:
         """The board, on the machine that this process is connected through; should that be lost and
@@ -532,11 +542,9 @@ class RayExecutor:
         ray.shutdown()
 
 
-def _start(job: Job, board: Any, columns: Columns, first: int) -> Any:
-    """Begin a job, with the files that it needs, as a Ray task."""
-    files: Files = {str(path): read_patiently(path) for path in job.files()}
-    task = ray.remote(_work).options(num_cpus=1, max_retries=0)
-    return task.remote(job.function, job.arguments, board, columns, first, job.rows, files)
+def _nodes() -> list[dict[str, Any]]:
+    """The machines of the cluster that are there."""
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def _write(files: Files) -> None:

@@ -4,22 +4,28 @@ An item is put into Ray's object store once, and fetched once by each machine.
 """
 
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from erl.errors import UserError
 from erl.executors.concurrent_workers import Bench, MakeBench, work
 from erl.executors.jobs import WorkerLost
+from erl.executors.machines import ONE_CLUSTER
 from erl.executors.ray_cluster import connect
 from erl.executors.virtual_clock import WorkerJob
 
 _remote: Any = ray.remote  # whose types know no groups of methods
 # Between two exchanges of counts and items.
 EXCHANGE_SECONDS = 0.25
+# How long CPUs are waited for before a warning says so.
+WARN_SECONDS = 10.0
 
 
 class _Worker:
@@ -63,7 +69,8 @@ class _Worker:
 
 
 class RayHost:
-    """Actors of a Ray cluster as workers.
+    """Actors of a Ray cluster as workers. Their CPUs are reserved together: where there are too few
+    for several lifetimes, some wait until another has ended, and none has a part of its workers.
 
     Args:
         n: number of workers, each on one CPU.
@@ -71,19 +78,26 @@ class RayHost:
         cluster: see `machines.check_cluster`.
 
     Raises:
-        UserError: no such cluster, or one with too few CPUs.
+        UserError: no such cluster, or one with too few CPUs, or this is a process of a cluster.
     """
 
     def __init__(self, n: int, make: MakeBench, cluster: str) -> None:
-        self._make, self._connected = make, not ray.is_initialized()
-        if self._connected:
-            connect(cluster)
+        if ray.is_initialized():
+            raise UserError(ONE_CLUSTER)
+        self._make = make
+        connect(cluster)
         cpus = int(ray.cluster_resources().get("CPU", 0))
         if cpus < n:
-            self.close_connection()
+            ray.shutdown()
             raise UserError(
                 f"the cluster {cluster} has {cpus} CPUs, and the workers of a lifetime take {n}"
             )
+        self._reserved = placement_group([{"CPU": 1}] * n)
+        try:
+            self._await_cpus(n, cluster)
+        except BaseException:
+            ray.shutdown()  # with it goes what was reserved
+            raise
         self.actors: dict[int, Any] = {}
         self._running: dict[Any, int] = {}  # task -> worker
         self._exchanging: dict[Any, int] = {}
@@ -91,6 +105,15 @@ class RayHost:
         self._counts: dict[int, int] = {}
         self._counted_before = 0
         self._exchanged = time.monotonic()
+
+    def _await_cpus(self, n: int, cluster: str) -> None:
+        """Until the CPUs of all workers are free."""
+        if not self._reserved.wait(WARN_SECONDS):
+            warnings.warn(
+                f"a lifetime waits for {n} free CPUs of the cluster {cluster}", stacklevel=2
+            )
+            while not self._reserved.wait(WARN_SECONDS):
+                pass
 
     @property
     def counted(self) -> int:
@@ -107,7 +130,10 @@ class RayHost:
         self._counted_before += self._counts.pop(worker, 0)
         self._exchanging = {task: w for task, w in self._exchanging.items() if w != worker}
         # A replacement finds a place even where the machine is gone whose CPU was counted on.
-        options = {"num_cpus": 0 if replaced else 1, "concurrency_groups": {"exchange": 1}}
+        options: dict[str, Any] = {"num_cpus": 0, "concurrency_groups": {"exchange": 1}}
+        if not replaced:
+            options["num_cpus"] = 1
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._reserved)
         actor = _remote(**options)(_Worker)
         self.actors[worker] = actor.remote(self._make, list(backlog), self.counted)
         self._unsent[worker], self._counts[worker] = [], 0
@@ -162,9 +188,4 @@ class RayHost:
             with suppress(Exception):  # Ray may be gone
                 ray.kill(actor)
         self.actors = {}
-        self.close_connection()
-
-    def close_connection(self) -> None:
-        """Leave the cluster, if this process was not in it before."""
-        if self._connected:
-            ray.shutdown()
+        ray.shutdown()  # with it goes what was reserved

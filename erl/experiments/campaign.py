@@ -15,12 +15,13 @@ from typing import Any, Protocol
 from erl.cli import Sink, command, plural, score_text
 from erl.errors import UserError
 from erl.executors.jobs import Executor
+from erl.executors.machines import ONE_CLUSTER
 from erl.experiments.display import Commands, DashboardNotes, EvolutionLog
 from erl.experiments.flags import AgentFlags, RunFlags
 from erl.experiments.forecast import Pace, local_workers
 from erl.experiments.trials import MakeCohort, Member, TrialLoop, own_return
 from erl.files import folder_name
-from erl.learners import Outputs
+from erl.learners import Outputs, cores
 from erl.learners.core.checkpoints import checkpoint_steps
 from erl.lifetimes.living import Cohort
 from erl.search.pruning import Pruning
@@ -47,7 +48,10 @@ def make_executor(flags: RunFlags, spec: LifetimeSpec | None = None) -> Executor
             from erl.executors.ray_cluster import RayExecutor
         except ImportError as e:
             raise UserError(f'--cluster needs Ray ({e}): pip install "ray[client]"') from None
-        return RayExecutor(flags.cluster, flags.workers, flags.max_retries, identify)
+        if spec is not None and spec.learner.config.get("actor_executor") == "ray":
+            raise UserError(ONE_CLUSTER)
+        n = 1 if spec is None else cores(spec)
+        return RayExecutor(flags.cluster, flags.workers, flags.max_retries, identify, n)
     from erl.executors.local import LocalExecutor
 
     return LocalExecutor(local_workers(flags, spec), flags.max_retries)

@@ -91,6 +91,14 @@ def test_as_many_lifetimes_as_fit_with_all_that_they_keep_busy(monkeypatch, core
     assert make_executor(EvolutionConfig(), alone).workers == cores
 
 
+def test_workers_on_a_cluster_belong_to_lifetimes_here(monkeypatch):
+    learner = LearnerSpec("AES-RL", {"actor_executor": "ray"})
+    task = Task("toy_environments:Reach-v0")
+    spec = LifetimeSpec(task, learner, 10**6, Seeds.derive(0, "single", 0))
+    with pytest.raises(UserError, match="--cluster or actor_executor ray, not both"):
+        make_executor(EvolutionConfig(cluster="ray"), spec)
+
+
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]

@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import nullcontext, suppress
@@ -357,6 +359,58 @@ def test_workers_are_the_clusters_cpus_unless_said(address, executor):
     more = RayExecutor(address, 7)
     more.close()
     assert more.workers == 7
+
+
+@pytest.mark.slow
+def test_a_job_takes_the_cpus_that_it_keeps_busy_or_a_whole_machine(cluster, address):
+    spare = add_node(cluster, num_cpus=5)
+    try:
+        for cores, workers in [(2, 2), (9, 1)]:
+            executor = RayExecutor(address, cores=cores)
+            assert executor.workers == workers
+            [result] = executor.run([Cohort((lifetime(),)).job()], COLUMNS, lambda _: None)
+            executor.close()
+            assert result.error is None
+    finally:
+        cluster.remove_node(spare, allow_graceful=False)
+
+
+@pytest.mark.slow
+def test_of_two_lifetimes_without_room_for_both_one_waits(cluster, address, monkeypatch):
+    """Each would otherwise have a part of its workers, and wait for the other part for ever."""
+    monkeypatch.setattr("erl.executors.ray_workers.WARN_SECONDS", 0.5)
+    spare = add_node(cluster, num_cpus=3)
+    spec = evolved.lifetime(
+        "AES-RL", 10**6, actor_executor="ray", ray_address=address, actor_workers=2
+    )
+    first = evolved.at_work(spec)
+    try:
+        evolved.until(first, 2)
+        script = WAITING.format(tests=str(Path(__file__).parents[1]), address=address)
+        second = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+        assert "a lifetime waits for 3 free CPUs" in second.stderr.readline()
+        evolved.until(first, 6)
+        assert second.poll() is None
+        first.close()
+        assert second.wait(120) == 0, second.stderr.read()
+    finally:
+        first.close()
+        cluster.remove_node(spare, allow_graceful=False)
+
+
+WAITING = """
+import sys
+sys.path.insert(0, {tests!r})
+import evolved
+import erl.executors.ray_workers as ray_workers
+ray_workers.WARN_SECONDS = 0.5
+spec = evolved.lifetime(
+    "AES-RL", 10**6, actor_executor="ray", ray_address={address!r}, actor_workers=2
+)
+work = evolved.at_work(spec)
+evolved.until(work, 2)
+work.close()
+"""
 
 
 @pytest.mark.slow
