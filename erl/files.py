@@ -1,11 +1,12 @@
-"""Files that are written completely or not at all, reads that are tried again, and YAML and JSON as
-users write them.
+"""Files that are written completely or not at all, reads that are tried again, and YAML, TOML and
+JSON as users write them.
 """
 
 import json
 import re
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,6 +17,8 @@ from erl.errors import UserError, one_line
 
 # Seconds between the attempts at a file that cannot be read.
 WAITS = (0.5, 1.0, 2.0, 4.0)
+# How names of files end that hold names and values.
+DATA_ENDINGS = (".yaml", ".yml", ".toml", ".json")
 
 
 def read_patiently(path: Path) -> bytes:
@@ -73,13 +76,38 @@ def writing(what: object) -> Iterator[None]:
         raise UserError(f"{what} cannot be written: {e.strerror or e}") from e
 
 
-def parse_data(text: str, name: str | Path) -> Any:
-    """What the text of a file holds: JSON if the file's name says so, else YAML.
+def is_data_file(path: str | Path) -> bool:
+    """Whether this is a name for `read_mapping`."""
+    return Path(path).suffix.casefold() in DATA_ENDINGS
+
+
+def read_mapping(path: str | Path, what: str) -> dict[Any, Any]:
+    """The names and values in a user's file: YAML, TOML or JSON, as the end of its name says. An
+    empty file has none.
+
+    Args:
+        path: of the file.
+        what: what it is for, in messages.
 
     Raises:
-        ValueError: see `parse_yaml` and `parse_json`.
+        UserError: its name ends otherwise, it cannot be read, or holds something else.
     """
-    return parse_json(text) if Path(name).suffix.casefold() == ".json" else parse_yaml(text)
+    if not is_data_file(path):
+        endings = ", ".join(DATA_ENDINGS)
+        raise UserError(f"{what} {path}: the name of the file must end in {endings}")
+    ending = Path(path).suffix.casefold()
+    special: dict[str, Callable[[str], Any]] = {".toml": tomllib.loads, ".json": parse_json}
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as e:  # a name that no file can have; a file that is no text
+        raise UserError(f"cannot read {what} {path}: {getattr(e, 'strerror', None) or e}") from e
+    try:
+        data = special.get(ending, parse_yaml)(text)
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{path} is not valid: {one_line(e)}") from e
+    if not isinstance(data, dict | None):
+        raise UserError(f"{path} must hold names and values, not a {type(data).__name__}")
+    return data or {}
 
 
 def to_yaml(data: Any) -> str:

@@ -8,17 +8,15 @@ import json
 import re
 import shutil
 import textwrap
-import tomllib
 import typing
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from types import UnionType
 from typing import Any
 
 from erl import __version__
-from erl.errors import UserError, nearest, one_line
-from erl.files import parse_yaml
+from erl.errors import UserError, nearest
+from erl.files import read_mapping
 
 # Columns of help: no line is longer, also on wide terminals.
 WIDTH = 80
@@ -100,7 +98,7 @@ def make_parser(
                 _add(group, fields[name], _plain(hints[name]))
     general = parser.add_argument_group("general")
     general.add_argument(
-        "--config", metavar="FILE", help="YAML or TOML file of these flags; flags override it"
+        "--config", metavar="FILE", help="YAML, TOML or JSON file of these flags; flags override it"
     )
     general.add_argument("-h", "--help", action="help", help="show this and exit")
     general.add_argument(
@@ -255,7 +253,7 @@ _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
 def read_flags(path: str, kind: type) -> dict[str, Any]:
-    """Values of flags from a YAML or TOML file: field -> value.
+    """Values of flags from a file (`read_mapping`): field -> value.
 
     A list stands for values with commas between them, a table for its JSON.
 
@@ -266,7 +264,7 @@ def read_flags(path: str, kind: type) -> dict[str, Any]:
     Raises:
         UserError: the file cannot be read, or holds something else.
     """
-    data = _read_file(path)
+    data = read_mapping(path, "--config")
     hints = typing.get_type_hints(kind)
     names = {
         spelling.removeprefix("--").replace("-", "_"): field.name
@@ -288,24 +286,6 @@ def read_flags(path: str, kind: type) -> dict[str, Any]:
         except argparse.ArgumentTypeError as e:
             raise UserError(f"{path}: {name} {e}") from None
     return values
-
-
-def _read_file(path: str) -> dict[Any, Any]:
-    endings = (".yaml", ".yml", ".toml")
-    if Path(path).suffix.casefold() not in endings:
-        raise UserError(f"--config {path}: the name of the file must end in {', '.join(endings)}")
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        reason = getattr(e, "strerror", None) or e
-        raise UserError(f"--config {path} cannot be read: {reason}") from e
-    try:
-        data = tomllib.loads(text) if path.casefold().endswith(".toml") else parse_yaml(text)
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{path} is not valid: {one_line(e)}") from e
-    if not isinstance(data, dict | None):
-        raise UserError(f"{path} must hold names and values, not a {type(data).__name__}")
-    return data or {}
 
 
 def _as_word(value: Any) -> str:

@@ -77,7 +77,7 @@ def test_values_may_be_negative():
         ("a.toml", "nb_trials = ", "a.toml is not valid"),
         ("a.toml", "[nb_trials]\na = 1", "nb_trials must be a whole number, not"),
         ("a.toml", f"a = {'[' * 2000}", "a.toml is not valid"),
-        ("a.json", "{}", "must end in .yaml, .yml, .toml"),
+        ("a.ini", "{}", "must end in .yaml, .yml, .toml, .json"),
         ("a.yaml", "nb_trials: 0", "--nb_trials must be at least 1, not 0"),
         ("a.yaml", "config: b.yaml", "unknown flag 'config'"),
         ("a.yaml", "study: ''", "a.yaml: study is empty"),
@@ -90,7 +90,7 @@ def test_files_that_cannot_be_read(name, text, message):
 
 
 def test_a_file_that_is_not_there():
-    with pytest.raises(UserError, match=r"--config none.yaml cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"cannot read --config none.yaml: No such file"):
         parse(EvolutionConfig, ["--config", "none.yaml"])
 
 

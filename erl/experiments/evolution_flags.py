@@ -119,7 +119,7 @@ class EvolutionFlags(RunFlags):
         "MODULE:CLASS, one of yours",
     )
     learner_config: str | None = option(
-        None, "YAML or JSON file with its settings (files of the SB3 Zoo work)"
+        None, "YAML, TOML or JSON file with its settings (files of the SB3 Zoo work)"
     )
     engine: str = option(
         "auto",
@@ -323,7 +323,7 @@ class GeneralizationConfig(EvolutionFlags):
     env_ids: str | None = option(None, "environments instead of a set, comma-separated")
     env_kwargs: str | None = env_kwargs_option(", the same for all environments")
     sets: str | None = option(
-        None, "TOML or YAML file that declares sets, target and random returns"
+        None, "YAML, TOML or JSON file that declares sets, target and random returns"
     )
     nb_res: int = option(
         2, "reservoirs, side by side; 0 evolves the learner's settings alone, without any"

@@ -125,8 +125,8 @@ def env_kwargs_option(where: str = "") -> Any:
     """The flag `--env_kwargs` of scripts that make environments."""
     return option(
         None,
-        "arguments of the environment in YAML or JSON, such as '{gravity: 5}', or a .yaml or .json "
-        f"file of them{where}",
+        "arguments of the environment in YAML or JSON, such as '{gravity: 5}', or a .yaml, .toml "
+        f"or .json file of them{where}",
     )
 
 

@@ -74,7 +74,8 @@ class SingleConfig(AgentFlags):
     seed: int = option(0, "root of all seeds; not with --published_code")
     learner_config: str | None = option(
         None,
-        "YAML or JSON file with its settings (files of the SB3 Zoo and of AES-RL's code work)",
+        "YAML, TOML or JSON file with its settings (files of the SB3 Zoo and of AES-RL's code "
+        "work)",
     )
     set: str | None = option(None, "settings of the learner, NAME=VALUE,…; they override the file")
     engine: str = option(

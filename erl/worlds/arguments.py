@@ -1,13 +1,12 @@
-"""Keyword arguments of environments: hashable, and read from YAML or JSON."""
+"""Keyword arguments of environments: hashable, and read from text or files."""
 
 import json
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from erl.errors import UserError, one_line
-from erl.files import parse_data
+from erl.files import is_data_file, parse_yaml, read_mapping
 
 
 class Arguments(Mapping[str, Any]):
@@ -63,15 +62,10 @@ def parse_arguments(text: str) -> Arguments:
     Raises:
         UserError: no mapping, no such file, or values that cannot be stored.
     """
-    path = Path(text)
-    source = text.strip()
-    if path.suffix.casefold() in (".yaml", ".yml", ".json"):
-        try:
-            source = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as e:
-            raise UserError(f"cannot read the environment's arguments: {path}: {e}") from e
+    if is_data_file(text):
+        return Arguments(read_mapping(text, "the environment's arguments"))
     try:
-        values = parse_data(source, path)
+        values = parse_yaml(text.strip())
     except ValueError as e:
         raise UserError(f"the environment's arguments {_shown(text)} cannot be read: {e}") from e
     if values is None:
@@ -79,7 +73,7 @@ def parse_arguments(text: str) -> Arguments:
     if not isinstance(values, Mapping):
         raise UserError(
             f"the environment's arguments are a mapping of names and values, such as "
-            f"'{{gravity: 5}}', or a .yaml or .json file that holds one, not {_shown(text)}"
+            f"'{{gravity: 5}}', or a .yaml, .toml or .json file that holds one, not {_shown(text)}"
         )
     return Arguments(values)
 

@@ -11,15 +11,14 @@ name only: none is made.
 import json
 import math
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from erl.errors import UserError, nearest, one_line
-from erl.files import parse_yaml
+from erl.errors import UserError, nearest
+from erl.files import read_mapping
 from erl.statistics import normalised_score
 
 TASK_SETS = Path(__file__).parent / "task_sets.toml"
@@ -150,7 +149,7 @@ def load_task_sets(path: str | Path) -> Declarations:
     beside this file, is an example.
 
     Args:
-        path: a TOML file (`.toml`) or a YAML file (`.yaml`, `.yml`) with the tables `sets` (name =
+        path: a file (see `read_mapping`) with the tables `sets` (name =
             list of environments), `target_returns` and `random_returns` (environment = sum of an
             episode's rewards), each of them optional.
 
@@ -159,8 +158,8 @@ def load_task_sets(path: str | Path) -> Declarations:
             that come twice, empty sets, or returns that are not finite.
     """
     path = Path(path)
-    data = _parse(path)
-    if not isinstance(data, dict) or not data:
+    data = read_mapping(path, "the sets of environments")
+    if not data:
         raise UserError(f"{path} is empty: it needs one of the tables {', '.join(_TABLES)}")
     for key, table in data.items():
         if key not in _TABLES:
@@ -204,22 +203,6 @@ def _shipped() -> Declarations:
 
 
 # -- files --
-
-
-def _parse(path: Path) -> Any:
-    kind = path.suffix.casefold()
-    if kind not in (".toml", ".yaml", ".yml"):
-        raise UserError(
-            f"{path}: sets are declared in a TOML file (.toml) or a YAML file (.yaml, .yml)"
-        )
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"cannot read the sets of environments: {path}: {e}") from e
-    try:
-        return tomllib.loads(text) if kind == ".toml" else parse_yaml(text)
-    except (ValueError, RecursionError) as e:  # TOMLDecodeError is a ValueError
-        raise UserError(f"{path} is not valid: {one_line(e)}") from e
 
 
 def _set_name(name: Any, path: Path) -> str:

@@ -810,7 +810,7 @@ def test_a_yaml_file(tmp_path):
         DERL.from_config(path)
     for text in ("[", f"env_name: {REACH}\nhidden: [8]\nhidden: [9]\n"):
         path.write_text(text)
-        with pytest.raises(UserError, match="cannot read"):
+        with pytest.raises(UserError, match="is not valid"):
             DERL.from_config(path)
 
 

@@ -90,6 +90,17 @@ def test_the_zoos_files_sections_anchors_and_keys_that_do_not_apply():
 
 
 @pytest.mark.parametrize(
+    ("name", "text"),
+    [("a.yml", "gamma: 0.5"), ("a.JSON", '{"gamma": 0.5}'), ("a.toml", "gamma = 0.5")],
+)
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_the_end_of_the_name_says_the_format_and_editors_may_mark_it(name, text, mark):
+    """Some editors begin a file with a mark of its byte order."""
+    Path(name).write_bytes(mark + text.encode())
+    assert load_settings(name, "Any-v0").settings == {"gamma": 0.5}
+
+
+@pytest.mark.parametrize(
     ("name", "text", "message"),
     [
         ("a.yaml", "a: [1", "a.yaml is not valid"),
@@ -181,9 +192,12 @@ def test_values_that_are_none_are_a_value_error(text):
 
 
 def test_files_that_cannot_be_read():
-    for path in ("missing.yaml", "."):
-        with pytest.raises(UserError, match="cannot read"):
+    Path("folder.yaml").mkdir()
+    for path in ("missing.yaml", "folder.yaml", "a\0.yaml"):
+        with pytest.raises(UserError, match="cannot read the learner's settings"):
             load_settings(path, "Any-v0")
+    with pytest.raises(UserError, match="must end in"):
+        load_settings("settings.ini", "Any-v0")
     Path("latin.yaml").write_bytes(b"x: \xff")
     with pytest.raises(UserError, match="cannot read"):
         load_settings("latin.yaml", "Any-v0")

@@ -215,7 +215,7 @@ def test_bad_toml(case):
     ("text", "said"),
     [
         ("", "is empty"),
-        ("- a", "is empty"),
+        ("- a", "must hold names and values, not a list"),
         ("sets:", "sets must be a table"),
         ("1: {}", "unknown table 1"),
         ("sets: {1: [Ant-v4]}", "1 is not a valid name of a set"),
@@ -239,7 +239,7 @@ def test_bad_yaml(text, said):
 def test_files_that_cannot_be_read():
     with pytest.raises(UserError, match=r"cannot read .*missing\.toml"):
         load_task_sets("missing.toml")
-    with pytest.raises(UserError, match="a TOML file"):
+    with pytest.raises(UserError, match=r"sets\.txt: the name of the file must end in \.yaml"):
         load_task_sets(write("sets.txt", TOML))
     Path("latin.toml").write_bytes(b"[sets]\n# \xe9")
     with pytest.raises(UserError, match="cannot read"):

@@ -1,12 +1,11 @@
-"""Learner settings as files spell them: YAML or JSON, in plain form or in the SB3 Zoo's."""
+"""Learner settings as files spell them, in plain form or in the SB3 Zoo's."""
 
 import ast
 import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from erl.errors import UserError, nearest, one_line
-from erl.files import parse_data
+from erl.files import read_mapping
 
 # Keys of the SB3 Zoo's files that configure its own training script. They do not apply here and are
 # left out, with a note, instead of being refused.
@@ -51,9 +50,9 @@ def load_settings(path: str | None, env_id: str) -> SettingsFile:
     """Read a learner's settings.
 
     Args:
-        path: a YAML or JSON file: keyword arguments, or sections of them named after environments,
-            as in the SB3 Zoo. A section `default` is for environments that have none. None for no
-            file and no settings.
+        path: a file (see `read_mapping`): keyword arguments, or sections of them named after
+            environments, as in the SB3 Zoo. A section `default` is for environments that have none.
+            None for no file and no settings.
         env_id: the environment whose section is taken; `module:Name-v0` has the section `Name-v0`
             unless there is one under its full name.
 
@@ -63,7 +62,7 @@ def load_settings(path: str | None, env_id: str) -> SettingsFile:
     """
     if path is None:
         return SettingsFile({}, {}, ())
-    data = _read(path)
+    data = read_mapping(path, "the learner's settings")
     notes: list[str] = []
     if data and all(isinstance(v, dict) and k not in _MAPPINGS for k, v in data.items()):
         section = _section(path, data, env_id)
@@ -84,20 +83,6 @@ def load_settings(path: str | None, env_id: str) -> SettingsFile:
     except (TypeError, ValueError) as e:
         raise UserError(f"{path}: {e}") from e
     return SettingsFile(settings, env_kwargs, tuple(notes))
-
-
-def _read(path: str) -> dict[Any, Any]:
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"cannot read the learner's settings: {e}") from e
-    try:
-        data = parse_data(text, path)
-    except ValueError as e:
-        raise UserError(f"{path} is not valid: {one_line(e)}") from e
-    if not isinstance(data, dict | None):
-        raise UserError(f"{path} must hold names and values, not a {type(data).__name__}")
-    return data or {}
 
 
 def _section(path: str, sections: dict[Any, Any], env_id: str) -> str:

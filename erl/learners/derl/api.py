@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from erl.errors import UserError, one_line
-from erl.files import parse_data, write_whole
+from erl.files import read_mapping, write_whole
 from erl.learners import Outputs
 from erl.learners.core.run import Run, torch_threads
 from erl.learners.derl.learner import BlendedPolicy, DERLLearner, n_outputs
@@ -111,8 +111,8 @@ class DERL:
 
     @classmethod
     def from_config(cls, path: str | Path, **arguments: Any) -> Self:
-        """An agent from a YAML or JSON file with the constructor's arguments, `env_name` among
-        them.
+        """An agent from a file (see `read_mapping`) with the constructor's arguments, `env_name`
+        among them.
 
         Args:
             path: of the file.
@@ -121,11 +121,8 @@ class DERL:
         Raises:
             UserError: the file cannot be read, or does not hold names and values.
         """
-        try:
-            config = parse_data(Path(path).read_text(encoding="utf-8"), path)
-        except (OSError, ValueError) as e:  # UnicodeDecodeError is one
-            raise UserError(f"cannot read {path}: {one_line(e)}") from e
-        if not isinstance(config, dict) or not {"env_name"} <= {*config, *arguments}:
+        config = read_mapping(path, "the settings of DERL")
+        if "env_name" not in {*config, *arguments}:
             raise UserError(f"{path} holds no settings of DERL: names and values, env_name first")
         return cls(**{**{str(k): v for k, v in config.items()}, **arguments})
 
