@@ -34,8 +34,8 @@ INTRODUCTION = """# Flags
   word (`--del_obs True`). `--no-del_obs` unsets it.
 - *none* means that there is no default value.
 - `--help` prints the same texts, in groups.
-- `--config FILE` reads flags from a YAML, TOML or JSON file, for example `nb_trials: 30`. Flags of the
-  command line override it.
+- `--config FILE` reads flags from a YAML, TOML or JSON file, for example `nb_trials: 30`. Flags
+  of the command line override it.
 - `erl evolve`, `erl test`, `erl train` and so on have the flags of the scripts below;
   `erl --help` lists them all.
 """
