@@ -156,10 +156,15 @@ class EvolvedTD3(Generic[S]):
         """Whether enough was played at random."""
         return self.stored_steps >= self.settings.learning_starts
 
+    @property
+    def random_play(self) -> bool:
+        """Whether individuals that are asked for now play at random."""
+        return not self.learns
+
     def ask(self, n: int) -> list[Individual]:
         """The next n individuals."""
         asked = [
-            Individual(self.individuals + k, genes, random=not self.learns, asked=self.told)
+            Individual(self.individuals + k, genes, random=self.random_play, asked=self.told)
             for k, genes in enumerate(self.distribution.ask(n))
         ]
         self.individuals += n

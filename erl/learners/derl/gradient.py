@@ -4,9 +4,10 @@ For continuous actions it is TD3 (Fujimoto et al., 2018, arXiv 1802.09477): a de
 that climbs its value.
 
 For discrete actions it is the off-policy actor-critic of discrete soft actor-critic (Christodoulou,
-2019, arXiv 1910.07207) with a fixed weight of the entropy. The values of all actions are known, so
-expectations over the policy are sums: neither the target nor the policy's gradient is sampled, and
-nothing has to be corrected for who chose the stored action.
+2019, arXiv 1910.07207) with a fixed weight of the entropy, and with a slowly following copy of the
+policy, π', in the targets, where Christodoulou has the policy itself. The values of all actions are
+known, so expectations over the policy are sums: neither the target nor the policy's gradient is
+sampled, and nothing has to be corrected for who chose the stored action.
 
 With `n_steps` above 1, targets hold the rewards of several steps (`n_step`). The actions within
 them are those that were taken: nothing corrects for who chose them, as in Rainbow (Hessel et al.,
