@@ -25,7 +25,8 @@ from erl.learners.core.off_policy_settings import OffPolicySettings
 from erl.learners.core.off_policy_training import OffPolicyLearner
 from erl.learners.core.replay import Batch
 from erl.learners.core.settings import Count, Positive, Schedule
-from erl.networks.perceptrons import Shape, Trace, Trained
+from erl.networks.perceptrons import Shape, Trace
+from erl.networks.trained import Trained
 
 _EPS = 1e-6  # keeps the logarithm of the squashing's slope finite
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)

@@ -20,7 +20,7 @@ from erl.errors import UserError
 from erl.learners.ppo.algorithm import CohortPPO
 from erl.learners.ppo.exchange import load_sb3, to_sb3, vec_normalize
 from erl.learners.ppo.settings import PPOSettings, cohort_key
-from erl.networks.cohort_networks import advantages
+from erl.learners.ppo.update import advantages
 
 BOX = spaces.Box(np.array([-0.5, -1.0], np.float32), np.array([0.5, 0.7], np.float32))
 DISCRETE = spaces.Discrete(4)

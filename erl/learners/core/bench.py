@@ -23,8 +23,9 @@ from erl.learners.core.off_policy import Block
 from erl.learners.core.replay import ReplayBuffer
 from erl.learners.core.td3_update import actor_step, critic_step
 from erl.networks.captured import Captured
-from erl.networks.perceptrons import Layer, Perceptrons, Shape, Trained
+from erl.networks.perceptrons import Layer, Perceptrons, Shape
 from erl.networks.policies import Policies, n_parameters
+from erl.networks.trained import Trained
 from erl.worlds.ledger import Ledger
 from erl.worlds.specification import LifetimeSpec
 

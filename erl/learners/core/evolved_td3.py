@@ -34,8 +34,9 @@ from erl.learners.core.export import td3_model
 from erl.learners.core.run import OneByOne, Run, warn_of_precision
 from erl.learners.core.settings import check_budget
 from erl.learners.sb3 import SB3Agent
-from erl.networks.perceptrons import Perceptrons, Trained
+from erl.networks.perceptrons import Perceptrons
 from erl.networks.policies import n_parameters
+from erl.networks.trained import Trained
 from erl.populations import Distribution
 from erl.worlds.specification import LifetimeSpec
 

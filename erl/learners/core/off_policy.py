@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from erl.learners.core.off_policy_settings import OffPolicySettings
 from erl.learners.core.replay import Batch, ReplayBuffer, check_memory, too_large
 from erl.networks.captured import Captured
-from erl.networks.perceptrons import Layer, Perceptrons, Shape, Trained
+from erl.networks.perceptrons import Layer, Perceptrons, Shape
+from erl.networks.trained import Trained
 
 S = TypeVar("S", bound=OffPolicySettings)
 # Bytes of parameters, moments and activations that are worked on at a time. More members share the

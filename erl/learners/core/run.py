@@ -18,7 +18,7 @@ from erl.learners.core.checkpoints import Part, restore_parts, save_parts
 from erl.learners.core.replay import check_memory
 from erl.learners.core.settings import EvaluationSettings
 from erl.learners.core.telemetry import Telemetry
-from erl.networks.perceptrons import bfloat16_width
+from erl.networks.products import bfloat16_width
 from erl.worlds.ledger import Ledger, shared_seconds
 from erl.worlds.specification import LifetimeSpec
 

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from erl.learners.core.replay import Batch, smoothed
 from erl.learners.derl.settings import DERLSettings
-from erl.networks.perceptrons import Perceptrons, Shape, Trained
+from erl.networks.perceptrons import Perceptrons, Shape
+from erl.networks.trained import Trained
 
 _SMOOTHING = 0.2  # standard deviation of the noise on TD3's target actions
 _DELAY = 2  # updates of TD3's critics for each of its policy

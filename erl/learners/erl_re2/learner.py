@@ -40,7 +40,7 @@ from torch import Tensor
 
 from erl.errors import UserError
 from erl.learners.core.checkpoints import Attributes, Part
-from erl.learners.core.episodes import Episode, Stage, surrogate
+from erl.learners.core.episodes import Episode, Stage
 from erl.learners.core.export import td3_model
 from erl.learners.core.replay import ReplayBuffer
 from erl.learners.core.run import OneByOne, Run, warn_of_precision
@@ -368,6 +368,22 @@ class ERLRe2:
     def close(self) -> None:
         """Close the environments."""
         self.stage.close()
+
+
+def surrogate(episode: Episode, steps: int, gamma: float, tail: float) -> float:
+    """ERL-Re²'s surrogate fitness (Li et al., ICLR 2023, eq. 8): discounted rewards of the first
+    steps, and a value for the rest.
+
+    Args:
+        episode: at least `steps` long, or ended before.
+        steps: H.
+        gamma: discount.
+        tail: value of the state after H steps; an episode that ended by then has none.
+    """
+    rewards = episode.rewards[:steps]
+    total = float(np.sum(gamma ** np.arange(len(rewards)) * rewards))
+    reached = len(episode.rewards) > steps or (len(episode.rewards) == steps and not episode.ended)
+    return total + gamma**steps * tail if reached else total
 
 
 class Re2Learner(OneByOne):

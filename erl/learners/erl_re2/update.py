@@ -13,7 +13,9 @@ from torch import Tensor
 
 from erl.learners.core.replay import Batch, smoothed
 from erl.learners.erl_re2.settings import Re2Settings
-from erl.networks.perceptrons import Layer, Perceptrons, Shape, Trace, Trained, product, soft_update
+from erl.networks.perceptrons import Layer, Perceptrons, Shape, Trace
+from erl.networks.products import product
+from erl.networks.trained import Trained
 
 _MAX_NORM = 10.0  # of a gradient
 
@@ -227,8 +229,8 @@ class TwoScale:
         statistics |= self._learn_critic(batch, draws.noise)
         if improve:
             statistics |= self._improve(batch, draws.representation_heads)
-            networks = self.networks if self.settings.EA else self.networks[:-1]
-            soft_update(networks, self.settings.tau)
+            for network in self.networks if self.settings.EA else self.networks[:-1]:
+                network.follow([self.settings.tau])
         return statistics
 
     def _learn_policy_value(self, batch: Batch, head: Tensor) -> dict[str, Tensor]:

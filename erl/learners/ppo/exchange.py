@@ -10,8 +10,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from erl.learners.core.export import set_up
-from erl.learners.ppo.algorithm import CohortPPO
-from erl.networks.cohort_networks import RunningMoments
+from erl.learners.ppo.algorithm import CohortPPO, RunningMoments
 
 
 def to_sb3(cohort: CohortPPO, i: int, num_timesteps: int = 0, total_timesteps: int = 0) -> PPO:
