@@ -271,7 +271,6 @@ class Asynchronous(EvolvedTD3[AsynchronousSettings]):
     def mean_played(self, worker: int, verdict: Verdict, play: Play) -> WorkerJob | None:
         """Note an episode of the mean."""
         assert play.episode is not None
-        self.mean_steps += len(play.episode.rewards)
         if play.episode.cut:
             return None
         verdict.scores.append(play.episode.total)

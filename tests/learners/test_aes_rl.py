@@ -350,7 +350,7 @@ def test_aes_rl_learns(seed):
             "learning_starts = 100 steps, which count as about 600 with episodes of the mean that "
             "are as long as the individuals', but a lifetime has only 600",
         ),
-        ("ACEM-RL", {"env_id": "CartPole-v1"}, "takes continuous .Box. actions, and those of Cart"),
+        ("ACEM-RL", {"env_id": "CartPole-v1"}, "needs continuous .Box. actions, not Discrete"),
     ],
 )
 def test_what_cannot_be_is_refused(name, settings, message):

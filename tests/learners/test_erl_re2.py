@@ -112,7 +112,7 @@ def test_it_is_in_the_registry_whatever_the_case():
     [
         (
             {"task": Task("CartPole-v1")},
-            "continuous .Box. actions; CartPole-v1 has Discrete",
+            "continuous .Box. actions, not Discrete",
         ),
         ({"learner": LearnerSpec("ERL-Re2", {"thta": 1})}, "did you mean theta"),
         (

@@ -36,8 +36,8 @@ class GradientHalf:
 
     Args:
         settings: of the agent.
-        observations: length of what it sees.
-        actions: length of an action, or number of actions.
+        obs_dim: length of what it sees.
+        action_dim: length of an action, or number of actions.
         discrete: which of the two.
         generator: draws the first parameters.
     """
@@ -45,8 +45,8 @@ class GradientHalf:
     def __init__(
         self,
         settings: DERLSettings,
-        observations: int,
-        actions: int,
+        obs_dim: int,
+        action_dim: int,
         discrete: bool,
         generator: torch.Generator,
     ) -> None:
@@ -61,16 +61,16 @@ class GradientHalf:
 
         common: dict[str, Any] = {"hidden": s.hidden, "activation": "ReLU", "norm": False}
         self.policy, self._pi, self._pi_target = networks(
-            Shape(observations, outputs=actions, **common), 1
+            Shape(obs_dim, outputs=action_dim, **common), 1
         )
         shape = (
-            Shape(observations, outputs=actions, **common)
+            Shape(obs_dim, outputs=action_dim, **common)
             if discrete
-            else Shape(observations + actions, **common)
+            else Shape(obs_dim + action_dim, **common)
         )
         self.critic, self._q, self._q_target = networks(shape, 2)
         self.set_rates(1.0)
-        self._observations = observations
+        self._obs_dim = obs_dim
 
     # -- the policy as a flat vector --
 
@@ -133,7 +133,7 @@ class GradientHalf:
         values = self._q.forward(batch.pairs_with(actions), first=1)
         ones = torch.full_like(values.output, -1.0 / len(actions))
         by_actions = self._q.backward(
-            values, ones, weights=False, inputs=slice(self._observations, None)
+            values, ones, weights=False, inputs=slice(self._obs_dim, None)
         )
         self._pi.backward(trace, by_actions * (1.0 - actions.square()))
         self.policy.step()

@@ -121,8 +121,8 @@ class CohortPPO:
         self._net = ActorCritic(
             self._n_inputs, n_outputs, c.pi, c.vf, c.activation, distribution, n_values
         )
-        nobody = np.zeros((0, self._net.n_params), np.float32)
-        self._distribution = self._net.distribution(nobody, nobody)  # to draw from, for any agent
+        no_rows = np.zeros((0, self._net.n_params), np.float32)
+        self._distribution = self._net.distribution(no_rows, no_rows)  # to draw from, for any agent
         self._rngs = [np.random.default_rng(seed) for seed in seeds]
         self._weights = np.zeros((n, self._net.n_params), np.float32)
         self._first, self._second = np.zeros_like(self._weights), np.zeros_like(self._weights)
