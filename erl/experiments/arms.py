@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from erl.search.space import LEARNER, draw_from, learner_settings, make_context, search_space
-from erl.studies.configuration import EvolutionStudy, TestStudy
+from erl.studies.configuration import EvolutionStudy, TestStudy, agent_name
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
 
@@ -50,12 +50,12 @@ def arm_names(evolution: EvolutionStudy, params: dict[str, float]) -> list[str]:
     """
     learner = evolution.learner
     if evolution.nb_res == 0:
-        return [learner, f"EVOLVED_{learner}"]
-    memory = "RES" if evolution.context is None else "CONTEXT"
+        return [learner, agent_name(learner, "EVOLVED")]
+    evolved = agent_name(learner, "RES" if evolution.context is None else "CONTEXT")
     if learner not in RATED or "learning_rate" in learner_settings(evolution, params):
-        return [learner, f"{memory}_{learner}"]
+        return [learner, evolved]
     rates = RATES + (MORE_RATES if evolution.del_obs or evolution.nb_res else ())
-    return [learner, *(f"{memory}_{learner}_{rate:.10f}".rstrip("0") for rate in rates)]
+    return [learner, *(f"{evolved}_{rate:.10f}".rstrip("0") for rate in rates)]
 
 
 def control_names(evolution: EvolutionStudy, params: dict[str, float]) -> list[str]:

@@ -53,7 +53,7 @@ from erl.learners import canonical_name, get_learner, published_settings, resolv
 from erl.lifetimes.living import Cohort, check
 from erl.search.space import ER_MRL_BIAS, LEARNER, NO_BIAS, is_searched, make_context
 from erl.studies.catalogue import ANY, find_evolved
-from erl.studies.configuration import EvolutionStudy, FinalsStudy, TestStudy
+from erl.studies.configuration import EvolutionStudy, FinalsStudy, TestStudy, evolved_arm
 from erl.studies.distributions import categorical, integer
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
 from erl.studies.study import Study, check_study, stored_config
@@ -63,6 +63,7 @@ from erl.studies.winner import Finalist, chosen, reached_by, store_tested
 from erl.worlds.arguments import Arguments, parse_arguments
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.task_sets import TASK_SETS, load_task_set, load_task_sets
+from erl.worlds.tasks import bare_name
 
 __all__ = [
     "ComparisonConfig",
@@ -332,15 +333,11 @@ def _same_but_reservoirs(address: str, name: str, flags: ComparisonFlags) -> str
 def _check_unseen(env_id: str, evolution: EvolutionStudy, allow_seen: bool) -> None:
     """Refuse an environment that selection saw, in whatever version and from whatever module."""
     seen = evolution.environments
-    if not allow_seen and _unversioned(env_id) in map(_unversioned, seen):
+    if not allow_seen and bare_name(env_id) in map(bare_name, seen):
         raise UserError(
             f"the evolution used {env_id} (as {', '.join(seen)}), so this is no test of "
             f"generalisation; --allow_seen allows it"
         )
-
-
-def _unversioned(env_id: str) -> str:
-    return re.sub(r"-v[0-9]+$", "", env_id.rpartition(":")[2])
 
 
 def _slug(env_kwargs: Mapping[str, Any]) -> str:
@@ -454,9 +451,10 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
         return 130
     failed = _say_missing(study, sink)
     report(study, sink)
-    _say_winner(study, arms[1], best, config, sink)
+    arm = evolved_arm(arms)
+    _say_winner(study, arm, best, config, sink)
     say_where(campaign, flags, flags.results, folder)
-    say_film(study, flags, folder, arms[1], sink)
+    say_film(study, flags, folder, arm, sink)
     if flags.video:
         film_agents(study, flags, folder, sink)
     return 1 if any((w["arm"], w["seed"]) in failed for w in wanted) else 0

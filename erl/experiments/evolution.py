@@ -76,7 +76,7 @@ from erl.studies.winner import (
 )
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Phase, Seeds
 from erl.worlds.task_sets import load_task_set
-from erl.worlds.tasks import Task
+from erl.worlds.tasks import Task, bare_name
 
 # Finalists that lines of advice name.
 RECOMMENDED = 5
@@ -457,9 +457,9 @@ def test_command(config: EvolutionStudy, name: str, storage: str) -> str:
         kind = "test-generalization"
     words = ["--study", name, "--training_steps", str(config.training_steps)]
     if config.env_ids is not None:
-        seen = {e.rpartition("-v")[0] for e in config.env_ids}
+        seen = set(map(bare_name, config.env_ids))
         known = load_task_set("forward_mujoco").env_ids
-        unseen = [e for e in known if e.rpartition("-v")[0] not in seen]
+        unseen = [e for e in known if bare_name(e) not in seen]
         words += ["--env_id", unseen[0] if unseen else "Humanoid-v4"]
     if storage != DEFAULT_STORAGE:
         words += ["--storage", shown(storage)]

@@ -27,9 +27,11 @@ from erl.experiments.evolution import (
     evolve,
     lifetimes,
 )
+from erl.experiments.evolution import test_command as shown_command
 from erl.figures.report import describe
 from erl.search.space import make_context
 from erl.studies.commands import show_study
+from erl.studies.configuration import EvolutionStudy
 from erl.studies.data import read_study
 from erl.studies.flags import ShowConfig
 from erl.studies.records import records
@@ -410,6 +412,9 @@ def test_the_command_that_is_printed_names_an_unseen_environment(tiny, inline, s
     commands = [line for line in sink.lines if line.startswith("test them:")]
     assert [c.split()[-1] for c in commands] == ["Ant-v4", "Hopper-v4"]
     assert all("erl test-generalization" in c for c in commands)
+    seen = ("gymnasium.envs.mujoco:Ant-v4", "Hopper-v5")
+    config = EvolutionStudy(env_ids=seen)
+    assert shown_command(config, "name", DEFAULT_STORAGE).split()[-1] == "HalfCheetah-v4"
 
 
 def test_a_study_of_one_environment_can_be_tested_in_another(tiny, inline, sink):

@@ -36,6 +36,7 @@ from typing import (
 
 from erl.errors import UserError, nearest
 from erl.worlds.specification import LifetimeSpec
+from erl.worlds.tasks import bare_name
 
 Schedule = Callable[[float], float]
 
@@ -268,8 +269,7 @@ class Settings:
         if cls.defaults is None:
             return {}
         sections = _toml(cls.defaults)
-        name = env_id.rpartition(":")[2].rpartition("-v")[0]
-        section = sections.get(name, sections["default"])
+        section = sections.get(bare_name(env_id), sections["default"])
         return {key: value for key, value in section.items() if key != "source"}
 
 
