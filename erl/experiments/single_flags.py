@@ -161,8 +161,9 @@ class SingleConfig(AgentFlags):
 
     def subject(self) -> str:
         """Environment and learner, and whether it has a reservoir or a context of its own."""
-        from erl.studies.configuration import agent_name
+        from erl.studies.configuration import Part, agent_name
 
+        part: Part | None
         part = "RES" if self.reservoir is not None else "CONTEXT" if self.context else None
         learner = canonical_name(self.learner or DEFAULT_LEARNER)
         return f"{self.env_id}_{agent_name(learner, part)}"

@@ -177,7 +177,7 @@ def _check_sqlite(storage: str, create: bool) -> None:
     begun = tables <= {*BaseModel.metadata.tables, "alembic_version"}
     whole = {"studies", "trials", "version_info"} <= tables
     if begun and not whole and not create:
-        raise UserError(f"the study database {path} is empty")
+        raise MissingError(f"the study database {path} is empty")
     if not begun and not whole:
         raise UserError(
             f"{path} is another program's database (tables {', '.join(sorted(tables)[:4])}), not "

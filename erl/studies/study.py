@@ -597,39 +597,12 @@ class Study:
         self._records.pop(trial_id, None)
 
 
-def stored_config(storage: str, name: str) -> StudyConfig | None:
-    """The configuration of a study, if there is such a study; None if there is none, or if it
-    cannot be opened (its creation says why).
-    """
-    with suppress(UserError):
-        return Study(storage, name).config
-    return None
-
-
-def check_study(
-    storage: str, name: str, config: StudyConfig, models: str | Path | None = None
-) -> None:
-    """Refuse a name that belongs to another study, before anything is done for this one.
-
-    Args:
-        storage: an address, see `open_storage`.
-        name: of the study that a command is about to create or to continue.
-        config: what that study would be.
-        models: folder that is to hold the study's agents.
+def existing(storage: str, name: str) -> Study | None:
+    """The study of this name; None if there is none yet.
 
     Raises:
-        UserError: see `Study.check_same`; or the study would be new, and replace agents of one with
-            the same name, whose database was another.
+        UserError: it, or its storage, cannot be opened.
     """
-    try:
-        study = Study(storage, name)
-    except MissingError:
-        if models is not None and any(Path(models).rglob("*.zip")):
-            raise UserError(
-                f"{models} holds agents of a study called {name!r} that is not, or no more, in "
-                f"{shown(storage)}: name another folder with --models, or remove this one"
-            ) from None
-    except UserError:
-        return  # its creation says why it cannot be opened
-    else:
-        study.check_same(config)
+    with suppress(MissingError):
+        return Study(storage, name)
+    return None

@@ -25,9 +25,9 @@ from erl.experiments.evolution import (
     GeneralizationConfig,
     MultiEvolutionConfig,
     evolve,
-    lifetimes,
 )
 from erl.experiments.evolution import test_command as shown_command
+from erl.experiments.evolution_study import lifetimes
 from erl.figures.report import describe
 from erl.search.space import make_context
 from erl.studies.commands import show_study

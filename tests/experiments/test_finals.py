@@ -19,7 +19,8 @@ from told_lifetimes import NAME, Told, make, sr_of, study
 from erl.cli import command
 from erl.errors import UserError
 from erl.experiments.comparison import ComparisonConfig, compare
-from erl.experiments.evolution import GeneralizationConfig, evolve, study_config
+from erl.experiments.evolution import GeneralizationConfig, evolve
+from erl.experiments.evolution_study import study_config
 from erl.experiments.finals import finalists_of, left_of_finals
 from erl.search.space import search_space
 from erl.studies.commands import ShowConfig, show_study

@@ -200,7 +200,7 @@ def test_a_test_that_exists_keeps_the_bias_that_its_journal_was_taken_to_have(si
     foreign([({"sr": 1.0, "lr": 0.5}, 1.0)])
     test = ComparisonConfig(study=NAME, arms="RES_PPO_0.0003", env_id="CartPole-v1", **TEST)
     with monkeypatch.context() as before:
-        before.setattr("erl.experiments.comparison.ER_MRL_BIAS", NO_BIAS)
+        before.setattr("erl.experiments.tested.ER_MRL_BIAS", NO_BIAS)
         assert compare(test, sink) == 0
     assert compare(test, sink) == 0
     assert "lifetimes are there; raise --nb_seeds" in str(sink)

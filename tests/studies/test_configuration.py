@@ -12,7 +12,8 @@ from erl.experiments.comparison import (
     GeneralizationComparisonConfig,
     compare,
 )
-from erl.experiments.evolution import EvolutionConfig, evolve, study_config
+from erl.experiments.evolution import EvolutionConfig, evolve
+from erl.experiments.evolution_study import study_config
 from erl.experiments.single import SingleConfig, run
 from erl.studies.configuration import (
     EvolutionStudy,

@@ -17,7 +17,8 @@ from sqlalchemy.exc import OperationalError
 
 from erl.errors import UserError
 from erl.experiments.comparison import ComparisonConfig, compare
-from erl.experiments.evolution import EvolutionConfig, evolve, lifetimes
+from erl.experiments.evolution import EvolutionConfig, evolve
+from erl.experiments.evolution_study import lifetimes
 from erl.lifetimes.living import Cohort, live
 from erl.search.space import Range
 from erl.studies import leases
@@ -25,7 +26,7 @@ from erl.studies.configuration import EvolutionStudy, to_stored
 from erl.studies.distributions import distributions
 from erl.studies.records import records
 from erl.studies.storage import DEFAULT_STORAGE, open_storage
-from erl.studies.study import Study
+from erl.studies.study import Study, existing
 
 ENV = "toy_environments:Recall-v0"
 NAME = f"{ENV}_main_0.064k_steps"
@@ -505,3 +506,15 @@ def test_what_is_stored_of_a_failure_fits_into_every_database(config, sink):
     assert len(json.dumps(error)) < 65_535
     assert error["reason"].startswith("line line line")
     assert error["traceback"].endswith("the end")
+
+
+def test_a_study_that_exists_or_not_yet():
+    assert existing("sqlite:///studies.db", "x") is None
+    Path("studies.db").touch()  # another process is about to make its tables
+    assert existing("sqlite:///studies.db", "x") is None
+    Study("sqlite:///studies.db", "y", EvolutionStudy(env_id="CartPole-v1"))
+    assert existing("sqlite:///studies.db", "x") is None
+    assert existing("sqlite:///studies.db", "y").name == "y"
+    Path("text.db").write_text("no database, but a long enough text " * 50)
+    with pytest.raises(UserError, match=r"text\.db is not a study database"):
+        existing("sqlite:///text.db", "x")

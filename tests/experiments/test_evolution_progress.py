@@ -8,7 +8,7 @@ from conftest import Lines
 from told_lifetimes import make, study
 
 from erl.experiments.evolution import evolve
-from erl.experiments.luck import LEAST, Luck
+from erl.experiments.evolution_progress import LEAST, Luck
 from erl.search.noise import luck_share
 
 
