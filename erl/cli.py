@@ -13,7 +13,7 @@ import sys
 import time
 import typing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -308,6 +308,16 @@ def score_text(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"
+
+
+def value_text(value: Any, digits: int = 6) -> str:
+    """A hyperparameter; of other programs' studies they need not be numbers."""
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+
+
+def params_text(params: Mapping[str, Any], digits: int = 6, between: str = ", ") -> str:
+    """Hyperparameters in a line: `sr 0.9, lr 0.25`."""
+    return between.join(f"{name} {value_text(v, digits)}" for name, v in params.items())
 
 
 def plural(n: int, word: str, many: str | None = None) -> str:

@@ -106,9 +106,7 @@ def arm_lifetime(arm: str, index: int, config: TestStudy, params: dict[str, floa
         task=Task(env_id, config.hides_velocities, frame_stack, kwargs),
         learner=LearnerSpec(learner, settings, engine),
         steps=config.training_steps,
-        seeds=Seeds.published(index)
-        if evolution.published_code
-        else Seeds.derive(evolution.seed, "test", index),
+        seeds=Seeds.derive(evolution.seed, "test", index, evolution.published_code),
         context=context,
         ep_eval=evolution.ep_eval,
     )

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from erl.cli import Sink, command, plural, score_text
+from erl.cli import Sink, command, params_text, plural, score_text
 from erl.experiments.campaign import Campaign, checkpoint_cohort, steps_in_checkpoints
 from erl.experiments.display import Commands, DashboardNotes, EvolutionLog
 from erl.experiments.evolution_flags import (
@@ -27,7 +27,7 @@ from erl.experiments.finals import (
     sampler_of,
     trials_at_once,
 )
-from erl.experiments.flags import number, study_name
+from erl.experiments.flags import study_name
 from erl.experiments.forecast import Outlook, announce, check_at_once, dry_run, pace_of, steps_of
 from erl.experiments.workers import local_workers
 from erl.files import folder_name
@@ -411,8 +411,7 @@ def _say_best(study: Study, sink: Sink) -> Choice | None:
             )
     for test in reached_in_tests(study.optuna.user_attrs, winner).values():
         sink.line(f"tested:          {winner.title}, {test.line}")
-    params = ", ".join(f"{k} {number(v)}" for k, v in winner.params.items())
-    sink.line(f"hyperparameters: {params}")
+    sink.line(f"hyperparameters: {params_text(winner.params)}")
     where = shown(study.address)
     path = where.removeprefix("sqlite:///").partition("?")[0]
     sink.line(

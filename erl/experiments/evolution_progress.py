@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from erl.cli import Sink, score_text
+from erl.cli import Sink, score_text, value_text
 from erl.experiments.campaign import Progress
-from erl.experiments.flags import number
 from erl.experiments.forecast import Pace, steps_of
 from erl.lifetimes.record import POINTS
 from erl.search.noise import MOST_SEEDS, luck_share, seeds_for_half
@@ -149,7 +148,7 @@ class EvolutionProgress(Progress):
 
     def trial_line(self, trial: RunningTrial, value: float | None) -> str:
         """See `Progress`."""
-        params = "  ".join(f"{k} {number(v, 4):<9s}" for k, v in trial.params.items())
+        params = "  ".join(f"{k} {value_text(v, 4):<9s}" for k, v in trial.params.items())
         generation = trial.attrs.get("generation", self._generation)
         head = f"trial {trial.number:4d}  gen {generation:3d}  {params}  "
         if value is None:

@@ -57,9 +57,7 @@ def lifetimes(
             task=Task(env_id, config.del_obs, kwargs=config.env_kwargs),
             learner=learner,
             steps=config.training_steps,
-            seeds=Seeds.published(i)
-            if config.published_code
-            else Seeds.derive(config.seed, phase, i),
+            seeds=Seeds.derive(config.seed, phase, i, config.published_code),
             context=make_context(config, params),
             ep_eval=config.ep_eval,
             fitness=config.fitness,

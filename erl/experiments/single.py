@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from erl.cli import Sink, plural
+from erl.cli import Sink, params_text, plural
 from erl.errors import UserError
 from erl.experiments.agents import Agents, missing, train_agents
 from erl.experiments.flags import more_seeds, parse_settings, read_settings, study_name
@@ -30,9 +30,7 @@ def lifetime(config: SingleStudy, index: int) -> LifetimeSpec:
         task=Task(config.env_id, config.del_obs, kwargs=config.env_kwargs),
         learner=LearnerSpec(config.learner, config.learner_config, config.engine),
         steps=config.steps,
-        seeds=Seeds.published(index)
-        if config.published_code
-        else Seeds.derive(config.seed, "single", index),
+        seeds=Seeds.derive(config.seed, "single", index, config.published_code),
         context=config.context,
         ep_eval=config.ep_eval,
     )
@@ -60,7 +58,7 @@ def evolved_for(flags: SingleConfig, sink: Sink) -> Evolved | None:
             f"--reservoir: {entry.line} is not for {flags.env_id} {hidden} velocities; "
             f"--del_obs {evolution.del_obs} is what it was evolved with"
         )
-    values = ", ".join(f"{k} {v:.6g}" for k, v in entry.winner.params.items())
+    values = params_text(entry.winner.params)
     sink.line(f"reservoir:       {entry.line}, {entry.winner.reached}, {values}")
     if entry.remark:
         sink.line(f"note: {entry.remark}")

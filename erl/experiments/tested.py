@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from erl.cli import Sink, command, plural
+from erl.cli import Sink, command, params_text, plural
 from erl.errors import UserError
 from erl.experiments.comparison_flags import UNITS, ComparisonFlags, GeneralizationComparisonConfig
 from erl.experiments.flags import study_name
@@ -104,7 +104,7 @@ def _load_evolved(flags: ComparisonFlags, sink: Sink) -> Best:
     evolution = _with_env_kwargs(flags, name, evolution, guessed=False)
     _check_stored(flags, name, evolution)
     _say_reservoirs(flags, name, evolution, False, sink)
-    values = ", ".join(f"{k} {v:.6g}" for k, v in entry.winner.params.items())
+    values = params_text(entry.winner.params)
     sink.line(f"{entry.title}: evolved in {entry.where}, {entry.winner.reached}, {values}")
     if entry.remark:
         sink.line(f"note: {entry.remark}")
@@ -150,7 +150,7 @@ def _load_study(flags: ComparisonFlags, sink: Sink) -> Best:
         ) from None
     _say_reservoirs(flags, name, evolution, guessed, sink)
     trials = len(study.trials("COMPLETE", "PRUNED", "FAIL"))
-    values = ", ".join(f"{k} {v:.6g}" for k, v in params.items())
+    values = params_text(params)
     of = f"winner of {len(choice.finalists)} finalists" if choice.finalists else "best"
     sink.line(f"{name}: {of} of {trials} trials is {winner.title}, {winner.reached}, {values}")
     if (more := study.open()) and not guessed:

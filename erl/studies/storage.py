@@ -8,6 +8,7 @@ import re
 import sqlite3
 import time
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
@@ -376,3 +377,8 @@ def _open_tables(storage: str, settings: dict[str, Any]) -> RDBStorage:
 def study_names(storage: BaseStorage) -> list[str]:
     """Names of all studies, the newest last."""
     return [s.study_name for s in storage.get_all_studies()]
+
+
+def names_text(names: Sequence[str]) -> str:
+    """What a storage has: `has a, b`, or `has no study yet`."""
+    return f"has {', '.join(sorted(names)[:12])}" if names else "has no study yet"

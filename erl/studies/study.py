@@ -39,6 +39,7 @@ from erl.studies.storage import (
     GoneError,
     MissingError,
     StorageError,
+    names_text,
     open_storage,
     refused,
     shown,
@@ -90,9 +91,9 @@ class Study:
         try:
             names = study_names(self.storage)
             if config is None and name not in names:
-                has = f"it has {', '.join(sorted(names)[:12])}" if names else "it has no study yet"
                 raise MissingError(
-                    f"no study {name!r} in {shown(storage)}{nearest(name, names, 1)}; {has}"
+                    f"no study {name!r} in {shown(storage)}{nearest(name, names, 1)}; it "
+                    f"{names_text(names)}"
                 )
             created = name not in names and self._create(name)
             self.optuna = optuna.load_study(study_name=name, storage=self.storage)
