@@ -86,11 +86,9 @@ def exit_after(work: Callable[[], int | None], program: str | None = None) -> ty
     whoever reads the output, such as `head`, has seen enough, it ends without a word.
     """
     program = program or os.path.basename(sys.argv[0])
-    for stream in (
-        sys.stdout,
-        sys.stderr,
-    ):  # a terminal that cannot show a letter shows something for it
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a letter shows something for it.
             stream.reconfigure(errors="replace")
     try:
         code = work()
@@ -248,9 +246,8 @@ class Interruptible:
             # Workers notice that their parent is gone; nothing is left to tidy that a next start
             # would not.
             if sys.stdout.isatty():
-                os.write(
-                    sys.stdout.fileno(), b"\x1b[?25h\n"
-                )  # the cursor, which the status line hides
+                # The cursor, which the status line hides.
+                os.write(sys.stdout.fileno(), b"\x1b[?25h\n")
             os._exit(128 + number)
         raise KeyboardInterrupt(signal.Signals(number).name)
 

@@ -36,8 +36,8 @@ RATES = (0.0003, 0.0001)
 MORE_RATES = (0.00005,)
 FRAME_STACK = 4
 LSTM = "RecurrentPPO"
-# The rates are theirs: another learner's own, with which its reservoirs were evolved, may be far
-# from them.
+# Learners that are tested at these rates. Reservoirs of other learners were evolved with rates that
+# may be far from them.
 RATED = ("PPO", LSTM)
 
 

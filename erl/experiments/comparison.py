@@ -32,6 +32,7 @@ from erl.lifetimes.living import check
 from erl.search.space import NO_BIAS
 from erl.studies.configuration import EvolutionStudy, TestStudy, evolved_arm
 from erl.studies.study import Study, existing
+from erl.studies.trials import lifetime_records
 from erl.studies.winner import reached_by, store_tested
 from erl.worlds.arguments import parse_arguments
 from erl.worlds.specification import LifetimeSpec
@@ -213,7 +214,7 @@ def _say_winner(study: Study, arm: str | None, best: Best, config: TestStudy, si
         sink: where the line goes.
     """
     records = {
-        t.params["seed"]: study.lifetimes(t)[0]
+        t.params["seed"]: lifetime_records(t)[0]
         for t in study.trials("COMPLETE")
         if t.params["arm"] == arm
     }

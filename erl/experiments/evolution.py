@@ -38,7 +38,7 @@ from erl.studies.configuration import EvolutionStudy, differences
 from erl.studies.distributions import SearchSpace, distributions
 from erl.studies.storage import DEFAULT_STORAGE, shown
 from erl.studies.study import Study, existing
-from erl.studies.trials import Plan, RunningTrial, key_of
+from erl.studies.trials import Plan, RunningTrial, key_of, lifetime_records
 from erl.studies.winner import (
     Choice,
     chosen,
@@ -207,7 +207,7 @@ def _hand_over(
     progress: EvolutionProgress,
     sink: Sink,
 ) -> int:
-    """Hold finals, if they are asked for, and say whom an evolution hands over.
+    """Hold finals, if they are asked for, and say what an evolution hands over.
 
     Returns:
         Exit code: 0, 1 if no trial succeeded, or 130 if the finals were interrupted.
@@ -230,7 +230,7 @@ def _hand_over(
 
 
 def _say_winner(study: Study, elsewhere: int, last_error: str | None, sink: Sink) -> Choice | None:
-    """Say whom an evolution hands over, or why nobody.
+    """Say what an evolution hands over, or why nothing.
 
     Args:
         study: whose trials have ended, but for those that run in other processes.
@@ -368,7 +368,7 @@ def _taken(flags: EvolutionFlags, config: EvolutionStudy, study: Study, left: in
         if not names <= trial.params.keys():
             continue  # another command proposes it now, or ended before it had
         # What failed is lived again.
-        records = {i: r for i, r in study.lifetimes(trial).items() if r.error is None}
+        records = {i: r for i, r in lifetime_records(trial).items() if r.error is None}
         others = [s for i, s in enumerate(lifetimes(config, trial.params)) if i not in records]
         taken += sum(record.steps for record in records.values())
         taken += steps_in_checkpoints(flags.runs, study.name, others)

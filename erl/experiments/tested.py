@@ -79,7 +79,7 @@ def _for_learner(best: Best, name: str, engine: str | None, sink: Sink) -> Best:
             f"--learner: {best.name} evolved settings of {evolution.learner}, which mean nothing "
             f"to {learner}"
         )
-    get_learner(learner, "auto" if engine is None else engine)  # there is one
+    get_learner(learner, "auto" if engine is None else engine)  # refuses an unknown one
     sink.line(f"agents of {learner}, with what was evolved for {evolution.learner}")
     evolution = replace(
         evolution,

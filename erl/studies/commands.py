@@ -218,7 +218,7 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
 
 
 def _show_choice(choice: Choice, trials: Sequence[FrozenTrial], sink: Sink) -> None:
-    """Whom the finals of an evolution chose, and among whom."""
+    """The winner of an evolution's finals, and all finalists."""
     ended = sum(t.state.is_finished() for t in trials)
     sink.line(f"winner of the finals, after {choice.ended} of {ended} trials:")
     sink.line(f"  {choice.winner.title}, {choice.winner.reached}")

@@ -16,7 +16,7 @@ from erl.statistics import normalised_score
 from erl.worlds.reservoirs import Context
 from erl.worlds.specification import LifetimeSpec, from_json, to_json
 
-# Keys that earlier versions stored and nobody reads.
+# Keys that earlier versions stored and this one does not read.
 _OBSOLETE = {"h_test", "sets", "config_version"}
 # What `engine: auto` meant in version 0.1.0, which stored it: ERL-Re2 has one implementation only,
 # and all others were Stable-Baselines3's.

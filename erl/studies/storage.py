@@ -117,9 +117,8 @@ def refused(storage: str, error: BaseException) -> StorageError:
         else [url.password, *(v for k, v in url.query.items() if "pass" in k.casefold())]
     )
     for secret in secrets:
-        if (
-            secret and len(str(secret)) < SHORT
-        ):  # a letter is in every word: only where it stands alone
+        # A letter is in every word: it is hidden only where it stands alone.
+        if secret and len(str(secret)) < SHORT:
             text = re.sub(rf"(?<!\w){re.escape(str(secret))}(?!\w)", "***", text)
         elif secret:
             text = text.replace(str(secret), "***")

@@ -248,11 +248,6 @@ class Study:
         done = [t for t in self.trials("COMPLETE") if t.value is not None]
         return max(done, key=lambda t: (t.value, -t.number)) if done else None
 
-    @staticmethod
-    def lifetimes(trial: FrozenTrial) -> dict[int, LifetimeRecord]:
-        """The records of a trial's lifetimes that have ended, by their index."""
-        return lifetime_records(trial)
-
     # -- leases --
 
     def __enter__(self) -> "Study":
@@ -349,7 +344,7 @@ class Study:
             if trial.state != TrialState.RUNNING or attribute(trial, "owner") != owner:
                 return
             if max_retries is not None:
-                # Several coordinators may see the same loss: it is noted by whose it was.
+                # Several coordinators may see the same loss: it is noted under the owner's id.
                 self.storage.set_trial_system_attr(
                     trial_id, f"{LOST}{(owner or {}).get('id')}", True
                 )

@@ -227,7 +227,7 @@ def make_bare_env(task: Task, render_mode: str | None = None) -> tuple[gym.Env, 
     """Gymnasium's environment without this project's wrappers, and the indices of the flat
     observation's entries that the agent sees (None: all).
     """
-    # An environment that cannot be rendered may not know the argument.
+    # An environment that cannot be rendered may not take the argument.
     env = _make(task) if render_mode is None else _make(task, render_mode=render_mode)
     return env, _seen_entries(env, task)
 

@@ -37,6 +37,7 @@ from erl.studies.flags import ShowConfig
 from erl.studies.records import records
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
 from erl.studies.study import Study
+from erl.studies.trials import lifetime_records
 from erl.worlds.reservoirs import ReservoirBank
 from erl.worlds.specification import LifetimeSpec, Seeds, from_json
 from erl.worlds.task_sets import measured_random_returns
@@ -113,7 +114,7 @@ def test_reservoirs_are_tested_with_another_learner(tiny, inline, sink):
     name = f"{evolution.name}_trial_{number}_for_A2C_test_0.064k_steps"
     study = Study(DEFAULT_STORAGE, name)
     (trial,) = study.trials("COMPLETE")
-    spec = study.lifetimes(trial)[0].spec
+    spec = lifetime_records(trial)[0].spec
     # Its own settings, the evolved reservoir, and the seeds of the test of PPO.
     assert (spec.learner.name, spec.learner.config) == ("A2C", {})
     assert spec.context == make_context(evolution.config, evolution.best().params)

@@ -33,6 +33,7 @@ from erl.learners.core.checkpoints import checkpoint_files, checkpoint_steps
 from erl.learners.core.replay import ReplayBuffer
 from erl.lifetimes.record import LifetimeRecord
 from erl.studies.study import Study
+from erl.studies.trials import lifetime_records
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
 
@@ -449,7 +450,7 @@ def test_ctrl_c_writes_a_checkpoint_from_which_the_command_continues(workers, si
     once = SingleConfig(**vars(flags) | elsewhere)
     assert run(once, sink) == 0
     [other] = Study(once.storage, f"{REACH}_ERL-Re2_single_3k_steps").trials("COMPLETE")
-    records = [Study.lifetimes(t)[0] for t in (trial, other)]
+    records = [lifetime_records(t)[0] for t in (trial, other)]
     assert records[0].curve == records[1].curve
     assert records[0].final_returns == records[1].final_returns
     assert not list(Path("runs").rglob("*.pkl"))

@@ -17,6 +17,7 @@ from erl.studies.data import read_study
 from erl.studies.records import records
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
 from erl.studies.study import Study
+from erl.studies.trials import lifetime_records
 
 NAME = "CartPole-v1_main_0.064k_steps"
 TEST = {"training_steps": 32, "nb_seeds": 1, "units": 5, "engine": "sb3", "workers": 1}
@@ -140,7 +141,7 @@ def test_a_study_in_which_only_failures_are_stored_is_tried_again(quick, sink, m
     assert [t.user_attrs["retry_of"] for t in trials[5:]] == list(range(5))
     assert [t.user_attrs["generation"] for t in trials] == [0] * 4 + [1] + [0] * 4 + [1]
     for old, new in zip(failed, trials[5:]):
-        kept = [k for k, r in Study.lifetimes(old).items() if r.error is None]
+        kept = [k for k, r in lifetime_records(old).items() if r.error is None]
         assert kept
         # To the last bit, the seconds that it took included.
         assert all(

@@ -27,6 +27,7 @@ from erl.studies.distributions import distributions
 from erl.studies.records import records
 from erl.studies.storage import DEFAULT_STORAGE, open_storage
 from erl.studies.study import Study, existing
+from erl.studies.trials import lifetime_records
 
 ENV = "toy_environments:Recall-v0"
 NAME = f"{ENV}_main_0.064k_steps"
@@ -425,7 +426,7 @@ def test_a_coordinator_that_was_taken_for_dead_does_not_fall_over_a_trial_that_a
     study, other = Study(DEFAULT_STORAGE, NAME), Study(DEFAULT_STORAGE, NAME)
     taken, _ = begin(study, study.config, owner())
     other.storage.set_trial_state_values(taken.trial_id, TrialState.COMPLETE, [1.0])
-    study.store_record(taken.trial_id, 1, study.lifetimes(study.trials()[1])[0])
+    study.store_record(taken.trial_id, 1, lifetime_records(study.trials()[1])[0])
     study.store_end(taken.trial_id, "COMPLETE", 2.0)
     study._release(taken.trial_id, owner())
     assert Study(DEFAULT_STORAGE, NAME).trials()[1].value == 1.0
