@@ -898,12 +898,13 @@ def test_studies_of_no_arm_are_left_out(monkeypatch, tmp_path, capsys):
         learner = Namespace(name=learners[name], config={})
         spec = Namespace(learner=learner, task=Namespace(env_id="C"), steps=9)
         record = Namespace(spec=spec, steps=9, seconds=1, commit="", inner=None, final_returns=[1])
-        trial = Namespace(params={"seed": 0})
-        return Namespace(trials=lambda state: [trial], lifetimes=lambda trial: [record])
+        trial = Namespace(params={"seed": 0}, record=record)
+        return Namespace(trials=lambda state: [trial])
 
     monkeypatch.setattr(curves, "open_storage", lambda storage: storage)
     monkeypatch.setattr(curves, "study_names", lambda storage: [*learners])
     monkeypatch.setattr(curves, "Study", study)
+    monkeypatch.setattr(curves, "lifetime_records", lambda trial: [trial.record])
     out = tmp_path / "rows.jsonl"
     curves.collect(Namespace(of="DERL", out=str(out), storages=["x"]))
     (row,) = kept.read_rows(out)
