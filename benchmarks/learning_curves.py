@@ -38,6 +38,7 @@ from erl.cli import exit_after
 from erl.errors import UserError
 from erl.studies.storage import open_storage, study_names
 from erl.studies.study import Study
+from erl.studies.trials import lifetime_records
 
 EVALUATIONS = "eval_freq=25000"
 TD3 = (
@@ -254,7 +255,7 @@ def collect(args: argparse.Namespace) -> None:
         for name in sorted(study_names(open_storage(storage))):
             study = Study(storage, name)
             for trial in study.trials("COMPLETE"):
-                record = study.lifetimes(trial)[0]
+                record = lifetime_records(trial)[0]
                 arms = [
                     a
                     for a, each in compared.arms.items()

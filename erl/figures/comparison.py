@@ -287,8 +287,8 @@ def generalisation_matrix(matrix: pd.DataFrame, about: str = "") -> Figure:
     column = matrix.attrs["column"]
     return caption(
         figure,
-        "Generalisation: probability that an agent with evolved reservoirs does better than the "
-        "learner alone; below it the 95 % bootstrap interval, then the interquartile mean of the "
+        "Generalisation: probability that an evolved agent does better than the learner "
+        "alone; below it the 95 % bootstrap interval, then the interquartile mean of the "
         f"{RETURNS.get(column, column)}, and the learner's in brackets. "
         f"{seeds_text(numbers)} of each agent.",
         "No interval where one of them has one seed." if 1 in numbers else "",

@@ -36,6 +36,7 @@ from erl.studies.configuration import (
     SingleStudy,
     TestStudy,
     differences,
+    evolved_arm,
 )
 from erl.studies.data import (
     StudyData,
@@ -386,7 +387,7 @@ def agents_section(
 
 
 def model_of(data: StudyData, models: str | Path) -> tuple[str, int, int, Path]:
-    """The agent to look at: of the first arm with a reservoir (or the first arm), the seed with the
+    """The agent to look at: of the first evolved arm (or the first arm), the seed with the
     middle training return. It is neither the best nor a chosen one.
 
     Returns:
@@ -398,7 +399,7 @@ def model_of(data: StudyData, models: str | Path) -> tuple[str, int, int, Path]:
     learning.finished(data.lifetimes, "training_return")  # says what is missing
     middle = middle_lifetimes(data.lifetimes)
     arms = list(dict.fromkeys(data.lifetimes.arm))
-    arm = next((a for a in arms if a.startswith(("RES_", "CONTEXT_"))), arms[0])
+    arm = evolved_arm(arms) or arms[0]
     if arm not in set(middle.arm):
         raise UserError(f"no lifetime of {arm} has finished")
     chosen = middle[middle.arm == arm].iloc[0]
@@ -551,8 +552,8 @@ def generalisation_tests(
     winner that is called the same.
 
     Raises:
-        UserError: two tests are of the same reservoirs, in the same task, or one has no agent with
-            evolved reservoirs.
+        UserError: two tests are of the same reservoirs, in the same task, or one has no
+            evolved agent.
     """
     configs = [d.config for d in tests if isinstance(d.config, TestStudy)]
     evolved_steps = {c.evolution.training_steps for c in configs}
@@ -579,9 +580,9 @@ def generalisation_tests(
         if (evolved, tested) in found:
             raise UserError(f"{title} is another test of the same reservoirs in {tested}: omit it")
         arms = list(dict.fromkeys(data.lifetimes.arm)) if len(data.lifetimes) else []
-        arm = next((a for a in arms if a.startswith(("RES_", "CONTEXT_"))), None)
+        arm = evolved_arm(arms)
         if arm is None:
-            raise UserError(f"{title} has no agent with evolved reservoirs: omit it")
+            raise UserError(f"{title} has no evolved agent: omit it")
         found[evolved, tested] = (data.lifetimes, source.learner, arm)
     return found
 

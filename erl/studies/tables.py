@@ -27,6 +27,7 @@ from erl.statistics import (
 )
 from erl.studies.configuration import SingleStudy, TestStudy
 from erl.studies.study import Study
+from erl.studies.trials import lifetime_records
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,7 +108,7 @@ def agent_records(study: Study) -> Records:
             name = trial.params["arm"]
             for arm in getattr(trial.distributions["arm"], "choices", ()):
                 found.setdefault(str(arm), {})
-        found.setdefault(name, {}).setdefault(trial.params["seed"], study.lifetimes(trial)[0])
+        found.setdefault(name, {}).setdefault(trial.params["seed"], lifetime_records(trial)[0])
     return {name: [rows[s] for s in sorted(rows)] for name, rows in found.items() if rows}
 
 

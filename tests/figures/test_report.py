@@ -214,8 +214,14 @@ def test_tests_that_differ_have_cells_of_their_own(lifetimes):
 
 def test_a_test_without_evolved_reservoirs_has_no_cell(lifetimes):
     alone = a_test("alone", lifetimes[lifetimes.arm == "PPO"], env_id="Hopper-v4")
-    with pytest.raises(UserError, match=r"^alone has no agent with evolved reservoirs: omit it$"):
+    with pytest.raises(UserError, match=r"^alone has no evolved agent: omit it$"):
         reports.generalisation_tests([a_test("a", lifetimes), alone])
+
+
+def test_evolved_settings_have_a_cell(lifetimes):
+    settings = a_test("a", lifetimes.replace({"arm": {"RES_PPO": "EVOLVED_PPO"}}), {"nb_res": 0})
+    [(_, learner, arm)] = reports.generalisation_tests([settings]).values()
+    assert (learner, arm) == ("PPO", "EVOLVED_PPO")
 
 
 def test_titles_of_studies_are_unique(lifetimes):

@@ -38,6 +38,7 @@ from gymnasium import spaces
 
 from erl.errors import UserError, nearest
 from erl.worlds.specification import LifetimeSpec
+from erl.worlds.tasks import bare_name
 
 Schedule = Callable[[float], float]
 
@@ -270,8 +271,7 @@ class Settings:
         if cls.defaults is None:
             return {}
         sections = _toml(cls.defaults)
-        name = env_id.rpartition(":")[2].rpartition("-v")[0]
-        section = sections.get(name, sections["default"])
+        section = sections.get(bare_name(env_id), sections["default"])
         return {key: value for key, value in section.items() if key != "source"}
 
 
