@@ -4,6 +4,7 @@ All functions take lifetimes, a row each (`erl.study.records`), with the column 
 of agent, and draw intervals over seeds.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 
 from erl.cli import plural
 from erl.errors import UserError
-from erl.figures.style import Look, caption, looks, new, steps_axis, styled
+from erl.figures.style import Look, caption, legend_above, looks, new, steps_axis, styled
 from erl.statistics import (
     SMOOTHING,
     align,
@@ -66,6 +67,64 @@ def finished(lifetimes: pd.DataFrame, column: str) -> pd.DataFrame:
             return frame.sort_values("arm", key=lambda arms: arms.map(places), kind="stable")
     what = "a learning curve" if column == "curve" else f"a {column.replace('_', ' ')}"
     raise UserError(f"no finished lifetime of this study has {what}")
+
+
+def failed(lifetimes: pd.DataFrame) -> pd.DataFrame:
+    """Lifetimes that failed and were not lived again with success: one for each arm and seed."""
+    done = lifetimes[lifetimes.state == "COMPLETE"]
+    gone = lifetimes[lifetimes.state == "FAIL"].drop_duplicates(["arm", "seed"])
+    again = set(zip(done.arm, done.seed))
+    return gone[np.array([of not in again for of in zip(gone.arm, gone.seed)], dtype=bool)]
+
+
+def failed_seeds(lifetimes: pd.DataFrame) -> str:
+    """`PPO 2 of 5 seeds, RES_PPO 1 of 5 seeds`: those that failed, and all that have ended."""
+    gone = failed(lifetimes).groupby("arm", sort=False).seed.nunique()
+    ended = lifetimes[lifetimes.state.isin(("COMPLETE", "FAIL"))].groupby("arm").seed.nunique()
+    return ", ".join(f"{arm} {n} of {plural(int(ended[arm]), 'seed')}" for arm, n in gone.items())
+
+
+def failed_of(lifetimes: pd.DataFrame) -> str:
+    """A sentence on seeds that failed, which no figure or table of values has; empty without."""
+    seeds = failed_seeds(lifetimes)
+    return f"Failed and left out: {seeds}." if seeds else ""
+
+
+def measured(frame: pd.DataFrame, column: str) -> str:
+    """What a column is, for axes and captions: with the number of training episodes where all arms
+    have the same.
+    """
+    numbers = _episodes(frame)
+    if column == "training_return" and len(set(numbers.values())) == 1:
+        [n] = set(numbers.values())
+        return "return of the last " + (f"{n} training episodes" if n > 1 else "training episode")
+    return RETURNS.get(column, column)
+
+
+def episodes_of(frame: pd.DataFrame) -> str:
+    """A sentence on arms whose returns are means over different numbers of episodes; else empty."""
+    numbers = _episodes(frame)
+    if len(set(numbers.values())) < 2:
+        return ""
+    each = ", ".join(f"{arm} {n}" for arm, n in numbers.items())
+    return f"Returns are means over different numbers of episodes: {each}."
+
+
+def _episodes(frame: pd.DataFrame) -> dict[str, int]:
+    """Of each arm the episodes in whose mean a return is, where they are known."""
+    if "ep_eval" not in frame:
+        return {}
+    known = frame.dropna(subset=["ep_eval"]).groupby("arm", sort=False).ep_eval
+    return {str(arm): int(n) for arm, n in known.first().items()}
+
+
+def _logged_means(frame: pd.DataFrame) -> str:
+    """A sentence on arms whose curves are means over episodes before they are averaged here."""
+    if "curve_over" not in frame:
+        return ""
+    over = frame[frame.curve_over > 1].groupby("arm", sort=False).curve_over.first()
+    each = ", ".join(f"{arm} {int(n)}" for arm, n in over.items())
+    return f"Points of a log are means of so many episodes before: {each}." if each else ""
 
 
 def best_known(lifetimes: pd.DataFrame) -> str:
@@ -170,13 +229,15 @@ def learning_curves(lifetimes: pd.DataFrame, order: Sequence[str] = (), about: s
             axes.fill_between(steps, low, high, color=look.colour, alpha=0.18, linewidth=0)
     steps_axis(axes)
     axes.set_ylabel("return of training episodes")
-    figure.legend(loc="outside upper center", ncols=3)
+    legend_above(figure)
     return caption(
         figure,
         f"Learning curves over {seeds_of(frame)}: interquartile mean and pointwise 95 % bootstrap "
         f"band; each curve averaged over {SMOOTHING} of at most 200 points.",
         one_seed_of(frame, "band"),
         few_seeds_of(frame),
+        failed_of(lifetimes),
+        _logged_means(frame),
         _cut_short(frame),
         about,
     )
@@ -249,13 +310,15 @@ def interquartile_means(
     axes.set_yticks(range(len(arms)), arms)
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel(RETURNS.get(column, column))
+    axes.set_xlabel(measured(frame, column))
     return caption(
         figure,
         f"Interquartile mean (black) and its 95 % bootstrap interval (bar) over "
         f"{seeds_of(frame)}; each seed is a small mark.",
         one_seed_of(frame, "interval"),
         few_seeds_of(frame),
+        failed_of(lifetimes),
+        episodes_of(frame),
         about,
     )
 
@@ -294,13 +357,17 @@ def steps_to_thresholds(
         thresholds: returns; by default `usual_thresholds`.
 
     Returns:
-        Columns `arm`, `seed`, `threshold`, `steps` (infinity where it was never reached).
+        Columns `arm`, `seed`, `threshold`, `steps` (infinity where it was never reached). A seed
+        that failed has not reached it, where others of its arm have a curve.
     """
     frame = finished(lifetimes, "curve")
     wanted = usual_thresholds(lifetimes) if thresholds is None else list(thresholds)
     rows = [
         (row.arm, row.seed, t, steps_to(row.curve, t)) for t in wanted for row in frame.itertuples()
     ]
+    gone = failed(lifetimes)
+    gone = gone[gone.arm.isin(frame.arm)]
+    rows += [(row.arm, row.seed, t, math.inf) for t in wanted for row in gone.itertuples()]
     return pd.DataFrame(rows, columns=["arm", "seed", "threshold", "steps"])
 
 
@@ -313,8 +380,9 @@ def sample_efficiency(
 ) -> Figure:
     """Share of seeds that have reached a return, over steps: how many samples it takes.
 
-    Seeds that never reach it keep the curve below 1: nothing has to be assumed about them, unlike
-    with a mean of steps. The line of an arm ends with its budget, since nobody knows what follows.
+    Seeds that never reach it, also those that failed, keep the curve below 1: nothing has to be
+    assumed about them, unlike with a mean of steps. The line of an arm ends with its budget, since
+    nobody knows what follows.
 
     Args:
         lifetimes: with curves.
@@ -344,12 +412,15 @@ def sample_efficiency(
         axes.set_ylim(-0.02, 1.02)
         steps_axis(axes, "steps")
     row[0, 0].set_ylabel("share of seeds")
-    figure.legend(*row[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    legend_above(figure)
+    seeds = failed_seeds(lifetimes)
     return caption(
         figure,
-        f"Sample efficiency: share of {seeds_of(frame)} whose training return, averaged over "
+        f"Sample efficiency: share of {seeds_of(needed)} whose training return, averaged over "
         f"{SMOOTHING} points of the curve, has reached the return above each panel. Each line ends "
         "with the budget of its agent.",
+        f"Failed, and counted as never reaching it: {seeds}." if seeds else "",
+        _logged_means(frame),
         _cut_short(frame),
         about,
     )

@@ -10,6 +10,7 @@ from er_mrl_journals import journal
 from figure_fixtures import conditional
 from optuna._transform import _SearchSpaceTransform
 from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.trial import TrialState, create_trial
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 
 from erl.errors import UserError
@@ -17,6 +18,7 @@ from erl.experiments.comparison import ComparisonConfig, compare
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.experiments.single import SingleConfig
 from erl.experiments.single import run as run_single
+from erl.figures.learning import failed_of
 from erl.search.samplers import make_sampler
 from erl.studies import data as studies
 from erl.studies.data import Axis, importances, read_study, read_tensorboard, sampler_path
@@ -255,6 +257,37 @@ def test_a_log_with_a_point_for_each_episode_reaches_the_mean_of_the_last_ones(t
     assert row.steps == 10_000
     assert len(row.curve) == 200
     assert row.curve[-1] == (10_000, np.mean(returns[-5:]))
+    assert (row.ep_eval, row.curve_over) == (10, 1)
+
+
+def test_a_log_of_stable_baselines3_is_of_the_last_100_episodes(tmp_path):
+    log(tmp_path / "a", [(10, 1.0)])
+    (row,) = read_tensorboard(tmp_path).lifetimes.itertuples()
+    assert (row.ep_eval, row.curve_over) == (100, 100)
+
+
+def test_a_trial_that_failed_at_once_has_a_row_among_the_lifetimes(quick, inline, sink):
+    single = SingleConfig(
+        learner="PPO", env_id=ENV, steps=64, learner_config=quick, engine="sb3", workers=1
+    )
+    assert run_single(single, sink) == 0
+    before = read_study("sqlite:///studies.db")
+    study = optuna.load_study(study_name=before.name, storage="sqlite:///studies.db")
+    study.add_trial(
+        create_trial(
+            params={"seed": 7},
+            distributions={"seed": IntDistribution(0, 10)},
+            state=TrialState.FAIL,
+        )
+    )
+    frame = read_study("sqlite:///studies.db").lifetimes
+    assert list(zip(frame.arm, frame.seed, frame.state)) == [
+        ("PPO", 0, "COMPLETE"),
+        ("PPO", 7, "FAIL"),
+    ]
+    assert frame.seed_environment[0] == before.lifetimes.seed_environment[0]
+    assert frame.curve[1] == ()
+    assert failed_of(frame) == "Failed and left out: PPO 1 of 2 seeds."
 
 
 def test_episodes_that_end_at_one_step_all_count(tmp_path):
