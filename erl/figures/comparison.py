@@ -4,7 +4,6 @@ with Holm's correction, generalisation.
 All functions take lifetimes of a test, a row each (`erl.study.records`, with the column `arm`).
 """
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,7 +30,15 @@ from erl.figures.learning import (
     steps_to_thresholds,
     threshold_names,
 )
-from erl.figures.style import caption, legend_above, new, styled
+from erl.figures.style import (
+    caption,
+    legend_above,
+    new,
+    styled,
+    ticks_below,
+    ticks_beside,
+    wrapped,
+)
 from erl.files import write_text, writing
 from erl.statistics import (
     Compared,
@@ -44,8 +51,6 @@ from erl.statistics import (
 from erl.studies.tables import few_seeds, to_latex, to_markdown
 
 ALPHA = 0.05
-# Letters that have room side by side below a matrix.
-LETTERS = 66
 
 
 def family(
@@ -145,11 +150,11 @@ def improvement(
             said = f"p = {row.p_holm:.2g}" + (" *" if row.p_holm <= ALPHA else "")
             axes.text(1.03, i, said, va="center", fontsize=8)
     axes.axvline(0.5, color="0.4", linestyle="--", linewidth=1)
-    axes.set_yticks(range(len(rows)), rows.arm)
+    ticks_beside(axes, rows.arm)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(-0.01, 1.01)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel(_wrapped(f"P(arm > {baseline}), {measured(frame, column)}", LETTERS))
+    axes.set_xlabel(wrapped(f"P(arm > {baseline}), {measured(frame, column)}", 56))
     without = ", ".join(rows.arm[rows.low.isna()])
     return caption(
         figure,
@@ -309,12 +314,8 @@ def generalisation_matrix(matrix: pd.DataFrame, about: str = "") -> Figure:
             color="white" if dark else "black",
         )
     shown = axes.imshow(values, cmap="PuOr", vmin=0, vmax=1, aspect="auto")
-    width = LETTERS // len(columns)
-    below = [_wrapped(name, width) for name in columns]
-    long = max(len(line) for name in below for line in name.splitlines()) > width
-    turned = {"rotation": 20, "ha": "right"} if long else {}
-    axes.set_xticks(range(len(columns)), below, **turned)
-    axes.set_yticks(range(len(rows)), [_wrapped(name, LETTERS // 3) for name in rows])
+    ticks_below(axes, columns)
+    axes.set_yticks(range(len(rows)), [wrapped(name, 22, within=False) for name in rows])
     axes.set_xlabel("tested on")
     axes.set_ylabel("evolved on")
     axes.grid(False)
@@ -331,11 +332,6 @@ def generalisation_matrix(matrix: pd.DataFrame, about: str = "") -> Figure:
         *(f"{remark}." for remark in matrix.attrs["remarks"] if remark),
         about,
     )
-
-
-def _wrapped(name: str, width: int) -> str:
-    """A name over several lines, broken between words."""
-    return textwrap.fill(name, width, break_long_words=False, break_on_hyphens=False)
 
 
 # -- tables --

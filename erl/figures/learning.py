@@ -13,7 +13,16 @@ from matplotlib.figure import Figure
 
 from erl.cli import plural
 from erl.errors import UserError
-from erl.figures.style import Look, caption, legend_above, looks, new, steps_axis, styled
+from erl.figures.style import (
+    Look,
+    caption,
+    legend_above,
+    looks,
+    new,
+    steps_axis,
+    styled,
+    ticks_beside,
+)
 from erl.statistics import (
     SMOOTHING,
     align,
@@ -244,12 +253,11 @@ def learning_curves(lifetimes: pd.DataFrame, order: Sequence[str] = (), about: s
 
 
 @styled
-def lifetime_curves(curves: Mapping[str, Sequence[tuple[int, float]]], about: str = "") -> Figure:
+def lifetime_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
     """The learning curve of each lifetime of a trial.
 
     Args:
         curves: by the name of the lifetime, points (steps, return).
-        about: for the caption.
 
     Raises:
         UserError: there are none.
@@ -264,9 +272,7 @@ def lifetime_curves(curves: Mapping[str, Sequence[tuple[int, float]]], about: st
     axes.set_ylabel("return of training episodes")
     if 1 < len(curves) <= 10:
         axes.legend(loc="best")
-    return caption(
-        figure, f"Learning curves, averaged over {SMOOTHING} of at most 200 points.", about
-    )
+    return caption(figure, f"Learning curves, averaged over {SMOOTHING} of at most 200 points.")
 
 
 @styled
@@ -307,7 +313,7 @@ def interquartile_means(
             markersize=14,
             markeredgewidth=2,
         )
-    axes.set_yticks(range(len(arms)), arms)
+    ticks_beside(axes, arms)
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(measured(frame, column))
@@ -323,9 +329,9 @@ def interquartile_means(
     )
 
 
-def usual_thresholds(lifetimes: pd.DataFrame, n: int = 3) -> list[float]:
-    """Returns that are worth reaching: evenly between the lowest interquartile mean that an arm
-    begins with and the highest that one ends with.
+def usual_thresholds(lifetimes: pd.DataFrame) -> list[float]:
+    """Three returns that are worth reaching: evenly between the lowest interquartile mean that an
+    arm begins with and the highest that one ends with.
     """
     frame = finished(lifetimes, "curve")
     curves = frame.curve.map(smoothed)
@@ -334,7 +340,7 @@ def usual_thresholds(lifetimes: pd.DataFrame, n: int = 3) -> list[float]:
         for i in (0, -1)
     )
     low, high = begins.min(), ends.max()
-    return [float(low + (high - low) * (i + 1) / (n + 1)) for i in range(n)]
+    return [float(low + (high - low) * quarter / 4) for quarter in (1, 2, 3)]
 
 
 def threshold_names(thresholds: Sequence[float]) -> dict[float, str]:

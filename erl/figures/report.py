@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from erl.cli import Sink, plural
 from erl.errors import UserError, nearest
-from erl.figures import behaviour, comparison, evolution, learning, retention
+from erl.figures import behaviour, comparison, evolution, learning, retention, two_levels
 from erl.figures.agents import (
     AGENTS,
     JOINED,
@@ -49,6 +49,7 @@ from erl.studies.data import (
 )
 from erl.studies.records import middle_lifetimes
 from erl.worlds.reservoirs import ReservoirParams
+from erl.worlds.specification import LifetimeSpec
 
 # Reservoirs drawn from the search space beside as many seeds of the evolved one.
 DRAWN = 20
@@ -86,7 +87,7 @@ def evolution_section(data: StudyData) -> Section:
     draw(
         "two_levels",
         "Both levels of evolution",
-        lambda: evolution.two_levels(trials, data.lifetimes, data.generations, about=about),
+        lambda: two_levels.two_levels(trials, data.lifetimes, data.generations, about=about),
     )
     draw("memory", "Memory of reservoirs", lambda: memory_figure(data, about))
     return section
@@ -121,18 +122,18 @@ def show(section: Section | None) -> Any:
 
 def show_table(
     of: Agents,
-    column: str | None = None,
     thresholds: Sequence[float] | None = None,
     folder: str | Path = ".",
+    column: str | None = None,
 ) -> None:
     """The table of a paper, for notebooks: shown, written to `results.csv`, `results.md` and
     `results.tex`, and printed as LaTeX.
 
     Args:
         of: the agents.
-        column: what is shown, `training_return` or `final_return`; by default the measure.
         thresholds: as in `comparison.results_table`.
         folder: of the files.
+        column: what is shown, `training_return` or `final_return`; by default the measure.
 
     Raises:
         UserError: as `comparison.results_table` and `comparison.write_tables`.
@@ -146,6 +147,25 @@ def show_table(
     _, markdown, latex = (path.read_text(encoding="utf-8") for path in paths)
     display(Markdown(f"{of.about}\n\n{markdown}"))
     print(*paths, "", latex, sep="\n")
+
+
+def film(spec: LifetimeSpec, agent: Any, path: Path, seed: int, steps: int | None) -> Any:
+    """Film an episode beside the state of the reservoir, for notebooks.
+
+    Args:
+        spec: of the agent's lifetime.
+        agent: from `load_model`.
+        path: of the file.
+        seed: of the episode.
+        steps: of the episode; None for the whole.
+
+    Raises:
+        UserError: the environment cannot be drawn, or the file cannot be written.
+    """
+    from IPython.display import Video
+
+    film_agent(spec, agent, path, seed, steps, panel=True, width=320)
+    return Video(str(path), embed=True, html_attributes="controls loop muted")
 
 
 def _evolved_groups(data: StudyData) -> dict[str, list[ReservoirParams]]:
@@ -166,14 +186,14 @@ def memory_figure(data: StudyData, about: str = "", n: int = DRAWN) -> Figure:
 
 
 def retention_errors(
-    data: StudyData, n: int = 10, tasks: Sequence[str] | None = None, difficulty: str = "small"
+    data: StudyData, n: int = 10, tasks: Sequence[str] | None = None
 ) -> pd.DataFrame:
     """Errors on CogScale's tasks of the evolved reservoir, over `n` seeds, and of `n` drawn from
     the search space, each with a seed of its own too, for `retention.profile`.
     """
-    frames = [retention.retention(_evolved_groups(data), tasks, range(n), difficulty)]
+    frames = [retention.retention(_evolved_groups(data), tasks, range(n))]
     for seed, params in enumerate(drawn_reservoirs(data, n)):
-        drawn = retention.retention({NOT_EVOLVED: [params]}, tasks, [seed], difficulty)
+        drawn = retention.retention({NOT_EVOLVED: [params]}, tasks, [seed])
         frames.append(drawn[drawn.group == NOT_EVOLVED])
     return pd.concat(frames, ignore_index=True)
 
@@ -206,7 +226,7 @@ def agents_section(
         section.draw(
             "two_levels",
             "Evolution within learning",
-            lambda: evolution.two_levels(
+            lambda: two_levels.two_levels(
                 data.trials, data.lifetimes, data.generations, about=own.about
             ),
         )

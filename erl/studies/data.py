@@ -416,11 +416,13 @@ def importances(data: StudyData, repeats: int = 5) -> pd.DataFrame:
     explains alone, here over the scale of the search (logarithms where it is one), which Optuna
     itself does not take. What parameters do together is in no share, so the shares of a forest sum
     to less than 1 where there are interactions. Forests with other seeds differ, so there are
-    several. `PED-ANOVA` (Watanabe et al., 2023) says which parameters tell the best tenth from the
-    rest: values without a unit, each divided by their sum. It draws no random number.
+    several. `PED-ANOVA` (Watanabe et al., 2023) says which parameters tell the best tenth from all
+    trials: values without a unit, each divided by their sum. It draws no random number.
 
     Returns:
-        Columns `parameter`, `method`, `repeat`, `importance` (in [0, 1]).
+        Columns `parameter`, `method`, `repeat`, `importance` (in [0, 1]). `attrs["trials"]` is how
+        many completed trials there are, and `attrs["best"]` how many of them count as the best
+        tenth: those as good as the last one of it do too.
 
     Raises:
         UserError: too few trials with a fitness, fewer than two parameters that all of them have,
@@ -471,7 +473,10 @@ def importances(data: StudyData, repeats: int = 5) -> pd.DataFrame:
             rows.append((name, "PED-ANOVA", 0, value))
     finally:
         optuna.logging.set_verbosity(before)
-    return pd.DataFrame(rows, columns=["parameter", "method", "repeat", "importance"])
+    frame = pd.DataFrame(rows, columns=["parameter", "method", "repeat", "importance"])
+    last = np.sort(done.fitness)[-math.ceil(len(done) / 10)]
+    frame.attrs |= {"trials": len(done), "best": int((done.fitness >= last).sum())}
+    return frame
 
 
 def sampler_path(data: StudyData) -> pd.DataFrame:
@@ -579,7 +584,7 @@ def evolved_reservoirs(data: StudyData) -> tuple[ReservoirParams, ...]:
     return _reservoirs(data, data.choice.winner.params)
 
 
-def drawn_reservoirs(data: StudyData, n: int, seed: int = 0) -> list[ReservoirParams]:
+def drawn_reservoirs(data: StudyData, n: int) -> list[ReservoirParams]:
     """`n` reservoirs drawn from the search space, uniformly on each parameter's scale: what
     evolution begins from. Where a trial has several reservoirs, the first of each draw.
 
@@ -595,7 +600,7 @@ def drawn_reservoirs(data: StudyData, n: int, seed: int = 0) -> list[ReservoirPa
             for kind in [int if name.startswith("units") else float]
             if axis.choices is None
         }
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     return [_reservoirs(data, draw_from(ranges, rng))[0] for _ in range(n)]
 
 

@@ -21,12 +21,14 @@ from erl.figures.agents import JOINT, budgets, compared, generalisation_tests, j
 from erl.figures.flags import joined
 from erl.figures.page import _what_was_run
 from erl.figures.report import FigureConfig, describe, report
-from erl.figures.style import caption_of
+from erl.figures.style import attempt, caption_of
 from erl.studies.artefacts import folder_of, listed, of_trial
 from erl.studies.configuration import EvolutionStudy, FinalsStudy, SingleStudy, TestStudy
 from erl.studies.data import StudyData, drawn_reservoirs, read_study
 from erl.studies.study import Study
 from erl.worlds.reservoirs import memory_profile
+from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
+from erl.worlds.tasks import Task
 
 
 @pytest.mark.slow
@@ -265,7 +267,7 @@ def test_evolutions_of_the_same_name_are_two(sink, without_memory):
     section = reports.together([read_study(n) for n in names])
     ((_, _, figure),) = section.figures
     assert len(figure.axes[0].lines) == 2
-    legend = [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
+    legend = [t.get_text() for t in figure.legends[0].get_texts()]
     assert legend == [f"{i}  {n}#Toy-v0_main_1k_steps" for i, n in enumerate(names, 1)]
 
 
@@ -415,6 +417,15 @@ def test_memory_and_retention_of_what_evolved(runs):
     tested = reports.memory_figure(read_study(runs.test), n=2)
     ours, theirs = (f.axes[1].lines[0].get_ydata() for f in (figure, tested))
     assert np.array_equal(ours, theirs)  # the same evolved reservoir
+
+
+def test_a_film_of_what_cannot_be_drawn_is_a_sentence():
+    spec = LifetimeSpec(
+        Task("toy_environments:Recall-v0"), LearnerSpec(), 1000, Seeds.published(3), None
+    )
+    said = attempt(reports.film, spec, None, Path("film.mp4"), 0, None)
+    assert said.startswith("not shown: toy_environments:Recall-v0 cannot be filmed: ")
+    assert not Path("film.mp4").exists()
 
 
 def test_repeated_studies_are_several():

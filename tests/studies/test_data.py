@@ -18,7 +18,9 @@ from erl.experiments.comparison import ComparisonConfig, compare
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.experiments.single import SingleConfig
 from erl.experiments.single import run as run_single
+from erl.figures.evolution import importances as show_importances
 from erl.figures.learning import failed_of
+from erl.figures.style import caption_of
 from erl.search.samplers import make_sampler
 from erl.studies import data as studies
 from erl.studies.data import Axis, importances, read_study, read_tensorboard, sampler_path
@@ -168,6 +170,24 @@ def test_importances_find_what_matters():
     assert all(means[method]["sr"] > 0.6 for method in ("fANOVA", "PED-ANOVA"))
     assert means["PED-ANOVA"].sum() == pytest.approx(1.0)
     assert frame[frame.method == "fANOVA"]["repeat"].nunique() == 3
+    assert frame.attrs == {"trials": 40, "best": 4}
+
+
+def test_trials_as_good_as_the_last_of_the_best_tenth_are_among_it():
+    study = optuna.create_study(
+        study_name="ties", storage="sqlite:///ties.db", direction="maximize"
+    )
+    rng = np.random.default_rng(0)
+    unit = {name: FloatDistribution(0.0, 1.0) for name in "ab"}
+    for k, (a, b) in enumerate(rng.random((20, 2))):
+        study.add_trial(
+            create_trial(params={"a": a, "b": b}, distributions=unit, value=float(k < 7))
+        )
+    frame = importances(read_study("sqlite:///ties.db#ties"), repeats=1)
+    assert frame.attrs == {"trials": 20, "best": 7}
+    said = caption_of(show_importances(frame))
+    assert "Importance of the searched parameters in 20 completed trials, on the scale" in said
+    assert "the best tenth of the trials (7 with those of equal fitness) from all" in said
 
 
 def test_what_parameters_do_together_is_in_no_share(recwarn):
