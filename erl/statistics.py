@@ -132,9 +132,9 @@ def _bootstrap(
     return float(low), float(high)
 
 
-def _ends(resampled: ArrayLike) -> np.ndarray:
+def _ends(resampled: Sequence[float] | np.ndarray) -> np.ndarray:
     """Lower and upper end of an interval, or of a band: of the resamples along the first axis."""
-    return np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
+    return np.quantile(np.asarray(resampled), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
 
 
 def _values(x: ArrayLike) -> np.ndarray:
