@@ -186,68 +186,6 @@ def test_tests_make_a_generalisation_matrix(runs):
     assert "3 seeds" in caption_of(figure)
 
 
-def a_test(name, lifetimes, evolved=None, params=None, **changes):
-    """A test of an evolution in Swimmer-v4, without a database."""
-    evolution = EvolutionStudy(**{"env_id": "Swimmer-v4", **(evolved or {})})
-    config = TestStudy(evolution, params or {"sr": 1.0}, 1000, "cohort", **changes)
-    nothing = pd.DataFrame()
-    return StudyData(name, "a.db", "test", config, {}, None, {}, nothing, lifetimes, nothing)
-
-
-def test_tests_that_differ_have_cells_of_their_own(lifetimes):
-    kicked = {"env_id": "Hopper-v4", "env_kwargs": {"kick": 2}}
-    tests = [
-        a_test("a", lifetimes),
-        a_test("b", lifetimes, env_id="Hopper-v4"),
-        a_test("c", lifetimes, **kicked),
-        a_test("d", lifetimes, {"env_kwargs": {"kick": 2}}),
-        a_test("e", lifetimes, {"del_obs": True}),
-        a_test("f", lifetimes, params={"sr": 2.0}),
-        a_test("g", lifetimes, {"seed": 7}),
-        a_test("h", lifetimes, {"seed": 7}, **kicked),
-    ]
-    here, hidden = "Swimmer-v4", "Swimmer-v4 with hidden velocities"
-    assert list(generalisation_tests(tests)) == [
-        (here, here),
-        (here, "Hopper-v4"),
-        (here, 'Hopper-v4 {"kick": 2}'),
-        ('Swimmer-v4 {"kick": 2}', 'Swimmer-v4 {"kick": 2}'),
-        (hidden, hidden),
-        (f"{here} (2)", here),
-        (f"{here} (3)", here),
-        (f"{here} (3)", 'Hopper-v4 {"kick": 2}'),
-    ]
-    assert "Rows with a number: other evolutions, or winners" in caption_of(
-        reports.matrix_figure(tests)
-    )
-    assert "Rows with a number" not in caption_of(reports.matrix_figure(tests[:5]))
-    longer = replace(tests[0], config=replace(tests[0].config, training_steps=5000))
-    assert [*generalisation_tests([tests[0], longer])] == [
-        (here, f"{here}, 1,000 steps"),
-        (here, f"{here}, 5,000 steps"),
-    ]
-    continued = a_test("i", lifetimes, {"nb_trials": 500})
-    with pytest.raises(UserError, match="i is another test of the same reservoirs in Swimmer-v4"):
-        generalisation_tests([tests[0], continued])
-
-
-def test_a_test_without_evolved_reservoirs_has_no_cell(lifetimes):
-    alone = a_test("alone", lifetimes[lifetimes.arm == "PPO"], env_id="Hopper-v4")
-    with pytest.raises(UserError, match=r"^alone has no agent with evolved reservoirs: omit it$"):
-        generalisation_tests([a_test("a", lifetimes), alone])
-
-
-def test_titles_of_studies_are_unique(lifetimes):
-    a, b, c = (a_test(name, lifetimes) for name in ("x", "x", "y"))
-    b = replace(b, address="b.db")
-    assert titles([a, b, c]) == ["a.db#x", "b.db#x", "y"]
-    assert titles([a, a, c]) == ["a.db#x", "a.db#x (2)", "y"]
-    joint = replace(a, name=JOINT)
-    assert titles([joint]) == [f"a.db#{JOINT}"]
-    folders = [replace(a, name="toy:x"), replace(a, name="toy/x", kind="tensorboard")]
-    assert titles(folders) == ["a.db#toy:x", "a.db"]
-
-
 @pytest.fixture
 def without_memory(monkeypatch):
     """Reports without the figure of memory, which takes the time of a test."""
@@ -393,16 +331,6 @@ def test_parameters_that_a_trial_does_not_have_are_not_shown_as_numbers(sink, wi
     assert re.search(r"a maximum over noisy values\): all 0\.\d+, (even|odd) 0\.\d+<", page)
 
 
-@pytest.mark.parametrize(("n", "said"), [(20, ""), (23, "; and 3 more<")])
-def test_a_page_says_how_many_seeds_it_leaves_out(n, said, lifetimes):
-    rows = pd.concat([lifetimes] * 2, ignore_index=True).head(n)
-    rows = rows.assign(seed_environment=range(n), seed_reservoir=range(n))
-    page = "".join(_what_was_run(a_test("t", rows)))
-    assert page.count("environment ") == 20
-    assert ("more<" in page) == bool(said)
-    assert said in page
-
-
 def test_memory_and_retention_of_what_evolved(runs):
     pytest.importorskip("cogscale")
     data = read_study(runs.evolution)
@@ -468,16 +396,3 @@ def test_a_study_without_trials_has_nothing_to_show(sink, tmp_path):
     with pytest.raises(UserError, match=r"nothing to show yet .*trials: none"):
         report(FigureConfig(study="sqlite:///empty.db", folder="out"), sink)
     assert not (tmp_path / "out").exists()
-
-
-def test_arguments_of_the_environment_are_said():
-    given = {"forward_reward_weight": 0.5}
-    single = SingleStudy("PPO", "Swimmer-v4", 1000, env_kwargs=given)
-    evolution = EvolutionStudy(env_id="Swimmer-v4", env_kwargs=given)
-    test = TestStudy(evolution, {"sr": 1.0}, 1000, "cohort")
-    elsewhere = TestStudy(evolution, {"sr": 1.0}, 1000, "cohort", "Hopper-v4")
-    for config in (single, evolution, test, elsewhere):
-        nothing = pd.DataFrame()
-        data = StudyData("name", "", config.kind, config, {}, None, {}, nothing, nothing, nothing)
-        words = 'with arguments {"forward_reward_weight": 0.5}'
-        assert (words in describe(data)) == (config is not elsewhere)
