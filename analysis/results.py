@@ -77,7 +77,7 @@ attempt(learning.sample_efficiency, lifetimes, THRESHOLDS, order, about)
 # matrix.
 
 # %%
-report.show(report.together(studies, baseline, THRESHOLDS))
+attempt(report.matrix_figure, studies)
 
 # %% [markdown]
 # ## The table of a paper

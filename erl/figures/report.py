@@ -253,6 +253,11 @@ def draw_agents(section: Section, of: Agents, thresholds: Sequence[float] | None
     )
     for column, name in (("training_return", "training"), ("final_return", "final")):
         what = "training returns" if name == "training" else "final policies"
+        try:
+            learning.finished(frame, column)
+        except UserError as e:  # once, and not for each figure
+            section.missing.append((f"Figures and table of {what}", str(e)))
+            continue
         draw(
             f"returns_{name}",
             f"Interquartile means, {what}",
@@ -338,8 +343,17 @@ def together(
 
 
 def matrix_figure(tests: Sequence[StudyData]) -> Figure:
-    """Where agents with reservoirs that evolved in one place do better in another."""
+    """Where agents with reservoirs that evolved in one place do better in another.
+
+    Args:
+        tests: other studies among them have no cell.
+
+    Raises:
+        UserError: as `generalisation_tests` and `comparison.generalisation`, or one test only.
+    """
     found = generalisation_tests(tests)
+    if len(found) < 2:
+        raise UserError("a matrix of generalisation needs at least two tests")
     numbered = any(evolved.endswith(")") for evolved, _ in found)
     about = (
         "Rows with a number: other evolutions, or winners, of the same task." if numbered else ""

@@ -65,7 +65,9 @@ def test_a_figure_that_data_do_not_allow_ends_no_notebook(name):
     """Figures and tables are attempted, or come from `report.show`, which notes what is missing."""
     source = (ANALYSIS / f"{name}.py").read_text(encoding="utf-8")
     bare = re.findall(
-        r"^(?:evolution|learning|comparison|behaviour|retention|report)\..*", source, re.M
+        r"^(?:evolution|two_levels|learning|comparison|behaviour|retention|report|film_agent).*",
+        source,
+        re.M,
     )
     assert [line for line in bare if not line.startswith("report.show(")] == []
 
@@ -143,6 +145,17 @@ def test_the_results_run_on_a_test_and_on_logs(source, figures, runs, execute, t
     shown = str(notebook.cells)
     assert measure in shown
     assert "With 3 seeds the intervals are rough" in shown  # below the table
+
+
+@pytest.mark.slow
+def test_the_results_of_several_runs_have_the_agents_of_all(runs, execute, tmp_path):
+    folders = [str(Path(runs.logs) / arm) for arm in ("PPO", "RES_PPO_0.0003")]
+    cell = f"STUDIES = {folders}\nBASELINE, THRESHOLDS, TABLES = 'PPO', None, 'tables'"
+    notebook, drawn = execute("results", cell)
+    assert drawn == 5
+    assert "2 studies." in str(notebook.cells)
+    rows = (tmp_path / "tables" / "results.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["arm", "PPO", "RES_PPO_0.0003"]
 
 
 @pytest.mark.slow

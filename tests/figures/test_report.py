@@ -321,6 +321,7 @@ def test_a_table_that_fails_does_not_end_the_report(logs, sink, monkeypatch):
     monkeypatch.setattr(reports.comparison, "results_table", broken)
     assert report(FigureConfig(study="a/logs", folder="out", formats="png"), sink) == 1
     assert "Table of training returns: it failed: ValueError" in str(sink)
+    assert str(sink).count("no finished lifetime of this study has a final return") == 1
 
 
 def test_parameters_that_a_trial_does_not_have_are_not_shown_as_numbers(sink, without_memory):
