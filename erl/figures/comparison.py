@@ -18,10 +18,10 @@ from erl.figures.learning import (
     arm_looks,
     arms_of,
     episodes_of,
-    failed_of,
     failed_seeds,
     few_seeds_of,
     finished,
+    left_out,
     measured,
     one_seed_of,
     seeds_of,
@@ -168,7 +168,7 @@ def improvement(
         if any(rows.low == rows.high)
         else "",
         few_seeds_of(frame),
-        failed_of(lifetimes),
+        left_out(lifetimes, frame),
         episodes_of(frame),
         about,
     )
@@ -215,7 +215,7 @@ def performance_profiles(
         "higher curve is better, and curves that cross have no order.",
         one_seed_of(frame, "band"),
         few_seeds_of(frame),
-        failed_of(lifetimes),
+        left_out(lifetimes, frame),
         episodes_of(frame),
         about,
     )
@@ -244,17 +244,17 @@ def generalisation(
     Raises:
         UserError: no test has finished lifetimes of both.
     """
-    rows, left_out, failures, measures = [], [], [], set()
+    rows, without, failures, measures = [], [], [], set()
     for (evolved, tested), (lifetimes, baseline, arm) in tests.items():
-        both = lifetimes[lifetimes.arm.isin((arm, baseline))] if len(lifetimes) else lifetimes
-        try:
-            found = {each.name: each for each in _compared(both, baseline, column, ())[0]}
-            one, other = found[arm], found[baseline]
-        except (UserError, KeyError):
-            done = set(both.arm[both.state == "COMPLETE"]) if len(both) else set()
-            missing = arm if arm not in done else baseline
-            left_out.append((evolved, tested, f"no finished lifetime of {missing}"))
+        ended = lifetimes[lifetimes.state == "COMPLETE"] if len(lifetimes) else lifetimes
+        done = set(ended.dropna(subset=[column]).arm) if column in ended else set()
+        missing = [each for each in (arm, baseline) if each not in done]
+        if missing:
+            without.append((evolved, tested, f"no finished lifetime of {missing[0]}"))
             continue
+        both = lifetimes[lifetimes.arm.isin((arm, baseline))]
+        found = {each.name: each for each in _compared(both, baseline, column, ())[0]}
+        one, other = found[arm], found[baseline]
         measures.add(measured(both, column))
         if seeds := failed_seeds(both):
             failures.append(f"{seeds} on {tested}")
@@ -274,14 +274,14 @@ def generalisation(
             }
         )
     if not rows:
-        if left_out:
-            _, tested, why = left_out[0]
+        if without:
+            _, tested, why = without[0]
             raise UserError(f"the test on {tested} has {why}")
         raise UserError("a generalisation matrix needs at least one test")
     matrix = pd.DataFrame(rows)
     matrix.attrs["measured"] = measures.pop() if len(measures) == 1 else RETURNS[column]
     matrix.attrs["remarks"] = [
-        "; ".join(f"Left out: evolved on {e}, tested on {t}, {why}" for e, t, why in left_out),
+        "; ".join(f"Left out: evolved on {e}, tested on {t}, {why}" for e, t, why in without),
         "; ".join(f"Failed and left out: {each}" for each in failures),
     ]
     return matrix
@@ -398,7 +398,7 @@ def results_table(
         + _said_of_p(len(found) - 1, column, selected)
         if len(found) > 1
         else "",
-        failed_of(lifetimes),
+        left_out(lifetimes, frame),
         episodes_of(frame),
         few_seeds_of(frame),
     ]

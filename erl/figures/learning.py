@@ -93,10 +93,20 @@ def failed_seeds(lifetimes: pd.DataFrame) -> str:
     return ", ".join(f"{arm} {n} of {plural(int(ended[arm]), 'seed')}" for arm, n in gone.items())
 
 
-def failed_of(lifetimes: pd.DataFrame) -> str:
-    """A sentence on seeds that failed, which no figure or table of values has; empty without."""
+def left_out(lifetimes: pd.DataFrame, frame: pd.DataFrame) -> str:
+    """Sentences on what a figure or a table does not have; empty where it has all that ended.
+
+    Args:
+        lifetimes: of the study.
+        frame: of those that are shown. A log has no final policies, so that its agents may lack.
+    """
     seeds = failed_seeds(lifetimes)
-    return f"Failed and left out: {seeds}." if seeds else ""
+    done = lifetimes.arm[lifetimes.state == "COMPLETE"]
+    lacking = ", ".join(arm for arm in dict.fromkeys(done) if arm not in set(frame.arm))
+    return " ".join(
+        [f"Failed and left out: {seeds}."] * bool(seeds)
+        + [f"Without such values: {lacking}."] * bool(lacking)
+    )
 
 
 def measured(frame: pd.DataFrame, column: str) -> str:
@@ -137,11 +147,14 @@ def _logged_means(frame: pd.DataFrame) -> str:
 
 
 def best_known(lifetimes: pd.DataFrame) -> str:
-    """The column that says what agents reached: of final policies where they were evaluated, of
-    training otherwise (TensorBoard logs).
+    """The column that says what agents reached: of final policies where those of all agents were
+    evaluated, of training otherwise (TensorBoard logs).
     """
-    known = "final_return" in lifetimes and lifetimes.final_return.notna().any()
-    return "final_return" if known else "training_return"
+    done = lifetimes[lifetimes.state == "COMPLETE"] if len(lifetimes) else lifetimes
+    if not len(done) or "final_return" not in done:
+        return "training_return"
+    known = done.final_return.notna().groupby(done.arm).any()
+    return "final_return" if known.all() else "training_return"
 
 
 def arms_of(frame: pd.DataFrame, order: Sequence[str] = ()) -> list[str]:
@@ -245,7 +258,7 @@ def learning_curves(lifetimes: pd.DataFrame, order: Sequence[str] = (), about: s
         f"band; each curve averaged over {SMOOTHING} of at most 200 points.",
         one_seed_of(frame, "band"),
         few_seeds_of(frame),
-        failed_of(lifetimes),
+        left_out(lifetimes, frame),
         _logged_means(frame),
         _cut_short(frame),
         about,
@@ -323,7 +336,7 @@ def interquartile_means(
         f"{seeds_of(frame)}; each seed is a small mark.",
         one_seed_of(frame, "interval"),
         few_seeds_of(frame),
-        failed_of(lifetimes),
+        left_out(lifetimes, frame),
         episodes_of(frame),
         about,
     )

@@ -222,7 +222,18 @@ def test_seeds_that_failed_are_named_and_reach_nothing(lifetimes):
     assert "Failed, and counted as never reaching it: STACK_PPO 1 of 6" in caption_of(figure)
     again = lifetimes.tail(1).assign(state="COMPLETE", training_return=1.0, curve=[((1, 1.0),)])
     lived = pd.concat([lifetimes, again], ignore_index=True)
-    assert not learning.failed_of(lived)
+    assert not learning.left_out(lived, lived)
+
+
+def test_agents_of_logs_are_named_where_final_policies_are_compared(lifetimes):
+    assert learning.best_known(lifetimes) == "final_return"
+    logged = lifetimes.assign(final_return=lifetimes.final_return.where(lifetimes.arm != "PPO"))
+    assert learning.best_known(logged) == "training_return"
+    for draw in (learning.interquartile_means, comparison.performance_profiles):
+        assert "Without such values: PPO." in caption_of(draw(logged, "final_return"))
+        assert "Without such values" not in caption_of(draw(logged))
+    table = comparison.results_table(logged, column="final_return")
+    assert "Without such values: PPO." in table.attrs["remark"]
 
 
 def test_means_over_different_numbers_of_episodes_are_named(lifetimes):

@@ -19,7 +19,7 @@ from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.experiments.single import SingleConfig
 from erl.experiments.single import run as run_single
 from erl.figures.evolution import importances as show_importances
-from erl.figures.learning import failed_of
+from erl.figures.learning import left_out
 from erl.figures.style import caption_of
 from erl.search.samplers import make_sampler
 from erl.studies import data as studies
@@ -307,7 +307,7 @@ def test_a_trial_that_failed_at_once_has_a_row_among_the_lifetimes(quick, inline
     ]
     assert frame.seed_environment[0] == before.lifetimes.seed_environment[0]
     assert frame.curve[1] == ()
-    assert failed_of(frame) == "Failed and left out: PPO 1 of 2 seeds."
+    assert left_out(frame, frame) == "Failed and left out: PPO 1 of 2 seeds."
 
 
 def test_episodes_that_end_at_one_step_all_count(tmp_path):
