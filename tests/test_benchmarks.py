@@ -960,7 +960,9 @@ def test_inner_learners_are_shown_after_equal_steps_with_the_curves_of_other_pag
         "| HalfCheetah-v4 | 200,000 | ERL-Re2 | 1 | 2 [2, 2] | 7 [7, 7] | 500 | 6.7 |",
         "| HalfCheetah-v4 | 200,000 | PPO | 1 | 8 [8, 8] |  | 333 | 10.0 |",
     ]
-    assert Path(out).with_suffix(".svg").exists()
+    drawn = Path(out).with_suffix(".svg").read_text()
+    assert "in brackets: number of seeds" in drawn
+    assert drawn.count('id="legend_') == 1  # one for all panels, which covers none
 
 
 # -- the winner --

@@ -70,13 +70,13 @@ def _paired(pairs: Tensor, obs_dim: int, actions: Tensor) -> Tensor:
     return pairs
 
 
-def smoothed(actions: Tensor, noise: Tensor, std: float, clip: float = 0.5) -> Tensor:
-    """TD3's smoothing of target actions: noise, standard normal on entry, is scaled, clipped and
-    added.
+def smoothed(actions: Tensor, noise: Tensor, std: float) -> Tensor:
+    """TD3's smoothing of target actions: noise, standard normal on entry, is scaled, clipped at 0.5
+    and added.
     """
-    return (
-        actions if std == 0.0 else (actions + (noise * std).clamp_(-clip, clip)).clamp_(-1.0, 1.0)
-    )
+    if std == 0.0:
+        return actions
+    return (actions + (noise * std).clamp_(-0.5, 0.5)).clamp_(-1.0, 1.0)
 
 
 def _save(rows: np.ndarray, path: str) -> None:
