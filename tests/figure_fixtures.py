@@ -94,10 +94,8 @@ def conditional(n, name="conditional"):
     return f"{storage}#{name}"
 
 
-@pytest.fixture(scope="session")
-def runs(tmp_path_factory):
+def make_runs(folder):
     """A real evolution of six trials and its test on three seeds: addresses and models."""
-    folder = tmp_path_factory.mktemp("runs")
     (folder / "quick.yaml").write_text("n_steps: 200\nbatch_size: 100\nn_epochs: 1\n")
     storage = f"sqlite:///{folder}/studies.db"
     places = {"storage": storage, "workers": 1, "runs": str(folder / "runs")}

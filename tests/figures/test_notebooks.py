@@ -12,7 +12,6 @@ import nbformat
 import pytest
 from conftest import ROOT
 from er_mrl_journals import journal
-from figure_fixtures import runs
 from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
 

@@ -10,7 +10,7 @@ import optuna
 import pandas as pd
 import pytest
 from er_mrl_journals import journal
-from figure_fixtures import conditional, lifetimes, runs
+from figure_fixtures import conditional, lifetimes
 
 from erl.commands import COMMANDS, start
 from erl.errors import UserError
@@ -156,6 +156,7 @@ def test_single_runs_side_by_side(inline, sink, tmp_path):
         reports.join(studies)
 
 
+@pytest.mark.slow
 def test_tests_make_a_generalisation_matrix(runs):
     data = read_study(runs.test)
     other = read_study(runs.test)
