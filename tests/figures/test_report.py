@@ -83,13 +83,13 @@ def test_the_agent_that_is_looked_at_is_the_middle_one(runs):
 
 
 @pytest.mark.slow
-def test_figures_and_film_are_attached_if_asked_for(runs, sink):
+def test_figures_and_film_are_attached_if_asked_for(runs, sink, without_memory):
     flags = {"models": runs.models, "formats": "png", "attach": True}
     storage, _, name = runs.test.rpartition("#")
     study = Study(storage, name)
     before = study.storage.get_study_system_attrs(study._id)
     assert not listed(before)
-    report(FigureConfig(study=runs.test, folder="out", **flags), sink)
+    report(FigureConfig(study=runs.test, folder="out", film=False, **flags), sink)
     report(FigureConfig(study=runs.test, folder="out", overwrite=True, **flags), sink)
     attrs = study.storage.get_study_system_attrs(study._id)
     names = [a.name for a in listed(attrs)]
@@ -102,7 +102,7 @@ def test_figures_and_film_are_attached_if_asked_for(runs, sink):
 
 
 @pytest.mark.slow
-def test_without_models_the_report_says_what_is_missing(runs, sink):
+def test_without_models_the_report_says_what_is_missing(runs, sink, without_memory):
     config = FigureConfig(study=runs.test, folder="out", models="none", formats="png")
     assert report(config, sink) == 0
     assert "not shown: Film and behaviour: there is no model none/" in str(sink)
