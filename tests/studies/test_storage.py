@@ -17,15 +17,12 @@ from pathlib import Path
 import optuna
 import pytest
 from conftest import ROOT, Lines
-from optuna.exceptions import StorageInternalError
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from sqlalchemy.exc import PendingRollbackError, ProgrammingError
 
 from erl.errors import UserError
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.studies.records import records
-from erl.studies.retries import is_away
 from erl.studies.storage import (
     CONNECTING,
     DEFAULT_STORAGE,
@@ -442,15 +439,6 @@ def test_a_file_that_was_removed_is_named(caplog):
     with pytest.raises(GoneError, match=r"the file studies\.db is not there$"):
         storage.set_study_user_attr(study, "a", 1)
     assert "the file studies.db is not there; it is tried again for 0 s" in caplog.text
-
-
-def test_what_may_pass_is_told_from_what_no_repetition_mends():
-    lost = PendingRollbackError("the session's connection was lost in the midst of a transaction")
-    assert is_away(lost)
-    assert is_away(StorageInternalError("…"))
-    assert is_away(OSError(28, "No space left on device"))
-    assert not is_away(KeyError("no such study"))
-    assert not is_away(ProgrammingError("SELECT", {}, Exception("no such table")))
 
 
 def test_postgres_means_the_driver_that_is_installed(monkeypatch):
