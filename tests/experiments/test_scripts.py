@@ -273,7 +273,8 @@ def flags(evolved, **options):
     return ComparisonConfig(**(settings | options))
 
 
-def test_a_slurm_array_index_picks_the_seed(evolved, sink, monkeypatch):
+def test_a_slurm_array_index_picks_the_seed(evolved, sink, monkeypatch, tmp_path):
+    beside = sorted(tmp_path.parent.iterdir())
     for index in ("3", "1"):
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", index)
         assert compare(flags(evolved), sink) == 0
@@ -283,7 +284,7 @@ def test_a_slurm_array_index_picks_the_seed(evolved, sink, monkeypatch):
     assert sorted(frame.seed) == [1, 1, 1, 3, 3, 3]
     folder = Path("models") / name.replace(":", "_")
     assert (folder / "PPO" / "seed_3.zip").exists()
-    assert all(Path().resolve() in p.resolve().parents for p in Path().rglob("*"))
+    assert sorted(tmp_path.parent.iterdir()) == beside  # all of it is in this folder
     for bad in ("x", "-1", "²", "99999999", ""):
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", bad)
         with pytest.raises(Exception, match="SLURM_ARRAY_TASK_ID"):
