@@ -16,7 +16,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from conftest import ROOT, Lines
+from conftest import Lines
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
@@ -115,12 +115,14 @@ def test_coordinators_that_start_together_share_the_trials_exactly(storage, quic
 @pytest.mark.parametrize("storage", ["grpc"], indirect=True)
 def test_two_commands_share_a_study_behind_a_proxy(storage, quick):
     """Processes of their own, for gRPC's channels do not survive a fork."""
-    flags = [
-        f"--{k}={v}"
-        for k, v in dataclasses.asdict(make(storage, quick, nb_trials=6)).items()
-        if v is not None
-    ]
-    command = [sys.executable, str(ROOT / "evolve_res.py"), *flags]
+    config = make(storage, quick, nb_trials=6)
+    program = (
+        "import erl.executors.local\nfrom conftest import InlineExecutor, Lines\n"
+        "from erl.experiments.evolution import EvolutionConfig, evolve\n"
+        "erl.executors.local.LocalExecutor = InlineExecutor\n"
+        f"raise SystemExit(evolve(EvolutionConfig(**{dataclasses.asdict(config)}), Lines()))"
+    )
+    command = [sys.executable, "-c", program]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
     said = [p.communicate(timeout=200) for p in processes]
