@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import gymnasium as gym
@@ -194,6 +195,16 @@ def test_a_group_of_tests_is_where_the_scheduler_looks_for_it(request):
     """Or each process of tests would start a cluster of its own."""
     grouped = request.config.getoption("loadgroup", False)
     assert request.node.nodeid.endswith("@house") == grouped
+
+
+def test_what_continuous_integration_installs_is_never_skipped_there():
+    """`servers.needed` fails there; `pytest.importorskip` would not."""
+    required = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(), re.M)
+    installed = {re.sub("[-_.]+", "-", name).lower() for name in required}
+    for path in (ROOT / "tests").rglob("*.py"):
+        for module in re.findall(r'importorskip\("(\w+)', path.read_text(encoding="utf-8")):
+            of = packages_distributions().get(module, [module])
+            assert not {re.sub("[-_.]+", "-", name).lower() for name in of} & installed, path
 
 
 def test_scripts_import_the_package_only():

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from er_mrl_journals import journal
 from figure_fixtures import conditional, lifetimes
+from servers import needed
 
 from erl.commands import COMMANDS, start
 from erl.errors import UserError
@@ -386,7 +387,7 @@ def test_a_page_says_how_many_seeds_it_leaves_out(n, said, lifetimes):
 
 
 def test_memory_and_retention_of_what_evolved(runs):
-    pytest.importorskip("cogscale")
+    needed("cogscale")
     data = read_study(runs.evolution)
     frame = reports.retention_errors(data, 2, ["simple_copy"])
     assert sorted(frame.group) == ["constant answer", "evolved", "evolved"] + ["not evolved"] * 2
