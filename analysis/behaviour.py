@@ -18,14 +18,10 @@ TASKS = None  # of CogScale; None for all
 # %matplotlib inline
 from pathlib import Path
 
-from IPython.display import Video
-
 from erl.figures import attempt, behaviour, report
 from erl.lifetime import load_model
-from erl.lifetimes.film import film_agent
 from erl.lifetimes.trace import trace
 from erl.studies.data import read_study
-from erl.worlds.reservoirs import make_node
 
 spec, agent = load_model(MODEL)
 data = read_study(STUDY)
@@ -38,8 +34,7 @@ spec.task, spec.context
 # far.
 
 # %%
-film_agent(spec, agent, Path("film.mp4"), EPISODE, STEPS, panel=True, width=320)
-Video("film.mp4", embed=True, html_attributes="controls loop muted")
+attempt(report.film, spec, agent, Path("film.mp4"), EPISODE, STEPS)
 
 # %% [markdown]
 # ## An episode, aligned in time
@@ -66,13 +61,13 @@ attempt(behaviour.phase_plane, episode)
 # %% [markdown]
 # ## The reservoir as a ReservoirPy node
 #
-# `make_node` gives the agent's own reservoir. Driven by what the agent's reservoir was fed, it has
-# the states that the policy saw; as any node it joins readouts with `>>`.
+# `make_node` of `erl.worlds.reservoirs` gives the agent's own reservoir: its arguments are
+# `spec.context.reservoirs[0]`, the number of inputs and `spec.seeds.reservoir`. Driven by what the
+# agent's reservoir was fed, it has the states that the policy saw: below is the greatest
+# difference. As any node it joins readouts with `>>`.
 
 # %%
-node = make_node(spec.context.reservoirs[0], episode.inputs.shape[1], spec.seeds.reservoir)
-states = node.run(episode.inputs)
-abs(states - episode.states[:, : node.units]).max()
+attempt(behaviour.node_difference, episode)
 
 # %% [markdown]
 # ## Memory

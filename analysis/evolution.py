@@ -12,7 +12,7 @@ STUDIES = ["sqlite:///../studies.db#CartPole-v1_memory_50k_steps"]
 
 # %%
 # %matplotlib inline
-from erl.figures import attempt, evolution, report
+from erl.figures import attempt, evolution, report, two_levels
 from erl.studies.data import read_study
 
 studies = [read_study(address) for address in STUDIES]
@@ -21,7 +21,7 @@ about = report.describe(data)
 about
 
 # %%
-data.trials.describe()
+attempt(evolution.summary, data.trials)
 
 # %% [markdown]
 # ## Optimisation history
@@ -71,7 +71,7 @@ attempt(report.importance_figure, data, about)
 # others.
 
 # %%
-attempt(evolution.two_levels, data.trials, data.lifetimes, data.generations, about=about)
+attempt(two_levels.two_levels, data.trials, data.lifetimes, data.generations, about=about)
 
 # %% [markdown]
 # ## Memory of what evolved

@@ -6,8 +6,8 @@
 #
 # A study's address is `STORAGE#STUDY`, or a folder of TensorBoard logs. Paths are relative to the
 # folder of this notebook: `..` is the folder in which the scripts run. `erl studies list` has the
-# names of all tests. Several tests make a generalisation matrix; several single runs are compared
-# with one another.
+# names of all tests. Several tests make a generalisation matrix, and the other figures show the
+# first of them. Agents of several single runs or logs are in all figures and in the table.
 
 # %% tags=["parameters"]
 STUDIES = ["sqlite:///../studies.db#CartPole-v1_memory_50k_steps_trial_16_test_50k_steps"]
@@ -21,11 +21,9 @@ from erl.figures import attempt, comparison, learning, report
 from erl.studies.data import read_study
 
 studies = [read_study(address) for address in STUDIES]
-data = studies[0]
-about = report.describe(data)
-baseline = BASELINE or report.baseline_of(data)
-lifetimes, order = data.lifetimes, [baseline]
-reached = learning.best_known(lifetimes)  # final policies, or training where logs know no more
+agents = report.compared(studies, BASELINE)
+lifetimes, baseline, order, about = agents.lifetimes, agents.baseline, agents.order, agents.about
+measure = agents.measure  # what the evolution selected for, or else the final policy
 about
 
 # %% [markdown]
@@ -49,24 +47,25 @@ attempt(learning.interquartile_means, lifetimes, "final_return", order, about)
 # %% [markdown]
 # ## Against the baseline
 #
-# Figure and table are of training returns. P = 0.5 is a tie. The p-values are those of Mann and
-# Whitney's test, whose statistic is this very probability, corrected by Holm's method for the whole
-# family of comparisons.
+# By the measure that the evolution selected for, which was chosen before the test began; without an
+# evolution, by the final policy where it was evaluated. P = 0.5 is a tie. The p-values are those of
+# Mann and Whitney's test, whose statistic is this very probability, corrected by Holm's method for
+# the whole family of comparisons.
 
 # %%
-attempt(comparison.improvement, lifetimes, baseline, "training_return", order, about)
+attempt(comparison.improvement, lifetimes, baseline, measure, order, about)
 
 # %%
-attempt(comparison.family, lifetimes, baseline, "training_return", order)
+attempt(comparison.family, lifetimes, baseline, measure, order)
 
 # %%
-attempt(comparison.performance_profiles, lifetimes, reached, order, about)
+attempt(comparison.performance_profiles, lifetimes, measure, order, about)
 
 # %% [markdown]
 # ## Sample efficiency
 #
-# The share of seeds that have reached a return, over steps. Seeds that never reach it keep the
-# curve below 1, and nothing has to be assumed about them.
+# The share of seeds that have reached a return, over steps. Seeds that never reach it, also those
+# that failed, keep the curve below 1, and nothing has to be assumed about them.
 
 # %%
 attempt(learning.sample_efficiency, lifetimes, THRESHOLDS, order, about)
@@ -78,13 +77,13 @@ attempt(learning.sample_efficiency, lifetimes, THRESHOLDS, order, about)
 # matrix.
 
 # %%
-report.show(report.together(studies, baseline, THRESHOLDS))
+attempt(report.matrix_figure, studies)
 
 # %% [markdown]
 # ## The table of a paper
 #
-# Of final policies where they were evaluated, and of training returns otherwise. Only a table of
-# training returns has the steps to each threshold.
+# By the same measure. Only a table of training returns has the steps to each threshold. `column` of
+# `report.show_table` shows the other measure, without p-values.
 
 # %%
-attempt(report.show_table, data, reached, baseline, THRESHOLDS, TABLES)
+attempt(report.show_table, agents, THRESHOLDS, TABLES)

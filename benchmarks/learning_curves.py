@@ -36,8 +36,10 @@ from scipy import stats
 
 from erl.cli import exit_after
 from erl.errors import UserError
+from erl.figures.style import Look, looks
 from erl.studies.storage import open_storage, study_names
 from erl.studies.study import Study
+from erl.studies.trials import lifetime_records
 
 EVALUATIONS = "eval_freq=25000"
 TD3 = (
@@ -55,7 +57,7 @@ class ComparedArm:
         h_test: name of the experiment.
         settings: as `--set` takes them.
         policies: that are evaluated, the one handed over first.
-        colour: in the figure; none if it is run only where it is asked for.
+        drawn: in the figure; otherwise it is run only where it is asked for.
         engine: that trains it.
         own: settings for single environments.
         rows: of another comparison, whose curves are taken.
@@ -67,7 +69,7 @@ class ComparedArm:
     h_test: str
     settings: str
     policies: tuple[str, ...]
-    colour: str = ""
+    drawn: bool = False
     engine: str = "auto"
     own: Mapping[str, str] = field(default_factory=dict)
     rows: str = ""
@@ -114,10 +116,10 @@ SWIMMER = {"Swimmer-v4": "gamma=0.9999"}
 COMPARISONS = {
     "ERL-Re2": Comparison(
         {
-            "ERL-Re2": ComparedArm("ERL-Re2", "curves", "", BOTH, "C0"),
-            "EA only": ComparedArm("ERL-Re2", "EA_only", "RL=false", ("champion",), "C2"),
-            "RL only": ComparedArm("ERL-Re2", "RL_only", "EA=false", ("rl",), "C1"),
-            "TD3 (SB3)": ComparedArm("TD3", "sb3", TD3, ("agent",), "0.4", "sb3", SWIMMER),
+            "ERL-Re2": ComparedArm("ERL-Re2", "curves", "", BOTH, True),
+            "EA only": ComparedArm("ERL-Re2", "EA_only", "RL=false", ("champion",), True),
+            "RL only": ComparedArm("ERL-Re2", "RL_only", "EA=false", ("rl",), True),
+            "TD3 (SB3)": ComparedArm("TD3", "sb3", TD3, ("agent",), True, "sb3", SWIMMER),
             "TD3 (cohort)": ComparedArm(
                 "TD3", "curves", TD3, ("agent",), engine="cohort", own=SWIMMER
             ),
@@ -142,10 +144,10 @@ COMPARISONS = {
     ),
     "DERL": Comparison(
         {
-            "ES only": ComparedArm("DERL", "ES_only", "es_weight=1,rl_weight=0", ("policy",), "C2"),
-            "DERL": ComparedArm("DERL", "blend", "", ("policy",), "C0"),
+            "ES only": ComparedArm("DERL", "ES_only", "es_weight=1,rl_weight=0", ("policy",), True),
+            "DERL": ComparedArm("DERL", "blend", "", ("policy",), True),
             "gradient only": ComparedArm(
-                "DERL", "gradient_only", "es_weight=0,rl_weight=1", ("policy",), "C1"
+                "DERL", "gradient_only", "es_weight=0,rl_weight=1", ("policy",), True
             ),
         },
         envs="CartPole-v1,Pendulum-v1",
@@ -161,18 +163,18 @@ COMPARISONS = {
     ),
     "AES-RL": Comparison(
         {
-            "AES-RL": ComparedArm("AES-RL", "curves", "", MEAN, "C0"),
+            "AES-RL": ComparedArm("AES-RL", "curves", "", MEAN, True),
             "AES-RL one episode": ComparedArm("AES-RL", "once", "mean_evaluations=1", MEAN),
             "AES-RL as published": ComparedArm(
-                "AES-RL", "published", AS_PUBLISHED, MEAN, "C5", uncounted=True
+                "AES-RL", "published", AS_PUBLISHED, MEAN, True, uncounted=True
             ),
-            "(1+1)-ES": ComparedArm("(1+1)-ES", "curves", "", MEAN, "C1"),
-            "ACEM-RL": ComparedArm("ACEM-RL", "curves", BF16, MEAN, "C2"),
-            "CEM-RL": ComparedArm("CEM-RL", "curves", BF16, MEAN, "C3"),
+            "(1+1)-ES": ComparedArm("(1+1)-ES", "curves", "", MEAN, True),
+            "ACEM-RL": ComparedArm("ACEM-RL", "curves", BF16, MEAN, True),
+            "CEM-RL": ComparedArm("CEM-RL", "curves", BF16, MEAN, True),
             "CEM-RL fp32": ComparedArm("CEM-RL", "fp32", "", MEAN),
             "CEM-RL batched": ComparedArm("CEM-RL", "batched", f"order=batched,{BF16}", MEAN),
-            "P-CEM-RL": ComparedArm("P-CEM-RL", "curves", BF16, MEAN, "C4"),
-            "TD3": ComparedArm("TD3", "aes_td3", "preset=aes_td3", ("agent",), "0.4", own=SWIMMER),
+            "P-CEM-RL": ComparedArm("P-CEM-RL", "curves", BF16, MEAN, True),
+            "TD3": ComparedArm("TD3", "aes_td3", "preset=aes_td3", ("agent",), True, own=SWIMMER),
             "TD3 bf16": ComparedArm(
                 "TD3", "bf16", f"preset=aes_td3,{BF16}", ("agent",), own=SWIMMER
             ),
@@ -185,15 +187,15 @@ COMPARISONS = {
     ),
     "inner learners": Comparison(
         {
-            "ERL-Re2": ComparedArm("ERL-Re2", "curves", "", BOTH, "C0", rows=ERL_RE2_ROWS),
+            "ERL-Re2": ComparedArm("ERL-Re2", "curves", "", BOTH, True, rows=ERL_RE2_ROWS),
             "TD3 (SB3)": ComparedArm(
-                "TD3", "sb3", TD3, ("agent",), "0.4", "sb3", SWIMMER, rows=ERL_RE2_ROWS
+                "TD3", "sb3", TD3, ("agent",), True, "sb3", SWIMMER, rows=ERL_RE2_ROWS
             ),
-            "CEM-RL": ComparedArm("CEM-RL", "curves", BF16, MEAN, "C3", rows=AES_RL_ROWS),
-            "AES-RL": ComparedArm("AES-RL", "curves", "", MEAN, "C4", rows=AES_RL_ROWS),
-            "DERL": ComparedArm("DERL", "curves", "", ("policy",), "C2", own=SWIMMER),
-            "SAC": ComparedArm("SAC", "curves", "", ("agent",), "C1", own=SWIMMER),
-            "PPO": ComparedArm("PPO", "curves", "", ("agent",), "C5", "sb3", SWIMMER),
+            "CEM-RL": ComparedArm("CEM-RL", "curves", BF16, MEAN, True, rows=AES_RL_ROWS),
+            "AES-RL": ComparedArm("AES-RL", "curves", "", MEAN, True, rows=AES_RL_ROWS),
+            "DERL": ComparedArm("DERL", "curves", "", ("policy",), True, own=SWIMMER),
+            "SAC": ComparedArm("SAC", "curves", "", ("agent",), True, own=SWIMMER),
+            "PPO": ComparedArm("PPO", "curves", "", ("agent",), True, "sb3", SWIMMER),
         },
         envs="HalfCheetah-v4,Swimmer-v4",
         seeds="0,1,2",
@@ -211,7 +213,7 @@ Means = dict[tuple[str, int], dict[str, dict[str, dict[int, float]]]]
 def commands(args: argparse.Namespace) -> list[list[str]]:
     """One for each environment and arm."""
     compared = COMPARISONS[args.of]
-    usual = {n: a for n, a in compared.arms.items() if a.colour and not (a.rows or a.uncounted)}
+    usual = {n: a for n, a in compared.arms.items() if a.drawn and not (a.rows or a.uncounted)}
     names = list(usual)
     if args.arms:
         names = args.arms.split(",")
@@ -254,7 +256,7 @@ def collect(args: argparse.Namespace) -> None:
         for name in sorted(study_names(open_storage(storage))):
             study = Study(storage, name)
             for trial in study.trials("COMPLETE"):
-                record = study.lifetimes(trial)[0]
+                record = lifetime_records(trial)[0]
                 arms = [
                     a
                     for a, each in compared.arms.items()
@@ -455,8 +457,11 @@ def figure(compared: Comparison, groups: Groups, path: Path) -> None:
     matplotlib.use("agg")
     matplotlib.rcParams["svg.hashsalt"] = "learning_curves"
     import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
 
-    drawn = {name: arm for name, arm in compared.arms.items() if arm.colour}
+    drawn = {name: arm for name, arm in compared.arms.items() if arm.drawn}
+    styles = looks(titled(name, arm, p) for name, arm in drawn.items() for p in arm.policies)
+    seeds: dict[str, set[int]] = {}
     panels = {key: {a: r for a, r in arms.items() if a in drawn} for key, arms in groups.items()}
     panels = {key: arms for key, arms in panels.items() if len(arms) > 1}
     if not panels:
@@ -475,9 +480,20 @@ def figure(compared: Comparison, groups: Groups, path: Path) -> None:
             for arm in (a for a in drawn if a in arms):
                 if drawn[arm].uncounted and axis == "steps":
                     continue
-                draw(ax, arm, drawn[arm], arms[arm], budget, axis)
+                counted = draw(ax, arm, drawn[arm], arms[arm], budget, axis, styles)
+                for title, n in counted.items():
+                    seeds.setdefault(title, set()).add(n)
             ax.set(title=env_id, xlabel=AXES[axis], ylabel="return, 5 fresh episodes")
-            ax.legend(fontsize="x-small")
+    names = [title for title in styles if title in seeds]
+    fig.legend(
+        [Line2D([], [], color=styles[n].colour, linestyle=styles[n].line) for n in names],
+        [f"{n} ({' or '.join(map(str, sorted(seeds[n])))})" for n in names],
+        title="in brackets: number of seeds",
+        loc="outside upper center",
+        ncols=4,
+        fontsize="small",
+        title_fontsize="small",
+    )
     fig.savefig(path, metadata={"Date": None})
     print(f"\n{path}")
 
@@ -488,18 +504,34 @@ def on_axis(row: dict[str, Any], steps: Any, axis: str) -> Any:
     return steps if not axes else np.interp(steps, axes["steps"], axes[axis])
 
 
+def titled(name: str, arm: ComparedArm, policy: str) -> str:
+    """What a policy of an arm is called."""
+    if len(arm.policies) == 1:
+        return name
+    return f"{name}, {'RL agent' if policy == 'rl' else policy}"
+
+
 def draw(
-    ax: Any, name: str, arm: ComparedArm, rows: list[dict[str, Any]], budget: int, axis: str
-) -> None:
-    """The curves of one arm's policies."""
+    ax: Any,
+    name: str,
+    arm: ComparedArm,
+    rows: list[dict[str, Any]],
+    budget: int,
+    axis: str,
+    styles: Mapping[str, Look],
+) -> dict[str, int]:
+    """The curves of one arm's policies.
+
+    Returns:
+        Of how many seeds each is, by what it is called.
+    """
+    counted = {}
     points = budget // 25_000
     end = budget if axis == "steps" else min(on_axis(row, row["steps"], axis) for row in rows)
     grid = np.arange(1, points + 1) * end / points
     for policy in arm.policies:
         beside = len(arm.policies) > 1 and policy == "rl"
-        label = name
-        if len(arm.policies) > 1:
-            label = f"{name}, {'RL agent' if policy == 'rl' else policy}"
+        title = titled(name, arm, policy)
         # Before a policy exists (nothing evolves in the first random steps) there is nothing to
         # draw.
         curves = [
@@ -513,16 +545,13 @@ def draw(
         )
         if not len(values):
             continue
-        ax.plot(
-            grid / 1000,
-            values.mean(0),
-            "--" if beside else "-",
-            color=arm.colour,
-            label=f"{label} ({len(values)})",
-        )
+        counted[title] = len(values)
+        look = styles[title]
+        ax.plot(grid / 1000, values.mean(0), linestyle=look.line, color=look.colour)
         if not beside:
             low, high = values.min(0), values.max(0)
-            ax.fill_between(grid / 1000, low, high, color=arm.colour, alpha=0.15, lw=0)
+            ax.fill_between(grid / 1000, low, high, color=look.colour, alpha=0.15, lw=0)
+    return counted
 
 
 def main() -> None:

@@ -34,9 +34,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from sampler import FUNCTIONS, Function, interval
 
 from erl.cli import Display, exit_after
-from erl.experiments.evolution import EvolutionConfig, evolve, lifetimes
+from erl.experiments.evolution import EvolutionConfig, evolve
+from erl.experiments.evolution_progress import Luck
+from erl.experiments.evolution_study import lifetimes
 from erl.experiments.flags import study_name
-from erl.experiments.luck import Luck
 from erl.lifetimes.living import Cohort, live
 from erl.search.asynchronous_cma import AsynchronousCMA, Result
 from erl.search.noise import Expected, expect

@@ -13,7 +13,7 @@ import sys
 import time
 import typing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -86,11 +86,9 @@ def exit_after(work: Callable[[], int | None], program: str | None = None) -> ty
     whoever reads the output, such as `head`, has seen enough, it ends without a word.
     """
     program = program or os.path.basename(sys.argv[0])
-    for stream in (
-        sys.stdout,
-        sys.stderr,
-    ):  # a terminal that cannot show a letter shows something for it
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a letter shows something for it.
             stream.reconfigure(errors="replace")
     try:
         code = work()
@@ -248,9 +246,8 @@ class Interruptible:
             # Workers notice that their parent is gone; nothing is left to tidy that a next start
             # would not.
             if sys.stdout.isatty():
-                os.write(
-                    sys.stdout.fileno(), b"\x1b[?25h\n"
-                )  # the cursor, which the status line hides
+                # The cursor, which the status line hides.
+                os.write(sys.stdout.fileno(), b"\x1b[?25h\n")
             os._exit(128 + number)
         raise KeyboardInterrupt(signal.Signals(number).name)
 
@@ -308,6 +305,16 @@ def score_text(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"
+
+
+def value_text(value: Any, digits: int = 6) -> str:
+    """A hyperparameter; of other programs' studies they need not be numbers."""
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+
+
+def params_text(params: Mapping[str, Any], digits: int = 6, between: str = ", ") -> str:
+    """Hyperparameters in a line: `sr 0.9, lr 0.25`."""
+    return between.join(f"{name} {value_text(v, digits)}" for name, v in params.items())
 
 
 def plural(n: int, word: str, many: str | None = None) -> str:

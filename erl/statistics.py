@@ -6,8 +6,8 @@ less than means or maxima.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,11 @@ from scipy import stats
 from erl.errors import UserError, nearest
 
 Interval = tuple[float, float]
+# Of all intervals: the share of the resampled statistics that they cover, the number of resamples,
+# and the seed, so that a table comes out the same twice.
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+SEED = 0
 
 
 def normalised_score(r: Any, r_random: float, r_target: float) -> Any:
@@ -57,19 +62,15 @@ def interquartile_mean(x: ArrayLike) -> float:
 def bootstrap_interval(
     x: ArrayLike,
     statistic: Callable[[np.ndarray], float],
-    confidence: float = 0.95,
-    n_resamples: int = 2000,
-    seed: int = 0,
+    n_resamples: int = RESAMPLES,
 ) -> Interval:
-    """Percentile bootstrap interval of a statistic (Efron, 1979; Agarwal et al., 2021, arXiv
+    """95 % percentile bootstrap interval of a statistic (Efron, 1979; Agarwal et al., 2021, arXiv
     2108.13264).
 
     Args:
         x: array (n,) of independent values, one per seed.
         statistic: takes an array (n,).
-        confidence: share of the resampled statistics that the interval covers, in (0, 1).
         n_resamples: number of resamples.
-        seed: of the resampling, so that a table comes out the same twice.
 
     Returns:
         Lower and upper end, both NaN where there is nothing to resample (one value) or a value is
@@ -78,7 +79,7 @@ def bootstrap_interval(
     Raises:
         ValueError: for an empty array.
     """
-    return _bootstrap((_values(x),), statistic, confidence, n_resamples, seed)
+    return _bootstrap((_values(x),), statistic, n_resamples)
 
 
 def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> float:
@@ -98,10 +99,8 @@ def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> float:
     return float(np.mean(x > y) + 0.5 * np.mean(x == y))
 
 
-def improvement_interval(
-    x: ArrayLike, y: ArrayLike, confidence: float = 0.95, n_resamples: int = 2000, seed: int = 0
-) -> Interval:
-    """Percentile bootstrap interval of `probability_of_improvement`, with x and y resampled
+def improvement_interval(x: ArrayLike, y: ArrayLike) -> Interval:
+    """95 % percentile bootstrap interval of `probability_of_improvement`, with x and y resampled
     independently.
 
     Where all values of one arm lie above all of the other's, so do those of every resample and the
@@ -110,9 +109,6 @@ def improvement_interval(
     Args:
         x: array (n,), the scores of an arm.
         y: array (m,), the scores of the baseline.
-        confidence: as in `bootstrap_interval`, likewise the other two.
-        n_resamples: number of resamples.
-        seed: of the resampling.
 
     Returns:
         Lower and upper end, both NaN where either array holds a single value or a NaN.
@@ -120,24 +116,25 @@ def improvement_interval(
     Raises:
         ValueError: for an empty array.
     """
-    return _bootstrap(
-        (_values(x), _values(y)), probability_of_improvement, confidence, n_resamples, seed
-    )
+    return _bootstrap((_values(x), _values(y)), probability_of_improvement, RESAMPLES)
 
 
 def _bootstrap(
     samples: tuple[np.ndarray, ...],
     statistic: Callable[..., float],
-    confidence: float,
     n_resamples: int,
-    seed: int,
 ) -> Interval:
     if any(len(s) < 2 or np.isnan(s).any() for s in samples):
         return math.nan, math.nan
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     resampled = [statistic(*(rng.choice(s, len(s)) for s in samples)) for _ in range(n_resamples)]
-    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = _ends(resampled)
     return float(low), float(high)
+
+
+def _ends(resampled: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Lower and upper end of an interval, or of a band: of the resamples along the first axis."""
+    return np.quantile(np.asarray(resampled), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
 
 
 def _values(x: ArrayLike) -> np.ndarray:
@@ -163,6 +160,60 @@ class Arm:
     steps_per_second: float | None = None
 
 
+@dataclass(frozen=True)
+class Compared:
+    """An arm beside the baseline.
+
+    Attributes:
+        name: of the arm.
+        seeds: how many scores it has.
+        iqm, interval: interquartile mean, and its 95 % bootstrap interval.
+        probability, probability_interval: of improvement over the baseline, likewise; NaN for the
+            baseline itself, as the next two.
+        p: of Mann and Whitney's test, two-sided.
+        p_holm: the same, corrected by Holm's method for all arms but the baseline.
+    """
+
+    name: str
+    seeds: int
+    iqm: float
+    interval: Interval
+    probability: float = math.nan
+    probability_interval: Interval = (math.nan, math.nan)
+    p: float = math.nan
+    p_holm: float = math.nan
+
+
+def compare(scores: Mapping[str, ArrayLike], baseline: str) -> list[Compared]:
+    """Every arm against the baseline: one family of tests.
+
+    Args:
+        scores: by arm, at least one each.
+        baseline: one of the arms.
+
+    Raises:
+        ValueError: for an arm without scores.
+    """
+    against = scores[baseline]
+    p = {arm: mann_whitney(x, against) for arm, x in scores.items() if arm != baseline}
+    corrected = dict(zip(p, holm([*p.values()])))
+    found = []
+    for arm, x in scores.items():
+        row = Compared(
+            arm, _values(x).size, interquartile_mean(x), bootstrap_interval(x, interquartile_mean)
+        )
+        if arm != baseline:
+            row = replace(
+                row,
+                probability=probability_of_improvement(x, against),
+                probability_interval=improvement_interval(x, against),
+                p=p[arm],
+                p_holm=float(corrected[arm]),
+            )
+        found.append(row)
+    return found
+
+
 def table(rows: Sequence[Arm], baseline: str | None = None) -> str:
     """Compare arms in plain text: seeds, interquartile mean and its 95 % interval, P(arm >
     baseline), speed.
@@ -179,25 +230,23 @@ def table(rows: Sequence[Arm], baseline: str | None = None) -> str:
         ValueError: for an arm without scores.
     """
     header = ("arm", "seeds", "IQM", "95 % interval", "P(arm > baseline)", "steps/s")
-    by_name = {arm.name: arm for arm in rows}
-    if baseline is not None and baseline not in by_name:
-        raise UserError(f"no arm is called {baseline!r}{nearest(baseline, by_name)}")
+    scores = {arm.name: arm.scores for arm in rows}
+    if baseline is not None and baseline not in scores:
+        raise UserError(f"no arm is called {baseline!r}{nearest(baseline, scores)}")
+    reference = rows[0].name if baseline is None else baseline
     cells: list[tuple[str, ...]] = [header]
-    for arm in rows:
-        reference = by_name[baseline] if baseline is not None else rows[0]
+    for arm, of in zip(rows, compare(scores, reference)):
         improvement = "baseline"
-        if arm is not reference:
-            p = probability_of_improvement(arm.scores, reference.scores)
-            ends = improvement_interval(arm.scores, reference.scores)
-            improvement = f"{p:.2f}"
-            if not math.isnan(ends[0]):  # of one seed there is no interval
-                improvement += f" {interval_text(ends, '{:.2f}')}"
+        if arm.name != reference:
+            improvement = f"{of.probability:.2f}"
+            if not math.isnan(of.probability_interval[0]):  # of one seed there is no interval
+                improvement += f" {interval_text(of.probability_interval, '{:.2f}')}"
         cells.append(
             (
                 arm.name,
-                str(len(arm.scores)),
-                number_text(interquartile_mean(arm.scores)),
-                interval_text(bootstrap_interval(arm.scores, interquartile_mean)),
+                str(of.seeds),
+                number_text(of.iqm),
+                interval_text(of.interval),
                 improvement,
                 "-" if arm.steps_per_second is None else f"{arm.steps_per_second:,.0f}",
             )
@@ -256,12 +305,19 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     return adjusted
 
 
+# Up to so many values in both arms the distribution of rank sums is counted, in milliseconds.
+COUNTED = 100
+
+
 def mann_whitney(x: ArrayLike, y: ArrayLike) -> float:
     """Two-sided p-value of Mann and Whitney's test, whose statistic is `probability_of_improvement`
     times the number of pairs.
 
-    It is exact without ties and for small samples (SciPy's rule), and the normal approximation with
-    ties. Where all values are the same it is 1.
+    It is exact, with ties too: twice the smaller tail of the rank sums over all ways to deal the
+    values into two arms of these sizes. SciPy's `auto` is the normal approximation where there are
+    ties or nine values in each arm, which is wrong for few seeds. Its exact test with ties visits
+    each way, of which there are many. Of more than `COUNTED` values it is that approximation,
+    corrected for ties.
 
     Args:
         x: array (n,).
@@ -271,9 +327,22 @@ def mann_whitney(x: ArrayLike, y: ArrayLike) -> float:
         ValueError: for an empty array.
     """
     x, y = _values(x), _values(y)
-    if np.ptp(np.concatenate([x, y])) == 0:
+    n, both = len(x), np.concatenate([x, y])
+    if np.isnan(both).any():
+        return math.nan
+    if np.ptp(both) == 0:
         return 1.0
-    return float(stats.mannwhitneyu(x, y, alternative="two-sided").pvalue)
+    if len(both) > COUNTED:
+        return float(stats.mannwhitneyu(x, y, method="asymptotic").pvalue)
+    ranks = np.rint(2 * stats.rankdata(both)).astype(int)  # ties have halves
+    # By size of the first arm and by its sum of ranks: in how many ways it comes about.
+    ways = np.zeros((n + 1, ranks.sum() + 1))
+    ways[0, 0] = 1.0
+    for rank in ranks:
+        ways[1:, rank:] += ways[:-1, :-rank]
+    of_sum, here = ways[n], ranks[:n].sum()
+    tail = min(of_sum[: here + 1].sum(), of_sum[here:].sum())
+    return float(min(1.0, 2 * tail / of_sum.sum()))
 
 
 Curve = Sequence[tuple[float, float]]
@@ -303,16 +372,12 @@ def align(curves: Sequence[Curve], points: int = 100) -> tuple[np.ndarray, np.nd
     return grid, np.stack([np.interp(grid, a[:, 0], a[:, 1]) for a in arrays])
 
 
-def bands(
-    values: np.ndarray, confidence: float = 0.95, n_resamples: int = 2000, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Interquartile mean at each point, with a pointwise percentile bootstrap band over the rows.
+def bands(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Interquartile mean at each point, with a pointwise 95 % percentile bootstrap band over the
+    rows.
 
     Args:
         values: array (n, points), a row per seed. Whole rows are resampled.
-        confidence: as in `bootstrap_interval`, likewise the other two.
-        n_resamples: number of resamples.
-        seed: of the resampling.
 
     Returns:
         Interquartile mean, lower and upper end, each (points,); the ends are NaN with one row.
@@ -322,9 +387,8 @@ def bands(
     if n < 2:
         nothing = np.full(points, np.nan)
         return centre, nothing, nothing
-    rng = np.random.default_rng(seed)
-    resampled = _trimmed(values[rng.integers(0, n, (n_resamples, n))], 1)
-    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    rng = np.random.default_rng(SEED)
+    low, high = _ends(_trimmed(values[rng.integers(0, n, (RESAMPLES, n))], 1))
     return centre, low, high
 
 
@@ -403,14 +467,8 @@ def performance_profile(scores: ArrayLike, thresholds: ArrayLike) -> np.ndarray:
     return np.mean(_values(scores)[:, None] > np.asarray(thresholds, dtype=float)[None, :], axis=0)
 
 
-def profile_band(
-    scores: ArrayLike,
-    thresholds: ArrayLike,
-    confidence: float = 0.95,
-    n_resamples: int = 2000,
-    seed: int = 0,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pointwise percentile bootstrap band of `performance_profile`: lower and upper end, each
+def profile_band(scores: ArrayLike, thresholds: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Pointwise 95 % percentile bootstrap band of `performance_profile`: lower and upper end, each
     (points,); NaN with one run.
     """
     above = _values(scores)[:, None] > np.asarray(thresholds, dtype=float)[None, :]
@@ -418,7 +476,7 @@ def profile_band(
     if n < 2:
         nothing = np.full(above.shape[1], np.nan)
         return nothing, nothing
-    rng = np.random.default_rng(seed)
-    resampled = np.stack([above[rng.integers(0, n, n)].mean(0) for _ in range(n_resamples)])
-    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    rng = np.random.default_rng(SEED)
+    resampled = np.stack([above[rng.integers(0, n, n)].mean(0) for _ in range(RESAMPLES)])
+    low, high = _ends(resampled)
     return low, high

@@ -18,9 +18,9 @@ SMALL = {
     "batch_size": 16,
     "learning_starts": 100,
     "buffer_size": 2000,
-    "actor_update_cost": 0.25,
-    "critic_update_cost": 0.5,
 }
+# Where the clock orders something.
+COSTS = {"actor_update_cost": 0.25, "critic_update_cost": 0.5}
 OWN = {
     "CEM-RL": {"population_size": 4, "rl_population": 2},
     "P-CEM-RL": {"population_size": 4, "rl_population": 2, "actor_workers": 3},
@@ -36,7 +36,8 @@ OWN = {
 
 
 def lifetime(name, steps=600, seed=0, env_id=REACH, context=None, ep_eval=2, **settings):
-    learner = LearnerSpec(name, {**SMALL, **OWN[name], **settings})
+    waits = name in ("CEM-RL", "P-CEM-RL") and not settings.get("critic_workers")
+    learner = LearnerSpec(name, {**SMALL, **({} if waits else COSTS), **OWN[name], **settings})
     seeds = Seeds.derive(seed, "single", 0)
     return LifetimeSpec(Task(env_id), learner, steps, seeds, context, ep_eval)
 

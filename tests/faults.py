@@ -25,7 +25,8 @@ from sqlalchemy.exc import OperationalError
 import erl.executors.local
 from erl.errors import UserError
 from erl.executors.local import LocalExecutor
-from erl.experiments.evolution import EvolutionConfig, evolve, lifetimes, study_config
+from erl.experiments.evolution import EvolutionConfig, evolve
+from erl.experiments.evolution_study import lifetimes, study_config
 from erl.experiments.flags import study_name
 from erl.lifetimes.living import check
 from erl.studies.study import Study

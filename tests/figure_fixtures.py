@@ -10,7 +10,8 @@ from conftest import InlineExecutor, Lines
 
 from erl.experiments.comparison import ComparisonConfig, compare
 from erl.experiments.evolution import EvolutionConfig, evolve
-from erl.studies.data import Axis
+from erl.studies.configuration import EvolutionStudy, TestStudy
+from erl.studies.data import Axis, StudyData
 from erl.studies.storage import open_storage, study_names
 
 
@@ -92,6 +93,14 @@ def conditional(n, name="conditional"):
         study.tell(trial, x)
     study.ask().suggest_float("running", 0.0, 1.0)
     return f"{storage}#{name}"
+
+
+def a_test(name, lifetimes, evolved=None, params=None, **changes):
+    """A test of an evolution in Swimmer-v4, without a database."""
+    evolution = EvolutionStudy(**{"env_id": "Swimmer-v4", **(evolved or {})})
+    config = TestStudy(evolution, params or {"sr": 1.0}, 1000, "cohort", **changes)
+    nothing = pd.DataFrame()
+    return StudyData(name, "a.db", "test", config, {}, None, {}, nothing, lifetimes, nothing)
 
 
 def make_runs(folder):

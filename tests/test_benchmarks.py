@@ -34,6 +34,7 @@ from erl.studies.catalogue import read_catalogue
 from erl.studies.configuration import EvolutionStudy
 from erl.studies.storage import open_storage, study_names
 from erl.studies.study import Study
+from erl.studies.trials import lifetime_records
 from erl.studies.winner import chosen
 from erl.worlds.reservoirs import memory_profile
 
@@ -654,7 +655,7 @@ def test_the_rows_of_an_experiment(monkeypatch, tmp_path, inline, sink, capsys):
     assert (len(rows), len(trials), len(finals)) == (4, 3, 2)
     (study,) = (s for s in study_names(open_storage(storage)) if s.endswith("e_0.064k_steps"))
     of_trials = Study(storage, study)
-    record = of_trials.lifetimes(of_trials.trials()[0])[0]
+    record = lifetime_records(of_trials.trials()[0])[0]
     assert {*rows.commit, *trials.commit, *finals.commit} == {record.commit}
     story = json.loads((tmp_path / "rows/cart.json").read_text())
     assert story["versions"] == [record.versions]
@@ -677,7 +678,7 @@ def test_the_rows_of_an_experiment(monkeypatch, tmp_path, inline, sink, capsys):
     made = tables.memory_capacities("cart", story, rows, ["RES_PPO_0.0003", "NOREC_RES_PPO_0.0003"])
     tested = Study(storage, next(s for s in study_names(open_storage(storage)) if "_test_" in s))
     specs = [
-        r.spec for t in tested.trials() for r in tested.lifetimes(t).values() if r.spec.context
+        r.spec for t in tested.trials() for r in lifetime_records(t).values() if r.spec.context
     ]
     capacities = [
         memory_profile(s.context.reservoirs[0], s.seeds.reservoir, tables.LAGS).sum() for s in specs
@@ -904,12 +905,13 @@ def test_studies_of_no_arm_are_left_out(monkeypatch, tmp_path, capsys):
         learner = Namespace(name=learners[name], config={})
         spec = Namespace(learner=learner, task=Namespace(env_id="C"), steps=9)
         record = Namespace(spec=spec, steps=9, seconds=1, commit="", inner=None, final_returns=[1])
-        trial = Namespace(params={"seed": 0})
-        return Namespace(trials=lambda state: [trial], lifetimes=lambda trial: [record])
+        trial = Namespace(params={"seed": 0}, record=record)
+        return Namespace(trials=lambda state: [trial])
 
     monkeypatch.setattr(curves, "open_storage", lambda storage: storage)
     monkeypatch.setattr(curves, "study_names", lambda storage: [*learners])
     monkeypatch.setattr(curves, "Study", study)
+    monkeypatch.setattr(curves, "lifetime_records", lambda trial: [trial.record])
     out = tmp_path / "rows.jsonl"
     curves.collect(Namespace(of="DERL", out=str(out), storages=["x"]))
     (row,) = kept.read_rows(out)
@@ -965,7 +967,9 @@ def test_inner_learners_are_shown_after_equal_steps_with_the_curves_of_other_pag
         "| HalfCheetah-v4 | 200,000 | ERL-Re2 | 1 | 2 [2, 2] | 7 [7, 7] | 500 | 6.7 |",
         "| HalfCheetah-v4 | 200,000 | PPO | 1 | 8 [8, 8] |  | 333 | 10.0 |",
     ]
-    assert Path(out).with_suffix(".svg").exists()
+    drawn = Path(out).with_suffix(".svg").read_text()
+    assert "in brackets: number of seeds" in drawn
+    assert drawn.count('id="legend_') == 1  # one for all panels, which covers none
 
 
 # -- the winner --

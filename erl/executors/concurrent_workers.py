@@ -16,6 +16,8 @@ from erl.executors.virtual_clock import NextJob, Open, Timed, WorkerJob, check_n
 
 # Units of work, or ticks, between two looks for new items.
 CHUNK = 64
+# How long an end of a job is waited for at a time.
+WAIT_SECONDS = 0.25
 
 
 class Bench(Protocol):
@@ -113,7 +115,6 @@ class ConcurrentWorkers:
         next_job: see `virtual_clock`.
         backlog: gives the items that a worker gets which begins, or replaces one that died.
         max_retries: how often one job is asked again after its worker died.
-        every: seconds that `advance` waits for an end of a job at most.
 
     Attributes:
         busy: seconds that each worker had a job.
@@ -128,10 +129,9 @@ class ConcurrentWorkers:
         next_job: NextJob,
         backlog: Callable[[], Sequence[Any]] = tuple,
         max_retries: int = 2,
-        every: float = 0.25,
     ) -> None:
         self._host, self._next_job, self._backlog = host, next_job, backlog
-        self._max_retries, self._every = max_retries, every
+        self._max_retries = max_retries
         self._jobs: list[WorkerJob | None] = [None] * n
         self._retries = [0] * n
         self._since = [0.0] * n
@@ -175,7 +175,7 @@ class ConcurrentWorkers:
                 self._submit(worker, job)
         if not any(self._jobs):
             return False
-        for worker, result in self._host.wait(self._every):
+        for worker, result in self._host.wait(WAIT_SECONDS):
             ended = self._jobs[worker]
             if isinstance(result, WorkerLost):
                 self._lose(worker, ended, result)

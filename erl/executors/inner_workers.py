@@ -1,4 +1,4 @@
-"""Workers inside a lifetime, of whatever kind: the door for learners, which know none of them."""
+"""Workers inside a lifetime. Learners use them through this module alone, whatever their kind."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol

@@ -21,7 +21,7 @@ import numpy as np
 HERE = "/"
 
 # Signals that ask for an end. A terminal and SLURM send them to a coordinator and to its workers
-# alike. They are the coordinator's business: it asks the workers for checkpoints.
+# alike. Only the coordinator handles them: it asks the workers for checkpoints.
 ENDING = frozenset({signal.SIGINT, signal.SIGTERM})
 
 # Environment of a worker: libraries compute with one thread.

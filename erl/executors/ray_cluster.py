@@ -209,9 +209,8 @@ class _Changes:
         stamps = {}
         # Folders that vanish meanwhile are passed over.
         for folder, folders, names in os.walk(self._folder):
-            folders[:] = [
-                f for f in folders if not f.startswith(".")
-            ]  # what is still being written
+            # What is still being written has a name with a dot.
+            folders[:] = [f for f in folders if not f.startswith(".")]
             for name in names:
                 with suppress(FileNotFoundError):
                     stat = os.stat(os.path.join(folder, name))

@@ -21,7 +21,7 @@ from erl.executors.machines import ONE_CLUSTER
 from erl.executors.ray_cluster import connect
 from erl.executors.virtual_clock import WorkerJob
 
-_remote: Any = ray.remote  # whose types know no groups of methods
+_remote: Any = ray.remote  # its types have no groups of methods
 # Between two exchanges of counts and items.
 EXCHANGE_SECONDS = 0.25
 # How long CPUs are waited for before a warning says so.

@@ -129,7 +129,7 @@ class LockstepWorkers:
         self.elsewhere: Sequence[WorkerJob] = ()
 
     def share(self, item: Any) -> None:
-        """There is nobody elsewhere."""
+        """No workers in other processes."""
 
     def close(self) -> None:
         """There is nothing to end."""

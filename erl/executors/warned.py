@@ -26,7 +26,7 @@ def send(folder: str) -> None:
                 os.write(file, f"{one_line(message, LONGEST)}\n".encode())
             finally:
                 os.close(file)
-        except OSError:  # the folder is gone: nobody is there to read it
+        except OSError:  # the folder is gone, and no process reads it any more
             pass
 
     def show(message: Any, *_: Any, **__: Any) -> None:

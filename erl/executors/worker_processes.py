@@ -203,7 +203,7 @@ def _fork_workers() -> None:
     """
     number, parent, folder, module = sys.argv[1:]
     import_module(module)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for forks
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no process waits for forks
     with socket.socket(fileno=int(number)) as connection:
         connection.settimeout(1.0)
         while os.getppid() == int(parent):

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from erl.search.space import LEARNER, draw_from, learner_settings, make_context, search_space
-from erl.studies.configuration import EvolutionStudy, TestStudy
+from erl.studies.configuration import EvolutionStudy, TestStudy, agent_name
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
 
@@ -36,8 +36,8 @@ RATES = (0.0003, 0.0001)
 MORE_RATES = (0.00005,)
 FRAME_STACK = 4
 LSTM = "RecurrentPPO"
-# The rates are theirs: another learner's own, with which its reservoirs were evolved, may be far
-# from them.
+# Learners that are tested at these rates. Reservoirs of other learners were evolved with rates that
+# may be far from them.
 RATED = ("PPO", LSTM)
 
 
@@ -50,12 +50,12 @@ def arm_names(evolution: EvolutionStudy, params: dict[str, float]) -> list[str]:
     """
     learner = evolution.learner
     if evolution.nb_res == 0:
-        return [learner, f"EVOLVED_{learner}"]
-    memory = "RES" if evolution.context is None else "CONTEXT"
+        return [learner, agent_name(learner, "EVOLVED")]
+    evolved = agent_name(learner, "RES" if evolution.context is None else "CONTEXT")
     if learner not in RATED or "learning_rate" in learner_settings(evolution, params):
-        return [learner, f"{memory}_{learner}"]
+        return [learner, evolved]
     rates = RATES + (MORE_RATES if evolution.del_obs or evolution.nb_res else ())
-    return [learner, *(f"{memory}_{learner}_{rate:.10f}".rstrip("0") for rate in rates)]
+    return [learner, *(f"{evolved}_{rate:.10f}".rstrip("0") for rate in rates)]
 
 
 def control_names(evolution: EvolutionStudy, params: dict[str, float]) -> list[str]:
@@ -106,9 +106,7 @@ def arm_lifetime(arm: str, index: int, config: TestStudy, params: dict[str, floa
         task=Task(env_id, config.hides_velocities, frame_stack, kwargs),
         learner=LearnerSpec(learner, settings, engine),
         steps=config.training_steps,
-        seeds=Seeds.published(index)
-        if evolution.published_code
-        else Seeds.derive(evolution.seed, "test", index),
+        seeds=Seeds.derive(evolution.seed, "test", index, evolution.published_code),
         context=context,
         ep_eval=evolution.ep_eval,
     )

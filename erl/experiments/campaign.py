@@ -7,59 +7,26 @@ says which trials are next, and a `Progress` prints what happens to them.
 import hashlib
 import json
 import os
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from erl.cli import Sink, command, plural, score_text
-from erl.errors import UserError
-from erl.executors.jobs import Executor
-from erl.executors.machines import ONE_CLUSTER
+from erl.cli import Sink, plural, score_text
 from erl.experiments.display import Commands, DashboardNotes, EvolutionLog
-from erl.experiments.flags import AgentFlags, RunFlags
-from erl.experiments.forecast import Pace, local_workers
+from erl.experiments.flags import RunFlags
+from erl.experiments.forecast import Pace
 from erl.experiments.trials import MakeCohort, Member, TrialLoop, own_return
+from erl.experiments.workers import identify, make_executor
 from erl.files import folder_name
-from erl.learners import Outputs, cores
+from erl.learners import Outputs
 from erl.learners.core.checkpoints import checkpoint_steps
 from erl.lifetimes.living import Cohort
 from erl.search.pruning import Pruning
 from erl.studies.configuration import StudyConfig
 from erl.studies.distributions import SearchSpace
-from erl.studies.storage import DEFAULT_STORAGE, shown
 from erl.studies.study import CODE, Study
 from erl.studies.trials import Plan, RunningTrial, Score, key_of
-from erl.worlds.specification import LifetimeSpec, code_of, commit, to_json, versions
-
-
-def make_executor(flags: RunFlags, spec: LifetimeSpec | None = None) -> Executor:
-    """The workers that the flags ask for; by default as many as fit on the cores of this machine.
-
-    Args:
-        flags: where and how.
-        spec: a lifetime that they will live, which may keep several cores busy; None for one.
-
-    Raises:
-        UserError: there is no such cluster, or it cannot be used.
-    """
-    if flags.cluster is not None:
-        try:
-            from erl.executors.ray_cluster import RayExecutor
-        except ImportError as e:
-            raise UserError(f'--cluster needs Ray ({e}): pip install "ray[client]"') from None
-        if spec is not None and spec.learner.config.get("actor_executor") == "ray":
-            raise UserError(ONE_CLUSTER)
-        n = 1 if spec is None else cores(spec)
-        return RayExecutor(flags.cluster, flags.workers, flags.max_retries, identify, n)
-    from erl.executors.local import LocalExecutor
-
-    return LocalExecutor(local_workers(flags, spec), flags.max_retries)
-
-
-def identify() -> dict[str, str | None]:
-    """What lifetimes are lived with on a machine: it must be the same on all of a cluster."""
-    return {**versions(), "the commit": commit()}
+from erl.worlds.specification import LifetimeSpec, code_of, to_json
 
 
 class TrialSource(Protocol):
@@ -352,35 +319,6 @@ class GivenTrials:
 # -- files --
 
 
-def agent_cohort(
-    flags: AgentFlags,
-    specs: Sequence[LifetimeSpec],
-    folder: str,
-    names: Sequence[str],
-    status: bool = False,
-) -> Cohort:
-    """Lifetimes whose agents are kept, with their logs, models and checkpoints.
-
-    Args:
-        flags: name the folders of logs, models and checkpoints.
-        specs: the lifetimes.
-        folder: the study's, below those.
-        names: of each lifetime's log and model.
-        status: whether learners write how far they are; see `status_path`.
-    """
-    outputs = tuple(
-        Outputs(
-            tensorboard=os.path.abspath(f"{flags.logs}/{folder}/{name}"),
-            checkpoint=checkpoint_path(flags.runs, folder, spec),
-            checkpoint_seconds=flags.checkpoint_minutes * 60,
-            status=status_path(flags.runs, folder, spec) if status else None,
-        )
-        for spec, name in zip(specs, names)
-    )
-    models = tuple(os.path.abspath(f"{flags.models}/{folder}/{name}") for name in names)
-    return Cohort(tuple(specs), outputs, models, evaluate=True)
-
-
 def checkpoint_cohort(flags: RunFlags, name: str) -> MakeCohort:
     """Cohorts of lifetimes of which nothing but checkpoints is kept, in the folder of a study."""
 
@@ -405,34 +343,6 @@ def steps_in_checkpoints(runs: str, study: str, specs: Sequence[LifetimeSpec]) -
         specs: of lifetimes that have not ended.
     """
     return sum(checkpoint_steps(checkpoint_path(runs, study, spec)) for spec in specs)
-
-
-def status_path(runs: str, study: str, spec: LifetimeSpec) -> str:
-    """The file in which a learner writes how far it is."""
-    return f"{checkpoint_path(runs, study, spec)}.status.json"
-
-
-def say_where(campaign: Campaign, flags: AgentFlags, storage: str, folder: str) -> None:
-    """Say where curves, models and logs are, if there are any.
-
-    Args:
-        campaign: theirs.
-        flags: name the folders.
-        storage: of the study, with its password.
-        folder: the study's, below those of the flags.
-    """
-    say = campaign.sink.line
-    say(f"curves:   study {campaign.name} in {shown(storage)}")
-    models, logs = (f"{os.path.abspath(path)}/{folder}" for path in (flags.models, flags.logs))
-    if os.path.isdir(models):
-        say(f"models:   {models}")
-    if os.path.isdir(logs):
-        say(f"logs:     {shlex.join(['tensorboard', '--logdir', logs])}")
-    name = campaign.study.name_now()
-    words = ["plot", "--study", name, "--folder", f"reports/{folder_name(name)}"]
-    if storage != DEFAULT_STORAGE:
-        words += ["--storage", shown(storage)]
-    say(f"figures:  {command(*words)}")
 
 
 def checkpoint_path(folder: str, study: str, spec: LifetimeSpec) -> str:

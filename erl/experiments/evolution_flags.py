@@ -39,7 +39,7 @@ RESERVOIR_FLAGS = frozenset(
     | {f"{bound}_{name}" for bound in ("min", "max") for name in ("sr", "lr", "iss")}
 )
 
-# Those that say it of a context of the user's own too.
+# Those of them that a context of the user's own has too.
 CONTEXT_FLAGS = frozenset({"skip_c", "feed_action", "reset_res"})
 
 FINALIST_SEEDS = 5

@@ -1,5 +1,5 @@
 """Finals, where `--finalists` asks for them: the best trials of an evolution, and the mean of its
-search, are lived again on fresh seeds. The winner is the one of whom most is expected then.
+search, are lived again on fresh seeds. The winner is the one with the highest expected score then.
 
 The trial with the highest of many noisy fitnesses is partly the luckiest one. Its fitness on the
 seeds that chose it says little of what it reaches on others.
@@ -20,7 +20,7 @@ from erl.lifetimes.record import LifetimeRecord
 from erl.search.samplers import CmaesSampler, generation_size, make_sampler
 from erl.studies.configuration import EvolutionStudy, FinalsStudy, differences
 from erl.studies.distributions import SearchSpace, integer
-from erl.studies.study import Study, stored_config
+from erl.studies.study import Study, existing
 from erl.studies.trials import RunningTrial, key_of, lifetime_records, why_failed
 from erl.studies.winner import (
     Finalist,
@@ -144,7 +144,11 @@ def trials_at_once(config: EvolutionStudy, workers: int) -> int:
 
 
 def left_of_finals(
-    flags: EvolutionFlags, config: EvolutionStudy, space: SearchSpace, name: str, trials: int
+    flags: EvolutionFlags,
+    config: EvolutionStudy,
+    space: SearchSpace,
+    evolution: Study | None,
+    trials: int,
 ) -> int:
     """How many lifetimes of the finals there are to train.
 
@@ -152,7 +156,7 @@ def left_of_finals(
         flags: how many finalists and seeds.
         config: of the evolution.
         space: what is searched.
-        name: of the evolution's study.
+        evolution: its study; None for a new one.
         trials: that are left. The finalists are not known while there are some: there may be as
             many as this says.
     """
@@ -166,16 +170,15 @@ def left_of_finals(
         mean &= not all(distribution.single() for distribution in space.values())
         entrants = min(flags.finalists, flags.nb_trials) + mean
         return entrants * seeds * each if entrants > 1 else 0
-    evolution = Study(flags.storage, name)
-    if evolution.config is None or differences(evolution.config, config):
+    if evolution is None or evolution.config is None or differences(evolution.config, config):
         return 0  # it will be refused
     finalists = finalists_of(evolution, config, space, sampler_of(config, space), flags.finalists)
     if len(finalists) < 2:
         return 0
     wanted = {key_of(w) for w in _wanted(finalists, seeds)}
-    finals = finals_name(evolution.storage, name)
-    if isinstance(stored_config(flags.storage, finals), FinalsStudy):
-        wanted -= {key_of(t.params) for t in Study(flags.storage, finals).trials("COMPLETE")}
+    finals = existing(flags.storage, finals_name(evolution.storage, evolution.name))
+    if finals is not None and isinstance(finals.config, FinalsStudy):
+        wanted -= {key_of(t.params) for t in finals.trials("COMPLETE")}
     return len(wanted) * each
 
 

@@ -238,11 +238,6 @@ def thousands(steps: int) -> str:
     return f"{steps // 1000}k" if steps >= 1000 else f"{steps / 1000:g}k"
 
 
-def number(value: Any, digits: int = 6) -> str:
-    """A hyperparameter in a line; of other programs' studies they need not be numbers."""
-    return f"{value:.{digits}g}" if isinstance(value, int | float) else str(value)
-
-
 def read_settings(
     path: str | None,
     env_kwargs: str | None,

@@ -11,10 +11,10 @@ from typing import Any
 
 from erl.cli import Sink, duration, plural
 from erl.executors.jobs import Executor, Rows
-from erl.executors.machines import default_workers
 from erl.experiments.flags import RunFlags
 from erl.experiments.trials import groups
-from erl.learners import OWN, SB3_ALGORITHMS, canonical_name, cores
+from erl.experiments.workers import local_workers, make_executor
+from erl.learners import OWN, SB3_ALGORITHMS, canonical_name
 from erl.lifetimes.living import COLUMNS, Cohort, check_together
 from erl.worlds.specification import LifetimeSpec
 
@@ -43,16 +43,6 @@ class Outlook:
     notes: tuple[str, ...] = ()
     taken: int = 0
     finals: Sequence[LifetimeSpec] = ()
-
-
-def local_workers(flags: RunFlags, spec: LifetimeSpec | None = None) -> int:
-    """Workers on this machine: as the flags say, or as many as fit on its cores.
-
-    Args:
-        flags: how many.
-        spec: a lifetime that they live, which may keep several cores busy; None for one.
-    """
-    return flags.workers or max(1, default_workers() // (1 if spec is None else cores(spec)))
 
 
 def check_at_once(flags: RunFlags, outlook: Outlook) -> None:
@@ -102,14 +92,9 @@ def announce(outlook: Outlook, executor: Executor, sink: Sink, measure: bool = F
         sink.line(f"note: {note}")
 
 
-def dry_run(
-    flags: RunFlags,
-    outlook: Outlook,
-    sink: Sink,
-    make: Callable[[RunFlags, LifetimeSpec], Executor],
-) -> int:
-    """What `--dry_run` does: announce, with the workers that `make` gives, and store nothing."""
-    executor = make(flags, outlook.specs[0])
+def dry_run(flags: RunFlags, outlook: Outlook, sink: Sink) -> int:
+    """What `--dry_run` does: announce, with the workers of the command, and store nothing."""
+    executor = make_executor(flags, outlook.specs[0])
     try:
         announce(outlook, executor, sink, measure=True)
     finally:

@@ -161,8 +161,12 @@ class SingleConfig(AgentFlags):
 
     def subject(self) -> str:
         """Environment and learner, and whether it has a reservoir or a context of its own."""
-        kind = "RES_" if self.reservoir is not None else "CONTEXT_" if self.context else ""
-        return f"{self.env_id}_{kind}{canonical_name(self.learner or DEFAULT_LEARNER)}"
+        from erl.studies.configuration import Part, agent_name
+
+        part: Part | None
+        part = "RES" if self.reservoir is not None else "CONTEXT" if self.context else None
+        learner = canonical_name(self.learner or DEFAULT_LEARNER)
+        return f"{self.env_id}_{agent_name(learner, part)}"
 
     def indices(self) -> list[int]:
         """Numbers of the seeds.

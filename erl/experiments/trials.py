@@ -21,7 +21,7 @@ from erl.lifetimes.living import COLUMNS, Cohort, cohort_key
 from erl.lifetimes.record import LifetimeRecord
 from erl.search.pruning import Pruning, TrialPruner, values_at_points
 from erl.studies.study import Study
-from erl.studies.trials import RunningTrial, Score
+from erl.studies.trials import RunningTrial, Score, lifetime_records
 from erl.worlds.specification import LifetimeSpec
 
 # Seconds that running lifetimes have for their checkpoints after Ctrl-C; after SIGTERM they are
@@ -176,7 +176,7 @@ class TrialLoop:
             _set_pruners(self._study, trials, self._pruning, self._score)
         for trial in trials:
             self._compare(trial)
-            # Of a trial that was pruned before nothing more is lived.
+            # A trial that was pruned before trains no further lifetimes.
             if trial.complete or trial.pruned is not None:
                 self._end(trial)
         self._groups = group(list(self._open.values()), self._executor.workers)
@@ -286,7 +286,7 @@ def _set_pruners(
     finished = study.trials("COMPLETE", "PRUNED", "FAIL")
 
     def values(trial: Any) -> np.ndarray:
-        records = study.lifetimes(trial)
+        records = lifetime_records(trial)
         return values_at_points([records[i].spec for i in sorted(records)], records, {}, score)
 
     def generation(number: int, attrs: Mapping[str, Any]) -> int:

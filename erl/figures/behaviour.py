@@ -17,9 +17,9 @@ from scipy import signal
 
 from erl.cli import plural
 from erl.errors import UserError
-from erl.figures.style import COLOURS, CYCLIC, caption, looks, new, styled
+from erl.figures.style import COLOURS, CYCLIC, caption, legend_above, looks, new, styled
 from erl.lifetimes.trace import Trace
-from erl.worlds.reservoirs import ReservoirParams, effective_radius, memory_profile
+from erl.worlds.reservoirs import ReservoirParams, effective_radius, make_node, memory_profile
 
 # Lines that can be told apart in one panel; more become an image.
 LINES = 8
@@ -326,10 +326,10 @@ def frequencies(episode: Trace, about: str = "") -> Figure:
     rhythm = gait(episode)
     step = episode.seconds or 1.0
     unit = "Hz" if episode.seconds else "cycles per step"
-    dominant = dominant_frequencies(episode.states, step)
-    dominant = dominant[np.isfinite(dominant)]
+    every = dominant_frequencies(episode.states, step)
+    dominant = every[np.isfinite(every)]
     if not len(dominant):
-        raise UserError("no neuron of this reservoir changes in this episode")
+        raise UserError("no neuron of this reservoir has a rhythm in this episode")
     resolution = 1 / (len(episode.states) * step)
     edges = np.arange(0, max(dominant.max(), 2 * rhythm.frequency) + 2 * resolution, resolution)
     figure, axes = new(height=2.8)
@@ -338,14 +338,17 @@ def frequencies(episode: Trace, about: str = "") -> Figure:
     axes.axvline(2 * rhythm.frequency, color=COLOURS[1], linestyle=":", label="twice the gait")
     axes.set_xlabel(f"dominant frequency ({unit})")
     axes.set_ylabel("neurons")
-    axes.legend(loc="best")
-    near = float(np.mean(np.abs(dominant - rhythm.frequency) <= resolution))
+    legend_above(figure, *axes.get_legend_handles_labels())
+    near = int(np.sum(np.abs(dominant - rhythm.frequency) <= resolution))
+    without = len(every) - len(dominant)
     return caption(
         figure,
         f"Dominant frequencies of {plural(len(dominant), 'neuron')}; the gait's is "
         f"{rhythm.frequency:.3g} {unit} and holds {rhythm.strength:.0%} of the variance of the "
-        f"first principal component of the observations. {near:.0%} of the neurons have it, to the "
-        f"resolution of {resolution:.2g} {unit}.",
+        f"first principal component of the observations. {near} of all "
+        f"{plural(len(every), 'neuron')} ({near / len(every):.0%}) have it, to the resolution of "
+        f"{resolution:.2g} {unit}.",
+        f"Without a rhythm, and not shown: {plural(without, 'neuron')}." if without else "",
         _about(episode),
         about,
     )
@@ -385,6 +388,21 @@ def phase_plane(episode: Trace, about: str = "") -> Figure:
 
 
 # -- what a reservoir remembers --
+
+
+def node_difference(episode: Trace) -> float:
+    """The greatest difference between the states of an agent's first reservoir and those of a node
+    of ReservoirPy (`make_node`) that is driven by what the reservoir was fed.
+
+    Raises:
+        UserError: no reservoir, or a context of the user's own.
+    """
+    context = episode.spec.context
+    if context is None or not context.reservoirs:
+        raise UserError("this agent has no reservoir")
+    inputs = episode.inputs
+    node = make_node(context.reservoirs[0], inputs.shape[1], episode.spec.seeds.reservoir)
+    return float(np.abs(node.run(inputs) - episode.states[:, : node.units]).max())
 
 
 def memory(

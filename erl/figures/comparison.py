@@ -4,7 +4,6 @@ with Holm's correction, generalisation.
 All functions take lifetimes of a test, a row each (`erl.study.records`, with the column `arm`).
 """
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,8 +17,12 @@ from erl.figures.learning import (
     RETURNS,
     arm_looks,
     arms_of,
+    episodes_of,
+    failed_seeds,
     few_seeds_of,
     finished,
+    left_out,
+    measured,
     one_seed_of,
     seeds_of,
     seeds_text,
@@ -27,25 +30,27 @@ from erl.figures.learning import (
     steps_to_thresholds,
     threshold_names,
 )
-from erl.figures.style import caption, new, styled
+from erl.figures.style import (
+    caption,
+    legend_above,
+    new,
+    styled,
+    ticks_below,
+    ticks_beside,
+    wrapped,
+)
 from erl.files import write_text, writing
 from erl.statistics import (
-    bootstrap_interval,
-    holm,
-    improvement_interval,
-    interquartile_mean,
+    Compared,
+    compare,
     interval_text,
-    mann_whitney,
     number_text,
     performance_profile,
-    probability_of_improvement,
     profile_band,
 )
 from erl.studies.tables import few_seeds, to_latex, to_markdown
 
 ALPHA = 0.05
-# Letters that have room side by side below a matrix.
-LETTERS = 66
 
 
 def family(
@@ -70,37 +75,51 @@ def family(
     Raises:
         UserError: no finished lifetime, one arm only, or an unknown baseline.
     """
+    found, baseline = _compared(lifetimes, baseline, column, order)
+    if len(found) < 2:
+        raise UserError(f"there is one arm only, {baseline}: nothing to compare it with")
+    rows = [
+        {
+            "arm": each.name,
+            "seeds": each.seeds,
+            "iqm": each.iqm,
+            "iqm_low": each.interval[0],
+            "iqm_high": each.interval[1],
+            "probability": each.probability,
+            "low": each.probability_interval[0],
+            "high": each.probability_interval[1],
+            "p": each.p,
+            "p_holm": each.p_holm,
+        }
+        for each in found
+    ]
+    table = pd.DataFrame(rows)
+    table.attrs["baseline"] = baseline
+    return table
+
+
+def _said_of_p(comparisons: int, column: str, selected: str | None) -> str:
+    """The test behind p-values, its sides and its family; or why there are none."""
+    if selected is not None and selected != column:
+        return f"No p: the evolution selected for the {RETURNS[selected]}."
+    return (
+        "p: Mann and Whitney's test, two-sided, corrected by Holm's method for "
+        f"{plural(comparisons, 'comparison')}."
+    )
+
+
+def _compared(
+    lifetimes: pd.DataFrame, baseline: str | None, column: str, order: Sequence[str]
+) -> tuple[list[Compared], str]:
+    """Every arm against the baseline, and its name; arguments and errors as those of `family`."""
     frame = finished(lifetimes, column)
     arms = arms_of(frame, order)
     if baseline is not None and baseline not in arms:
         if baseline in set(lifetimes.arm):
             raise UserError(f"no finished lifetime of {baseline}, with which others are compared")
         raise UserError(f"no arm is called {baseline!r}{nearest(baseline, arms)}")
-    baseline = baseline or arms[0]
-    if len(arms) < 2:
-        raise UserError(f"there is one arm only, {arms[0]}: nothing to compare it with")
     scores = {arm: frame[frame.arm == arm][column].to_numpy(dtype=float) for arm in arms}
-    rows = []
-    for arm, values in scores.items():
-        low, high = bootstrap_interval(values, interquartile_mean)
-        row = {
-            "arm": arm,
-            "seeds": len(values),
-            "iqm": interquartile_mean(values),
-            "iqm_low": low,
-            "iqm_high": high,
-        }
-        if arm != baseline:
-            against = scores[baseline]
-            row["probability"] = probability_of_improvement(values, against)
-            row["low"], row["high"] = improvement_interval(values, against)
-            row["p"] = mann_whitney(values, against)
-        rows.append(row)
-    table = pd.DataFrame(rows)
-    others = table.arm != baseline
-    table.loc[others, "p_holm"] = holm(table.p[others])
-    table.attrs["baseline"] = baseline
-    return table
+    return compare(scores, baseline or arms[0]), baseline or arms[0]
 
 
 @styled
@@ -110,13 +129,16 @@ def improvement(
     column: str = "training_return",
     order: Sequence[str] = (),
     about: str = "",
+    selected: str | None = None,
 ) -> Figure:
     """Probability that each arm does better than the baseline, with 95 % bootstrap intervals and
-    p-values after Holm's correction.
+    p-values after Holm's correction. `selected` is that of `results_table`: figures of another
+    column have no p-values.
     """
     table = family(lifetimes, baseline, column, order)
     baseline = table.attrs["baseline"]
     rows = table[table.arm != baseline].reset_index(drop=True)
+    tested = selected in (None, column)
     frame = finished(lifetimes, column)
     looks = arm_looks(lifetimes, frame, order)
     figure, axes = new(height=1.0 + 0.42 * len(rows))
@@ -124,25 +146,21 @@ def improvement(
         look = looks[row.arm]
         axes.plot([row.low, row.high], [i, i], color=look.colour, linewidth=3)
         axes.plot(row.probability, i, look.marker, color="black", markersize=6)
-        axes.text(
-            1.03,
-            i,
-            f"p = {row.p_holm:.2g}" + (" *" if row.p_holm <= ALPHA else ""),
-            va="center",
-            fontsize=8,
-        )
+        if tested:
+            said = f"p = {row.p_holm:.2g}" + (" *" if row.p_holm <= ALPHA else "")
+            axes.text(1.03, i, said, va="center", fontsize=8)
     axes.axvline(0.5, color="0.4", linestyle="--", linewidth=1)
-    axes.set_yticks(range(len(rows)), rows.arm)
+    ticks_beside(axes, rows.arm)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(-0.01, 1.01)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel(f"P(arm > {baseline}), {RETURNS.get(column, column)}")
+    axes.set_xlabel(wrapped(f"P(arm > {baseline}), {measured(frame, column)}", 56))
     without = ", ".join(rows.arm[rows.low.isna()])
     return caption(
         figure,
         f"Probability of improvement over {baseline}, and 95 % bootstrap interval, "
-        f"{seeds_of(frame)}. p: Mann and Whitney's test, two-sided, corrected by Holm's method for "
-        f"{plural(len(rows), 'comparison')}; * at most {ALPHA}.",
+        f"{seeds_of(frame)}.",
+        _said_of_p(len(rows), column, selected) + f" * at most {ALPHA}." * tested,
         f"One seed, of the agent or of {baseline}, hence no interval: {without}."
         if without
         else "",
@@ -150,6 +168,8 @@ def improvement(
         if any(rows.low == rows.high)
         else "",
         few_seeds_of(frame),
+        left_out(lifetimes, frame),
+        episodes_of(frame),
         about,
     )
 
@@ -185,16 +205,18 @@ def performance_profiles(
                 alpha=0.13,
                 linewidth=0,
             )
-    axes.set_xlabel(f"τ, {RETURNS.get(column, column)}")
+    axes.set_xlabel(f"τ, {measured(frame, column)}")
     axes.set_ylabel("share of seeds above τ")
     axes.set_ylim(-0.02, 1.02)
-    figure.legend(loc="outside upper center", ncols=3)
+    legend_above(figure)
     return caption(
         figure,
         f"Performance profiles over {seeds_of(frame)}, with pointwise 95 % bootstrap bands: a "
         "higher curve is better, and curves that cross have no order.",
         one_seed_of(frame, "band"),
         few_seeds_of(frame),
+        left_out(lifetimes, frame),
+        episodes_of(frame),
         about,
     )
 
@@ -215,34 +237,53 @@ def generalisation(
     Returns:
         Columns `evolved_on`, `tested_on`, `arm`, `seeds`, `iqm`, `baseline_seeds`,
         `baseline_iqm`, `probability` of improvement over the baseline, and the ends of its 95 %
-        bootstrap interval, `low` and `high`. `attrs["column"]` is what was compared.
+        bootstrap interval, `low` and `high`. A test in which one of the two has no finished
+        lifetime has no row. `attrs["measured"]` is what was compared, and `attrs["remarks"]` says
+        what was left out.
+
+    Raises:
+        UserError: no test has finished lifetimes of both.
     """
-    rows = []
+    rows, without, failures, measures = [], [], [], set()
     for (evolved, tested), (lifetimes, baseline, arm) in tests.items():
-        frame = finished(lifetimes, column)
-        one, other = (frame[frame.arm == a][column].to_numpy(dtype=float) for a in (arm, baseline))
-        if not len(one) or not len(other):
-            missing = arm if not len(one) else baseline
-            raise UserError(f"the test on {tested} has no finished lifetime of {missing}")
-        low, high = improvement_interval(one, other)
+        ended = lifetimes[lifetimes.state == "COMPLETE"] if len(lifetimes) else lifetimes
+        done = set(ended.dropna(subset=[column]).arm) if column in ended else set()
+        missing = [each for each in (arm, baseline) if each not in done]
+        if missing:
+            without.append((evolved, tested, f"no finished lifetime of {missing[0]}"))
+            continue
+        both = lifetimes[lifetimes.arm.isin((arm, baseline))]
+        found = {each.name: each for each in _compared(both, baseline, column, ())[0]}
+        one, other = found[arm], found[baseline]
+        measures.add(measured(both, column))
+        if seeds := failed_seeds(both):
+            failures.append(f"{seeds} on {tested}")
+        low, high = one.probability_interval
         rows.append(
             {
                 "evolved_on": evolved,
                 "tested_on": tested,
                 "arm": arm,
-                "seeds": len(one),
-                "iqm": interquartile_mean(one),
-                "baseline_seeds": len(other),
-                "baseline_iqm": interquartile_mean(other),
-                "probability": probability_of_improvement(one, other),
+                "seeds": one.seeds,
+                "iqm": one.iqm,
+                "baseline_seeds": other.seeds,
+                "baseline_iqm": other.iqm,
+                "probability": one.probability,
                 "low": low,
                 "high": high,
             }
         )
     if not rows:
+        if without:
+            _, tested, why = without[0]
+            raise UserError(f"the test on {tested} has {why}")
         raise UserError("a generalisation matrix needs at least one test")
     matrix = pd.DataFrame(rows)
-    matrix.attrs["column"] = column
+    matrix.attrs["measured"] = measures.pop() if len(measures) == 1 else RETURNS[column]
+    matrix.attrs["remarks"] = [
+        "; ".join(f"Left out: evolved on {e}, tested on {t}, {why}" for e, t, why in without),
+        "; ".join(f"Failed and left out: {each}" for each in failures),
+    ]
     return matrix
 
 
@@ -273,33 +314,24 @@ def generalisation_matrix(matrix: pd.DataFrame, about: str = "") -> Figure:
             color="white" if dark else "black",
         )
     shown = axes.imshow(values, cmap="PuOr", vmin=0, vmax=1, aspect="auto")
-    width = LETTERS // len(columns)
-    below = [_wrapped(name, width) for name in columns]
-    long = max(len(line) for name in below for line in name.splitlines()) > width
-    turned = {"rotation": 20, "ha": "right"} if long else {}
-    axes.set_xticks(range(len(columns)), below, **turned)
-    axes.set_yticks(range(len(rows)), [_wrapped(name, LETTERS // 3) for name in rows])
+    ticks_below(axes, columns)
+    axes.set_yticks(range(len(rows)), [wrapped(name, 22, within=False) for name in rows])
     axes.set_xlabel("tested on")
     axes.set_ylabel("evolved on")
     axes.grid(False)
     figure.colorbar(shown, ax=axes, label="P(evolved > learner alone)", pad=0.02)
     numbers = [*matrix.seeds, *matrix.baseline_seeds]
-    column = matrix.attrs["column"]
     return caption(
         figure,
-        "Generalisation: probability that an agent with evolved reservoirs does better than the "
-        "learner alone; below it the 95 % bootstrap interval, then the interquartile mean of the "
-        f"{RETURNS.get(column, column)}, and the learner's in brackets. "
+        "Generalisation: probability that an evolved agent does better than the learner "
+        "alone; below it the 95 % bootstrap interval, then the interquartile mean of the "
+        f"{matrix.attrs['measured']}, and the learner's in brackets. "
         f"{seeds_text(numbers)} of each agent.",
         "No interval where one of them has one seed." if 1 in numbers else "",
         sentence(few_seeds(numbers)),
+        *(f"{remark}." for remark in matrix.attrs["remarks"] if remark),
         about,
     )
-
-
-def _wrapped(name: str, width: int) -> str:
-    """A name over several lines, broken between words."""
-    return textwrap.fill(name, width, break_long_words=False, break_on_hyphens=False)
 
 
 # -- tables --
@@ -311,6 +343,7 @@ def results_table(
     column: str = "training_return",
     order: Sequence[str] = (),
     thresholds: Sequence[float] | None = None,
+    selected: str | None = None,
 ) -> pd.DataFrame:
     """The table of a paper: arm, seeds, IQM, probability of improvement, p, steps to a threshold.
 
@@ -323,44 +356,53 @@ def results_table(
         order: of the arms.
         thresholds: returns, by default `learning.usual_thresholds`. They are of training: a table
             of final policies has no steps to them.
+        selected: the column that the evolution selected for, which was the measure before the test
+            began. The table of the other one has no p-values. None without an evolution.
 
     Returns:
-        A row for each arm. `attrs["remark"]` says what intervals over few seeds are worth.
+        A row for each arm. `attrs["remark"]` says what the columns are, which seeds failed, and
+        what intervals over few seeds are worth.
 
     Raises:
         UserError: no finished lifetime, or none of the baseline.
     """
     frame = finished(lifetimes, column)
-    arms = arms_of(frame, order)
-    table = None
-    if len(arms) > 1 or baseline not in (None, *arms):
-        table = family(lifetimes, baseline, column, order)
+    found, baseline = _compared(lifetimes, baseline, column, order)
     needed, names = None, {}
     if column == "training_return" and "curve" in lifetimes and lifetimes.curve.map(len).any():
         needed = steps_to_thresholds(lifetimes, thresholds)
         names = threshold_names(needed.threshold)
     rows = []
-    for i, arm in enumerate(arms):
-        values = frame[frame.arm == arm][column].to_numpy(dtype=float)
-        interval = bootstrap_interval(values, interquartile_mean)
+    for each in found:
         row = {
-            "arm": arm,
-            "seeds": str(len(values)),
-            "IQM": number_text(interquartile_mean(values)),
-            "95 % interval": interval_text(interval),
+            "arm": each.name,
+            "seeds": str(each.seeds),
+            "IQM": number_text(each.iqm),
+            "95 % interval": interval_text(each.interval),
         }
-        if table is not None:
-            r = table.iloc[i]
-            row[f"P(arm > {table.attrs['baseline']})"] = number_text(r.probability, "{:.2f}")
-            row["95 % interval of P"] = interval_text((r.low, r.high), "{:.2f}")
-            row["p (Holm)"] = number_text(r.p_holm, "{:.2g}")
+        if len(found) > 1:
+            row[f"P(arm > {baseline})"] = number_text(each.probability, "{:.2f}")
+            row["95 % interval of P"] = interval_text(each.probability_interval, "{:.2f}")
+        if len(found) > 1 and selected in (None, column):
+            row["p (Holm)"] = number_text(each.p_holm, "{:.2g}")
         if needed is not None:
             for t, name in names.items():
-                steps = needed[(needed.arm == arm) & (needed.threshold == t)].steps
+                steps = needed[(needed.arm == each.name) & (needed.threshold == t)].steps
                 row[f"median steps to {name}"] = _steps(steps)
         rows.append(row)
     shown = pd.DataFrame(rows)
-    shown.attrs["remark"] = few_seeds_of(frame)
+    remarks = [
+        f"IQM: interquartile mean of the {measured(frame, column)}.",
+        "Intervals: 95 % percentile bootstrap over seeds.",
+        f"P: probability that a seed of an agent does better than one of {baseline}. "
+        + _said_of_p(len(found) - 1, column, selected)
+        if len(found) > 1
+        else "",
+        left_out(lifetimes, frame),
+        episodes_of(frame),
+        few_seeds_of(frame),
+    ]
+    shown.attrs["remark"] = " ".join(filter(None, remarks))
     return shown
 
 

@@ -6,6 +6,7 @@ All functions take the data frames of `erl.studies.data.StudyData`: `trials`, `s
 what is missing.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,15 +24,14 @@ from erl.errors import UserError
 from erl.figures.style import (
     COLOURS,
     SEQUENTIAL,
-    Look,
     caption,
     label,
+    legend_above,
     looks,
     new,
-    steps_axis,
     styled,
+    ticks_below,
 )
-from erl.statistics import SMOOTHING, smoothed
 from erl.studies.data import Axis
 from erl.studies.winner import Finalist
 
@@ -57,6 +57,11 @@ def completed(trials: pd.DataFrame, least: int = 1) -> pd.DataFrame:
             f"this figure needs at least {plural(least, 'trial')} with a fitness; trials: {has}"
         )
     return done.sort_values("trial")
+
+
+def summary(trials: pd.DataFrame) -> pd.DataFrame:
+    """Count, mean, spread and quartiles of the completed trials."""
+    return completed(trials).describe()
 
 
 def best_so_far(trials: pd.DataFrame) -> pd.DataFrame:
@@ -205,7 +210,7 @@ def parallel_coordinates(trials: pd.DataFrame, space: Space, about: str = "") ->
             text = f"{value:.4g}" if isinstance(value, int | float) else str(value)
             axes.text(i, y, text, ha="center", va=side, fontsize=7)
     names_shown = [label(n) + (" (log)" if space[n].log else "") for n in names]
-    axes.set_xticks(range(len(columns)), [*names_shown, fitness_label(trials)])
+    ticks_below(axes, [*names_shown, fitness_label(trials)])
     axes.tick_params(axis="x", pad=14, length=0)
     figure.colorbar(collection, ax=axes, label=fitness_label(trials), pad=0.02)
     axes.legend(loc="upper left", bbox_to_anchor=(0.0, 1.2))
@@ -388,23 +393,27 @@ def importances(frame: pd.DataFrame, about: str = "") -> Figure:
     axes.grid(axis="y", visible=False)
     axes.legend(loc="lower right")
     repeats = int(frame.groupby("method").repeat.nunique().max())
+    best, n = frame.attrs["best"], frame.attrs["trials"]
+    tied = " with those of equal fitness" * (best > math.ceil(n / 10))
     return caption(
         figure,
-        "Importance of the searched parameters on the scale of the search. fANOVA: share of a "
+        f"Importance of the searched parameters in {plural(n, 'completed trial')}, on the scale of "
+        "the search. fANOVA: share of a "
         "random forest's variance that a parameter explains alone, without interactions; mean and "
         f"range over {plural(repeats, 'forest')}. PED-ANOVA: what tells the best tenth of the "
-        "trials from the rest, as a share of the sum. Few trials make both uncertain.",
+        f"trials ({best}{tied}) from all, as a share of the sum. Few trials make both "
+        "uncertain.",
         about,
     )
 
 
-def ellipse(mean: np.ndarray, cov: np.ndarray, points: int = 73) -> np.ndarray:
-    """The points at one standard deviation of a normal distribution of two dimensions: (points, 2).
+def ellipse(mean: np.ndarray, cov: np.ndarray) -> np.ndarray:
+    """The points at one standard deviation of a normal distribution of two dimensions: (73, 2).
 
     Its contour of Mahalanobis distance 1, which holds 39 % of the mass.
     """
     values, vectors = np.linalg.eigh(cov)
-    angles = np.linspace(0, 2 * np.pi, points)
+    angles = np.linspace(0, 2 * np.pi, 73)
     circle = np.stack([np.cos(angles), np.sin(angles)])
     return (mean[:, None] + vectors @ (np.sqrt(np.maximum(values, 0))[:, None] * circle)).T
 
@@ -533,10 +542,20 @@ def side_by_side(studies: Mapping[str, pd.DataFrame], about: str = "") -> Figure
     """
     if len(studies) < 2:
         raise UserError("studies side by side: at least two are needed")
+    colours, shown, left_out = looks(studies), {}, []
+    for name, trials in studies.items():
+        try:
+            completed(trials)
+        except UserError as e:
+            left_out.append((name, e))
+        else:
+            shown[name] = trials
+    if not shown:
+        raise left_out[0][1]
     figure, (left, right) = new(1, 2, height=3.3, sharey=True, width_ratios=(2, 1))
     rng = np.random.default_rng(0)
-    for place, ((name, trials), look) in enumerate(zip(studies.items(), looks(studies).values())):
-        best = best_so_far(trials)
+    for place, (name, trials) in enumerate(shown.items()):
+        best, look = best_so_far(trials), colours[name]
         left.step(
             best.trial, best.best, where="post", color=look.colour, linestyle=look.line, label=name
         )
@@ -548,222 +567,21 @@ def side_by_side(studies: Mapping[str, pd.DataFrame], about: str = "") -> Figure
         right.plot([place - 0.3, place + 0.3], [done.fitness.median()] * 2, color="black")
     left.set_xlabel("trial")
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
-    labels = {fitness_label(trials) for trials in studies.values()}
+    labels = {fitness_label(trials) for trials in shown.values()}
     left.set_ylabel(labels.pop() if len(labels) == 1 else "fitness")
     left.set_title("best so far")
     right.set_title("all, and the median")
-    right.set_xticks(range(len(studies)), [str(i + 1) for i in range(len(studies))])
+    right.set_xticks(range(len(shown)), [str(i + 1) for i in range(len(shown))])
     right.set_xlabel("study")
-    right.set_xlim(-0.6, len(studies) - 0.4)
-    left.legend(
-        [f"{i + 1}  {name}" for i, name in enumerate(studies)], loc="lower right", fontsize=7
-    )
+    right.set_xlim(-0.6, len(shown) - 0.4)
+    legend_above(figure, left.lines, [f"{i + 1}  {name}" for i, name in enumerate(shown)])
     return caption(
         figure,
-        f"{plural(len(studies), 'study', 'studies')} side by side. Fitnesses of "
+        f"{plural(len(shown), 'study', 'studies')} side by side. Fitnesses of "
         "different tasks or budgets share no scale.",
         "The best so far is a maximum over noisy values.",
+        f"Left out, without a completed trial: {', '.join(name for name, _ in left_out)}."
+        if left_out
+        else "",
         about,
     )
-
-
-# -- both levels --
-
-
-def chosen_trials(trials: pd.DataFrame, with_lifetimes: Sequence[int]) -> dict[str, int]:
-    """The best, a middle and the worst completed trial of those that have lifetimes."""
-    done = completed(trials)
-    done = done[done.trial.isin(list(with_lifetimes))].sort_values("fitness", kind="stable")
-    if not len(done):
-        raise UserError("no completed trial of this study stores its lifetimes")
-    picks = {"best": len(done) - 1, "middle": (len(done) - 1) // 2, "worst": 0}
-    chosen: dict[str, int] = {}
-    for name, i in picks.items():
-        number = int(done.trial.iloc[i])
-        if number not in chosen.values():
-            chosen[name] = number
-    return chosen
-
-
-@styled
-def two_levels(
-    trials: pd.DataFrame,
-    lifetimes: pd.DataFrame,
-    generations: pd.DataFrame,
-    chosen: Mapping[str, int] | None = None,
-    about: str = "",
-) -> Figure:
-    """Evolution over development above, and development within chosen trials below.
-
-    Above, the fitness of all trials, of an evolution by generation. Below, for chosen trials, what
-    happened within their lifetimes: the inner evolution's generations where the learner is a
-    population, learning curves otherwise.
-
-    Args:
-        trials: of an evolution, or of agents: a test, or single runs.
-        lifetimes: its records; those of agents have the column `arm`.
-        generations: of the inner evolutions; may be empty.
-        chosen: numbers of trials by their title; by default the best, a middle and the worst one,
-            of those that have such generations if there are any.
-        about: for the caption.
-    """
-    done = completed(trials)
-    inner = len(generations) > 0 and "fitness" in generations
-    told = generations if inner else lifetimes
-    picks = (
-        dict(chosen)
-        if chosen is not None
-        else chosen_trials(trials, told.trial.unique() if len(told) else [])
-    )
-    missing = [n for n in picks.values() if n not in set(done.trial)]
-    if missing:
-        raise UserError(f"trial {missing[0]} has no fitness: it cannot be shown")
-    shown = lifetimes[lifetimes.trial.isin(picks.values())]
-    agents = dict(zip(shown.trial, shown.arm)) if "arm" in shown else {}
-    colours = looks(picks)
-    figure = new(height=4.8)[0]
-    figure.clear()
-    grid = figure.add_gridspec(2, len(picks), height_ratios=(1, 1.1))
-    top = figure.add_subplot(grid[0, :])
-    _all_trials(top, done, picks, colours, bool(agents))
-    below: Any = None
-    for i, (name, number) in enumerate(picks.items()):
-        below = figure.add_subplot(grid[1, i], sharey=below)
-        if inner:
-            _inner_generations(below, generations[generations.trial == number], colours[name])
-        else:
-            _curves(below, lifetimes[lifetimes.trial == number], colours[name])
-        agent = f"\n{agents[number]}" if agents else ""
-        below.set_title(
-            f"{name}: trial {number}{agent}",
-            color=colours[name].colour,
-            fontsize=7 if agents else None,
-        )
-        steps_axis(below, "steps within a lifetime")
-        if i == 0:
-            below.set_ylabel("return")
-            below.legend(loc="best", fontsize=7)
-    what = (
-        "generations of the inner evolution: champion, and the range of the population"
-        if inner
-        else f"learning curves of its lifetimes (mean of {SMOOTHING} points)"
-    )
-    above = "Fitness of all trials" if agents else "Evolution over development"
-    remark = "" if agents else "The best is a maximum over noisy values."
-    return caption(
-        figure,
-        f"{above} (above) and development within {plural(len(picks), 'trial')} (below): {what}, "
-        f"{_lived(shown)}.",
-        remark,
-        about,
-    )
-
-
-def _all_trials(
-    axes: Axes,
-    done: pd.DataFrame,
-    picks: Mapping[str, int],
-    marks: Mapping[str, Look],
-    agents: bool,
-) -> None:
-    """The fitness of all trials, with marks on those that are picked.
-
-    Args:
-        axes: to draw in.
-        done: the trials.
-        picks: numbers of trials by their title.
-        marks: how each looks, by the same titles.
-        agents: whether trials are agents, which are not tried one after the other to find the best.
-    """
-    by_generation = "generation" in done and bool(done.generation.notna().all())
-    outer = done.generation if by_generation else done.trial
-    axes.plot(outer, done.fitness, "o", color="0.6", label="trial")
-    if by_generation:
-        mean = done.groupby("generation").fitness.mean()
-        axes.plot(mean.index, mean, color="black", label="mean of the generation")
-    if not agents:
-        best = done.assign(outer=outer).groupby("outer").fitness.max().cummax()
-        axes.step(best.index, best, where="post", color="black", linestyle=":", label="best")
-    for name, number in picks.items():
-        row = done[done.trial == number].iloc[0]
-        axes.plot(
-            outer[row.name],
-            row.fitness,
-            marker=marks[name].marker,
-            markersize=9,
-            markerfacecolor="none",
-            markeredgewidth=2,
-            color=marks[name].colour,
-            linestyle="none",
-        )
-    axes.set_xlabel("generation of the outer evolution" if by_generation else "trial")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylabel(fitness_label(done))
-    axes.margins(y=0.12)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
-
-
-def _lived(lifetimes: pd.DataFrame) -> str:
-    """How many lifetimes a trial has: `3 seeds each`, or `3 seeds each in 2 environments`."""
-    places = lifetimes.env_id.nunique() if "env_id" in lifetimes else 1
-    by = ["trial", "env_id"] if places > 1 else ["trial"]
-    seeds = plural(int(lifetimes.groupby(by).size().max()), "seed")
-    return f"{seeds} each in {places} environments" if places > 1 else f"{seeds} each"
-
-
-def _curves(axes: Axes, records: pd.DataFrame, look: Look) -> None:
-    """A line for each lifetime; of several environments each has its style."""
-    places = list(records.env_id.unique()) if "env_id" in records else [""]
-    lines = {place: each.line for place, each in looks(places).items()}
-    named: set[str] = set()
-    for place, curve in zip(records.get("env_id", [""] * len(records)), records.curve):
-        if len(curve):
-            name = place if len(places) > 1 else "lifetime"
-            axes.plot(
-                *np.asarray(smoothed(curve), dtype=float).T,
-                color=look.colour,
-                linestyle=lines[place],
-                alpha=0.8,
-                linewidth=1.0,
-                label=None if name in named else name,
-            )
-            named.add(name)
-
-
-def population_range(generations: pd.DataFrame) -> pd.DataFrame:
-    """What a population reached in each kept generation of a lifetime: columns `steps`, `low`,
-    `high`, `middle` (of its members' fitness).
-    """
-    rows = []
-    for steps, fitness in zip(generations.steps, generations.fitness):
-        values = np.asarray(
-            [f for f in fitness if f is not None] if isinstance(fitness, list | tuple) else [],
-            dtype=float,
-        )
-        values = values[np.isfinite(values)]
-        if len(values):
-            rows.append((steps, values.min(), values.max(), float(np.median(values))))
-    return pd.DataFrame(rows, columns=["steps", "low", "high", "middle"])
-
-
-def _inner_generations(axes: Axes, generations: pd.DataFrame, look: Look) -> None:
-    for i, (_, part) in enumerate(generations.groupby("lifetime")):
-        spread = population_range(part)
-        if len(spread):
-            axes.fill_between(
-                spread.steps,
-                spread.low,
-                spread.high,
-                color=look.colour,
-                alpha=0.2,
-                linewidth=0,
-                label="population" if i == 0 else None,
-            )
-        if "champion_return" in part:
-            champion = part.dropna(subset=["champion_return"])
-            axes.plot(
-                champion.steps,
-                champion.champion_return,
-                color=look.colour,
-                label="champion" if i == 0 else None,
-            )

@@ -4,6 +4,7 @@ All functions take lifetimes, a row each (`erl.study.records`), with the column 
 of agent, and draw intervals over seeds.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -12,7 +13,16 @@ from matplotlib.figure import Figure
 
 from erl.cli import plural
 from erl.errors import UserError
-from erl.figures.style import Look, caption, looks, new, steps_axis, styled
+from erl.figures.style import (
+    Look,
+    caption,
+    legend_above,
+    looks,
+    new,
+    steps_axis,
+    styled,
+    ticks_beside,
+)
 from erl.statistics import (
     SMOOTHING,
     align,
@@ -68,12 +78,83 @@ def finished(lifetimes: pd.DataFrame, column: str) -> pd.DataFrame:
     raise UserError(f"no finished lifetime of this study has {what}")
 
 
-def best_known(lifetimes: pd.DataFrame) -> str:
-    """The column that says what agents reached: of final policies where they were evaluated, of
-    training otherwise (TensorBoard logs).
+def failed(lifetimes: pd.DataFrame) -> pd.DataFrame:
+    """Lifetimes that failed and were not lived again with success: one for each arm and seed."""
+    done = lifetimes[lifetimes.state == "COMPLETE"]
+    gone = lifetimes[lifetimes.state == "FAIL"].drop_duplicates(["arm", "seed"])
+    again = set(zip(done.arm, done.seed))
+    return gone[np.array([of not in again for of in zip(gone.arm, gone.seed)], dtype=bool)]
+
+
+def failed_seeds(lifetimes: pd.DataFrame) -> str:
+    """`PPO 2 of 5 seeds, RES_PPO 1 of 5 seeds`: those that failed, and all that have ended."""
+    gone = failed(lifetimes).groupby("arm", sort=False).seed.nunique()
+    ended = lifetimes[lifetimes.state.isin(("COMPLETE", "FAIL"))].groupby("arm").seed.nunique()
+    return ", ".join(f"{arm} {n} of {plural(int(ended[arm]), 'seed')}" for arm, n in gone.items())
+
+
+def left_out(lifetimes: pd.DataFrame, frame: pd.DataFrame) -> str:
+    """Sentences on what a figure or a table does not have; empty where it has all that ended.
+
+    Args:
+        lifetimes: of the study.
+        frame: of those that are shown. A log has no final policies, so that its agents may lack.
     """
-    known = "final_return" in lifetimes and lifetimes.final_return.notna().any()
-    return "final_return" if known else "training_return"
+    seeds = failed_seeds(lifetimes)
+    done = lifetimes.arm[lifetimes.state == "COMPLETE"]
+    lacking = ", ".join(arm for arm in dict.fromkeys(done) if arm not in set(frame.arm))
+    return " ".join(
+        [f"Failed and left out: {seeds}."] * bool(seeds)
+        + [f"Without such values: {lacking}."] * bool(lacking)
+    )
+
+
+def measured(frame: pd.DataFrame, column: str) -> str:
+    """What a column is, for axes and captions: with the number of training episodes where all arms
+    have the same.
+    """
+    numbers = _episodes(frame)
+    if column == "training_return" and len(set(numbers.values())) == 1:
+        [n] = set(numbers.values())
+        return "return of the last " + (f"{n} training episodes" if n > 1 else "training episode")
+    return RETURNS.get(column, column)
+
+
+def episodes_of(frame: pd.DataFrame) -> str:
+    """A sentence on arms whose returns are means over different numbers of episodes; else empty."""
+    numbers = _episodes(frame)
+    if len(set(numbers.values())) < 2:
+        return ""
+    each = ", ".join(f"{arm} {n}" for arm, n in numbers.items())
+    return f"Returns are means over different numbers of episodes: {each}."
+
+
+def _episodes(frame: pd.DataFrame) -> dict[str, int]:
+    """Of each arm the episodes in whose mean a return is, where they are known."""
+    if "ep_eval" not in frame:
+        return {}
+    known = frame.dropna(subset=["ep_eval"]).groupby("arm", sort=False).ep_eval
+    return {str(arm): int(n) for arm, n in known.first().items()}
+
+
+def _logged_means(frame: pd.DataFrame) -> str:
+    """A sentence on arms whose curves are means over episodes before they are averaged here."""
+    if "curve_over" not in frame:
+        return ""
+    over = frame[frame.curve_over > 1].groupby("arm", sort=False).curve_over.first()
+    each = ", ".join(f"{arm} {int(n)}" for arm, n in over.items())
+    return f"Points of a log are means of so many episodes before: {each}." if each else ""
+
+
+def best_known(lifetimes: pd.DataFrame) -> str:
+    """The column that says what agents reached: of final policies where those of all agents were
+    evaluated, of training otherwise (TensorBoard logs).
+    """
+    done = lifetimes[lifetimes.state == "COMPLETE"] if len(lifetimes) else lifetimes
+    if not len(done) or "final_return" not in done:
+        return "training_return"
+    known = done.final_return.notna().groupby(done.arm).any()
+    return "final_return" if known.all() else "training_return"
 
 
 def arms_of(frame: pd.DataFrame, order: Sequence[str] = ()) -> list[str]:
@@ -170,25 +251,26 @@ def learning_curves(lifetimes: pd.DataFrame, order: Sequence[str] = (), about: s
             axes.fill_between(steps, low, high, color=look.colour, alpha=0.18, linewidth=0)
     steps_axis(axes)
     axes.set_ylabel("return of training episodes")
-    figure.legend(loc="outside upper center", ncols=3)
+    legend_above(figure)
     return caption(
         figure,
         f"Learning curves over {seeds_of(frame)}: interquartile mean and pointwise 95 % bootstrap "
         f"band; each curve averaged over {SMOOTHING} of at most 200 points.",
         one_seed_of(frame, "band"),
         few_seeds_of(frame),
+        left_out(lifetimes, frame),
+        _logged_means(frame),
         _cut_short(frame),
         about,
     )
 
 
 @styled
-def lifetime_curves(curves: Mapping[str, Sequence[tuple[int, float]]], about: str = "") -> Figure:
+def lifetime_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
     """The learning curve of each lifetime of a trial.
 
     Args:
         curves: by the name of the lifetime, points (steps, return).
-        about: for the caption.
 
     Raises:
         UserError: there are none.
@@ -203,9 +285,7 @@ def lifetime_curves(curves: Mapping[str, Sequence[tuple[int, float]]], about: st
     axes.set_ylabel("return of training episodes")
     if 1 < len(curves) <= 10:
         axes.legend(loc="best")
-    return caption(
-        figure, f"Learning curves, averaged over {SMOOTHING} of at most 200 points.", about
-    )
+    return caption(figure, f"Learning curves, averaged over {SMOOTHING} of at most 200 points.")
 
 
 @styled
@@ -246,23 +326,25 @@ def interquartile_means(
             markersize=14,
             markeredgewidth=2,
         )
-    axes.set_yticks(range(len(arms)), arms)
+    ticks_beside(axes, arms)
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel(RETURNS.get(column, column))
+    axes.set_xlabel(measured(frame, column))
     return caption(
         figure,
         f"Interquartile mean (black) and its 95 % bootstrap interval (bar) over "
         f"{seeds_of(frame)}; each seed is a small mark.",
         one_seed_of(frame, "interval"),
         few_seeds_of(frame),
+        left_out(lifetimes, frame),
+        episodes_of(frame),
         about,
     )
 
 
-def usual_thresholds(lifetimes: pd.DataFrame, n: int = 3) -> list[float]:
-    """Returns that are worth reaching: evenly between the lowest interquartile mean that an arm
-    begins with and the highest that one ends with.
+def usual_thresholds(lifetimes: pd.DataFrame) -> list[float]:
+    """Three returns that are worth reaching: evenly between the lowest interquartile mean that an
+    arm begins with and the highest that one ends with.
     """
     frame = finished(lifetimes, "curve")
     curves = frame.curve.map(smoothed)
@@ -271,7 +353,7 @@ def usual_thresholds(lifetimes: pd.DataFrame, n: int = 3) -> list[float]:
         for i in (0, -1)
     )
     low, high = begins.min(), ends.max()
-    return [float(low + (high - low) * (i + 1) / (n + 1)) for i in range(n)]
+    return [float(low + (high - low) * quarter / 4) for quarter in (1, 2, 3)]
 
 
 def threshold_names(thresholds: Sequence[float]) -> dict[float, str]:
@@ -294,13 +376,17 @@ def steps_to_thresholds(
         thresholds: returns; by default `usual_thresholds`.
 
     Returns:
-        Columns `arm`, `seed`, `threshold`, `steps` (infinity where it was never reached).
+        Columns `arm`, `seed`, `threshold`, `steps` (infinity where it was never reached). A seed
+        that failed has not reached it, where others of its arm have a curve.
     """
     frame = finished(lifetimes, "curve")
     wanted = usual_thresholds(lifetimes) if thresholds is None else list(thresholds)
     rows = [
         (row.arm, row.seed, t, steps_to(row.curve, t)) for t in wanted for row in frame.itertuples()
     ]
+    gone = failed(lifetimes)
+    gone = gone[gone.arm.isin(frame.arm)]
+    rows += [(row.arm, row.seed, t, math.inf) for t in wanted for row in gone.itertuples()]
     return pd.DataFrame(rows, columns=["arm", "seed", "threshold", "steps"])
 
 
@@ -313,8 +399,9 @@ def sample_efficiency(
 ) -> Figure:
     """Share of seeds that have reached a return, over steps: how many samples it takes.
 
-    Seeds that never reach it keep the curve below 1: nothing has to be assumed about them, unlike
-    with a mean of steps. The line of an arm ends with its budget, since nobody knows what follows.
+    Seeds that never reach it, also those that failed, keep the curve below 1: nothing has to be
+    assumed about them, unlike with a mean of steps. The line of an arm ends with its budget, since
+    nobody knows what follows.
 
     Args:
         lifetimes: with curves.
@@ -344,12 +431,15 @@ def sample_efficiency(
         axes.set_ylim(-0.02, 1.02)
         steps_axis(axes, "steps")
     row[0, 0].set_ylabel("share of seeds")
-    figure.legend(*row[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    legend_above(figure)
+    seeds = failed_seeds(lifetimes)
     return caption(
         figure,
-        f"Sample efficiency: share of {seeds_of(frame)} whose training return, averaged over "
+        f"Sample efficiency: share of {seeds_of(needed)} whose training return, averaged over "
         f"{SMOOTHING} points of the curve, has reached the return above each panel. Each line ends "
         "with the budget of its agent.",
+        f"Failed, and counted as never reaching it: {seeds}." if seeds else "",
+        _logged_means(frame),
         _cut_short(frame),
         about,
     )

@@ -137,15 +137,13 @@ def retention(
     groups: Mapping[str, Sequence[ReservoirParams]],
     tasks: Sequence[str] | None = None,
     seeds: Sequence[int] = (0,),
-    difficulty: str = "small",
 ) -> pd.DataFrame:
-    """Errors of reservoirs on CogScale's tasks.
+    """Errors of reservoirs on CogScale's tasks, in the difficulty `small`.
 
     Args:
         groups: hyperparameters by the name of the group; each is drawn with every seed.
         tasks: CogScale's names; by default all.
         seeds: of the weights. All reservoirs see the same sequences.
-        difficulty: `small`, `medium` or `large`.
 
     Returns:
         Columns `task`, `category` (CogScale's), `group`, `member`, `seed`, `error`; the group
@@ -162,7 +160,7 @@ def retention(
             raise UserError(f"CogScale has no task {task!r}{nearest(task, known)}")
     rows = []
     for task in wanted:
-        data = cogscale.build_task(task, difficulty=difficulty, seed=0)
+        data = cogscale.build_task(task, difficulty="small", seed=0)
         category = data["category"]
         nothing = {part: np.zeros((*data[f"X_{part}"].shape[:2], 0)) for part in _PARTS}
         rows.append((task, category, CONSTANT, 0, 0, _error(cogscale, data, nothing)))
@@ -243,14 +241,13 @@ def _draw_references(
 
 
 @styled
-def profile(frame: pd.DataFrame, about: str = "", with_published: bool = True) -> Figure:
-    """Errors on each task, by group (`retention`): median and quartiles.
+def profile(frame: pd.DataFrame, about: str = "") -> Figure:
+    """Errors on each task, by group (`retention`): median and quartiles, and the error of the best
+    published network of 100 units.
 
     Args:
         frame: from `retention`.
         about: for the caption.
-        with_published: whether the error of the best published network of 100 units is shown too:
-            for the difficulty `small`.
     """
     if not len(frame):
         raise UserError("there are no errors to show")
@@ -271,7 +268,7 @@ def profile(frame: pd.DataFrame, about: str = "", with_published: bool = True) -
     for axes, (name, part) in zip(rows[:, 0], kinds.items()):
         tasks = list(dict.fromkeys(part.task))
         _draw_groups(axes, part, tasks, styles)
-        _draw_references(axes, part, tasks, published() if with_published else {})
+        _draw_references(axes, part, tasks, published())
         axes.set_yticks(range(len(tasks)), [t.replace("_", " ") for t in tasks])
         axes.set_ylim(len(tasks) - 0.5, -0.5)
         axes.set_xlabel(name)
@@ -288,12 +285,7 @@ def profile(frame: pd.DataFrame, about: str = "", with_published: bool = True) -
         figure,
         "Retention on CogScale's tasks: error of a linear readout of the reservoir's state (median "
         f"and quartiles over reservoirs: {sizes}), lower is better; the dashed line answers the "
-        "mean of the training set."
-        + (
-            " The star is the error that CogScale's authors report for their best network of 100 "
-            "units."
-            if with_published
-            else ""
-        ),
+        "mean of the training set. The star is the error that CogScale's authors report for their "
+        "best network of 100 units.",
         about,
     )

@@ -27,10 +27,13 @@ WIDTH = 6.5  # inches: the text of a page
 SEQUENTIAL = "cividis"
 CYCLIC = "twilight"
 CAPTION_SIZE = 7.0
-# Okabe and Ito (2008); their yellow is left out, which is hard to see on paper.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+TICK_LETTERS = 66  # that have room side by side below axes
+LEGEND_LETTERS = 88  # that have room in a line of a legend, of which each entry takes eight more
+# Okabe and Ito (2008); their yellow is left out, which is hard to see on paper. A grey of middle
+# lightness is the eighth, since a test with controls has eight agents.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (6, 2, 1, 2, 1, 2)))
 
 RC: dict[str, Any] = {
     "font.size": 9,
@@ -139,6 +142,46 @@ def label(parameter: str) -> str:
     if stem in NAMES:
         return f"{NAMES[stem]} ({parameter})"
     return parameter.removeprefix("learner.")
+
+
+def legend_above(figure: Figure, handles: Sequence[Any] = (), names: Sequence[str] = ()) -> None:
+    """A legend above all axes, with as many columns as its longest name has room for.
+
+    Args:
+        figure: drawn on.
+        handles, names: of the legend; by default what is drawn.
+    """
+    if not handles:
+        handles, names = figure.axes[0].get_legend_handles_labels()
+    if not handles:
+        return
+    # A name that is wider than the page has several lines.
+    names = [textwrap.fill(name, LEGEND_LETTERS) for name in names]
+    longest = max(len(line) for name in names for line in name.splitlines())
+    columns = max(1, min(3, LEGEND_LETTERS // (longest + 8)))
+    figure.legend(handles, names, loc="outside upper center", ncols=columns)
+
+
+def wrapped(text: str, letters: int, within: bool = True) -> str:
+    """Text over several lines, broken between words, and within a word that has no room."""
+    return textwrap.fill(text, letters, break_long_words=within, break_on_hyphens=False)
+
+
+def ticks_beside(axes: Axes, names: Iterable[str]) -> None:
+    """Names at 0, 1, 2 … beside axes, over several lines, so that the axes keep their room."""
+    lines = [wrapped(name, 36) for name in names]
+    axes.set_yticks(range(len(lines)), lines)
+
+
+def ticks_below(axes: Axes, names: Sequence[str]) -> None:
+    """Names at 0, 1, 2 … below axes that have the width of the page: over several lines, and turned
+    where a word has no room.
+    """
+    room = TICK_LETTERS // len(names)
+    lines = [wrapped(name, room, within=False) for name in names]
+    long = max(len(line) for name in lines for line in name.splitlines()) > room
+    turned: dict[str, Any] = {"rotation": 20, "ha": "right"} if long else {}
+    axes.set_xticks(range(len(names)), lines, **turned)
 
 
 def steps_axis(axes: Axes, text: str = "environment steps") -> None:

@@ -28,7 +28,7 @@ import numpy as np
 from erl.errors import UserError
 from erl.executors.virtual_clock import WorkerJob
 from erl.learners.core.bench import Play, TrainActor
-from erl.learners.core.evolved_settings import EvolvedSettings
+from erl.learners.core.evolved_settings import OF_GRADIENT, EvolvedSettings
 from erl.learners.core.evolved_td3 import EvolvedLearner, EvolvedTD3, Individual
 from erl.learners.core.run import Run
 from erl.learners.core.settings import Count, NotNegative, Range, Share
@@ -69,9 +69,14 @@ class AsynchronousSettings(EvolvedSettings):
 
     def idle(self) -> dict[str, str]:
         """See `EvolvedSettings`."""
-        why = "the mean plays no episodes"
-        names = () if self.mean_evaluations else ("charge_mean", "reuse_mean")
-        return super().idle() | dict.fromkeys(names, why)
+        found = super().idle()
+        if not self.mean_evaluations:
+            found |= dict.fromkeys(("charge_mean", "reuse_mean"), "the mean plays no episodes")
+        if self.rl_ratio in (0.0, 1.0):
+            found["rl_k"] = f"rl_ratio is {self.rl_ratio:g}"
+        if not self.rl_ratio:
+            found |= dict.fromkeys(OF_GRADIENT, "rl_ratio is 0, and nothing learns by gradient")
+        return found
 
     @property
     def counted_per_step(self) -> int:
@@ -122,10 +127,13 @@ class AESRLSettings(AsynchronousSettings):
     def check_complete(self, env_id: str) -> None:
         """See `EvolvedSettings`."""
         if self.mean_update_param is None:
-            raise UserError(
-                f"AES-RL has no mean_update_param for {env_id}: give it, as the difference of "
-                "returns that counts, about a fifth of what a good policy reaches"
+            meaning = (
+                "a return below those of the first policies"
+                if self.mean_update == "baseline-absolute"
+                else "a difference of returns that counts, about a fifth of that between a random "
+                "and a good policy"
             )
+            raise UserError(f"AES-RL has no mean_update_param for {env_id}: give it, as {meaning}")
 
     @classmethod
     def from_learner_config(cls, config: Mapping[str, Any], env_id: str = "") -> "AESRLSettings":
@@ -263,7 +271,6 @@ class Asynchronous(EvolvedTD3[AsynchronousSettings]):
     def mean_played(self, worker: int, verdict: Verdict, play: Play) -> WorkerJob | None:
         """Note an episode of the mean."""
         assert play.episode is not None
-        self.mean_steps += len(play.episode.rewards)
         if play.episode.cut:
             return None
         verdict.scores.append(play.episode.total)

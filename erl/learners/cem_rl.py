@@ -11,10 +11,11 @@ distribution.
 
 There are two published codes, and `order` chooses between theirs. By default it is that of Lee et
 al., whose other settings these are too: each individual plays before the next one learns. In
-Pourchot and Sigaud's, all play when the last one has learned; and their damping falls by 0.95.
+Pourchot and Sigaud's, all play when the last one has learned, and none plays at random before; and
+their damping falls by 0.95.
 
-Differences from both: whether a generation plays at random and whether it learns is
-decided once, at its beginning, by one rule; a generation that the budget cuts short is not told.
+Differences from both: whether a generation plays at random and whether it learns is decided once,
+at its beginning; a generation that the budget cuts short is not told.
 """
 
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ import numpy as np
 
 from erl.executors.virtual_clock import WorkerJob
 from erl.learners.core.bench import Play, TrainActor
-from erl.learners.core.evolved_settings import EvolvedSettings
+from erl.learners.core.evolved_settings import OF_GRADIENT, EvolvedSettings
 from erl.learners.core.evolved_td3 import EvolvedLearner, EvolvedTD3, Individual
 from erl.learners.core.run import Run
 from erl.learners.core.settings import Count, NotNegative, Range, Share
@@ -70,8 +71,15 @@ class PCEMRLSettings(EvolvedSettings):
 
     def idle(self) -> dict[str, str]:
         """See `EvolvedSettings`."""
-        why = "the critics have no worker of their own"
-        return super().idle() | ({} if self.critic_workers else {"critic_job": why})
+        found = super().idle()
+        if not self.critic_workers:
+            # All wait for one another, so the clock orders nothing.
+            names = ("critic_job", "actor_update_cost", "critic_update_cost")
+            found |= dict.fromkeys(names, "the critics have no worker of their own")
+        if not self.rl_population:
+            why = "rl_population is 0, and nothing learns by gradient"
+            found |= dict.fromkeys((*OF_GRADIENT, "order"), why)
+        return found
 
     @property
     def told_together(self) -> int:
@@ -86,7 +94,8 @@ class CEMRLSettings(PCEMRLSettings):
     Attributes:
         order: of what is done for the individuals that learn. `in-turn`: critics, individual and
             episode of one, then those of the next. `play-last`: critics and individual of one, then
-            those of the next, and all episodes in the end. `batched`: the critics for all, then
+            those of the next, and all episodes in the end; the first ones are not at random.
+            `batched`: the critics for all, then
             all individuals side by side, then all episodes.
     """
 
@@ -140,6 +149,16 @@ class Generations(EvolvedTD3[PCEMRLSettings]):
             antithetic=s.antithetic,
         )
 
+    @property
+    def order(self) -> str:
+        """See `CEMRLSettings`; P-CEM-RL has no choice."""
+        return getattr(self.settings, "order", "batched")
+
+    @property
+    def random_play(self) -> bool:
+        """See `EvolvedTD3`: with Pourchot and Sigaud's order never."""
+        return super().random_play and self.order != "play-last"
+
     def plan(self) -> list[list[Task]]:
         """The stages of a new generation."""
         everyone = self.generation
@@ -147,11 +166,10 @@ class Generations(EvolvedTD3[PCEMRLSettings]):
         critics = [("critics", individual) for individual in learners]
         train = [("train", individual) for individual in learners]
         play = [("play", individual) for individual in everyone]
-        order = getattr(self.settings, "order", "batched")  # P-CEM-RL has no choice
-        if order == "in-turn":
+        if self.order == "in-turn":
             turns = [task for turn in zip(critics, train, play) for task in turn]
             return [[task] for task in turns + play[len(learners) :]]
-        if order == "play-last":
+        if self.order == "play-last":
             turns = [task for turn in zip(critics, train) for task in turn]
             return [[task] for task in turns + play]
         serial = [] if self.settings.critic_workers else [[task] for task in critics]

@@ -25,7 +25,8 @@ from erl.learners.core.off_policy_settings import OffPolicySettings
 from erl.learners.core.off_policy_training import OffPolicyLearner
 from erl.learners.core.replay import Batch
 from erl.learners.core.settings import Count, Positive, Schedule
-from erl.networks.perceptrons import Shape, Trace, Trained
+from erl.networks.perceptrons import Shape, Trace
+from erl.networks.trained import Trained
 
 _EPS = 1e-6  # keeps the logarithm of the squashing's slope finite
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
@@ -91,13 +92,13 @@ class CohortSAC(OffPolicy[SACSettings]):
 
     def shapes(self) -> tuple[Shape, Shape]:
         """Of an actor, which puts out means and logarithms of standard deviations, and a critic."""
-        s, o, a = self.settings[0], self.observations, self.actions
+        s, o, a = self.settings[0], self.obs_dim, self.action_dim
         plain = partial(Shape, activation=s.activation, norm=False, aligned=True)
         return plain(o, s.pi, 2 * a), plain(o + a, s.qf, 1)
 
     def policy_actions(self, outputs: Tensor, draw: Callable[[], np.ndarray]) -> np.ndarray:
         """Actions in [-1, 1]."""
-        mean, log_std = np.split(outputs.cpu().numpy(), [self.actions], -1)
+        mean, log_std = np.split(outputs.cpu().numpy(), [self.action_dim], -1)
         return np.tanh(mean + np.exp(np.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)) * draw())
 
     def course(self, updates: int, gradient_step: int) -> bool:
@@ -114,7 +115,7 @@ class CohortSAC(OffPolicy[SACSettings]):
         # The actor takes its step last: what it does before is done for both at once.
         both = torch.cat([batch.observations, batch.next_observations], 1)
         outputs = block.actor.forward(both)
-        policy = Squashed(outputs.output, noise.reshape(block.n, -1, self.actions))
+        policy = Squashed(outputs.output, noise.reshape(block.n, -1, self.action_dim))
         statistics = {"ent_coef": ent_coef[:, 0, 0]}
         if block.settings[0].learned:
             statistics["ent_coef_loss"] = self.update_ent_coef(
@@ -137,7 +138,7 @@ class CohortSAC(OffPolicy[SACSettings]):
         """Raise the coefficient where the entropy is below its target; the losses (n,)."""
         target = block.column(
             "target_entropy",
-            lambda s: -self.actions if s.target_entropy == "auto" else float(s.target_entropy),
+            lambda s: -self.action_dim if s.target_entropy == "auto" else float(s.target_entropy),
         )
         rows = slice(block.begin, block.end)
         grad = self.log_ent_coef.grads[rows]
@@ -172,7 +173,7 @@ class CohortSAC(OffPolicy[SACSettings]):
         ent_coef: Tensor,
     ) -> Tensor:
         """Ascend the smallest of each member's critics, and the entropy; the losses (n,)."""
-        now, by_actions = slice(batch.size), slice(self.observations, None)
+        now, by_actions = slice(batch.size), slice(self.obs_dim, None)
         traced = block.critic.forward(block.for_critics(batch.pairs_with(policy.actions[:, now])))
         least, which = block.by_member(traced.output).min(1)
         d = block.critic.backward_through(traced, which, -1.0 / batch.size, by_actions)

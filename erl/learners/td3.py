@@ -114,7 +114,7 @@ class CohortTD3(OffPolicy[TD3Settings]):
 
     def shapes(self) -> tuple[Shape, Shape]:
         """Of an actor, whose output is squashed by tanh, and of a critic."""
-        s, o, a = self.settings[0], self.observations, self.actions
+        s, o, a = self.settings[0], self.obs_dim, self.action_dim
         pi, qf = s.activations
         actor = Shape(o, s.pi, a, activation=pi, norm=False, aligned=True)
         return actor, Shape(o + a, s.qf, 1, activation=qf, norm=False, aligned=True)

@@ -35,7 +35,7 @@ from erl.worlds.specification import LifetimeSpec
 MAX_FPS = 30
 # How MuJoCo draws without a screen, the faster one first.
 RENDERERS = ("egl", "osmesa")
-# Agents of a folder that an error lists.
+# How many agents of a folder an error lists at most.
 SHOWN_AGENTS = 12
 # Steps of the past that the panel beside the frames shows.
 HISTORY = 150

@@ -8,24 +8,16 @@ the equations. Everything runs on any device, and can be captured in a CUDA grap
 """
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# Matrices narrower than this are multiplied in single precision even where the precision is
-# bfloat16: they cost nothing, and observations keep their digits.
-WIDE = 128
-# The same for those whose factors are converted beforehand.
-_WIDE_TENSORS = 96
-# Batched products with fewer columns than this are faster the other way round.
-_NARROW = 32
+from erl.networks import products
+
 # From so many parameters of a perceptron on, it is faster on a CPU to compute fewer rows in more
 # calls.
 _LARGE = 1 << 15
@@ -60,108 +52,6 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tenso
         lambda d, h: _leaky_backward(d, h, _SLOPE, True, grad_input=d),
     ),
 }  # named as in torch.nn, at its default settings
-# PyTorch's setting of how factors are rounded, the one that it follows, and what is wanted.
-_onednn: Any = torch.backends.mkldnn
-_CPU: tuple[Any, Any, str] = (_onednn.matmul, _onednn, "bf16")
-_GPU: tuple[Any, Any, str] = (torch.backends.cuda.matmul, torch.backends.cudnn, "tf32")
-
-
-def product(
-    a: Tensor, b: Tensor, low: bool = False, bias: Tensor | None = None, out: Tensor | None = None
-) -> Tensor:
-    """Matrix product, or one for each entry of three-dimensional factors, plus a bias if given.
-
-    Where `low`, the factors of wide ones are rounded to bfloat16 (on a GPU to TF32, which has more
-    digits). Where PyTorch does it inside the kernel, neither sums nor result are rounded. Where it
-    does not, but multiplies bfloat16 tensors fast, factors are converted before, and the result,
-    whose sums are in single precision, is a rounded one too. `bfloat16_way` tells which.
-    """
-    narrowest = min(*a.shape[-2:], b.shape[-1])
-    if low and narrowest >= _WIDE_TENSORS and bfloat16_way(a.device.type) == "tensors":
-        rounded = torch.matmul(a.bfloat16(), b.bfloat16())
-        if out is not None:
-            return out.copy_(rounded)
-        return rounded.float() if bias is None else torch.add(rounded, bias)
-    if not low or narrowest < WIDE:
-        multiply, multiply_and_add = (
-            (torch.mm, torch.addmm) if a.dim() == 2 else (torch.bmm, torch.baddbmm)
-        )
-        return multiply(a, b, out=out) if bias is None else multiply_and_add(bias, a, b, out=out)
-    result = _rounding_product(a, b, out)
-    return result if bias is None else result.add_(bias)
-
-
-def _rounding_product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """A product for which PyTorch has leave to round factors inside the kernel."""
-    # The setting is the process's: others in it find it as it was. "none" follows the more general
-    # one; PyTorch does not tell that from the same value.
-    matmul, general, precision = _GPU if a.is_cuda else _CPU
-    before = matmul.fp32_precision
-    restored = "none" if before == general.fp32_precision else before
-    matmul.fp32_precision = precision
-    try:
-        return (torch.mm if a.dim() == 2 else torch.bmm)(a, b, out=out)
-    finally:
-        matmul.fp32_precision = restored
-
-
-def narrow_product(
-    a: Tensor, b: Tensor, low: bool = False, bias: Tensor | None = None, out: Tensor | None = None
-) -> Tensor:
-    """`product`, several times as fast where it has few columns: it is computed transposed then.
-
-    An outer product is computed by multiplication.
-    """
-    if a.shape[-1] == 1 and bias is None and out is None:
-        return a * b
-    if b.shape[-1] < min(_NARROW, a.shape[-2]):
-        turned = None if bias is None else bias.mT if bias.dim() == 3 else bias.unsqueeze(1)
-        return product(b.mT, a.mT, low, turned, None if out is None else out.mT).mT
-    return product(a, b, low, bias, out)
-
-
-@cache
-def rounds_to_bfloat16() -> bool:
-    """Whether PyTorch rounds inside the kernel on this processor, found by a product and not by
-    what the processor says of itself.
-
-    PyTorch's setting is a permission. Processors with AMX use it; others with bfloat16 instructions
-    do not, and compute in single precision.
-    """
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(2 * WIDE, 2 * WIDE, generator=generator) for _ in range(2))
-    exact = a.double() @ b.double()
-    rounded = a.bfloat16().double() @ b.bfloat16().double()
-    result = _rounding_product(a, b).double()
-    return bool((result - rounded).abs().max() < (result - exact).abs().max())
-
-
-@cache
-def bfloat16_way(device: str = "cpu") -> str:
-    """How `product(..., low=True)` multiplies on a device: `kernel` where PyTorch rounds inside the
-    kernel, `tensors` where converted tensors multiply at least a third faster, else `fp32`: there
-    is nothing to gain. Found by a short measurement.
-    """
-    if device != "cpu" or rounds_to_bfloat16():
-        return "kernel"
-    a = torch.randn(2 * WIDE, 2 * WIDE, generator=torch.Generator().manual_seed(0))
-    b = a.bfloat16()
-
-    def seconds(run: Callable[[], Tensor]) -> float:
-        times = []
-        for _ in range(20):
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    faster = seconds(lambda: a @ a) > 1.33 * seconds(lambda: (a.bfloat16() @ b).float())
-    return "tensors" if faster else "fp32"
-
-
-def bfloat16_width(device: str = "cpu") -> int | None:
-    """From which width on `product(..., low=True)` has lower precision on a device; None: never."""
-    return {"kernel": WIDE, "tensors": _WIDE_TENSORS, "fp32": None}[bfloat16_way(device)]
 
 
 @dataclass(frozen=True)
@@ -311,7 +201,9 @@ class Perceptrons:
         shapes, lengths = shape.blocks(), shape.lengths()
         per_layer = [2 + 2 * shape.norm] * len(shape.hidden) + [2] * bool(shape.outputs)
         # Of the output layer, if it is narrow.
-        turned = sum(per_layer[:-1]) if shape.aligned and 0 < shape.outputs < _NARROW else None
+        turned = (
+            sum(per_layer[:-1]) if shape.aligned and 0 < shape.outputs < products.NARROW else None
+        )
         views = []
         for k, (part, block) in enumerate(zip(rows.split(lengths, -1), shapes)):
             block = block[::-1] if k == turned else block
@@ -354,7 +246,7 @@ class Perceptrons:
         """
         n = self.n if first is None else first
         stack = self._stack if n == self.n else None
-        multiply = narrow_product if self.shape.aligned else product
+        multiply = products.narrow_product if self.shape.aligned else products.product
         inputs, norms, outputs = [], [], []
         for k, (layers, code) in enumerate([stack] if stack else self.members[:n]):
             if stack:
@@ -443,7 +335,7 @@ class Perceptrons:
         members = members[order]
         ends = members.searchsorted(np.arange(self.n), "right").tolist()
         places = torch.from_numpy(members * batch + order % batch)
-        multiply = narrow_product if self.shape.aligned else product
+        multiply = products.narrow_product if self.shape.aligned else products.product
         layers, seen = self._stack[0], trace.inputs[0]
         by_output = layers[-1].transposed.squeeze(1) * d
         back = by_output.index_select(0, torch.from_numpy(members))
@@ -470,7 +362,7 @@ class Perceptrons:
         (layers, code), seen = member, trace.inputs[k]
         grads, code_grad = gradients or ([], None)
         weights = gradients is not None
-        multiply = narrow_product if self.shape.aligned else product
+        multiply = products.narrow_product if self.shape.aligned else products.product
         for i in reversed(range(len(layers))):
             layer = layers[i]
             if i < len(self.shape.hidden):
@@ -502,154 +394,3 @@ class Perceptrons:
 def unbias(n: int) -> float:
     """From a standard deviation with n to one with n - 1, in the denominator."""
     return math.sqrt((n - 1) / n)
-
-
-def shortening(norm: Tensor, max_norm: float) -> Tensor:
-    """What to multiply a vector of this norm by so that it is no longer than `max_norm`, as
-    `torch.nn.utils.clip_grad_norm_` does.
-    """
-    return (max_norm / (norm + 1e-6)).clamp_(max=1.0)
-
-
-class Trained:
-    """Parameters of n members, a row each, with their gradients, Adam's moments and step counters
-    and, if wanted, targets that follow them.
-
-    A row gets the same bits whatever the others do.
-
-    Args:
-        n: members.
-        size: numbers in a row.
-        rate: Adam's learning rate, of all members.
-        max_norm: gradients of a member longer than this are shortened to it; None: never.
-        device: where it lies.
-        betas, eps, weight_decay: Adam's other settings.
-
-    Attributes:
-        values, grads, target: (n, size).
-        alike: whether all members have the same rate at all times, which a GPU is told once.
-    """
-
-    def __init__(
-        self,
-        n: int,
-        size: int,
-        rate: float = 1e-3,
-        max_norm: float | None = None,
-        device: torch.device | str = "cpu",
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-    ) -> None:
-        self._tensors = [*torch.zeros(5, n, size, device=device), torch.zeros(n, device=device)]
-        self._max_norm = max_norm
-        self._adam: dict[str, Any] = {
-            "beta1": betas[0],
-            "beta2": betas[1],
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "amsgrad": False,
-            "maximize": False,
-        }
-        # A GPU reads rates from its own memory, so that a recorded graph follows schedules.
-        self._rates = torch.zeros(n, device=device) if torch.device(device).type == "cuda" else None
-        self.alike = True
-        self._bind()
-        self.set_rates([rate] * n)
-
-    def _bind(self) -> None:
-        """Name the tensors, and cut them into rows."""
-        self.values, self.grads, self.target, self._first, self._second, self._steps = self._tensors
-        adams = (self.values, self.grads, self._first, self._second, self._steps)
-        self._rows = list(zip(*(tensor.unbind() for tensor in adams)))
-
-    def set_rates(self, rates: Sequence[float]) -> None:
-        """Give each member its learning rate."""
-        self.rates = list(rates)
-        if self._rates is not None:
-            self._rates.copy_(torch.tensor(self.rates))
-
-    def step(self, begin: int = 0, end: int | None = None) -> Tensor:
-        """Clip the gradients of members `begin` to `end` and take a step of Adam.
-
-        Returns:
-            The gradients' norms before clipping (members,); empty where nothing is clipped.
-        """
-        members = range(begin, len(self.rates) if end is None else end)
-        unclipped = self._max_norm is None
-        norms = self.grads.new_empty(0) if unclipped else self._clip(members, self._max_norm)
-        self._steps[begin : members.stop].add_(1.0)
-        for group in self._groups(members):
-            values, grads, first, second, steps = map(list, zip(*(self._rows[i] for i in group)))
-            lr = self.rates[group[0]] if self._rates is None else self._rates[group[0]]
-            torch._fused_adam_(values, grads, first, second, [], steps, lr=lr, **self._adam)
-        return norms
-
-    def _groups(self, members: range) -> list[list[int]]:
-        """Members that have the same rate, in one call of Adam each."""
-        if self.alike:
-            return [list(members)]
-        if self._rates is not None:
-            return [[i] for i in members]
-        rates = dict.fromkeys(self.rates[i] for i in members)
-        return [[i for i in members if self.rates[i] == rate] for rate in rates]
-
-    def _clip(self, members: range, max_norm: Any) -> Tensor:
-        norms = []
-        for i in members:
-            grad = self.grads[i]
-            norm = torch.dot(grad, grad).sqrt_()
-            # A GPU is not asked, which would be to wait for it; on a CPU there is seldom anything
-            # to do.
-            if norm.is_cuda or norm.item() > max_norm:
-                grad *= shortening(norm, max_norm)
-            norms.append(norm)
-        return torch.stack(norms) if len(norms) > 1 else norms[0].unsqueeze(0)
-
-    def start_target(self) -> None:
-        """Make the targets equal to the parameters."""
-        self.target.copy_(self.values)
-
-    def follow(self, taus: Sequence[float], begin: int = 0) -> None:
-        """Move the targets of the members from `begin` on a part tau, each its own, of the way to
-        their networks.
-        """
-        members = slice(begin, begin + len(taus))
-        if len({*taus}) == 1:
-            self.target[members].lerp_(self.values[members], taus[0])
-        else:
-            for target, values, tau in zip(self.target[members], self.values[members], taus):
-                target.lerp_(values, tau)
-
-    def reset(self, i: int) -> None:
-        """Have Adam begin afresh for member i."""
-        for tensor in (self._first, self._second, self._steps):
-            tensor[i] = 0.0
-
-    def keep(self, members: Sequence[int]) -> None:
-        """Go on with these members only, in this order."""
-        self._tensors = [tensor[list(members)] for tensor in self._tensors]
-        if self._rates is not None:
-            self._rates = self._rates[list(members)]
-        self._bind()
-        self.set_rates([self.rates[i] for i in members])
-
-    def moments(self, i: int) -> dict[str, Tensor]:
-        """The state of `torch.optim.Adam` for member i."""
-        return {"step": self._steps[i], "exp_avg": self._first[i], "exp_avg_sq": self._second[i]}
-
-    def get_state(self, i: int | None = None) -> list[Tensor]:
-        """All that a checkpoint needs, of all members or of member i, as tensors on the CPU."""
-        parts = (self.values, self.target, self._first, self._second, self._steps)
-        return [(t if i is None else t[i]).detach().cpu().clone() for t in parts]
-
-    def set_state(self, state: Sequence[Tensor], i: int | None = None) -> None:
-        """Go on from `get_state`."""
-        parts = (self.values, self.target, self._first, self._second, self._steps)
-        for mine, theirs in zip(parts, state, strict=True):
-            (mine if i is None else mine[i]).copy_(theirs)
-
-
-def soft_update(networks: Sequence[Trained], tau: float) -> None:
-    """Move every target a part `tau` of the way to its network."""
-    torch._foreach_lerp_([n.target for n in networks], [n.values for n in networks], tau)

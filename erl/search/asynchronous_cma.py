@@ -1,8 +1,8 @@
 """CMA-ES for results that come one by one, late and noisy: overlapping populations, and restarts.
 
-The update is that of the `cmaes` package (Hansen, 2016, arXiv 1604.00772). What differs is whom it
-is told. Every generation's worth of results, it is told a population of the best among the latest
-results, older ones included:
+The update is that of the `cmaes` package (Hansen, 2016, arXiv 1604.00772). What differs is which
+results each update uses. After as many results as a generation has, the update is told a population
+of the best among the latest results, older ones included:
 
 - The population grows with the length of a run, from one generation to several (`GROWTH`). Each
   result then takes part in several populations, and a noisy rank is averaged over them. To learn as
@@ -24,9 +24,8 @@ from dataclasses import dataclass
 import numpy as np
 from cmaes import CMA, get_warm_start_mgd
 
-SIGMA = (
-    1 / 6
-)  # m ± 3 sigma is the unit cube: the optimum should lie in there (Hansen, 2016, app. A)
+# m ± 3 sigma is the unit cube: the optimum should lie in there (Hansen, 2016, app. A).
+SIGMA = 1 / 6
 
 # A run that began with `SIGMA` ends where its standard deviations are below this share of the range
 # in every parameter (others in proportion): for a spectral radius between 1e-4 and 1e2 that is 4 %,

@@ -131,9 +131,8 @@ class TrialReporter:
             if np.isnan(column).any():
                 break
             self._passed = point
-            if not np.isfinite(
-                column
-            ).all():  # a lifetime had no episode yet: there is nothing to compare
+            # A lifetime had no episode yet: there is nothing to compare.
+            if not np.isfinite(column).all():
                 continue
             value = float(column.mean())
             found.values[point] = value

@@ -163,9 +163,11 @@ class CmaesSampler(BaseSampler):
     """CMA-ES for any number of workers, with restarts: `AsynchronousCMA` told of a study's trials.
 
     Every ask replays the study: its finished trials are told in the order in which they ended, and
-    the trial is drawn from the distribution that results. The order is (trials begun when it ended,
-    number): see `note_end`. Solutions that some other source proposed (a queue, another sampler)
-    are told likewise; those of other samplers count as drawn before the first restart.
+    the trial is drawn from the distribution that results. The order is (trials begun when it
+    ended, number): see `note_end`. Solutions that some other source proposed (a queue, another
+    sampler) are told likewise; those of other samplers count as drawn before the first restart. The
+    latest replay is kept, and continued where new results come after those that were told. This
+    changes no proposal.
 
     The search space is Optuna's transformed one (logarithms where a distribution asks for them,
     half a step of margin around stepped values), scaled to [0, 1] per parameter. Stepped values are
@@ -185,8 +187,6 @@ class CmaesSampler(BaseSampler):
         restarts: one of `RESTARTS`, see `AsynchronousCMA`.
         use_pruned: whether pruned trials are told.
         start: what `warm_start` gave, to begin with.
-        cache: keep the latest replay in the object and continue it where the new results come after
-            those that were told. It changes no proposal.
 
     Raises:
         UserError: for a population too small or an unknown way to restart.
@@ -200,13 +200,12 @@ class CmaesSampler(BaseSampler):
         restarts: str = "ipop",
         use_pruned: bool = True,
         start: dict[str, Any] | None = None,
-        cache: bool = True,
     ) -> None:
         check_choice("restarts", restarts, RESTARTS)
         self._space = _numerical(search_space)
         self._popsize = generation_size("Cmaes", search_space, popsize)
         self._restarts, self._use_pruned, self._start = restarts, use_pruned, start
-        self._seed, self._cache = seed, cache
+        self._seed = seed
         self._independent = SeededSampler(RandomSampler, seed)
         self._transform = (
             _SearchSpaceTransform(self._space, transform_0_1=True) if self._space else None
@@ -224,7 +223,6 @@ class CmaesSampler(BaseSampler):
             "restarts": self._restarts,
             "use_pruned": self._use_pruned,
             "start": self._start,
-            "cache": self._cache,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -271,14 +269,11 @@ class CmaesSampler(BaseSampler):
             self._replay(study)
             return Used(self._cma.ranked, self._cma.told) if self._space else Used(0, 0)
 
-    def path(
-        self, trials: Sequence[FrozenTrial], maximize: bool = True
-    ) -> list[tuple[int, int, np.ndarray, np.ndarray]]:
+    def path(self, trials: Sequence[FrozenTrial]) -> list[tuple[int, int, np.ndarray, np.ndarray]]:
         """How the distribution moved with each result: for plots, proposes nothing.
 
         Args:
-            trials: of a study.
-            maximize: the study's direction.
+            trials: of a study, whose values are maximised.
 
         Returns:
             For each finished trial, in the order in which they were told: its number, and then the
@@ -289,21 +284,18 @@ class CmaesSampler(BaseSampler):
         with self._lock:
             self._forget()
             for trial in sorted((t for t in trials if t.state in _ENDED), key=_place):
-                self._tell(trial, -1.0 if maximize else 1.0)
+                self._tell(trial, -1.0)
                 if self._space:
                     rows.append((trial.number, self._cma.run, *self._cma.distribution()))
             self._source = None  # the next proposal replays its own study
         return rows
 
-    def mean(
-        self, trials: Sequence[FrozenTrial], run: int, maximize: bool = True
-    ) -> tuple[int, dict[str, Any]] | None:
+    def mean(self, trials: Sequence[FrozenTrial], run: int) -> tuple[int, dict[str, Any]] | None:
         """The mean of a run's last distribution, as parameters of a trial.
 
         Args:
-            trials: of a study.
+            trials: of a study, whose values are maximised.
             run: 0 before the first restart; see `run_of`.
-            maximize: the study's direction.
 
         Returns:
             How many trials had ended when the distribution came to this mean, and the numerical
@@ -312,7 +304,7 @@ class CmaesSampler(BaseSampler):
         """
         if self._transform is None:
             return None
-        path = self.path(trials, maximize)
+        path = self.path(trials)
         # What a run begins with is where the first result found it: told, it moves with the last
         # one of a population.
         means = [(n + 1, mean) for n, (_, r, mean, _) in enumerate(path) if r == run]
@@ -352,7 +344,7 @@ class CmaesSampler(BaseSampler):
         ended.
         """
         source = (study._storage, study._study_id)
-        if not self._cache or source != self._source:
+        if source != self._source:
             self._forget()
             self._source = source
         # What has ended does not change any more: an identifier is enough to know it again.
@@ -510,7 +502,7 @@ def _contains(distribution: BaseDistribution, value: float) -> bool:
 
 
 def _place(trial: FrozenTrial) -> tuple[int, int]:
-    # A trial that nobody noted the end of counts as ended before the next one began.
+    # A trial without this note counts as ended before the next one began.
     return trial.system_attrs.get(_BEGUN, trial.number + 1), trial.number
 
 

@@ -19,7 +19,7 @@ from erl.worlds.specification import from_json
 
 CATALOGUE = Path(__file__).with_name("evolved.toml")
 ANY = "evolved"  # the value of --reservoir that means the environment's own entry
-# What an evolution hands over need not have.
+# Fields of a winner that an entry need not have.
 _UNKNOWN = {"trial": None, "mean": None, "fitness": None}
 
 

@@ -3,7 +3,6 @@
 import json
 import re
 import uuid
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import copy
@@ -19,7 +18,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from erl.cli import Sink, plural, score_text
+from erl.cli import Sink, params_text, plural, score_text
 from erl.errors import UserError, nearest
 from erl.files import write_text, write_whole
 from erl.statistics import interquartile_mean, number_text
@@ -29,7 +28,7 @@ from erl.studies.flags import DOCUMENTS, CopyConfig, ExportConfig, ListConfig, S
 from erl.studies.following import UID
 from erl.studies.leases import PLACE
 from erl.studies.records import generations, records, trial_rows
-from erl.studies.storage import open_storage, shown, study_names
+from erl.studies.storage import names_text, open_storage, shown, study_names
 from erl.studies.study import COMMAND, COPY, TRACKED, Study
 from erl.studies.tables import (
     agent_tables,
@@ -40,7 +39,7 @@ from erl.studies.tables import (
     to_text_frame,
 )
 from erl.studies.tables import lines as table_lines
-from erl.studies.trials import lifetime_records, why_failed
+from erl.studies.trials import lifetime_records, states_text, why_failed
 from erl.studies.winner import (
     FINALS_OF,
     TESTED,
@@ -65,11 +64,8 @@ def name_of(storage: BaseStorage, config: Any) -> str:
     if config.study is None and len(meant := without_finals(storage)) == 1:
         return meant[0]
     if config.study is None:
-        if not names:
-            raise UserError(f"{shown(config.storage)} has no study yet")
-        raise UserError(
-            f"--study is missing; {shown(config.storage)} has {', '.join(sorted(names)[:12])}"
-        )
+        missing = "--study is missing; " * bool(names)
+        raise UserError(f"{missing}{shown(config.storage)} {names_text(names)}")
     if config.study not in names:
         raise UserError(
             f"no study {config.study!r} in {shown(config.storage)}{nearest(config.study, names)}"
@@ -87,12 +83,6 @@ def _kind(attrs: dict[str, Any], system: dict[str, Any]) -> str:
         return from_stored(config).title
     except UserError:
         return "another version's"
-
-
-def _states(trials: Sequence[FrozenTrial]) -> str:
-    """`12 complete, 1 fail`."""
-    count = Counter(t.state.name.lower() for t in trials)
-    return ", ".join(f"{n} {state}" for state, n in count.most_common()) or "none"
 
 
 def _ranked(trials: Sequence[FrozenTrial], directions: Sequence[Any]) -> list[FrozenTrial]:
@@ -152,7 +142,7 @@ def list_studies(config: ListConfig, sink: Sink) -> int:
             (
                 study.study_name,
                 kind,
-                _states(trials),
+                states_text(trials),
                 result,
                 _last_change(trials),
             )
@@ -174,7 +164,7 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
     trials = storage.get_all_trials(study._study_id, deepcopy=False)
     kind = _kind(study.user_attrs, study.system_attrs)
     sink.line(f"{name} in {shown(config.storage)}: {kind}")
-    sink.line(f"trials: {_states(trials)}; last change {_last_change(trials)}")
+    sink.line(f"trials: {states_text(trials)}; last change {_last_change(trials)}")
     if kind == INCOMPLETE:
         sink.line("copy it again, with --overwrite")
         return 0
@@ -196,10 +186,7 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
     elif ranked:
         sink.line("best trials:")
         for trial in ranked[: config.best]:
-            params = "  ".join(
-                f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}"
-                for k, v in trial.params.items()
-            )
+            params = params_text(trial.params, between="  ")
             sink.line(f"  {trial.number:5d}  fitness {score_text(trial.value):>10s}  {params}")
         for index, record in sorted(lifetime_records(ranked[0]).items()):
             if record.inner is not None and record.inner.get("totals"):
@@ -231,7 +218,7 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
 
 
 def _show_choice(choice: Choice, trials: Sequence[FrozenTrial], sink: Sink) -> None:
-    """Whom the finals of an evolution chose, and among whom."""
+    """The winner of an evolution's finals, and all finalists."""
     ended = sum(t.state.is_finished() for t in trials)
     sink.line(f"winner of the finals, after {choice.ended} of {ended} trials:")
     sink.line(f"  {choice.winner.title}, {choice.winner.reached}")
@@ -392,7 +379,7 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
     if missing:
         source_name = shown(config.storage)
         sink.line(f"{len(missing)} of its files are missing: they are not beside {source_name}")
-    sink.line(f"{target_name} in {shown(to)}: {len(trials)} trials copied ({_states(trials)})")
+    sink.line(f"{target_name} in {shown(to)}: {len(trials)} trials copied ({states_text(trials)})")
     if has_finals:
         copy_study(replace(config, study=finals, to_name=copied_finals), sink)
         link_finals(Study(to, copied_finals), Study(to, target_name))

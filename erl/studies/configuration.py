@@ -6,9 +6,9 @@ training of one learner. A stored configuration says of which kind it is. Those 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 from erl.errors import UserError, nearest
 from erl.search.space import SearchConfig
@@ -16,11 +16,25 @@ from erl.statistics import normalised_score
 from erl.worlds.reservoirs import Context
 from erl.worlds.specification import LifetimeSpec, from_json, to_json
 
-# Keys that earlier versions stored and nobody reads.
+# Keys that earlier versions stored and this one does not read.
 _OBSOLETE = {"h_test", "sets", "config_version"}
 # What `engine: auto` meant in version 0.1.0, which stored it: ERL-Re2 has one implementation only,
 # and all others were Stable-Baselines3's.
 _AUTO_BEFORE = {"PPO": "cohort", "ERL-Re2": "auto"}
+# What agents have beside their learner: reservoirs, a context of the user's own, or evolved
+# settings.
+Part = Literal["RES", "CONTEXT", "EVOLVED"]
+
+
+def agent_name(learner: str, part: Part | None) -> str:
+    """What agents are called in tables and figures; part is None for the learner alone."""
+    return learner if part is None else f"{part}_{learner}"
+
+
+def evolved_arm(arms: Iterable[str]) -> str | None:
+    """The first of these agents that has what was evolved; None if none has."""
+    beginnings = tuple(f"{part}_" for part in get_args(Part))
+    return next((arm for arm in arms if arm.startswith(beginnings)), None)
 
 
 @dataclass(frozen=True)
@@ -199,7 +213,7 @@ class SingleStudy:
         """What its agents are called in tables and figures."""
         if self.context is None:
             return self.learner
-        return f"{'RES' if self.context.own is None else 'CONTEXT'}_{self.learner}"
+        return agent_name(self.learner, "RES" if self.context.own is None else "CONTEXT")
 
     @property
     def environments(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
@@ -50,10 +50,12 @@ from erl.studies.winner import (
 )
 from erl.worlds.reservoirs import ReservoirParams
 
-# Scalars in which a TensorBoard log may tell the return: Stable-Baselines3's, a mean over the last
-# episodes, then CleanRL's, which has a point for each episode.
+# Scalars in which a TensorBoard log may tell the return: Stable-Baselines3's and this project's, a
+# mean over the last episodes, then CleanRL's, which has a point for each episode.
 OF_EPISODES = "charts/episodic_return"
 RETURN_TAGS = ("rollout/ep_rew_mean", OF_EPISODES)
+# Episodes whose mean the first one is, if nobody set Stable-Baselines3's `stats_window_size`.
+LOGGED_EPISODES = 100
 # Episodes whose mean is a training return, as `--ep_eval` has it by default.
 LAST_EPISODES = 10
 Point = tuple[int, float]
@@ -116,7 +118,9 @@ class StudyData:
         trials: a row each: `trial`, `state`, the parameters, `fitness` (the value that a pruned one
             had reached), `generation`, `begun`, `ended`, `pruned_at` (tenth of its life), `error`.
             `attrs["fitness"]` says what the fitness is, where it is no mean return.
-        lifetimes: `erl.study.records`, with `arm` and `seed` in tests, single runs and logs.
+        lifetimes: `erl.study.records`, with `arm` and `seed` in tests, single runs and logs. There,
+            a trial that failed before its lifetime was stored has a row too. Of logs `curve_over`
+            is the number of episodes whose mean each point of a curve is already.
         generations: `erl.study.generations`: evolution within learning.
         stored: the configuration as it is stored; empty where nothing is.
         choice: what an evolution hands over: the winner of its finals, or the best trial. None
@@ -197,9 +201,26 @@ def read_study(address: str, storage: str = DEFAULT_STORAGE) -> StudyData:
     data = read_trials(Study(storage, name))
     lived = decoded(data._frozen)
     lifetimes = lifetime_rows(lived)
+    if isinstance(data.config, SingleStudy | TestStudy):
+        lifetimes = _with_failed(data.trials, lifetimes)
     if isinstance(data.config, SingleStudy) and len(lifetimes):
         lifetimes = lifetimes.assign(arm=data.config.arm)
     return replace(data, lifetimes=lifetimes, generations=generation_rows(lived))
+
+
+def _with_failed(trials: pd.DataFrame, lifetimes: pd.DataFrame) -> pd.DataFrame:
+    """Lifetimes of agents, with a row for each failed trial that stored none: figures say how many
+    seeds failed.
+    """
+    stored = lifetimes.trial if len(lifetimes) else []
+    gone = trials[(trials.state == "FAIL") & ~trials.trial.isin(stored)]
+    if not len(gone):
+        return lifetimes
+    known = [c for c in ("trial", "state", "arm", "seed", "error") if c in gone]
+    rows = gone[known].assign(lifetime=0, curve=[()] * len(gone))
+    # Beside a missing value a column of numbers would lose the last digits of large seeds.
+    roles = {c: "Int64" for c in lifetimes if c.startswith("seed_")}
+    return pd.concat([lifetimes.astype(roles), rows], ignore_index=True)
 
 
 def _has(storage: str, name: str) -> bool:
@@ -293,12 +314,12 @@ def read_tensorboard(folder: str | Path) -> StudyData:
     files = sorted(root.rglob(_EVENTS))
     if not files:
         raise UserError(f"no TensorBoard log below {root}")
-    found: list[tuple[str, int | None, tuple[Point, ...], float]] = []
+    found: list[tuple[str, int | None, _Log]] = []
     places: dict[tuple[str, int], Path] = {}
     # A run that was interrupted has several event files in its folder, which belong together.
     for run in sorted({file.parent for file in files}):
-        curve, reached = _scalars(run)
-        if not curve:
+        log = _scalars(run)
+        if not log.curve:
             continue
         arm, seed = _run_name(run.relative_to(root), root.name)
         if seed is not None and places.setdefault((arm, seed), run) != run:
@@ -306,11 +327,11 @@ def read_tensorboard(folder: str | Path) -> StudyData:
                 f"{places[arm, seed]} and {run} are both seed {seed} of {arm}: "
                 f"move one of them out of {root}"
             )
-        found.append((arm, seed, curve, reached))
+        found.append((arm, seed, log))
     if not found:
         raise UserError(f"no log below {root} has one of the scalars {', '.join(RETURN_TAGS)}")
     rows: list[dict[str, Any]] = []
-    for arm, seed, curve, reached in found:
+    for arm, seed, log in found:
         if seed is None:
             seed = next(k for k in itertools.count() if (arm, k) not in places)
             places[arm, seed] = root
@@ -321,11 +342,13 @@ def read_tensorboard(folder: str | Path) -> StudyData:
                 "lifetime": 0,
                 "arm": arm,
                 "seed": seed,
-                "fitness": reached,
-                "training_return": reached,
+                "fitness": log.reached,
+                "training_return": log.reached,
                 "final_return": None,
-                "steps": curve[-1][0],
-                "curve": curve,
+                "steps": log.curve[-1][0],
+                "curve": log.curve,
+                "ep_eval": log.episodes,
+                "curve_over": log.curve_over,
             }
         )
     frame = pd.DataFrame(rows)
@@ -336,13 +359,24 @@ def read_tensorboard(folder: str | Path) -> StudyData:
     )
 
 
-def _scalars(run: Path) -> tuple[tuple[Point, ...], float]:
-    """What a run's log tells of returns, without values that are not finite.
+class _Log(NamedTuple):
+    """What a run's log tells of returns.
 
-    Returns:
-        A curve of at most 200 points (steps, mean return), as lifetimes have; and the mean return
-        of the last episodes. No points where the log tells none.
+    Attributes:
+        curve: at most 200 points (steps, mean return), as lifetimes have; none where it tells none.
+        reached: mean return of the last episodes.
+        episodes: how many these are.
+        curve_over: episodes whose mean each point of the log is.
     """
+
+    curve: tuple[Point, ...] = ()
+    reached: float = math.nan
+    episodes: int = LAST_EPISODES
+    curve_over: int = 1
+
+
+def _scalars(run: Path) -> _Log:
+    """What a run's log tells of returns, without values that are not finite."""
     log = EventAccumulator(str(run), size_guidance={"scalars": 0})
     log.Reload()
     tag = next((t for t in RETURN_TAGS if t in log.Tags()["scalars"]), None)
@@ -352,13 +386,14 @@ def _scalars(run: Path) -> tuple[tuple[Point, ...], float]:
         points = [*dict(points).items()]  # what was logged again replaces what was there
     points.sort(key=lambda point: point[0])
     if not points:
-        return (), math.nan
-    last = points[-LAST_EPISODES:] if tag == OF_EPISODES else points[-1:]
+        return _Log()
+    single, steps = tag == OF_EPISODES, points[-1][0]
+    last = points[-LAST_EPISODES:] if single else points[-1:]
+    curve = tuple(points)
+    if steps > 0 and (single or len(points) > CURVE_POINTS):
+        curve = learning_curve([(step, value, 0) for step, value in points], steps)
     reached = float(np.mean([value for _, value in last]))
-    steps = points[-1][0]
-    if steps > 0 and (tag == OF_EPISODES or len(points) > CURVE_POINTS):
-        return learning_curve([(step, value, 0) for step, value in points], steps), reached
-    return tuple(points), reached
+    return _Log(curve, reached) if single else _Log(curve, reached, *[LOGGED_EPISODES] * 2)
 
 
 def _run_name(path: Path, root: str) -> tuple[str, int | None]:
@@ -381,11 +416,13 @@ def importances(data: StudyData, repeats: int = 5) -> pd.DataFrame:
     explains alone, here over the scale of the search (logarithms where it is one), which Optuna
     itself does not take. What parameters do together is in no share, so the shares of a forest sum
     to less than 1 where there are interactions. Forests with other seeds differ, so there are
-    several. `PED-ANOVA` (Watanabe et al., 2023) says which parameters tell the best tenth from the
-    rest: values without a unit, each divided by their sum. It draws no random number.
+    several. `PED-ANOVA` (Watanabe et al., 2023) says which parameters tell the best tenth from all
+    trials: values without a unit, each divided by their sum. It draws no random number.
 
     Returns:
-        Columns `parameter`, `method`, `repeat`, `importance` (in [0, 1]).
+        Columns `parameter`, `method`, `repeat`, `importance` (in [0, 1]). `attrs["trials"]` is how
+        many completed trials there are, and `attrs["best"]` how many of them count as the best
+        tenth: those as good as the last one of it do too.
 
     Raises:
         UserError: too few trials with a fitness, fewer than two parameters that all of them have,
@@ -436,7 +473,10 @@ def importances(data: StudyData, repeats: int = 5) -> pd.DataFrame:
             rows.append((name, "PED-ANOVA", 0, value))
     finally:
         optuna.logging.set_verbosity(before)
-    return pd.DataFrame(rows, columns=["parameter", "method", "repeat", "importance"])
+    frame = pd.DataFrame(rows, columns=["parameter", "method", "repeat", "importance"])
+    last = np.sort(done.fitness)[-math.ceil(len(done) / 10)]
+    frame.attrs |= {"trials": len(done), "best": int((done.fitness >= last).sum())}
+    return frame
 
 
 def sampler_path(data: StudyData) -> pd.DataFrame:
@@ -544,7 +584,7 @@ def evolved_reservoirs(data: StudyData) -> tuple[ReservoirParams, ...]:
     return _reservoirs(data, data.choice.winner.params)
 
 
-def drawn_reservoirs(data: StudyData, n: int, seed: int = 0) -> list[ReservoirParams]:
+def drawn_reservoirs(data: StudyData, n: int) -> list[ReservoirParams]:
     """`n` reservoirs drawn from the search space, uniformly on each parameter's scale: what
     evolution begins from. Where a trial has several reservoirs, the first of each draw.
 
@@ -560,7 +600,7 @@ def drawn_reservoirs(data: StudyData, n: int, seed: int = 0) -> list[ReservoirPa
             for kind in [int if name.startswith("units") else float]
             if axis.choices is None
         }
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     return [_reservoirs(data, draw_from(ranges, rng))[0] for _ in range(n)]
 
 

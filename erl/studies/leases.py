@@ -52,9 +52,8 @@ def begun(pid: int) -> float | None:
     """
     try:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return (
-            None if after_name[0] in "ZX" else float(after_name[19])
-        )  # ticks since the machine's start
+        # In ticks since the machine's start.
+        return None if after_name[0] in "ZX" else float(after_name[19])
     except OSError:
         pass
     try:
@@ -234,7 +233,7 @@ class Lease:
             # its name yet.
             key = f"trial:{trial._trial_id}"
             self._changes.observe(key, str(trial.datetime_start))
-        elif mine:  # begun twice, since the first answer was lost: nobody holds it
+        elif mine:  # begun twice, since the first answer was lost: no one runs it
             return False
         elif is_here(owner):
             return lives(owner)

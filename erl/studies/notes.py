@@ -5,14 +5,13 @@ A note is Markdown. The dashboard keeps it in system attributes of the study, cu
 a user writes below the line that ends a note stays when the note is written again.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
-from erl.cli import duration, plural, score_text
+from erl.cli import duration, params_text, plural, score_text
 from erl.errors import one_line
 from erl.lifetimes.record import LifetimeRecord
 from erl.studies.configuration import (
@@ -22,7 +21,7 @@ from erl.studies.configuration import (
     StudyConfig,
     TestStudy,
 )
-from erl.studies.trials import RunningTrial, stored_records, tried_again
+from erl.studies.trials import RunningTrial, states_text, stored_records, tried_again
 
 # Longest piece of a note: what the dashboard itself writes and reads.
 PIECE = 2045
@@ -91,8 +90,7 @@ def study_note(
         winner: what an evolution hands over, and what it reached; None without finals and tests.
     """
     rows = {"what": _what(config), **_how(config)}
-    states = Counter(t.state.name.lower() for t in trials)
-    rows["trials"] = ", ".join(f"{n} {s}" for s, n in states.most_common()) or "none yet"
+    rows["trials"] = states_text(trials)
     rows |= _reached(config, trials)
     if winner is not None:
         rows["winner"] = winner
@@ -219,8 +217,7 @@ def _group(config: StudyConfig, trial: FrozenTrial) -> str:
 
 
 def _named(params: Mapping[str, Any]) -> str:
-    shown = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in params.items()]
-    return ", ".join(shown) or "none"
+    return params_text(params, 4) or "none"
 
 
 def _text(rows: Mapping[str, str], commands: Sequence[str]) -> str:

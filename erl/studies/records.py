@@ -28,7 +28,8 @@ def records(storage: str, name: str) -> pd.DataFrame:
         Columns: `trial`, `state`, `lifetime`, the trial's parameters (see `parameters`), `fitness`,
         `training_return`, `final_return`, `episodes`, `steps`, `seconds`, `curve` (list of (steps,
         return)), `reports` (at tenths of the budget), `inner` (dictionary, see `LifetimeRecord`, or
-        None), `note`, `error`, `env_id`, `learner`, and the seeds.
+        None), `note`, `error`, `env_id`, `learner`, `ep_eval` (episodes of a training return, and
+        of an evaluation), and the seeds.
     """
     return lifetime_rows(decoded(Study(storage, name).trials()))
 
@@ -97,6 +98,7 @@ def lifetime_rows(lived: Lived) -> pd.DataFrame:
                     "error": record.error,
                     "env_id": record.spec.task.env_id,
                     "learner": record.spec.learner.name,
+                    "ep_eval": record.spec.ep_eval,
                     **{f"seed_{k}": v for k, v in to_json(record.spec.seeds).items()},
                 }
             )

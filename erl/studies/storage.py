@@ -8,6 +8,7 @@ import re
 import sqlite3
 import time
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
@@ -116,9 +117,8 @@ def refused(storage: str, error: BaseException) -> StorageError:
         else [url.password, *(v for k, v in url.query.items() if "pass" in k.casefold())]
     )
     for secret in secrets:
-        if (
-            secret and len(str(secret)) < SHORT
-        ):  # a letter is in every word: only where it stands alone
+        # A letter is in every word: it is hidden only where it stands alone.
+        if secret and len(str(secret)) < SHORT:
             text = re.sub(rf"(?<!\w){re.escape(str(secret))}(?!\w)", "***", text)
         elif secret:
             text = text.replace(str(secret), "***")
@@ -177,7 +177,7 @@ def _check_sqlite(storage: str, create: bool) -> None:
     begun = tables <= {*BaseModel.metadata.tables, "alembic_version"}
     whole = {"studies", "trials", "version_info"} <= tables
     if begun and not whole and not create:
-        raise UserError(f"the study database {path} is empty")
+        raise MissingError(f"the study database {path} is empty")
     if not begun and not whole:
         raise UserError(
             f"{path} is another program's database (tables {', '.join(sorted(tables)[:4])}), not "
@@ -376,3 +376,8 @@ def _open_tables(storage: str, settings: dict[str, Any]) -> RDBStorage:
 def study_names(storage: BaseStorage) -> list[str]:
     """Names of all studies, the newest last."""
     return [s.study_name for s in storage.get_all_studies()]
+
+
+def names_text(names: Sequence[str]) -> str:
+    """What a storage has: `has a, b`, or `has no study yet`."""
+    return f"has {', '.join(sorted(names)[:12])}" if names else "has no study yet"

@@ -39,6 +39,7 @@ from erl.studies.storage import (
     GoneError,
     MissingError,
     StorageError,
+    names_text,
     open_storage,
     refused,
     shown,
@@ -90,9 +91,9 @@ class Study:
         try:
             names = study_names(self.storage)
             if config is None and name not in names:
-                has = f"it has {', '.join(sorted(names)[:12])}" if names else "it has no study yet"
                 raise MissingError(
-                    f"no study {name!r} in {shown(storage)}{nearest(name, names, 1)}; {has}"
+                    f"no study {name!r} in {shown(storage)}{nearest(name, names, 1)}; it "
+                    f"{names_text(names)}"
                 )
             created = name not in names and self._create(name)
             self.optuna = optuna.load_study(study_name=name, storage=self.storage)
@@ -247,11 +248,6 @@ class Study:
         done = [t for t in self.trials("COMPLETE") if t.value is not None]
         return max(done, key=lambda t: (t.value, -t.number)) if done else None
 
-    @staticmethod
-    def lifetimes(trial: FrozenTrial) -> dict[int, LifetimeRecord]:
-        """The records of a trial's lifetimes that have ended, by their index."""
-        return lifetime_records(trial)
-
     # -- leases --
 
     def __enter__(self) -> "Study":
@@ -348,7 +344,7 @@ class Study:
             if trial.state != TrialState.RUNNING or attribute(trial, "owner") != owner:
                 return
             if max_retries is not None:
-                # Several coordinators may see the same loss: it is noted by whose it was.
+                # Several coordinators may see the same loss: it is noted under the owner's id.
                 self.storage.set_trial_system_attr(
                     trial_id, f"{LOST}{(owner or {}).get('id')}", True
                 )
@@ -597,39 +593,12 @@ class Study:
         self._records.pop(trial_id, None)
 
 
-def stored_config(storage: str, name: str) -> StudyConfig | None:
-    """The configuration of a study, if there is such a study; None if there is none, or if it
-    cannot be opened (its creation says why).
-    """
-    with suppress(UserError):
-        return Study(storage, name).config
-    return None
-
-
-def check_study(
-    storage: str, name: str, config: StudyConfig, models: str | Path | None = None
-) -> None:
-    """Refuse a name that belongs to another study, before anything is done for this one.
-
-    Args:
-        storage: an address, see `open_storage`.
-        name: of the study that a command is about to create or to continue.
-        config: what that study would be.
-        models: folder that is to hold the study's agents.
+def existing(storage: str, name: str) -> Study | None:
+    """The study of this name; None if there is none yet.
 
     Raises:
-        UserError: see `Study.check_same`; or the study would be new, and replace agents of one with
-            the same name, whose database was another.
+        UserError: it, or its storage, cannot be opened.
     """
-    try:
-        study = Study(storage, name)
-    except MissingError:
-        if models is not None and any(Path(models).rglob("*.zip")):
-            raise UserError(
-                f"{models} holds agents of a study called {name!r} that is not, or no more, in "
-                f"{shown(storage)}: name another folder with --models, or remove this one"
-            ) from None
-    except UserError:
-        return  # its creation says why it cannot be opened
-    else:
-        study.check_same(config)
+    with suppress(MissingError):
+        return Study(storage, name)
+    return None

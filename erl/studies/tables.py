@@ -17,16 +17,14 @@ from erl.lifetimes.living import cohort_key
 from erl.lifetimes.record import LifetimeRecord
 from erl.statistics import (
     Arm,
-    bootstrap_interval,
-    improvement_interval,
-    interquartile_mean,
+    compare,
     interval_text,
     number_text,
-    probability_of_improvement,
     table,
 )
 from erl.studies.configuration import SingleStudy, TestStudy
 from erl.studies.study import Study
+from erl.studies.trials import lifetime_records
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,7 +105,7 @@ def agent_records(study: Study) -> Records:
             name = trial.params["arm"]
             for arm in getattr(trial.distributions["arm"], "choices", ()):
                 found.setdefault(str(arm), {})
-        found.setdefault(name, {}).setdefault(trial.params["seed"], study.lifetimes(trial)[0])
+        found.setdefault(name, {}).setdefault(trial.params["seed"], lifetime_records(trial)[0])
     return {name: [rows[s] for s in sorted(rows)] for name, rows in found.items() if rows}
 
 
@@ -175,20 +173,20 @@ def to_frame(tables: Sequence[AgentTable]) -> pd.DataFrame:
 
     rows = []
     for each in tables:
-        baseline = each.arms[0]
-        for arm in each.arms:
-            low, high = bootstrap_interval(arm.scores, interquartile_mean)
+        baseline = each.arms[0].name
+        compared = compare({arm.name: arm.scores for arm in each.arms}, baseline)
+        for arm, of in zip(each.arms, compared):
             row = {
                 "score": each.score,
                 "arm": arm.name,
-                "seeds": len(arm.scores),
-                "IQM": interquartile_mean(arm.scores),
-                "low": low,
-                "high": high,
+                "seeds": of.seeds,
+                "IQM": of.iqm,
+                "low": of.interval[0],
+                "high": of.interval[1],
             }
-            if arm is not baseline:
-                row["P"] = probability_of_improvement(arm.scores, baseline.scores)
-                row["P_low"], row["P_high"] = improvement_interval(arm.scores, baseline.scores)
+            if arm.name != baseline:
+                row["P"] = of.probability
+                row["P_low"], row["P_high"] = of.probability_interval
             rows.append(row | {"steps/s": arm.steps_per_second})
     return pd.DataFrame(rows)
 

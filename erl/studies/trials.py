@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,6 +78,12 @@ class RunningTrial:
 def key_of(params: dict[str, Any]) -> str:
     """Parameters as the key of a dictionary."""
     return json.dumps(params, sort_keys=True)
+
+
+def states_text(trials: Iterable[FrozenTrial]) -> str:
+    """`12 complete, 1 fail`."""
+    count = Counter(t.state.name.lower() for t in trials)
+    return ", ".join(f"{n} {state}" for state, n in count.most_common()) or "none yet"
 
 
 def attribute(trial: FrozenTrial, key: str) -> Any:

@@ -88,7 +88,7 @@ def without_finals(storage: BaseStorage) -> list[str]:
 
 
 def link_finals(finals: Study, evolution: Study) -> None:
-    """Have finals know their evolution, whatever the two are called."""
+    """Store with finals which evolution they are of, whatever the two are called."""
     uid = evolution.known_by()
     if finals.optuna.user_attrs.get(FINALS_OF) != uid:
         finals.optuna.set_user_attr(FINALS_OF, uid)
@@ -247,15 +247,6 @@ class Choice:
     finalists: tuple[Finalist, ...] = ()
     ended: int = 0
 
-    @property
-    def line(self) -> str:
-        """Who was chosen, and what it reached."""
-        if not self.finalists:
-            return f"best trial is {self.winner.trial}, {self.winner.reached}"
-        return f"winner of {len(self.finalists)} finalists is {self.winner.title}, " + (
-            self.winner.reached
-        )
-
 
 def chosen(study: Study) -> Choice | None:
     """What stands for an evolution wherever its best trial is asked for: the winner of the finals,
@@ -331,7 +322,7 @@ def score_table(trial: FrozenTrial, score: Score) -> np.ndarray:
 def choose(
     finalists: Sequence[Finalist], ended: int, again: Sequence[Sequence[float]] | None = None
 ) -> Choice | None:
-    """The winner among finalists that were lived again: the one of whom most is expected.
+    """The winner among finalists that were lived again: the one with the highest expected score.
 
     Args:
         finalists: those that failed on some seed have no place here.
@@ -359,7 +350,7 @@ def choose(
 
 
 def store_choice(study: Study, choice: Choice | None) -> None:
-    """Store whom the finals chose; None takes an earlier choice back. No finals are unfinished
+    """Store what the finals chose; None takes an earlier choice back. No finals are unfinished
     then.
     """
     attrs = study.optuna.user_attrs

@@ -160,9 +160,9 @@ class Lockstep:
             raise gym.error.ResetNeeded(f"reset slots {sorted(unstarted)} before the first step")
         actions = self._actions.batch(actions)
         self.elapsed[group.index] += _ONE
-        mad = self._actions.not_finite(actions)
-        if len(mad):
-            for row in mad:
+        not_finite = self._actions.not_finite(actions)
+        if len(not_finite):
+            for row in not_finite:
                 slot, action = group.slots[row], actions[row]
                 if slot not in self.faults:
                     self._take_out(

@@ -116,9 +116,8 @@ class _Ant(_Runner):
         super().__init__(task)
         self.body = task.data.body("torso" if self.v4 else task._main_body).id
         self.contacts = not self.v4 or task._use_contact_forces
-        self.end = (
-            self.nq + self.nv
-        )  # the column in which contact forces begin, after positions and velocities
+        # The column in which contact forces begin, after positions and velocities.
+        self.end = self.nq + self.nv
 
     def before(self, data: mujoco.MjData) -> list[np.ndarray]:
         return [data.xpos[self.body, :1]]

@@ -96,8 +96,10 @@ def snapshot(env: gym.Env) -> bytes | None:
 
 
 def restore(env: gym.Env, saved: bytes) -> bool:
-    """Put an environment where `snapshot` was taken of one made alike; whether that was possible.
-    It is not after a change of the code that the environment is made of.
+    """Set an environment to the state that `snapshot` took of one which was made alike.
+
+    Returns:
+        Whether that was possible. It is not after a change of the environment's code.
     """
     fixtures, physics = _fixtures(env), _physics(env)
 

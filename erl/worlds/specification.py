@@ -61,8 +61,12 @@ class Seeds:
     evaluation: int
 
     @classmethod
-    def derive(cls, root: int, phase: Phase, index: int) -> "Seeds":
-        """The seeds of the `index`-th lifetime of a phase, spawned from one root seed."""
+    def derive(cls, root: int, phase: Phase, index: int, published: bool = False) -> "Seeds":
+        """The seeds of the `index`-th lifetime of a phase, spawned from one root seed; those of the
+        published code instead, where it is asked for.
+        """
+        if published:
+            return cls.published(index)
         sequence = np.random.SeedSequence(root, spawn_key=(_PHASES[phase], index))
         # 31 bits: what every library takes for a seed, with room to add small numbers.
         return cls(*(int(s) >> 1 for s in sequence.generate_state(4)))

@@ -5,6 +5,7 @@ Knows no learner. Only here is `gym.make` called.
 
 import importlib
 import logging
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from erl.worlds.wrappers import Metered, StackedFrames, close_quietly, stacked_s
 __all__ = [
     "VELOCITIES",
     "Task",
+    "bare_name",
     "check_task",
     "find",
     "make_bare_env",
@@ -113,11 +115,16 @@ def find(env_id: str) -> Any:
         raise UserError(f"environment {env_id!r} cannot be found: {type(e).__name__}: {e}") from e
 
 
+def bare_name(env_id: str) -> str:
+    """The name of an environment without its module and its version: `Ant` of `module:Ant-v4`."""
+    return re.sub(r"-v[0-9]+$", "", env_id.rpartition(":")[2])
+
+
 def _versions(env_id: str) -> list[str]:
     """All versions of an environment that there are, as they are registered, oldest first."""
-    name = env_id.rpartition(":")[2].rpartition("-v")[0]
-    found = [(s.version or 0, i) for i, s in gym.registry.items() if i.rpartition("-v")[0] == name]
-    return [registered for _, registered in sorted(found)] if name else []
+    name = bare_name(env_id)
+    found = [(s.version or 0, i) for i, s in gym.registry.items() if bare_name(i) == name]
+    return [registered for _, registered in sorted(found)]
 
 
 def _similar(env_id: str) -> str:
@@ -139,12 +146,13 @@ def _hidden(task: Task) -> np.ndarray | None:
     """Indices of the flat observation's entries that the agent does not see; None for none."""
     if not task.del_obs:
         return None
-    if task.env_id not in VELOCITIES:
+    name = task.env_id.rpartition(":")[2]
+    if name not in VELOCITIES:
         raise UserError(
             f"--del_obs does not know the velocities of {task.env_id!r}; it knows "
             f"{', '.join(VELOCITIES)}"
         )
-    return np.array(VELOCITIES[task.env_id])
+    return np.array(VELOCITIES[name])
 
 
 def _make(task: Task, **more: Any) -> gym.Env:
@@ -219,7 +227,7 @@ def make_bare_env(task: Task, render_mode: str | None = None) -> tuple[gym.Env, 
     """Gymnasium's environment without this project's wrappers, and the indices of the flat
     observation's entries that the agent sees (None: all).
     """
-    # An environment that cannot be rendered may not know the argument.
+    # An environment that cannot be rendered may not take the argument.
     env = _make(task) if render_mode is None else _make(task, render_mode=render_mode)
     return env, _seen_entries(env, task)
 

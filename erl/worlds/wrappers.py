@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 def close_quietly(env: gym.Env) -> None:
-    """Close an environment. What fails by then has nothing left to say about the run."""
+    """Close an environment. Errors on closing are logged and ignored."""
     try:
         env.close()
     except RAISED as e:

@@ -23,9 +23,9 @@ from erl.errors import UserError
 from erl.executors.jobs import HERE, Column, Job
 from erl.executors.local import LocalExecutor
 from erl.executors.machines import check_cluster, default_workers
-from erl.experiments.campaign import make_executor
 from erl.experiments.comparison import ComparisonConfig
 from erl.experiments.evolution import EvolutionConfig, evolve
+from erl.experiments.workers import make_executor
 from erl.studies.study import Study
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
@@ -80,7 +80,7 @@ def test_without_a_cluster_lifetimes_run_in_processes_here():
 @pytest.mark.parametrize(("cores", "workers"), [(12, 2), (13, 2), (5, 1)])
 def test_as_many_lifetimes_as_fit_with_all_that_they_keep_busy(monkeypatch, cores, workers):
     """Five workers for actors and one for critics, in processes: six cores each."""
-    monkeypatch.setattr("erl.experiments.forecast.default_workers", lambda: cores)
+    monkeypatch.setattr("erl.experiments.workers.default_workers", lambda: cores)
     inside = {"actor_executor": "processes", "actor_workers": 5}
     learner = LearnerSpec("AES-RL", inside)
     task = Task("toy_environments:Reach-v0")

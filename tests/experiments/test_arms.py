@@ -9,7 +9,8 @@ import pytest
 from conftest import Lines
 
 from erl.experiments.arms import arm_lifetime, arm_names, control_names, draw
-from erl.experiments.evolution import EvolutionConfig, MultiEvolutionConfig, study_config
+from erl.experiments.evolution import EvolutionConfig, MultiEvolutionConfig
+from erl.experiments.evolution_study import study_config
 from erl.learners.sb3 import algorithms
 from erl.lifetimes.living import check
 from erl.search.space import make_context, search_space

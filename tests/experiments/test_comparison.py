@@ -25,16 +25,19 @@ from erl.experiments.evolution import (
     GeneralizationConfig,
     MultiEvolutionConfig,
     evolve,
-    lifetimes,
 )
+from erl.experiments.evolution import test_command as shown_command
+from erl.experiments.evolution_study import lifetimes
 from erl.figures.report import describe
 from erl.search.space import make_context
 from erl.studies.commands import show_study
+from erl.studies.configuration import EvolutionStudy
 from erl.studies.data import read_study
 from erl.studies.flags import ShowConfig
 from erl.studies.records import records
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
 from erl.studies.study import Study
+from erl.studies.trials import lifetime_records
 from erl.worlds.reservoirs import ReservoirBank
 from erl.worlds.specification import LifetimeSpec, Seeds, from_json
 from erl.worlds.task_sets import measured_random_returns
@@ -111,7 +114,7 @@ def test_reservoirs_are_tested_with_another_learner(tiny, inline, sink):
     name = f"{evolution.name}_trial_{number}_for_A2C_test_0.064k_steps"
     study = Study(DEFAULT_STORAGE, name)
     (trial,) = study.trials("COMPLETE")
-    spec = study.lifetimes(trial)[0].spec
+    spec = lifetime_records(trial)[0].spec
     # Its own settings, the evolved reservoir, and the seeds of the test of PPO.
     assert (spec.learner.name, spec.learner.config) == ("A2C", {})
     assert spec.context == make_context(evolution.config, evolution.best().params)
@@ -410,6 +413,9 @@ def test_the_command_that_is_printed_names_an_unseen_environment(tiny, inline, s
     commands = [line for line in sink.lines if line.startswith("test them:")]
     assert [c.split()[-1] for c in commands] == ["Ant-v4", "Hopper-v4"]
     assert all("erl test-generalization" in c for c in commands)
+    seen = ("gymnasium.envs.mujoco:Ant-v4", "Hopper-v5")
+    config = EvolutionStudy(env_ids=seen)
+    assert shown_command(config, "name", DEFAULT_STORAGE).split()[-1] == "HalfCheetah-v4"
 
 
 def test_a_study_of_one_environment_can_be_tested_in_another(tiny, inline, sink):

@@ -19,6 +19,7 @@ from erl.experiments.single import SingleConfig, run
 from erl.studies.configuration import EvolutionStudy, SingleStudy, TestStudy
 from erl.studies.storage import DEFAULT_STORAGE
 from erl.studies.study import Study
+from erl.studies.trials import lifetime_records
 
 # The reward is 0 for every step but the last, which costs 1; and an episode has at most 9 steps.
 COSTS = {"sutton_barto_reward": True, "max_episode_steps": 9}
@@ -35,7 +36,7 @@ def tasks(name):
     return [
         (dict(r.spec.task.kwargs), r.fitness)
         for trial in found.trials("COMPLETE")
-        for r in found.lifetimes(trial).values()
+        for r in lifetime_records(trial).values()
     ]
 
 

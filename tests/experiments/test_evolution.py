@@ -15,14 +15,15 @@ from optuna.trial import TrialState
 
 from erl.errors import UserError
 from erl.executors.jobs import WorkerLost
-from erl.experiments.comparison import ComparisonConfig, compare, load_best
+from erl.experiments.comparison import ComparisonConfig, compare
 from erl.experiments.evolution import (
     EvolutionConfig,
     GeneralizationConfig,
     MultiEvolutionConfig,
     evolve,
-    study_config,
 )
+from erl.experiments.evolution_study import study_config
+from erl.experiments.tested import load_best
 from erl.lifetimes.living import COLUMNS, Cohort
 from erl.studies.study import Study
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
@@ -332,7 +333,7 @@ def test_a_study_that_has_flags_which_change_nothing_goes_on(
 ):
     flags = make(quick, **options)
     with monkeypatch.context() as patch:
-        patch.setattr("erl.experiments.evolution._refuse_idle", lambda *_: None)  # as it was
+        patch.setattr("erl.experiments.evolution_study._refuse_idle", lambda *_: None)  # as it was
         assert evolve(dataclasses.replace(flags, nb_trials=4), sink) == 0
     assert evolve(flags, sink) == 0
     assert len(found(flags)) == 6

@@ -19,7 +19,8 @@ from told_lifetimes import NAME, Told, make, sr_of, study
 from erl.cli import command
 from erl.errors import UserError
 from erl.experiments.comparison import ComparisonConfig, compare
-from erl.experiments.evolution import GeneralizationConfig, evolve, study_config
+from erl.experiments.evolution import GeneralizationConfig, evolve
+from erl.experiments.evolution_study import study_config
 from erl.experiments.finals import finalists_of, left_of_finals
 from erl.search.space import search_space
 from erl.studies.commands import ShowConfig, show_study
@@ -29,6 +30,7 @@ from erl.studies.notes import _plain
 from erl.studies.records import records
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
 from erl.studies.study import Study
+from erl.studies.trials import lifetime_records
 from erl.studies.winner import (
     WINNER,
     Finalist,
@@ -94,7 +96,7 @@ def test_the_best_trials_and_the_mean_are_lived_on_seeds_of_their_own(evolved, s
     assert choice.winner == choice.finalists[0]
     assert choice.winner.expected == max(f.expected for f in choice.finalists)
     assert all(len(f.again) == 3 for f in choice.finalists)
-    lived = [Study.lifetimes(t)[0].spec.seeds for t in final_trials()]
+    lived = [lifetime_records(t)[0].spec.seeds for t in final_trials()]
     assert set(lived) == {Seeds.derive(0, "finals", i) for i in range(3)}
     others = {Seeds.derive(0, phase, i) for phase in ("evolution", "test") for i in range(100)}
     assert not {s.reservoir for s in lived} & {s.reservoir for s in others}
@@ -166,7 +168,7 @@ def test_a_study_that_goes_on_has_new_finals_and_keeps_the_old_lifetimes(evolved
 
 def _once(trials):
     """Fails a test in which a lifetime of these trials is lived again."""
-    known = {(sr_of(r.spec), r.spec.seeds) for t in trials for r in Study.lifetimes(t).values()}
+    known = {(sr_of(r.spec), r.spec.seeds) for t in trials for r in lifetime_records(t).values()}
 
     def check(spec):
         assert (sr_of(spec), spec.seeds) not in known
@@ -383,7 +385,7 @@ def test_finals_go_on_after_a_kill(quick, sink, lasting, monkeypatch):
         time.sleep(0.02)
     process.kill()
     process.join()
-    assert len(Study.lifetimes(final_trials()[0])) == 1
+    assert len(lifetime_records(final_trials()[0])) == 1
     monkeypatch.setattr("erl.executors.local.LocalExecutor", lasting)
     assert evolve(dataclasses.replace(config, workers=2), sink) == 0
     after_kill = chosen(study())
@@ -518,7 +520,7 @@ def test_scores_of_a_set_of_environments_are_normalised(told, sink):
     evolved = study("Toys_1_main_0.128k_steps")
     trials = study(f"{evolved.name}_finals").trials("COMPLETE")
     for trial in trials:
-        records = Study.lifetimes(trial)
+        records = lifetime_records(trial)
         tasks = [records[i].spec.task.env_id for i in sorted(records)]
         assert tasks == ["CartPole-v1", "Acrobot-v1"]
         expected = [(records[0].fitness - 20) / 280, (records[1].fitness + 500) / 1500]

@@ -13,7 +13,8 @@ from erl.errors import UserError
 from erl.executors.jobs import Result, new_rows
 from erl.experiments.campaign import Progress, checkpoint_path
 from erl.experiments.comparison import ComparisonConfig, compare
-from erl.experiments.evolution import EvolutionConfig, evolve, lifetimes
+from erl.experiments.evolution import EvolutionConfig, evolve
+from erl.experiments.evolution_study import lifetimes
 from erl.experiments.forecast import (
     Outlook,
     Pace,
@@ -32,6 +33,7 @@ from erl.learners.core.checkpoints import checkpoint_files, checkpoint_steps
 from erl.learners.core.replay import ReplayBuffer
 from erl.lifetimes.record import LifetimeRecord
 from erl.studies.study import Study
+from erl.studies.trials import lifetime_records
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
 
@@ -73,7 +75,7 @@ def test_memory_is_checked_for_as_many_lifetimes_as_run_at_a_time(monkeypatch, s
     """A lifetime of AES-RL with processes keeps several cores busy."""
     asked = []
     monkeypatch.setattr("erl.experiments.forecast.check_together", asked.append)
-    monkeypatch.setattr("erl.experiments.forecast.default_workers", lambda: 16)
+    monkeypatch.setattr("erl.experiments.workers.default_workers", lambda: 16)
     learner = LearnerSpec("AES-RL", {"actor_executor": "processes", "mean_update_param": 1.0})
     specs = [
         LifetimeSpec(Task("Pendulum-v1"), learner, 10**6, Seeds.derive(0, "single", i))
@@ -252,7 +254,7 @@ def small(**flags):
 
 
 def test_an_evolution_counts_the_cores_that_a_lifetime_keeps_busy(monkeypatch, tmp_path, sink):
-    monkeypatch.setattr("erl.experiments.forecast.default_workers", lambda: 12)
+    monkeypatch.setattr("erl.experiments.workers.default_workers", lambda: 12)
     monkeypatch.setattr("erl.experiments.forecast.measured_speed", lambda specs, executor: None)
     file = tmp_path / "settings.json"
     settings = {"learning_starts": 100, "mean_update_param": 3, "actor_workers": 5}
@@ -413,7 +415,7 @@ def interrupting(sink, at):
     """Press Ctrl-C when so many steps were taken."""
 
     def status(text):
-        taken = re.match(r"([\d,]+) of", text)
+        taken = re.search(r"([\d,]+) of", text)
         if taken and int(taken[1].replace(",", "")) >= at and not sink.statuses:
             sink.statuses.append(text)
             raise KeyboardInterrupt("SIGINT")
@@ -441,14 +443,14 @@ def test_ctrl_c_writes_a_checkpoint_from_which_the_command_continues(workers, si
     assert 256 <= taken < 3000
     sink.lines.clear()
     assert run(flags, sink) == 0
-    said = f"1 seed x 3,000 steps, 1 to train, 1 worker, {taken:,} steps were taken before"
+    said = f"1 seed x 3,000 steps, 1 lifetime to train, 1 worker, {taken:,} steps were taken before"
     assert said in sink.lines
     [trial] = Study(flags.storage, f"{REACH}_ERL-Re2_single_3k_steps").trials("COMPLETE")
     elsewhere = {"storage": "sqlite:///once.db", "runs": "once", "models": "agents"}
     once = SingleConfig(**vars(flags) | elsewhere)
     assert run(once, sink) == 0
     [other] = Study(once.storage, f"{REACH}_ERL-Re2_single_3k_steps").trials("COMPLETE")
-    records = [Study.lifetimes(t)[0] for t in (trial, other)]
+    records = [lifetime_records(t)[0] for t in (trial, other)]
     assert records[0].curve == records[1].curve
     assert records[0].final_returns == records[1].final_returns
     assert not list(Path("runs").rglob("*.pkl"))

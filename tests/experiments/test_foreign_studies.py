@@ -17,6 +17,7 @@ from erl.studies.data import read_study
 from erl.studies.records import records
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
 from erl.studies.study import Study
+from erl.studies.trials import lifetime_records
 
 NAME = "CartPole-v1_main_0.064k_steps"
 TEST = {"training_steps": 32, "nb_seeds": 1, "units": 5, "engine": "sb3", "workers": 1}
@@ -140,7 +141,7 @@ def test_a_study_in_which_only_failures_are_stored_is_tried_again(quick, sink, m
     assert [t.user_attrs["retry_of"] for t in trials[5:]] == list(range(5))
     assert [t.user_attrs["generation"] for t in trials] == [0] * 4 + [1] + [0] * 4 + [1]
     for old, new in zip(failed, trials[5:]):
-        kept = [k for k, r in Study.lifetimes(old).items() if r.error is None]
+        kept = [k for k, r in lifetime_records(old).items() if r.error is None]
         assert kept
         # To the last bit, the seconds that it took included.
         assert all(
@@ -200,7 +201,7 @@ def test_a_test_that_exists_keeps_the_bias_that_its_journal_was_taken_to_have(si
     foreign([({"sr": 1.0, "lr": 0.5}, 1.0)])
     test = ComparisonConfig(study=NAME, arms="RES_PPO_0.0003", env_id="CartPole-v1", **TEST)
     with monkeypatch.context() as before:
-        before.setattr("erl.experiments.comparison.ER_MRL_BIAS", NO_BIAS)
+        before.setattr("erl.experiments.tested.ER_MRL_BIAS", NO_BIAS)
         assert compare(test, sink) == 0
     assert compare(test, sink) == 0
     assert "lifetimes are there; raise --nb_seeds" in str(sink)

@@ -14,6 +14,7 @@ from erl.experiments.comparison import (
 from erl.experiments.evolution import EvolutionConfig, GeneralizationConfig, evolve
 from erl.experiments.single import SingleConfig, run
 from erl.studies.study import Study
+from erl.studies.trials import lifetime_records
 
 STORAGE = "journal:studies.log"
 FILE = "n_steps: 16\nbatch_size: 8\nn_epochs: 1\npolicy_kwargs: {net_arch: [8]}\n"
@@ -34,7 +35,7 @@ def returns(study):
     return [
         record.final_returns or trial.system_attrs.get("error")
         for trial in found.trials()
-        for record in found.lifetimes(trial).values()
+        for record in lifetime_records(trial).values()
     ]
 
 

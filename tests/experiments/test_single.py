@@ -1,30 +1,21 @@
 """One learner on one task: flags, what is stored and reported, going on, and the command itself."""
 
-import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from stable_baselines3 import PPO, TD3
 
 from erl.cli import parse
 from erl.errors import UserError
-from erl.experiments.campaign import status_path
 from erl.experiments.evolution import EvolutionConfig, evolve
-from erl.experiments.single import (
-    SingleConfig,
-    TrainingProgress,
-    lifetime,
-    parse_settings,
-    run,
-    study_config,
-)
+from erl.experiments.flags import MAX_SEED
+from erl.experiments.single import SingleConfig, lifetime, parse_settings, run, study_config
+from erl.studies.distributions import integer
 from erl.studies.records import records
 from erl.studies.study import Study
-from erl.studies.trials import RunningTrial
 from erl.worlds.specification import Seeds
 
 RE2 = (
@@ -195,12 +186,15 @@ def test_every_learner(learner, kind, sink):
 
 
 @pytest.mark.usefixtures("inline")
-def test_seeds_that_another_process_trains_are_told(sink, monkeypatch):
+def test_seeds_that_another_process_trains_are_told(sink):
     assert run(config(), sink) == 0
-    assert "another process" not in str(sink)
-    monkeypatch.setattr("erl.experiments.single.GivenTrials.next_trials", lambda _: None)
-    assert run(config(seeds="0,4,5"), sink) == 0
-    assert "another process trains seeds 4, 5" in str(sink)
+    assert "other processes" not in str(sink)
+    name = "toy_environments:Reach-v0_ERL-Re2_single_0.3k_steps"
+    with Study("sqlite:///studies.db", name) as other:
+        for seed in (4, 5):
+            other.create({"seed": seed}, {"seed": integer(0, MAX_SEED)}, lambda params: [])
+        assert run(config(seeds="0,4,5"), sink) == 0
+    assert "2 lifetimes of this study are running in other processes" in str(sink)
 
 
 @pytest.mark.usefixtures("inline")
@@ -301,19 +295,3 @@ def test_the_command_with_a_worker():
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "ERL-Re2 (rl)" in done.stdout
-
-
-def test_status_is_shown(sink):
-    flags = config(steps=1000)
-    study = study_config(flags, sink)
-    trials = [RunningTrial(k, k, {"seed": k}, {}, [lifetime(study, k)], {}) for k in range(3)]
-    campaign = SimpleNamespace(name="x", sink=sink)
-    progress = TrainingProgress(campaign, flags)
-    progress.begin(trials)
-    path = Path(status_path("runs", "x", trials[0].specs[0]))
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"rl": 1234.5, "updates/s": 90.0}))
-    progress.tick(100)
-    assert "100 of 3,000 steps" in sink.statuses[0]
-    assert "seed 0: rl 1,234.5, updates/s 90.0" in sink.statuses[0]
-    assert "seed 1" not in sink.statuses[0]

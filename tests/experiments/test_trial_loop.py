@@ -11,6 +11,7 @@ from told_lifetimes import Told, make, study
 from erl.executors.jobs import new_rows
 from erl.experiments.evolution import evolve
 from erl.experiments.trials import TrialLoop, Writer
+from erl.studies.trials import lifetime_records
 
 # Of the trials of the first generation, with two lifetimes each.
 STATES = ["COMPLETE", "COMPLETE", "WAITING", "WAITING"]
@@ -68,7 +69,7 @@ def test_what_reaches_its_end_after_ctrl_c_is_stored(taking, told, sink, monkeyp
         assert evolve(make(**flags), sink) == 130
     trials = study().trials()
     assert [t.state.name for t in trials] == STATES
-    assert [len(study().lifetimes(t)) for t in trials] == [2, 2, 1, 1]
+    assert [len(lifetime_records(t)) for t in trials] == [2, 2, 1, 1]
     *_, before, last = [line for line in sink.lines if line.startswith(("trial ", "checkpoints:"))]
     assert before.startswith("trial    1")
     assert last == "checkpoints: 0 of 2 running lifetimes; the others start again"

@@ -133,7 +133,7 @@ def test_passwords_of_sources_are_not_stored(quick, told, sink, monkeypatch):
                 storage = "sqlite:///studies.db"
             super().__init__(storage, *arguments)
 
-    monkeypatch.setattr("erl.experiments.evolution.Study", Elsewhere)
+    monkeypatch.setattr("erl.experiments.evolution_study.Study", Elsewhere)
     address = f"postgresql+psycopg://me:secret@host/db#{source.study_name}"
     config = make(quick, nb_trials=4, nb_seeds=1, warm_start=address)
     assert evolve(config, sink) == 0

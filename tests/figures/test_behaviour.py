@@ -9,6 +9,7 @@ from erl.errors import UserError
 from erl.figures import behaviour
 from erl.figures.style import caption_of
 from erl.lifetimes.trace import Trace
+from erl.worlds.own_context import OwnContext
 from erl.worlds.reservoirs import (
     Context,
     ReservoirParams,
@@ -181,7 +182,19 @@ def test_frequencies_of_neurons_against_the_gait():
     assert sum(counts.values()) == 12
     assert sum(n for f, n in counts.items() if abs(f - FREQUENCY) < 0.1) == 8
     assert sum(n for f, n in counts.items() if abs(f - 2 * FREQUENCY) < 0.1) == 4
-    assert "67% of the neurons have it" in caption_of(figure)
+    assert "8 of all 12 neurons (67%) have it" in caption_of(figure)
+    assert "Without a rhythm" not in caption_of(figure)
+
+
+def test_neurons_without_a_rhythm_count_among_all(tmp_path):
+    episode = walk()
+    episode.states[:, 4:10] = 1.0  # of eight with the gait two are left
+    figure = behaviour.frequencies(episode)
+    assert "2 of all 12 neurons (17%) have it" in caption_of(figure)
+    assert "Without a rhythm, and not shown: 6 neurons." in caption_of(figure)
+    episode.states[:] = 1.0
+    with pytest.raises(UserError, match="no neuron of this reservoir has a rhythm"):
+        behaviour.frequencies(episode)
 
 
 def test_the_plane_is_coloured_by_the_phase():
@@ -199,6 +212,10 @@ def test_an_agent_without_a_reservoir():
     for draw in (behaviour.frequencies, behaviour.phase_plane):
         with pytest.raises(UserError, match="has no reservoir"):
             draw(episode)
+    for context in (None, Context((), own=OwnContext("module:Class"))):
+        spec = dataclasses.replace(episode.spec, context=context)
+        with pytest.raises(UserError, match="has no reservoir"):
+            behaviour.node_difference(dataclasses.replace(episode, spec=spec))
     assert len(behaviour.aligned(episode).axes) == 3
     assert len(behaviour.spectra(episode).axes) == 2
 

@@ -76,7 +76,7 @@ def test_what_an_interval_of_improvement_is_worth_is_said_where_there_is_one(lif
     assert f"{without}RES_PPO." in said
     assert no_width not in said
     said = caption_of(comparison.improvement(one[one.arm != "STACK_PPO"]))
-    assert "Holm's method for 1 comparison;" in said
+    assert "Holm's method for 1 comparison." in said
     one = lifetimes[(lifetimes.seed == 0) | (lifetimes.arm != "PPO")]
     assert f"{without}RES_PPO, STACK_PPO." in caption_of(comparison.improvement(one))
 
@@ -159,11 +159,12 @@ def test_tables_say_the_same_in_every_form(lifetimes, tmp_path):
     assert rows[0] == list(table.columns)
     assert rows[2] == list(table.iloc[1])
     markdown = files[1].read_text().splitlines()
-    assert len(markdown) == 5
+    assert len(markdown) == 7
+    assert markdown[-1] == table.attrs["remark"]
     assert markdown[3].split(" | ")[2] == table["IQM"][1]
     latex = files[2].read_text()
     assert r"RES\_PPO & 6 & " in latex
-    assert r"\caption{50 \% better\_}" in latex
+    assert r"\caption{50 \% better\_ IQM: interquartile mean of the return" in latex
     assert r"P(arm $>$ PPO)" in latex
     assert latex.count(r"\\") == 4
 
@@ -172,8 +173,49 @@ def test_a_remark_on_few_seeds_is_below_a_table(lifetimes, tmp_path):
     table = comparison.results_table(lifetimes[lifetimes.seed < 3])
     _, markdown, latex = comparison.write_tables(table, tmp_path, "results", "Returns.")
     said = "With 3 seeds the intervals are rough; --nb_seeds 10 is better."
-    assert markdown.read_text().endswith(f"|\n\n{said}\n")
-    assert r"\caption{Returns. With 3 seeds the intervals are rough" in latex.read_text()
+    assert markdown.read_text().endswith(f" {said}\n")
+    assert "With 3 seeds the intervals are rough" in latex.read_text()
+
+
+def test_a_table_says_what_its_columns_are(lifetimes):
+    said = comparison.results_table(lifetimes.assign(ep_eval=10)).attrs["remark"]
+    for words in (
+        "IQM: interquartile mean of the return of the last 10 training episodes.",
+        "Intervals: 95 % percentile bootstrap over seeds.",
+        "P: probability that a seed of an agent does better than one of PPO.",
+        "Mann and Whitney's test, two-sided, corrected by Holm's method for 2 comparisons.",
+        "Failed and left out: STACK_PPO 1 of 6 seeds.",
+    ):
+        assert words in said
+
+
+def test_p_values_are_of_the_measure_that_the_evolution_selected_for(lifetimes):
+    no_p = "No p: the evolution selected for the return of the last training episodes."
+    for column in ("training_return", "final_return"):
+        of = {"column": column, "selected": "training_return"}
+        tested = column == "training_return"
+        table = comparison.results_table(lifetimes, **of)
+        assert ("p (Holm)" in table) == tested
+        assert (no_p in table.attrs["remark"]) != tested
+        figure = comparison.improvement(lifetimes, **of)
+        assert bool(figure.axes[0].texts) == tested
+        assert (no_p in caption_of(figure)) != tested
+    assert "p (Holm)" in comparison.results_table(lifetimes, column="final_return")
+
+
+def test_a_test_without_one_of_both_agents_leaves_the_matrix_to_the_others(lifetimes):
+    alone = lifetimes[lifetimes.arm != "PPO"]
+    tests = {
+        ("Ant", "Hopper"): (lifetimes, "PPO", "STACK_PPO"),
+        ("Ant", "Swimmer"): (alone, "PPO", "RES_PPO"),
+        ("Ant", "Walker"): (pd.DataFrame(), "PPO", "RES_PPO"),
+    }
+    matrix = comparison.generalisation(tests)
+    assert list(matrix.tested_on) == ["Hopper"]
+    said = caption_of(comparison.generalisation_matrix(matrix))
+    assert "Left out: evolved on Ant, tested on Swimmer, no finished lifetime of PPO; " in said
+    assert "tested on Walker, no finished lifetime of RES_PPO." in said
+    assert "Failed and left out: STACK_PPO 1 of 6 seeds on Hopper." in said
 
 
 def test_thresholds_of_training_are_in_tables_of_training_only(lifetimes):

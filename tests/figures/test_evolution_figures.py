@@ -1,5 +1,7 @@
 """What figures of an evolution draw is what they were given."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +10,7 @@ from figure_fixtures import evolved, space, trials
 from erl.errors import UserError
 from erl.figures import evolution
 from erl.figures.style import caption_of, save
+from erl.figures.two_levels import two_levels
 from erl.studies.data import Axis
 from erl.studies.winner import Finalist
 
@@ -140,7 +143,7 @@ def test_parameters_that_not_all_trials_have_are_shown_where_they_are(conditiona
     done = frame[frame.state == "COMPLETE"]
     figure = evolution.parallel_coordinates(frame, space)
     names = [t.get_text() for t in figure.axes[0].get_xticklabels()]
-    assert [n.split(" (")[0] for n in names] == [
+    assert [" ".join(n.split()).split(" (")[0] for n in names] == [
         "spectral radius",
         "leak rate",
         "input scaling",
@@ -197,6 +200,7 @@ def test_importances_are_means_with_their_range():
         ],
         columns=["parameter", "method", "repeat", "importance"],
     )
+    frame.attrs |= {"trials": 20, "best": 2}
     axes = evolution.importances(frame).axes[0]
     assert [p.get_width() for p in axes.patches] == pytest.approx([0.3, 0.7, 0.1, 0.9])
     assert [t.get_text() for t in axes.get_yticklabels()] == [
@@ -251,88 +255,46 @@ def test_studies_side_by_side(trials):
         best = evolution.best_so_far(frame)
         assert list(drawn.get_ydata()) == list(best.best)
     assert len(right.lines[2].get_ydata()) == 5
-    assert [t.get_text() for t in left.get_legend().get_texts()] == ["1  one", "2  two"]
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["1  one", "2  two"]
     assert "2 studies side by side" in caption_of(figure)
     with pytest.raises(UserError, match="at least two"):
         evolution.side_by_side({"one": trials})
 
 
-def test_both_levels_with_learning_curves(trials, evolved):
-    figure = evolution.two_levels(trials, evolved, pd.DataFrame())
-    done = trials[trials.state == "COMPLETE"].sort_values("fitness")
-    titles = [a.get_title() for a in figure.axes[1:]]
-    best, middle, worst = (int(done.trial.iloc[i]) for i in (-1, 4, 0))
-    assert titles == [f"best: trial {best}", f"middle: trial {middle}", f"worst: trial {worst}"]
-    generation, mean = line(figure.axes[0], "mean of the generation")
-    assert list(generation) == [0, 1, 2]
-    assert mean == pytest.approx(done.groupby("generation").fitness.mean())
-    curve = np.array(evolved[evolved.trial == best].curve.iloc[0])
-    drawn = figure.axes[1].lines[0].get_xydata()
-    assert drawn[-1] == pytest.approx([1000, curve[-10:, 1].mean()])
-    assert "2 seeds each" in caption_of(figure)
+def test_a_study_without_completed_trials_leaves_the_others_side_by_side(trials):
+    failed = trials[trials.state == "FAIL"]
+    figure = evolution.side_by_side({"none": failed, "one": trials, "two": trials.head(6)})
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["1  one", "2  two"]
+    assert "2 studies side by side" in caption_of(figure)
+    assert "Left out, without a completed trial: none." in caption_of(figure)
+    every = evolution.side_by_side({"none": trials, "one": trials, "two": trials.head(6)})
+    assert figure.axes[0].lines[0].get_color() == every.axes[0].lines[1].get_color()
 
 
-def test_both_levels_with_an_evolution_inside(trials, evolved):
-    inner = pd.DataFrame(
-        {
-            "trial": [0, 0, 0],
-            "lifetime": [0, 0, 0],
-            "steps": [10, 20, 30],
-            "fitness": [[1.0, 2.0, 6.0], [2.0, None, 4.0], None],
-            "champion_return": [None, 5.0, 7.0],
-        }
+def test_a_summary_is_of_completed_trials(trials):
+    done = trials[trials.state == "COMPLETE"]
+    table = evolution.summary(trials)
+    assert table.fitness["count"] == 9
+    assert table.fitness["max"] == done.fitness.max()
+
+
+def test_names_below_parallel_coordinates_have_room(trials):
+    columns = ["sr", "lr", "iss", "units", "rc_connectivity"]
+    space = {name: Axis(0.0, 1.0) for name in columns}
+    rng = np.random.default_rng(0)
+    figure = evolution.parallel_coordinates(
+        trials.assign(**{c: rng.random(12) for c in columns}), space
     )
-    figure = evolution.two_levels(trials, evolved, inner, chosen={"this": 0})
-    below = figure.axes[1]
-    assert line(below, "champion")[1].tolist() == [5.0, 7.0]
-    spread = evolution.population_range(inner)
-    assert spread.values.tolist() == [[10, 1, 6, 2], [20, 2, 4, 3]]
-    corners = below.collections[0].get_paths()[0].vertices
-    assert corners[:, 1].max() == 6
-    with pytest.raises(UserError, match="trial 3 has no fitness"):
-        evolution.two_levels(trials, evolved, inner, chosen={"failed": 3})
-
-
-def test_both_levels_choose_among_trials_with_an_evolution_inside(trials, evolved):
-    done = trials[trials.state == "COMPLETE"].sort_values("fitness")
-    with_generations = done.trial.iloc[1:4]
-    rows = {"trial": with_generations, "lifetime": 0, "steps": 10, "fitness": [[1.0, 2.0]] * 3}
-    inner = pd.DataFrame(rows | {"champion_return": 1.5})
-    figure = evolution.two_levels(trials, evolved, inner)
-    low, middle, high = with_generations
-    assert [a.get_title() for a in figure.axes[1:]] == [
-        f"best: trial {high}",
-        f"middle: trial {middle}",
-        f"worst: trial {low}",
-    ]
-
-
-def test_both_levels_of_a_test_name_agents_and_no_evolution_above(trials, evolved):
-    agents = trials.drop(columns=["generation"]).assign(arm=["PPO", "ERL-Re2"] * 6)
-    lived = evolved[evolved.lifetime == 0]
-    lived = lived.assign(arm=lived.trial.map(dict(zip(agents.trial, agents.arm))))
-    figure = evolution.two_levels(agents, lived, pd.DataFrame())
-    named = dict(zip(agents.trial, agents.arm))
-    for axes, title in zip(figure.axes[1:], ("best", "middle", "worst"), strict=True):
-        first, agent = axes.get_title().split("\n")
-        number = int(first.removeprefix(f"{title}: trial "))
-        assert agent == named[number]
-    assert "Evolution over development" not in caption_of(figure)
-    assert caption_of(figure).startswith("Fitness of all trials (above) and development within 3")
-    assert "best" not in [x.get_label() for x in figure.axes[0].lines]
-    assert figure.axes[0].get_xlabel() == "trial"
-
-
-def test_both_levels_count_the_seeds_of_each_environment(trials, evolved):
-    places = [evolved.assign(env_id=name) for name in ("A-v0", "B-v0", "C-v0")]
-    figure = evolution.two_levels(trials, pd.concat(places), pd.DataFrame())
-    assert (
-        ": learning curves of its lifetimes (mean of 10 points), 2 seeds each in 3 environments."
-        in caption_of(figure)
+    axes = figure.axes[0]
+    figure.draw_without_rendering()
+    assert axes.get_xticklabels()[0].get_text() == "spectral\nradius (sr)"
+    assert all(t.get_rotation() == 20 for t in axes.get_xticklabels())  # (rc_connectivity)
+    four = evolution.parallel_coordinates(
+        trials.assign(**{c: rng.random(12) for c in columns}), dict([*space.items()][:4])
     )
-    lines = {x.get_label(): x.get_linestyle() for x in figure.axes[1].lines}
-    assert {"A-v0", "B-v0", "C-v0"} <= {*lines}
-    assert len({lines[name] for name in ("A-v0", "B-v0", "C-v0")}) == 3
+    four.draw_without_rendering()
+    boxes = [t.get_window_extent() for t in four.axes[0].get_xticklabels()]
+    assert all(a.x1 <= b.x0 for a, b in itertools.pairwise(boxes))
 
 
 def test_the_fitness_of_a_set_is_no_mean_return(trials):
@@ -356,13 +318,13 @@ def test_studies_without_a_fitness_are_answered_by_a_sentence(state, trials, evo
         lambda: evolution.slices(none, space),
         lambda: evolution.contours(none, space),
         lambda: evolution.search_map(none, space, path()),
-        lambda: evolution.side_by_side({"a": trials, "b": none}),
-        lambda: evolution.two_levels(none, evolved, pd.DataFrame()),
+        lambda: evolution.side_by_side({"a": none, "b": none}),
+        lambda: two_levels(none, evolved, pd.DataFrame()),
     ):
         with pytest.raises(UserError, match=f"at least 1 trial with a fitness; trials: {has}"):
             draw()
     with pytest.raises(UserError, match="no completed trial of this study stores its lifetimes"):
-        evolution.two_levels(trials, pd.DataFrame(), pd.DataFrame())
+        two_levels(trials, pd.DataFrame(), pd.DataFrame())
 
 
 @pytest.mark.slow
@@ -373,7 +335,7 @@ def test_one_trial_is_enough(trials, evolved, space, tmp_path):
         evolution.parallel_coordinates(one, space),
         evolution.slices(one, space),
         evolution.contours(one, space),
-        evolution.two_levels(one, evolved, pd.DataFrame()),
+        two_levels(one, evolved, pd.DataFrame()),
     ]
     for i, figure in enumerate(figures):
         for file in save(figure, tmp_path, f"figure_{i}"):

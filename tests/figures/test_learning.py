@@ -113,7 +113,7 @@ def test_captions_say_what_few_seeds_are_worth(seeds, said, lifetimes):
     ):
         assert ("intervals mean nothing" in caption_of(draw(few))) == bool(said)
         assert said in caption_of(draw(few))
-    assert comparison.results_table(few).attrs["remark"] == said
+    assert comparison.results_table(few).attrs["remark"].endswith(said)
 
 
 def test_interquartile_means_show_every_seed(lifetimes):
@@ -199,3 +199,61 @@ def test_curves_without_common_steps(lifetimes):
     two.at[1, "curve"] = ((5, 0.0), (6, 0.0))
     with pytest.raises(UserError, match="no range of steps in common"):
         learning.learning_curves(two)
+
+
+def test_seeds_that_failed_are_named_and_reach_nothing(lifetimes):
+    said = "Failed and left out: STACK_PPO 1 of 6 seeds."
+    for draw in (
+        learning.learning_curves,
+        learning.interquartile_means,
+        comparison.improvement,
+        comparison.performance_profiles,
+    ):
+        assert said in caption_of(draw(lifetimes))
+        assert "Failed" not in caption_of(draw(lifetimes[lifetimes.state == "COMPLETE"]))
+    needed = learning.steps_to_thresholds(lifetimes, [10.0])
+    steps = needed[needed.arm == "STACK_PPO"].steps
+    assert (len(steps), np.isinf(steps).sum()) == (6, 1)
+    table = comparison.results_table(lifetimes, thresholds=[10.0])
+    assert table["median steps to 10"][2].endswith(" (5/6)")
+    figure = learning.sample_efficiency(lifetimes, [10.0])
+    assert line(figure.axes[0], "STACK_PPO")[1][-1] == pytest.approx(5 / 6)
+    assert "share of 6 seeds whose" in caption_of(figure)
+    assert "Failed, and counted as never reaching it: STACK_PPO 1 of 6" in caption_of(figure)
+    again = lifetimes.tail(1).assign(state="COMPLETE", training_return=1.0, curve=[((1, 1.0),)])
+    lived = pd.concat([lifetimes, again], ignore_index=True)
+    assert not learning.left_out(lived, lived)
+
+
+def test_agents_of_logs_are_named_where_final_policies_are_compared(lifetimes):
+    assert learning.best_known(lifetimes) == "final_return"
+    logged = lifetimes.assign(final_return=lifetimes.final_return.where(lifetimes.arm != "PPO"))
+    assert learning.best_known(logged) == "training_return"
+    for draw in (learning.interquartile_means, comparison.performance_profiles):
+        assert "Without such values: PPO." in caption_of(draw(logged, "final_return"))
+        assert "Without such values" not in caption_of(draw(logged))
+    table = comparison.results_table(logged, column="final_return")
+    assert "Without such values: PPO." in table.attrs["remark"]
+
+
+def test_means_over_different_numbers_of_episodes_are_named(lifetimes):
+    over = lifetimes.arm.map({"PPO": 100, "RES_PPO": 10, "STACK_PPO": 10})
+    said = "Returns are means over different numbers of episodes: PPO 100, RES_PPO 10, STACK_PPO 10"
+    draws = (
+        learning.interquartile_means,
+        comparison.improvement,
+        comparison.performance_profiles,
+    )
+    for draw in draws:
+        figure = draw(lifetimes.assign(ep_eval=over))
+        assert said in caption_of(figure)
+        assert "return of the last training episodes" in figure.axes[0].get_xlabel()
+        figure = draw(lifetimes.assign(ep_eval=10))
+        assert "Returns are means" not in caption_of(figure)
+        assert "return of the last 10 training episodes" in figure.axes[0].get_xlabel()
+    assert said in comparison.results_table(lifetimes.assign(ep_eval=over)).attrs["remark"]
+    logged = lifetimes.assign(curve_over=over.where(over > 10))
+    for draw in (learning.learning_curves, learning.sample_efficiency):
+        said = "Points of a log are means of so many episodes before: PPO 100."
+        assert said in caption_of(draw(logged))
+        assert "Points of a log" not in caption_of(draw(lifetimes))

@@ -65,7 +65,9 @@ def test_a_figure_that_data_do_not_allow_ends_no_notebook(name):
     """Figures and tables are attempted, or come from `report.show`, which notes what is missing."""
     source = (ANALYSIS / f"{name}.py").read_text(encoding="utf-8")
     bare = re.findall(
-        r"^(?:evolution|learning|comparison|behaviour|retention|report)\..*", source, re.M
+        r"^(?:evolution|two_levels|learning|comparison|behaviour|retention|report|film_agent).*",
+        source,
+        re.M,
     )
     assert [line for line in bare if not line.startswith("report.show(")] == []
 
@@ -137,11 +139,23 @@ def test_the_results_run_on_a_test_and_on_logs(source, figures, runs, execute, t
     cell = f"STUDIES, BASELINE, THRESHOLDS, TABLES = [{address!r}], None, None, 'tables'"
     notebook, drawn = execute("results", cell)
     assert drawn == figures  # logs know training returns only
-    measure = "Return of the " + {"test": "final policy", "logs": "last training"}[source]
-    assert f"caption{{{measure}" in (tmp_path / "tables" / "results.tex").read_text()
+    n = {"test": 10, "logs": 100}[source]
+    measure = f"IQM: interquartile mean of the return of the last {n} training episodes."
+    assert measure in (tmp_path / "tables" / "results.tex").read_text()
     shown = str(notebook.cells)
-    assert f"{measure}" in shown
+    assert measure in shown
     assert "With 3 seeds the intervals are rough" in shown  # below the table
+
+
+@pytest.mark.slow
+def test_the_results_of_several_runs_have_the_agents_of_all(runs, execute, tmp_path):
+    folders = [str(Path(runs.logs) / arm) for arm in ("PPO", "RES_PPO_0.0003")]
+    cell = f"STUDIES = {folders}\nBASELINE, THRESHOLDS, TABLES = 'PPO', None, 'tables'"
+    notebook, drawn = execute("results", cell)
+    assert drawn == 5
+    assert "2 studies." in str(notebook.cells)
+    rows = (tmp_path / "tables" / "results.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["arm", "PPO", "RES_PPO_0.0003"]
 
 
 @pytest.mark.slow
@@ -175,6 +189,6 @@ def test_the_behaviour_runs(runs, execute):
     notebook, drawn = execute("behaviour", cell)
     assert drawn == 6
     assert Path("film.mp4").stat().st_size > 1000
-    (node,) = [c for c in notebook.cells if "make_node(spec" in c.source]
-    shown = node.outputs[0]["data"]["text/plain"].removeprefix("np.float64(").rstrip(")")
+    (node,) = [c for c in notebook.cells if "node_difference" in c.source]
+    shown = node.outputs[0]["data"]["text/plain"]
     assert float(shown) < 1e-6  # the node's states are the agent's

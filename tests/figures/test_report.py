@@ -18,14 +18,18 @@ from erl.errors import UserError
 from erl.experiments.single import SingleConfig
 from erl.experiments.single import run as run_single
 from erl.figures import report as reports
+from erl.figures.agents import JOINT, budgets, compared, generalisation_tests, join, titles
 from erl.figures.flags import joined
+from erl.figures.page import _what_was_run
 from erl.figures.report import FigureConfig, describe, report
-from erl.figures.style import caption_of
+from erl.figures.style import attempt, caption_of
 from erl.studies.artefacts import folder_of, listed, of_trial
 from erl.studies.configuration import EvolutionStudy, FinalsStudy, SingleStudy, TestStudy
 from erl.studies.data import StudyData, drawn_reservoirs, read_study
 from erl.studies.study import Study
 from erl.worlds.reservoirs import memory_profile
+from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
+from erl.worlds.tasks import Task
 
 
 @pytest.mark.slow
@@ -128,33 +132,48 @@ def test_single_runs_side_by_side(inline, sink, tmp_path):
         assert run_single(config, sink) == 0
         names.append(f"Pendulum-v1_PPO_{h_test}_0.8k_steps")
     studies = [read_study(name) for name in names]
-    frame = reports.join(studies)
+    frame = join(studies)
     assert list(frame.arm.unique()) == [f"{name}: PPO" for name in names]
     section = reports.together(studies, "PPO", [-1500.0, -1200.0])
     figures = {name: figure for name, _, figure in section.figures}
     panels = [axes.get_title() for axes in figures["sample_efficiency"].axes]
     assert panels == ["return -1,500", "return -1,200"]
-    assert figures["improvement"].axes[0].get_xlabel().startswith(f"P(arm > {names[0]}: PPO)")
-    assert set(figures) == {
-        "learning_curves",
-        "sample_efficiency",
-        "returns",
-        "profiles",
-        "improvement",
+    by_column = {
+        f"{figure}_{column}"
+        for figure in ("returns", "improvement", "profiles")
+        for column in ("training", "final")
     }
+    assert set(figures) == {"learning_curves", "sample_efficiency", *by_column}
+    for column in ("training", "final"):
+        label = figures[f"improvement_{column}"].axes[0].get_xlabel()
+        assert label.startswith(f"P(arm > {names[0]}: PPO)")
+    assert [name for name, _, _ in section.tables] == ["results_training", "results_final"]
+    for _, _, table in section.tables:
+        assert list(table.arm) == [f"{name}: PPO" for name in names]
+    of = compared(studies)
+    assert of.measure == "final_return"  # no evolution selected for training returns
+    assert of.about == "2 studies in Pendulum-v1."
+    assert compared(studies[:1]).about == describe(studies[0])
     assert reports.together(studies[:1]) is None
     longer = replace(studies[1], config=replace(studies[1].config, steps=8000))
     said = f"Budgets differ: {names[0]} 800 steps, {names[1]} 8,000 steps."
     for _, _, figure in reports.together([studies[0], longer]).figures:
         assert said in caption_of(figure)
-    assert not reports.budgets(studies)
+    assert not budgets(studies)
+    assert "Returns are means" not in caption_of(figures["returns_final"])
+    fewer = replace(studies[1], lifetimes=studies[1].lifetimes.assign(ep_eval=5))
+    said = f"Returns are means over different numbers of episodes: {names[0]}: PPO 10, {names[1]}"
+    joint = reports.together([studies[0], fewer])
+    for name, _, figure in joint.figures:
+        assert (said in caption_of(figure)) == (name in by_column)
+    assert all(said in table.attrs["remark"] for _, _, table in joint.tables)
     for change in ({"del_obs": True}, {"env_kwargs": {"g": 5.0}}):
         other = replace(studies[1], config=replace(studies[1].config, **change))
         with pytest.raises(UserError, match=r"returns in Pendulum-v1, Pendulum-v1 .* share no sca"):
-            reports.join([studies[0], other])
+            join([studies[0], other])
     studies[1].lifetimes["env_id"] = "Other-v0"
     with pytest.raises(UserError, match="share no scale"):
-        reports.join(studies)
+        join(studies)
 
 
 @pytest.mark.slow
@@ -167,68 +186,6 @@ def test_tests_make_a_generalisation_matrix(runs):
     labels = [t.get_text() for t in figure.axes[0].get_xticklabels()]
     assert labels == ["Pendulum-v1", "Other-v1"]
     assert "3 seeds" in caption_of(figure)
-
-
-def a_test(name, lifetimes, evolved=None, params=None, **changes):
-    """A test of an evolution in Swimmer-v4, without a database."""
-    evolution = EvolutionStudy(**{"env_id": "Swimmer-v4", **(evolved or {})})
-    config = TestStudy(evolution, params or {"sr": 1.0}, 1000, "cohort", **changes)
-    nothing = pd.DataFrame()
-    return StudyData(name, "a.db", "test", config, {}, None, {}, nothing, lifetimes, nothing)
-
-
-def test_tests_that_differ_have_cells_of_their_own(lifetimes):
-    kicked = {"env_id": "Hopper-v4", "env_kwargs": {"kick": 2}}
-    tests = [
-        a_test("a", lifetimes),
-        a_test("b", lifetimes, env_id="Hopper-v4"),
-        a_test("c", lifetimes, **kicked),
-        a_test("d", lifetimes, {"env_kwargs": {"kick": 2}}),
-        a_test("e", lifetimes, {"del_obs": True}),
-        a_test("f", lifetimes, params={"sr": 2.0}),
-        a_test("g", lifetimes, {"seed": 7}),
-        a_test("h", lifetimes, {"seed": 7}, **kicked),
-    ]
-    here, hidden = "Swimmer-v4", "Swimmer-v4 with hidden velocities"
-    assert list(reports.generalisation_tests(tests)) == [
-        (here, here),
-        (here, "Hopper-v4"),
-        (here, 'Hopper-v4 {"kick": 2}'),
-        ('Swimmer-v4 {"kick": 2}', 'Swimmer-v4 {"kick": 2}'),
-        (hidden, hidden),
-        (f"{here} (2)", here),
-        (f"{here} (3)", here),
-        (f"{here} (3)", 'Hopper-v4 {"kick": 2}'),
-    ]
-    assert "Rows with a number: other evolutions, or winners" in caption_of(
-        reports.matrix_figure(tests)
-    )
-    assert "Rows with a number" not in caption_of(reports.matrix_figure(tests[:5]))
-    longer = replace(tests[0], config=replace(tests[0].config, training_steps=5000))
-    assert [*reports.generalisation_tests([tests[0], longer])] == [
-        (here, f"{here}, 1,000 steps"),
-        (here, f"{here}, 5,000 steps"),
-    ]
-    continued = a_test("i", lifetimes, {"nb_trials": 500})
-    with pytest.raises(UserError, match="i is another test of the same reservoirs in Swimmer-v4"):
-        reports.generalisation_tests([tests[0], continued])
-
-
-def test_a_test_without_evolved_reservoirs_has_no_cell(lifetimes):
-    alone = a_test("alone", lifetimes[lifetimes.arm == "PPO"], env_id="Hopper-v4")
-    with pytest.raises(UserError, match=r"^alone has no agent with evolved reservoirs: omit it$"):
-        reports.generalisation_tests([a_test("a", lifetimes), alone])
-
-
-def test_titles_of_studies_are_unique(lifetimes):
-    a, b, c = (a_test(name, lifetimes) for name in ("x", "x", "y"))
-    b = replace(b, address="b.db")
-    assert reports.titles([a, b, c]) == ["a.db#x", "b.db#x", "y"]
-    assert reports.titles([a, a, c]) == ["a.db#x", "a.db#x (2)", "y"]
-    joint = replace(a, name=reports.JOINT)
-    assert reports.titles([joint]) == [f"a.db#{reports.JOINT}"]
-    folders = [replace(a, name="toy:x"), replace(a, name="toy/x", kind="tensorboard")]
-    assert reports.titles(folders) == ["a.db#toy:x", "a.db"]
 
 
 @pytest.fixture
@@ -250,7 +207,7 @@ def test_evolutions_of_the_same_name_are_two(sink, without_memory):
     section = reports.together([read_study(n) for n in names])
     ((_, _, figure),) = section.figures
     assert len(figure.axes[0].lines) == 2
-    legend = [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
+    legend = [t.get_text() for t in figure.legends[0].get_texts()]
     assert legend == [f"{i}  {n}#Toy-v0_main_1k_steps" for i, n in enumerate(names, 1)]
 
 
@@ -276,7 +233,7 @@ def logs(lifetimes, monkeypatch):
 
 
 def test_agents_of_folders_of_the_same_name_are_told_apart(logs):
-    frame = reports.join([*logs.values()])
+    frame = join([*logs.values()])
     assert list(frame.arm.unique()) == ["a/logs: PPO", "RES_PPO", "STACK_PPO", "b/logs: PPO"]
     done = frame[frame.arm == "b/logs: PPO"]
     (ours,) = (d.lifetimes for name, d in logs.items() if name == "b/logs")
@@ -291,7 +248,7 @@ def test_an_agent_has_one_colour_in_a_report(logs, sink, monkeypatch):
     colours = {}
     for section in sections:
         for name, _, figure in section.figures:
-            if name in ("learning_curves", "profiles_training", "profiles"):
+            if name in ("learning_curves", "profiles_training"):
                 for x in figure.axes[0].lines:
                     colours.setdefault(x.get_label(), set()).add(x.get_color())
             elif name == "improvement_training":
@@ -332,11 +289,11 @@ def test_baseline_and_thresholds_hold_in_all_sections(logs):
         assert f"P(arm > {baseline})" in table
     joint = reports.together([*logs.values()], "STACK_PPO", [61.5])
     figures = {name: figure for name, _, figure in joint.figures}
-    assert figures["improvement"].axes[0].get_xlabel().startswith("P(arm > STACK_PPO)")
+    assert figures["improvement_training"].axes[0].get_xlabel().startswith("P(arm > STACK_PPO)")
     assert [axes.get_title() for axes in figures["sample_efficiency"].axes] == ["return 61.5"]
     joint = reports.together([*logs.values()], "b/logs: PPO")
     figures = {name: figure for name, _, figure in joint.figures}
-    assert figures["improvement"].axes[0].get_xlabel().startswith("P(arm > b/logs: PPO)")
+    assert figures["improvement_training"].axes[0].get_xlabel().startswith("P(arm > b/logs: PPO)")
 
 
 def broken(*_, **__):
@@ -366,6 +323,7 @@ def test_a_table_that_fails_does_not_end_the_report(logs, sink, monkeypatch):
     monkeypatch.setattr(reports.comparison, "results_table", broken)
     assert report(FigureConfig(study="a/logs", folder="out", formats="png"), sink) == 1
     assert "Table of training returns: it failed: ValueError" in str(sink)
+    assert str(sink).count("no finished lifetime of this study has a final return") == 1
 
 
 def test_parameters_that_a_trial_does_not_have_are_not_shown_as_numbers(sink, without_memory):
@@ -374,16 +332,6 @@ def test_parameters_that_a_trial_does_not_have_are_not_shown_as_numbers(sink, wi
     page = re.sub('base64,[^"]+', "", page)
     assert "nan" not in page
     assert re.search(r"a maximum over noisy values\): all 0\.\d+, (even|odd) 0\.\d+<", page)
-
-
-@pytest.mark.parametrize(("n", "said"), [(20, ""), (23, "; and 3 more<")])
-def test_a_page_says_how_many_seeds_it_leaves_out(n, said, lifetimes):
-    rows = pd.concat([lifetimes] * 2, ignore_index=True).head(n)
-    rows = rows.assign(seed_environment=range(n), seed_reservoir=range(n))
-    page = "".join(reports._what_was_run(a_test("t", rows)))
-    assert page.count("environment ") == 20
-    assert ("more<" in page) == bool(said)
-    assert said in page
 
 
 def test_memory_and_retention_of_what_evolved(runs):
@@ -400,6 +348,15 @@ def test_memory_and_retention_of_what_evolved(runs):
     tested = reports.memory_figure(read_study(runs.test), n=2)
     ours, theirs = (f.axes[1].lines[0].get_ydata() for f in (figure, tested))
     assert np.array_equal(ours, theirs)  # the same evolved reservoir
+
+
+def test_a_film_of_what_cannot_be_drawn_is_a_sentence():
+    spec = LifetimeSpec(
+        Task("toy_environments:Recall-v0"), LearnerSpec(), 1000, Seeds.published(3), None
+    )
+    said = attempt(reports.film, spec, None, Path("film.mp4"), 0, None)
+    assert said.startswith("not shown: toy_environments:Recall-v0 cannot be filmed: ")
+    assert not Path("film.mp4").exists()
 
 
 def test_repeated_studies_are_several():
@@ -442,16 +399,3 @@ def test_a_study_without_trials_has_nothing_to_show(sink, tmp_path):
     with pytest.raises(UserError, match=r"nothing to show yet .*trials: none"):
         report(FigureConfig(study="sqlite:///empty.db", folder="out"), sink)
     assert not (tmp_path / "out").exists()
-
-
-def test_arguments_of_the_environment_are_said():
-    given = {"forward_reward_weight": 0.5}
-    single = SingleStudy("PPO", "Swimmer-v4", 1000, env_kwargs=given)
-    evolution = EvolutionStudy(env_id="Swimmer-v4", env_kwargs=given)
-    test = TestStudy(evolution, {"sr": 1.0}, 1000, "cohort")
-    elsewhere = TestStudy(evolution, {"sr": 1.0}, 1000, "cohort", "Hopper-v4")
-    for config in (single, evolution, test, elsewhere):
-        nothing = pd.DataFrame()
-        data = StudyData("name", "", config.kind, config, {}, None, {}, nothing, nothing, nothing)
-        words = 'with arguments {"forward_reward_weight": 0.5}'
-        assert (words in describe(data)) == (config is not elsewhere)

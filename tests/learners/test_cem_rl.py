@@ -90,6 +90,16 @@ def test_the_order_of_a_generation(order, expected):
     work.close()
 
 
+@pytest.mark.parametrize(("order", "at_random"), [("in-turn", True), ("play-last", False)])
+def test_in_pourchot_and_sigauds_order_nobody_plays_at_random(order, at_random):
+    work = at_work(lifetime("CEM-RL", 10**6, order=order))
+    until(work, 4)
+    assert not work.learns
+    assert [individual.random for individual in work.generation] == [at_random] * 4
+    assert work.policies_told == (0 if at_random else 4)
+    work.close()
+
+
 @pytest.mark.parametrize("workers", [1, 3, 4])
 def test_the_batched_order_is_p_cem_rl_with_any_number_of_workers(workers):
     """Where episodes are equally long, and so stored in the same order."""

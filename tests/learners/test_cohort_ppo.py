@@ -18,9 +18,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNorm
 
 from erl.errors import UserError
 from erl.learners.ppo.algorithm import CohortPPO
-from erl.learners.ppo.exchange import load_sb3, to_sb3, vec_normalize
+from erl.learners.ppo.exchange import to_sb3, vec_normalize
 from erl.learners.ppo.settings import PPOSettings, cohort_key
-from erl.networks.cohort_networks import advantages
+from erl.learners.ppo.update import advantages
 
 BOX = spaces.Box(np.array([-0.5, -1.0], np.float32), np.array([0.5, 0.7], np.float32))
 DISCRETE = spaces.Discrete(4)
@@ -639,13 +639,31 @@ def test_an_exported_agent_acts_and_goes_on_training(
     model.learn(10)  # and on from there
 
 
-def test_an_agent_comes_back_from_stable_baselines3() -> None:
-    cohort, other = make(2, BOX, normalize=True), make(2, BOX, normalize=True, first=5)
+def test_stable_baselines3_gets_all_of_an_agent() -> None:
+    cohort = make(2, BOX, normalize=True)
     run(cohort, 1)
-    load_sb3(other, 1, to_sb3(cohort, 0), vec_normalize(cohort, 0))
-    for name in ("_weights", "_first", "_second", "_steps", "n_updates"):
-        assert np.array_equal(getattr(other, name)[1], getattr(cohort, name)[0]), name
-    assert np.array_equal(other._obs_moments.var[1], cohort._obs_moments.var[0])
+    model, normalizer = to_sb3(cohort, 1), vec_normalize(cohort, 1)
+    parameters = dict(model.policy.named_parameters())
+    states = {name: model.policy.optimizer.state[p] for name, p in parameters.items()}
+    rows = {
+        "_weights": parameters,
+        "_first": {name: s["exp_avg"] for name, s in states.items()},
+        "_second": {name: s["exp_avg_sq"] for name, s in states.items()},
+    }
+    for name, theirs in rows.items():
+        mine = getattr(cohort, name)[1]
+        came = np.zeros_like(mine)
+        cohort._net.load(came, theirs)
+        assert np.array_equal(came, mine), name
+    assert {float(s["step"]) for s in states.values()} == {cohort._steps[1]}
+    assert model._n_updates == cohort.n_updates[1]
+    for moments, theirs in (
+        (cohort._obs_moments, normalizer.obs_rms),
+        (cohort._return_moments, normalizer.ret_rms),
+    ):
+        assert np.array_equal(moments.mean[1], np.ravel(theirs.mean))
+        assert np.array_equal(moments.var[1], np.ravel(theirs.var))
+        assert moments.count[1] == theirs.count
 
 
 # Settings

@@ -32,11 +32,11 @@ from erl.experiments.evolution import (
 )
 from erl.learners import Outputs, get_learner
 from erl.learners.core.checkpoints import beside, remove_checkpoint, set_aside
-from erl.learners.core.episodes import Episode, Stage, surrogate
+from erl.learners.core.episodes import Episode, Stage
 from erl.learners.core.run import Run
 from erl.learners.core.settings import EvaluationSettings
 from erl.learners.core.telemetry import NUMBERS, ROWS, Generations, Telemetry
-from erl.learners.erl_re2.learner import ERLRe2, Re2Learner
+from erl.learners.erl_re2.learner import ERLRe2, Re2Learner, surrogate
 from erl.learners.erl_re2.settings import Re2Settings
 from erl.learners.erl_re2.update import act
 from erl.lifetimes.living import Cohort, check, live
@@ -112,7 +112,7 @@ def test_it_is_in_the_registry_whatever_the_case():
     [
         (
             {"task": Task("CartPole-v1")},
-            "continuous .Box. actions; CartPole-v1 has Discrete",
+            "continuous .Box. actions, not Discrete",
         ),
         ({"learner": LearnerSpec("ERL-Re2", {"thta": 1})}, "did you mean theta"),
         (

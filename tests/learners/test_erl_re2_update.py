@@ -10,7 +10,7 @@ from erl.errors import UserError
 from erl.learners.core.replay import Batch
 from erl.learners.erl_re2.settings import Re2Settings
 from erl.learners.erl_re2.update import Draws, TwoScale, act, new_heads
-from erl.networks.perceptrons import product
+from erl.networks.products import product
 
 OBSERVATIONS, ACTIONS, BATCH = 5, 3, 32
 
@@ -211,7 +211,7 @@ def test_what_bfloat16_rounds(monkeypatch, precision, config):
             asked.append(low)
         return product(a, b, low, bias, out)
 
-    monkeypatch.setattr("erl.networks.perceptrons.product", spy)
+    monkeypatch.setattr("erl.networks.products.product", spy)
     s, fast, _ = make(precision=precision, **config)
     batch, draws = next(batches(1, s, size=128))
     fast.update(batch, draws, improve=True)

@@ -38,7 +38,7 @@ def cohort(kind, configs, actions=ACTIONS):
 
 def draw(made, seed):
     """Minibatches and noise of all members: rows, rows of next observations, noise."""
-    g, n, a = torch.Generator().manual_seed(seed), len(made), made.actions
+    g, n, a = torch.Generator().manual_seed(seed), len(made), made.action_dim
     rows = torch.cat(
         [
             torch.randn(n, BATCH, OBSERVATIONS, generator=g),
@@ -58,7 +58,7 @@ def ours(made, drawn, begin=0, end=None, gradient_step=0):
     end = len(made) if end is None else end
     made.set_rates([1.0 - steps / BUDGET for steps in made.steps])
     rows, next_rows, noise = (t[begin:end].clone() for t in drawn)
-    batch = Batch(rows, next_rows, OBSERVATIONS, made.actions)
+    batch = Batch(rows, next_rows, OBSERVATIONS, made.action_dim)
     course = made.course(int(made.updates[begin]), gradient_step)
     said = made.update(made.block(begin, end), batch, noise, course)
     made.updates[begin:end] += 1

@@ -17,13 +17,8 @@ from erl.experiments.comparison import (
     GeneralizationComparisonConfig,
     MultiComparisonConfig,
 )
-from erl.experiments.evolution import (
-    EvolutionConfig,
-    GeneralizationConfig,
-    MultiEvolutionConfig,
-    lifetimes,
-    study_config,
-)
+from erl.experiments.evolution import EvolutionConfig, GeneralizationConfig, MultiEvolutionConfig
+from erl.experiments.evolution_study import lifetimes, study_config
 from erl.experiments.flags import study_name
 from erl.learners.ppo.settings import PPOSettings
 from erl.lifetimes.living import Cohort, live

@@ -143,7 +143,7 @@ RANDOM = {"precision": "bf16", "learning_starts": 100, "batch_size": 128}
     ],
 )
 def test_bfloat16_without_effect_is_said(name, config, way, monkeypatch, caplog):
-    monkeypatch.setattr("erl.networks.perceptrons.bfloat16_way", lambda device="cpu": way)
+    monkeypatch.setattr("erl.networks.products.bfloat16_way", lambda device="cpu": way)
     seeds = Seeds.derive(0, "single", 0)
     learner = LearnerSpec(name, config)
     spec = LifetimeSpec(Task("toy_environments:Reach-v0"), learner, 200, seeds)
@@ -165,7 +165,7 @@ def test_bfloat16_without_effect_is_said(name, config, way, monkeypatch, caplog)
     ],
 )
 def test_minibatches_that_are_too_narrow_for_bfloat16(way, batch_size, said, monkeypatch, caplog):
-    monkeypatch.setattr("erl.networks.perceptrons.bfloat16_way", lambda device="cpu": way)
+    monkeypatch.setattr("erl.networks.products.bfloat16_way", lambda device="cpu": way)
     warn_of_precision("fp32", "cpu", batch_size)
     assert not caplog.text
     warn_of_precision("bf16", "cpu", batch_size)

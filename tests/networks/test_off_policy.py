@@ -9,17 +9,9 @@ from torch.nn import functional as F
 
 from erl.learners.core.replay import Batch, ReplayBuffer, smoothed
 from erl.networks.captured import Captured
-from erl.networks.perceptrons import (
-    Perceptrons,
-    Shape,
-    Trained,
-    bfloat16_way,
-    narrow_product,
-    product,
-    rounds_to_bfloat16,
-    shortening,
-    soft_update,
-)
+from erl.networks.perceptrons import Perceptrons, Shape
+from erl.networks.products import bfloat16_way, narrow_product, product, rounds_to_bfloat16
+from erl.networks.trained import Trained, shortening
 
 
 def perceptrons(shape, n, seed=0, low=False):
@@ -114,7 +106,7 @@ def processor(request, monkeypatch):
     rounds_to_bfloat16.cache_clear()
     if request.param != "this processor":
         way = "kernel" if request.param == "one that rounds" else "fp32"
-        monkeypatch.setattr("erl.networks.perceptrons.bfloat16_way", lambda device: way)
+        monkeypatch.setattr("erl.networks.products.bfloat16_way", lambda device: way)
         for name, function, first in (
             ("mm", torch.mm, 0),
             ("addmm", torch.addmm, 1),
@@ -198,7 +190,7 @@ def precisions():
     ],
 )
 def test_bfloat16_leaves_the_process_as_it_was(precisions, values, monkeypatch):
-    monkeypatch.setattr("erl.networks.perceptrons.bfloat16_way", lambda device: "kernel")
+    monkeypatch.setattr("erl.networks.products.bfloat16_way", lambda device: "kernel")
     read, write = precisions
     write(values)
     before = read()
@@ -223,7 +215,7 @@ def test_every_wide_product_of_a_low_network_is_rounded(monkeypatch):
         asked.append((min(*a.shape[-2:], b.shape[-1]) >= 128, low))
         return product(a, b, low, bias, out)
 
-    monkeypatch.setattr("erl.networks.perceptrons.product", spy)
+    monkeypatch.setattr("erl.networks.products.product", spy)
     made, _, _ = perceptrons(Shape(5, (130, 130, 130), 1), 2, low=True)
     made.backward(made.forward(torch.randn(128, 5)), torch.ones(2, 128, 1))
     assert all(low for _, low in asked)
@@ -253,7 +245,7 @@ def test_bfloat16_differs_by_its_rounding(processor, norm):
 @pytest.mark.parametrize("way", ["tensors", "fp32"])
 def test_bfloat16_tensors_of_members(way, monkeypatch):
     """Wide factors are converted where the processor multiplies them fast, and only there."""
-    monkeypatch.setattr("erl.networks.perceptrons.bfloat16_way", lambda device: way)
+    monkeypatch.setattr("erl.networks.products.bfloat16_way", lambda device: way)
     shape = Shape(40, (128, 128), 1, "ReLU", norm=False, aligned=True)
     exact, values, grads = stacked(shape, 2)
     rounded_grads = torch.zeros_like(grads.zero_())
@@ -411,7 +403,8 @@ def test_adam_with_clipping_is_torchs():
 def test_targets_follow_and_states_come_back():
     one, two = Trained(2, 4), Trained(2, 4)
     one.values.fill_(1.0)
-    soft_update([one, two], 0.25)
+    for network in (one, two):
+        network.follow([0.25] * 2)
     assert one.target.tolist() == [[0.25] * 4] * 2
     assert two.target.tolist() == [[0.0] * 4] * 2
     two.values.fill_(2.0)

@@ -15,12 +15,8 @@ from scipy.stats import wilcoxon
 
 from erl.errors import UserError
 from erl.executors.jobs import new_rows
-from erl.experiments.evolution import (
-    EvolutionConfig,
-    GeneralizationConfig,
-    evolve,
-    study_config,
-)
+from erl.experiments.evolution import EvolutionConfig, GeneralizationConfig, evolve
+from erl.experiments.evolution_study import study_config
 from erl.experiments.flags import study_name
 from erl.learners import Outputs, get_learner
 from erl.lifetimes.living import COLUMNS, Cohort, live

@@ -48,6 +48,14 @@ def storage(request, tmp_path):
     return None if request.param == "memory" else f"sqlite:///{tmp_path / 'study.db'}"
 
 
+class Forgetful(CmaesSampler):
+    """Replays the whole study for each proposal."""
+
+    def _replay(self, study):
+        self._source = None
+        super()._replay(study)
+
+
 def new_study(sampler, storage=None, direction="maximize", name="s"):
     return optuna.create_study(
         storage=storage, study_name=name, sampler=sampler, direction=direction, load_if_exists=True
@@ -382,13 +390,15 @@ def test_no_numerical_parameter():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-@pytest.mark.parametrize(("cache", "value"), [(False, 1.0), (True, 1.0), (True, float("inf"))])
-def test_flat_objective_restarts_with_a_larger_population(cache, value):
+@pytest.mark.parametrize(
+    ("kind", "value"), [(Forgetful, 1.0), (CmaesSampler, 1.0), (CmaesSampler, float("inf"))]
+)
+def test_flat_objective_restarts_with_a_larger_population(kind, value):
     n_generations, popsize = 40, 7
     flat = list(hand_driven(2, 3, popsize, n_generations, lambda x: 1.0))
     sizes = [size for _, size in flat]
     assert {7, 14} <= set(sizes)
-    study = new_study(CmaesSampler(UNIT, 2, cache=cache))
+    study = new_study(kind(UNIT, 2))
     while len(study.trials) < len(flat):  # asked for in the first population's size throughout
         tell(study, ask(study, UNIT, popsize), lambda p: value)
     got = [list(p.values()) for p in params(study)][: len(flat)]
@@ -454,8 +464,8 @@ def test_asynchronous_workers_still_converge(n_workers):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", [log_sphere, lambda p: 0.0])
-def test_cache_changes_nothing(objective):
-    cached, plain = CmaesSampler(RESERVOIR, 3), CmaesSampler(RESERVOIR, 3, cache=False)
+def test_a_replay_that_is_kept_changes_nothing(objective):
+    cached, plain = CmaesSampler(RESERVOIR, 3), Forgetful(RESERVOIR, 3)
     study = new_study(cached)
     rng = random.Random(1)
 
@@ -470,7 +480,7 @@ def test_cache_changes_nothing(objective):
     assert params(study) == params(other)
 
 
-def test_cache_notices_another_history():
+def test_a_replay_that_is_kept_notices_another_history():
     """One object, two studies; and a result that enters the order of results before others that
     were told.
     """
@@ -484,7 +494,7 @@ def test_cache_notices_another_history():
     for study in (one, two):
         number = len(study.trials)
         proposal = study.ask(UNIT).params
-        fresh = CmaesSampler(UNIT, 0, cache=False)
+        fresh = CmaesSampler(UNIT, 0)
         fresh._replay(study)
         assert list(proposal.values()) == list(fresh._cma.ask(number))
 

@@ -11,12 +11,8 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.samplers import RandomSampler
 
 from erl.errors import UserError
-from erl.experiments.evolution import (
-    EvolutionConfig,
-    GeneralizationConfig,
-    MultiEvolutionConfig,
-    study_config,
-)
+from erl.experiments.evolution import EvolutionConfig, GeneralizationConfig, MultiEvolutionConfig
+from erl.experiments.evolution_study import study_config
 from erl.search.space import (
     Range,
     draw_from,

@@ -20,6 +20,7 @@ from erl.studies.configuration import EvolutionStudy
 from erl.studies.data import evolved_reservoirs, read_study
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
 from erl.studies.study import Study
+from erl.studies.trials import lifetime_records
 from erl.worlds.own_context import OwnContext
 from erl.worlds.reservoirs import Context
 
@@ -96,7 +97,7 @@ def test_one_learner_with_an_evolved_reservoir(quick, inline, sink):
     assert study.config.reservoir == CARTPOLE.name
     assert study.config.learner == "PPO"  # whom it was evolved for, and not the usual learner
     (trial,) = study.trials()
-    spec = study.lifetimes(trial)[0].spec
+    spec = lifetime_records(trial)[0].spec
     assert (
         spec.context
         == study.config.context

@@ -12,14 +12,17 @@ from erl.experiments.comparison import (
     GeneralizationComparisonConfig,
     compare,
 )
-from erl.experiments.evolution import EvolutionConfig, evolve, study_config
+from erl.experiments.evolution import EvolutionConfig, evolve
+from erl.experiments.evolution_study import study_config
 from erl.experiments.single import SingleConfig, run
 from erl.studies.configuration import (
     EvolutionStudy,
     FinalsStudy,
     SingleStudy,
     TestStudy,
+    agent_name,
     differences,
+    evolved_arm,
     from_stored,
     to_stored,
 )
@@ -51,6 +54,15 @@ TRAINING = {
     **{"seed": 0, "learner_config": {"pr": 8}, "engine": "auto", "del_obs": False, "ep_eval": 10},
     **{"config_version": 1},
 }
+
+
+@pytest.mark.parametrize("part", ["RES", "CONTEXT", "EVOLVED"])
+def test_the_evolved_agent_is_found_by_its_name(part):
+    name = agent_name("SAC", part)
+    assert name == f"{part}_SAC"
+    others = [agent_name("SAC", None), "STACK_SAC", f"RANDOM_{name}"]
+    assert evolved_arm([*others, name, f"{name}_0.1"]) == name
+    assert evolved_arm(others) is None
 
 
 @pytest.mark.parametrize(

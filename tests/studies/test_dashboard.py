@@ -22,6 +22,7 @@ from erl.studies.dashboard import make_dashboard
 from erl.studies.flags import DashboardConfig
 from erl.studies.storage import DEFAULT_STORAGE, open_storage
 from erl.studies.study import Study
+from erl.studies.trials import lifetime_records
 
 get_note = needed("optuna_dashboard").get_note
 
@@ -150,7 +151,7 @@ def test_notes_are_what_the_dashboard_reads_and_a_users_words_stay(quick, told, 
         assert words in note
     assert loaded.user_attrs["commit"] in note
     attrs = study.storage.get_study_system_attrs(study._id)
-    record = study.lifetimes(best)[1]
+    record = lifetime_records(best)[1]
     from erl.studies.notes import read_note, write_note
 
     of_best = read_note(attrs, best._trial_id)

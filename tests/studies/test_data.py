@@ -10,6 +10,7 @@ from er_mrl_journals import journal
 from figure_fixtures import conditional
 from optuna._transform import _SearchSpaceTransform
 from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.trial import TrialState, create_trial
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 
 from erl.errors import UserError
@@ -17,6 +18,9 @@ from erl.experiments.comparison import ComparisonConfig, compare
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.experiments.single import SingleConfig
 from erl.experiments.single import run as run_single
+from erl.figures.evolution import importances as show_importances
+from erl.figures.learning import left_out
+from erl.figures.style import caption_of
 from erl.search.samplers import make_sampler
 from erl.studies import data as studies
 from erl.studies.data import Axis, importances, read_study, read_tensorboard, sampler_path
@@ -166,6 +170,24 @@ def test_importances_find_what_matters():
     assert all(means[method]["sr"] > 0.6 for method in ("fANOVA", "PED-ANOVA"))
     assert means["PED-ANOVA"].sum() == pytest.approx(1.0)
     assert frame[frame.method == "fANOVA"]["repeat"].nunique() == 3
+    assert frame.attrs == {"trials": 40, "best": 4}
+
+
+def test_trials_as_good_as_the_last_of_the_best_tenth_are_among_it():
+    study = optuna.create_study(
+        study_name="ties", storage="sqlite:///ties.db", direction="maximize"
+    )
+    rng = np.random.default_rng(0)
+    unit = {name: FloatDistribution(0.0, 1.0) for name in "ab"}
+    for k, (a, b) in enumerate(rng.random((20, 2))):
+        study.add_trial(
+            create_trial(params={"a": a, "b": b}, distributions=unit, value=float(k < 7))
+        )
+    frame = importances(read_study("sqlite:///ties.db#ties"), repeats=1)
+    assert frame.attrs == {"trials": 20, "best": 7}
+    said = caption_of(show_importances(frame))
+    assert "Importance of the searched parameters in 20 completed trials, on the scale" in said
+    assert "the best tenth of the trials (7 with those of equal fitness) from all" in said
 
 
 def test_what_parameters_do_together_is_in_no_share(recwarn):
@@ -255,6 +277,37 @@ def test_a_log_with_a_point_for_each_episode_reaches_the_mean_of_the_last_ones(t
     assert row.steps == 10_000
     assert len(row.curve) == 200
     assert row.curve[-1] == (10_000, np.mean(returns[-5:]))
+    assert (row.ep_eval, row.curve_over) == (10, 1)
+
+
+def test_a_log_of_stable_baselines3_is_of_the_last_100_episodes(tmp_path):
+    log(tmp_path / "a", [(10, 1.0)])
+    (row,) = read_tensorboard(tmp_path).lifetimes.itertuples()
+    assert (row.ep_eval, row.curve_over) == (100, 100)
+
+
+def test_a_trial_that_failed_at_once_has_a_row_among_the_lifetimes(quick, inline, sink):
+    single = SingleConfig(
+        learner="PPO", env_id=ENV, steps=64, learner_config=quick, engine="sb3", workers=1
+    )
+    assert run_single(single, sink) == 0
+    before = read_study("sqlite:///studies.db")
+    study = optuna.load_study(study_name=before.name, storage="sqlite:///studies.db")
+    study.add_trial(
+        create_trial(
+            params={"seed": 7},
+            distributions={"seed": IntDistribution(0, 10)},
+            state=TrialState.FAIL,
+        )
+    )
+    frame = read_study("sqlite:///studies.db").lifetimes
+    assert list(zip(frame.arm, frame.seed, frame.state)) == [
+        ("PPO", 0, "COMPLETE"),
+        ("PPO", 7, "FAIL"),
+    ]
+    assert frame.seed_environment[0] == before.lifetimes.seed_environment[0]
+    assert frame.curve[1] == ()
+    assert left_out(frame, frame) == "Failed and left out: PPO 1 of 2 seeds."
 
 
 def test_episodes_that_end_at_one_step_all_count(tmp_path):

@@ -11,7 +11,7 @@ from erl.studies.following import UID
 from erl.studies.notes import read_note
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
 from erl.studies.study import Study
-from erl.studies.trials import stored_records
+from erl.studies.trials import lifetime_records, stored_records
 
 ENV = "toy_environments:Recall-v0"
 NAME = f"{ENV}_main_0.064k_steps"
@@ -120,7 +120,7 @@ def test_records_survive_a_rename_that_is_noticed_when_their_trial_ends(
 ):
     evolve(config(quick, nb_trials=3), sink)
     study = Study(DEFAULT_STORAGE, NAME)
-    record = study.lifetimes(study.trials()[0])[0]
+    record = lifetime_records(study.trials()[0])[0]
     with study:
         mine = begun(study)
         copied(DEFAULT_STORAGE, NAME, "new", delete=False)

@@ -17,7 +17,8 @@ from sqlalchemy.exc import OperationalError
 
 from erl.errors import UserError
 from erl.experiments.comparison import ComparisonConfig, compare
-from erl.experiments.evolution import EvolutionConfig, evolve, lifetimes
+from erl.experiments.evolution import EvolutionConfig, evolve
+from erl.experiments.evolution_study import lifetimes
 from erl.lifetimes.living import Cohort, live
 from erl.search.space import Range
 from erl.studies import leases
@@ -25,7 +26,8 @@ from erl.studies.configuration import EvolutionStudy, to_stored
 from erl.studies.distributions import distributions
 from erl.studies.records import records
 from erl.studies.storage import DEFAULT_STORAGE, open_storage
-from erl.studies.study import Study
+from erl.studies.study import Study, existing
+from erl.studies.trials import lifetime_records
 
 ENV = "toy_environments:Recall-v0"
 NAME = f"{ENV}_main_0.064k_steps"
@@ -424,7 +426,7 @@ def test_a_coordinator_that_was_taken_for_dead_does_not_fall_over_a_trial_that_a
     study, other = Study(DEFAULT_STORAGE, NAME), Study(DEFAULT_STORAGE, NAME)
     taken, _ = begin(study, study.config, owner())
     other.storage.set_trial_state_values(taken.trial_id, TrialState.COMPLETE, [1.0])
-    study.store_record(taken.trial_id, 1, study.lifetimes(study.trials()[1])[0])
+    study.store_record(taken.trial_id, 1, lifetime_records(study.trials()[1])[0])
     study.store_end(taken.trial_id, "COMPLETE", 2.0)
     study._release(taken.trial_id, owner())
     assert Study(DEFAULT_STORAGE, NAME).trials()[1].value == 1.0
@@ -505,3 +507,15 @@ def test_what_is_stored_of_a_failure_fits_into_every_database(config, sink):
     assert len(json.dumps(error)) < 65_535
     assert error["reason"].startswith("line line line")
     assert error["traceback"].endswith("the end")
+
+
+def test_a_study_that_exists_or_not_yet():
+    assert existing("sqlite:///studies.db", "x") is None
+    Path("studies.db").touch()  # another process is about to make its tables
+    assert existing("sqlite:///studies.db", "x") is None
+    Study("sqlite:///studies.db", "y", EvolutionStudy(env_id="CartPole-v1"))
+    assert existing("sqlite:///studies.db", "x") is None
+    assert existing("sqlite:///studies.db", "y").name == "y"
+    Path("text.db").write_text("no database, but a long enough text " * 50)
+    with pytest.raises(UserError, match=r"text\.db is not a study database"):
+        existing("sqlite:///text.db", "x")

@@ -16,7 +16,7 @@ from told_lifetimes import NAME, Told, make, study
 from erl.cli import score_text
 from erl.experiments.display import DashboardNotes
 from erl.experiments.evolution import evolve
-from erl.figures.report import _what_was_run
+from erl.figures.page import _what_was_run
 from erl.search.noise import Expected
 from erl.studies.commands import (
     CopyConfig,

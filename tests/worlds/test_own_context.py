@@ -17,6 +17,7 @@ from erl.lifetimes.living import Cohort, live
 from erl.lifetimes.models import load_model
 from erl.lifetimes.trace import trace
 from erl.studies.study import Study
+from erl.studies.trials import lifetime_records
 from erl.worlds.context import ContextEncoder
 from erl.worlds.evaluation import evaluate
 from erl.worlds.ledger import Ledger
@@ -320,7 +321,7 @@ def test_settings_are_evolved_and_tested(inline, quick, sink):
     study = Study("sqlite:///studies.db", name)
     assert {k for t in study.trials() for k in t.params} == {"context.delay", "context.sr"}
     assert all(isinstance(t.params["context.delay"], int) for t in study.trials())
-    (record,) = study.lifetimes(study.trials()[0]).values()
+    (record,) = lifetime_records(study.trials()[0]).values()
     settings = dict(record.spec.context.own.settings)
     assert settings == {
         "units": 8,

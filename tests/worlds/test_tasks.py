@@ -6,7 +6,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
 from erl.errors import EnvironmentFault, UserError
 from erl.worlds.ledger import Ledger, shared_seconds
-from erl.worlds.tasks import VELOCITIES, Task, check_task, make_env
+from erl.worlds.tasks import VELOCITIES, Task, bare_name, check_task, make_env
 
 # Written out here a second time: the reference's table, by hand.
 HIDDEN = {
@@ -52,6 +52,25 @@ def test_velocities_of_other_environments_are_not_guessed():
         check_task(Task("Acrobot-v1", del_obs=True))
 
 
+def test_velocities_are_known_whatever_module_registers_the_environment():
+    observations, _ = check_task(Task("gymnasium:CartPole-v1", del_obs=True))
+    assert observations == check_task(Task("CartPole-v1", del_obs=True))[0]
+
+
+@pytest.mark.parametrize(
+    ("env_id", "name"),
+    [
+        ("Ant-v4", "Ant"),
+        ("gymnasium.envs.mujoco:Ant-v4", "Ant"),
+        ("ALE/Pong-v5", "ALE/Pong"),
+        ("a-very-v1-odd", "a-very-v1-odd"),
+        ("Ant", "Ant"),
+    ],
+)
+def test_a_bare_name_has_no_module_and_no_version(env_id, name):
+    assert bare_name(env_id) == name
+
+
 def test_spaces():
     observations, actions = check_task(Task("Pendulum-v1", del_obs=True))
     assert observations.shape == (2,)
@@ -69,6 +88,7 @@ def test_lunar_landers_old_name_says_its_new_one():
         ("HalfCheeta-v4", "HalfCheetah-v4"),
         ("CartPole-v99", "it has .*CartPole-v1"),
         ("gymnasium:CartPole-v99", "it has .*CartPole-v1"),
+        ("CartPole", "it has .*CartPole-v1"),
         ("gymnasium:LunarLander-v2", "no longer has .*use LunarLander-v3"),
         ("ALE/Pong-v5", r"has environments ALE/….*MODULE:ALE/Pong-v5$"),
         ("Pong-v5", r"unknown environment 'Pong-v5'; MODULE:NAME names"),

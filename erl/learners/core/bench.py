@@ -23,8 +23,9 @@ from erl.learners.core.off_policy import Block
 from erl.learners.core.replay import ReplayBuffer
 from erl.learners.core.td3_update import actor_step, critic_step
 from erl.networks.captured import Captured
-from erl.networks.perceptrons import Layer, Perceptrons, Shape, Trained
+from erl.networks.perceptrons import Layer, Perceptrons, Shape
 from erl.networks.policies import Policies, n_parameters
+from erl.networks.trained import Trained
 from erl.worlds.ledger import Ledger
 from erl.worlds.specification import LifetimeSpec
 
@@ -422,11 +423,11 @@ class Bench:
 
 
 def shapes(
-    observations: int, actions: int, hidden: tuple[int, ...], aligned: bool = True
+    obs_dim: int, action_dim: int, hidden: tuple[int, ...], aligned: bool = True
 ) -> tuple[Shape, Shape]:
     """Of an actor, whose output is squashed by tanh, and of a critic."""
-    actor = Shape(observations, hidden, actions, "Tanh", norm=False, aligned=aligned)
-    critic = Shape(observations + actions, hidden, 1, "LeakyReLU", norm=False, aligned=aligned)
+    actor = Shape(obs_dim, hidden, action_dim, "Tanh", norm=False, aligned=aligned)
+    critic = Shape(obs_dim + action_dim, hidden, 1, "LeakyReLU", norm=False, aligned=aligned)
     return actor, critic
 
 

@@ -312,19 +312,3 @@ def _by_policy(steps: Sequence[np.ndarray], who: Sequence[np.ndarray], n: int) -
     owner = np.concatenate(who)
     rows = np.concatenate(steps)[np.argsort(owner, kind="stable")]
     return np.split(rows, np.cumsum(np.bincount(owner, minlength=n))[:-1])
-
-
-def surrogate(episode: Episode, steps: int, gamma: float, tail: float) -> float:
-    """ERL-Re²'s surrogate fitness (Li et al., ICLR 2023, eq. 8): discounted rewards of the first
-    steps, and a value for the rest.
-
-    Args:
-        episode: at least `steps` long, or ended before.
-        steps: H.
-        gamma: discount.
-        tail: value of the state after H steps; an episode that ended by then has none.
-    """
-    rewards = episode.rewards[:steps]
-    total = float(np.sum(gamma ** np.arange(len(rewards)) * rewards))
-    reached = len(episode.rewards) > steps or (len(episode.rewards) == steps and not episode.ended)
-    return total + gamma**steps * tail if reached else total

@@ -14,6 +14,19 @@ from erl.learners.core.settings import (
     check_device,
 )
 
+# Settings of learning by gradient, which change nothing where nothing learns so.
+OF_GRADIENT = (
+    "critic_job",
+    "actor_update_cost",
+    "critic_update_cost",
+    "batch_size",
+    "learning_rate",
+    "gamma",
+    "tau",
+    "target_policy_noise",
+    "target_noise_clip",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvolvedSettings(EvaluationSettings):

@@ -15,9 +15,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import get_action_dim
 
-from erl.errors import UserError
 from erl.executors.inner_workers import inner_workers
 from erl.executors.virtual_clock import WorkerJob
 from erl.learners.core.bench import (
@@ -32,10 +30,11 @@ from erl.learners.core.checkpoints import Attributes, Part
 from erl.learners.core.evolved_settings import EvolvedSettings
 from erl.learners.core.export import td3_model
 from erl.learners.core.run import OneByOne, Run, warn_of_precision
-from erl.learners.core.settings import check_budget
+from erl.learners.core.settings import check_actions, check_budget
 from erl.learners.sb3 import SB3Agent
-from erl.networks.perceptrons import Perceptrons, Trained
+from erl.networks.perceptrons import Perceptrons
 from erl.networks.policies import n_parameters
+from erl.networks.trained import Trained
 from erl.populations import Distribution
 from erl.worlds.specification import LifetimeSpec
 
@@ -81,7 +80,6 @@ class EvolvedTD3(Generic[S]):
         policies_told: how many of the told played by their policy, and not at random.
         rl_told: how many of these the gradient had improved.
         stored_steps: steps of individuals, those that the published code counts.
-        mean_steps: steps of the mean's own episodes.
         critic_updates, actor_updates: how many were made.
         generations: how often the distribution was told.
     """
@@ -100,7 +98,7 @@ class EvolvedTD3(Generic[S]):
         self.rng = self._rng(_CONTROL)
         self.individuals = self.told = self.generations = 0
         self.policies_told = self.rl_told = 0
-        self.stored_steps = self.mean_steps = self.mean_episodes = 0
+        self.stored_steps = self.mean_episodes = 0
         self.critic_jobs = self.critic_updates = self.actor_updates = 0
         self.workers = inner_workers(
             s.actor_executor,
@@ -156,10 +154,15 @@ class EvolvedTD3(Generic[S]):
         """Whether enough was played at random."""
         return self.stored_steps >= self.settings.learning_starts
 
+    @property
+    def random_play(self) -> bool:
+        """Whether individuals that are asked for now play at random."""
+        return not self.learns
+
     def ask(self, n: int) -> list[Individual]:
         """The next n individuals."""
         asked = [
-            Individual(self.individuals + k, genes, random=not self.learns, asked=self.told)
+            Individual(self.individuals + k, genes, random=self.random_play, asked=self.told)
             for k, genes in enumerate(self.distribution.ask(n))
         ]
         self.individuals += n
@@ -310,7 +313,6 @@ class EvolvedTD3(Generic[S]):
             "rl_told",
             "generations",
             "stored_steps",
-            "mean_steps",
             "mean_episodes",
             "critic_jobs",
             "critic_updates",
@@ -366,19 +368,13 @@ class EvolvedLearner(OneByOne):
         check_budget(
             self.name, spec, "learning_starts", s.learning_starts, cost, of, s.told_together
         )
-        _, action_space = spec.spaces()
-        if not isinstance(action_space, spaces.Box):
-            raise UserError(
-                f"{self.name} takes continuous (Box) actions, and those of {spec.task.env_id} are "
-                f"{type(action_space).__name__}"
-            )
+        check_actions(self.name, spec.spaces()[1], spaces.Box)
         self.check_together([[spec]])
 
     def buffers(self, spec: LifetimeSpec) -> list[tuple[int, int, int]]:
         """See `OneByOne`. Each process has a buffer of its own."""
-        s, (observation_space, action_space) = self.settings_of(spec), spec.spaces()
-        buffer = s.capacity(spec.steps), observation_space.shape[0], get_action_dim(action_space)
-        return [buffer] * (1 + s.workers * (s.actor_executor == "processes"))
+        s = self.settings_of(spec)
+        return super().buffers(spec) * (1 + s.workers * (s.actor_executor == "processes"))
 
     def cores(self, spec: LifetimeSpec) -> int:
         """Of this machine, that a lifetime keeps busy; also of one that `check` refuses."""

@@ -163,7 +163,7 @@ def off_policy_model(cohort: OffPolicy[Any], i: int, total_steps: int) -> OffPol
     # No larger than what the cohort had, which fits into memory.
     settings = s.arguments() | {"action_noise": noise, "buffer_size": s.capacity(total_steps)}
     if settings.get("target_entropy") == "auto":
-        settings["target_entropy"] = -float(cohort.actions)
+        settings["target_entropy"] = -float(cohort.action_dim)
     model = s.algorithm(
         s.policy_class(),
         None,

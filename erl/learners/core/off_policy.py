@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from erl.learners.core.off_policy_settings import OffPolicySettings
 from erl.learners.core.replay import Batch, ReplayBuffer, check_memory, too_large
 from erl.networks.captured import Captured
-from erl.networks.perceptrons import Layer, Perceptrons, Shape, Trained
+from erl.networks.perceptrons import Layer, Perceptrons, Shape
+from erl.networks.trained import Trained
 
 S = TypeVar("S", bound=OffPolicySettings)
 # Bytes of parameters, moments and activations that are worked on at a time. More members share the
@@ -115,10 +116,10 @@ class OffPolicy(Generic[S]):
         assert isinstance(action_space, spaces.Box)
         self._low, self._high = action_space.low, action_space.high
         self._span = self._high - self._low
-        self.observations, self.actions = s.lengths(observation_space, action_space)
+        self.obs_dim, self.action_dim = s.lengths(observation_space, action_space)
         self.device = s.resolved_device()
         capacities = [each.capacity(budget) for each, budget in zip(settings, steps)]
-        sizes = (self.observations, self.actions)
+        sizes = (self.obs_dim, self.action_dim)
         cohort = [(capacity, *sizes) for capacity in capacities]
         check_memory(s.learner, self.device, cohort, n_envs=s.n_envs)
         try:
@@ -148,7 +149,7 @@ class OffPolicy(Generic[S]):
         spawned = [np.random.SeedSequence(seed).spawn(3) for seed in seeds]
         self._rngs = [[np.random.default_rng(child) for child in each] for each in spawned]
         self.steps, self.updates = np.zeros(n, np.int64), np.zeros(n, np.int64)
-        self._exploration = np.zeros((n, s.n_envs, self.actions))
+        self._exploration = np.zeros((n, s.n_envs, self.action_dim))
 
     # -- what an algorithm gives --
 
@@ -204,7 +205,7 @@ class OffPolicy(Generic[S]):
         on_gpu = self.device.type == "cuda"
         self._per_block = len(self) if on_gpu else max(1, _CACHE // (4 * numbers))
         self._noise = np.zeros(
-            (len(self), self.noises_per_update, self.settings[0].batch_size, self.actions),
+            (len(self), self.noises_per_update, self.settings[0].batch_size, self.action_dim),
             np.float32,
         )
         self._sampled = np.zeros((len(self), self.settings[0].batch_size), np.int64)
@@ -245,7 +246,7 @@ class OffPolicy(Generic[S]):
         """
         n, n_envs = len(self), self.settings[0].n_envs
         at_random = [int(t) < s.learning_starts for t, s in zip(self.steps, self.settings)]
-        actions = np.zeros((n, n_envs, self.actions), np.float32)
+        actions = np.zeros((n, n_envs, self.action_dim), np.float32)
         if not all(at_random):
             x = torch.from_numpy(np.asarray(observations, np.float32)).to(self.device)
             # A single row would be multiplied in another way than several.
@@ -253,7 +254,7 @@ class OffPolicy(Generic[S]):
             outputs = self.block(0, n).actor.forward(x, keep=False).output[:, :n_envs]
 
             def draw() -> np.ndarray:
-                drawn = np.zeros((n, n_envs, self.actions), np.float32)
+                drawn = np.zeros((n, n_envs, self.action_dim), np.float32)
                 for i, (rngs, random) in enumerate(zip(self._rngs, at_random)):
                     if not random:
                         rngs[0].standard_normal(dtype=np.float32, out=drawn[i])

@@ -25,6 +25,7 @@ from erl.learners.core.settings import (
     Range,
     Schedule,
     Share,
+    check_actions,
     check_device,
     convert,
     refuse_unknown,
@@ -245,9 +246,8 @@ class OffPolicySettings(EvaluationSettings):
         """
         if not isinstance(observation_space, spaces.Box) or is_image_space(observation_space):
             raise self.unsupported(f"the observation space {observation_space}")
-        if not isinstance(action_space, spaces.Box) or not action_space.is_bounded():
-            kind = type(action_space).__name__
-            raise UserError(f"{self.learner} needs continuous (Box) actions, not {kind}")
+        check_actions(self.learner, action_space, spaces.Box)
+        assert isinstance(action_space, spaces.Box)
         box = (action_space.shape, action_space.low.tobytes(), action_space.high.tobytes())
         return (observation_space.shape, box, *(getattr(self, name) for name in self.shared))
 

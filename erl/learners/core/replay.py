@@ -30,7 +30,7 @@ class Batch:
     Args:
         rows: observation, action, reward and `not_done` of each transition, side by side.
         next_rows: rows that begin with the observation after each.
-        observations, actions: their lengths.
+        obs_dim, action_dim: lengths of an observation and of an action.
 
     Attributes:
         observations, actions, next_observations: (…, batch, width).
@@ -41,13 +41,13 @@ class Batch:
         size: transitions of a member.
     """
 
-    def __init__(self, rows: Tensor, next_rows: Tensor, observations: int, actions: int) -> None:
-        self._widths, self._next_rows = (observations, actions), next_rows
+    def __init__(self, rows: Tensor, next_rows: Tensor, obs_dim: int, action_dim: int) -> None:
+        self._widths, self._next_rows = (obs_dim, action_dim), next_rows
         self.observations, self.actions, self.rewards, self.not_done = rows.split(
-            [observations, actions, 1, 1], -1
+            [obs_dim, action_dim, 1, 1], -1
         )
-        self.next_observations = next_rows[..., :observations]
-        self.pairs = rows[..., : observations + actions]
+        self.next_observations = next_rows[..., :obs_dim]
+        self.pairs = rows[..., : obs_dim + action_dim]
         self.size = rows.shape[-2]
 
     def pairs_with(self, actions: Tensor) -> Tensor:
@@ -65,18 +65,18 @@ class Batch:
         return torch.addcmul(self.rewards, self.not_done, next_q_values, value=gamma)
 
 
-def _paired(pairs: Tensor, observations: int, actions: Tensor) -> Tensor:
-    pairs[..., observations:] = actions
+def _paired(pairs: Tensor, obs_dim: int, actions: Tensor) -> Tensor:
+    pairs[..., obs_dim:] = actions
     return pairs
 
 
-def smoothed(actions: Tensor, noise: Tensor, std: float, clip: float = 0.5) -> Tensor:
-    """TD3's smoothing of target actions: noise, standard normal on entry, is scaled, clipped and
-    added.
+def smoothed(actions: Tensor, noise: Tensor, std: float) -> Tensor:
+    """TD3's smoothing of target actions: noise, standard normal on entry, is scaled, clipped at 0.5
+    and added.
     """
-    return (
-        actions if std == 0.0 else (actions + (noise * std).clamp_(-clip, clip)).clamp_(-1.0, 1.0)
-    )
+    if std == 0.0:
+        return actions
+    return (actions + (noise * std).clamp_(-0.5, 0.5)).clamp_(-1.0, 1.0)
 
 
 def _save(rows: np.ndarray, path: str) -> None:
@@ -101,8 +101,8 @@ class ReplayBuffer:
     Args:
         capacity: transitions of a member at most; the oldest goes first. Of all members, or of
             each. A multiple of `n_envs`.
-        observations: length of what a policy sees.
-        actions: length of an action.
+        obs_dim: length of what a policy sees.
+        action_dim: length of an action.
         device: where it lies.
         n: members.
         n_envs: environments of a member that `add_step` fills in turns.
@@ -114,21 +114,21 @@ class ReplayBuffer:
     def __init__(
         self,
         capacity: int | Sequence[int],
-        observations: int,
-        actions: int,
+        obs_dim: int,
+        action_dim: int,
         device: torch.device | str = "cpu",
         n: int = 1,
         n_envs: int = 1,
     ) -> None:
         self._capacity = np.broadcast_to(np.asarray(capacity, np.int64), n).copy()
         self.added = np.zeros(n, np.int64)
-        self._widths, self._n_envs = (observations, actions), n_envs
+        self._widths, self._n_envs = (obs_dim, action_dim), n_envs
         # A member's rows: those of transitions, one for the observation after the newest of each
         # environment, and those of observations that stand apart.
         self._pending = int(self._capacity.max())
         self._apart = self._pending + n_envs
         rows = _rows(self._pending, n_envs)
-        self._rows = torch.empty(n * rows, observations + actions + 2, device=device)
+        self._rows = torch.empty(n * rows, obs_dim + action_dim + 2, device=device)
         self._on_cpu = self._rows.device.type == "cpu"
         self._numpy = self._rows.numpy() if self._on_cpu else None
         # Of each transition, the row of the observation after it, counted within the member.
@@ -148,16 +148,16 @@ class ReplayBuffer:
         self._first_moved = bool(self._places[:, :1].any())
 
     @staticmethod
-    def bytes_each(observations: int, actions: int) -> int:
+    def bytes_each(obs_dim: int, action_dim: int) -> int:
         """Memory that a transition takes on a CPU; on a GPU twice as much."""
-        return 4 * (observations + actions + 2) + 4
+        return 4 * (obs_dim + action_dim + 2) + 4
 
     @staticmethod
-    def bytes_asked(capacities: Sequence[int], observations: int, actions: int, n_envs: int) -> int:
+    def bytes_asked(capacities: Sequence[int], obs_dim: int, action_dim: int, n_envs: int) -> int:
         """Memory that is asked for at once for members of these capacities, though most of it may
         never be touched. Linux gives no more than the machine has.
         """
-        each = _rows(max(capacities), n_envs) * 4 * (observations + actions + 2)
+        each = _rows(max(capacities), n_envs) * 4 * (obs_dim + action_dim + 2)
         return len(capacities) * (each + 4 * max(capacities))
 
     def __len__(self) -> int:

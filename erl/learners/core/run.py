@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
+from stable_baselines3.common.preprocessing import get_action_dim
 
 from erl.errors import Interrupted, Stopped
 from erl.learners import Agent, Outputs, one_by_one
@@ -18,7 +19,7 @@ from erl.learners.core.checkpoints import Part, restore_parts, save_parts
 from erl.learners.core.replay import check_memory
 from erl.learners.core.settings import EvaluationSettings
 from erl.learners.core.telemetry import Telemetry
-from erl.networks.perceptrons import bfloat16_width
+from erl.networks.products import bfloat16_width
 from erl.worlds.ledger import Ledger, shared_seconds
 from erl.worlds.specification import LifetimeSpec
 
@@ -240,9 +241,11 @@ class OneByOne:
 
     def buffers(self, spec: LifetimeSpec) -> list[tuple[int, int, int]]:
         """Replay buffers of a lifetime: transitions that each holds at most, and the lengths of an
-        observation and of an action.
+        observation and of an action. By default there is one.
         """
-        raise NotImplementedError
+        observation_space, action_space = spec.spaces()
+        capacity = self.settings_of(spec).capacity(spec.steps)
+        return [(capacity, observation_space.shape[0], get_action_dim(action_space))]
 
     def check_together(self, cohorts: Sequence[Sequence[LifetimeSpec]]) -> None:
         """Raise a UserError if the replay buffers of lifetimes that are lived at the same time do

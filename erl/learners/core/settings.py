@@ -34,8 +34,11 @@ from typing import (
     get_type_hints,
 )
 
+from gymnasium import spaces
+
 from erl.errors import UserError, nearest
 from erl.worlds.specification import LifetimeSpec
+from erl.worlds.tasks import bare_name
 
 Schedule = Callable[[float], float]
 
@@ -268,8 +271,7 @@ class Settings:
         if cls.defaults is None:
             return {}
         sections = _toml(cls.defaults)
-        name = env_id.rpartition(":")[2].rpartition("-v")[0]
-        section = sections.get(name, sections["default"])
+        section = sections.get(bare_name(env_id), sections["default"])
         return {key: value for key, value in section.items() if key != "source"}
 
 
@@ -313,7 +315,7 @@ def check_budget(
     with a `cost` what is to be expected.
 
     Args:
-        learner: who says so.
+        learner: its name, for the message.
         spec: of the lifetime.
         name: of the setting that lets it begin to learn.
         steps: its value.
@@ -329,6 +331,14 @@ def check_budget(
             f"{learner} starts to learn after {name} = {steps:,} steps{counted}{further}, but a "
             f"lifetime has only {spec.steps:,}; lower {name} or raise the steps"
         )
+
+
+def check_actions(learner: str, action_space: spaces.Space, *kinds: type[spaces.Space]) -> None:
+    """Raise a UserError for actions that are of none of these kinds."""
+    if not isinstance(action_space, kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        needed = "continuous (Box)" if kinds == (spaces.Box,) else names
+        raise UserError(f"{learner} needs {needed} actions, not {type(action_space).__name__}")
 
 
 def check_device(learner: str, device: str) -> None:

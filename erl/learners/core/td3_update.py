@@ -12,7 +12,8 @@ from torch import Tensor
 
 from erl.learners.core.off_policy import Block
 from erl.learners.core.replay import Batch
-from erl.networks.perceptrons import Perceptrons, Trained
+from erl.networks.perceptrons import Perceptrons
+from erl.networks.trained import Trained
 
 
 def critic_step(block: Block[Any], batch: Batch, noise: Tensor, critics: Trained) -> Tensor:

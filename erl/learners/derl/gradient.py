@@ -4,9 +4,10 @@ For continuous actions it is TD3 (Fujimoto et al., 2018, arXiv 1802.09477): a de
 that climbs its value.
 
 For discrete actions it is the off-policy actor-critic of discrete soft actor-critic (Christodoulou,
-2019, arXiv 1910.07207) with a fixed weight of the entropy. The values of all actions are known, so
-expectations over the policy are sums: neither the target nor the policy's gradient is sampled, and
-nothing has to be corrected for who chose the stored action.
+2019, arXiv 1910.07207) with a fixed weight of the entropy, and with a slowly following copy of the
+policy, π', in the targets, where Christodoulou has the policy itself. The values of all actions are
+known, so expectations over the policy are sums: neither the target nor the policy's gradient is
+sampled, and nothing has to be corrected for who chose the stored action.
 
 With `n_steps` above 1, targets hold the rewards of several steps (`n_step`). The actions within
 them are those that were taken: nothing corrects for who chose them, as in Rainbow (Hessel et al.,
@@ -23,7 +24,8 @@ from torch import Tensor
 
 from erl.learners.core.replay import Batch, smoothed
 from erl.learners.derl.settings import DERLSettings
-from erl.networks.perceptrons import Perceptrons, Shape, Trained
+from erl.networks.perceptrons import Perceptrons, Shape
+from erl.networks.trained import Trained
 
 _SMOOTHING = 0.2  # standard deviation of the noise on TD3's target actions
 _DELAY = 2  # updates of TD3's critics for each of its policy
@@ -34,8 +36,8 @@ class GradientHalf:
 
     Args:
         settings: of the agent.
-        observations: length of what it sees.
-        actions: length of an action, or number of actions.
+        obs_dim: length of what it sees.
+        action_dim: length of an action, or number of actions.
         discrete: which of the two.
         generator: draws the first parameters.
     """
@@ -43,8 +45,8 @@ class GradientHalf:
     def __init__(
         self,
         settings: DERLSettings,
-        observations: int,
-        actions: int,
+        obs_dim: int,
+        action_dim: int,
         discrete: bool,
         generator: torch.Generator,
     ) -> None:
@@ -59,16 +61,16 @@ class GradientHalf:
 
         common: dict[str, Any] = {"hidden": s.hidden, "activation": "ReLU", "norm": False}
         self.policy, self._pi, self._pi_target = networks(
-            Shape(observations, outputs=actions, **common), 1
+            Shape(obs_dim, outputs=action_dim, **common), 1
         )
         shape = (
-            Shape(observations, outputs=actions, **common)
+            Shape(obs_dim, outputs=action_dim, **common)
             if discrete
-            else Shape(observations + actions, **common)
+            else Shape(obs_dim + action_dim, **common)
         )
         self.critic, self._q, self._q_target = networks(shape, 2)
         self.set_rates(1.0)
-        self._observations = observations
+        self._obs_dim = obs_dim
 
     # -- the policy as a flat vector --
 
@@ -131,7 +133,7 @@ class GradientHalf:
         values = self._q.forward(batch.pairs_with(actions), first=1)
         ones = torch.full_like(values.output, -1.0 / len(actions))
         by_actions = self._q.backward(
-            values, ones, weights=False, inputs=slice(self._observations, None)
+            values, ones, weights=False, inputs=slice(self._obs_dim, None)
         )
         self._pi.backward(trace, by_actions * (1.0 - actions.square()))
         self.policy.step()

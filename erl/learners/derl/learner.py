@@ -26,12 +26,11 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_action_dim
 
-from erl.errors import UserError
 from erl.learners.core.checkpoints import Attributes, Part
 from erl.learners.core.episodes import Episode, Stage
 from erl.learners.core.replay import ReplayBuffer
 from erl.learners.core.run import OneByOne, Run
-from erl.learners.core.settings import check_budget
+from erl.learners.core.settings import check_actions, check_budget
 from erl.learners.derl.export import to_sb3
 from erl.learners.derl.gradient import GradientHalf, n_step
 from erl.learners.derl.settings import DERLSettings
@@ -313,16 +312,5 @@ class DERLLearner(OneByOne):
             # All environments take the last step.
             most = spec.steps + s.environments - 1
             check_budget(self.name, spec, "learning_starts", s.learning_starts, then=0, most=most)
-        _, action_space = spec.spaces()
-        if not isinstance(action_space, spaces.Box | spaces.Discrete):
-            raise UserError(
-                f"DERL needs Box or Discrete actions; {spec.task.env_id} has "
-                f"{type(action_space).__name__}"
-            )
+        check_actions(self.name, spec.spaces()[1], spaces.Box, spaces.Discrete)
         self.check_together([[spec]])
-
-    def buffers(self, spec: LifetimeSpec) -> list[tuple[int, int, int]]:
-        """See `OneByOne`."""
-        observation_space, action_space = spec.spaces()
-        capacity = self.settings_of(spec).capacity(spec.steps)
-        return [(capacity, observation_space.shape[0], get_action_dim(action_space))]

@@ -17,7 +17,8 @@ Differences from the published code:
 - Every second update improves the policies, counted through the whole training; there the count
   begins anew in each generation.
 - The layer normalisation's epsilon stands under the root, a relative difference of 1e-6 / std.
-- The gradient of the representation is taken through weights that have not moved since.
+- The gradient of the representation is taken at the weights of the forward pass: heads and
+  representation move only when both gradients are there.
 - Evolution, too, waits for `learning_starts`, so that the population does not drift before it can
   be evaluated. Without RL the population is evaluated by whole episodes from the first step.
 - The RL head's copy spares all elites; the number of offspring need not be even; a mutation changes
@@ -38,13 +39,12 @@ from stable_baselines3 import TD3
 from stable_baselines3.common.preprocessing import get_action_dim
 from torch import Tensor
 
-from erl.errors import UserError
 from erl.learners.core.checkpoints import Attributes, Part
-from erl.learners.core.episodes import Episode, Stage, surrogate
+from erl.learners.core.episodes import Episode, Stage
 from erl.learners.core.export import td3_model
 from erl.learners.core.replay import ReplayBuffer
 from erl.learners.core.run import OneByOne, Run, warn_of_precision
-from erl.learners.core.settings import check_budget
+from erl.learners.core.settings import check_actions, check_budget
 from erl.learners.erl_re2.report import evolution_row, evolution_scalars, evolution_totals
 from erl.learners.erl_re2.settings import Re2Settings
 from erl.learners.erl_re2.update import Draws, TwoScale, act, new_heads
@@ -370,6 +370,22 @@ class ERLRe2:
         self.stage.close()
 
 
+def surrogate(episode: Episode, steps: int, gamma: float, tail: float) -> float:
+    """ERL-Re²'s surrogate fitness (Li et al., ICLR 2023, eq. 8): discounted rewards of the first
+    steps, and a value for the rest.
+
+    Args:
+        episode: at least `steps` long, or ended before.
+        steps: H.
+        gamma: discount.
+        tail: value of the state after H steps; an episode that ended by then has none.
+    """
+    rewards = episode.rewards[:steps]
+    total = float(np.sum(gamma ** np.arange(len(rewards)) * rewards))
+    reached = len(episode.rewards) > steps or (len(episode.rewards) == steps and not episode.ended)
+    return total + gamma**steps * tail if reached else total
+
+
 class Re2Learner(OneByOne):
     """ERL-Re², one lifetime at a time. Its settings are `Re2Settings`."""
 
@@ -383,16 +399,5 @@ class Re2Learner(OneByOne):
         for name in ("init_steps", "learning_starts"):
             if s.RL:
                 check_budget(self.name, spec, name, getattr(s, name), then=0)
-        _, action_space = spec.spaces()
-        if not isinstance(action_space, spaces.Box):
-            kind = type(action_space).__name__
-            raise UserError(
-                f"ERL-Re2 needs continuous (Box) actions; {spec.task.env_id} has {kind}"
-            )
+        check_actions(self.name, spec.spaces()[1], spaces.Box)
         self.check_together([[spec]])
-
-    def buffers(self, spec: LifetimeSpec) -> list[tuple[int, int, int]]:
-        """See `OneByOne`."""
-        observation_space, action_space = spec.spaces()
-        capacity = self.settings_of(spec).capacity(spec.steps)
-        return [(capacity, observation_space.shape[0], get_action_dim(action_space))]

@@ -16,7 +16,7 @@ from erl.learners.core.settings import (
     Share,
     check_device,
 )
-from erl.networks.perceptrons import WIDE
+from erl.networks.products import WIDE
 
 
 @dataclass(frozen=True, kw_only=True)

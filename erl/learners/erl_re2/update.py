@@ -13,7 +13,9 @@ from torch import Tensor
 
 from erl.learners.core.replay import Batch, smoothed
 from erl.learners.erl_re2.settings import Re2Settings
-from erl.networks.perceptrons import Layer, Perceptrons, Shape, Trace, Trained, product, soft_update
+from erl.networks.perceptrons import Layer, Perceptrons, Shape, Trace
+from erl.networks.products import product
+from erl.networks.trained import Trained
 
 _MAX_NORM = 10.0  # of a gradient
 
@@ -117,8 +119,8 @@ class TwoScale:
 
     Args:
         settings: of the learner.
-        observations: length of what a policy sees.
-        actions: length of an action.
+        obs_dim: length of what a policy sees.
+        action_dim: length of an action.
         generator: draws the initial parameters.
 
     Attributes:
@@ -129,29 +131,29 @@ class TwoScale:
     hidden = (400, 300)
 
     def __init__(
-        self, settings: Re2Settings, observations: int, actions: int, generator: torch.Generator
+        self, settings: Re2Settings, obs_dim: int, action_dim: int, generator: torch.Generator
     ) -> None:
-        self.settings, self.actions, self.features = settings, actions, self.hidden[-1]
+        self.settings, self.features = settings, self.hidden[-1]
         n, low, device = settings.n_critics, settings.precision == "bf16", settings.device
 
         def trained(size: int) -> Trained:
             return Trained(1, size, settings.learning_rate, _MAX_NORM, device)
 
         self._of_actions = settings.OFF_TYPE == 1
-        value_inputs = observations + actions if self._of_actions else self.features
+        value_inputs = obs_dim + action_dim if self._of_actions else self.features
 
-        shape = Shape(observations, self.hidden, 0, activation="Tanh", norm=settings.use_ln)
+        shape = Shape(obs_dim, self.hidden, 0, activation="Tanh", norm=settings.use_ln)
         self.representation = trained(shape.size(1))
         self._z = Perceptrons(shape, 1, *_flat(self.representation), low)
         self._z_target = Perceptrons(shape, 1, self.representation.target[0], low=low)
 
-        self.head = trained(actions * (self.features + 1))
+        self.head = trained(action_dim * (self.features + 1))
         self._head, self._head_grad, self._head_target = (
-            flat.view(actions, self.features + 1)
+            flat.view(action_dim, self.features + 1)
             for flat in (self.head.values, self.head.grads, self.head.target)
         )
 
-        shape = Shape(observations + actions, self.hidden, norm=settings.use_ln, output_scale=0.1)
+        shape = Shape(obs_dim + action_dim, self.hidden, norm=settings.use_ln, output_scale=0.1)
         self.critic = trained(shape.size(n))
         self._q = Perceptrons(shape, n, *_flat(self.critic), low)
         self._q_target = Perceptrons(shape, n, self.critic.target[0], low=low)
@@ -163,7 +165,7 @@ class TwoScale:
 
         for network in (self._z, self._q, self._v.encoder, self._v.value):
             network.initialise(generator)
-        self._head.copy_(0.1 * new_heads(1, actions, self.features, generator)[0])
+        self._head.copy_(0.1 * new_heads(1, action_dim, self.features, generator)[0])
         for each in self.networks:
             each.start_target()
 
@@ -227,8 +229,8 @@ class TwoScale:
         statistics |= self._learn_critic(batch, draws.noise)
         if improve:
             statistics |= self._improve(batch, draws.representation_heads)
-            networks = self.networks if self.settings.EA else self.networks[:-1]
-            soft_update(networks, self.settings.tau)
+            for network in self.networks if self.settings.EA else self.networks[:-1]:
+                network.follow([self.settings.tau])
         return statistics
 
     def _learn_policy_value(self, batch: Batch, head: Tensor) -> dict[str, Tensor]:
@@ -319,7 +321,7 @@ class TwoScale:
             network.set_state(saved)
 
 
-def new_heads(n: int, actions: int, features: int, generator: torch.Generator) -> Tensor:
+def new_heads(n: int, action_dim: int, features: int, generator: torch.Generator) -> Tensor:
     """Heads as `torch.nn.Linear` draws them, (n, actions, features + 1)."""
     bound = features**-0.5
-    return torch.empty(n, actions, features + 1).uniform_(-bound, bound, generator=generator)
+    return torch.empty(n, action_dim, features + 1).uniform_(-bound, bound, generator=generator)

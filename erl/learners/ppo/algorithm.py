@@ -22,7 +22,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim, get_flattened_obs_dim
 
 from erl.learners.ppo.settings import PPOSettings, cohort_key
-from erl.learners.ppo.update import Update, columns
+from erl.learners.ppo.update import Update, advantages, columns
 from erl.networks.cohort_networks import (
     ActorCritic,
     Adam,
@@ -31,8 +31,6 @@ from erl.networks.cohort_networks import (
     Distribution,
     Gaussian,
     MultiCategorical,
-    RunningMoments,
-    advantages,
 )
 
 # Bytes of weights, gradients and moments that are worked on at a time. More agents share NumPy's
@@ -41,6 +39,37 @@ _CACHE = 8 << 20
 # An agent that diverges turns to NaN without a warning, as in PyTorch; `CohortPPO.diverged` tells.
 _silent = np.errstate(all="ignore")
 _CHUNK = 128  # observations per pass where no gradient is asked for
+
+
+class RunningMoments:
+    """Running means and variances of many streams, as Stable-Baselines3's `RunningMeanStd` keeps
+    them of one.
+
+    Attributes:
+        mean, var: float64 arrays (n, dim).
+        count: float64 array (n, 1).
+    """
+
+    def __init__(self, n: int, dim: int) -> None:
+        self.mean, self.var, self.count = (
+            np.zeros((n, dim)),
+            np.ones((n, dim)),
+            np.full((n, 1), 1e-4),
+        )
+
+    def update(self, batch: np.ndarray) -> None:
+        """Take in a batch (n, n_samples, dim)."""
+        samples = batch.shape[1]
+        mean = batch[:, 0] if samples == 1 else batch.mean(axis=1)
+        var = 0.0 if samples == 1 else batch.var(axis=1)
+        delta, total = mean - self.mean, self.count + samples
+        self.mean += delta * (samples / total)
+        self.var = (
+            self.var * self.count
+            + var * samples
+            + np.square(delta) * (self.count * samples / total)
+        ) / total
+        self.count = total
 
 
 class CohortPPO:
@@ -92,8 +121,8 @@ class CohortPPO:
         self._net = ActorCritic(
             self._n_inputs, n_outputs, c.pi, c.vf, c.activation, distribution, n_values
         )
-        nobody = np.zeros((0, self._net.n_params), np.float32)
-        self._distribution = self._net.distribution(nobody, nobody)  # to draw from, for any agent
+        no_rows = np.zeros((0, self._net.n_params), np.float32)
+        self._distribution = self._net.distribution(no_rows, no_rows)  # to draw from, for any agent
         self._rngs = [np.random.default_rng(seed) for seed in seeds]
         self._weights = np.zeros((n, self._net.n_params), np.float32)
         self._first, self._second = np.zeros_like(self._weights), np.zeros_like(self._weights)

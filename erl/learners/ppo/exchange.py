@@ -1,4 +1,4 @@
-"""Agents of a cohort as Stable-Baselines3's models, and back."""
+"""Agents of a cohort as Stable-Baselines3's models."""
 
 import inspect
 from dataclasses import fields
@@ -10,8 +10,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from erl.learners.core.export import set_up
-from erl.learners.ppo.algorithm import CohortPPO
-from erl.networks.cohort_networks import RunningMoments
+from erl.learners.ppo.algorithm import CohortPPO, RunningMoments
 
 
 def to_sb3(cohort: CohortPPO, i: int, num_timesteps: int = 0, total_timesteps: int = 0) -> PPO:
@@ -50,31 +49,6 @@ def to_sb3(cohort: CohortPPO, i: int, num_timesteps: int = 0, total_timesteps: i
     return model
 
 
-def load_sb3(cohort: CohortPPO, i: int, model: PPO, normalizer: VecNormalize | None = None) -> None:
-    """Take weights, moments of the optimiser and statistics of normalisation from Stable-Baselines3
-    into agent i.
-    """
-    parameters = dict(model.policy.named_parameters())
-    states = {name: model.policy.optimizer.state.get(p, {}) for name, p in parameters.items()}
-    cohort._net.load(cohort._weights[i], parameters)
-    for row, key in ((cohort._first[i], "exp_avg"), (cohort._second[i], "exp_avg_sq")):
-        cohort._net.load(row, {name: s[key] for name, s in states.items() if s})
-    cohort._steps[i] = max(float(s["step"]) if s else 0.0 for s in states.values())
-    cohort.n_updates[i] = model._n_updates
-    if normalizer is not None:
-        for moments, theirs in _pairs(cohort, normalizer):
-            moments.mean[i], moments.var[i], moments.count[i] = (
-                theirs.mean,
-                theirs.var,
-                theirs.count,
-            )
-
-
-def _pairs(cohort: CohortPPO, normalizer: VecNormalize) -> list[tuple[RunningMoments, Any]]:
-    pairs = [(cohort._return_moments, normalizer.ret_rms)]
-    return pairs + ([(cohort._obs_moments, normalizer.obs_rms)] if normalizer.norm_obs else [])
-
-
 def vec_normalize(cohort: CohortPPO, i: int) -> VecNormalize:
     """Agent i's statistics of normalisation as Stable-Baselines3's wrapper, to `save` beside the
     agent's zip file.
@@ -91,7 +65,10 @@ def vec_normalize(cohort: CohortPPO, i: int) -> VecNormalize:
         gamma=float(cohort._norm_gamma[i]),
         epsilon=c.norm_epsilon,
     )
-    for moments, theirs in _pairs(cohort, normalizer):
+    pairs: list[tuple[RunningMoments, Any]] = [(cohort._return_moments, normalizer.ret_rms)]
+    if c.norm_obs:
+        pairs.append((cohort._obs_moments, normalizer.obs_rms))
+    for moments, theirs in pairs:
         theirs.mean = moments.mean[i].reshape(theirs.mean.shape)
         theirs.var = moments.var[i].reshape(theirs.var.shape)
         theirs.count = float(moments.count[i, 0])

@@ -6,6 +6,7 @@ one after the other, so that `size` is steps times environments.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from stable_baselines3.common.utils import FloatSchedule
@@ -273,3 +274,43 @@ def _standardize(samples: np.ndarray, batch_size: int) -> None:
         if part.shape[2] > 1:
             part -= part.mean(axis=2, keepdims=True)
             part /= part.std(axis=2, ddof=1, keepdims=True) + 1e-8
+
+
+def advantages(
+    rewards: np.ndarray,
+    values: np.ndarray,
+    last_values: np.ndarray,
+    ends: np.ndarray,
+    gamma: np.ndarray,
+    gae_lambda: np.ndarray,
+) -> np.ndarray:
+    """Generalised advantage estimates (Schulman et al., 2016, arXiv 1506.02438).
+
+    Args:
+        rewards, values: arrays (n, n_steps), of each step and of the observation before it.
+        last_values: array (n,), values of the observation after the last step.
+        ends: bool (n, n_steps), whether an episode ended with the step.
+        gamma, gae_lambda: arrays (n,).
+
+    Returns:
+        float32 array (n, n_steps).
+    """
+    not_done = 1.0 - ends.astype(np.float32)
+    deltas = np.concatenate([values[:, 1:], last_values[:, None]], axis=1)
+    deltas *= not_done
+    deltas *= gamma[:, None].astype(np.float32)
+    deltas += rewards
+    deltas -= values
+    decays = not_done * (gamma * gae_lambda)[:, None].astype(np.float32)
+    estimates = np.empty_like(deltas)
+    # Steps cannot be vectorised; for a handful of agents plain numbers are faster than short
+    # arrays.
+    for estimate, delta, decay in zip(estimates, deltas[:, ::-1], decays[:, ::-1]):
+        backwards = accumulate(
+            zip(delta.tolist(), decay.tolist()),
+            lambda later, now: now[0] + now[1] * later,
+            initial=0.0,
+        )
+        next(backwards)
+        estimate[::-1] = list(backwards)
+    return estimates

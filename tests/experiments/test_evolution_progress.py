@@ -8,15 +8,16 @@ from conftest import Lines
 from told_lifetimes import make, study
 
 from erl.experiments.evolution import evolve
-from erl.experiments.luck import LEAST, Luck
+from erl.experiments.evolution_progress import LEAST, Luck
 from erl.search.noise import luck_share
+from erl.studies.trials import lifetime_records
 
 
 @pytest.mark.slow
 def test_it_is_told_while_it_runs_and_at_the_end_with_what_to_do(told, sink):
     # Nearly equal trials differ by the noise of their seeds.
     assert evolve(make(nb_trials=16, finalists=None, min_sr=1.0, max_sr=1.01), sink) == 0
-    scores = [[r.fitness for r in study().lifetimes(t).values()] for t in study().trials()]
+    scores = [[r.fitness for r in lifetime_records(t).values()] for t in study().trials()]
     share = luck_share(np.array(scores)[:, None])
     assert Luck(study(), study().config).share == pytest.approx(share)
     assert share > 0.5

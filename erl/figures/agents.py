@@ -1,0 +1,233 @@
+"""Agents of studies: which are compared with one another, and what they are called in figures."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from erl.cli import plural
+from erl.errors import UserError
+from erl.figures.learning import best_known
+from erl.figures.page import describe
+from erl.files import folder_name
+from erl.studies.configuration import (
+    EvolutionStudy,
+    SingleStudy,
+    TestStudy,
+    differences,
+    evolved_arm,
+)
+from erl.studies.data import StudyData
+from erl.worlds.arguments import Arguments
+
+JOINT = "Studies side by side"
+# Kinds of studies in which agents are compared.
+AGENTS = ("test", "single", "tensorboard")
+# Those whose agents are compared with those of other studies.
+JOINED = ("single", "tensorboard")
+
+
+@dataclass(frozen=True)
+class Agents:
+    """Agents that are compared.
+
+    Attributes:
+        lifetimes: theirs.
+        baseline: one of them; None for the first.
+        order: in which figures show them.
+        about: what was run, for captions.
+        selected: the column that their evolution selected for, `training_return` or `final_return`;
+            None without an evolution.
+    """
+
+    lifetimes: pd.DataFrame
+    baseline: str | None
+    order: list[str]
+    about: str
+    selected: str | None = None
+
+    @property
+    def measure(self) -> str:
+        """The column to compare by: what the evolution selected for. Without one it is the final
+        policy where policies were evaluated, since training episodes are of different policies in
+        different learners.
+        """
+        return self.selected or best_known(self.lifetimes)
+
+
+def compared(studies: Sequence[StudyData], baseline: str | None = None) -> Agents:
+    """The agents of the first study, or of all single runs and logs if it is one of several.
+
+    Args:
+        studies: of a report.
+        baseline: an agent; by default the learner alone, or the first one.
+
+    Raises:
+        UserError: single runs and logs are of different tasks.
+    """
+    data = studies[0]
+    if data.kind in JOINED and sum(d.kind in JOINED for d in studies) > 1:
+        return joined(studies, baseline)
+    first = baseline or baseline_of(data)
+    evolution = data.config.evolution if isinstance(data.config, TestStudy) else None
+    selected = None
+    if evolution is not None:
+        selected = "final_return" if evolution.fitness == "final_eval" else "training_return"
+    return Agents(data.lifetimes, first, agents_of([data], first), describe(data), selected)
+
+
+def joined(studies: Sequence[StudyData], baseline: str | None = None) -> Agents:
+    """The agents of the single runs and logs among several studies; arguments and errors as those
+    of `compared`. Where several studies have an agent of the baseline's name, it is the first's.
+    """
+    lifetimes, runs = join(studies), sum(d.kind in JOINED for d in studies)
+    arms = list(dict.fromkeys(lifetimes.get("arm", [])))
+    first = next((a for a in arms if baseline in (a, a.rpartition(": ")[2])), baseline)
+    of_task = "".join(f" in {task}" for task in _tasks(studies))
+    about = f"{plural(runs, 'study', 'studies')}{of_task}. {budgets(studies)}".strip()
+    return Agents(lifetimes, first, [*agents_of(studies, baseline), *arms], about)
+
+
+def baseline_of(data: StudyData) -> str | None:
+    """The learner alone, if it is among the arms that have a finished lifetime."""
+    learner = None if data.setting is None else data.setting.learner
+    frame = data.lifetimes
+    arms = set(frame.arm[frame.state == "COMPLETE"]) if "arm" in frame else set()
+    return next((a for a in (learner, "PPO") if a in arms), None)
+
+
+def agents_of(studies: Sequence[StudyData], baseline: str | None = None) -> list[str]:
+    """The agents of all tests, single runs and logs: the baseline first, then study by study. It is
+    the order in figures, and gives each agent its colour.
+
+    Args:
+        studies: of a report.
+        baseline: one of the agents; by default the first study's learner alone.
+    """
+    compared = [d for d in studies if d.kind in AGENTS]
+    names = [baseline or baseline_of(d) for d in compared[:1]]
+    for data in compared:
+        names += [*data.lifetimes.get("arm", [])]
+    return [name for name in dict.fromkeys(names) if name]
+
+
+def titles(studies: Sequence[StudyData]) -> list[str]:
+    """A name for each study that no other has: its own, or with its storage where several have the
+    same, or with a number where it is one study several times. So are folders of these names.
+    """
+    names = [d.name for d in studies]
+    folders = Counter([folder_name(JOINT), *map(folder_name, names)])
+    shown = [
+        d.name
+        if folders[folder_name(d.name)] == 1
+        else d.address
+        if d.kind == "tensorboard"
+        else f"{d.address}#{d.name}"
+        for d in studies
+    ]
+    found: list[str] = []
+    taken: set[str] = {folder_name(JOINT)}
+    for title in shown:
+        each, n = title, 1
+        while folder_name(each) in taken:
+            n += 1
+            each = f"{title} ({n})"
+        taken.add(folder_name(each))
+        found.append(each)
+    return found
+
+
+def task_of(env_id: str, del_obs: bool = False, env_kwargs: Mapping[str, Any] | None = None) -> str:
+    """An environment in words: with hidden velocities and its arguments, if there are any."""
+    hidden = " with hidden velocities" if del_obs else ""
+    return f"{env_id}{hidden}" + (f" {Arguments(env_kwargs)}" if env_kwargs else "")
+
+
+def join(studies: Sequence[StudyData]) -> pd.DataFrame:
+    """Lifetimes of the single runs and logs among several studies in one frame; arms are called
+    after the study (`titles`) where several studies have one of the same name.
+
+    Raises:
+        UserError: they are of different tasks, whose returns share no scale.
+    """
+    runs = [(t, d) for t, d in zip(titles(studies), studies) if d.kind in JOINED]
+    if len(tasks := _tasks(studies)) > 1:
+        raise UserError(f"returns in {', '.join(tasks)} share no scale: show them one by one")
+    names = [a for _, d in runs for a in dict.fromkeys(d.lifetimes.get("arm", []))]
+    frames = []
+    for title, data in runs:
+        frame = data.lifetimes
+        if len(frame):
+            arm = frame.arm.map(lambda a, t=title: a if names.count(a) == 1 else f"{t}: {a}")
+            frames.append(frame.assign(arm=arm))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _tasks(studies: Sequence[StudyData]) -> list[str]:
+    """The tasks of the single runs and logs among several studies, where they are known."""
+    tasks = set()
+    for data in studies:
+        known = data.config if isinstance(data.config, SingleStudy) else None
+        if data.kind in JOINED and "env_id" in data.lifetimes:
+            for env_id in set(data.lifetimes.env_id.dropna()):
+                tasks.add(task_of(env_id, known.del_obs, known.env_kwargs) if known else env_id)
+    return sorted(tasks)
+
+
+def budgets(studies: Sequence[StudyData]) -> str:
+    """A sentence on the steps of single runs and logs, where they differ; else nothing."""
+    steps = {
+        title: data.config.steps
+        if isinstance(data.config, SingleStudy)
+        else int(data.lifetimes.steps.max())
+        for title, data in zip(titles(studies), studies)
+        if data.kind in JOINED and len(data.lifetimes)
+    }
+    if len(set(steps.values())) < 2:
+        return ""
+    return f"Budgets differ: {', '.join(f'{t} {n:,} steps' for t, n in steps.items())}."
+
+
+def generalisation_tests(
+    tests: Sequence[StudyData],
+) -> dict[tuple[str, str], tuple[pd.DataFrame, str, str]]:
+    """Tests by (evolved on, tested on), for `comparison.generalisation`: environments with their
+    arguments, with steps where the tests differ in them, and with a number for another evolution or
+    winner that is called the same.
+
+    Raises:
+        UserError: two tests are of the same reservoirs, in the same task, or one has no
+            evolved agent.
+    """
+    configs = [d.config for d in tests if isinstance(d.config, TestStudy)]
+    evolved_steps = {c.evolution.training_steps for c in configs}
+    tested_steps = {c.training_steps for c in configs}
+    known: dict[str, list[tuple[EvolutionStudy, dict[str, float]]]] = {}
+    found: dict[tuple[str, str], tuple[pd.DataFrame, str, str]] = {}
+    for title, data in zip(titles(tests), tests):
+        config = data.config
+        if not isinstance(config, TestStudy):
+            continue
+        source = config.evolution
+        evolved = task_of("+".join(source.environments), source.del_obs, source.env_kwargs)
+        arguments = source.env_kwargs if config.env_id is None else config.env_kwargs
+        env_id = config.env_id or source.environments[0]
+        tested = task_of(env_id, config.hides_velocities, arguments)
+        evolved += f", {source.training_steps:,} steps" * (len(evolved_steps) > 1)
+        tested += f", {config.training_steps:,} steps" * (len(tested_steps) > 1)
+        same = known.setdefault(evolved, [])
+        equal = (p == config.params and not differences(e, source) for e, p in same)
+        before = next((i for i, is_this in enumerate(equal) if is_this), len(same))
+        if before == len(same):
+            same.append((source, config.params))
+        evolved += f" ({before + 1})" * (before > 0)
+        if (evolved, tested) in found:
+            raise UserError(f"{title} is another test of the same reservoirs in {tested}: omit it")
+        arms = list(dict.fromkeys(data.lifetimes.arm)) if len(data.lifetimes) else []
+        arm = evolved_arm(arms)
+        if arm is None:
+            raise UserError(f"{title} has no evolved agent: omit it")
+        found[evolved, tested] = (data.lifetimes, source.learner, arm)
+    return found

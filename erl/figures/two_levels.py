@@ -1,0 +1,218 @@
+"""Figures of both levels of evolution: the trials, and what happened within the lifetimes of some.
+
+Data frames and `about` are those of `erl.figures.evolution`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from erl.cli import plural
+from erl.errors import UserError
+from erl.figures.evolution import completed, fitness_label
+from erl.figures.style import Look, caption, looks, new, steps_axis, styled
+from erl.statistics import SMOOTHING, smoothed
+
+
+def chosen_trials(trials: pd.DataFrame, with_lifetimes: Sequence[int]) -> dict[str, int]:
+    """The best, a middle and the worst completed trial of those that have lifetimes."""
+    done = completed(trials)
+    done = done[done.trial.isin(list(with_lifetimes))].sort_values("fitness", kind="stable")
+    if not len(done):
+        raise UserError("no completed trial of this study stores its lifetimes")
+    picks = {"best": len(done) - 1, "middle": (len(done) - 1) // 2, "worst": 0}
+    chosen: dict[str, int] = {}
+    for name, i in picks.items():
+        number = int(done.trial.iloc[i])
+        if number not in chosen.values():
+            chosen[name] = number
+    return chosen
+
+
+@styled
+def two_levels(
+    trials: pd.DataFrame,
+    lifetimes: pd.DataFrame,
+    generations: pd.DataFrame,
+    chosen: Mapping[str, int] | None = None,
+    about: str = "",
+) -> Figure:
+    """Evolution over development above, and development within chosen trials below.
+
+    Above, the fitness of all trials, of an evolution by generation. Below, for chosen trials, what
+    happened within their lifetimes: the inner evolution's generations where the learner is a
+    population, learning curves otherwise.
+
+    Args:
+        trials: of an evolution, or of agents: a test, or single runs.
+        lifetimes: its records; those of agents have the column `arm`.
+        generations: of the inner evolutions; may be empty.
+        chosen: numbers of trials by their title; by default the best, a middle and the worst one,
+            of those that have such generations if there are any.
+        about: for the caption.
+    """
+    done = completed(trials)
+    inner = len(generations) > 0 and "fitness" in generations
+    told = generations if inner else lifetimes
+    picks = (
+        dict(chosen)
+        if chosen is not None
+        else chosen_trials(trials, told.trial.unique() if len(told) else [])
+    )
+    missing = [n for n in picks.values() if n not in set(done.trial)]
+    if missing:
+        raise UserError(f"trial {missing[0]} has no fitness: it cannot be shown")
+    shown = lifetimes[lifetimes.trial.isin(picks.values())]
+    agents = dict(zip(shown.trial, shown.arm)) if "arm" in shown else {}
+    colours = looks(picks)
+    figure = new(height=4.8)[0]
+    figure.clear()
+    grid = figure.add_gridspec(2, len(picks), height_ratios=(1, 1.1))
+    top = figure.add_subplot(grid[0, :])
+    _all_trials(top, done, picks, colours, bool(agents))
+    below: Any = None
+    for i, (name, number) in enumerate(picks.items()):
+        below = figure.add_subplot(grid[1, i], sharey=below)
+        if inner:
+            _inner_generations(below, generations[generations.trial == number], colours[name])
+        else:
+            _curves(below, lifetimes[lifetimes.trial == number], colours[name])
+        agent = f"\n{agents[number]}" if agents else ""
+        below.set_title(
+            f"{name}: trial {number}{agent}",
+            color=colours[name].colour,
+            fontsize=7 if agents else None,
+        )
+        steps_axis(below, "steps within a lifetime")
+        if i == 0:
+            below.set_ylabel("return")
+            below.legend(loc="best", fontsize=7)
+    what = (
+        "generations of the inner evolution: champion, and the range of the population"
+        if inner
+        else f"learning curves of its lifetimes (mean of {SMOOTHING} points)"
+    )
+    above = "Fitness of all trials" if agents else "Evolution over development"
+    remark = "" if agents else "The best is a maximum over noisy values."
+    return caption(
+        figure,
+        f"{above} (above) and development within {plural(len(picks), 'trial')} (below): {what}, "
+        f"{_lived(shown)}.",
+        remark,
+        about,
+    )
+
+
+def _all_trials(
+    axes: Axes,
+    done: pd.DataFrame,
+    picks: Mapping[str, int],
+    marks: Mapping[str, Look],
+    agents: bool,
+) -> None:
+    """The fitness of all trials, with marks on those that are picked.
+
+    Args:
+        axes: to draw in.
+        done: the trials.
+        picks: numbers of trials by their title.
+        marks: how each looks, by the same titles.
+        agents: whether trials are agents, which are not tried one after the other to find the best.
+    """
+    by_generation = "generation" in done and bool(done.generation.notna().all())
+    outer = done.generation if by_generation else done.trial
+    axes.plot(outer, done.fitness, "o", color="0.6", label="trial")
+    if by_generation:
+        mean = done.groupby("generation").fitness.mean()
+        axes.plot(mean.index, mean, color="black", label="mean of the generation")
+    if not agents:
+        best = done.assign(outer=outer).groupby("outer").fitness.max().cummax()
+        axes.step(best.index, best, where="post", color="black", linestyle=":", label="best")
+    for name, number in picks.items():
+        row = done[done.trial == number].iloc[0]
+        axes.plot(
+            outer[row.name],
+            row.fitness,
+            marker=marks[name].marker,
+            markersize=9,
+            markerfacecolor="none",
+            markeredgewidth=2,
+            color=marks[name].colour,
+            linestyle="none",
+        )
+    axes.set_xlabel("generation of the outer evolution" if by_generation else "trial")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylabel(fitness_label(done))
+    axes.margins(y=0.12)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+
+
+def _lived(lifetimes: pd.DataFrame) -> str:
+    """How many lifetimes a trial has: `3 seeds each`, or `3 seeds each in 2 environments`."""
+    places = lifetimes.env_id.nunique() if "env_id" in lifetimes else 1
+    by = ["trial", "env_id"] if places > 1 else ["trial"]
+    seeds = plural(int(lifetimes.groupby(by).size().max()), "seed")
+    return f"{seeds} each in {places} environments" if places > 1 else f"{seeds} each"
+
+
+def _curves(axes: Axes, records: pd.DataFrame, look: Look) -> None:
+    """A line for each lifetime; of several environments each has its style."""
+    places = list(records.env_id.unique()) if "env_id" in records else [""]
+    lines = {place: each.line for place, each in looks(places).items()}
+    named: set[str] = set()
+    for place, curve in zip(records.get("env_id", [""] * len(records)), records.curve):
+        if len(curve):
+            name = place if len(places) > 1 else "lifetime"
+            axes.plot(
+                *np.asarray(smoothed(curve), dtype=float).T,
+                color=look.colour,
+                linestyle=lines[place],
+                alpha=0.8,
+                linewidth=1.0,
+                label=None if name in named else name,
+            )
+            named.add(name)
+
+
+def population_range(generations: pd.DataFrame) -> pd.DataFrame:
+    """What a population reached in each kept generation of a lifetime: columns `steps`, `low`,
+    `high`, `middle` (of its members' fitness).
+    """
+    rows = []
+    for steps, fitness in zip(generations.steps, generations.fitness):
+        values = np.asarray(
+            [f for f in fitness if f is not None] if isinstance(fitness, list | tuple) else [],
+            dtype=float,
+        )
+        values = values[np.isfinite(values)]
+        if len(values):
+            rows.append((steps, values.min(), values.max(), float(np.median(values))))
+    return pd.DataFrame(rows, columns=["steps", "low", "high", "middle"])
+
+
+def _inner_generations(axes: Axes, generations: pd.DataFrame, look: Look) -> None:
+    for i, (_, part) in enumerate(generations.groupby("lifetime")):
+        spread = population_range(part)
+        if len(spread):
+            axes.fill_between(
+                spread.steps,
+                spread.low,
+                spread.high,
+                color=look.colour,
+                alpha=0.2,
+                linewidth=0,
+                label="population" if i == 0 else None,
+            )
+        if "champion_return" in part:
+            champion = part.dropna(subset=["champion_return"])
+            axes.plot(
+                champion.steps,
+                champion.champion_return,
+                color=look.colour,
+                label="champion" if i == 0 else None,
+            )

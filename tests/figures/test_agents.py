@@ -1,0 +1,78 @@
+"""Agents of studies: what they are called, and which are compared."""
+
+from dataclasses import replace
+
+import pytest
+from figure_fixtures import a_test, lifetimes
+
+from erl.errors import UserError
+from erl.figures.agents import JOINT, compared, generalisation_tests, titles
+from erl.figures.report import matrix_figure
+from erl.figures.style import caption_of
+
+
+def test_tests_that_differ_have_cells_of_their_own(lifetimes):
+    kicked = {"env_id": "Hopper-v4", "env_kwargs": {"kick": 2}}
+    tests = [
+        a_test("a", lifetimes),
+        a_test("b", lifetimes, env_id="Hopper-v4"),
+        a_test("c", lifetimes, **kicked),
+        a_test("d", lifetimes, {"env_kwargs": {"kick": 2}}),
+        a_test("e", lifetimes, {"del_obs": True}),
+        a_test("f", lifetimes, params={"sr": 2.0}),
+        a_test("g", lifetimes, {"seed": 7}),
+        a_test("h", lifetimes, {"seed": 7}, **kicked),
+    ]
+    here, hidden = "Swimmer-v4", "Swimmer-v4 with hidden velocities"
+    assert list(generalisation_tests(tests)) == [
+        (here, here),
+        (here, "Hopper-v4"),
+        (here, 'Hopper-v4 {"kick": 2}'),
+        ('Swimmer-v4 {"kick": 2}', 'Swimmer-v4 {"kick": 2}'),
+        (hidden, hidden),
+        (f"{here} (2)", here),
+        (f"{here} (3)", here),
+        (f"{here} (3)", 'Hopper-v4 {"kick": 2}'),
+    ]
+    assert "Rows with a number: other evolutions, or winners" in caption_of(matrix_figure(tests))
+    assert "Rows with a number" not in caption_of(matrix_figure(tests[:5]))
+    longer = replace(tests[0], config=replace(tests[0].config, training_steps=5000))
+    assert [*generalisation_tests([tests[0], longer])] == [
+        (here, f"{here}, 1,000 steps"),
+        (here, f"{here}, 5,000 steps"),
+    ]
+    continued = a_test("i", lifetimes, {"nb_trials": 500})
+    with pytest.raises(UserError, match="i is another test of the same reservoirs in Swimmer-v4"):
+        generalisation_tests([tests[0], continued])
+
+
+def test_a_test_without_evolved_reservoirs_has_no_cell(lifetimes):
+    alone = a_test("alone", lifetimes[lifetimes.arm == "PPO"], env_id="Hopper-v4")
+    with pytest.raises(UserError, match=r"^alone has no evolved agent: omit it$"):
+        generalisation_tests([a_test("a", lifetimes), alone])
+
+
+def test_evolved_settings_have_a_cell(lifetimes):
+    settings = a_test("a", lifetimes.replace({"arm": {"RES_PPO": "EVOLVED_PPO"}}), {"nb_res": 0})
+    [(_, learner, arm)] = generalisation_tests([settings]).values()
+    assert (learner, arm) == ("PPO", "EVOLVED_PPO")
+
+
+def test_titles_of_studies_are_unique(lifetimes):
+    a, b, c = (a_test(name, lifetimes) for name in ("x", "x", "y"))
+    b = replace(b, address="b.db")
+    assert titles([a, b, c]) == ["a.db#x", "b.db#x", "y"]
+    assert titles([a, a, c]) == ["a.db#x", "a.db#x (2)", "y"]
+    joint = replace(a, name=JOINT)
+    assert titles([joint]) == [f"a.db#{JOINT}"]
+    folders = [replace(a, name="toy:x"), replace(a, name="toy/x", kind="tensorboard")]
+    assert titles(folders) == ["a.db#toy:x", "a.db"]
+
+
+def test_a_test_is_judged_by_what_its_evolution_selected_for(lifetimes):
+    assert compared([a_test("a", lifetimes)]).measure == "training_return"
+    final = compared([a_test("a", lifetimes, {"fitness": "final_eval"})])
+    assert final.measure == final.selected == "final_return"
+    both = compared([a_test("a", lifetimes), a_test("b", lifetimes)])
+    assert len(both.lifetimes) == len(lifetimes)  # of the first
+    assert (both.baseline, both.order) == ("PPO", ["PPO", "RES_PPO", "STACK_PPO"])

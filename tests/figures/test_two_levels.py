@@ -1,0 +1,89 @@
+"""What figures of both levels draw is what they were given."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from figure_fixtures import evolved, trials
+from test_evolution_figures import line
+
+from erl.errors import UserError
+from erl.figures import two_levels
+from erl.figures.style import caption_of
+
+
+def test_both_levels_with_learning_curves(trials, evolved):
+    figure = two_levels.two_levels(trials, evolved, pd.DataFrame())
+    done = trials[trials.state == "COMPLETE"].sort_values("fitness")
+    titles = [a.get_title() for a in figure.axes[1:]]
+    best, middle, worst = (int(done.trial.iloc[i]) for i in (-1, 4, 0))
+    assert titles == [f"best: trial {best}", f"middle: trial {middle}", f"worst: trial {worst}"]
+    generation, mean = line(figure.axes[0], "mean of the generation")
+    assert list(generation) == [0, 1, 2]
+    assert mean == pytest.approx(done.groupby("generation").fitness.mean())
+    curve = np.array(evolved[evolved.trial == best].curve.iloc[0])
+    drawn = figure.axes[1].lines[0].get_xydata()
+    assert drawn[-1] == pytest.approx([1000, curve[-10:, 1].mean()])
+    assert "2 seeds each" in caption_of(figure)
+
+
+def test_both_levels_with_an_evolution_inside(trials, evolved):
+    inner = pd.DataFrame(
+        {
+            "trial": [0, 0, 0],
+            "lifetime": [0, 0, 0],
+            "steps": [10, 20, 30],
+            "fitness": [[1.0, 2.0, 6.0], [2.0, None, 4.0], None],
+            "champion_return": [None, 5.0, 7.0],
+        }
+    )
+    figure = two_levels.two_levels(trials, evolved, inner, chosen={"this": 0})
+    below = figure.axes[1]
+    assert line(below, "champion")[1].tolist() == [5.0, 7.0]
+    spread = two_levels.population_range(inner)
+    assert spread.values.tolist() == [[10, 1, 6, 2], [20, 2, 4, 3]]
+    corners = below.collections[0].get_paths()[0].vertices
+    assert corners[:, 1].max() == 6
+    with pytest.raises(UserError, match="trial 3 has no fitness"):
+        two_levels.two_levels(trials, evolved, inner, chosen={"failed": 3})
+
+
+def test_both_levels_choose_among_trials_with_an_evolution_inside(trials, evolved):
+    done = trials[trials.state == "COMPLETE"].sort_values("fitness")
+    with_generations = done.trial.iloc[1:4]
+    rows = {"trial": with_generations, "lifetime": 0, "steps": 10, "fitness": [[1.0, 2.0]] * 3}
+    inner = pd.DataFrame(rows | {"champion_return": 1.5})
+    figure = two_levels.two_levels(trials, evolved, inner)
+    low, middle, high = with_generations
+    assert [a.get_title() for a in figure.axes[1:]] == [
+        f"best: trial {high}",
+        f"middle: trial {middle}",
+        f"worst: trial {low}",
+    ]
+
+
+def test_both_levels_of_a_test_name_agents_and_no_evolution_above(trials, evolved):
+    agents = trials.drop(columns=["generation"]).assign(arm=["PPO", "ERL-Re2"] * 6)
+    lived = evolved[evolved.lifetime == 0]
+    lived = lived.assign(arm=lived.trial.map(dict(zip(agents.trial, agents.arm))))
+    figure = two_levels.two_levels(agents, lived, pd.DataFrame())
+    named = dict(zip(agents.trial, agents.arm))
+    for axes, title in zip(figure.axes[1:], ("best", "middle", "worst"), strict=True):
+        first, agent = axes.get_title().split("\n")
+        number = int(first.removeprefix(f"{title}: trial "))
+        assert agent == named[number]
+    assert "Evolution over development" not in caption_of(figure)
+    assert caption_of(figure).startswith("Fitness of all trials (above) and development within 3")
+    assert "best" not in [x.get_label() for x in figure.axes[0].lines]
+    assert figure.axes[0].get_xlabel() == "trial"
+
+
+def test_both_levels_count_the_seeds_of_each_environment(trials, evolved):
+    places = [evolved.assign(env_id=name) for name in ("A-v0", "B-v0", "C-v0")]
+    figure = two_levels.two_levels(trials, pd.concat(places), pd.DataFrame())
+    assert (
+        ": learning curves of its lifetimes (mean of 10 points), 2 seeds each in 3 environments."
+        in caption_of(figure)
+    )
+    lines = {x.get_label(): x.get_linestyle() for x in figure.axes[1].lines}
+    assert {"A-v0", "B-v0", "C-v0"} <= {*lines}
+    assert len({lines[name] for name in ("A-v0", "B-v0", "C-v0")}) == 3
