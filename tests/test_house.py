@@ -197,6 +197,12 @@ def test_a_group_of_tests_is_where_the_scheduler_looks_for_it(request):
     assert request.node.nodeid.endswith("@house") == grouped
 
 
+def test_no_two_files_of_tests_have_one_name():
+    """Folders of tests are no packages: pytest would refuse the second file."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py")]
+    assert {name for name in names if names.count(name) > 1} == set()
+
+
 def test_what_continuous_integration_installs_is_never_skipped_there():
     """`servers.needed` fails there; `pytest.importorskip` would not."""
     required = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(), re.M)
