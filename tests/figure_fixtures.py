@@ -103,10 +103,8 @@ def a_test(name, lifetimes, evolved=None, params=None, **changes):
     return StudyData(name, "a.db", "test", config, {}, None, {}, nothing, lifetimes, nothing)
 
 
-@pytest.fixture(scope="session")
-def runs(tmp_path_factory):
+def make_runs(folder):
     """A real evolution of six trials and its test on three seeds: addresses and models."""
-    folder = tmp_path_factory.mktemp("runs")
     (folder / "quick.yaml").write_text("n_steps: 200\nbatch_size: 100\nn_epochs: 1\n")
     storage = f"sqlite:///{folder}/studies.db"
     places = {"storage": storage, "workers": 1, "runs": str(folder / "runs")}

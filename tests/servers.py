@@ -3,6 +3,7 @@ connection that can be cut.
 """
 
 import glob
+import importlib
 import os
 import pwd
 import shutil
@@ -51,7 +52,16 @@ def missing(what):
     """Skip, or fail where continuous integration should have installed it."""
     if os.environ.get("CI"):
         pytest.fail(f"{what} is not installed", pytrace=False)
-    pytest.skip(f"{what} is not installed")
+    pytest.skip(f"{what} is not installed", allow_module_level=True)
+
+
+def needed(module):
+    """A module of a package that is in `requirements.txt`, but that users may do without; `missing`
+    where it is not installed.
+    """
+    with suppress(ImportError):
+        return importlib.import_module(module)
+    return missing(module)
 
 
 def free_port():

@@ -2,6 +2,7 @@ import importlib.util
 import os
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -272,6 +273,27 @@ def test_the_first_signal_interrupts_and_handlers_come_back():
         with Interruptible(), pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def code_after_two_signals(number):
+    """The exit code of a process that gets a signal twice."""
+    child = os.fork()
+    if not child:
+        try:
+            with Interruptible():
+                for _ in range(2):
+                    with suppress(KeyboardInterrupt):
+                        os.kill(os.getpid(), number)
+            os._exit(0)
+        finally:
+            os._exit(99)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_the_second_signal_ends_at_once(monkeypatch):
+    assert code_after_two_signals(signal.SIGINT) == 130
+    monkeypatch.setattr("erl.cli.TOGETHER_SECONDS", 0.0)
+    assert code_after_two_signals(signal.SIGTERM) == 143
 
 
 def test_a_sigterm_that_follows_at_once_is_the_same_one():

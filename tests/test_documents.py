@@ -189,7 +189,8 @@ def test_the_table_of_commands_on_studies_names_every_flag():
 
 
 @pytest.mark.parametrize(
-    "command", [c for d in PLAIN for c in commands(d) if re.match("python evolve.*--evolve", c)]
+    "command",
+    [c for d in PLAIN for c in commands(d) if re.match("(python|erl) evolve.*--evolve", c)],
 )
 def test_what_is_searched_can_be(command):
     config = parsed(command)

@@ -188,9 +188,11 @@ def proxy(code, monkeypatch):
 
 def small_budget(kind, words):
     """The flags of a small budget; there is no number of neurons to set where there is a context of
-    one's own, or where it is searched.
+    one's own, or where it is searched. Two agents are filmed, which take the time of a page.
     """
     flags = SMALL.get(kind, "")
+    if kind == "test" and "--video" in words and "--arms" not in words:
+        flags += " --arms PPO,RES_PPO_0.0003"
     if "--context" in words or any(word.startswith("units") for word in words):
         flags = flags.replace("--units 5", "")
     return flags.split()

@@ -101,6 +101,12 @@ def test_bad_input_is_one_line(words, message, capsys):
     assert "s3cret" not in err
 
 
+def test_flags_alone_that_are_wrong_are_those_of_train(capsys):
+    code, out, err = said(capsys, ["--steps", "x"], program="python -m erl")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("python -m erl train: error: --steps must be a whole number")
+
+
 def test_versions_and_help_of_parts(capsys):
     assert said(capsys, ["--version"])[:2] == (0, f"erl {__version__}\n")
     code, out, _ = said(capsys, ["studies", "--help"])

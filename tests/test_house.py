@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import gymnasium as gym
@@ -14,13 +15,13 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from conftest import begin_luck
 
 ROOT = Path(__file__).parent.parent
 FILES = {
     ".".join(p.relative_to(ROOT).with_suffix("").parts): p
     for p in sorted((ROOT / "erl").rglob("*.py"))
 }
-DRAWN: dict = {}  # by the first turn of a test, for the next one
 SCRIPTS = {p.stem: p for p in ROOT.glob("*.py") if p.name not in ("conftest.py", "setup.py")}
 
 ROOMS = {p.name for p in (ROOT / "erl").iterdir() if (p / "__init__.py").exists()}
@@ -175,13 +176,41 @@ def test_a_test_gives_a_clock_to_one_module_and_not_to_the_process():
         assert not of_process.findall(path.read_text(encoding="utf-8")), path
 
 
-@pytest.mark.xdist_group("draws")
-@pytest.mark.parametrize("turn", [1, 2])
-def test_what_a_test_draws_without_a_seed_is_the_same_each_time(turn):
-    drawn = np.random.default_rng().random(), random.random()
+def draw():
+    """One number from each source that a test may draw from without a seed."""
+    drawn = np.random.default_rng().random(), random.random(), np.random.random()  # noqa: NPY002
     drawn += (gym.spaces.Discrete(10**6).sample(), torch.rand(1).item())
-    drawn += (optuna.create_study().ask().suggest_float("x", 0, 1),)
-    assert drawn == DRAWN.setdefault("first", drawn)
+    return (*drawn, optuna.create_study().ask().suggest_float("x", 0, 1))
+
+
+def test_what_a_test_draws_without_a_seed_is_the_same_each_time(monkeypatch):
+    first = draw()
+    assert all(a != b for a, b in zip(first, draw(), strict=True))
+    begin_luck(monkeypatch)
+    assert draw() == first
+
+
+@pytest.mark.xdist_group("house")
+def test_a_group_of_tests_is_where_the_scheduler_looks_for_it(request):
+    """Or each process of tests would start a cluster of its own."""
+    grouped = request.config.getoption("loadgroup", False)
+    assert request.node.nodeid.endswith("@house") == grouped
+
+
+def test_no_two_files_of_tests_have_one_name():
+    """Folders of tests are no packages: pytest would refuse the second file."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py")]
+    assert {name for name in names if names.count(name) > 1} == set()
+
+
+def test_what_continuous_integration_installs_is_never_skipped_there():
+    """`servers.needed` fails there; `pytest.importorskip` would not."""
+    required = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(), re.M)
+    installed = {re.sub("[-_.]+", "-", name).lower() for name in required}
+    for path in (ROOT / "tests").rglob("*.py"):
+        for module in re.findall(r'importorskip\("(\w+)', path.read_text(encoding="utf-8")):
+            of = packages_distributions().get(module, [module])
+            assert not {re.sub("[-_.]+", "-", name).lower() for name in of} & installed, path
 
 
 def test_scripts_import_the_package_only():

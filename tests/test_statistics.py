@@ -387,6 +387,14 @@ def test_a_smoothed_curve_is_a_mean_of_its_last_points():
     assert steps_to([(1, 0.1), (2, 0.1), (3, 0.1)], 0.1, window=3) == 3
 
 
+def test_the_band_of_a_profile_is_that_of_a_share():
+    """Of ten resampled runs, those above a threshold are binomial."""
+    for threshold, share in ((4.5, 0.5), (8.5, 0.1)):
+        ends = profile_band(range(10), [threshold])
+        exact = stats.binom.ppf([0.025, 0.975], 10, share) / 10
+        assert np.ravel(ends) == pytest.approx(exact)
+
+
 def test_shares_and_profiles_count():
     assert share_reached([1, 3, math.inf], [0, 1, 2, 3]).tolist() == [0, 1 / 3, 1 / 3, 2 / 3]
     assert performance_profile([1, 2, 3, 4], [0, 2, 4]).tolist() == [1.0, 0.5, 0.0]

@@ -83,8 +83,20 @@ def task(script, flags, checkout, index=0):
     )
 
 
+# A script whose coordinator lives lifetimes itself: a worker would import everything once more.
+INLINE = """import runpy
+import erl.executors.local
+from conftest import InlineExecutor
+erl.executors.local.LocalExecutor = InlineExecutor
+runpy.run_path({path!r}, run_name="__main__")
+"""
+
+
 @pytest.mark.slow
 def test_arrays_share_an_evolution_and_its_test(checkout):
+    for name in PROGRAMS:
+        (checkout / name).unlink()
+        (checkout / name).write_text(INLINE.format(path=str(ROOT / name)))
     evolution = f"{TINY} --training_steps 300 --nb_trials 8 --popsize 4 --nb_seeds 1"
     tasks = [task("slurm_evolution.sh", evolution, checkout, k) for k in range(2)]
     for running in tasks:
@@ -109,24 +121,55 @@ def begun(name):
     return False
 
 
+def wait_until(condition, what):
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
-def test_a_task_that_is_told_to_end_gives_its_trials_back(number, requeued, checkout):
+def test_a_task_that_is_told_to_end_gives_its_trials_back(checkout):
     running = task(
         "slurm_evolution.sh",
         f"{TINY} --training_steps 5000000 --nb_trials 8 --h_test long",
         checkout,
     )
-    name, deadline = "CartPole-v1_long_5000k_steps", time.monotonic() + 200
+    name = "CartPole-v1_long_5000k_steps"
     # Workers start before, for the estimate of the time.
-    while not begun(name):
-        assert time.monotonic() < deadline, "no lifetime has begun"
-        time.sleep(0.2)
-    running.send_signal(number)
+    wait_until(lambda: begun(name), "no lifetime has begun")
+    running.send_signal(signal.SIGTERM)
     output = running.communicate(timeout=100)[0]
     assert running.returncode == 130, output
     assert "run the same command again to continue" in output
     assert {t.state.name for t in Study(STORAGE, name).trials()} == {"WAITING"}
+    assert not Path("scontrol.said").exists()
+
+
+# Ends at SIGTERM as a coordinator does.
+COORDINATOR = """import signal, sys, time
+from pathlib import Path
+
+def end(*_):
+    print("given back", flush=True)
+    sys.exit(130)
+
+signal.signal(signal.SIGTERM, end)
+Path("begun").touch()
+time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
+def test_a_task_goes_on_later_if_its_time_is_over(number, requeued, checkout):
+    (checkout / "waits.py").write_text(COORDINATOR)
+    running = task("slurm_evolution.sh", "waits.py", checkout)
+    wait_until(Path("begun").exists, "the script has not begun")
+    running.send_signal(number)
+    output = running.communicate(timeout=100)[0]
+    assert running.returncode == 130, output
+    assert "given back" in output
+    assert ("task 0 goes on later" in output) == requeued
     assert Path("scontrol.said").exists() == requeued
     if requeued:
         assert Path("scontrol.said").read_text() == "requeue 77\n"

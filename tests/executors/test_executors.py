@@ -32,15 +32,15 @@ from erl.worlds.tasks import Task
 
 
 @pytest.mark.parametrize(
-    "cluster", ["ray", "ray:node1:6379", "ray://node1:10001", "ray://192.0.2.1:10001"]
+    "address", ["ray", "ray:node1:6379", "ray://node1:10001", "ray://192.0.2.1:10001"]
 )
-def test_addresses_of_clusters(cluster):
-    check_cluster(cluster)
-    assert EvolutionConfig(cluster=cluster).cluster == cluster
+def test_addresses_of_clusters(address):
+    check_cluster(address)
+    assert EvolutionConfig(cluster=address).cluster == address
 
 
 @pytest.mark.parametrize(
-    "cluster",
+    "address",
     [
         *(
             "",
@@ -65,9 +65,9 @@ def test_addresses_of_clusters(cluster):
     ],
 )
 @pytest.mark.parametrize("config", [EvolutionConfig, ComparisonConfig])
-def test_other_addresses_are_refused(config, cluster):
+def test_other_addresses_are_refused(config, address):
     with pytest.raises(UserError, match=r"ray://HOST:PORT"):
-        config(cluster=cluster)
+        config(cluster=address)
 
 
 def test_without_a_cluster_lifetimes_run_in_processes_here():

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -222,7 +222,7 @@ def steps_of(checkpoint):
     return pickle.loads(checkpoint.read_bytes())["state"]["ledger"][0]
 
 
-# Checkpoints of one file, and with a replay buffer beside it.
+# Its checkpoint has a replay buffer beside it.
 RE2 = {
     "init_steps": 100,
     "learning_starts": 50,
@@ -234,13 +234,11 @@ RE2 = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "learner", [LearnerSpec("PPO", SETTINGS), LearnerSpec("ERL-Re2", RE2)], ids=lambda x: x.name
-)
-def test_a_job_goes_on_elsewhere_from_its_checkpoint(cluster, address, learner):
+def test_a_job_goes_on_elsewhere_from_its_checkpoint(cluster, address):
     """Its node dies after the first checkpoint has come to the coordinator; the next attempt takes
     it along.
     """
+    learner = LearnerSpec("ERL-Re2", RE2)
     # Its first thousand steps are in a checkpoint that comes at most 5,000 steps later.
     spec = replace(lifetime("toy_environments:Slow-v0", steps=7_000), learner=learner)
     checkpoint = Path("runs/one.pkl").absolute()
@@ -346,16 +344,12 @@ def test_after_ctrl_c_what_returns_in_time_has_a_result_and_its_files(executor):
 
 
 @pytest.mark.slow
-def test_sigterm_still_means_what_it_meant(address):
+def test_workers_are_the_clusters_cpus_unless_said_and_sigterm_means_what_it_meant(address):
     before = signal.getsignal(signal.SIGTERM)
-    RayExecutor(address).close()
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-@pytest.mark.slow
-def test_workers_are_the_clusters_cpus_unless_said(address, executor):
+    executor = RayExecutor(address)
     assert executor.workers == ray.cluster_resources()["CPU"]
     executor.close()
+    assert signal.getsignal(signal.SIGTERM) is before
     more = RayExecutor(address, 7)
     more.close()
     assert more.workers == 7
@@ -379,23 +373,30 @@ def test_a_job_takes_the_cpus_that_it_keeps_busy_or_a_whole_machine(cluster, add
 def test_of_two_lifetimes_without_room_for_both_one_waits(cluster, address, monkeypatch):
     """Each would otherwise have a part of its workers, and wait for the other part for ever."""
     monkeypatch.setattr("erl.executors.ray_workers.WARN_SECONDS", 0.5)
-    spare = add_node(cluster, num_cpus=3)
-    spec = evolved.lifetime(
-        "AES-RL", 10**6, actor_executor="ray", ray_address=address, actor_workers=2
-    )
-    first = evolved.at_work(spec)
-    try:
+    script = WAITING.format(tests=str(Path(__file__).parents[1]), address=address)
+    said = Path("said.txt")
+    with ExitStack() as ending:
+        spare = add_node(cluster, num_cpus=3)
+        ending.callback(cluster.remove_node, spare, allow_graceful=False)
+        spec = evolved.lifetime(
+            "AES-RL", 10**6, actor_executor="ray", ray_address=address, actor_workers=2
+        )
+        first = evolved.at_work(spec)
+        ending.callback(first.close)
         evolved.until(first, 2)
-        script = WAITING.format(tests=str(Path(__file__).parents[1]), address=address)
-        second = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
-        assert "a lifetime waits for 3 free CPUs" in second.stderr.readline()
+        with said.open("w") as stderr:
+            second = subprocess.Popen([sys.executable, "-c", script], stderr=stderr)
+        ending.callback(second.wait)
+        ending.callback(second.kill)
+        deadline = time.monotonic() + 120
+        while "a lifetime waits for 3 free CPUs" not in said.read_text():
+            assert second.poll() is None, said.read_text()
+            assert time.monotonic() < deadline, said.read_text()
+            time.sleep(0.1)
         evolved.until(first, 6)
         assert second.poll() is None
         first.close()
-        assert second.wait(120) == 0, second.stderr.read()
-    finally:
-        first.close()
-        cluster.remove_node(spare, allow_graceful=False)
+        assert second.wait(120) == 0, said.read_text()
 
 
 WAITING = """

@@ -4,7 +4,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -477,23 +476,6 @@ def test_ctrl_c_ends_within_seconds_and_the_same_command_goes_on(quick, inline, 
     assert all_gone(processes)
     assert evolve(config, sink) == 0
     assert found(config) == undisturbed
-
-
-@pytest.mark.slow
-def test_a_second_ctrl_c_ends_at_once(quick):
-    config = make(quick, training_steps=10**6)
-    process = start(config)
-    for _ in range(1200):
-        time.sleep(0.1)
-        if Path("studies.db").exists() and len(family(process)) > 2:
-            break
-    processes = family(process)
-    os.killpg(process.pid, signal.SIGINT)
-    os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode in (130, -signal.SIGINT)  # as a shell says it, or as it is
-    assert "Traceback" not in err
-    assert all_gone(processes)
 
 
 def test_a_storage_that_fails_in_mid_run_is_one_line_and_the_same_command_goes_on(

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from servers import needed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from erl.commands import main
@@ -164,7 +165,7 @@ def records(path):
 
 @pytest.mark.slow
 def test_weights_and_biases_gets_the_logs_of_worker_processes(monkeypatch, sink):
-    wandb = pytest.importorskip("wandb")
+    wandb = needed("wandb")
     from wandb.proto.wandb_internal_pb2 import Record
 
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -188,7 +189,7 @@ def test_weights_and_biases_gets_the_logs_of_worker_processes(monkeypatch, sink)
 
 
 def test_mlflow_gets_the_logs(monkeypatch, inline, sink, tmp_path):
-    mlflow = pytest.importorskip("mlflow")
+    mlflow = needed("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
     for seeds in (1, 2):
@@ -220,7 +221,7 @@ def test_a_service_that_cannot_be_used_is_said_before_anything_is_written(
             assert said in capsys.readouterr().err
     with pytest.raises(UserError, match="unknown --track 'wanbd'; did you mean wandb"):
         flags(track="wanbd")
-    pytest.importorskip("mlflow")
+    needed("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(UserError, match=r"--track mlflow cannot be used: .*localhost"):

@@ -2,6 +2,9 @@
 write their checkpoints.
 """
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 from told_lifetimes import Told, make, study
 
@@ -79,6 +82,31 @@ def test_what_reaches_its_end_after_ctrl_c_is_stored(taking, told, sink, monkeyp
     assert [(*t[:1], *t[2:]) for t in found("CartPole-v1_main_0.128k_steps")] == [
         (*t[:1], *t[2:]) for t in undisturbed
     ]
+
+
+@pytest.mark.parametrize(("signal", "seconds"), [("SIGINT", 300.0), ("SIGTERM", 20.0)])
+def test_checkpoints_have_minutes_after_ctrl_c_and_seconds_after_sigterm(signal, seconds):
+    """Batch systems kill half a minute after their SIGTERM."""
+    told = SimpleNamespace(ending=lambda: None, workers=1)
+    loop = TrialLoop(study=None, trials=[], executor=told, make_cohort=None, listener=told)
+    board = {"save": np.zeros(2, bool)}
+    assert loop._interrupt(board, KeyboardInterrupt(signal)) == seconds
+    assert board["save"].all()
+
+
+def test_lifetimes_side_by_side_are_spread_evenly_over_the_workers(told, sink):
+    """And one job has all of them where there is one worker."""
+    given, run = [], told.run
+
+    def note(self, jobs, *rest, **named):
+        given.append([job.rows for job in jobs])
+        yield from run(self, jobs, *rest, **named)
+
+    told.run = note
+    flags = {"engine": "cohort", "nb_trials": 4, "finalists": None}
+    for workers, rows in ((2, [4, 4]), (3, [3, 3, 2]), (1, [8])):
+        assert evolve(make(**flags, workers=workers, h_test=f"{workers}_workers"), sink) == 0
+        assert given.pop() == rows
 
 
 def test_a_write_that_fails_takes_no_other_with_it():

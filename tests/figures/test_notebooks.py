@@ -12,9 +12,9 @@ import nbformat
 import pytest
 from conftest import ROOT
 from er_mrl_journals import journal
-from figure_fixtures import runs
 from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
+from servers import needed
 
 from erl.cli import parse
 from erl.experiments.evolution import EvolutionConfig
@@ -181,7 +181,7 @@ def test_the_results_run_on_a_baseline_that_failed(runs, execute, tmp_path):
 
 @pytest.mark.slow
 def test_the_behaviour_runs(runs, execute):
-    pytest.importorskip("cogscale")
+    needed("cogscale")
     cell = (
         f"MODEL, STUDY = {runs.model!r}, {runs.evolution!r}\n"
         "EPISODE, STEPS, SHOWN, RESERVOIRS, TASKS = 0, 60, 40, 2, ['simple_copy']"

@@ -10,7 +10,8 @@ import optuna
 import pandas as pd
 import pytest
 from er_mrl_journals import journal
-from figure_fixtures import conditional, lifetimes, runs
+from figure_fixtures import conditional, lifetimes
+from servers import needed
 
 from erl.commands import COMMANDS, start
 from erl.errors import UserError
@@ -87,13 +88,13 @@ def test_the_agent_that_is_looked_at_is_the_middle_one(runs):
 
 
 @pytest.mark.slow
-def test_figures_and_film_are_attached_if_asked_for(runs, sink):
+def test_figures_and_film_are_attached_if_asked_for(runs, sink, without_memory):
     flags = {"models": runs.models, "formats": "png", "attach": True}
     storage, _, name = runs.test.rpartition("#")
     study = Study(storage, name)
     before = study.storage.get_study_system_attrs(study._id)
     assert not listed(before)
-    report(FigureConfig(study=runs.test, folder="out", **flags), sink)
+    report(FigureConfig(study=runs.test, folder="out", film=False, **flags), sink)
     report(FigureConfig(study=runs.test, folder="out", overwrite=True, **flags), sink)
     attrs = study.storage.get_study_system_attrs(study._id)
     names = [a.name for a in listed(attrs)]
@@ -106,7 +107,7 @@ def test_figures_and_film_are_attached_if_asked_for(runs, sink):
 
 
 @pytest.mark.slow
-def test_without_models_the_report_says_what_is_missing(runs, sink):
+def test_without_models_the_report_says_what_is_missing(runs, sink, without_memory):
     config = FigureConfig(study=runs.test, folder="out", models="none", formats="png")
     assert report(config, sink) == 0
     assert "not shown: Film and behaviour: there is no model none/" in str(sink)
@@ -175,6 +176,7 @@ def test_single_runs_side_by_side(inline, sink, tmp_path):
         join(studies)
 
 
+@pytest.mark.slow
 def test_tests_make_a_generalisation_matrix(runs):
     data = read_study(runs.test)
     other = read_study(runs.test)
@@ -333,7 +335,7 @@ def test_parameters_that_a_trial_does_not_have_are_not_shown_as_numbers(sink, wi
 
 
 def test_memory_and_retention_of_what_evolved(runs):
-    pytest.importorskip("cogscale")
+    needed("cogscale")
     data = read_study(runs.evolution)
     frame = reports.retention_errors(data, 2, ["simple_copy"])
     assert sorted(frame.group) == ["constant answer", "evolved", "evolved"] + ["not evolved"] * 2

@@ -4,6 +4,7 @@ import builtins
 
 import numpy as np
 import pytest
+from servers import needed
 
 from erl.errors import UserError
 from erl.figures import retention
@@ -32,7 +33,7 @@ def test_the_readout_finds_a_linear_answer_and_leaves_masked_steps_out():
 
 
 def test_a_delayed_copy_takes_a_memory():
-    pytest.importorskip("cogscale")
+    needed("cogscale")
     frame = retention.retention(
         {"memory": [MEMORY], "none": [NONE]}, ["discrete_postcasting"], seeds=(0, 1)
     )
@@ -44,7 +45,7 @@ def test_a_delayed_copy_takes_a_memory():
 
 
 def test_every_task_has_an_error_and_its_place_in_the_figure():
-    pytest.importorskip("cogscale")
+    needed("cogscale")
     small = ReservoirParams(units=8, sr=0.9, lr=0.8, input_connectivity=1.0)
     frame = retention.retention({"a": [small]})
     assert set(frame.task) == set(retention.task_names())
@@ -66,7 +67,7 @@ def test_the_best_published_networks_do_as_well_here():
     """Their errors are the best of a search; ours are medians over seeds, so a tenth may lie
     between them.
     """
-    pytest.importorskip("cogscale")
+    needed("cogscale")
     assert set(retention.published()) == set(retention.task_names())
     tasks = ["continuous_postcasting", "adding_problem", "induction_heads", "sinus_forecasting"]
     frame = retention.published_errors(tasks, range(3))
@@ -81,7 +82,7 @@ def test_the_best_published_networks_do_as_well_here():
 
 
 def test_bad_input(monkeypatch):
-    pytest.importorskip("cogscale")
+    needed("cogscale")
     with pytest.raises(UserError, match=r"no task 'simple_cpy'; did you mean simple_copy"):
         retention.retention({"a": [NONE]}, ["simple_cpy"])
     real = builtins.__import__

@@ -287,21 +287,20 @@ def test_the_story_of_an_individual():
         assert p == pytest.approx(better / (better + 3.0), abs=1e-3)
 
 
+LEARNING = {"hidden": [32, 32], "batch_size": 64, "learning_starts": 400, "buffer_size": 20_000}
+ASIDE = {"critic_job": 100, "actor_workers": 3}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_aes_rl_learns(seed):
-    """Every seed comes nearer than -2.5, from about -8; to stand still at 0.5 is -10."""
-    settings = {
-        "hidden": [32, 32],
-        "batch_size": 64,
-        "learning_starts": 400,
-        "buffer_size": 20_000,
-        "critic_job": 100,
-        "actor_workers": 3,
-    }
-    agent, _ = train(lifetime("AES-RL", 5000, seed, **settings))
+@pytest.mark.parametrize(
+    ("name", "steps", "settings"),
+    [("CEM-RL", 2500, {}), ("ACEM-RL", 2500, ASIDE), ("AES-RL", 5000, ASIDE)],
+)
+def test_it_learns(name, steps, settings):
+    """Seeds 0 to 3 come nearer than -0.8, from about -8; to stand still at 0.5 is -10."""
+    agent, _ = train(lifetime(name, steps, **LEARNING, **settings))
     returns = evaluate(agent, gym.make(REACH), 10, 5).returns
-    assert np.mean(returns) > -2.5
+    assert np.mean(returns) > -1.5
 
 
 # -- settings --

@@ -310,7 +310,8 @@ def test_sigkill_at_any_moment_leaves_checkpoints_that_are_whole(tmp_path):
     outputs = tuple(
         Outputs(checkpoint=str(tmp_path / f"{i}.pkl"), checkpoint_seconds=0.0) for i in range(2)
     )
-    process = multiprocessing.get_context("spawn").Process(
+    # Forked, it imports nothing anew: torch has one thread here, and gradients are by hand.
+    process = multiprocessing.get_context("fork").Process(
         target=_live_in_process, args=(specs, outputs)
     )
     process.start()

@@ -1,5 +1,5 @@
 """TD3, SAC and others where networks and buffers lie on another device: the same as on the CPU, to
-rounding. Without a GPU the same path is taken on the CPU.
+rounding. `tests/networks/test_captured.py` has what is recorded there, without a GPU.
 """
 
 import os
@@ -21,6 +21,7 @@ from erl.worlds.tasks import Task
 
 DEVICE = os.environ.get("ERL_TEST_DEVICE", "cuda" if torch.cuda.is_available() else "cpu")
 DEVICES = {"cpu": "cpu", "other": DEVICE}
+on_a_device = pytest.mark.skipif(DEVICE == "cpu", reason="there is no GPU to compare the CPU with")
 
 
 def trained(name, device, **config):
@@ -46,6 +47,7 @@ def trained(name, device, **config):
     return agents, [ledger.episodes for ledger in ledgers]
 
 
+@on_a_device
 @pytest.mark.parametrize(
     ("name", "config"),
     [("TD3", {"noise_type": "normal", "noise_std": 0.1}), ("SAC", {}), ("DDPG", {"n_envs": 2})],
@@ -64,6 +66,7 @@ def test_a_device_gives_what_the_cpu_gives(name, config):
             torch.testing.assert_close(value, weights[key], rtol=1e-2, atol=1e-3)
 
 
+@on_a_device
 def test_erl_re2_updates_are_those_of_the_cpu():
     networks, buffers, updates = {}, {}, {}
     rng = np.random.default_rng(0)
@@ -90,6 +93,7 @@ def test_erl_re2_updates_are_those_of_the_cpu():
         torch.testing.assert_close(mine.values.cpu(), theirs.values, rtol=1e-2, atol=1e-3)
 
 
+@on_a_device
 @pytest.mark.parametrize("discrete", [False, True])
 def test_derl_updates_are_those_of_the_cpu(discrete):
     halves, buffers, updates = {}, {}, {}

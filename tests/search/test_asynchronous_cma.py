@@ -15,6 +15,7 @@ from erl.search.asynchronous_cma import (
     AsynchronousCMA,
     Result,
     Start,
+    draw_seed,
     promising,
 )
 
@@ -50,6 +51,15 @@ def told_to(monkeypatch):
 
 def lengths(runs):
     return [runs.count(run) for run in range(max(runs) + 1)]
+
+
+def test_draws_and_constants_are_those_of_earlier_versions():
+    """Or a stored evolution would go on as another one."""
+    assert draw_seed(5, "trial", 3) == 3671540305
+    assert draw_seed(5, "restart", 1) == 4068796671
+    assert draw_seed(5, "regime", 1) == 561009821
+    assert draw_seed(5, "trial", 3, "sr") == 2267195712
+    assert (GROWTH, SIGMA, TOLERANCE) == ((10, 20, 40, 80), 1 / 6, 3e-3)
 
 
 def test_ipop_doubles_and_every_run_converges():

@@ -10,6 +10,7 @@ from browser import CHROMIUM, Browser
 from faults import Case
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
 from optuna.trial import TrialState
+from servers import needed
 
 from erl.errors import UserError
 from erl.experiments import display
@@ -23,8 +24,7 @@ from erl.studies.storage import DEFAULT_STORAGE, open_storage
 from erl.studies.study import Study
 from erl.studies.trials import lifetime_records
 
-pytest.importorskip("optuna_dashboard", reason="the dashboard is an extra")
-from optuna_dashboard import get_note
+get_note = needed("optuna_dashboard").get_note
 
 NAME = "CartPole-v1_main_0.256k_steps"
 TEST = f"{NAME}_trial_{{}}_test_0.256k_steps"

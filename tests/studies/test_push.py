@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from servers import needed
 
 from erl.commands import main
 from erl.errors import UserError
@@ -125,13 +126,13 @@ def test_the_hubs_client_is_given_the_folder(trained, sink, monkeypatch):
     assert 'snapshot_download("me/pole")' in card
     assert f"https://huggingface.co/me/pole: {trained}" in sink.lines
     # The real client takes what this one was given.
-    real = pytest.importorskip("huggingface_hub.hf_api").HfApi
+    real = needed("huggingface_hub.hf_api").HfApi
     inspect.signature(real.create_repo).bind(None, *created[1], **created[2])
     inspect.signature(real.upload_folder).bind(None, folder_path=".", **named)
 
 
 def test_the_hub_reads_the_head_of_a_card(trained, sink):
-    cards = pytest.importorskip("huggingface_hub")
+    cards = needed("huggingface_hub")
     push_study(PushConfig(study=trained, folder="out"), sink)
     data = cards.ModelCard(Path("out/README.md").read_text(encoding="utf-8")).data
     (result,) = data.eval_results

@@ -16,16 +16,13 @@ from pathlib import Path
 
 import optuna
 import pytest
-from conftest import ROOT, Lines
-from optuna.exceptions import StorageInternalError
+from conftest import Lines
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from sqlalchemy.exc import PendingRollbackError, ProgrammingError
 
 from erl.errors import UserError
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.studies.records import records
-from erl.studies.retries import is_away
 from erl.studies.storage import (
     CONNECTING,
     DEFAULT_STORAGE,
@@ -118,12 +115,14 @@ def test_coordinators_that_start_together_share_the_trials_exactly(storage, quic
 @pytest.mark.parametrize("storage", ["grpc"], indirect=True)
 def test_two_commands_share_a_study_behind_a_proxy(storage, quick):
     """Processes of their own, for gRPC's channels do not survive a fork."""
-    flags = [
-        f"--{k}={v}"
-        for k, v in dataclasses.asdict(make(storage, quick, nb_trials=6)).items()
-        if v is not None
-    ]
-    command = [sys.executable, str(ROOT / "evolve_res.py"), *flags]
+    config = make(storage, quick, nb_trials=6)
+    program = (
+        "import erl.executors.local\nfrom conftest import InlineExecutor, Lines\n"
+        "from erl.experiments.evolution import EvolutionConfig, evolve\n"
+        "erl.executors.local.LocalExecutor = InlineExecutor\n"
+        f"raise SystemExit(evolve(EvolutionConfig(**{dataclasses.asdict(config)}), Lines()))"
+    )
+    command = [sys.executable, "-c", program]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
     said = [p.communicate(timeout=200) for p in processes]
@@ -442,15 +441,6 @@ def test_a_file_that_was_removed_is_named(caplog):
     with pytest.raises(GoneError, match=r"the file studies\.db is not there$"):
         storage.set_study_user_attr(study, "a", 1)
     assert "the file studies.db is not there; it is tried again for 0 s" in caplog.text
-
-
-def test_what_may_pass_is_told_from_what_no_repetition_mends():
-    lost = PendingRollbackError("the session's connection was lost in the midst of a transaction")
-    assert is_away(lost)
-    assert is_away(StorageInternalError("…"))
-    assert is_away(OSError(28, "No space left on device"))
-    assert not is_away(KeyError("no such study"))
-    assert not is_away(ProgrammingError("SELECT", {}, Exception("no such table")))
 
 
 def test_postgres_means_the_driver_that_is_installed(monkeypatch):

@@ -1,4 +1,4 @@
-"""Every learner on every environment of `peculiar_environments`: served, or refused in one line."""
+"""Learners on the environments of `peculiar_environments`: served, or refused in one line."""
 
 import json
 import subprocess
@@ -91,6 +91,22 @@ LEARNERS = {
     ("(1+1)-ES", "auto"): ({**EVOLVED, **MEAN}, FORCES),
     ("AES-RL", "auto"): ({**EVOLVED, **MEAN, "mean_update_param": 3.0}, FORCES),
 }
+# Environments on which all learners are run: each kind of actions, parts of observations, and a
+# fault in training.
+BY_ALL = (
+    "DictObservation",
+    "ShiftedAction",
+    "MultiDiscreteActionTable",
+    "MultiBinaryActionTable",
+    "TwoByTwoForces",
+    "NotANumberLater",
+)
+# On the others one of each kind: values, forces and both, ours and Stable-Baselines3's. All of them
+# step environments in the same ways.
+ON_ALL = (
+    *(("PPO", "cohort"), ("PPO", "sb3"), ("DQN", "sb3"), ("SAC", "cohort"), ("SAC", "sb3")),
+    *(("ERL-Re2", "auto"), ("DERL", "auto")),
+)
 RESERVOIR = Context((ReservoirParams(units=5, sr=0.9, lr=0.5, rc_connectivity=0.5),), skip_c=True)
 
 
@@ -111,6 +127,9 @@ def test_all_learners_are_run():
     assert {name for name, engine in LEARNERS if engine == "sb3"} == {*algorithms()}
     own = {name: "cohort" if learner.cohort else "auto" for name, learner in OWN.items()}
     assert {*LEARNERS} >= {*own.items()}
+    assert {*BY_ALL} <= {*EXPECTED}
+    served = [PECULIAR[n].get("action_space", spaces.Discrete(2)) for n in BY_ALL]
+    assert {type(space) for space in served} == {*CHOICES, *FORCES}
 
 
 @pytest.mark.parametrize("name", [n for n, e in EXPECTED.items() if e.refused])
@@ -123,10 +142,11 @@ def test_what_cannot_be_served_is_refused_in_one_line(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n, e in EXPECTED.items() if not e.refused])
-def test_every_learner_serves_it_or_refuses_its_actions(name):
+def test_learners_serve_it_or_refuse_its_actions(name):
     actions = PECULIAR[name].get("action_space", spaces.Discrete(2))
     fails = EXPECTED[name].fails
-    for (learner, engine), (_, known) in LEARNERS.items():
+    for learner, engine in LEARNERS if name in BY_ALL else ON_ALL:
+        _, known = LEARNERS[learner, engine]
         spec = lifetime(name, learner, engine, RESERVOIR if learner == "PPO" else None)
         if not isinstance(actions, known):
             with pytest.raises(UserError, match=r"actions|action space") as refusal:
