@@ -78,7 +78,7 @@ class PCEMRLSettings(EvolvedSettings):
             found |= dict.fromkeys(names, "the critics have no worker of their own")
         if not self.rl_population:
             why = "rl_population is 0, and nothing learns by gradient"
-            found |= dict.fromkeys((*OF_GRADIENT, "order"), why)
+            found |= dict.fromkeys(OF_GRADIENT, why)
         return found
 
     @property
@@ -105,6 +105,10 @@ class CEMRLSettings(PCEMRLSettings):
     actor_workers: Literal[1] = 1
     critic_workers: Literal[0] = 0
     order: Literal["in-turn", "play-last", "batched"] = "in-turn"
+
+    def idle(self) -> dict[str, str]:
+        """See `EvolvedSettings`."""
+        return super().idle() | ({} if self.rl_population else {"order": "rl_population is 0"})
 
     @property
     def players(self) -> int:
