@@ -993,6 +993,28 @@ def test_studies_of_no_arm_are_left_out(monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().out == said
 
 
+@pytest.mark.parametrize("of", curves.COMPARISONS)
+def test_rows_of_ones_own_leave_the_stored_ones_alone(of, monkeypatch, tmp_path, capsys):
+    """They lie in the current folder, also if it is the project's, and are known by their name."""
+    monkeypatch.setattr(curves, "open_storage", lambda storage: storage)
+    monkeypatch.setattr(curves, "study_names", lambda storage: [])
+    stored = tmp_path / "benchmarks/results"
+    shutil.copytree(ROOT / "benchmarks/results", stored, ignore=lambda *_: ["evidence"])
+    before = {path.name: path.read_bytes() for path in stored.iterdir()}
+    monkeypatch.setattr("sys.argv", ["x", "collect", "sqlite:///x.db", "--of", of])
+    monkeypatch.chdir(tmp_path)
+    curves.main()
+    (made,) = tmp_path.glob("*.jsonl")
+    assert made.name in before
+    assert capsys.readouterr().out == f"0 lifetimes read, 0 in {made.name}\n"
+    shutil.copy(stored / made.name, made)
+    monkeypatch.setattr(curves, "figure", lambda compared, groups, path: None)
+    monkeypatch.setattr("sys.argv", ["x", "show", made.name])
+    curves.main()
+    assert "| environment | " in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in stored.iterdir()} == before
+
+
 def test_differences_are_those_of_equal_seeds(capsys):
     means = {
         ("X-v0", 10): {
