@@ -148,6 +148,12 @@ def test_commands_are_found():
 
 
 @pytest.mark.parametrize("document", PLAIN)
+def test_files_of_settings_exist(document):
+    named = re.findall(r"--(?:learner_config|env_kwargs|config) (\S+\.\w+)", text(document))
+    assert [file for file in named if not (ROOT / file).exists()] == []
+
+
+@pytest.mark.parametrize("document", PLAIN)
 def test_flags_in_the_text_exist(document):
     known = {f.name for kind in CONFIGS.values() for f in fields(kind)}
     known |= {a[2:] for k in CONFIGS.values() for f in fields(k) for a in f.metadata["aliases"]}

@@ -3,14 +3,19 @@
 import re
 import runpy
 import sys
+from pathlib import Path
 
 import gymnasium as gym
 import pytest
 from conftest import ROOT
+from documents import blocks
 
-from erl.learners import DERL
+from erl.files import DATA_ENDINGS, parse_yaml
+from erl.learners import DERL, get_learner
 from erl.learners.core.settings_file import load_settings
 from erl.learners.derl.settings import DERLSettings
+from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
+from erl.worlds.tasks import Task
 
 FOLDER = ROOT / "examples"
 SMALL = "hidden: [8]\npopulation_size: 3\nupdates_per_step: 0.01\nlearning_starts: 100\n"
@@ -80,7 +85,7 @@ def test_bad_input_is_one_line(name, words, said, tmp_path, monkeypatch, capsys)
     ("name", "env_id"),
     [("derl_cartpole.yaml", "CartPole-v1"), ("derl_pendulum.yaml", "Pendulum-v1")],
 )
-def test_files_of_settings(name, env_id):
+def test_files_of_settings_of_derl(name, env_id):
     """They are for the class and for `--learner_config` alike."""
     file = load_settings(str(FOLDER / name), env_id)
     assert not file.notes
@@ -88,3 +93,28 @@ def test_files_of_settings(name, env_id):
     assert settings.rates(1.0) == (1e-3, 2e-3)
     assert settings.rates(0.0) == (0.0, 0.0)
     assert settings.population_replay
+
+
+@pytest.mark.parametrize(
+    ("name", "learner", "env_id", "page"),
+    [
+        ("swimmer.yml", "PPO", "Swimmer-v4", None),
+        ("pendulum.yml", "PPO", "Pendulum-v1", "benchmarks/memory.md"),
+        ("sac_pendulum.yaml", "SAC", "Pendulum-v1", "benchmarks/memory.md"),
+    ],
+)
+def test_files_of_settings(name, learner, env_id, page):
+    """They are read whole, a cohort learns with them, and pages show what is in them."""
+    file = load_settings(str(FOLDER / name), env_id)
+    assert not file.notes
+    spec = LifetimeSpec(
+        Task(env_id), LearnerSpec(learner, file.settings), 10_000, Seeds.derive(0, "test", 0)
+    )
+    get_learner(learner, "cohort").check(spec)
+    if page:
+        assert file.settings in [parse_yaml(block) for block in blocks(page, "yaml")]
+
+
+def test_every_file_of_settings_is_tested():
+    named = {p.name for p in FOLDER.iterdir() if p.suffix in DATA_ENDINGS}
+    assert all(f'"{name}"' in Path(__file__).read_text() for name in named)
