@@ -180,10 +180,6 @@ def start(command: Command, program: str, argv: Sequence[str] | None = None) -> 
         argv: its flags; by default those of this process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if command is COMMANDS["plot"]:
-        from erl.figures.flags import joined
-
-        words = joined(words)
     example = f"{program} {command.example}"
     cli.main(command.run, command.kind(), command.text, words, program, example)
 

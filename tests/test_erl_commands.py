@@ -75,12 +75,6 @@ def test_flags_alone_are_those_of_train(started):
     assert started[-1][0] == COMMANDS["train"].run
 
 
-def test_several_studies_are_plotted(started):
-    with pytest.raises(SystemExit):
-        main(["plot", "--study", "a", "--study=b", "--folder", "f"])
-    assert started[-1][3] == ["--folder", "f", "--study", "a,b"]
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
