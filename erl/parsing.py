@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from erl import __version__
 from erl.errors import UserError, nearest
-from erl.files import read_mapping
+from erl.files import read_mapping, spelling
 
 # Columns of help: no line is longer, also on wide terminals.
 WIDTH = 80
@@ -292,7 +292,8 @@ _METAVARS = {int: "N", float: "X", str: "TEXT"}
 def read_flags(path: str, kind: type) -> dict[str, Any]:
     """Values of flags from a file (`read_mapping`): field -> value.
 
-    A list stands for values with commas between them, a table for its JSON.
+    A list stands for values with commas between them, a table for its JSON. Nothing else than text
+    becomes text, but for numbers that stay as they are written.
 
     Args:
         path: of the file.
@@ -301,12 +302,13 @@ def read_flags(path: str, kind: type) -> dict[str, Any]:
     Raises:
         UserError: the file cannot be read, or holds something else.
     """
-    data = read_mapping(path, "--config")
+    data = read_mapping(path, "--config", written=True)
     hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
     names = {
-        spelling.removeprefix("--").replace("-", "_"): field.name
-        for field in dataclasses.fields(kind)
-        for spelling in spellings(field)
+        flag.removeprefix("--").replace("-", "_"): field.name
+        for field in fields.values()
+        for flag in spellings(field)
     }
     values: dict[str, Any] = {}
     for key, value in data.items():
@@ -319,10 +321,35 @@ def read_flags(path: str, kind: type) -> dict[str, Any]:
             continue
         plain = _plain(hints[name])
         try:
-            values[name] = _READ[plain](_as_word(value))
+            word = _text_of(value, _holds(fields[name])) if plain is str else _as_word(value)
+            values[name] = _READ[plain](word)
         except argparse.ArgumentTypeError as e:
             raise UserError(f"{path}: {name} {e}") from None
     return values
+
+
+def _text_of(value: Any, holds: Holds) -> str:
+    """The text of a flag in a file.
+
+    Raises:
+        ArgumentTypeError: YAML takes what was written for something else, or it holds several
+            things where the flag does not.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and holds in _JOINED:
+        return ",".join(_text_of(each, holds) for each in value)
+    if isinstance(value, dict) and holds in ("settings", "mapping"):
+        return _as_word(value)
+    if isinstance(value, list | dict):
+        what = "list" if isinstance(value, list) else "mapping"
+        raise argparse.ArgumentTypeError(f"must be text, not a {what}")
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and (holds == "list" or isinstance(value, int)):
+        text = spelling(value)
+        if holds == "list" or text == f"{value:d}":
+            return text
+    raise argparse.ArgumentTypeError("must be text: write it in quotes")
 
 
 def _as_word(value: Any) -> str:

@@ -149,6 +149,63 @@ def test_files_that_cannot_be_read(name, text, message):
     assert message in str(e.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "reads"),
+    [
+        ("on", None),
+        ("no", None),
+        ("010", None),
+        ("0x10", None),
+        ("1_000", None),
+        ("1:30", None),
+        ("1e3", None),
+        ("1.10", None),
+        ("2026-01-01", None),
+        ("'on'", "on"),
+        ("'010'", "010"),
+        ("7", "7"),
+        ("a", "a"),
+    ],
+)
+def test_a_text_in_a_file_is_never_another_one(text, reads):
+    words = written("a.yaml", f"h_test: {text}")
+    if reads is not None:
+        assert parse(EvolutionConfig, words).h_test == reads
+        return
+    with pytest.raises(UserError, match=r"^a.yaml: h_test must be text: write it in quotes$"):
+        parse(EvolutionConfig, words)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "text", "message"),
+    [
+        (EvolutionConfig, "a.toml", "h_test = true", "h_test must be text: write it in quotes"),
+        (EvolutionConfig, "a.json", '{"study": 1.5}', "study must be text: write it in quotes"),
+        (EvolutionConfig, "a.yaml", "study: [a, b]", "study must be text, not a list"),
+        (EvolutionConfig, "a.yaml", "study: {a: b}", "study must be text, not a mapping"),
+        (EvolutionConfig, "a.yaml", "evolve: {units: 3}", "evolve must be text, not a mapping"),
+        (ComparisonConfig, "a.yaml", "arms: [PPO, on]", "arms must be text: write it in quotes"),
+        (SingleConfig, "a.yaml", "set: 1.5", "set must be text: write it in quotes"),
+    ],
+)
+def test_what_is_no_text_in_a_file_is_refused(kind, name, text, message):
+    with pytest.raises(UserError) as e:
+        parse(kind, written(name, text))
+    assert str(e.value) == f"{name}: {message}"
+
+
+def test_numbers_in_lists_of_a_file_are_as_they_are_written():
+    words = ["--study", "a", "--folder", "f"]
+    for text, reads in {"[1e3, 1.10, -5]": "1e3,1.10,-5", "1e3": "1e3", "-500": "-500"}.items():
+        flags = parse(FigureConfig, [*words, *written("a.yaml", f"thresholds: {text}")])
+        assert flags.thresholds == reads
+    flags = parse(FigureConfig, [*words, *written("a.toml", "thresholds = [-500, 2.5]")])
+    assert flags.threshold_list() == [-500, 2.5]
+    assert parse(SingleConfig, written("b.yaml", "set: {a: 010, b: 1.10}")).set == (
+        '{"a": 8, "b": 1.1}'
+    )
+
+
 def test_a_file_that_is_not_there():
     with pytest.raises(UserError, match=r"cannot read --config none.yaml: No such file"):
         parse(EvolutionConfig, ["--config", "none.yaml"])
