@@ -149,13 +149,15 @@ COMPLETION_TEXT = f"Print completion for a shell: {', '.join(SHELLS)}."
 
 
 def main(argv: Sequence[str] | None = None, program: str = "erl") -> typing.NoReturn:
-    """The command line: a subcommand, then its flags. Flags alone are those of `train`."""
+    """The command line: a subcommand, then its flags. Flags alone are those of `train`, and no words
+    show what there is.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] in (["-h"], ["--help"], ["help"]) or (not words and program == "erl"):
+    if words[:1] in ([], ["-h"], ["--help"], ["help"]):
         cli.show(_overview(program))
     if words[:1] == ["--version"]:
         cli.show(f"erl {__version__}")
-    if not words or words[0].startswith("-"):
+    if words[0].startswith("-"):
         words = ["train", *words]
     name, *rest = words
     if name == "studies":
