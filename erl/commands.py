@@ -149,7 +149,7 @@ COMPLETION_TEXT = f"Print completion for a shell: {', '.join(SHELLS)}."
 
 
 def main(argv: Sequence[str] | None = None, program: str = "erl") -> typing.NoReturn:
-    """The command line: a subcommand, then its flags. Flags alone are those of `train`, and no words
+    """The command line: a subcommand, then its flags. Flags alone are those of `train`; no words
     show what there is.
     """
     words = list(sys.argv[1:] if argv is None else argv)

@@ -126,8 +126,8 @@ def env_kwargs_option(where: str = "") -> Any:
     """The flag `--env_kwargs` of scripts that make environments."""
     return option(
         None,
-        "arguments of the environment in YAML or JSON, such as '{gravity: 5}', or a .yaml, .toml "
-        f"or .json file of them{where}",
+        "arguments of the environment in YAML or JSON, such as '{max_episode_steps: 100}', or a "
+        f".yaml, .toml or .json file of them{where}",
         holds="mapping",
     )
 
@@ -265,7 +265,7 @@ def read_settings(
             for another learner.
     """
     from erl.learners.core.settings_file import load_settings
-    from erl.worlds.arguments import Arguments, parse_arguments
+    from erl.worlds.arguments import Arguments, parse_arguments, refuse_rendering
     from erl.worlds.tasks import find
 
     for env_id in env_ids:  # one that is misspelt has no section either
@@ -296,6 +296,7 @@ def read_settings(
             f"{path} has different env_kwargs for {', '.join(env_ids)}; --env_kwargs gives all of "
             f"them the same"
         )
+    refuse_rendering(arguments[0])
     if arguments[0]:
         note(f"{path}: environments are made with its env_kwargs {arguments[0]}")
     return settings, dict(arguments[0])
