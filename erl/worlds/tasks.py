@@ -112,7 +112,7 @@ def find(env_id: str) -> Any:
         ) from e
     except gym.error.Error as e:
         versions = _versions(env_id)
-        hint = f"; it has {', '.join(versions)}" if versions else _similar(env_id)
+        hint = f"; known versions: {', '.join(versions)}" if versions else _similar(env_id)
         raise UserError(f"unknown environment {env_id!r}{hint}") from e
     except RAISED as e:  # the module in front of the name runs when it is imported
         raise UserError(f"environment {env_id!r} cannot be found: {type(e).__name__}: {e}") from e
