@@ -166,6 +166,11 @@ class EvolutionFlags(RunFlags):
         if self.popsize is not None and self.popsize < 2:
             raise UserError(f"--popsize must be at least 2, not {self.popsize}")
         self._check_reservoirs()
+        if self.evolve is not None and not self.evolve.replace(",", "").strip():
+            raise UserError(
+                f"--evolve {self.evolve!r} names nothing: leave it out, or name what to search, "
+                "as in --evolve units"
+            )
         check_choice("restarts", self.restarts, RESTARTS)
         check_choice("fitness", self.fitness, FITNESSES)
         check_choice("pruner", self.pruner, PRUNERS)
