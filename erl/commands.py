@@ -149,13 +149,15 @@ COMPLETION_TEXT = f"Print completion for a shell: {', '.join(SHELLS)}."
 
 
 def main(argv: Sequence[str] | None = None, program: str = "erl") -> typing.NoReturn:
-    """The command line: a subcommand, then its flags. Flags alone are those of `train`."""
+    """The command line: a subcommand, then its flags. Flags alone are those of `train`; no words
+    show what there is.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] in (["-h"], ["--help"], ["help"]) or (not words and program == "erl"):
+    if words[:1] in ([], ["-h"], ["--help"], ["help"]):
         cli.show(_overview(program))
     if words[:1] == ["--version"]:
         cli.show(f"erl {__version__}")
-    if not words or words[0].startswith("-"):
+    if words[0].startswith("-"):
         words = ["train", *words]
     name, *rest = words
     if name == "studies":
@@ -180,10 +182,6 @@ def start(command: Command, program: str, argv: Sequence[str] | None = None) -> 
         argv: its flags; by default those of this process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if command is COMMANDS["plot"]:
-        from erl.figures.flags import joined
-
-        words = joined(words)
     example = f"{program} {command.example}"
     cli.main(command.run, command.kind(), command.text, words, program, example)
 

@@ -502,7 +502,7 @@ def test_a_study_of_a_set_needs_its_own_script(kind, tiny, inline, sink):
         ({"env_ids": ","}, "names no environments"),
         ({"env_ids": "CartPole-v1,CartPole-v1"}, "more than once"),
         ({"env_ids": "CartPole-v1,Cartpol-v1"}, "unknown environment 'Cartpol-v1'"),
-        ({"env_ids": "MountainCar-v0"}, r'no target return .*"MountainCar-v0" = NUMBER'),
+        ({"env_ids": "MountainCar-v0"}, r'no target return .* --sets .*"MountainCar-v0" = NUMBER'),
         ({"env_ids": "HumanoidStandup-v4"}, "must be above the return of random"),
         (
             {
@@ -533,6 +533,8 @@ def test_a_study_of_a_set_needs_its_own_script(kind, tiny, inline, sink):
         ({"obs_units": 0}, "--obs_units must be at least 1"),
         ({"units": 2}, "at least 3 units"),
         ({"evolve": "units=5:9", "units": 100, "obs_units": 12}, "1 to 10 of 10 neurons"),
+        ({"evolve": ","}, "--evolve ',' names nothing: leave it out"),
+        ({"evolve": " , "}, "--evolve ' , ' names nothing"),
         ({"evolve": "learner.gama=0:1"}, "PPO has no setting 'gama'"),
         ({"evolve": "learner.lr=0:1"}, "no setting 'lr'; did you mean learning_rate.$"),
         ({"learner_config": "two.yaml"}, "different settings for"),
