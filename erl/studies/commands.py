@@ -39,6 +39,7 @@ from erl.studies.tables import (
     to_text_frame,
 )
 from erl.studies.tables import lines as table_lines
+from erl.studies.trial_report import find_trial, trial_lines
 from erl.studies.trials import lifetime_records, states_text, why_failed
 from erl.studies.winner import (
     FINALS_OF,
@@ -157,12 +158,18 @@ def list_studies(config: ListConfig, sink: Sink) -> int:
 
 
 def show_study(config: ShowConfig, sink: Sink) -> int:
-    """What a study is, its best trials, and why others failed."""
+    """What a study is, its best trials, and why others failed; or one trial."""
     storage = open_storage(config.storage)
     name = name_of(storage, config)
     study = next(s for s in storage.get_all_studies() if s.study_name == name)
     trials = storage.get_all_trials(study._study_id, deepcopy=False)
     kind = _kind(study.user_attrs, study.system_attrs)
+    if config.trial is not None:
+        one = find_trial(trials, config.trial, name)
+        sink.line(f"trial {one.number} of {name} in {shown(config.storage)}: {kind}")
+        for line in trial_lines(one):
+            sink.line(line)
+        return 0
     sink.line(f"{name} in {shown(config.storage)}: {kind}")
     sink.line(f"trials: {states_text(trials)}; last change {_last_change(trials)}")
     if kind == INCOMPLETE:
@@ -208,6 +215,7 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
         sink.line("failed trials:")
         for trial in failed:
             sink.line(f"  {trial.number:5d}  {why_failed(trial) or 'no reason stored'}")
+        sink.line(f"  --trial {failed[0].number} shows its traceback")
     lost = {t.number: t.user_attrs["lost"] for t in trials if t.user_attrs.get("lost")}
     if lost:
         sink.line(

@@ -26,6 +26,9 @@ class ShowConfig(ListConfig):
 
     study: str | None = option(None, "name of the study; needed if the storage has several")
     best: int = option(5, "how many of the best trials are shown")
+    trial: int | None = option(
+        None, "show this trial alone, by its number: parameters, lifetimes, traceback"
+    )
 
     def __post_init__(self) -> None:
         if self.best < 0:
