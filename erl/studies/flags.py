@@ -76,6 +76,22 @@ class CopyConfig(ListConfig):
 
 
 @dataclass(frozen=True)
+class DeleteConfig(ListConfig):
+    """Flags of `delete`."""
+
+    study: str | None = option(None, "required: name of the study")
+    yes: bool = option(False, "delete it; without this flag nothing is deleted")
+    files: bool = option(False, "delete its folders of models, logs and checkpoints too")
+    models: str = option("models", "folder of trained models")
+    logs: str = option("logs", "folder of TensorBoard logs")
+    runs: str = option("runs", "folder of checkpoints")
+
+    def __post_init__(self) -> None:
+        if not self.study:
+            raise UserError("--study is missing: name the study to delete")
+
+
+@dataclass(frozen=True)
 class PushConfig(ListConfig):
     """Flags of `push`."""
 
