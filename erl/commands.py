@@ -128,6 +128,12 @@ STUDIES = {
         "Copy a study to another storage, with everything that it holds.",
         "--study CartPole-v1_main_50k_steps --to sqlite:///copy.db",
     ),
+    "delete": Command(
+        "erl.studies.deletion:delete_study",
+        "erl.studies.flags:DeleteConfig",
+        "Delete a study; without --yes, say what that would delete.",
+        "--study CartPole-v1_main_50k_steps",
+    ),
     "push": Command(
         "erl.studies.push:push_study",
         "erl.studies.flags:PushConfig",

@@ -40,6 +40,7 @@ from erl.studies.distributions import SearchSpace, categorical, integer
 from erl.studies.storage import DEFAULT_STORAGE, shown
 from erl.studies.study import Study
 from erl.studies.tables import agent_tables, lines
+from erl.studies.trial_report import traceback_command
 from erl.studies.trials import RunningTrial, key_of, why_failed
 from erl.worlds.specification import LifetimeSpec
 
@@ -222,6 +223,8 @@ def _say_missing(study: Study, sink: Sink) -> set[str]:
     failed = {key: trial for key, trial in failed.items() if key not in complete}
     for trial in failed.values():
         sink.line(f"failed: {_title(trial.params)}: {why_failed(trial)}")
+    if failed:
+        sink.line(traceback_command(study, list(failed.values())))
     elsewhere = len(study.trials("RUNNING"))
     if elsewhere:
         sink.line(

@@ -38,6 +38,7 @@ from erl.studies.configuration import EvolutionStudy, differences
 from erl.studies.distributions import SearchSpace, distributions
 from erl.studies.storage import DEFAULT_STORAGE, shown
 from erl.studies.study import Study, existing
+from erl.studies.trial_report import traceback_command
 from erl.studies.trials import Plan, RunningTrial, key_of, lifetime_records
 from erl.studies.winner import (
     Choice,
@@ -250,6 +251,8 @@ def _say_winner(study: Study, elsewhere: int, last_error: str | None, sink: Sink
     elif choice is None:
         reasons = f"{command('studies', 'show', '--study', study.name_now())} lists the reasons"
         sink.line(f"no trial succeeded: {last_error or reasons}")
+        if failed := study.trials("FAIL"):
+            sink.line(traceback_command(study, failed[-1:]))
     return choice
 
 

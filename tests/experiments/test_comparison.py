@@ -291,6 +291,15 @@ def test_a_control_can_be_asked_for_by_name(tiny, inline, sink):
         compare(ComparisonConfig(env_id="CartPole-v1", arms="STACK_DQN", **TEST), sink)
 
 
+def test_one_output_names_one_number_of_steps(tiny, inline, sink):
+    evolve(EvolutionConfig(env_id="CartPole-v1", **tiny), sink)
+    test = TEST | {"training_steps": 70, "arms": "RES_PPO_0.0003"}
+    assert compare(ComparisonConfig(env_id="CartPole-v1", **test), sink) == 0
+    assert any(line.endswith(", 96 steps") for line in sink.lines), "rollouts of 32 steps"
+    (line,) = [line for line in sink.lines if line.startswith("evolved:")]
+    assert line.endswith("(1 seed, after 96 steps)")
+
+
 # -- sets of environments --
 
 

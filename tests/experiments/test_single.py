@@ -207,6 +207,7 @@ def test_a_failed_lifetime_is_told_and_tried_again(sink):
         "sqlite:///studies.db", "toy_environments:Faulty-reward-v0_ERL-Re2_single_0.2k_steps"
     )
     assert len(study.trials("FAIL")) == 2
+    assert f"studies show --study {study.name} --trial 1" in str(sink)
 
 
 def test_published_seeds(sink):
