@@ -23,7 +23,7 @@ $(READY): requirements.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 
-setup: $(READY)  ## make the environment .venv with everything in it
+setup: $(READY)  ## make the environment .venv with everything but POPGym
 	@echo "$(VENV) is ready. Next: source $(BIN)/activate, and then erl; or make evolve, a small evolution"
 
 evolve: $(READY)  ## run the main job at a small budget: a few minutes on 2 cores

@@ -2,8 +2,9 @@
 their tables.
 
     python benchmarks/evidence.py plan
-    python benchmarks/evidence.py run --folder evidence [--parts memory] [--names swimmer_0]
-    python benchmarks/evidence.py table [--small small]
+    python benchmarks/evidence.py run --folder evidence --rows evidence/rows
+        [--parts memory] [--names swimmer_0]
+    python benchmarks/evidence.py table [--rows evidence/rows] [--small small]
     python benchmarks/evidence.py catalogue NAME
     python benchmarks/evidence.py cost
     python benchmarks/evidence.py capacities
@@ -15,10 +16,12 @@ least first. Interrupted, it goes on where it was: the scripts continue in their
 experiments that have their rows are left out. Several processes may run at once. An experiment that
 fails does not stop the others; the exit code is 1 then.
 
-When an experiment ends, its rows are in `benchmarks/results/evidence/`: every lifetime of the tests
+When an experiment ends, its rows are in the folder of `--rows`: every lifetime of the tests
 (`NAME.csv`), every trial (`NAME_trials.csv`), every lifetime of the finals (`NAME_finals.csv`), and
 in `NAME.json` the commands, winners, commits, versions, processor and wall time. `table` prints
 their tables, then the comparisons. `catalogue` prints entries for `erl/studies/evolved.toml`.
+Without `--rows`, every command takes the stored rows of the project, in
+`benchmarks/results/evidence/`: what has rows there is not run again.
 `--small` runs all of them at a small budget, with the rows in the folder; a later commit or other
 commands begin anew. `table --small FOLDER` prints both side by side. `cost` prints what everything
 took, or is planned to take, beside the published codes. `capacities` prints how much the tested
@@ -79,6 +82,7 @@ from erl.worlds.task_sets import load_task_set
 
 HERE = Path(__file__).resolve().parent
 ROWS = HERE / "results" / "evidence"
+ROWS_HELP = "folder of rows of one's own; by default the project's, benchmarks/results/evidence"
 LIFETIME = ["env_id", "arm", "seed", "state", "training_return", "final_return", "steps", "seconds"]
 FINAL = ["env_id", "of_trial", "mean", *LIFETIME[2:], "fitness"]
 RES = "RES_PPO_0.0003"
@@ -277,13 +281,13 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         Exit code: 0, or 1 if something failed, or 2 if a package is missing.
     """
-    folder = Path(args.folder)
+    folder, rows = Path(args.folder), rows_of(args)
     failures = []
-    rows = folder if args.small else ROWS
     if not args.small:
         for each in chosen(args):
-            check_commands(each, folder / each.name)
+            check_commands(each, folder / each.name, rows)
     missing = [each for each in chosen(args) if not has_rows(each, rows, args.small)]
+    say_left_out(len(chosen(args)), len(missing), args)
     if any("popgym" in each.evolve for each in missing) and find_spec("popgym") is None:
         print('the memory tasks need another package: pip install -e ".[popgym]"', file=sys.stderr)
         return 2
@@ -298,8 +302,40 @@ def run(args: argparse.Namespace) -> int:
                 if failure:
                     failures.append(f"{each.name}: {failure}")
                     print(failures[-1], flush=True)
-    print("\n".join([f"{len(failures)} failed", *failures] if failures else ["nothing failed"]))
+    if missing:
+        print("\n".join([f"{len(failures)} failed", *failures] if failures else ["nothing failed"]))
     return 1 if failures else 0
+
+
+def rows_of(args: argparse.Namespace) -> Path:
+    """The folder of the rows: that of `--rows`, else that of a small run, else the project's."""
+    small_run = "folder" in args and args.small
+    return Path(args.rows or (args.folder if small_run else ROWS))
+
+
+def stored_rows(args: argparse.Namespace) -> Path:
+    """The folder of rows that a command reads.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not (folder := rows_of(args)).is_dir():
+        raise UserError(f"there is no folder {folder}")
+    return folder
+
+
+def say_left_out(every: int, missing: int, args: argparse.Namespace) -> None:
+    """Say how many experiments are not run since they have rows, and what runs them."""
+    if every == missing:
+        return
+    counted = f"{every - missing} of {plural(every, 'experiment')}"
+    if args.rows or args.small:
+        print(f"{counted} have rows in {rows_of(args)} and were left out", flush=True)
+    else:
+        print(
+            f"{counted} have stored rows and were left out; --rows FOLDER runs them anew",
+            flush=True,
+        )
 
 
 @contextmanager
@@ -328,14 +364,14 @@ def has_rows(each: Experiment, rows: Path, small: bool) -> bool:
     return same and not now.endswith("-dirty")
 
 
-def check_commands(each: Experiment, place: Path) -> None:
+def check_commands(each: Experiment, place: Path, rows: Path) -> None:
     """Say so where an experiment at full size has rows of other commands than those listed.
 
     Raises:
         UserError: it has no rows yet, and was begun with other commands: its database would mix
             both.
     """
-    file, begun, listed_now = ROWS / f"{each.name}.json", place / "begun.json", each.commands(False)
+    file, begun, listed_now = rows / f"{each.name}.json", place / "begun.json", each.commands(False)
     if file.exists():
         if json.loads(file.read_text())["commands"] != listed_now:
             print(
@@ -375,7 +411,7 @@ def run_one(each: Experiment, place: Path, args: argparse.Namespace, lock: int) 
         if code not in (0, 1):  # nothing to go on with; 1 says that a lifetime failed
             return failure
     try:
-        collect(each, storage, args.folder if args.small else ROWS, place, args)
+        collect(each, storage, rows_of(args), place, args)
     except UserError as e:
         return str(e)
     return failure
@@ -427,10 +463,9 @@ def processor() -> str:
 
 
 def collect(
-    each: Experiment, storage: str, rows: str | Path, place: Path, args: argparse.Namespace
+    each: Experiment, storage: str, folder: Path, place: Path, args: argparse.Namespace
 ) -> None:
     """Write the rows of an experiment, and last what says that they are complete."""
-    folder = Path(rows)
     frames: dict[str, list[pd.DataFrame]] = {"_trials": [], "_finals": [], "": []}
     evolutions, failed = {}, dict.fromkeys(("trials", "finals", "tests"), 0)
     commits: list[str] = []
@@ -525,7 +560,7 @@ def table(args: argparse.Namespace) -> None:
     parts = {each.part for each in chosen(args)}
     if args.small and not Path(args.small).is_dir():
         raise UserError(f"there is no folder {args.small}")
-    places = [("", ROWS), *([(", small", Path(args.small))] if args.small else [])]
+    places = [("", stored_rows(args)), *([(", small", Path(args.small))] if args.small else [])]
     for each in chosen(args):
         for title, folder in places:
             if (folder / f"{each.name}.json").exists():
@@ -638,19 +673,20 @@ def print_published(rows: dict[str, pd.DataFrame], title: str) -> None:
 def capacities(args: argparse.Namespace) -> None:
     """Print the memory capacities of the reservoirs that the memory benchmark tested."""
     arms, frames = [arm for arm in OF_MEMORY.values() if RES in arm], []
+    folder = stored_rows(args)
     for each in chosen(args):
-        if each.part == "memory" and (ROWS / f"{each.name}.json").exists():
-            story = json.loads((ROWS / f"{each.name}.json").read_text())
-            rows = pd.read_csv(ROWS / f"{each.name}.csv")
+        if each.part == "memory" and (folder / f"{each.name}.json").exists():
+            story = json.loads((folder / f"{each.name}.json").read_text())
+            rows = pd.read_csv(folder / f"{each.name}.csv")
             frames.append(memory_capacities(each.name, story, rows, arms))
     if not frames:
-        raise UserError("no experiment of the memory benchmark has rows")
+        raise UserError(f"no experiment of the memory benchmark has rows in {folder}")
     print(to_markdown(pd.concat(frames)))
 
 
 def catalogue(args: argparse.Namespace) -> None:
     """Print entries for `erl/studies/evolved.toml`."""
-    folder = Path(args.rows) if args.rows else ROWS
+    folder = stored_rows(args)
     if not (folder / f"{args.name}.json").exists():
         raise UserError(f"{args.name} has no rows in {folder}")
     story = json.loads((folder / f"{args.name}.json").read_text())
@@ -661,23 +697,24 @@ def catalogue(args: argparse.Namespace) -> None:
 
 
 def cost(args: argparse.Namespace) -> None:
-    """Print what the experiments of each part took and what the others are planned to take, and
-    what other results took whose steps are stored. Beside it what the published code would take for
-    as many steps on one core.
+    """Print what the experiments of each part took and what the others are planned to take. Without
+    `--rows`, print what other results took whose steps are stored, too. Beside it stands what the
+    published code would take for as many steps on one core.
     """
     published = "published code, core-hours, extrapolated"
     print(f"| what | million steps | core-hours | wall time, h | {published} |")
     print("|---|---|---|---|---|")
-    every = chosen(args)
+    every, folder = chosen(args), rows_of(args)
     for part in dict.fromkeys(e.part for e in every):
         of_part = [e for e in every if e.part == part]
-        ended = [e for e in of_part if (ROWS / f"{e.name}.json").exists()]
+        ended = [e for e in of_part if (folder / f"{e.name}.json").exists()]
         if ended:
-            cost_row(f"{part}, {len(ended)} of {len(of_part)} experiments", *map(taken, ended))
+            costs = [taken(e, folder) for e in ended]
+            cost_row(f"{part}, {len(ended)} of {len(of_part)} experiments", *costs)
         if left := [e for e in of_part if e not in ended]:
             title = f"{part}, {len(left)} experiments, not run yet: estimates"
             cost_row(title, *(Cost(e.steps(), e.minutes * 60, None) for e in left))
-    if args.parts or args.names:
+    if args.parts or args.names or args.rows:
         return
     for name, arm, learner in OTHERS:
         frame = pd.DataFrame(read_rows(HERE / "results" / f"{name}.jsonl"))
@@ -707,10 +744,10 @@ class Cost:
         return sum(steps / PUBLISHED[learner] for learner, steps in self.steps.items())
 
 
-def taken(each: Experiment) -> Cost:
+def taken(each: Experiment, folder: Path) -> Cost:
     """What an experiment took, of its rows."""
-    tests, *evolved = frames = read_tables(each, ROWS)
-    story = json.loads((ROWS / f"{each.name}.json").read_text())
+    tests, *evolved = frames = read_tables(each, folder)
+    story = json.loads((folder / f"{each.name}.json").read_text())
     steps: Counter[str] = Counter()
     for arm, n in tests.groupby("arm").steps.sum().items():
         steps[learner_of(str(arm))] += n
@@ -745,7 +782,7 @@ def cost_row(title: str, *costs: Cost) -> None:
 def plan(args: argparse.Namespace) -> None:
     """Print what there is and what is done."""
     for each in chosen(args):
-        done = "done" if (ROWS / f"{each.name}.json").exists() else ""
+        done = "done" if (rows_of(args) / f"{each.name}.json").exists() else ""
         long = "more than 2 h" if each.minutes > 120 else ""
         print(f"{each.name:36} {each.part:14} {each.minutes:5d} core-minutes  {long:13}  {done}")
 
@@ -761,6 +798,7 @@ def main() -> int:
         sub.set_defaults(function=function)
         sub.add_argument("--parts", help="comma-separated; by default all")
         sub.add_argument("--names", help="of experiments, comma-separated; by default all")
+        sub.add_argument("--rows", help=ROWS_HELP)
         if name == "run":
             sub.add_argument("--folder", default="evidence", help="of databases, logs and models")
             sub.add_argument("--workers", type=int, default=1)
@@ -770,7 +808,7 @@ def main() -> int:
     sub = commands.add_parser("catalogue")
     sub.set_defaults(function=catalogue)
     sub.add_argument("name", help="of an experiment")
-    sub.add_argument("--rows", help="folder of its rows; by default that of the project")
+    sub.add_argument("--rows", help=ROWS_HELP)
     args = parser.parse_args()
     return args.function(args) or 0
 

@@ -3,7 +3,7 @@
     python benchmarks/learning_curves.py run [--of ERL-Re2] [--storage sqlite:///curves.db]
         [--envs …] [--arms …] [--seeds …] [--steps …]
     python benchmarks/learning_curves.py collect sqlite:///curves.db [--of ERL-Re2] [--out …]
-    python benchmarks/learning_curves.py show benchmarks/results/learning_curves.jsonl [--of …]
+    python benchmarks/learning_curves.py show learning_curves.jsonl [--of …]
 
 ERL-Re² is compared with its two halves and with Stable-Baselines3's TD3, with the same sizes,
 rates, minibatches and random first steps; DERL is compared with its two halves.
@@ -140,7 +140,7 @@ COMPARISONS = {
         seeds="0,1,2",
         steps=300_000,
         ep_eval=10,
-        out=ERL_RE2_ROWS,
+        out=Path(ERL_RE2_ROWS).name,
     ),
     "DERL": Comparison(
         {
@@ -154,7 +154,7 @@ COMPARISONS = {
         seeds="0,1,2,3,4",
         steps=500_000,
         ep_eval=100,
-        out="benchmarks/results/derl.jsonl",
+        out="derl.jsonl",
         learner_configs={
             "CartPole-v1": "examples/derl_cartpole.yaml",
             "Pendulum-v1": "examples/derl_pendulum.yaml",
@@ -183,7 +183,7 @@ COMPARISONS = {
         seeds="0,1,2",
         steps=200_000,
         ep_eval=10,
-        out=AES_RL_ROWS,
+        out=Path(AES_RL_ROWS).name,
     ),
     "inner learners": Comparison(
         {
@@ -201,7 +201,7 @@ COMPARISONS = {
         seeds="0,1,2",
         steps=200_000,
         ep_eval=10,
-        out="benchmarks/results/inner_learners.jsonl",
+        out="inner_learners.jsonl",
         equal_steps=True,
     ),
 }
@@ -306,7 +306,7 @@ def axes(inner: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def show(args: argparse.Namespace) -> None:
-    named = [of for of, c in COMPARISONS.items() if Path(c.out).name == Path(args.file).name]
+    named = [of for of, c in COMPARISONS.items() if c.out == Path(args.file).name]
     if not (args.of or named):
         raise UserError(
             f"{args.file}: --of says which comparison it is, of {', '.join(COMPARISONS)}"
@@ -571,7 +571,7 @@ def main() -> None:
     part = parts.add_parser("collect")
     part.add_argument("storages", nargs="+")
     part.add_argument("--of", default="ERL-Re2", choices=COMPARISONS)
-    part.add_argument("--out")
+    part.add_argument("--out", help="file of rows; by default in the current folder")
     part.set_defaults(do=collect)
     part = parts.add_parser("show")
     part.add_argument("file")

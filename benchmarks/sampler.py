@@ -12,7 +12,7 @@ durations and noise of a trial follow from seed and number, so that samplers are
 Functions are scaled so that a random point has a median of 1; the optimum, 0, lies elsewhere for
 each seed.
 
-Of a run is kept, as one line of `results/sampler.jsonl`:
+Of a run is kept, as one line of `sampler.jsonl`, or of the file that `--results` names:
     value: noise-free value of the trial with the best *noisy* value, which is what a user would
         take; never the best noise-free value, which nobody knows, nor the best noisy one, which is
         luck.
@@ -49,7 +49,6 @@ from erl.cli import exit_after
 from erl.errors import UserError
 from erl.search.samplers import CmaesSampler, make_sampler
 
-RESULTS = Path(__file__).parent / "results"
 FUNCTIONS = ("sphere-3", "plateau-3", "rastrigin-4", "rosenbrock-5", "ellipsoid-6", "sphere-12")
 SAMPLERS = ("ours", "optuna", "random", "tpe")
 WORKERS = (90, 20, 1, 7)  # the order in which they are run
@@ -500,7 +499,7 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, default=40.0, help="of processor time, then it stops"
     )
-    parser.add_argument("--results", type=Path, default=RESULTS / "sampler.jsonl")
+    parser.add_argument("--results", type=Path, default=Path("sampler.jsonl"))
     for flag in ("report", "share", "asks"):
         parser.add_argument(f"--{flag}", action="store_true")
     flags = parser.parse_args()

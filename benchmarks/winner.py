@@ -1,8 +1,8 @@
 """Do agents that finals choose reproduce? Simulated searches, and evolutions with tests.
 
-    python benchmarks/winner.py simulate --out benchmarks/results/winner_simulation.jsonl
-    python benchmarks/winner.py run --folder winner --out benchmarks/results/winner.jsonl
-    python benchmarks/winner.py table benchmarks/results/winner.jsonl
+    python benchmarks/winner.py simulate --out winner_simulation.jsonl
+    python benchmarks/winner.py run --folder winner --out winner.jsonl
+    python benchmarks/winner.py table winner.jsonl
 
 `simulate` searches the noisy functions of `sampler.py` with CMA-ES, three noisy values a trial, as
 three seeds give them. A seed moves the values of all points, and there is noise beside it, of the

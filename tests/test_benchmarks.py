@@ -7,6 +7,7 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -443,7 +444,9 @@ def fake_scripts(monkeypatch, tmp_path, codes):
     monkeypatch.setattr(evidence, "subprocess", Scripts)
     collected = []
     monkeypatch.setattr(evidence, "collect", lambda each, *_: collected.append(each.name))
-    arguments = Namespace(folder=str(tmp_path), small=False, workers=1, parts=None, names=None)
+    arguments = Namespace(
+        folder=str(tmp_path), rows=None, small=False, workers=1, parts=None, names=None
+    )
     return arguments, ran, collected
 
 
@@ -494,6 +497,74 @@ def test_a_full_run_that_was_begun_with_other_commands_is_refused(monkeypatch, t
     assert evidence.run(arguments) == 0
     assert capsys.readouterr().out.count(f"without {file} and {begun.parent} it is run again") == 1
     assert ran == ["a.py", "a_test.py"]
+
+
+def test_rows_of_ones_own_take_the_place_of_the_stored_ones(monkeypatch, tmp_path, capsys):
+    arguments, ran, _ = fake_scripts(monkeypatch, tmp_path, {"a": 0, "b": 0})
+    evidence.ROWS.mkdir()
+    stored = json.dumps({"commands": ["a.py", "a_test.py"]})
+    (evidence.ROWS / "a.json").write_text(stored)
+    assert evidence.run(arguments) == 0
+    assert ran == ["b.py", "b_test.py"]
+    printed = capsys.readouterr().out
+    assert printed.startswith(
+        "1 of 2 experiments have stored rows and were left out; --rows FOLDER runs them anew\n"
+    )
+    assert printed.endswith("nothing failed\n")
+    (evidence.ROWS / "b.json").write_text(json.dumps({"commands": ["b.py", "b_test.py"]}))
+    assert evidence.run(arguments) == 0
+    assert "2 of 2 experiments have stored rows" in (printed := capsys.readouterr().out)
+    assert "nothing failed" not in printed  # nothing was run
+    # With a folder of one's own all of them run, and their rows are there.
+    own = tmp_path / "own"
+    arguments.rows, folders = str(own), []
+
+    def collect(each, storage, folder, place, args):
+        folders.append(folder)
+        folder.mkdir(exist_ok=True)
+        (folder / f"{each.name}.json").write_text(stored)
+
+    monkeypatch.setattr(evidence, "collect", collect)
+    ran.clear()
+    assert evidence.run(arguments) == 0
+    assert ran == ["a.py", "a_test.py", "b.py", "b_test.py"]
+    assert folders == [own, own]
+    assert "left out" not in capsys.readouterr().out
+    ran.clear()
+    assert evidence.run(arguments) == 0
+    assert ran == []
+    said = f"2 of 2 experiments have rows in {own} and were left out\n"
+    assert capsys.readouterr().out.endswith(said)
+    # A small run has its rows in its own folder, unless it is told another one.
+    arguments.small = True
+    assert evidence.rows_of(arguments) == own
+    arguments.rows = None
+    assert evidence.rows_of(arguments) == tmp_path
+
+
+@pytest.mark.slow
+def test_tables_are_of_the_rows_that_are_named(monkeypatch, tmp_path, capsys):
+    name = "position_only_cart_pole_medium"
+    for path in evidence.ROWS.glob(f"{name}*"):
+        shutil.copy(path, tmp_path)
+
+    def printed(words):
+        monkeypatch.setattr("sys.argv", ["evidence.py", *words.split(), "--rows", str(tmp_path)])
+        evidence.main()
+        return capsys.readouterr().out
+
+    assert re.findall(r"^(\w+) .* done$", printed("plan"), re.M) == [name]
+    table = printed("table --parts memory")
+    assert re.findall(r"^### (\w+)$", table, re.M) == [name]
+    assert "| PositionOnlyCartPoleMedium | 1.000 [1.00, 1.00] |" in table
+    costs = printed("cost")
+    assert "| memory, 1 of 12 experiments | " in costs
+    assert "| inputs, 16 experiments, not run yet: estimates | " in costs
+    assert ".jsonl" not in costs  # stored rows of other pages
+    frame = pd.DataFrame({"experiment": [name]})
+    monkeypatch.setattr(evidence, "memory_capacities", lambda *_: frame)  # they take seconds
+    assert printed("capacities").count(f"| {name} |") == 1
+    assert printed(f"catalogue {name}").startswith("[[evolved]]\n")
 
 
 def test_a_missing_package_is_said_before_anything_runs(monkeypatch, tmp_path, capsys):
@@ -690,7 +761,9 @@ def test_the_rows_of_an_experiment(monkeypatch, tmp_path, inline, sink, capsys):
     assert row["sr"] == f"{winner.params['sr']:.3g}"
 
     monkeypatch.setattr(evidence, "ROWS", tmp_path / "rows")
-    assert evidence.taken(each).steps == {"PPO": sum(f.steps.sum() for f in (rows, trials, finals))}
+    assert evidence.taken(each, evidence.ROWS).steps == {
+        "PPO": sum(f.steps.sum() for f in (rows, trials, finals))
+    }
     capsys.readouterr()
     evidence.print_experiment(each, "", tmp_path / "rows")
     printed = capsys.readouterr().out
@@ -708,15 +781,15 @@ def test_the_table_of_costs_has_every_part_once_run_or_not(tmp_path, monkeypatch
     story = {"wall_seconds": 3600, "workers": 2, "evolutions": {"s": {"config": {}}}}
     story["evolutions"]["s"]["config"]["learner"] = "PPO"
     (tmp_path / f"{name}.json").write_text(json.dumps(story))
-    evidence.cost(Namespace(parts="inputs", names=None))
+    evidence.cost(Namespace(parts="inputs", names=None, rows=None))
     ended, left = capsys.readouterr().out.splitlines()[2:]
     assert ended == "| inputs, 1 of 16 experiments | 3.0 | 2.0 | 1.0 | 0.7 |"
     # One worker cannot have taken two hours in one.
     (tmp_path / f"{name}.json").write_text(json.dumps(story | {"workers": 1}))
-    evidence.cost(Namespace(parts="inputs", names=None))
+    evidence.cost(Namespace(parts="inputs", names=None, rows=None))
     assert "| 3.0 | 2.0 | 2.0 | 0.7 |" in capsys.readouterr().out
     assert left.startswith("| inputs, 15 experiments, not run yet: estimates | 270.0 | 6.2 | - |")
-    evidence.cost(Namespace(parts=None, names=None))
+    evidence.cost(Namespace(parts=None, names=None, rows=None))
     printed = capsys.readouterr().out
     assert all(f"| {part}, " in printed for part in {e.part for e in evidence.experiments()})
     assert "pruning.jsonl, 10 runs" in printed
@@ -736,7 +809,7 @@ def test_steps_are_those_of_the_learner_that_made_them(tmp_path, monkeypatch):
     story = {"wall_seconds": 1, "workers": 1, "evolutions": evolutions}
     (tmp_path / f"{each.name}.json").write_text(json.dumps(story))
     monkeypatch.setattr(evidence, "ROWS", tmp_path)
-    made = evidence.taken(each)
+    made = evidence.taken(each, evidence.ROWS)
     assert made.steps == {"ERL-Re2": 1 + 2 + 16, "PPO": 4 + 32 + 64, "RecurrentPPO": 8}
     assert made.published == pytest.approx(19 / 18 + 108 / 1220)
     assert evidence.Cost({"PPO": 1.0, "SAC": 1.0}, None, None).published is None
@@ -746,7 +819,7 @@ def test_the_page_of_results_names_every_part_and_has_its_tables(capsys):
     page = (ROOT / "docs/results.md").read_text()
     named = set(re.findall("`([a-z][a-z ]*)`", page))
     assert {e.part for e in evidence.experiments()} == named - {"make evidence", "inner learners"}
-    evidence.cost(Namespace(parts=None, names=None))
+    evidence.cost(Namespace(parts=None, names=None, rows=None))
     assert capsys.readouterr().out in page
     rows = {
         e.name: pd.read_csv(evidence.ROWS / f"{e.name}.csv")
@@ -920,6 +993,28 @@ def test_studies_of_no_arm_are_left_out(monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().out == said
 
 
+@pytest.mark.parametrize("of", curves.COMPARISONS)
+def test_rows_of_ones_own_leave_the_stored_ones_alone(of, monkeypatch, tmp_path, capsys):
+    """They lie in the current folder, also if it is the project's, and are known by their name."""
+    monkeypatch.setattr(curves, "open_storage", lambda storage: storage)
+    monkeypatch.setattr(curves, "study_names", lambda storage: [])
+    stored = tmp_path / "benchmarks/results"
+    shutil.copytree(ROOT / "benchmarks/results", stored, ignore=lambda *_: ["evidence"])
+    before = {path.name: path.read_bytes() for path in stored.iterdir()}
+    monkeypatch.setattr("sys.argv", ["x", "collect", "sqlite:///x.db", "--of", of])
+    monkeypatch.chdir(tmp_path)
+    curves.main()
+    (made,) = tmp_path.glob("*.jsonl")
+    assert made.name in before
+    assert capsys.readouterr().out == f"0 lifetimes read, 0 in {made.name}\n"
+    shutil.copy(stored / made.name, made)
+    monkeypatch.setattr(curves, "figure", lambda compared, groups, path: None)
+    monkeypatch.setattr("sys.argv", ["x", "show", made.name])
+    curves.main()
+    assert "| environment | " in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in stored.iterdir()} == before
+
+
 def test_differences_are_those_of_equal_seeds(capsys):
     means = {
         ("X-v0", 10): {
@@ -1033,6 +1128,9 @@ def test_the_race_is_compared_with_the_finals_over_all_rows(capsys):
         ("winner.py", "run --tasks Pendulum-v2 --out x.jsonl", "did you mean Pendulum-v1?"),
         ("pruning.py", "run --pruners median,nope --out x.jsonl", "no pruner is called 'nope'"),
         ("evidence.py", "table --small nowhere", "there is no folder nowhere"),
+        ("evidence.py", "table --rows nowhere", "there is no folder nowhere"),
+        ("evidence.py", "capacities --rows nowhere", "there is no folder nowhere"),
+        ("evidence.py", "catalogue swimmer_0 --rows nowhere", "there is no folder nowhere"),
         ("cohort.py", "--env_id Hoper-v4", "did you mean Hopper-v4"),
         ("derl.py", "--env_ids CartPole-v1 CartPoel-v1", "did you mean CartPole-v1"),
         ("same_learning.py", "run --engine sb3 --env_ids Nope-v9 --out x", "environment 'Nope-v9'"),
