@@ -138,6 +138,8 @@ def _lines() -> Iterator[str]:
         "",
     ]
     yield from [*table(flags(known["-m erl.film"])), ""]
+    yield from ["## erl eval", "", "See [an evaluation](reading_results.md#an-evaluation).", ""]
+    yield from [*table(flags(known["erl eval"])), ""]
     yield from ["## python -m erl.figures", "", "See [figures](figures.md).", ""]
     yield from [*table(flags(known["-m erl.figures"])), ""]
     yield from ["## python -m erl.studies", "", "See [storages](storages.md).", ""]

@@ -84,6 +84,12 @@ COMMANDS = {
         "Train one learner on one task, without evolving anything around it.",
         "--learner PPO --env_id CartPole-v1 --steps 50000",
     ),
+    "eval": Command(
+        "erl.lifetimes.evaluating:evaluate_model",
+        "erl.lifetimes.evaluating_flags:EvaluationConfig",
+        "Evaluate a trained agent over whole episodes.",
+        "--model models/CartPole-v1_PPO_single_50k_steps/seed_0 --episodes 100",
+    ),
     "film": Command(
         "erl.lifetimes.film:film",
         "erl.lifetimes.film_flags:FilmConfig",
@@ -147,7 +153,7 @@ SECTIONS = {
         *("evolve-generalization", "test-generalization"),
     ),
     "train one learner": ("train",),
-    "look at results": ("film", "plot", "dashboard"),
+    "look at results": ("eval", "film", "plot", "dashboard"),
 }
 SHELLS = ("bash", "zsh", "tcsh")
 STUDIES_TEXT = f"Manage stored studies: {', '.join(STUDIES)}."
@@ -279,5 +285,5 @@ def _add(
 # What shtab completes with files and folders.
 _FILE = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
 _FOLDER = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}
-_PATHS = dict.fromkeys(("config", "learner_config", "sets", "file", "model"), _FILE)
+_PATHS = dict.fromkeys(("config", "learner_config", "sets", "file", "out", "model"), _FILE)
 _PATHS |= dict.fromkeys(("runs", "logs", "models", "folder"), _FOLDER)

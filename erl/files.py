@@ -76,6 +76,22 @@ def writing(what: object) -> Iterator[None]:
         raise UserError(f"{what} cannot be written: {e.strerror or e}") from e
 
 
+def check_new_file(path: Path, overwrite: bool) -> None:
+    """Raise a UserError if a file cannot be written there; leaves nothing behind.
+
+    Args:
+        path: of the file.
+        overwrite: whether one that is there may be replaced.
+    """
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise UserError(
+            f"{path} exists"
+            + (" and is not a file" if path.is_dir() else "; --overwrite replaces it")
+        )
+    with writing(path):
+        check_writable(str(path.parent))
+
+
 def is_data_file(path: str | Path) -> bool:
     """Whether this is a name for `read_mapping`."""
     return Path(path).suffix.casefold() in DATA_ENDINGS
