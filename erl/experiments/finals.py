@@ -112,7 +112,7 @@ def live_finals(
     space = {key: integer(0, MOST_TRIALS) for key in ("trial", "mean")}
     space["seed"] = integer(0, MAX_SEED)
     retries, at_once = flags.max_retries, trials_at_once(config, campaign.executor.workers)
-    source = GivenTrials(study, wanted, space, plan, retries, at_once, notes, wait=True)
+    source = GivenTrials(study, wanted, space, plan, retries, at_once, notes)
     progress = FinalsProgress(campaign, config, len(finalists), flags.finalist_seeds)
     if not campaign.run(source, checkpoint_cohort(flags, name), progress, config.score):
         done = {key_of(t.params) for t in study.trials("COMPLETE")}
