@@ -6,19 +6,30 @@ python examples/derl_pendulum.py [--num_iterations 40] [--seed 0]
 
 import argparse
 from pathlib import Path
+from typing import NoReturn
 
 import gymnasium as gym
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from erl.cli import exit_after
+from erl.errors import UserError
+from erl.files import read_mapping
 from erl.learners import DERL
 
 ENV_ID = "Pendulum-v1"
 
 
+class Flags(argparse.ArgumentParser):
+    """The flags, without their usage where one is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say in one line what is wrong."""
+        raise UserError(message)
+
+
 def main() -> None:
     """Train, save, load and play."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Flags(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--num_iterations", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--config", default=Path(__file__).with_suffix(".yaml"))
@@ -26,6 +37,11 @@ def main() -> None:
     parser.add_argument("--tensorboard")
     args = parser.parse_args()
 
+    # What would fail after the training fails before it.
+    DERL.check_save(args.save)
+    named = read_mapping(args.config, "the settings of DERL").get("env_name", ENV_ID)
+    if named != ENV_ID:
+        raise UserError(f"{args.config} is for {named}, and this example for {ENV_ID}")
     agent = DERL.from_config(
         args.config,
         env_name=ENV_ID,

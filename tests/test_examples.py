@@ -8,6 +8,7 @@ import gymnasium as gym
 import pytest
 from conftest import ROOT
 
+from erl.learners import DERL
 from erl.learners.core.settings_file import load_settings
 from erl.learners.derl.settings import DERLSettings
 
@@ -39,14 +40,40 @@ def test_derl(name, short, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", ["derl_cartpole", "derl_pendulum"])
-def test_bad_input_is_one_line(name, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--config", str(tmp_path / "nope.yaml")])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--config nope.yaml", "nope.yaml"),
+        ("--config other.yaml", "other.yaml is for Acrobot-v1, and this example for "),
+        ("--num_iterations 1.5", "argument --num_iterations: invalid int value: '1.5'"),
+        ("--num_iterations 0", "num_iterations must be a whole number from 1, not 0"),
+        ("--num_iterations -1", "num_iterations must be a whole number from 1, not -1"),
+        ("--num_iteration 1", "unrecognized arguments: --num_iteration 1"),
+        ("--save folder", "folder is a folder: name a file"),
+        (
+            "--save other.yaml/agent.derl",
+            "agent.derl cannot be written: Not a directory",
+        ),
+        ("--seed -1", "DERL's seed must be a whole number from 0, not -1"),
+    ],
+)
+def test_bad_input_is_one_line(name, words, said, tmp_path, monkeypatch, capsys):
+    """And nothing is trained or written."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.yaml").write_text("env_name: Acrobot-v1\n")
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr(DERL, "save", lambda *_: pytest.fail("saved"))
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *words.split()])
     with pytest.raises(SystemExit) as e:
         runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
     assert e.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
     assert line.startswith(f"{name}.py: error: ")
-    assert "nope.yaml" in line
+    assert said in line
+    assert out == ""
+    assert {p.name for p in tmp_path.iterdir()} == {"other.yaml", "folder"}
+    assert [*(tmp_path / "folder").iterdir()] == []
 
 
 @pytest.mark.parametrize(

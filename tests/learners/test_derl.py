@@ -612,6 +612,27 @@ def test_training_says_what_it_does(derl, env_id, capsys):
     assert more[0]["steps"] > rows[-1]["steps"]
 
 
+@pytest.mark.parametrize("number", [0, -1, 1.5, "3", None])
+def test_a_training_of_no_iteration_is_refused(derl, number):
+    agent = derl(batch_size=8)
+    with pytest.raises(UserError, match="num_iterations must be a whole number from 1, not"):
+        agent.train(number, batch_size=4)
+    assert agent.steps == 0
+    assert agent._policy.settings.batch_size == 8
+    assert len(agent.train(np.int64(1), 2, 8, 0)) == 1
+
+
+def test_where_an_agent_cannot_be_saved_is_said_before_and_after(derl, tmp_path):
+    agent, file = derl(), tmp_path / "file"
+    file.touch()
+    for path, said in ((tmp_path, "folder|Is a directory"), (file / "a.derl", "cannot be written")):
+        for act in (agent.check_save, agent.save):
+            with pytest.raises(UserError, match=said):
+                act(path)
+    agent.check_save(tmp_path / "new/a.derl")
+    assert [*tmp_path.iterdir()] == [file]
+
+
 def test_settings_of_an_iteration_hold_until_train_changes_them(derl):
     agent = derl(num_episodes_per_iter=3, batch_size=8)
 

@@ -6,6 +6,7 @@ import sys
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from erl.errors import UserError, one_line
-from erl.files import read_mapping, write_whole
+from erl.files import check_writable, read_mapping, write_whole, writing
 from erl.learners import Outputs
 from erl.learners.core.run import Run, torch_threads
 from erl.learners.derl.learner import BlendedPolicy, DERLLearner, n_outputs
@@ -157,7 +158,12 @@ class DERL:
 
         Returns:
             What each iteration noted: see `rows`.
+
+        Raises:
+            UserError: fewer than one iteration, or no whole number of them.
         """
+        if not isinstance(num_iterations, Integral) or num_iterations < 1:
+            raise UserError(f"num_iterations must be a whole number from 1, not {num_iterations!r}")
         policy, noted = self._policy, []
         given = {"num_episodes_per_iter": num_episodes_per_iter, "batch_size": batch_size}
         policy.change(**{name: value for name, value in given.items() if value is not None})
@@ -202,9 +208,24 @@ class DERL:
 
     # -- files --
 
+    @staticmethod
+    def check_save(path: str | Path) -> None:
+        """Ask before a training whether `save` can write this file. Leaves nothing behind.
+
+        Raises:
+            UserError: it cannot.
+        """
+        if Path(path).is_dir():
+            raise UserError(f"{path} is a folder: name a file for the agent")
+        with writing(path):
+            check_writable(str(Path(path).parent))
+
     def save(self, path: str | Path) -> None:
         """Write networks, optimisers, counters, random streams and settings to one file: a zip of
         arrays (`.npy`) and JSON. The replay buffer stays behind.
+
+        Raises:
+            UserError: the file cannot be written; `check_save` says so before a training.
         """
         t = self._policy
         about = {
@@ -235,8 +256,9 @@ class DERL:
                     file.writestr(f"{name}.npy", buffer.getvalue())
 
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, write)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, write)
 
     def load(self, path: str | Path) -> Self:
         """Take what `save` wrote, with an agent made for the same environment and networks. Nothing
