@@ -160,6 +160,18 @@ def test_agents_of_another_database_are_not_replaced(dry_run, sink):
 
 
 @pytest.mark.usefixtures("inline")
+def test_a_study_that_is_only_named_says_which_command_began_it(sink, monkeypatch):
+    begun = ["erl", "train", "--learner", "PPO", "--env_id", "CartPole-v1", "--steps", "64"]
+    monkeypatch.setattr("sys.argv", begun)
+    flags = config(learner="PPO", env_id="CartPole-v1", set="n_steps=64,batch_size=64", steps=64)
+    assert run(flags, sink) == 0
+    with pytest.raises(UserError) as e:
+        run(SingleConfig(study="CartPole-v1_PPO_single_0.064k_steps", workers=1), sink)
+    assert "learner is 'PPO' there and 'ERL-Re2' here" in str(e.value)
+    assert str(e.value).endswith(f"it was begun by: {' '.join(begun)}")
+
+
+@pytest.mark.usefixtures("inline")
 def test_a_study_goes_on_beside_its_agents(sink):
     flags = config(learner="PPO", env_id="CartPole-v1", set="n_steps=64,batch_size=64", steps=64)
     assert run(flags, sink) == 0
