@@ -35,7 +35,10 @@ INTRODUCTION = """# Flags
 - *none* means that there is no default value.
 - `--help` prints the same texts, in groups.
 - `--config FILE` reads flags from a YAML, TOML or JSON file, for example `nb_trials: 30`. Flags
-  of the command line override it.
+  of the command line override it. A name that YAML takes for something else, such as `on` or
+  `1.10`, stands in quotes.
+- A flag may be repeated. Values with commas between them and settings (`NAME=VALUE,…`) then join.
+  Of a flag that takes one value, the last one counts. `--config` and `--env_kwargs` are given once.
 - `erl evolve`, `erl test`, `erl train` and so on have the flags of the scripts below;
   `erl --help` lists them all.
 """
@@ -135,6 +138,8 @@ def _lines() -> Iterator[str]:
         "",
     ]
     yield from [*table(flags(known["-m erl.film"])), ""]
+    yield from ["## erl eval", "", "See [an evaluation](reading_results.md#an-evaluation).", ""]
+    yield from [*table(flags(known["erl eval"])), ""]
     yield from ["## python -m erl.figures", "", "See [figures](figures.md).", ""]
     yield from [*table(flags(known["-m erl.figures"])), ""]
     yield from ["## python -m erl.studies", "", "See [storages](storages.md).", ""]

@@ -84,6 +84,12 @@ COMMANDS = {
         "Train one learner on one task, without evolving anything around it.",
         "--learner PPO --env_id CartPole-v1 --steps 50000",
     ),
+    "eval": Command(
+        "erl.lifetimes.evaluating:evaluate_model",
+        "erl.lifetimes.evaluating_flags:EvaluationConfig",
+        "Evaluate a trained agent over whole episodes.",
+        "--model models/CartPole-v1_PPO_single_50k_steps/seed_0 --episodes 100",
+    ),
     "film": Command(
         "erl.lifetimes.film:film",
         "erl.lifetimes.film_flags:FilmConfig",
@@ -128,6 +134,12 @@ STUDIES = {
         "Copy a study to another storage, with everything that it holds.",
         "--study CartPole-v1_main_50k_steps --to sqlite:///copy.db",
     ),
+    "delete": Command(
+        "erl.studies.deletion:delete_study",
+        "erl.studies.flags:DeleteConfig",
+        "Delete a study; without --yes, say what that would delete.",
+        "--study CartPole-v1_main_50k_steps",
+    ),
     "push": Command(
         "erl.studies.push:push_study",
         "erl.studies.flags:PushConfig",
@@ -141,7 +153,7 @@ SECTIONS = {
         *("evolve-generalization", "test-generalization"),
     ),
     "train one learner": ("train",),
-    "look at results": ("film", "plot", "dashboard"),
+    "look at results": ("eval", "film", "plot", "dashboard"),
 }
 SHELLS = ("bash", "zsh", "tcsh")
 STUDIES_TEXT = f"Manage stored studies: {', '.join(STUDIES)}."
@@ -149,13 +161,15 @@ COMPLETION_TEXT = f"Print completion for a shell: {', '.join(SHELLS)}."
 
 
 def main(argv: Sequence[str] | None = None, program: str = "erl") -> typing.NoReturn:
-    """The command line: a subcommand, then its flags. Flags alone are those of `train`."""
+    """The command line: a subcommand, then its flags. Flags alone are those of `train`; no words
+    show what there is.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] in (["-h"], ["--help"], ["help"]) or (not words and program == "erl"):
+    if words[:1] in ([], ["-h"], ["--help"], ["help"]):
         cli.show(_overview(program))
     if words[:1] == ["--version"]:
         cli.show(f"erl {__version__}")
-    if not words or words[0].startswith("-"):
+    if words[0].startswith("-"):
         words = ["train", *words]
     name, *rest = words
     if name == "studies":
@@ -180,10 +194,6 @@ def start(command: Command, program: str, argv: Sequence[str] | None = None) -> 
         argv: its flags; by default those of this process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if command is COMMANDS["plot"]:
-        from erl.figures.flags import joined
-
-        words = joined(words)
     example = f"{program} {command.example}"
     cli.main(command.run, command.kind(), command.text, words, program, example)
 
@@ -275,5 +285,5 @@ def _add(
 # What shtab completes with files and folders.
 _FILE = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
 _FOLDER = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}
-_PATHS = dict.fromkeys(("config", "learner_config", "sets", "file", "model"), _FILE)
+_PATHS = dict.fromkeys(("config", "learner_config", "sets", "file", "out", "model"), _FILE)
 _PATHS |= dict.fromkeys(("runs", "logs", "models", "folder"), _FOLDER)

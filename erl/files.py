@@ -76,18 +76,35 @@ def writing(what: object) -> Iterator[None]:
         raise UserError(f"{what} cannot be written: {e.strerror or e}") from e
 
 
+def check_new_file(path: Path, overwrite: bool) -> None:
+    """Raise a UserError if a file cannot be written there; leaves nothing behind.
+
+    Args:
+        path: of the file.
+        overwrite: whether one that is there may be replaced.
+    """
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise UserError(
+            f"{path} exists"
+            + (" and is not a file" if path.is_dir() else "; --overwrite replaces it")
+        )
+    with writing(path):
+        check_writable(str(path.parent))
+
+
 def is_data_file(path: str | Path) -> bool:
     """Whether this is a name for `read_mapping`."""
     return Path(path).suffix.casefold() in DATA_ENDINGS
 
 
-def read_mapping(path: str | Path, what: str) -> dict[Any, Any]:
+def read_mapping(path: str | Path, what: str, written: bool = False) -> dict[Any, Any]:
     """The names and values in a user's file: YAML, TOML or JSON, as the end of its name says. An
     empty file has none.
 
     Args:
         path: of the file.
         what: what it is for, in messages.
+        written: whether numbers of YAML keep their spelling, see `parse_yaml`.
 
     Raises:
         UserError: its name ends otherwise, it cannot be read, or holds something else.
@@ -102,7 +119,7 @@ def read_mapping(path: str | Path, what: str) -> dict[Any, Any]:
     except (OSError, ValueError) as e:  # a name that no file can have; a file that is no text
         raise UserError(f"cannot read {what} {path}: {getattr(e, 'strerror', None) or e}") from e
     try:
-        data = special.get(ending, parse_yaml)(text)
+        data = special[ending](text) if ending in special else parse_yaml(text, written)
     except (ValueError, RecursionError) as e:
         raise UserError(f"{path} is not valid: {one_line(e)}") from e
     if not isinstance(data, dict | None):
@@ -117,9 +134,30 @@ def to_yaml(data: Any) -> str:
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 
-def parse_yaml(text: str) -> Any:
+class WrittenInt(int):
+    """A whole number with the text that stood for it, `010`."""
+
+    text: str
+
+
+class WrittenFloat(float):
+    """A number with the text that stood for it, `1.10`."""
+
+    text: str
+
+
+def spelling(number: float) -> str:
+    """A number as it was written, as far as that is known."""
+    return number.text if isinstance(number, WrittenInt | WrittenFloat) else str(number)
+
+
+def parse_yaml(text: str, written: bool = False) -> Any:
     """What a YAML text holds. Unlike PyYAML alone, it takes `5e-3` and `1e6` for numbers, as YAML
     1.2 does, and refuses a key that is given twice.
+
+    Args:
+        text: the YAML.
+        written: whether numbers keep their spelling, as `WrittenInt` and `WrittenFloat`.
 
     Raises:
         ValueError: the text is no YAML, or holds more than plain data; in one line.
@@ -127,7 +165,7 @@ def parse_yaml(text: str) -> Any:
     import yaml
 
     try:
-        loader = _yaml_loader()(text)
+        loader = _yaml_loader(written)(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -143,8 +181,10 @@ def parse_yaml(text: str) -> Any:
 
 
 @cache
-def _yaml_loader() -> Any:
-    """PyYAML's safe loader, which here reads numbers as YAML 1.2 has them."""
+def _yaml_loader(written: bool) -> Any:
+    """PyYAML's safe loader, which here reads numbers as YAML 1.2 has them, and keeps their spelling
+    if it is asked to.
+    """
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -153,6 +193,18 @@ def _yaml_loader() -> Any:
     number = r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+"
     starts = [*"-+.0123456789"]
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^{number}$"), starts)
+    if written:
+        for tag, kind, read in (
+            ("int", WrittenInt, Loader.construct_yaml_int),
+            ("float", WrittenFloat, Loader.construct_yaml_float),
+        ):
+
+            def construct(loader: Any, node: Any, kind: Any = kind, read: Any = read) -> Any:
+                number = kind(read(loader, node))
+                number.text = node.value
+                return number
+
+            Loader.add_constructor(f"tag:yaml.org,2002:{tag}", construct)
     return Loader
 
 

@@ -12,18 +12,32 @@ import typing
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import UnionType
-from typing import Any
+from typing import Any, Literal
 
 from erl import __version__
 from erl.errors import UserError, nearest
-from erl.files import read_mapping
+from erl.files import read_mapping, spelling
 
 # Columns of help: no line is longer, also on wide terminals.
 WIDTH = 80
 OTHER = "other flags"
 
 
-def option(default: Any, text: str, *aliases: str, choices: Sequence[str] | None = None) -> Any:
+# What a flag holds: one value, of which the last one counts where the flag is repeated; values with
+# commas between them, or settings NAME=VALUE,…, which join where it is repeated; or one mapping of
+# names and values, which is given once. Files of flags have lists for lists, and tables for
+# settings and mappings.
+Holds = Literal["one", "list", "settings", "mapping"]
+_JOINED = ("list", "settings")
+
+
+def option(
+    default: Any,
+    text: str,
+    *aliases: str,
+    choices: Sequence[str] | None = None,
+    holds: Holds = "one",
+) -> Any:
     """A field of a configuration dataclass that becomes a flag.
 
     Args:
@@ -31,9 +45,11 @@ def option(default: Any, text: str, *aliases: str, choices: Sequence[str] | None
         text: the help line.
         aliases: further spellings, with their dashes.
         choices: for the help line; the configuration checks the value itself.
+        holds: how much it takes, see `Holds`; all but "one" are for texts.
     """
     return dataclasses.field(
-        default=default, metadata={"help": text, "aliases": aliases, "choices": choices}
+        default=default,
+        metadata={"help": text, "aliases": aliases, "choices": choices, "holds": holds},
     )
 
 
@@ -47,7 +63,8 @@ def parse(
     """An instance of a configuration dataclass from command-line flags.
 
     Booleans are read both as flags (`--del_obs`, `--no-del_obs`) and as words (`--del_obs True`).
-    `--config FILE` names a file of flags; flags of the command line override it.
+    `--config FILE` names a file of flags; flags of the command line override it. What a repeated
+    flag means is in `Holds`.
 
     Args:
         kind: the dataclass. Its `GROUPS`, if it has them, are the sections of the help: title ->
@@ -62,12 +79,25 @@ def parse(
     found, rest = parser.parse_known_args(argv)
     if rest:
         raise _unknown(parser, rest)
-    if found.config is not None:
-        parser.set_defaults(**read_flags(found.config, kind))
-        found = parser.parse_args(argv)
-    values = vars(found)
-    del values["config"]
-    return kind(**values)
+    fields = {"config": "mapping"} | {f.name: _holds(f) for f in dataclasses.fields(kind)}
+    given = {name: _one(name, words, fields[name]) for name, words in vars(found).items()}
+    config = given.pop("config", None)
+    return kind(**(({} if config is None else read_flags(config, kind)) | given))
+
+
+def _holds(field: "dataclasses.Field[Any]") -> Holds:
+    return field.metadata.get("holds", "one")
+
+
+def _one(name: str, words: Any, holds: str) -> Any:
+    """What a flag was given in all. The words of one that means something else when it is repeated
+    are a list.
+    """
+    if holds == "one":
+        return words
+    if len(words) > 1 and holds not in _JOINED:
+        raise UserError(f"--{name} is given {len(words)} times: give it once")
+    return ",".join(words)
 
 
 def make_parser(
@@ -98,7 +128,11 @@ def make_parser(
                 _add(group, fields[name], _plain(hints[name]))
     general = parser.add_argument_group("general")
     general.add_argument(
-        "--config", metavar="FILE", help="YAML, TOML or JSON file of these flags; flags override it"
+        "--config",
+        metavar="FILE",
+        action="append",
+        default=argparse.SUPPRESS,
+        help="YAML, TOML or JSON file of these flags; flags override it",
     )
     general.add_argument("-h", "--help", action="help", help="show this and exit")
     general.add_argument(
@@ -128,8 +162,11 @@ def _add(group: Any, field: "dataclasses.Field[Any]", plain: Any) -> None:
         notes.append(f"default: {field.default}")
     if notes:
         text += f" ({'; '.join(notes)})"
-    settings: dict[str, Any] = {"dest": field.name, "default": field.default}
+    # The dataclass has the defaults.
+    settings: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
     settings["help"] = text.replace("%", "%%")
+    if _holds(field) != "one":
+        settings["action"] = "append"
     if plain is bool:
         group.add_argument(
             *names, type=_boolean, nargs="?", const=True, metavar="True|False", **settings
@@ -255,7 +292,8 @@ _METAVARS = {int: "N", float: "X", str: "TEXT"}
 def read_flags(path: str, kind: type) -> dict[str, Any]:
     """Values of flags from a file (`read_mapping`): field -> value.
 
-    A list stands for values with commas between them, a table for its JSON.
+    A list stands for values with commas between them, a table for its JSON. Nothing else than text
+    becomes text, but for numbers that stay as they are written.
 
     Args:
         path: of the file.
@@ -264,12 +302,13 @@ def read_flags(path: str, kind: type) -> dict[str, Any]:
     Raises:
         UserError: the file cannot be read, or holds something else.
     """
-    data = read_mapping(path, "--config")
+    data = read_mapping(path, "--config", written=True)
     hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
     names = {
-        spelling.removeprefix("--").replace("-", "_"): field.name
-        for field in dataclasses.fields(kind)
-        for spelling in spellings(field)
+        flag.removeprefix("--").replace("-", "_"): field.name
+        for field in fields.values()
+        for flag in spellings(field)
     }
     values: dict[str, Any] = {}
     for key, value in data.items():
@@ -282,10 +321,35 @@ def read_flags(path: str, kind: type) -> dict[str, Any]:
             continue
         plain = _plain(hints[name])
         try:
-            values[name] = _READ[plain](_as_word(value))
+            word = _text_of(value, _holds(fields[name])) if plain is str else _as_word(value)
+            values[name] = _READ[plain](word)
         except argparse.ArgumentTypeError as e:
             raise UserError(f"{path}: {name} {e}") from None
     return values
+
+
+def _text_of(value: Any, holds: Holds) -> str:
+    """The text of a flag in a file.
+
+    Raises:
+        ArgumentTypeError: YAML takes what was written for something else, or it holds several
+            things where the flag does not.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and holds in _JOINED:
+        return ",".join(_text_of(each, holds) for each in value)
+    if isinstance(value, dict) and holds in ("settings", "mapping"):
+        return _as_word(value)
+    if isinstance(value, list | dict):
+        what = "list" if isinstance(value, list) else "mapping"
+        raise argparse.ArgumentTypeError(f"must be text, not a {what}")
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and (holds == "list" or isinstance(value, int)):
+        text = spelling(value)
+        if holds == "list" or text == f"{value:d}":
+            return text
+    raise argparse.ArgumentTypeError("must be text: write it in quotes")
 
 
 def _as_word(value: Any) -> str:

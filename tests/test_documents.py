@@ -109,7 +109,7 @@ def test_the_page_of_flags_is_generated():
 
 
 def test_every_flag_is_on_the_page_of_flags():
-    for command in (*GENERATOR.FULL, "-m erl", "-m erl.film", "-m erl.figures"):
+    for command in (*GENERATOR.FULL, "-m erl", "-m erl.film", "erl eval", "-m erl.figures"):
         part = section("docs/flags.md", f"## {'python ' * command.startswith('-')}{command}")
         named = re.findall(r"^\| `--(\w+)` \| (.*?) \| ", part, re.M)
         assert {name for name, _ in named} == {f.name for f in fields(CONFIGS[command])}

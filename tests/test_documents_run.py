@@ -52,6 +52,7 @@ SMALL = {
     "evolve": "--nb_trials 4 --popsize 4 --nb_seeds 1 --units 5 --workers 1",
     "test": "--nb_seeds 1 --workers 1",
     "single": "--nb_seeds 1 --workers 1",
+    "eval": "--episodes 2",
 }
 STEPS = {"ERL-Re2": 800, "DERL": 3000, "AES-RL": 4500, "CEM-RL": 2500}
 SETTINGS = {

@@ -70,15 +70,6 @@ def test_flags_alone_are_those_of_train(started):
     assert {(run, *flags) for run, _, _, flags, *_ in started} == {
         (COMMANDS["train"].run, "--learner", "PPO")
     }
-    with pytest.raises(SystemExit):
-        main([], program="python -m erl")
-    assert started[-1][0] == COMMANDS["train"].run
-
-
-def test_several_studies_are_plotted(started):
-    with pytest.raises(SystemExit):
-        main(["plot", "--study", "a", "--study=b", "--folder", "f"])
-    assert started[-1][3] == ["--folder", "f", "--study", "a,b"]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +105,14 @@ def test_versions_and_help_of_parts(capsys):
     assert all(f"\n  {name} " in out for name in STUDIES)
     code, out, _ = said(capsys, ["completion", "--help"])
     assert (code, 'eval "$(erl completion bash)"' in out) == (0, True)
-    assert said(capsys, [])[0] == 0  # `erl` alone shows what there is
+
+
+@pytest.mark.parametrize("program", ["erl", "python -m erl"])
+def test_no_words_show_what_there_is_and_train_nothing(program, started, capsys):
+    code, out, _ = said(capsys, [], program=program)
+    assert (code, out.splitlines()[0]) == (0, f"usage: {program} COMMAND [flags]")
+    assert out == said(capsys, ["--help"], program=program)[1]
+    assert started == []
 
 
 @pytest.mark.parametrize("shell", SHELLS)

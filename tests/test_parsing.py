@@ -8,7 +8,8 @@ import pytest
 from erl import __version__
 from erl.commands import COMMANDS, STUDIES
 from erl.errors import UserError
-from erl.experiments.evolution_flags import EvolutionConfig
+from erl.experiments.comparison_flags import ComparisonConfig
+from erl.experiments.evolution_flags import EvolutionConfig, GeneralizationConfig
 from erl.experiments.flags import GROUPS
 from erl.experiments.single import parse_settings
 from erl.experiments.single_flags import SingleConfig
@@ -55,6 +56,65 @@ def test_lists_tables_and_further_spellings_of_a_file():
     assert parse(FigureConfig, written("c.yaml", "{study: [a, b], folder: f}")).study == "a,b"
 
 
+@pytest.mark.parametrize(
+    ("kind", "flag", "first", "second"),
+    [
+        (SingleConfig, "set", "n_steps=128", "batch_size=32"),
+        (SingleConfig, "seeds", "3,4", "5"),
+        (SingleConfig, "context_set", "a=1", "b=2"),
+        (EvolutionConfig, "evolve", "units", "bias=0.1:1"),
+        (EvolutionConfig, "context_set", "a=1", "b=2"),
+        (ComparisonConfig, "arms", "PPO", "RES_PPO"),
+        (GeneralizationConfig, "env_ids", "Ant-v4", "Swimmer-v4"),
+        (FigureConfig, "study", "a", "b"),
+        (FigureConfig, "thresholds", "-500", "-200"),
+        (FigureConfig, "formats", "png", "svg"),
+    ],
+)
+def test_a_repeated_list_has_the_values_of_all(kind, flag, first, second):
+    more = {SingleConfig: [], FigureConfig: ["--study", "a", "--folder", "f"]}.get(kind, [])
+    more = more[2:] if flag == "study" else more
+    more += ["--context", "module:Class"] if flag == "context_set" else []
+    words = [f"--{flag}", first, *more, f"--{flag}={second}"]
+    assert getattr(parse(kind, words), flag) == f"{first},{second}"
+    # The command line goes before a file also here.
+    config = written("a.yaml", f"{flag}: [p=1, q=2]" if flag.endswith("set") else f"{flag}: '7'")
+    assert getattr(parse(kind, [*words, *config]), flag) == f"{first},{second}"
+
+
+def test_of_a_repeated_single_value_the_last_one_counts():
+    """parallelization_tutorials/slurm_task.sh gives --storage, and its user may give another."""
+    words = ["--storage", "a.log", "--workers", "1", "--del_obs", "--storage", "b.log"]
+    config = parse(EvolutionConfig, [*words, "--no-del_obs", "--workers=2"])
+    assert (config.storage, config.workers, config.del_obs) == ("b.log", 2, False)
+
+
+def test_what_cannot_be_joined_is_given_once():
+    first, second = written("a.yaml", "nb_trials: 3"), written("b.yaml", "units: 20")
+    with pytest.raises(UserError, match=r"^--config is given 2 times: give it once$"):
+        parse(EvolutionConfig, [*first, *second])
+    words = ["--env_kwargs", "{a: 1}", "--env_kwargs", "{b: 2}"]
+    with pytest.raises(UserError, match=r"^--env_kwargs is given 2 times: give it once$"):
+        parse(EvolutionConfig, words)
+
+
+def test_repeated_settings_are_merged():
+    def settings(*given):
+        words = [word for text in given for word in ("--set", text)]
+        return parse_settings(parse(SingleConfig, words).set)
+
+    both = {"a": 1, "b": {"c": [2, 3]}}
+    assert settings("{a: 1}", "{b: {c: [2, 3]}}") == both
+    assert settings("a=1", "{b: {c: [2, 3]}}") == settings("{a: 1}", "b={c: [2, 3]}") == both
+    assert settings("{a: 1}", "b=2,c=3") == {"a": 1, "b": 2, "c": 3}
+    assert settings("{a: it's, b: 1}") == {"a": "it's", "b": 1}
+    for twice in (("a=1", "a=2"), ("{a: 1}", "{a: 2}"), ("a=1", "{b: 1, a: 1}")):
+        with pytest.raises(UserError, match=r"^--set gives a twice$"):
+            settings(*twice)
+    with pytest.raises(UserError, match=r"^--set does not understand \"{a: it's},{b: 1}\""):
+        settings("{a: it's}", "{b: 1}")
+
+
 def test_values_may_be_negative():
     words = ["--study", "a", "--folder", "f", "--thresholds", "-500,-200"]
     assert parse(FigureConfig, words).thresholds == "-500,-200"
@@ -87,6 +147,63 @@ def test_files_that_cannot_be_read(name, text, message):
     with pytest.raises(UserError) as e:
         parse(EvolutionConfig, written(name, text))
     assert message in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "reads"),
+    [
+        ("on", None),
+        ("no", None),
+        ("010", None),
+        ("0x10", None),
+        ("1_000", None),
+        ("1:30", None),
+        ("1e3", None),
+        ("1.10", None),
+        ("2026-01-01", None),
+        ("'on'", "on"),
+        ("'010'", "010"),
+        ("7", "7"),
+        ("a", "a"),
+    ],
+)
+def test_a_text_in_a_file_is_never_another_one(text, reads):
+    words = written("a.yaml", f"h_test: {text}")
+    if reads is not None:
+        assert parse(EvolutionConfig, words).h_test == reads
+        return
+    with pytest.raises(UserError, match=r"^a.yaml: h_test must be text: write it in quotes$"):
+        parse(EvolutionConfig, words)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "text", "message"),
+    [
+        (EvolutionConfig, "a.toml", "h_test = true", "h_test must be text: write it in quotes"),
+        (EvolutionConfig, "a.json", '{"study": 1.5}', "study must be text: write it in quotes"),
+        (EvolutionConfig, "a.yaml", "study: [a, b]", "study must be text, not a list"),
+        (EvolutionConfig, "a.yaml", "study: {a: b}", "study must be text, not a mapping"),
+        (EvolutionConfig, "a.yaml", "evolve: {units: 3}", "evolve must be text, not a mapping"),
+        (ComparisonConfig, "a.yaml", "arms: [PPO, on]", "arms must be text: write it in quotes"),
+        (SingleConfig, "a.yaml", "set: 1.5", "set must be text: write it in quotes"),
+    ],
+)
+def test_what_is_no_text_in_a_file_is_refused(kind, name, text, message):
+    with pytest.raises(UserError) as e:
+        parse(kind, written(name, text))
+    assert str(e.value) == f"{name}: {message}"
+
+
+def test_numbers_in_lists_of_a_file_are_as_they_are_written():
+    words = ["--study", "a", "--folder", "f"]
+    for text, reads in {"[1e3, 1.10, -5]": "1e3,1.10,-5", "1e3": "1e3", "-500": "-500"}.items():
+        flags = parse(FigureConfig, [*words, *written("a.yaml", f"thresholds: {text}")])
+        assert flags.thresholds == reads
+    flags = parse(FigureConfig, [*words, *written("a.toml", "thresholds = [-500, 2.5]")])
+    assert flags.threshold_list() == [-500, 2.5]
+    assert parse(SingleConfig, written("b.yaml", "set: {a: 010, b: 1.10}")).set == (
+        '{"a": 8, "b": 1.1}'
+    )
 
 
 def test_a_file_that_is_not_there():

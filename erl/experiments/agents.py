@@ -40,6 +40,7 @@ from erl.studies.distributions import SearchSpace, categorical, integer
 from erl.studies.storage import DEFAULT_STORAGE, shown
 from erl.studies.study import Study
 from erl.studies.tables import agent_tables, lines
+from erl.studies.trial_report import traceback_command
 from erl.studies.trials import RunningTrial, key_of, why_failed
 from erl.worlds.specification import LifetimeSpec
 
@@ -144,7 +145,7 @@ def train_agents(
     for line in lines(tables) if tables else ["no lifetime has finished yet"]:
         sink.line(line)
     say(study)
-    _say_where(campaign, flags, agents.storage, folder)
+    _say_where(campaign, flags, agents.storage, folder, figures=bool(tables))
     say_film(study, flags, folder, evolved_arm(agents.arms), sink)
     if flags.video:
         film_agents(study, flags, folder, sink)
@@ -212,7 +213,8 @@ def _title(params: dict[str, Any], width: int = 0, digits: int = 0) -> str:
 
 
 def _say_missing(study: Study, sink: Sink) -> set[str]:
-    """Say which lifetimes are not in the tables: those that failed, and those that others train.
+    """Say which lifetimes are not in the tables: those that failed, and those of others that this
+    command was not asked for.
 
     Returns:
         Parameters of those that failed, in whatever command; see `key_of`.
@@ -222,17 +224,20 @@ def _say_missing(study: Study, sink: Sink) -> set[str]:
     failed = {key: trial for key, trial in failed.items() if key not in complete}
     for trial in failed.values():
         sink.line(f"failed: {_title(trial.params)}: {why_failed(trial)}")
+    if failed:
+        sink.line(traceback_command(study, list(failed.values())))
     elsewhere = len(study.trials("RUNNING"))
     if elsewhere:
         sink.line(
-            f"{plural(elsewhere, 'lifetime')} of this study {'is' if elsewhere == 1 else 'are'} "
-            f"running in other processes and not in the tables: run the same command later to see "
-            f"all results"
+            f"{plural(elsewhere, 'lifetime')} of this study that this command did not ask for "
+            f"{'is' if elsewhere == 1 else 'are'} running in other processes and not in the tables"
         )
     return set(failed)
 
 
-def _say_where(campaign: Campaign, flags: AgentFlags, storage: str, folder: str) -> None:
+def _say_where(
+    campaign: Campaign, flags: AgentFlags, storage: str, folder: str, figures: bool
+) -> None:
     """Say where curves, models and logs are, if there are any.
 
     Args:
@@ -240,6 +245,7 @@ def _say_where(campaign: Campaign, flags: AgentFlags, storage: str, folder: str)
         flags: name the folders.
         storage: of the study, with its password.
         folder: the study's, below those of the flags.
+        figures: whether there is something to draw.
     """
     say = campaign.sink.line
     say(f"curves:   study {campaign.name} in {shown(storage)}")
@@ -248,6 +254,8 @@ def _say_where(campaign: Campaign, flags: AgentFlags, storage: str, folder: str)
         say(f"models:   {models}")
     if os.path.isdir(logs):
         say(f"logs:     {shlex.join(['tensorboard', '--logdir', logs])}")
+    if not figures:
+        return
     name = campaign.study.name_now()
     words = ["plot", "--study", name, "--folder", f"reports/{folder_name(name)}"]
     if storage != DEFAULT_STORAGE:

@@ -185,7 +185,7 @@ class Campaign:
         display = DashboardNotes(self.study, self._artifacts, commands)
         try:
             with self._tracking(), self.study:
-                first = True
+                first, waits = True, False
                 while True:
                     display.study()
                     if log is not None:
@@ -212,7 +212,7 @@ class Campaign:
                             "waiting to see whether the coordinators of running trials are alive"
                         )
                     else:
-                        self.sink.status("waiting for trials that other coordinators run")
+                        waits = self._say_waiting(waits)
         except KeyboardInterrupt:
             return False
         finally:
@@ -221,6 +221,25 @@ class Campaign:
             if log is not None:
                 log.close()
         return True
+
+    def _say_waiting(self, waits: bool) -> bool:
+        """Say that other coordinators run what is left.
+
+        Args:
+            waits: whether this was said before.
+
+        Returns:
+            Whether it is said now.
+        """
+        running = len(self.study.trials("RUNNING"))
+        if running and not waits:
+            waits = True
+            self.sink.line(
+                f"waiting for {plural(running, 'trial')} that other processes run; Ctrl-C does not "
+                f"stop them"
+            )
+        self.sink.status("waiting for trials that other processes run")
+        return waits
 
     @contextmanager
     def _tracking(self) -> Iterator[None]:
@@ -240,7 +259,8 @@ class Campaign:
 
 class GivenTrials:
     """A trial for each of some parameters: for those that have no trial yet, of any coordinator,
-    and for those whose last trial failed before this command.
+    and for those whose last trial failed before this command. Those that other coordinators have
+    are waited for, and what these lose is taken over.
 
     Args:
         study: of these trials.
@@ -251,8 +271,6 @@ class GivenTrials:
         at_once: how many are begun at a time, so that other coordinators have a share; by default
             all.
         notes: from parameters to user attributes that the trial has beside them.
-        wait: whether to wait for those that other coordinators have, and to take over what they
-            lose.
     """
 
     def __init__(
@@ -264,11 +282,10 @@ class GivenTrials:
         max_retries: int,
         at_once: int | None = None,
         notes: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
-        wait: bool = False,
     ) -> None:
         self._study, self._wanted, self._space = study, wanted, space
         self._plan, self._max_retries = plan, max_retries
-        self._at_once, self._notes, self._wait = at_once, notes, wait
+        self._at_once, self._notes = at_once, notes
         self._failed: set[int] | None = None  # numbers of trials that had failed before
 
     def next_trials(self) -> list[RunningTrial] | None:
@@ -283,8 +300,8 @@ class GivenTrials:
             if key in keys and first.get(key) == waiting.number:
                 trial = study.take_up(waiting, self._plan)
                 trials += [] if trial is None else [trial]
-        if trials or not self._wait:
-            return trials or None
+        if trials:
+            return trials
         first = study.first()
         open_trials = {t.number: key_of(t.params) for t in study.trials("RUNNING", "WAITING")}
         if not any(k in keys and first.get(k) == number for number, k in open_trials.items()):

@@ -225,7 +225,8 @@ def _say_winner(study: Study, arm: str | None, best: Best, config: TestStudy, si
     known = [s for s in scores if s is not None]
     if arm is None or not known:
         return
-    found = reached_by(best.winner, arm, config, known)
+    steps = max(r.steps for r in records.values())  # as above the tables
+    found = reached_by(best.winner, arm, config, known, steps)
     sink.line(f"evolved:  {best.title}, {best.winner.reached}; {found.line}")
     evolution = best.study
     if evolution is None:

@@ -51,6 +51,7 @@ class ComparisonFlags(AgentFlags):
         None,
         "agents to compare, by their names in the tables, comma-separated; by default the "
         "learner alone and with the reservoir",
+        holds="list",
     )
     learner: str | None = option(
         None,

@@ -38,6 +38,7 @@ from erl.studies.configuration import EvolutionStudy, differences
 from erl.studies.distributions import SearchSpace, distributions
 from erl.studies.storage import DEFAULT_STORAGE, shown
 from erl.studies.study import Study, existing
+from erl.studies.trial_report import traceback_command
 from erl.studies.trials import Plan, RunningTrial, key_of, lifetime_records
 from erl.studies.winner import (
     Choice,
@@ -56,6 +57,7 @@ __all__ = ["EvolutionConfig", "GeneralizationConfig", "MultiEvolutionConfig", "e
 
 class Generations:
     """Trials of an evolution: those that wait to be taken up, and new ones in whole generations.
+    Those that other coordinators run are waited for, and what these lose is taken over.
 
     Args:
         study: of the evolution.
@@ -65,8 +67,6 @@ class Generations:
         popsize: trials of a generation.
         nb_trials: in all.
         max_retries: see `Study.reclaim`.
-        wait: whether to wait for trials that other coordinators run, and to take over what they
-            lose.
     """
 
     def __init__(
@@ -78,11 +78,10 @@ class Generations:
         popsize: int,
         nb_trials: int,
         max_retries: int,
-        wait: bool = False,
     ) -> None:
         self._study, self._sampler, self._space, self._plan = study, sampler, space, plan
         self._popsize, self._nb_trials, self._max_retries = popsize, nb_trials, max_retries
-        self._first, self._wait = True, wait
+        self._first = True
 
     def next_trials(self) -> list[RunningTrial] | None:
         """See `TrialSource`."""
@@ -104,7 +103,7 @@ class Generations:
         new = -begun % self._popsize or (0 if waiting else self._popsize)
         new = min(new, max(0, self._nb_trials - begun))
         if not (waiting or new):
-            if self._wait and any(t.number < limit for t in study.trials("RUNNING")):
+            if any(t.number < limit for t in study.trials("RUNNING")):
                 study.pause()
                 return []
             return None
@@ -153,9 +152,7 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     progress = EvolutionProgress(
         study, config, flags.nb_trials, sink, steps_of(outlook.specs[0]), pace
     )
-    finals = bool(flags.finalists)
-    retries = flags.max_retries
-    source = Generations(study, sampler, space, plan, popsize, flags.nb_trials, retries, finals)
+    source = Generations(study, sampler, space, plan, popsize, flags.nb_trials, flags.max_retries)
     pruning = None if config.pruner == "none" else Pruning(config.pruner, popsize)
     make_cohort = checkpoint_cohort(flags, name)
     commands = note_commands(config, flags.storage)
@@ -223,7 +220,7 @@ def _hand_over(
     no_finals = stored_choice(study.optuna.user_attrs) is None
     progress.say_luck(advise=flags.finalists is None and no_finals)
     if _say_winner(study, elsewhere, progress.last_error, sink) is None:
-        return 0 if elsewhere else 1
+        return 1
     sink.line(f"test them:       {test_command(config, study.name_now(), flags.storage)}")
     DashboardNotes(study, flags.artifacts, note_commands(config, flags.storage)).study()
     return 0
@@ -233,8 +230,8 @@ def _say_winner(study: Study, elsewhere: int, last_error: str | None, sink: Sink
     """Say what an evolution hands over, or why nothing.
 
     Args:
-        study: whose trials have ended, but for those that run in other processes.
-        elsewhere: number of the latter.
+        study: whose trials have ended, but for those of a longer run.
+        elsewhere: how many of the latter run in other processes.
         last_error: why a trial failed last, in this process.
         sink: for lines.
     """
@@ -245,11 +242,13 @@ def _say_winner(study: Study, elsewhere: int, last_error: str | None, sink: Sink
     if elsewhere:
         sink.line(
             f"{plural(elsewhere, 'trial')} of this study {'is' if elsewhere == 1 else 'are'} "
-            f"running in other processes"
+            f"running in other processes, of a run with a larger --nb_trials"
         )
-    elif choice is None:
+    if choice is None:
         reasons = f"{command('studies', 'show', '--study', study.name_now())} lists the reasons"
         sink.line(f"no trial succeeded: {last_error or reasons}")
+        if failed := study.trials("FAIL"):
+            sink.line(traceback_command(study, failed[-1:]))
     return choice
 
 

@@ -91,7 +91,7 @@ class EvolutionFlags(RunFlags):
         True, "the last action reaches the reservoir; never with --published_code"
     )
     fixed_iss: bool = option(True, "the input scaling is 1; False searches it too")
-    evolve: str | None = option(None, _SEARCH_MORE)
+    evolve: str | None = option(None, _SEARCH_MORE, holds="list")
     bias: float | None = option(
         None, "scale of the neurons' bias; by default 0, with --published_code 1"
     )
@@ -166,6 +166,11 @@ class EvolutionFlags(RunFlags):
         if self.popsize is not None and self.popsize < 2:
             raise UserError(f"--popsize must be at least 2, not {self.popsize}")
         self._check_reservoirs()
+        if self.evolve is not None and not self.evolve.replace(",", "").strip():
+            raise UserError(
+                f"--evolve {self.evolve!r} names nothing: leave it out, or name what to search, "
+                "as in --evolve units"
+            )
         check_choice("restarts", self.restarts, RESTARTS)
         check_choice("fitness", self.fitness, FITNESSES)
         check_choice("pruner", self.pruner, PRUNERS)
@@ -245,7 +250,9 @@ class EvolutionConfig(EvolutionFlags):
 
     env_id: str = option("HalfCheetah-v4", "Gymnasium environment")
     nb_res: int = option(1, "0 evolves the learner's settings alone, without a reservoir")
-    evolve: str | None = option(None, f"{_SEARCH_MORE}, context.SETTING=low:high[:log]")
+    evolve: str | None = option(
+        None, f"{_SEARCH_MORE}, context.SETTING=low:high[:log]", holds="list"
+    )
     context: str | None = context_option()
     context_set: str | None = context_set_option()
 
@@ -320,7 +327,9 @@ class GeneralizationConfig(EvolutionFlags):
     env_type: str | None = option(
         None, f"set of environments: {_SET} by default, ER-MRL's, or one that --sets declares"
     )
-    env_ids: str | None = option(None, "environments instead of a set, comma-separated")
+    env_ids: str | None = option(
+        None, "environments instead of a set, comma-separated", holds="list"
+    )
     env_kwargs: str | None = env_kwargs_option(", the same for all environments")
     sets: str | None = option(
         None, "YAML, TOML or JSON file that declares sets, target and random returns"

@@ -165,7 +165,9 @@ def continued(
         raise UserError(f"--warm_start works only with --sampler Cmaes, not with {config.sampler}")
     stored = None if before is None else before.config
     if isinstance(stored, EvolutionStudy):
-        engine = stored.engine if flags.engine == "auto" else config.engine
+        # Another learner is refused, and need not know this engine.
+        same_engine = flags.engine == "auto" and stored.learner == config.learner
+        engine = stored.engine if same_engine else config.engine
         # What was made when another bias was the default keeps it.
         same = {name: getattr(stored, name) for name in NO_BIAS if getattr(flags, name) is None}
         return replace(config, engine=engine, start=stored.start, **same)

@@ -21,6 +21,7 @@ from erl.search.samplers import CmaesSampler, generation_size, make_sampler
 from erl.studies.configuration import EvolutionStudy, FinalsStudy, differences
 from erl.studies.distributions import SearchSpace, integer
 from erl.studies.study import Study, existing
+from erl.studies.trial_report import traceback_command
 from erl.studies.trials import RunningTrial, key_of, lifetime_records, why_failed
 from erl.studies.winner import (
     Finalist,
@@ -111,7 +112,7 @@ def live_finals(
     space = {key: integer(0, MOST_TRIALS) for key in ("trial", "mean")}
     space["seed"] = integer(0, MAX_SEED)
     retries, at_once = flags.max_retries, trials_at_once(config, campaign.executor.workers)
-    source = GivenTrials(study, wanted, space, plan, retries, at_once, notes, wait=True)
+    source = GivenTrials(study, wanted, space, plan, retries, at_once, notes)
     progress = FinalsProgress(campaign, config, len(finalists), flags.finalist_seeds)
     if not campaign.run(source, checkpoint_cohort(flags, name), progress, config.score):
         done = {key_of(t.params) for t in study.trials("COMPLETE")}
@@ -246,6 +247,7 @@ def _lived(
         owner, seed = _owner(trial.params), trial.params["seed"]
         if owner in known and seed not in scores.get(owner, {}):
             sink.line(f"failed: {known[owner].title} seed {seed}: {why_failed(trial)}")
+            sink.line(traceback_command(study, [trial]))
             known = {key: finalist for key, finalist in known.items() if key != owner}
     scores = {owner: by_seed for owner, by_seed in scores.items() if owner in known}
     lived = [

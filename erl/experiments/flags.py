@@ -9,6 +9,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, ClassVar
@@ -125,8 +126,9 @@ def env_kwargs_option(where: str = "") -> Any:
     """The flag `--env_kwargs` of scripts that make environments."""
     return option(
         None,
-        "arguments of the environment in YAML or JSON, such as '{gravity: 5}', or a .yaml, .toml "
-        f"or .json file of them{where}",
+        "arguments of the environment in YAML or JSON, such as '{max_episode_steps: 100}', or a "
+        f".yaml, .toml or .json file of them{where}",
+        holds="mapping",
     )
 
 
@@ -137,7 +139,7 @@ def context_option() -> Any:
 
 def context_set_option() -> Any:
     """The flag `--context_set`."""
-    return option(None, "settings of that context, NAME=VALUE,…")
+    return option(None, "settings of that context, NAME=VALUE,…", holds="settings")
 
 
 @dataclass(frozen=True)
@@ -263,7 +265,7 @@ def read_settings(
             for another learner.
     """
     from erl.learners.core.settings_file import load_settings
-    from erl.worlds.arguments import Arguments, parse_arguments
+    from erl.worlds.arguments import Arguments, parse_arguments, refuse_rendering
     from erl.worlds.tasks import find
 
     for env_id in env_ids:  # one that is misspelt has no section either
@@ -294,6 +296,7 @@ def read_settings(
             f"{path} has different env_kwargs for {', '.join(env_ids)}; --env_kwargs gives all of "
             f"them the same"
         )
+    refuse_rendering(arguments[0])
     if arguments[0]:
         note(f"{path}: environments are made with its env_kwargs {arguments[0]}")
     return settings, dict(arguments[0])
@@ -302,33 +305,49 @@ def read_settings(
 def parse_settings(text: str | None, flag: str = "--set") -> dict[str, Any]:
     """Settings as `--set` spells them: `NAME=VALUE,NAME=VALUE`, values as in YAML; commas in
     brackets and quotes belong to a value. A mapping in YAML or JSON, `{NAME: VALUE}`, means the
-    same.
+    same, and may stand for a part.
 
     Raises:
         UserError: something has no name or two values, or a value cannot be read.
     """
     settings: dict[str, Any] = {}
+    parts = _parts(text or "")
     if (text or "").lstrip().startswith("{"):
-        try:
-            settings = parse_yaml(text or "")
-            json.dumps(settings)
-        except (TypeError, ValueError) as e:
-            raise UserError(f"{flag} does not understand {text!r}: {e}") from e
-        for key in settings:
-            if not (isinstance(key, str) and key.isidentifier()):
-                raise UserError(f"{flag} takes {{NAME: VALUE}}, and {key!r} is not a name")
-        return settings
-    for part in _parts(text or ""):
-        name, equals, value = (word.strip() for word in part.partition("="))
-        if not equals or not name.isidentifier():
-            raise UserError(f"{flag} takes NAME=VALUE,NAME=VALUE, and does not understand {part!r}")
-        if name in settings:
-            raise UserError(f"{flag} gives {name} twice")
-        try:
-            settings[name] = parse_yaml(value)
-            json.dumps(settings)  # what cannot be stored, such as a date, is no setting
-        except (TypeError, ValueError) as e:
-            raise UserError(f"{flag} does not understand the value of {part!r}: {e}") from e
+        with suppress(ValueError):  # quotes within YAML may mean something else than here
+            parse_yaml(text or "")
+            parts = [text or ""]
+    for part in parts:
+        found = _mapping(part, flag) if part.lstrip().startswith("{") else _setting(part, flag)
+        for name in found:
+            if name in settings:
+                raise UserError(f"{flag} gives {name} twice")
+        settings |= found
+    return settings
+
+
+def _mapping(text: str, flag: str) -> dict[str, Any]:
+    """Settings written as `{NAME: VALUE}`."""
+    try:
+        settings: dict[str, Any] = parse_yaml(text)
+        json.dumps(settings)  # what cannot be stored, such as a date, is no setting
+    except (TypeError, ValueError) as e:
+        raise UserError(f"{flag} does not understand {text!r}: {e}") from e
+    for key in settings:
+        if not (isinstance(key, str) and key.isidentifier()):
+            raise UserError(f"{flag} takes {{NAME: VALUE}}, and {key!r} is not a name")
+    return settings
+
+
+def _setting(part: str, flag: str) -> dict[str, Any]:
+    """A setting written as `NAME=VALUE`."""
+    name, equals, value = (word.strip() for word in part.partition("="))
+    if not equals or not name.isidentifier():
+        raise UserError(f"{flag} takes NAME=VALUE,NAME=VALUE, and does not understand {part!r}")
+    try:
+        settings = {name: parse_yaml(value)}
+        json.dumps(settings)
+    except (TypeError, ValueError) as e:
+        raise UserError(f"{flag} does not understand the value of {part!r}: {e}") from e
     return settings
 
 

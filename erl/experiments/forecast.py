@@ -9,7 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from erl.cli import Sink, duration, plural
+from erl.errors import one_line
 from erl.executors.jobs import Executor, Rows
 from erl.experiments.flags import RunFlags
 from erl.experiments.trials import groups
@@ -20,8 +23,11 @@ from erl.worlds.specification import LifetimeSpec
 
 # Steps in all from which on a run is worth a measurement before it starts.
 WORTH_MEASURING = 1_000_000
-# Seconds of a measurement, and those after which it is given up.
-MEASURED, GIVEN_UP = 4.0, 20.0
+# Seconds of a measurement, and those after which it is given up: before a run, and where the time
+# is what was asked for.
+MEASURED, GIVEN_UP, GIVEN_UP_ASKED = 4.0, 20.0, 60.0
+# Seconds within which workers take their first steps.
+STARTED = 60.0
 
 
 @dataclass(frozen=True)
@@ -84,9 +90,12 @@ def announce(outlook: Outlook, executor: Executor, sink: Sink, measure: bool = F
         )
     if outlook.left and not bursts and (measure or steps >= WORTH_MEASURING):
         sink.status("measuring the speed")
-        speed = measured_speed(outlook.specs, executor)
-        if speed is not None:
-            parts.append(f"about {duration(steps / speed)}")
+        limit = GIVEN_UP_ASKED if measure else GIVEN_UP
+        measured = measured_speed(outlook.specs, executor, limit)
+        if measured.speed is None:
+            notes.append(f"how long it takes could not be measured: {measured.why}")
+        else:
+            parts.append(f"about {duration(steps / measured.speed)}")
     sink.line(", ".join(parts))
     for note in notes:
         sink.line(f"note: {note}")
@@ -177,35 +186,144 @@ def updates_of(spec: LifetimeSpec) -> int | None:
 # -- speed --
 
 
-def measured_speed(specs: Sequence[LifetimeSpec], executor: Executor) -> float | None:
-    """Steps per second of all workers together, from the beginning of these lifetimes, which end
-    then; None if they did not begin to learn within `GIVEN_UP` seconds.
+@dataclass(frozen=True)
+class Measured:
+    """What a measurement found.
+
+    Attributes:
+        speed: steps per second of all lifetimes together; None where that is not known.
+        why: in words, why it is not.
+    """
+
+    speed: float | None
+    why: str = ""
+
+
+def measured_speed(
+    specs: Sequence[LifetimeSpec], executor: Executor, limit: float = GIVEN_UP
+) -> Measured:
+    """The speed of these lifetimes on all workers together, from their beginning. They end then.
+
+    Args:
+        specs: lifetimes that would train at the same time.
+        executor: what trains them.
+        limit: seconds after which the measurement is given up.
     """
     cohorts = [Cohort(tuple(specs[i] for i in part)) for part in groups(specs, executor.workers)]
     cohorts = cohorts[: executor.workers]
     rollout = rollout_of(specs[0]) or 1
-    needed = learning_starts(specs[0]) + rollout
-    marks: list[tuple[float, int]] = []
-    first = time.monotonic()
+    starts = learning_starts(specs[0])
+    begins, needed = min(starts + 1, specs[0].steps), starts + rollout + 1
+    # Fewer cohorts than workers: more cannot be used at once.
+    measurement = Measurement(sum(len(c.specs) for c in cohorts), begins, needed, limit)
 
     def tick(board: Rows) -> None:
-        nonlocal first
-        now, steps = time.monotonic(), board["steps"]
-        if not steps.any():
-            first = now  # workers are still starting
-        if (steps >= min(needed - rollout + 1, specs[0].steps)).all():
-            marks.append((now, int(steps.sum())))
-        learned = marks and (steps >= needed).all() and now - marks[0][0] >= MEASURED
-        if learned or now - first > GIVEN_UP:
+        if measurement.see(time.monotonic(), board["steps"]):
             board["save"][:] = board["stop"][:] = True
 
-    for _ in executor.run([cohort.job() for cohort in cohorts], COLUMNS, tick, every=0.05):
-        pass
-    if len(marks) < 2 or marks[-1][1] == marks[0][1]:
-        return None
-    (begun, before), (ended, after) = marks[0], marks[-1]
-    # Fewer cohorts than workers: more cannot be used at once.
-    return (after - before) / (ended - begun)
+    errors: list[str] = []  # of those that end by themselves
+    for result in executor.run([cohort.job() for cohort in cohorts], COLUMNS, tick, every=0.05):
+        failed = [result.error] if result.error else [r.error for r in result.value or ()]
+        if not measurement.over:
+            errors += [one_line(str(error)) or type(error).__name__ for error in failed if error]
+    return measurement.result(canonical_name(specs[0].learner.name), errors)
+
+
+class Measurement:
+    """The speed of lifetimes side by side, of which is known from time to time how many steps each
+    has taken.
+
+    Some learners take steps for a second and then none for half a minute, in which they learn. Of
+    these the speed is taken over whole cycles, from the beginning of a pause to that of another.
+
+    Args:
+        lifetimes: how many there are.
+        begins: steps from which on a lifetime is measured: it learns, or fills its first rollout.
+        needed: steps that a lifetime has when it has learned for the first time.
+        limit: seconds from the first step after which it is given up.
+    """
+
+    def __init__(self, lifetimes: int, begins: int, needed: int, limit: float) -> None:
+        self._begins, self._needed, self._limit = begins, needed, limit
+        self._first: float | None = None  # when there was nothing yet, then when steps were taken
+        self._started = False
+        self._now = 0.0
+        self._steps = np.zeros(lifetimes, int)
+        # Of each lifetime, when its number of steps changed, and to what.
+        self._points: list[list[tuple[float, int]]] = [[] for _ in range(lifetimes)]
+        self._given_up = self._enough = False
+
+    def see(self, now: float, steps: np.ndarray) -> bool:
+        """Note how many steps each lifetime has taken; whether that is all that is wanted."""
+        if self.over:
+            return True
+        if self._first is None or (steps.any() and not self._started):
+            self._first, self._started = now, bool(steps.any())
+        all_begun = all(self._points)
+        for points, before, taken in zip(self._points, self._steps, steps):
+            if taken != before and taken >= self._begins:
+                if not all_begun:
+                    points.clear()  # faster, while others do not learn yet
+                points.append((now, int(taken)))
+        self._now, self._steps = now, steps.copy()
+        self._enough = bool((steps >= self._needed).all()) and all(
+            now - points[0][0] >= MEASURED and self._speed(points, 1 / 8) is not None
+            for points in self._points
+        )
+        self._given_up = now - self._first > (self._limit if self._started else STARTED)
+        return self.over
+
+    @property
+    def over(self) -> bool:
+        """Whether enough was seen, or the limit was reached."""
+        return self._enough or self._given_up
+
+    def result(self, learner: str, errors: Sequence[str] = ()) -> Measured:
+        """What was found.
+
+        Args:
+            learner: its name.
+            errors: of lifetimes that ended by themselves.
+        """
+        speeds = [self._speed(points, 1 / 4 if self.over else 1.0) for points in self._points]
+        if all(speed is not None for speed in speeds):
+            return Measured(sum(speed for speed in speeds if speed is not None))
+        if errors or not self.over:
+            return Measured(None, errors[0] if errors else "the run ended too soon")
+        if not self._started:
+            return Measured(None, f"no step was taken within {duration(STARTED)}")
+        if not all(self._points):
+            within = f"within {duration(self._limit)}"
+            taken = f"{int(self._steps.min()):,} of {self._begins:,} steps"
+            return Measured(None, f"{learner} did not begin to learn {within} ({taken})")
+        pause = duration(max(self._gaps(points).max() for points in self._points))
+        said = f"{learner} learns for {pause} or more without a step"
+        return Measured(None, f"{said}, and a measurement ends after {duration(self._limit)}")
+
+    def _gaps(self, points: Sequence[tuple[float, int]]) -> np.ndarray:
+        """Seconds without a step between these points, and since the last."""
+        return np.diff([*(seconds for seconds, _ in points), self._now])
+
+    def _speed(self, points: Sequence[tuple[float, int]], share: float) -> float | None:
+        """Steps per second of a lifetime; None while that is not known.
+
+        Args:
+            points: when its number of steps changed, and to what.
+            share: of the time, that a pause may have where the speed is not taken over whole
+                cycles.
+        """
+        if len(points) < 2:
+            return None
+        gaps = self._gaps(points)
+        longest = gaps.max()
+        first, last = 0, len(points) - 1
+        if longest > share * (self._now - points[0][0]):
+            pauses = np.flatnonzero(gaps >= longest / 4)
+            first, last = int(pauses[0]), int(pauses[-1])
+        if first == last:
+            return None
+        (begun, before), (ended, after) = points[first], points[last]
+        return (after - before) / (ended - begun)
 
 
 class Pace:

@@ -161,7 +161,9 @@ def continued(flags: SingleConfig, before: Study | None, config: SingleStudy) ->
     """
     stored = None if before is None else before.config
     if isinstance(stored, SingleStudy):
-        engine = stored.engine if flags.engine == "auto" else config.engine
+        # Another learner is refused, and need not know this engine.
+        same_engine = flags.engine == "auto" and stored.learner == config.learner
+        engine = stored.engine if same_engine else config.engine
         return replace(config, engine=engine)
     # A study that an earlier version began so goes on.
     if flags.published_code and flags.seed != SingleConfig.seed:

@@ -69,7 +69,9 @@ class SingleConfig(AgentFlags):
         1, "lifetimes, each with its own seeds; in a SLURM array the index is the seed"
     )
     seeds: str | None = option(
-        None, "numbers of the seeds, comma-separated, instead of the first --nb_seeds"
+        None,
+        "numbers of the seeds, comma-separated, instead of the first --nb_seeds",
+        holds="list",
     )
     seed: int = option(0, "root of all seeds; not with --published_code")
     learner_config: str | None = option(
@@ -77,7 +79,9 @@ class SingleConfig(AgentFlags):
         "YAML, TOML or JSON file with its settings (files of the SB3 Zoo and of AES-RL's code "
         "work)",
     )
-    set: str | None = option(None, "settings of the learner, NAME=VALUE,…; they override the file")
+    set: str | None = option(
+        None, "settings of the learner, NAME=VALUE,…; they override the file", holds="settings"
+    )
     engine: str = option(
         "auto",
         "code that trains: cohort, many agents side by side; sb3, one at a time; auto, side by "

@@ -1,7 +1,6 @@
 """Flags of figures. Nothing here needs a library that takes long to load."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from erl.cli import option
@@ -19,12 +18,15 @@ class FigureConfig:
         None,
         "required: study, STORAGE#STUDY, journal file or folder of TensorBoard logs; several "
         "comma-separated, or the flag repeated",
+        holds="list",
     )
     storage: str = option(DEFAULT_STORAGE, "study database of studies that are only named")
     folder: str | None = option(
         None, "required: folder that figures, tables, film and report.html go to"
     )
-    formats: str = option("png,pdf,svg", "files of each figure, comma-separated", choices=FORMATS)
+    formats: str = option(
+        "png,pdf,svg", "files of each figure, comma-separated", choices=FORMATS, holds="list"
+    )
     baseline: str | None = option(
         None,
         "agent that others are compared with; by default the learner alone, or else the first",
@@ -33,6 +35,7 @@ class FigureConfig:
         None,
         "training returns, comma-separated: how many steps each agent needs to reach them; by "
         "default three between beginning and end",
+        holds="list",
     )
     models: str = option("models", "folder of trained models, for film and behaviour")
     film: bool = option(True, "film an agent, where there is a model")
@@ -67,21 +70,3 @@ class FigureConfig:
             return values
         except ValueError:
             raise UserError(f"--thresholds {self.thresholds!r}: numbers, comma-separated") from None
-
-
-def joined(argv: Sequence[str]) -> list[str]:
-    """Arguments in which several `--study` are one, comma-separated."""
-    rest: list[str] = []
-    studies: list[str] = []
-    words = iter(argv)
-    for word in words:
-        if word.startswith("--study="):
-            studies.append(word.partition("=")[2])
-        elif word == "--study":
-            following = next(words, None)
-            if following is None:
-                return [*argv]  # the parser says what is missing
-            studies.append(following)
-        else:
-            rest.append(word)
-    return [*rest, "--study", ",".join(studies)] if studies else rest

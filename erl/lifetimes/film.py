@@ -24,9 +24,9 @@ from PIL import Image, ImageDraw
 
 from erl.cli import Sink
 from erl.errors import UserError, one_line
-from erl.files import check_writable, write_whole, writing
+from erl.files import check_new_file, write_whole, writing
 from erl.lifetimes.film_flags import FORMATS, FilmConfig
-from erl.lifetimes.models import load_model
+from erl.lifetimes.models import find_model, load_model
 from erl.lifetimes.trace import Trace, trace
 from erl.worlds.evaluation import Policy
 from erl.worlds.specification import LifetimeSpec
@@ -35,8 +35,6 @@ from erl.worlds.specification import LifetimeSpec
 MAX_FPS = 30
 # How MuJoCo draws without a screen, the faster one first.
 RENDERERS = ("egl", "osmesa")
-# How many agents of a folder an error lists at most.
-SHOWN_AGENTS = 12
 # Steps of the past that the panel beside the frames shows.
 HISTORY = 150
 # Height and width in pixels that a frame has at least beside a panel.
@@ -51,8 +49,7 @@ def film(config: FilmConfig, sink: Sink) -> int:
         UserError: no such model, a format that cannot be written, an environment that cannot be
             seen.
     """
-    model = str(config.model).removesuffix(".zip").removesuffix(".json")
-    check_model(model)
+    model = find_model(str(config.model))
     spec, agent = load_model(model)
     path = Path(config.file or f"{model}.mp4")
     check_file(path, config.overwrite)
@@ -67,20 +64,6 @@ def film(config: FilmConfig, sink: Sink) -> int:
     )
     sink.line(f"{path}: {len(episode):,} steps, {said}")
     return 0
-
-
-def check_model(model: str) -> None:
-    """Raise a UserError for a folder, with the agents in it."""
-    folder = Path(model)
-    if not folder.is_dir() or Path(f"{model}.zip").is_file():
-        return
-    found = sorted(str(path.with_suffix("")) for path in folder.rglob("*.zip"))
-    if not found:
-        raise UserError(f"{model} is a folder without saved agents")
-    more = f" and {len(found) - SHOWN_AGENTS} more" if len(found) > SHOWN_AGENTS else ""
-    raise UserError(
-        f"{model} is a folder; --model takes one of {', '.join(found[:SHOWN_AGENTS])}{more}"
-    )
 
 
 def film_agent(
@@ -144,13 +127,7 @@ def check_file(path: Path, overwrite: bool) -> None:
         raise UserError(f"{path} must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
     if path.suffix.lower() == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
         raise UserError(f"{path.suffix} needs another package: pip install imageio-ffmpeg")
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise UserError(
-            f"{path} exists"
-            + (" and is not a file" if path.is_dir() else "; --overwrite replaces it")
-        )
-    with writing(path):
-        check_writable(str(path.parent))
+    check_new_file(path, overwrite)
 
 
 # -- drawing without a screen --

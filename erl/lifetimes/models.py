@@ -8,6 +8,9 @@ from erl.files import write_text, writing
 from erl.learners import Agent, load_agent
 from erl.worlds.specification import LifetimeSpec, from_json, to_json
 
+# How many agents of a folder an error lists at most.
+SHOWN_AGENTS = 12
+
 
 def save_model(path: Path, spec: LifetimeSpec, agent: Agent) -> None:
     """Write an agent and the specification of its lifetime.
@@ -24,6 +27,24 @@ def save_model(path: Path, spec: LifetimeSpec, agent: Agent) -> None:
     with writing(path):
         agent.save(path.parent, path.name)
         write_text(path.parent / f"{path.name}.json", text)
+
+
+def find_model(name: str) -> str:
+    """The path without ending of the model that a user names.
+
+    Raises:
+        UserError: it is a folder; the message names the agents in it.
+    """
+    model = name.removesuffix(".zip").removesuffix(".json")
+    if not Path(model).is_dir() or Path(f"{model}.zip").is_file():
+        return model
+    found = sorted(str(path.with_suffix("")) for path in Path(model).rglob("*.zip"))
+    if not found:
+        raise UserError(f"{model} is a folder without saved agents")
+    more = f" and {len(found) - SHOWN_AGENTS} more" if len(found) > SHOWN_AGENTS else ""
+    raise UserError(
+        f"{model} is a folder; --model takes one of {', '.join(found[:SHOWN_AGENTS])}{more}"
+    )
 
 
 def load_model(path: str | Path) -> tuple[LifetimeSpec, Agent]:

@@ -144,20 +144,12 @@ def _range(name: str, written: str) -> Range:
         raise UserError(f"--evolve {name}={written}: the lower bound is greater than the upper one")
     if log and low <= 0:
         raise UserError(f"--evolve {name}={written}: a logarithmic range must be above 0")
-    limits = {
-        "units": (3, math.inf),
-        "rc_connectivity": (0, 1),
-        "input_connectivity": (0, 1),
-        "bias": (0, math.inf),
-        "bias_connectivity": (0, 1),
-    }
-    lowest, highest = limits.get(name, (-math.inf, math.inf))
-    if (
-        low < lowest
-        or high > highest
-        or (name in limits and name.endswith("connectivity") and low <= 0)
-    ):
-        raise UserError(f"--evolve {name}={written}: {name} must be between {lowest} and {highest}")
+    share = name in _RANGES and name.endswith("connectivity")
+    lowest = {"units": 3, "bias": 0}.get(name, -math.inf)
+    if low < lowest:
+        raise UserError(f"--evolve {name}={written}: {name} must be at least {lowest}")
+    if share and not (low > 0 and high <= 1):
+        raise UserError(f"--evolve {name}={written}: {name} must be above 0 and at most 1")
     if name == "units" and not (isinstance(low, int) and isinstance(high, int)):
         raise UserError(f"--evolve {name}={written}: units must be whole numbers")
     return Range(low, high, log)
@@ -198,8 +190,8 @@ def search_space(config: SearchConfig) -> dict[str, Range]:
     if config.context is not None:
         if not more:
             raise UserError(
-                "--evolve context.SETTING=low:high is missing: nothing is searched; train trains "
-                "with --context as it is"
+                "--evolve context.SETTING=low:high is missing: nothing is searched. To train with "
+                f"this context unchanged, use: erl train --context {config.context}"
             )
         return more
     ranges = {

@@ -74,6 +74,11 @@ def listed(attrs: Mapping[str, Any], prefix: str = PREFIX) -> list[Artefact]:
     return found
 
 
+def named_files(attrs: Mapping[str, Any]) -> set[str]:
+    """The identities of all files that system attributes name, of whatever study or trial."""
+    return {key.rpartition(":")[2] for key in attrs if PREFIX in key}
+
+
 def attach(
     address: str,
     storage: BaseStorage,

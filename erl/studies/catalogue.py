@@ -16,6 +16,7 @@ from erl.search.space import make_context
 from erl.studies.configuration import EvolutionStudy
 from erl.studies.winner import Finalist
 from erl.worlds.specification import from_json
+from erl.worlds.tasks import bare_name
 
 CATALOGUE = Path(__file__).with_name("evolved.toml")
 ANY = "evolved"  # the value of --reservoir that means the environment's own entry
@@ -143,18 +144,23 @@ def find_evolved(
             f"{flag}: the catalogue has nothing of the name {name!r}{nearest(name, names)}; it has "
             f"{_listed(entries)}"
         )
-    of_env = [e for e in entries if env_id in (e.evolution.env_id, e.evolution.env_type)]
-    if with_reservoirs:
-        of_env = [e for e in of_env if e.evolution.nb_res != 0]
-    if learner is not None:
-        of_env = [e for e in of_env if e.evolution.learner == learner]
-    if not of_env:
-        for_whom = "" if learner is None else f" and {learner}"
-        raise UserError(
-            f"nothing was evolved yet for {env_id}{for_whom}; the catalogue has "
-            f"{_listed(entries)}; {flag} NAME takes one of them"
-        )
-    return of_env[0]
+    fit = [
+        e
+        for e in entries
+        if (e.evolution.nb_res != 0 or not with_reservoirs)
+        and learner in (None, e.evolution.learner)
+    ]
+    for entry in fit:
+        if env_id in (entry.evolution.env_id, entry.evolution.env_type):
+            return entry
+    bare = bare_name(env_id or "")
+    alike = [e for e in fit if e.evolution.env_id and bare_name(e.evolution.env_id) == bare]
+    for_whom = "" if learner is None else f" and {learner}"
+    which = "; for another version of it" if alike else ";"
+    raise UserError(
+        f"nothing was evolved yet for {env_id}{for_whom}{which} the catalogue has "
+        f"{_listed(alike or entries)}; {flag} NAME takes one of them"
+    )
 
 
 def _listed(entries: Sequence[Evolved]) -> str:

@@ -1,4 +1,4 @@
-"""Manage existing studies: list, show, export, copy."""
+"""Manage existing studies: list, show, export, copy. `deletion` deletes, and `push` uploads."""
 
 import json
 import re
@@ -39,6 +39,7 @@ from erl.studies.tables import (
     to_text_frame,
 )
 from erl.studies.tables import lines as table_lines
+from erl.studies.trial_report import find_trial, trial_lines
 from erl.studies.trials import lifetime_records, states_text, why_failed
 from erl.studies.winner import (
     FINALS_OF,
@@ -73,10 +74,11 @@ def name_of(storage: BaseStorage, config: Any) -> str:
     return config.study
 
 
-def _kind(attrs: dict[str, Any], system: dict[str, Any]) -> str:
-    if system.get(COPY) == "incomplete":
+def kind_of(study: Any) -> str:
+    """What one of a storage's studies is, in words."""
+    if study.system_attrs.get(COPY) == "incomplete":
         return INCOMPLETE
-    config = attrs.get("config")
+    config = study.user_attrs.get("config")
     if config is None:
         return "another program's"
     try:
@@ -127,7 +129,7 @@ def list_studies(config: ListConfig, sink: Sink) -> int:
     for study in storage.get_all_studies():
         trials = storage.get_all_trials(study._study_id, deepcopy=False)
         ranked = _ranked(trials, study.directions)
-        kind = _kind(study.user_attrs, study.system_attrs)
+        kind = kind_of(study)
         result = f"best fitness {score_text(ranked[0].value)}" if ranked else "-"
         choice = stored_choice(study.user_attrs)
         if kind == INCOMPLETE:
@@ -157,12 +159,18 @@ def list_studies(config: ListConfig, sink: Sink) -> int:
 
 
 def show_study(config: ShowConfig, sink: Sink) -> int:
-    """What a study is, its best trials, and why others failed."""
+    """What a study is, its best trials, and why others failed; or one trial."""
     storage = open_storage(config.storage)
     name = name_of(storage, config)
     study = next(s for s in storage.get_all_studies() if s.study_name == name)
     trials = storage.get_all_trials(study._study_id, deepcopy=False)
-    kind = _kind(study.user_attrs, study.system_attrs)
+    kind = kind_of(study)
+    if config.trial is not None:
+        one = find_trial(trials, config.trial, name)
+        sink.line(f"trial {one.number} of {name} in {shown(config.storage)}: {kind}")
+        for line in trial_lines(one):
+            sink.line(line)
+        return 0
     sink.line(f"{name} in {shown(config.storage)}: {kind}")
     sink.line(f"trials: {states_text(trials)}; last change {_last_change(trials)}")
     if kind == INCOMPLETE:
@@ -208,6 +216,7 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
         sink.line("failed trials:")
         for trial in failed:
             sink.line(f"  {trial.number:5d}  {why_failed(trial) or 'no reason stored'}")
+        sink.line(f"  --trial {failed[0].number} shows its traceback")
     lost = {t.number: t.user_attrs["lost"] for t in trials if t.user_attrs.get("lost")}
     if lost:
         sink.line(
@@ -330,7 +339,7 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
     trials = sorted(
         map(_of_nobody, source.get_all_trials(original._study_id)), key=lambda t: t.number
     )
-    files = identities_in(config.storage, to, _files(original, trials))
+    files = identities_in(config.storage, to, identities(original, trials))
     original = copy(original)
     original.system_attrs = renamed(original.system_attrs, files)
     for trial in trials:
@@ -433,7 +442,7 @@ def _system_attrs(study: Any, ids: Mapping[int, int]) -> dict[str, Any]:
     return attrs
 
 
-def _files(study: Any, trials: Sequence[FrozenTrial]) -> list[str]:
+def identities(study: Any, trials: Sequence[FrozenTrial]) -> list[str]:
     """The identities of the files of a study and its trials."""
     files = listed(study.system_attrs)
     for trial in trials:

@@ -26,6 +26,9 @@ class ShowConfig(ListConfig):
 
     study: str | None = option(None, "name of the study; needed if the storage has several")
     best: int = option(5, "how many of the best trials are shown")
+    trial: int | None = option(
+        None, "show this trial alone, by its number: parameters, lifetimes, traceback"
+    )
 
     def __post_init__(self) -> None:
         if self.best < 0:
@@ -70,6 +73,22 @@ class CopyConfig(ListConfig):
     def __post_init__(self) -> None:
         if not self.to:
             raise UserError("--to is missing: the storage to copy to")
+
+
+@dataclass(frozen=True)
+class DeleteConfig(ListConfig):
+    """Flags of `delete`."""
+
+    study: str | None = option(None, "required: name of the study")
+    yes: bool = option(False, "delete it; without this flag nothing is deleted")
+    files: bool = option(False, "delete its folders of models, logs and checkpoints too")
+    models: str = option("models", "folder of trained models")
+    logs: str = option("logs", "folder of TensorBoard logs")
+    runs: str = option("runs", "folder of checkpoints")
+
+    def __post_init__(self) -> None:
+        if not self.study:
+            raise UserError("--study is missing: name the study to delete")
 
 
 @dataclass(frozen=True)

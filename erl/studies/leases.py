@@ -181,6 +181,18 @@ class Lease:
                 self._changes.observe(PLACE + lease["owner"]["id"], lease["renewals"])
         return leases
 
+    def holders(self) -> list[tuple[dict[str, Any], bool | None]]:
+        """The owners of the leases that are not known to have ended, and whether they are known to
+        be at work; None while that is not known. `look` comes before.
+        """
+        owners = [lease["owner"] for lease in self._leases().values() if lease is not None]
+        found: list[tuple[dict[str, Any], bool | None]] = []
+        for owner in owners:
+            works = lives(owner) if is_here(owner) else self._changes.recent(PLACE + owner["id"])
+            if works is not False:
+                found.append((owner, works))
+        return found
+
     def _leases(self) -> dict[str, Any]:
         attrs = self._storage.get_study_system_attrs(self._study_id)
         return {k: v for k, v in attrs.items() if k.startswith(PLACE)}

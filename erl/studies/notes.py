@@ -128,7 +128,7 @@ def trial_note(
         rows["fitness"] = f"{score_text(value)}{many}"
     for index, record in list(enumerate(records))[:SHOWN]:
         name = "lifetime" if len(records) == 1 else f"lifetime {index}"
-        rows[name] = _of_lifetime(record)
+        rows[name] = of_lifetime(record)
         seeds = record.spec.seeds
         rows[f"its seeds {index}" if len(records) > 1 else "its seeds"] = (
             f"reservoir {seeds.reservoir}, learner {seeds.learner}, "
@@ -139,7 +139,8 @@ def trial_note(
     return _text(rows, commands)
 
 
-def _of_lifetime(record: LifetimeRecord) -> str:
+def of_lifetime(record: LifetimeRecord) -> str:
+    """What became of a lifetime, in a line."""
     if record.error is not None:
         return f"failed after {record.steps:,} steps"
     parts = [record.spec.task.env_id]

@@ -54,7 +54,6 @@ DRIVERS = {
     "psycopg": "psycopg[binary]",
     "psycopg2": "psycopg2-binary",
     "pymysql": "pymysql",
-    "mysqldb": "mysqlclient",
 }
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -351,6 +350,10 @@ def _open_database(storage: str, url: URL, create: bool) -> RDBStorage:
     except ImportError as e:
         package = DRIVERS.get(driver)
         hint = f' (pip install "{package}")' if package else ""
+        scheme, separator, rest = storage.partition("://")
+        if scheme in ("mysql", "mariadb"):  # SQLAlchemy's own choice, mysqldb, must be compiled
+            instead = shown(f"{scheme}+pymysql{separator}{rest}")
+            hint = f": write {instead} (pip install pymysql)"
         raise UserError(
             f"{shown(storage)} needs the driver {driver!r}, which is not installed{hint}"
         ) from e

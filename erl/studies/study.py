@@ -180,9 +180,11 @@ class Study:
             other = "another name with --h_test, without --study"
             if config.kind == "test":  # its name comes from the evolution's
                 other = "another database and folder with --results_storage and --models"
+            command = self.optuna.user_attrs.get(COMMAND)
+            begun = f"; it was begun by: {command}" if command else ""
             raise UserError(
                 f"study {self.name!r} exists with another configuration: {'; '.join(differ)}; "
-                f"use its flags, or {other}"
+                f"use its flags, or {other}{begun}"
             )
 
     @property

@@ -183,7 +183,7 @@ class Reached:
         mean: over seeds.
         interval: of that, 95 %; None with less than three seeds.
         seeds: how many.
-        steps: of a lifetime.
+        steps: that a lifetime took: a learner that works in batches finishes its last one.
         env_kwargs: arguments of the environment of a test of generalisation.
         del_obs: whether velocities were deleted there; None: as in the evolution.
     """
@@ -212,10 +212,14 @@ class Reached:
         )
 
 
-def reached_by(finalist: Finalist, arm: str, test: TestStudy, scores: Sequence[float]) -> Reached:
-    """What a finalist reached in a test, from its agent's scores; see `Reached`."""
+def reached_by(
+    finalist: Finalist, arm: str, test: TestStudy, scores: Sequence[float], steps: int
+) -> Reached:
+    """What a finalist reached in a test, from its agent's scores and the steps that its lifetimes
+    took; see `Reached`.
+    """
     interval, mean = _interval(scores), float(np.mean(scores))
-    steps, seeds, kwargs = test.training_steps, len(scores), dict(test.env_kwargs)
+    seeds, kwargs = len(scores), dict(test.env_kwargs)
     where = test.env_id, mean, interval, seeds, steps, kwargs, test.del_obs
     return Reached(finalist.slug, arm, *where)
 

@@ -56,14 +56,16 @@ class Arguments(Mapping[str, Any]):
 
 
 def parse_arguments(text: str) -> Arguments:
-    """Keyword arguments from the command line: a mapping in YAML or JSON (`{gravity: 5}`), or the
-    path of a file that holds one.
+    """Keyword arguments from the command line: a mapping in YAML or JSON
+    (`{max_episode_steps: 100}`), or the path of a file that holds one.
 
     Raises:
-        UserError: no mapping, no such file, or values that cannot be stored.
+        UserError: no mapping, no such file, values that cannot be stored, or a `render_mode`.
     """
     if is_data_file(text):
-        return Arguments(read_mapping(text, "the environment's arguments"))
+        arguments = Arguments(read_mapping(text, "the environment's arguments"))
+        refuse_rendering(arguments)
+        return arguments
     try:
         values = parse_yaml(text.strip())
     except ValueError as e:
@@ -73,9 +75,22 @@ def parse_arguments(text: str) -> Arguments:
     if not isinstance(values, Mapping):
         raise UserError(
             f"the environment's arguments are a mapping of names and values, such as "
-            f"'{{gravity: 5}}', or a .yaml, .toml or .json file that holds one, not {_shown(text)}"
+            f"'{{max_episode_steps: 100}}', or a .yaml, .toml or .json file that holds one, not "
+            f"{_shown(text)}"
         )
-    return Arguments(values)
+    arguments = Arguments(values)
+    refuse_rendering(arguments)
+    return arguments
+
+
+def refuse_rendering(arguments: Mapping[str, Any]) -> None:
+    """Raise a UserError for arguments with which an environment would draw what happens in it."""
+    if "render_mode" in arguments:
+        raise UserError(
+            "the environment's arguments have render_mode, which draws every step and makes "
+            "training many times slower: leave it out; --video films a trained agent at the end, "
+            "and erl film a saved one"
+        )
 
 
 def _refuse(name: str, value: Any) -> None:

@@ -1,7 +1,7 @@
 """Evaluating policies in fresh episodes."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -105,7 +105,11 @@ def evaluate(
 
 
 def evaluate_afresh(
-    policies: Mapping[str, Policy], spec: LifetimeSpec, n_episodes: int, seed: int
+    policies: Mapping[str, Policy],
+    spec: LifetimeSpec,
+    n_episodes: int,
+    seed: int,
+    watch: Callable[[int], None] | None = None,
 ) -> dict[str, Evaluation]:
     """What `evaluate` finds of each policy in an environment of its own, `spec.make_env()`: the
     environments step in lockstep, and whoever was evaluated before leaves nothing behind, no
@@ -119,6 +123,7 @@ def evaluate_afresh(
         spec: makes the environments and the reservoirs.
         n_episodes: of each policy, at least 1.
         seed: of each policy's environment.
+        watch: told after each episode how many have ended, of all policies.
 
     Raises:
         ValueError, RuntimeError: as `evaluate` does.
@@ -141,6 +146,8 @@ def evaluate_afresh(
             for row, slot in enumerate(list(playing)):
                 ended = bool(terminated[row] or truncated[row])
                 players[slot].live(float(rewards[row]), seen[row], ended)
+                if ended and watch is not None:
+                    watch(sum(len(player.returns) for player in players))
                 if players[slot].done:
                     playing.remove(slot)
                 elif ended:

@@ -355,4 +355,5 @@ class References:
 
 def _lines(table: str, env_id: str) -> str:
     """What to write into a TOML file, in words that fit on one line."""
-    return f'in a TOML file: under the heading [{table}] the line "{env_id}" = NUMBER'
+    line = f'"{env_id}" = NUMBER'
+    return f"in a TOML file that --sets names: under the heading [{table}] the line {line}"

@@ -4,6 +4,7 @@ Knows no learner. Only here is `gym.make` called.
 """
 
 import importlib
+import inspect
 import logging
 import re
 import warnings
@@ -11,12 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
+from inspect import Parameter
 from typing import Any
 
 import gymnasium as gym
 import mujoco
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import load_env_creator
 
 from erl.errors import RAISED, UserError, nearest, one_line
 from erl.worlds.actions import Actions
@@ -109,7 +112,7 @@ def find(env_id: str) -> Any:
         ) from e
     except gym.error.Error as e:
         versions = _versions(env_id)
-        hint = f"; it has {', '.join(versions)}" if versions else _similar(env_id)
+        hint = f"; known versions: {', '.join(versions)}" if versions else _similar(env_id)
         raise UserError(f"unknown environment {env_id!r}{hint}") from e
     except RAISED as e:  # the module in front of the name runs when it is imported
         raise UserError(f"environment {env_id!r} cannot be found: {type(e).__name__}: {e}") from e
@@ -162,11 +165,37 @@ def _make(task: Task, **more: Any) -> gym.Env:
         try:
             return gym.make(task.env_id, disable_env_checker=True, **{**task.kwargs, **more})
         except RAISED as e:  # its constructor may raise anything
+            if unknown := _unknown_argument(task, e):
+                raise UserError(unknown) from e
             given = f" with {task.kwargs}" if task.kwargs else ""
             raise UserError(
                 f"environment {task.env_id!r} cannot be made{given}: {type(e).__name__}: "
                 f"{one_line(e)}"
             ) from e
+
+
+def _unknown_argument(task: Task, error: BaseException) -> str | None:
+    """A message with the arguments that the environment takes, where its constructor refused one
+    that is none of them; None where it was something else, or nobody knows.
+    """
+    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if not isinstance(error, TypeError) or found is None or found[1] not in task.kwargs:
+        return None
+    creator = find(task.env_id).entry_point
+    try:
+        creator = load_env_creator(creator) if isinstance(creator, str) else creator
+        parameters = inspect.signature(creator).parameters.values()
+    except RAISED:  # of a module of the user's, or of a creator without a signature
+        return None
+    by_name = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    known = {p.name for p in parameters if p.kind in by_name} - {"render_mode"}
+    if found[1] in known:  # of something else that the constructor calls
+        return None
+    known.add("max_episode_steps")  # of `gym.make`
+    return (
+        f"environment {task.env_id!r} has no argument {found[1]!r}{nearest(found[1], known, 1)} "
+        f"(known: {', '.join(sorted(known))})"
+    )
 
 
 @cache

@@ -291,6 +291,15 @@ def test_a_control_can_be_asked_for_by_name(tiny, inline, sink):
         compare(ComparisonConfig(env_id="CartPole-v1", arms="STACK_DQN", **TEST), sink)
 
 
+def test_one_output_names_one_number_of_steps(tiny, inline, sink):
+    evolve(EvolutionConfig(env_id="CartPole-v1", **tiny), sink)
+    test = TEST | {"training_steps": 70, "arms": "RES_PPO_0.0003"}
+    assert compare(ComparisonConfig(env_id="CartPole-v1", **test), sink) == 0
+    assert any(line.endswith(", 96 steps") for line in sink.lines), "rollouts of 32 steps"
+    (line,) = [line for line in sink.lines if line.startswith("evolved:")]
+    assert line.endswith("(1 seed, after 96 steps)")
+
+
 # -- sets of environments --
 
 
@@ -502,7 +511,7 @@ def test_a_study_of_a_set_needs_its_own_script(kind, tiny, inline, sink):
         ({"env_ids": ","}, "names no environments"),
         ({"env_ids": "CartPole-v1,CartPole-v1"}, "more than once"),
         ({"env_ids": "CartPole-v1,Cartpol-v1"}, "unknown environment 'Cartpol-v1'"),
-        ({"env_ids": "MountainCar-v0"}, r'no target return .*"MountainCar-v0" = NUMBER'),
+        ({"env_ids": "MountainCar-v0"}, r'no target return .* --sets .*"MountainCar-v0" = NUMBER'),
         ({"env_ids": "HumanoidStandup-v4"}, "must be above the return of random"),
         (
             {
@@ -533,6 +542,8 @@ def test_a_study_of_a_set_needs_its_own_script(kind, tiny, inline, sink):
         ({"obs_units": 0}, "--obs_units must be at least 1"),
         ({"units": 2}, "at least 3 units"),
         ({"evolve": "units=5:9", "units": 100, "obs_units": 12}, "1 to 10 of 10 neurons"),
+        ({"evolve": ","}, "--evolve ',' names nothing: leave it out"),
+        ({"evolve": " , "}, "--evolve ' , ' names nothing"),
         ({"evolve": "learner.gama=0:1"}, "PPO has no setting 'gama'"),
         ({"evolve": "learner.lr=0:1"}, "no setting 'lr'; did you mean learning_rate.$"),
         ({"learner_config": "two.yaml"}, "different settings for"),

@@ -1,6 +1,7 @@
 """`--env_kwargs`, and the SB3 Zoo's key of that name: given to every environment, and stored."""
 
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,14 @@ from erl.experiments.comparison import (
     _slug,
     compare,
 )
-from erl.experiments.evolution import GeneralizationConfig, evolve
+from erl.experiments.evolution import EvolutionConfig, GeneralizationConfig, evolve
 from erl.experiments.single import SingleConfig, run
 from erl.studies.configuration import EvolutionStudy, SingleStudy, TestStudy
 from erl.studies.storage import DEFAULT_STORAGE
 from erl.studies.study import Study
 from erl.studies.trials import lifetime_records
+from erl.worlds.arguments import parse_arguments
+from erl.worlds.tasks import Task, check_task
 
 # The reward is 0 for every step but the last, which costs 1; and an episode has at most 9 steps.
 COSTS = {"sutton_barto_reward": True, "max_episode_steps": 9}
@@ -44,6 +47,19 @@ def of_a_set(flags):
     """Flags that an evolution for a set of environments has as well."""
     only_one = ("env_id", "context", "context_set")
     return {k: v for k, v in vars(flags).items() if k not in only_one}
+
+
+def test_the_example_of_arguments_works_in_every_environment():
+    (example,) = {
+        re.search(r"'(\{.*?\})'", field.metadata["help"])[1]
+        for kind in (SingleConfig, EvolutionConfig, GeneralizationConfig, ComparisonConfig)
+        for field in fields(kind)
+        if field.name == "env_kwargs"
+    }
+    with pytest.raises(UserError, match=re.escape(example)):
+        parse_arguments("5")
+    for env_id in ("CartPole-v1", "Pendulum-v1", "Ant-v4", "HalfCheetah-v5"):
+        check_task(Task(env_id, kwargs=parse_arguments(example)))
 
 
 @pytest.mark.slow
@@ -174,8 +190,18 @@ def test_different_arguments_for_environments_of_a_set_are_refused(quick, sink):
         evolve(flags, sink)
 
 
+def test_a_file_that_renders_every_step_is_refused(sink):
+    file = zoo("CartPole-v1:\n  env_kwargs: dict(render_mode='rgb_array')\n")
+    with pytest.raises(UserError, match="have render_mode"):
+        evolve(evolution(file), sink)
+    # --env_kwargs goes before the file.
+    with pytest.raises(UserError, match="has no argument 'colour'"):
+        evolve(evolution(file, env_kwargs="{colour: 3}"), sink)
+
+
 BAD = {
-    "{colour: 3}": 'cannot be made with {"colour": 3}: TypeError',
+    "{colour: 3}": "has no argument 'colour' (known: max_episode_steps",
+    "{render_mode: human}": "leave it out; --video films",
     "{id: 3}": "cannot be made",
     "colour": "are a mapping of names and values",
     "{a: 1, a: 2}": "given twice",
@@ -188,7 +214,7 @@ BAD = {
 @pytest.mark.parametrize(
     ("script", "text", "said"),
     [("evolve", *bad) for bad in BAD.items()]
-    + [(script, *next(iter(BAD.items()))) for script in ("set", "single", "test")],
+    + [(script, *bad) for bad in list(BAD.items())[:2] for script in ("set", "single", "test")],
 )
 def test_bad_arguments_are_one_line_and_exit_code_2(script, text, said, quick, capsys):
     common = ["--env_kwargs", text]

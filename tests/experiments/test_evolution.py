@@ -23,8 +23,11 @@ from erl.experiments.evolution import (
     evolve,
 )
 from erl.experiments.evolution_study import study_config
+from erl.experiments.finals import sampler_of
 from erl.experiments.tested import load_best
 from erl.lifetimes.living import COLUMNS, Cohort
+from erl.search.space import search_space
+from erl.studies.distributions import distributions
 from erl.studies.study import Study
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
@@ -162,6 +165,54 @@ def test_trials_that_have_not_ended_are_told_apart(quick, told, sink):
     del sink.lines[:]
     assert evolve(config, sink) == 0
     assert any(re.match(r"best trial: +\d of 2 \(1 more have not", line) for line in sink.lines)
+
+
+@pytest.mark.parametrize("ends", ["COMPLETE", "FAIL", "killed"])
+def test_trials_that_another_process_runs_are_waited_for(ends, quick, told, sink, monkeypatch):
+    config = make(quick, nb_trials=4)
+    assert evolve(config, sink) == 0
+    sink.lines.clear()
+    pauses = []
+    with study_of(config) as other:
+        space = distributions(search_space(other.config))
+        sampler = sampler_of(other.config, space)
+        (trial,) = other.propose(1, sampler, space, lambda params: [], 1, 5)
+
+        def pause(self):
+            pauses.append(self)
+            if len(pauses) < 3:
+                return
+            if ends == "killed":
+                other.lease.stop()
+            else:
+                value = 1.0 if ends == "COMPLETE" else None
+                other.store_end(trial.trial_id, ends, value, ("broken", None))
+
+        monkeypatch.setattr(Study, "pause", pause)
+        assert evolve(make(quick, nb_trials=5), sink) == 0
+    assert len(pauses) == 3
+    assert "waiting for 1 trial that other processes run; Ctrl-C does not stop them" in sink.lines
+    assert study_of(config).finished() == 5
+    assert "have not ended" not in str(sink)
+    assert any(line.startswith("test them:") for line in sink.lines)
+
+
+def test_own_trials_that_all_failed_are_no_success_beside_a_longer_run(quick, told, sink):
+    told.error = staticmethod(lambda spec: "broken")
+    config = make(quick, nb_trials=2)
+    assert evolve(config, sink) == 1
+    with study_of(config) as other:
+        failed = other.storage.create_new_trial(other._id)
+        other._held.add(failed)
+        other.storage.set_trial_system_attr(failed, "owner", other.lease.owner)
+        sink.lines.clear()
+        assert evolve(config, sink) == 1
+    assert "are running in other" not in str(sink)
+    assert "1 trial of this study is running in other processes, of a run with a larger" in str(
+        sink
+    )
+    assert any(line.startswith("no trial succeeded: ") for line in sink.lines)
+    assert "test them:" not in str(sink)
 
 
 def test_published_code_uses_its_seeds(quick, told, sink):

@@ -601,12 +601,13 @@ def test_a_test_takes_the_winner(mean, told, quick, sink, monkeypatch):
 def test_a_test_in_another_environment_is_told_apart():
     one = Finalist(3, None, {}, 5.0)
     test = TestStudy(EvolutionStudy(env_id="Swimmer-v4"), {}, 1000, "sb3", env_id="Ant-v4")
-    found = reached_by(one, "RES_PPO", test, [1.0, 2.0, 3.0])
+    found = reached_by(one, "RES_PPO", test, [1.0, 2.0, 3.0], 1000)
     assert from_json(Reached, to_json(found)) == found
     assert found.line == (
         "return 2 [-0.4841, 4.484] as RES_PPO on test seeds in Ant-v4 (3 seeds, after 1,000 steps)"
     )
-    other = reached_by(one, "RES_PPO", replace(test, env_kwargs={"ctrl_cost_weight": 0.1}), [2.0])
+    other = replace(test, env_kwargs={"ctrl_cost_weight": 0.1})
+    other = reached_by(one, "RES_PPO", other, [2.0], 1000)
     assert other.line == (
         'return 2 as RES_PPO on test seeds in Ant-v4 with {"ctrl_cost_weight": 0.1} (1 seed, after '
         "1,000 steps)"

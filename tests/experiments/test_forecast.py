@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import optuna
 import pytest
 
@@ -16,6 +17,9 @@ from erl.experiments.comparison import ComparisonConfig, compare
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.experiments.evolution_study import lifetimes
 from erl.experiments.forecast import (
+    GIVEN_UP,
+    GIVEN_UP_ASKED,
+    Measured,
     Outlook,
     Pace,
     announce,
@@ -43,6 +47,11 @@ RE2 = (
     "init_steps=60,learning_starts=50,batch_size=16,pr=8,frac_frames_train=0.1,time_steps=5,"
     "eval_freq=0"
 )
+
+
+def unmeasured(*_):
+    """In place of a measurement."""
+    return Measured(None, "a reason")
 
 
 def spec(learner="PPO", steps=10_000, env_id=TOY, fitness="training", **config):
@@ -169,10 +178,18 @@ def test_a_lifetime_of_one_rollout_is_named():
 
 
 class Simulated:
-    """Workers at a known speed: each takes 100 steps between two looks, a tenth of a second."""
+    """Workers at a known speed: each takes 100 steps between two looks, a tenth of a second.
 
-    def __init__(self, workers, monkeypatch):
+    Args:
+        workers: how many.
+        monkeypatch: gives the measurement their clock.
+        bursts: seconds of a cycle, and those at its end in which no step is taken.
+        error: with which each lifetime ends after a second.
+    """
+
+    def __init__(self, workers, monkeypatch, bursts=(1.0, 0.0), error=None):
         self.workers, self.now, self.asked = workers, 0.0, []
+        (self.cycle, self.pause), self.error = bursts, error
         clock = SimpleNamespace(monotonic=lambda: self.now)
         monkeypatch.setattr("erl.experiments.forecast.time", clock)
 
@@ -180,28 +197,79 @@ class Simulated:
         rows = new_rows(columns, sum(job.rows for job in jobs))
         self.asked.append([job.rows for job in jobs])
         for k in range(10_000):
-            self.now += 0.1
-            if k >= 20:  # workers start
-                rows["steps"] += 100
+            self.now = round(self.now + 0.1, 6)
+            # Workers start. Those of odd rows are half a cycle behind.
+            offsets = self.cycle / 2 * (np.arange(len(rows["steps"])) % 2)
+            phases = (k / 10 - 2 + 1e-6 + offsets) % self.cycle
+            if k >= 20:
+                rows["steps"] += 100 * (phases < self.cycle - self.pause)
             tick(rows)
-            if rows["save"].all():
+            if rows["save"].all() or (self.error and k == 30):
                 break
-        yield from (Result(i, None) for i in range(len(jobs)))
+        for i, job in enumerate(jobs):
+            yield Result(i, [SimpleNamespace(error=self.error)] * job.rows)
 
 
 def test_the_speed_is_measured_on_what_would_run_side_by_side(monkeypatch):
     simulated = Simulated(2, monkeypatch)
-    speed = measured_speed([spec(steps=10**6)] * 6, simulated)
+    measured = measured_speed([spec(steps=10**6)] * 6, simulated)
     assert simulated.asked == [[3, 3]]
-    assert speed == pytest.approx(6 * 1000)
+    assert measured.speed == pytest.approx(6 * 1000)
     assert simulated.now < 30
+
+
+@pytest.mark.parametrize("lifetimes", [1, 2])
+@pytest.mark.parametrize(
+    ("cycle", "pause"), [(0.4, 0.2), (2.0, 1.5), (5.0, 0.6), (6.0, 5.0), (11.0, 10.0), (10.0, 3.0)]
+)
+def test_the_speed_of_a_learner_that_works_in_bursts(cycle, pause, lifetimes, monkeypatch):
+    """It takes steps, and then none while it learns; more lifetimes do so in turns."""
+    simulated = Simulated(lifetimes, monkeypatch, (cycle, pause))
+    rollouts = spec(steps=10**6, n_steps=round(1000 * (cycle - pause)))
+    buffer = spec("ERL-Re2", 10**6, REACH, init_steps=500, learning_starts=500)
+    true = lifetimes * 1000 * (1 - pause / cycle)
+    for learner in (rollouts, buffer)[: 1 if cycle == 10.0 else 2]:
+        measured = measured_speed([learner] * lifetimes, simulated, GIVEN_UP_ASKED)
+        assert measured.speed == pytest.approx(true, rel=0.2), measured
+
+
+def test_a_measurement_lasts_until_a_whole_burst_was_seen_or_says_why_not(monkeypatch, sink):
+    lifetime = spec("ERL-Re2", 10**6, REACH, init_steps=500, learning_starts=500)
+    outlook = Outlook("1 seed", [lifetime], 1)
+    # As often as a second of steps falls into the first four seconds, and where none does.
+    for cycle, pause in ((5.0, 4.5), (14.0, 13.0)):
+        simulated = Simulated(1, monkeypatch, (cycle, pause))
+        announce(outlook, simulated, sink)
+        assert re.fullmatch(r"1 seed, 1 worker, about .*", sink.lines.pop())
+        assert simulated.now < 2 + GIVEN_UP
+    for asked, limit in ((False, "20 s"), (True, "1 min 00 s")):
+        simulated = Simulated(1, monkeypatch, (301.0, 300.0))
+        announce(outlook, simulated, sink, measure=asked)
+        assert sink.lines[0] == "1 seed, 1 worker"
+        assert re.fullmatch(
+            rf"note: how long it takes could not be measured: ERL-Re2 learns for \d+ s or more "
+            rf"without a step, and a measurement ends after {limit}",
+            sink.lines.pop(),
+        )
+        assert simulated.now == pytest.approx(GIVEN_UP_ASKED if asked else GIVEN_UP, abs=3)
+        sink.lines.clear()
 
 
 def test_a_measurement_that_comes_to_nothing_is_given_up(monkeypatch):
     simulated = Simulated(1, monkeypatch)
-    assert measured_speed([spec(steps=10**7, n_steps=10**6)], simulated) == pytest.approx(1000)
+    long = measured_speed([spec(steps=10**7, n_steps=10**6)], simulated)
+    assert long.speed == pytest.approx(1000)
     assert simulated.now < 30
-    assert measured_speed([spec("ERL-Re2", 10**7, REACH, init_steps=10**6)], simulated) is None
+    never = spec("ERL-Re2", 10**7, REACH, init_steps=10**6)
+    measured = measured_speed([never], simulated)
+    assert measured.speed is None
+    assert re.fullmatch(
+        r"ERL-Re2 did not begin to learn within 20 s \([\d,]+ of 1,000,001 steps\)", measured.why
+    )
+    still = Simulated(1, monkeypatch, (1.0, 1.0))
+    assert measured_speed([never], still).why == "no step was taken within 1 min 00 s"
+    broken = Simulated(1, monkeypatch, error="it broke")
+    assert measured_speed([never], broken) == Measured(None, "it broke")
 
 
 def test_the_line_before(monkeypatch, sink):
@@ -243,7 +311,7 @@ def test_no_time_is_told_where_a_short_measurement_says_nothing(learner, monkeyp
 
 def test_a_real_measurement(lasting, sink):
     lifetime = spec(steps=10**6, n_steps=64, batch_size=64, n_epochs=1)
-    assert measured_speed([lifetime] * 2, lasting(1)) > 10
+    assert measured_speed([lifetime] * 2, lasting(1)).speed > 10
 
 
 FLAGS = {"training_steps": 64, "nb_trials": 2, "nb_seeds": 2, "units": 5, "popsize": 4}
@@ -255,7 +323,7 @@ def small(**flags):
 
 def test_an_evolution_counts_the_cores_that_a_lifetime_keeps_busy(monkeypatch, tmp_path, sink):
     monkeypatch.setattr("erl.experiments.workers.default_workers", lambda: 12)
-    monkeypatch.setattr("erl.experiments.forecast.measured_speed", lambda specs, executor: None)
+    monkeypatch.setattr("erl.experiments.forecast.measured_speed", unmeasured)
     file = tmp_path / "settings.json"
     settings = {"learning_starts": 100, "mean_update_param": 3, "actor_workers": 5}
     for executor, workers in (("lockstep", 12), ("processes", 2)):
@@ -306,7 +374,7 @@ def test_an_array_with_too_many_coordinators_is_noted(
     tasks, sampler, noted, quick, inline, sink, monkeypatch
 ):
     """Each begins a whole generation, of 4 of the 16 trials here."""
-    monkeypatch.setattr("erl.experiments.forecast.measured_speed", lambda specs, executor: None)
+    monkeypatch.setattr("erl.experiments.forecast.measured_speed", unmeasured)
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", tasks)
     flags = small(learner_config=quick, dry_run=True, sampler=sampler, popsize=4, nb_trials=16)
     assert evolve(flags, sink) == 0
@@ -318,7 +386,7 @@ def test_an_array_with_too_many_coordinators_is_noted(
 
 def test_an_evolution_that_continues_counts_what_was_taken_before(quick, inline, sink, monkeypatch):
     """The stored lifetimes of its open trials, and what the checkpoints of the others have."""
-    monkeypatch.setattr("erl.experiments.forecast.measured_speed", lambda specs, executor: None)
+    monkeypatch.setattr("erl.experiments.forecast.measured_speed", unmeasured)
     flags = small(learner_config=quick, training_steps=128, checkpoint_minutes=0.0, engine="cohort")
     save = checkpoints.save_checkpoint
 
@@ -366,7 +434,7 @@ def test_what_is_there_already_is_said(quick, inline, sink, monkeypatch):
     assert compare(flags, sink) == 0
     assert "1 of 1 lifetimes are there; raise --nb_seeds for more" in sink.lines
     sink.lines.clear()
-    monkeypatch.setattr("erl.experiments.forecast.measured_speed", lambda *_: None)
+    monkeypatch.setattr("erl.experiments.forecast.measured_speed", unmeasured)
     plain = ComparisonConfig(env_id=TOY, HP_training_steps=64, workers=1, dry_run=True)
     assert compare(plain, sink) == 0
     assert "--training_steps is 10,000,000, ER-MRL's number: 150,000,000 steps in all" in str(sink)

@@ -160,6 +160,18 @@ def test_agents_of_another_database_are_not_replaced(dry_run, sink):
 
 
 @pytest.mark.usefixtures("inline")
+def test_a_study_that_is_only_named_says_which_command_began_it(sink, monkeypatch):
+    begun = ["erl", "train", "--learner", "PPO", "--env_id", "CartPole-v1", "--steps", "64"]
+    monkeypatch.setattr("sys.argv", begun)
+    flags = config(learner="PPO", env_id="CartPole-v1", set="n_steps=64,batch_size=64", steps=64)
+    assert run(flags, sink) == 0
+    with pytest.raises(UserError) as e:
+        run(SingleConfig(study="CartPole-v1_PPO_single_0.064k_steps", workers=1), sink)
+    assert "learner is 'PPO' there and 'ERL-Re2' here" in str(e.value)
+    assert str(e.value).endswith(f"it was begun by: {' '.join(begun)}")
+
+
+@pytest.mark.usefixtures("inline")
 def test_a_study_goes_on_beside_its_agents(sink):
     flags = config(learner="PPO", env_id="CartPole-v1", set="n_steps=64,batch_size=64", steps=64)
     assert run(flags, sink) == 0
@@ -186,15 +198,48 @@ def test_every_learner(learner, kind, sink):
 
 
 @pytest.mark.usefixtures("inline")
-def test_seeds_that_another_process_trains_are_told(sink):
+@pytest.mark.parametrize("ends", ["complete", "fail", "killed"])
+def test_seeds_that_another_process_trains_are_waited_for(ends, sink, monkeypatch):
     assert run(config(), sink) == 0
     assert "other processes" not in str(sink)
     name = "toy_environments:Reach-v0_ERL-Re2_single_0.3k_steps"
+    seed = {"seed": integer(0, MAX_SEED)}
+    sink.lines.clear()
     with Study("sqlite:///studies.db", name) as other:
-        for seed in (4, 5):
-            other.create({"seed": seed}, {"seed": integer(0, MAX_SEED)}, lambda params: [])
-        assert run(config(seeds="0,4,5"), sink) == 0
-    assert "2 lifetimes of this study are running in other processes" in str(sink)
+        first = other.trials()[0].system_attrs["lifetime:0"]
+        asked, not_asked = (other.create({"seed": k}, seed, lambda params: []) for k in (4, 5))
+        pauses = []
+
+        def pause(self):
+            pauses.append(self)
+            if len(pauses) < 3:
+                return
+            if ends == "complete":
+                other.storage.set_trial_system_attr(asked.trial_id, "lifetime:0", first)
+                other.store_end(asked.trial_id, "COMPLETE", 1.0)
+            elif ends == "fail":
+                other.store_end(asked.trial_id, "FAIL", None, ("broken", None))
+            else:
+                other.lease.stop()
+
+        monkeypatch.setattr(Study, "pause", pause)
+        code = run(config(seeds="0,4"), sink)
+    assert len(pauses) == 3
+    assert code == (1 if ends == "fail" else 0)
+    waiting = "waiting for 2 trials that other processes run; Ctrl-C does not stop them"
+    assert sink.lines.count(waiting) == 1
+    said = "1 lifetime of this study that this command did not ask for is running in other proc"
+    assert (said in str(sink)) == (ends != "killed")
+    trained = [t.number for t in other.trials("COMPLETE") if t.params["seed"] == 4]
+    assert trained == ([] if ends == "fail" else [asked.number])
+    assert not_asked.number not in [t.number for t in other.trials("COMPLETE")]
+
+
+@pytest.mark.usefixtures("inline")
+def test_where_nothing_has_finished_no_figures_are_named(sink):
+    assert run(config(env_id="toy_environments:Faulty-reward-v0", steps=200), sink) == 1
+    assert "no lifetime has finished yet" in sink.lines
+    assert "figures:" not in str(sink)
 
 
 @pytest.mark.usefixtures("inline")
@@ -207,6 +252,7 @@ def test_a_failed_lifetime_is_told_and_tried_again(sink):
         "sqlite:///studies.db", "toy_environments:Faulty-reward-v0_ERL-Re2_single_0.2k_steps"
     )
     assert len(study.trials("FAIL")) == 2
+    assert f"studies show --study {study.name} --trial 1" in str(sink)
 
 
 def test_published_seeds(sink):

@@ -13,13 +13,13 @@ from er_mrl_journals import journal
 from figure_fixtures import conditional, lifetimes
 from servers import needed
 
+from erl.cli import parse
 from erl.commands import COMMANDS, start
 from erl.errors import UserError
 from erl.experiments.single import SingleConfig
 from erl.experiments.single import run as run_single
 from erl.figures import report as reports
 from erl.figures.agents import JOINT, budgets, compared, generalisation_tests, join, titles
-from erl.figures.flags import joined
 from erl.figures.page import _what_was_run
 from erl.figures.report import FigureConfig, describe, report
 from erl.figures.style import attempt, caption_of
@@ -360,14 +360,10 @@ def test_a_film_of_what_cannot_be_drawn_is_a_sentence():
 
 
 def test_repeated_studies_are_several():
-    assert joined(["--study", "a", "--folder", "x", "--study=b,c"]) == [
-        "--folder",
-        "x",
-        "--study",
-        "a,b,c",
-    ]
-    assert joined(["--folder", "x"]) == ["--folder", "x"]
-    assert joined(["--study"]) == ["--study"]
+    words = ["--study", "a", "--folder", "x", "--study=b,c"]
+    assert parse(FigureConfig, words).study == "a,b,c"
+    with pytest.raises(UserError, match=r"^--study needs a value$"):
+        parse(FigureConfig, ["--study"])
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,12 @@ def test_the_catalogue_is_among_the_packages_data():
 def test_an_environment_a_learner_or_a_name_without_an_entry():
     with pytest.raises(UserError, match=r"nothing was evolved yet for Hopper-v4; .*pendulum \(Pen"):
         find_evolved("evolved", "Hopper-v4")
+    with pytest.raises(UserError) as e:
+        find_evolved("evolved", "HalfCheetah-v5", "PPO")
+    start = "nothing was evolved yet for HalfCheetah-v5 and PPO; for another version of it the "
+    assert str(e.value).startswith(f"{start}catalogue has halfcheetah_plain_10, ")
+    assert str(e.value).endswith(" (HalfCheetah-v4, PPO); --reservoir NAME takes one of them")
+    assert "pendulum" not in str(e.value)
     with pytest.raises(UserError, match="nothing was evolved yet for Swimmer-v4 and SAC"):
         find_evolved("evolved", "Swimmer-v4", "SAC")
     with pytest.raises(UserError, match=r"'pendulun'; did you mean pendulum\?"):

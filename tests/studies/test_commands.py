@@ -253,6 +253,59 @@ def test_as_a_user_starts_it():
     assert f"there is no study database {Path('studies.db').absolute()}: run" in done.stderr
 
 
+def test_a_failed_trial_is_shown_with_its_traceback(quick, inline, sink, capsys):
+    faulty = "toy_environments:Faulty-raise-v0"
+    settings = {"nb_trials": 1, "nb_seeds": 2, "units": 5, "training_steps": 64, "workers": 1}
+    flags = EvolutionConfig(env_id=faulty, learner_config=quick, engine="sb3", **settings)
+    assert evolve(flags, sink) == 1
+    assert any(line.startswith("no trial succeeded: lifetime 0: ") for line in sink.lines)
+    name = f"{faulty}_main_0.064k_steps"
+    shown = f"studies show --study {name} --trial 0"
+    assert sink.lines[-1].startswith("its traceback: ")
+    assert sink.lines[-1].endswith(f" {shown}")
+    code, lines, err = call(capsys, *shown.split()[1:])
+    assert (code, err) == (0, "")
+    assert lines[0] == f"trial 0 of {name} in sqlite:///studies.db: evolution"
+    assert "state: failed, generation 0" in lines
+    assert "fitness: -" in lines
+    (trial,) = Study("sqlite:///studies.db", name).trials()
+    assert f"  sr: {trial.params['sr']:.6g}" in lines
+    failures = [i for i, line in enumerate(lines) if line.startswith("failed: lifetime ")]
+    assert [lines[i][:18] for i in failures] == ["failed: lifetime 0", "failed: lifetime 1"]
+    assert all(lines[i + 1] == "  Traceback (most recent call last):" for i in failures)
+    assert "toy_environments.py" in "\n".join(lines)
+    assert "  --trial 0 shows its traceback" in call(capsys, "show")[1]
+
+
+@pytest.mark.parametrize("storage", ["sqlite"], indirect=True)
+def test_every_state_of_a_trial_is_shown(evolved, capsys):
+    def show(number, name=NAME):
+        code, lines, err = call(
+            capsys, *f"show --storage {evolved} --study {name} --trial {number}".split()
+        )
+        return lines if code == 0 else err
+
+    trial = Study(evolved, NAME).trials()[0]
+    lines = show(0)
+    assert f"fitness: {score_text(trial.value)}" in lines
+    assert sum("training return" in line for line in lines) == 2
+    assert not any(line.startswith("failed") for line in lines)
+    assert show(2)[-2:] == ["failed: the simulator exploded", "  no traceback is stored"]
+    assert "lost with its process, and continued: 1" in show(2)
+    said = "no trial 3: it has 0 to 2\n"
+    assert show(3).endswith(said)
+    assert show(-1).endswith(said.replace("3", "-1"))
+    rich_study(open_storage(evolved))
+    states = [line for n in range(6) for line in show(n, "rich") if line.startswith("state: ")]
+    assert [s.split()[-1] for s in states] == [
+        *("complete", "complete", "pruned", "failed", "running", "waiting")
+    ]
+    assert "pruned, with 2.5" in show(2, "rich")
+    assert show(3, "rich")[-1] == "failed: no reason is stored"
+    optuna.create_study(study_name="none", storage=evolved)
+    assert show(0, "none").endswith("no trial 0: it has none yet\n")
+
+
 # -- export --
 
 

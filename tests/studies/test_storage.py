@@ -167,6 +167,19 @@ def test_a_missing_driver_is_named(address, package, module, monkeypatch):
         open_storage(address)
 
 
+def test_an_address_of_mysql_without_a_driver_names_the_documented_one(monkeypatch):
+    monkeypatch.setitem(sys.modules, "MySQLdb", None)
+    with pytest.raises(UserError) as e:
+        open_storage("mysql://u:s3cret@h/d")
+    assert str(e.value) == (
+        "mysql://u:***@h/d needs the driver 'mysqldb', which is not installed: write "
+        "mysql+pymysql://u:***@h/d (pip install pymysql)"
+    )
+    page = (Path(__file__).parents[2] / "docs/storages.md").read_text(encoding="utf-8")
+    assert "`mysql+pymysql://" in page
+    assert "`pip install pymysql`" in page
+
+
 def test_an_address_decides_over_time_limits_itself(postgresql, monkeypatch):
     address = postgresql.address("postgres")
     seen = []

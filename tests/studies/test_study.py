@@ -2,6 +2,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shlex
 import subprocess
 import threading
 from pathlib import Path
@@ -92,6 +93,16 @@ def test_another_configuration_is_refused_and_the_difference_shown(config, sink)
     assert "skip_c is False there and True here" in str(e.value)
     assert "nb_trials" not in str(e.value)
     assert len(Study(DEFAULT_STORAGE, NAME).trials()) == 3
+
+
+def test_the_refusal_ends_with_the_command_that_began_the_study(config, sink, monkeypatch):
+    begun = "erl evolve --env_id toy --h_test 'a b'"
+    monkeypatch.setattr("sys.argv", ["/usr/bin/erl", *shlex.split(begun)[1:]])
+    evolve(config, sink)
+    monkeypatch.setattr("sys.argv", ["/usr/bin/erl", "evolve", "--study", NAME])
+    with pytest.raises(UserError) as e:
+        evolve(change(config, units=6), sink)
+    assert str(e.value).endswith(f"--h_test, without --study; it was begun by: {begun}")
 
 
 @pytest.mark.parametrize("address", ["sqlite:///studies.db", "journal.log"])

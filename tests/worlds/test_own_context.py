@@ -359,7 +359,10 @@ def test_a_proposal_that_cannot_be_made_fails_its_trial_alone(inline, quick, sin
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({}, "nothing is searched; train trains with --context as it is"),
+        (
+            {},
+            "nothing is searched. To train with this context unchanged, use: erl train --context ",
+        ),
         ({"evolve": "units"}, "--evolve units is for reservoirs"),
         ({"evolve": "context.length=1:3", "context_set": "length=2"}, "searched and set"),
         ({"evolve": "context.length=1:3", "context": None}, "context.length needs --context"),

@@ -86,9 +86,9 @@ def test_lunar_landers_old_name_says_its_new_one():
     ("env_id", "message"),
     [
         ("HalfCheeta-v4", "HalfCheetah-v4"),
-        ("CartPole-v99", "it has .*CartPole-v1"),
-        ("gymnasium:CartPole-v99", "it has .*CartPole-v1"),
-        ("CartPole", "it has .*CartPole-v1"),
+        ("CartPole-v99", "; known versions: .*CartPole-v1"),
+        ("gymnasium:CartPole-v99", "; known versions: .*CartPole-v1"),
+        ("CartPole", "; known versions: .*CartPole-v1"),
         ("gymnasium:LunarLander-v2", "no longer has .*use LunarLander-v3"),
         ("ALE/Pong-v5", r"has environments ALE/….*MODULE:ALE/Pong-v5$"),
         ("Pong-v5", r"unknown environment 'Pong-v5'; MODULE:NAME names"),
@@ -107,6 +107,34 @@ def test_environments_that_cannot_be(env_id, message, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=message):
         check_task(Task(env_id))
+
+
+@pytest.mark.parametrize(
+    ("env_id", "given", "message"),
+    [
+        ("CartPole-v1", "gravity", r"(known: max_episode_steps, sutton_barto_reward)"),
+        ("Pendulum-v1", "gravity", r"(known: g, max_episode_steps)"),
+        (
+            "LunarLander-v3",
+            "gravitiy",
+            "; did you mean gravity? (known: continuous, enable_wind, gravity, max_episode_steps, "
+            "turbulence_power, wind_power)",
+        ),
+        ("gymnasium:CartPole-v1", "steps", " (known: max_episode_steps, sutton_barto_reward)"),
+    ],
+)
+def test_an_argument_that_there_is_not_is_named_with_those_that_there_are(env_id, given, message):
+    with pytest.raises(UserError) as e:
+        check_task(Task(env_id, kwargs={given: 5}))
+    assert str(e.value).startswith(f"environment {env_id!r} has no argument {given!r}")
+    assert str(e.value).endswith(message)
+    assert "\n" not in str(e.value)
+
+
+def test_arguments_behind_those_of_a_signature_are_named_too():
+    """MuJoCo's constructors pass what they do not know on."""
+    with pytest.raises(UserError, match=r"'xml'; did you mean xml_file\? \(known: .*xml_file\)$"):
+        check_task(Task("Ant-v5", kwargs={"xml": "a.xml"}))
 
 
 def test_a_missing_package_that_is_an_extra_is_named(monkeypatch):

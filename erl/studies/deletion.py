@@ -1,0 +1,238 @@
+"""Deleting a study: what belongs to it, what still names it, and whether a command works on it.
+
+Folders of agents, logs and checkpoints are named after studies. Without the flag that asks for it
+they stay.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna.storages import BaseStorage
+
+from erl.cli import Sink, plural
+from erl.errors import UserError
+from erl.files import folder_name
+from erl.studies.artefacts import folder_of, named_files
+from erl.studies.commands import identities, kind_of, name_of
+from erl.studies.configuration import EvolutionStudy, FinalsStudy, TestStudy, from_stored
+from erl.studies.flags import DeleteConfig
+from erl.studies.leases import LEASE_SECONDS, Lease
+from erl.studies.storage import open_storage, shown
+from erl.studies.trials import states_text
+from erl.studies.winner import TESTED, finals_name
+
+# How the names of tests go on after that of their evolution.
+TESTS = ("_trial_", "_mean_")
+
+
+@dataclass(frozen=True)
+class Doomed:
+    """A study that is to be deleted.
+
+    Attributes:
+        name: its name.
+        study_id: its number in the storage.
+        title: what it is, and its trials, in words.
+        files: its files beside the database.
+    """
+
+    name: str
+    study_id: int
+    title: str
+    files: tuple[Path, ...]
+
+
+def delete_study(config: DeleteConfig, sink: Sink) -> int:
+    """Delete a study, and the finals of an evolution with it; without `--yes` say what that would
+    be.
+
+    Returns:
+        Exit code: 0, or 1 if a file or a folder could not be deleted.
+
+    Raises:
+        UserError: there is no such study, or a command works on it. Nothing has been deleted then.
+    """
+    storage = open_storage(config.storage)
+    name = name_of(storage, config)
+    studies = {s.study_name: s for s in storage.get_all_studies()}
+    names = [name]
+    if _is(EvolutionStudy, studies[name]):
+        finals = finals_name(storage, name)
+        if finals in studies and _is(FinalsStudy, studies[finals]):
+            names.insert(0, finals)  # the evolution, which names them, is the last to go
+    for each in names:
+        _check_unused(storage, each, studies[each]._study_id, config.yes, sink)
+    doomed = [_doomed(config.storage, storage, studies, each) for each in names]
+    folders, kept = _folders(config, names, studies)
+    said = list(_references(storage, name, names, studies))
+    if config.yes:
+        return _delete(config, storage, doomed, folders, [*kept, *said], sink)
+    sink.line(f"this would be deleted from {shown(config.storage)}:")
+    for study in doomed:
+        sink.line(f"  {study.title}")
+    for folder in folders:
+        sink.line(f"  {_described(folder)}" if config.files else _stays(folder))
+    for line in [*kept, *said]:
+        sink.line(line)
+    sink.line("nothing is deleted yet: --yes deletes it")
+    return 0
+
+
+def _delete(
+    config: DeleteConfig,
+    storage: BaseStorage,
+    doomed: Sequence[Doomed],
+    folders: Sequence[Path],
+    said: Sequence[str],
+    sink: Sink,
+) -> int:
+    """Delete studies, then their files, then, if asked for, their folders. What cannot be deleted
+    after its study is named.
+    """
+    failed = False
+    for each in doomed:
+        storage.delete_study(each.study_id)
+        sink.line(f"deleted: {each.title}")
+    paths = [path for each in doomed for path in each.files]
+    for path in [*paths, *(folders if config.files else ())]:
+        what = _described(path) if path.is_dir() else None
+        try:
+            _remove(path)
+        except OSError as e:
+            failed = True
+            sink.line(f"failed: {path} could not be deleted: {e.strerror or e}")
+        else:
+            if what is not None:
+                sink.line(f"deleted: {what}")
+    for line in [*([] if config.files else map(_stays, folders)), *said]:
+        sink.line(line)
+    return int(failed)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it; not what a link leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _stays(folder: Path) -> str:
+    """That a folder is not deleted."""
+    return f"stays: {_described(folder)}; --files deletes it too"
+
+
+def _described(folder: Path) -> str:
+    """A folder, and how much is in it."""
+    if folder.is_symlink():
+        return f"{folder}, a link"
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    return f"{folder} with {plural(len(files), 'file')}"
+
+
+def _check_unused(storage: BaseStorage, name: str, study_id: int, wait: bool, sink: Sink) -> None:
+    """Refuse a study on which a command works.
+
+    Args:
+        storage: of the study.
+        name: its name.
+        study_id: its number.
+        wait: whether to wait until it is known: a coordinator on another machine is gone if it did
+            not renew its lease for LEASE_SECONDS.
+        sink: where it is said.
+
+    Raises:
+        UserError: one does.
+    """
+    lease, told = Lease(storage, study_id), False
+    while True:
+        lease.look()
+        holders = lease.holders()
+        for owner, works in holders:
+            if works:
+                raise UserError(
+                    f"a command works on study {name!r}, process {owner.get('pid')} on "
+                    f"{owner.get('host')}: stop it first"
+                )
+        if not (holders and wait):
+            return
+        if not told:
+            told = True
+            sink.line(
+                f"waiting for up to {LEASE_SECONDS:.0f} s to see whether the command on "
+                f"{holders[0][0].get('host')} that worked on {name} still does"
+            )
+        lease.wait(min(1.0, LEASE_SECONDS / 8))
+
+
+def _doomed(address: str, storage: BaseStorage, studies: Mapping[str, Any], name: str) -> Doomed:
+    """A study with all that it has in the storage."""
+    study = studies[name]
+    trials = storage.get_all_trials(study._study_id, deepcopy=False)
+    own = set(identities(study, trials))
+    # Optuna's `copy_study` copies the names of files, and not the files.
+    for other in studies.values() if own else ():
+        if other.study_name != name:
+            own -= named_files(other.system_attrs)
+            for trial in storage.get_all_trials(other._study_id, deepcopy=False):
+                own -= named_files(trial.system_attrs)
+    folder = folder_of(address)
+    files = tuple(folder / i for i in sorted(own) if (folder / i).is_file())
+    title = f"study {name}: {kind_of(study)}, trials: {states_text(trials)}"
+    title += f", {plural(len(files), 'file')} in {folder}" * bool(files)
+    return Doomed(name, study._study_id, title, files)
+
+
+def _folders(
+    config: DeleteConfig, names: Sequence[str], studies: Mapping[str, Any]
+) -> tuple[list[Path], list[str]]:
+    """The folders that bear the names of studies, and lines about those that are not only theirs.
+
+    Args:
+        config: names the folders above.
+        names: of the studies.
+        studies: all of the storage.
+    """
+    found, kept = [], []
+    for name in names:
+        folder = folder_name(name)
+        others = [n for n in studies if n not in names and folder_name(n) == folder]
+        for above in (config.models, config.logs, config.runs):
+            path = Path(above) / folder
+            if folder in ("", ".", "..") or not (path.is_dir() or path.is_symlink()):
+                continue
+            if others:
+                kept.append(f"stays: {path}, which is also the folder of the study {others[0]}")
+            else:
+                found.append(path)
+    return found, kept
+
+
+def _references(
+    storage: BaseStorage, name: str, names: Sequence[str], studies: Mapping[str, Any]
+) -> Iterator[str]:
+    """Lines about other studies of the storage that name this one."""
+    one = studies[name]
+    for other, study in studies.items():
+        if other in names:
+            continue
+        if _is(EvolutionStudy, one) and _is(TestStudy, study):
+            named = other.startswith(tuple(name + ending for ending in TESTS))
+            if named or f"{TESTED}{other}" in one.user_attrs:
+                yield f"stays: study {other}, a test of this evolution"
+        if f"{TESTED}{name}" in study.user_attrs:
+            yield f"study {other} still says what this test found"
+        of_finals = _is(FinalsStudy, one) and _is(EvolutionStudy, study)
+        if of_finals and finals_name(storage, other) == name:
+            yield f"study {other} keeps the winner that these finals chose"
+
+
+def _is(kind: Any, study: Any) -> bool:
+    """Whether one of a storage's studies is of this kind, as its configuration says."""
+    with suppress(UserError, KeyError, AttributeError):
+        return isinstance(from_stored(study.user_attrs["config"]), kind)
+    return False
