@@ -123,7 +123,7 @@ def test_reservoirs_are_tested_with_another_learner(tiny, inline, sink):
     assert "agents of A2C, with what was evolved for PPO" in sink.lines
     # The evolution keeps whose result it is.
     show_study(ShowConfig(study=evolution.name), sink)
-    assert sink.lines[-1].endswith(f" as RES_A2C on test seeds (1 seed, after 64 steps): {name}")
+    assert sink.lines[-1].endswith(f" as RES_A2C on test seeds (1 seed, after 65 steps): {name}")
     with pytest.raises(UserError, match=r"^unknown learner 'A3C'; did you mean"):
         compare(dataclasses.replace(test, learner="A3C"), sink)
     assert "A3C" not in str(sink)
