@@ -83,10 +83,11 @@ def check_new_file(path: Path, overwrite: bool) -> None:
         path: of the file.
         overwrite: whether one that is there may be replaced.
     """
-    if path.is_dir() or (path.exists() and not overwrite):
+    # A folder or a device, such as /dev/stdout, is never replaced.
+    if path.exists() and not (overwrite and path.is_file()):
         raise UserError(
             f"{path} exists"
-            + (" and is not a file" if path.is_dir() else "; --overwrite replaces it")
+            + ("; --overwrite replaces it" if path.is_file() else " and is not a file")
         )
     with writing(path):
         check_writable(str(path.parent))

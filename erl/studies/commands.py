@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from erl.cli import Sink, params_text, plural, score_text
 from erl.errors import UserError, nearest
-from erl.files import write_text, write_whole
+from erl.files import check_new_file, write_text, write_whole
 from erl.statistics import interquartile_mean, number_text
 from erl.studies.artefacts import copy_files, identities_in, listed, of_trial, renamed
 from erl.studies.configuration import FinalsStudy, SingleStudy, TestStudy, from_stored
@@ -270,13 +270,9 @@ def with_json(table: pd.DataFrame) -> pd.DataFrame:
 def export_study(config: ExportConfig, sink: Sink) -> int:
     """Write a study as a table, whole or not at all; lists, such as curves, are JSON."""
     path, document, remark = Path(config.file or ""), None, ""
-    if path.exists() and not (config.overwrite and path.is_file()):
-        raise UserError(
-            f"{path} exists"
-            + ("; --overwrite replaces it" if path.is_file() else " and is not a file")
-        )
     if not path.absolute().parent.is_dir():
         raise UserError(f"cannot write {path}: its folder does not exist")
+    check_new_file(path, config.overwrite)
     name = name_of(open_storage(config.storage), config)
     if config.rows == "trials":
         frame = trial_rows(Study(config.storage, name).trials())

@@ -14,14 +14,6 @@ from erl.studies.storage import DEFAULT_STORAGE, shown
 from erl.studies.study import Study
 from erl.studies.trials import attribute, lifetime_records
 
-_STATES = {
-    "COMPLETE": "complete",
-    "PRUNED": "pruned",
-    "FAIL": "failed",
-    "RUNNING": "running",
-    "WAITING": "waiting",
-}
-
 
 def traceback_command(study: Study, failed: Sequence[FrozenTrial]) -> str:
     """A line that says how to see why trials failed.
@@ -80,7 +72,7 @@ def trial_lines(trial: FrozenTrial) -> Iterator[str]:
 def _state(trial: FrozenTrial) -> Iterator[str]:
     """Its state, its value, and when it was begun."""
     attrs = trial.user_attrs
-    state = _STATES[trial.state.name]
+    state = trial.state.name.lower()  # as in `states_text`
     owner = attribute(trial, "owner")
     if state == "running" and owner is not None:
         state += f" in process {owner.get('pid')} of {owner.get('host')}"

@@ -149,9 +149,9 @@ def load_task_sets(path: str | Path) -> Declarations:
     beside this file, is an example.
 
     Args:
-        path: a file (see `read_mapping`) with the tables `sets` (name =
-            list of environments), `target_returns` and `random_returns` (environment = sum of an
-            episode's rewards), each of them optional.
+        path: a file (see `read_mapping`) with the tables `sets` (name = list of environments),
+            `target_returns` and `random_returns` (environment = sum of an episode's rewards), each
+            of them optional.
 
     Raises:
         UserError: the file cannot be read or declares nothing; unknown tables, wrong types, names
@@ -202,7 +202,7 @@ def _shipped() -> Declarations:
     return load_task_sets(TASK_SETS)
 
 
-# -- files --
+# -- what a file declares --
 
 
 def _set_name(name: Any, path: Path) -> str:

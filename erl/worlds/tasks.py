@@ -176,7 +176,7 @@ def _make(task: Task, **more: Any) -> gym.Env:
 
 def _unknown_argument(task: Task, error: BaseException) -> str | None:
     """A message with the arguments that the environment takes, where its constructor refused one
-    that is none of them; None where it was something else, or nobody knows.
+    that is none of them; None where it was something else, or that is not known.
     """
     found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     if not isinstance(error, TypeError) or found is None or found[1] not in task.kwargs:

@@ -266,7 +266,7 @@ def test_a_failed_trial_is_shown_with_its_traceback(quick, inline, sink, capsys)
     code, lines, err = call(capsys, *shown.split()[1:])
     assert (code, err) == (0, "")
     assert lines[0] == f"trial 0 of {name} in sqlite:///studies.db: evolution"
-    assert "state: failed, generation 0" in lines
+    assert "state: fail, generation 0" in lines
     assert "fitness: -" in lines
     (trial,) = Study("sqlite:///studies.db", name).trials()
     assert f"  sr: {trial.params['sr']:.6g}" in lines
@@ -298,7 +298,7 @@ def test_every_state_of_a_trial_is_shown(evolved, capsys):
     rich_study(open_storage(evolved))
     states = [line for n in range(6) for line in show(n, "rich") if line.startswith("state: ")]
     assert [s.split()[-1] for s in states] == [
-        *("complete", "complete", "pruned", "failed", "running", "waiting")
+        *("complete", "complete", "pruned", "fail", "running", "waiting")
     ]
     assert "pruned, with 2.5" in show(2, "rich")
     assert show(3, "rich")[-1] == "failed: no reason is stored"
