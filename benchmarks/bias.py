@@ -127,6 +127,18 @@ def table(arguments: argparse.Namespace) -> None:
                 f"{shown(difference)} |"
             )
         print()
+    seeds = sorted({r["seed"] for r in rows})
+    columns = [f"{measure}, root seed {seed}" for measure in MEASURES for seed in seeds]
+    print(f"bias - none, paired:\n\n| environment | {' | '.join(columns)} |")
+    print("|---|" + "---|" * len(columns))
+    for env_id in dict.fromkeys(r["env_id"] for r in rows):
+        cells = [
+            shown(np.subtract(*paired([r for r in rows if r["seed"] == seed], env_id, measure)))
+            for measure in MEASURES
+            for seed in seeds
+        ]
+        print(f"| {env_id} | {' | '.join(cells)} |")
+    print()
     print("| environment | best fitness of each evolution, none | with bias | mean of all trials |")
     print("|---|---|---|---|")
     for env_id in dict.fromkeys(r["env_id"] for r in rows):

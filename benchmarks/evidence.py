@@ -681,7 +681,18 @@ def capacities(args: argparse.Namespace) -> None:
             frames.append(memory_capacities(each.name, story, rows, arms))
     if not frames:
         raise UserError(f"no experiment of the memory benchmark has rows in {folder}")
-    print(to_markdown(pd.concat(frames)))
+    print(to_markdown(named_once(pd.concat(frames, ignore_index=True))))
+
+
+def named_once(frame: pd.DataFrame) -> pd.DataFrame:
+    """Capacities with one row for what all experiments share: tests of equal root seeds have the
+    same reservoirs that were not evolved.
+    """
+    count = frame.experiment.nunique()
+    if count == 1:
+        return frame
+    shared = frame.groupby(list(frame.columns[1:])).experiment.transform("count") == count
+    return frame.assign(experiment=frame.experiment.mask(shared, f"all {count}")).drop_duplicates()
 
 
 def catalogue(args: argparse.Namespace) -> None:

@@ -362,6 +362,7 @@ def memory_capacities(
                 + interval_text((low, high), "{:.2f}"),
                 "recall after 1 step": f"{np.median(profiles[:, 0]):.2f}",
                 "after 4 steps": f"{np.median(profiles[:, 3]):.2f}",
+                "after 31 steps": f"{np.median(profiles[:, 30]):.2f}",
             }
         )
     return pd.DataFrame(lines)

@@ -60,7 +60,7 @@ class ComparedArm:
         drawn: in the figure; otherwise it is run only where it is asked for.
         engine: that trains it.
         own: settings for single environments.
-        rows: of another comparison, whose curves are taken.
+        rows: stored ones of another comparison, whose curves are taken.
         uncounted: whether its budget leaves out the steps of the mean. It is run only where it is
             asked for, and drawn over uncounted steps alone.
     """
@@ -98,8 +98,8 @@ class Comparison:
 
 
 BOTH, MEAN = ("champion", "rl"), ("mean",)
-ERL_RE2_ROWS = "benchmarks/results/learning_curves.jsonl"
-AES_RL_ROWS = "benchmarks/results/aes_rl.jsonl"
+STORED = Path(__file__).parent / "results"
+ERL_RE2_ROWS, AES_RL_ROWS = "learning_curves.jsonl", "aes_rl.jsonl"
 # Of learners whose actors make tens of thousands of updates. Where a processor multiplies it no
 # faster than single precision, it is single precision.
 BF16 = "precision=bf16"
@@ -140,7 +140,7 @@ COMPARISONS = {
         seeds="0,1,2",
         steps=300_000,
         ep_eval=10,
-        out=Path(ERL_RE2_ROWS).name,
+        out=ERL_RE2_ROWS,
     ),
     "DERL": Comparison(
         {
@@ -183,7 +183,7 @@ COMPARISONS = {
         seeds="0,1,2",
         steps=200_000,
         ep_eval=10,
-        out=Path(AES_RL_ROWS).name,
+        out=AES_RL_ROWS,
     ),
     "inner learners": Comparison(
         {
@@ -340,10 +340,10 @@ def rows_of(compared: Comparison, file: str) -> list[dict[str, Any]]:
     """
     if not compared.equal_steps:
         return read_rows(file)
-    sources = {name: arm.rows or file for name, arm in compared.arms.items()}
+    sources = {name: STORED / arm.rows if arm.rows else file for name, arm in compared.arms.items()}
     found: dict[tuple[str, str, int], dict[str, Any]] = {}
     for source in dict.fromkeys(sources.values()):
-        for row in sorted(rows_so_far(source), key=lambda r: -r["budget"]):
+        for row in sorted(read_rows(source), key=lambda r: -r["budget"]):
             asked = row["env_id"] in compared.envs.split(",")
             asked &= str(row["seed"]) in compared.seeds.split(",")
             if asked and sources.get(row["arm"]) == source and row["budget"] >= compared.steps:

@@ -567,6 +567,18 @@ def test_tables_are_of_the_rows_that_are_named(monkeypatch, tmp_path, capsys):
     assert printed(f"catalogue {name}").startswith("[[evolved]]\n")
 
 
+def test_what_all_experiments_share_has_one_row():
+    rows = [("a", "RES", "3"), ("a", "RANDOM", "1"), ("b", "RES", "2"), ("b", "RANDOM", "1")]
+    frame = pd.DataFrame(rows, columns=["experiment", "arm", "capacity"])
+    assert evidence.named_once(frame).to_numpy().tolist() == [
+        ["a", "RES", "3"],
+        ["all 2", "RANDOM", "1"],
+        ["b", "RES", "2"],
+    ]
+    alone = frame[frame.experiment == "a"]
+    assert evidence.named_once(alone) is alone
+
+
 def test_a_missing_package_is_said_before_anything_runs(monkeypatch, tmp_path, capsys):
     arguments, ran, _ = fake_scripts(monkeypatch, tmp_path, {"a": 0, "popgym_task": 0})
     monkeypatch.setattr(evidence, "find_spec", lambda name: None)
@@ -1031,7 +1043,7 @@ def test_inner_learners_are_shown_after_equal_steps_with_the_curves_of_other_pag
     tmp_path, monkeypatch, capsys
 ):
     """ERL-Re² had 300,000 steps and PPO 200,000; who had less is left out."""
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(curves, "STORED", tmp_path / "stored")
     common = {"env_id": "HalfCheetah-v4", "seed": 0, "seconds": 600.0, "final": {}}
 
     def row(arm, budget, curve, **other):
@@ -1040,8 +1052,8 @@ def test_inner_learners_are_shown_after_equal_steps_with_the_curves_of_other_pag
         return json.dumps(common | named | other)
 
     both = [(190_000, {"champion": 1.0, "rl": 5.0}), (210_000, {"champion": 3.0, "rl": 9.0})]
-    Path("benchmarks/results").mkdir(parents=True)
-    Path(curves.ERL_RE2_ROWS).write_text(
+    curves.STORED.mkdir()
+    (curves.STORED / curves.ERL_RE2_ROWS).write_text(
         "\n".join(
             [
                 row("ERL-Re2", 300_000, both),
@@ -1051,12 +1063,14 @@ def test_inner_learners_are_shown_after_equal_steps_with_the_curves_of_other_pag
             ]
         )
     )
-    Path(curves.AES_RL_ROWS).write_text(row("CEM-RL", 100_000, [(100_000, {"mean": 4.0})]))
-    out = "benchmarks/results/inner_learners.jsonl"
-    Path(out).write_text(
-        row("PPO", 200_000, [(100_000, {"agent": 6.0}), (200_000, {"agent": 8.0})])
-    )
-    curves.show(Namespace(file=out, of=None))
+    out = tmp_path / "inner_learners.jsonl"
+    out.write_text(row("PPO", 200_000, [(100_000, {"agent": 6.0}), (200_000, {"agent": 8.0})]))
+    shown = Namespace(file=str(out), of="inner learners")
+    with pytest.raises(UserError, match=r"cannot read rows from .*aes_rl\.jsonl"):
+        curves.show(shown)
+    less = row("CEM-RL", 100_000, [(100_000, {"mean": 4.0})])
+    (curves.STORED / curves.AES_RL_ROWS).write_text(less)
+    curves.show(shown)
     lines = [line for line in capsys.readouterr().out.splitlines() if "| Half" in line]
     assert lines == [
         "| HalfCheetah-v4 | 200,000 | ERL-Re2 | 1 | 2 [2, 2] | 7 [7, 7] | 500 | 6.7 |",
