@@ -99,11 +99,8 @@ def arm_lifetime(arm: str, index: int, config: TestStudy, params: dict[str, floa
         if rated:
             settings["learning_rate"] = float(rate)
         context = make_context(evolution, params)
-    env_id, kwargs = evolution.env_id or "", evolution.env_kwargs
-    if config.env_id is not None:
-        env_id, kwargs = config.env_id, config.env_kwargs
     return LifetimeSpec(
-        task=Task(env_id, config.hides_velocities, frame_stack, kwargs),
+        task=Task(config.environments[0], config.hides_velocities, frame_stack, config.arguments),
         learner=LearnerSpec(learner, settings, engine),
         steps=config.training_steps,
         seeds=Seeds.derive(evolution.seed, "test", index, evolution.published_code),

@@ -212,9 +212,7 @@ def generalisation_tests(
             continue
         source = config.evolution
         evolved = task_of("+".join(source.environments), source.del_obs, source.env_kwargs)
-        arguments = source.env_kwargs if config.env_id is None else config.env_kwargs
-        env_id = config.env_id or source.environments[0]
-        tested = task_of(env_id, config.hides_velocities, arguments)
+        tested = task_of(config.environments[0], config.hides_velocities, config.arguments)
         evolved += f", {source.training_steps:,} steps" * (len(evolved_steps) > 1)
         tested += f", {config.training_steps:,} steps" * (len(tested_steps) > 1)
         same = known.setdefault(evolved, [])

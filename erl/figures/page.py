@@ -85,12 +85,11 @@ def describe(data: StudyData) -> str:
         return f"TensorBoard logs in {data.name}."
     if config is None or setting is None:
         return f"Study {data.name}, which stores no configuration."
-    where = ", ".join(data.environments)
-    hides = config.hides_velocities if isinstance(config, TestStudy) else setting.del_obs
+    where, hides, arguments = ", ".join(config.environments), setting.del_obs, setting.env_kwargs
+    if isinstance(config, TestStudy):
+        hides, arguments = config.hides_velocities, config.arguments
     hidden = " with hidden velocities" if hides else ""
-    tested = config if isinstance(config, TestStudy) and config.env_id is not None else setting
-    arguments = Arguments(tested.env_kwargs)
-    hidden += f" with arguments {arguments}" if arguments else ""
+    hidden += f" with arguments {Arguments(arguments)}" if arguments else ""
     if isinstance(config, EvolutionStudy):
         lives = (
             f"{plural(config.nb_seeds, 'seed')} x {config.training_steps:,} steps a trial, "

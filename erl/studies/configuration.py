@@ -162,6 +162,16 @@ class TestStudy:
     del_obs: bool | None = field(default=None, metadata={"omit_default": True})
 
     @property
+    def environments(self) -> tuple[str, ...]:
+        """Those that its agents are trained in."""
+        return self.evolution.environments if self.env_id is None else (self.env_id,)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of these environments."""
+        return self.evolution.env_kwargs if self.env_id is None else self.env_kwargs
+
+    @property
     def hides_velocities(self) -> bool:
         """Whether its agents see no velocities."""
         return self.evolution.del_obs if self.del_obs is None else self.del_obs

@@ -162,14 +162,6 @@ class StudyData:
         """The winner of an evolution's finals; None where there were none."""
         return self.choice.winner if self.choice is not None and self.choice.finalists else None
 
-    @property
-    def environments(self) -> tuple[str, ...]:
-        """Environments that the study was evolved for, or trained in."""
-        setting, config = self.setting, self.config
-        if isinstance(config, TestStudy) and config.env_id and config.evolution.env_ids is None:
-            return (config.env_id,)
-        return () if setting is None else setting.environments
-
 
 def read_study(address: str, storage: str = DEFAULT_STORAGE) -> StudyData:
     """Read a study.

@@ -159,7 +159,7 @@ def _what(config: StudyConfig) -> str:
     if isinstance(config, SingleStudy):
         return f"training of {config.learner} in {config.env_id}"
     if isinstance(config, TestStudy):
-        where = config.env_id or ", ".join(config.evolution.environments)
+        where = ", ".join(config.environments)
         return f"{config.title} in {where}, of {_named(config.params)}"
     if isinstance(config, FinalsStudy):
         return f"{config.title} of an {_what(config.evolution)}"

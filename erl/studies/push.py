@@ -187,7 +187,7 @@ def model_card(study: Study, tables: list[AgentTable], agents: list[str], repo: 
 
 def _metadata(study: Study, config: StudyConfig | None, tables: list[AgentTable]) -> dict[str, Any]:
     """What the Hub reads at the head of a card: tags, and the returns of each agent."""
-    env_ids = _environments(config)
+    env_ids = () if config is None else config.environments
     found: dict[str, Any] = {
         "library_name": "erl",
         "tags": ["reinforcement-learning", "deep-reinforcement-learning", *env_ids],
@@ -223,14 +223,6 @@ def _mean(scores: Any) -> str:
     deviation over seeds.
     """
     return f"{np.mean(scores):.2f} +/- {np.std(scores):.2f}"
-
-
-def _environments(config: StudyConfig | None) -> list[str]:
-    if config is None:
-        return []
-    if isinstance(config, TestStudy):
-        return [config.env_id] if config.env_id else list(config.evolution.environments)
-    return list(config.environments)
 
 
 def _seeds(study: Study, config: StudyConfig | None) -> str:

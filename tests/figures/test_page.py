@@ -30,3 +30,11 @@ def test_arguments_of_the_environment_are_said():
         data = StudyData("name", "", config.kind, config, {}, None, {}, nothing, nothing, nothing)
         words = 'with arguments {"forward_reward_weight": 0.5}'
         assert (words in describe(data)) == (config is not elsewhere)
+
+
+def test_a_test_of_generalisation_names_its_own_environment():
+    evolution = EvolutionStudy(env_ids=("Ant-v4", "Swimmer-v4"), env_kwargs={"frame_skip": 2})
+    for env_id, words in ((None, "Ant-v4, Swimmer-v4 with arguments"), ("Hopper-v4", "Hopper-v4,")):
+        config, nothing = TestStudy(evolution, {"sr": 1.0}, 1000, "cohort", env_id), pd.DataFrame()
+        data = StudyData("name", "", config.kind, config, {}, None, {}, nothing, nothing, nothing)
+        assert describe(data).startswith(words)
