@@ -72,9 +72,8 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
         try:
             check(lifetime({"arm": arm, "seed": 0}))
         except UserError as e:
-            raise UserError(
-                f"the agent {arm} cannot be trained, and --arms chooses others: {e}"
-            ) from e
+            others = "" if arm == evolution.learner else ", and --arms chooses others"
+            raise UserError(f"the agent {arm} cannot be trained{others}: {e}") from e
     wanted = [{"arm": arm, "seed": seed} for arm in asked for seed in seeds]
     todo = missing(before, wanted)
     counts = (

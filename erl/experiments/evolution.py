@@ -6,10 +6,13 @@ that a study is the same whatever machine it runs on.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from erl.cli import Sink, command, params_text, plural, score_text
+from erl.errors import UserError
 from erl.experiments.campaign import Campaign, checkpoint_cohort, steps_in_checkpoints
 from erl.experiments.display import Commands, DashboardNotes, EvolutionLog
 from erl.experiments.evolution_flags import (
@@ -31,6 +34,7 @@ from erl.experiments.flags import study_name
 from erl.experiments.forecast import Outlook, announce, check_at_once, dry_run, pace_of, steps_of
 from erl.experiments.workers import local_workers
 from erl.files import folder_name
+from erl.lifetimes.living import check
 from erl.search.pruning import Pruning
 from erl.search.samplers import generation_size
 from erl.search.space import search_space
@@ -50,7 +54,7 @@ from erl.studies.winner import (
 )
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.task_sets import load_task_set
-from erl.worlds.tasks import bare_name
+from erl.worlds.tasks import VELOCITIES, bare_name
 
 __all__ = ["EvolutionConfig", "GeneralizationConfig", "MultiEvolutionConfig", "evolve"]
 
@@ -284,13 +288,26 @@ def test_command(config: EvolutionStudy, name: str, storage: str) -> str:
         kind = "test-generalization"
     words = ["--study", name, "--training_steps", str(config.training_steps)]
     if config.env_ids is not None:
-        seen = set(map(bare_name, config.env_ids))
-        known = load_task_set("forward_mujoco").env_ids
-        unseen = [e for e in known if bare_name(e) not in seen]
-        words += ["--env_id", unseen[0] if unseen else "Humanoid-v4"]
+        words += ["--env_id", _unseen(config, config.env_ids)]
     if storage != DEFAULT_STORAGE:
         words += ["--storage", shown(storage)]
     return command(kind, *words)
+
+
+def _unseen(config: EvolutionStudy, seen: Iterable[str]) -> str:
+    """An environment that an evolution did not see, and in which its agents can be trained; where
+    none is known, the word in whose place a name belongs.
+    """
+    known = (*load_task_set("forward_mujoco").env_ids, "Humanoid-v4", *VELOCITIES)
+    lowest = {k: r.low for k, r in search_space(config).items()}
+    names = set(map(bare_name, seen))
+    for env_id in known:
+        there = replace(config, env_ids=None, env_id=env_id, env_kwargs={})
+        with suppress(UserError):
+            if bare_name(env_id) not in names:
+                check(lifetimes(there, lowest)[0])
+                return env_id
+    return "ENVIRONMENT"
 
 
 def note_commands(config: EvolutionStudy, storage: str) -> Commands:

@@ -427,6 +427,28 @@ def test_the_command_that_is_printed_names_an_unseen_environment(tiny, inline, s
     assert shown_command(config, "name", DEFAULT_STORAGE).split()[-1] == "HalfCheetah-v4"
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"del_obs": True}, "Pendulum-v1"),  # velocities of Ant-v4 are not known
+        ({"learner": "DQN"}, "MountainCar-v0"),  # actions of Ant-v4 are no choice of one
+        ({"learner": "unknown_module:Learner"}, "ENVIRONMENT"),
+    ],
+)
+def test_the_command_that_is_printed_can_be_run(options, named):
+    config = EvolutionStudy(env_ids=("CartPole-v1", "Acrobot-v1"), **options)
+    assert shown_command(config, "name", DEFAULT_STORAGE).split()[-1] == named
+
+
+def test_other_agents_are_named_where_they_help(tiny, inline, sink):
+    evolve(EvolutionConfig(env_id="CartPole-v1", del_obs=True, **tiny), sink)
+    test = GeneralizationComparisonConfig(
+        study="CartPole-v1_main_0.064k_steps", env_id="Ant-v4", **TEST
+    )
+    with pytest.raises(UserError, match="the agent PPO cannot be trained: --del_obs does not"):
+        compare(test, sink)
+
+
 def test_a_study_of_one_environment_can_be_tested_in_another(tiny, inline, sink):
     evolve(EvolutionConfig(env_id="CartPole-v1", **tiny), sink)
     test = GeneralizationComparisonConfig(
