@@ -196,6 +196,12 @@ def this_command() -> str | None:
     return shlex.join([*start, *map(without_passwords, words)])
 
 
+def installed(name: str) -> str:
+    """A program of the environment in which this one runs, as it can be typed in the shell."""
+    path = Path(sys.executable).with_name(name)
+    return _program(name, path) if path.exists() else name
+
+
 def _program(name: str, path: Path) -> str:
     """A program by its name if the shell finds this one, else by its path."""
     for known in dict.fromkeys((name, path.name)):

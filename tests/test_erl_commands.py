@@ -183,6 +183,8 @@ def test_printed_commands_are_those_of_the_shell(
     program = program.replace("BIN", str(environment)).replace("ROOT", str(Path.cwd()))
     start_as(monkeypatch, program, environment / "python", environment if active else "")
     assert cli.command("test", "--study", "x") == printed
+    folder = "" if active else ".venv/bin/"
+    assert [cli.installed(name) for name in ("erl", "missing")] == [f"{folder}erl", "missing"]
 
 
 def test_a_printed_command_runs_where_no_environment_is_active(environment, monkeypatch, tmp_path):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from erl.cli import Sink, command, plural
+from erl.cli import Sink, command, installed, plural
 from erl.errors import UserError
 from erl.experiments.campaign import (
     Campaign,
@@ -20,7 +20,7 @@ from erl.experiments.campaign import (
     outcome,
     steps_in_checkpoints,
 )
-from erl.experiments.films import film_agents, film_commands, model_name, say_film
+from erl.experiments.films import film_agents, film_command, model_name, say_film
 from erl.experiments.flags import MAX_SEED, AgentFlags
 from erl.experiments.forecast import (
     Outlook,
@@ -37,7 +37,7 @@ from erl.learners import Outputs
 from erl.lifetimes.living import Cohort
 from erl.studies.configuration import StudyConfig, evolved_arm
 from erl.studies.distributions import SearchSpace, categorical, integer
-from erl.studies.storage import DEFAULT_STORAGE, shown
+from erl.studies.storage import shown, storage_words
 from erl.studies.study import Study
 from erl.studies.tables import agent_tables, lines
 from erl.studies.trial_report import traceback_command
@@ -124,7 +124,7 @@ def train_agents(
         return _cohort(flags, folder, members, status)
 
     def commands(name: str, trial: RunningTrial | None) -> list[str]:
-        return film_commands(flags, folder, trial)
+        return [] if trial is None else [film_command(flags, folder, trial.params)]
 
     if agents.todo:
         announce(outlook, campaign.executor, sink)
@@ -146,9 +146,10 @@ def train_agents(
         sink.line(line)
     say(study)
     _say_where(campaign, flags, agents.storage, folder, figures=bool(tables))
-    say_film(study, flags, folder, evolved_arm(agents.arms), sink)
     if flags.video:
         film_agents(study, flags, folder, sink)
+    else:
+        say_film(study, flags, folder, evolved_arm(agents.arms), sink)
     return 1 if any(key_of(params) in failed for params in agents.wanted) else 0
 
 
@@ -253,14 +254,13 @@ def _say_where(
     if os.path.isdir(models):
         say(f"models:   {models}")
     if os.path.isdir(logs):
-        say(f"logs:     {shlex.join(['tensorboard', '--logdir', logs])}")
+        say(f"logs:     {shlex.join([installed('tensorboard'), '--logdir', logs])}")
     if not figures:
         return
     name = campaign.study.name_now()
     words = ["plot", "--study", name, "--folder", f"reports/{folder_name(name)}"]
-    if storage != DEFAULT_STORAGE:
-        words += ["--storage", shown(storage)]
-    say(f"figures:  {command(*words)}")
+    words += ["--models", flags.models] * (flags.models != AgentFlags.models)
+    say(f"figures:  {command(*words, *storage_words(storage))}")
 
 
 class AgentProgress(Progress):

@@ -40,7 +40,7 @@ from erl.search.samplers import generation_size
 from erl.search.space import search_space
 from erl.studies.configuration import EvolutionStudy, differences
 from erl.studies.distributions import SearchSpace, distributions
-from erl.studies.storage import DEFAULT_STORAGE, shown
+from erl.studies.storage import shown, storage_words
 from erl.studies.study import Study, existing
 from erl.studies.trial_report import traceback_command
 from erl.studies.trials import Plan, RunningTrial, key_of, lifetime_records
@@ -249,8 +249,7 @@ def _say_winner(study: Study, elsewhere: int, last_error: str | None, sink: Sink
             f"running in other processes, of a run with a larger --nb_trials"
         )
     if choice is None:
-        reasons = f"{command('studies', 'show', '--study', study.name_now())} lists the reasons"
-        sink.line(f"no trial succeeded: {last_error or reasons}")
+        sink.line("no trial succeeded" + (f": {last_error}" if last_error else ""))
         if failed := study.trials("FAIL"):
             sink.line(traceback_command(study, failed[-1:]))
     return choice
@@ -289,9 +288,7 @@ def test_command(config: EvolutionStudy, name: str, storage: str) -> str:
     words = ["--study", name, "--training_steps", str(config.training_steps)]
     if config.env_ids is not None:
         words += ["--env_id", _unseen(config, config.env_ids)]
-    if storage != DEFAULT_STORAGE:
-        words += ["--storage", shown(storage)]
-    return command(kind, *words)
+    return command(kind, *words, *storage_words(storage))
 
 
 def _unseen(config: EvolutionStudy, seen: Iterable[str]) -> str:

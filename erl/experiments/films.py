@@ -8,7 +8,6 @@ from erl.experiments.flags import AgentFlags
 from erl.lifetimes.models import load_model
 from erl.studies.records import middle_trials
 from erl.studies.study import Study
-from erl.studies.trials import RunningTrial
 
 # Width of a frame, in pixels: a panel of the same width stands beside it.
 WIDTH = 400
@@ -20,12 +19,8 @@ def model_name(params: dict[str, object]) -> str:
     return f"{params['arm']}/{seed}" if "arm" in params else seed
 
 
-def film_commands(flags: AgentFlags, folder: str, trial: RunningTrial | None) -> list[str]:
-    """The command that films the agent of a trial."""
-    return [] if trial is None else [_film_command(flags, folder, trial.params)]
-
-
-def _film_command(flags: AgentFlags, folder: str, params: dict[str, object]) -> str:
+def film_command(flags: AgentFlags, folder: str, params: dict[str, object]) -> str:
+    """The command that films the agent of a trial with these parameters."""
     return command("film", "--model", f"{flags.models}/{folder}/{model_name(params)}")
 
 
@@ -34,7 +29,7 @@ def say_film(study: Study, flags: AgentFlags, folder: str, arm: str | None, sink
     middle = middle_trials(study)
     chosen = [t for t in middle if arm is None or t.params.get("arm") == arm]
     for trial in chosen[:1] or middle[:1]:
-        line = _film_command(flags, folder, trial.params)
+        line = film_command(flags, folder, trial.params)
         if (Path(flags.models) / folder / f"{model_name(trial.params)}.zip").exists():
             sink.line(f"film it:  {line}")
 

@@ -89,6 +89,11 @@ def shown(storage: str) -> str:
     return url.set(query=hidden).render_as_string(hide_password=True)
 
 
+def storage_words(storage: str) -> list[str]:
+    """The flag of a command that names a storage; none for the one that it takes anyway."""
+    return [] if storage == DEFAULT_STORAGE else ["--storage", shown(storage)]
+
+
 class StorageError(UserError):
     """A storage that cannot be used, or not any more."""
 

@@ -10,7 +10,7 @@ from erl.cli import command, score_text, value_text
 from erl.errors import UserError, one_line
 from erl.lifetimes.record import LifetimeRecord
 from erl.studies.notes import of_lifetime
-from erl.studies.storage import DEFAULT_STORAGE, shown
+from erl.studies.storage import storage_words
 from erl.studies.study import Study
 from erl.studies.trials import attribute, lifetime_records
 
@@ -24,8 +24,7 @@ def traceback_command(study: Study, failed: Sequence[FrozenTrial]) -> str:
     """
     first, *others = sorted(trial.number for trial in failed)
     words = ["studies", "show", "--study", study.name_now(), "--trial", str(first)]
-    if study.address != DEFAULT_STORAGE:
-        words += ["--storage", shown(study.address)]
+    words += storage_words(study.address)
     more = f" (and --trial {', '.join(map(str, others))})" if others else ""
     return f"{'tracebacks' if others else 'its traceback'}: {command(*words)}{more}"
 

@@ -20,6 +20,7 @@ from erl.experiments.evolution import (
     EvolutionConfig,
     GeneralizationConfig,
     MultiEvolutionConfig,
+    _say_winner,
     evolve,
 )
 from erl.experiments.evolution_study import study_config
@@ -211,8 +212,19 @@ def test_own_trials_that_all_failed_are_no_success_beside_a_longer_run(quick, to
     assert "1 trial of this study is running in other processes, of a run with a larger" in str(
         sink
     )
-    assert any(line.startswith("no trial succeeded: ") for line in sink.lines)
+    assert "no trial succeeded" in sink.lines
     assert "test them:" not in str(sink)
+
+
+def test_where_no_trial_succeeded_the_next_command_names_the_storage(quick, told, sink):
+    told.error = staticmethod(lambda spec: "broken")
+    config = make(quick, nb_trials=1, storage="sqlite:///other.db")
+    evolve(config, sink)
+    sink.lines.clear()
+    assert _say_winner(study_of(config), 0, None, sink) is None
+    said, shown = sink.lines
+    assert said == "no trial succeeded"
+    assert shown.endswith("--trial 0 --storage sqlite:///other.db")
 
 
 def test_published_code_uses_its_seeds(quick, told, sink):

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,10 +57,14 @@ def test_video_films_the_middle_agent_of_each_kind_and_attaches_it(quick, inline
 
 
 def test_what_cannot_be_filmed_is_said_and_costs_nothing(inline, sink):
+    """Nor is a film that was made just now offered."""
     flags = {"learner": "PPO", "engine": "sb3", "set": "n_steps=32,batch_size=32,n_epochs=1"}
     config = SingleConfig(env_id=TOY, steps=64, workers=1, video=True, **flags)
     assert run(config, sink) == 0
     assert "no film of trial 0, seed_0: toy_environments:Recall-v0 cannot be" in str(sink)
+    assert "film it:" not in str(sink)
+    assert run(replace(config, video=False), sink) == 0
+    assert "film it:" in str(sink)
     study = Study(DEFAULT_STORAGE, f"{TOY}_PPO_single_0.064k_steps")
     assert files_of(study, study.trials()[0]) == set()
     Path(f"models/{study.name.replace(':', '_')}/seed_0.zip").unlink()

@@ -226,6 +226,8 @@ def test_folders_in_printed_commands_are_quoted(quick, sink, inline):
     )
     assert compare(test, sink) == 0
     [line] = [line for line in sink.lines if line.startswith("logs:")]
-    assert line.startswith("logs:     tensorboard --logdir '/")
+    assert "tensorboard --logdir '/" in line
     assert "/my logs/" in line
     assert line.endswith("'")
+    [line] = [line for line in sink.lines if line.startswith("figures:")]
+    assert line.endswith("--models 'my models' --storage 'sqlite:///my studies.db'")
