@@ -183,7 +183,7 @@ def parallel_coordinates(trials: pd.DataFrame, space: Space, about: str = "") ->
     """Every completed trial as a line over its parameters and its fitness, the best on top. Where a
     trial does not have a parameter, its line has a gap.
     """
-    done = completed(trials).sort_values("fitness")
+    done = completed(trials).sort_values(["fitness", "trial"], ascending=[True, False])
     names = _searched(space, done)
     low, high = float(done.fitness.min()), float(done.fitness.max())
     ends = Axis(low, high)

@@ -20,9 +20,12 @@ from erl.statistics import SMOOTHING, smoothed
 
 
 def chosen_trials(trials: pd.DataFrame, with_lifetimes: Sequence[int]) -> dict[str, int]:
-    """The best, a middle and the worst completed trial of those that have lifetimes."""
+    """The best, a middle and the worst completed trial of those that have lifetimes. Of equals the
+    one with the lowest number is the best, as in `Study.best`.
+    """
     done = completed(trials)
-    done = done[done.trial.isin(list(with_lifetimes))].sort_values("fitness", kind="stable")
+    done = done[done.trial.isin(list(with_lifetimes))]
+    done = done.sort_values(["fitness", "trial"], ascending=[True, False])
     if not len(done):
         raise UserError("no completed trial of this study stores its lifetimes")
     picks = {"best": len(done) - 1, "middle": (len(done) - 1) // 2, "worst": 0}

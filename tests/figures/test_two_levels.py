@@ -3,11 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
-from figure_fixtures import evolved, trials
+from figure_fixtures import evolved, space, trials
 from test_evolution_figures import line
 
 from erl.errors import UserError
-from erl.figures import two_levels
+from erl.figures import evolution, two_levels
 from erl.figures.style import caption_of
 
 
@@ -24,6 +24,13 @@ def test_both_levels_with_learning_curves(trials, evolved):
     drawn = figure.axes[1].lines[0].get_xydata()
     assert drawn[-1] == pytest.approx([1000, curve[-10:, 1].mean()])
     assert "2 seeds each" in caption_of(figure)
+
+
+def test_of_equal_trials_the_first_is_the_best(trials, space):
+    level = trials.assign(fitness=trials.fitness.where(trials.fitness.isna(), 1.0))
+    assert two_levels.chosen_trials(level, level.trial)["best"] == 0
+    axes = evolution.parallel_coordinates(level, space).axes[0]
+    assert line(axes, "best trial")[1][0] == pytest.approx(space["sr"].unit(level.sr)[0])
 
 
 def test_both_levels_with_an_evolution_inside(trials, evolved):
