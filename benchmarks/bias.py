@@ -114,7 +114,7 @@ def table(arguments: argparse.Namespace) -> None:
     """Print what both reach, and the difference of the test lifetimes of the same root and test
     seed, with its 95 % bootstrap interval.
     """
-    rows = read_rows(*arguments.files)
+    rows = read_rows(arguments.file)
     for measure in MEASURES:
         print(f"| environment | root seeds | {measure}, none | with bias | bias - none, paired |")
         print("|---|---|---|---|---|")
@@ -185,7 +185,7 @@ def main() -> None:
     part.add_argument("--out", required=True)
     part.set_defaults(call=run)
     part = commands.add_parser("table")
-    part.add_argument("files", nargs="+")
+    part.add_argument("file")
     part.set_defaults(call=table)
     arguments = parser.parse_args()
     arguments.call(arguments)

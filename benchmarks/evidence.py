@@ -69,7 +69,8 @@ from rows import read_rows
 from erl.cli import duration, exit_after, plural
 from erl.errors import UserError
 from erl.figures.comparison import generalisation_matrix
-from erl.files import write_text, write_whole
+from erl.figures.style import save
+from erl.files import write_text
 from erl.statistics import bootstrap_interval, interval_text
 from erl.studies.configuration import EvolutionStudy, FinalsStudy, TestStudy
 from erl.studies.records import Lived, decoded, lifetime_rows
@@ -643,9 +644,7 @@ def print_matrix(rows: dict[str, pd.DataFrame], folder: Path, title: str) -> Non
     print(f"\n### Evolved on (rows) x tested on (columns){title}\n")
     print(to_markdown(matrix_shown(made)))
     print("P(arm > PPO) with its 95 % bootstrap interval; IQM of the return (of PPO's).\n")
-    path = folder / "generalisation.svg"
-    figure = generalisation_matrix(made)
-    write_whole(path, lambda beside: figure.savefig(beside))
+    save(generalisation_matrix(made), folder, "generalisation", ["svg"])
 
 
 def print_published(rows: dict[str, pd.DataFrame], title: str) -> None:

@@ -135,7 +135,7 @@ def replay(arguments: argparse.Namespace) -> None:
         "mean [95 % bootstrap interval] over evolutions without pruning; points are tenths of a "
         "lifetime"
     )
-    evolutions = read_rows(*arguments.files)
+    evolutions = read_rows(arguments.file)
     for e in evolutions:
         tables = np.array(e["tables"], dtype=float)
         e["tables"] = np.where(np.isnan(tables), -np.inf, tables)
@@ -253,7 +253,7 @@ def steps_to(row: dict[str, Any], target: float) -> float:
 
 
 def show(arguments: argparse.Namespace) -> None:
-    rows = read_rows(*arguments.files)
+    rows = read_rows(arguments.file)
     plain = {(r["seed"], r["nb_seeds"]): r for r in rows if r["pruner"] == "none"}
     print(
         "mean [95 % bootstrap interval] over root seeds; ratios and differences to no pruning "
@@ -303,7 +303,7 @@ def main() -> None:
     part.add_argument("--out", required=True)
     part.set_defaults(call=run)
     part = commands.add_parser("replay")
-    part.add_argument("files", nargs="+")
+    part.add_argument("file")
     part.add_argument("--pruners", default="median,hyperband")
     part.set_defaults(call=replay)
     part = commands.add_parser("collect")
@@ -311,7 +311,7 @@ def main() -> None:
     part.add_argument("--out", required=True)
     part.set_defaults(call=collect)
     part = commands.add_parser("show")
-    part.add_argument("files", nargs="+")
+    part.add_argument("file")
     part.set_defaults(call=show)
     arguments = parser.parse_args()
     arguments.call(arguments)

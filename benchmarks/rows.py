@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,28 +35,25 @@ def environment(env_id: str) -> str:
     return env_id
 
 
-def read_rows(*files: str | Path) -> list[dict[str, Any]]:
-    """The rows of all files, in order. Lines whose end is missing are left out: a run was killed
-    while it wrote them.
+def read_rows(file: str | Path) -> list[dict[str, Any]]:
+    """The rows of a file, in order. Lines whose end is missing are left out: a run was killed while
+    it wrote them.
 
     Raises:
-        UserError: a file cannot be read, or holds something else.
+        UserError: the file cannot be read, or holds something else.
     """
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except OSError as e:
+        raise UserError(f"cannot read rows from {file}: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        raise UserError(f"cannot read rows from {file}: it is no text") from e
     rows = []
-    for file in files:
-        try:
-            lines = Path(file).read_text(encoding="utf-8").splitlines()
-        except OSError as e:
-            raise UserError(f"cannot read rows from {file}: {e.strerror}") from e
-        except UnicodeDecodeError as e:
-            raise UserError(f"cannot read rows from {file}: it is no text") from e
-        for line in lines:
-            if not line.startswith("{"):
-                raise UserError(f"{file} holds no rows: each line has to be a JSON object")
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                continue
+    for line in lines:
+        if not line.startswith("{"):
+            raise UserError(f"{file} holds no rows: each line has to be a JSON object")
+        with suppress(ValueError):
+            rows.append(json.loads(line))
     return rows
 
 

@@ -363,7 +363,7 @@ def _or_nan(value: float | None) -> float:
 
 
 def table(arguments: argparse.Namespace) -> None:
-    rows = read_rows(*arguments.files)
+    rows = read_rows(arguments.file)
     print("mean over root seeds [95 % bootstrap interval over them]\n")
     for env_id in dict.fromkeys(r["env_id"] for r in rows):
         part = [r for r in rows if r["env_id"] == env_id]
@@ -448,7 +448,7 @@ def main() -> None:
     part.add_argument("--out", required=True)
     part.set_defaults(call=run)
     part = commands.add_parser("table")
-    part.add_argument("files", nargs="+")
+    part.add_argument("file")
     part.set_defaults(call=table)
     arguments = parser.parse_args()
     arguments.call(arguments)

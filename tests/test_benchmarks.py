@@ -424,6 +424,18 @@ def test_the_matrix_keeps_experiments_and_tests_of_the_same_environments_apart()
     assert [*zip(made.tested_on, made.probability)] == [("X-v0 (s)", 1.0), ("X-v0 (t)", 0.0)]
 
 
+def test_the_matrix_is_drawn_the_same_each_time(monkeypatch, tmp_path, capsys):
+    rows = pd.concat([scored("s", arm, [0.0, 1.0, 2.0]) for arm in ("PPO", evidence.RES)])
+    each = Namespace(name="a", part="generalisation", evolved_on="A")
+    monkeypatch.setattr(evidence, "experiments", lambda: [each])
+    drawn = []
+    for _ in range(2):
+        evidence.print_matrix({"a": rows}, tmp_path, "")
+        drawn.append((tmp_path / "generalisation.svg").read_text())
+    assert drawn[0] == drawn[1]
+    assert "<dc:date>" not in drawn[0]
+
+
 def fake_scripts(monkeypatch, tmp_path, codes):
     """Experiments of commands that end with these exit codes, and the commands that were run."""
     made = [evidence.Experiment(name, "p", 1, f"{name}.py", (f"{name}_test.py",)) for name in codes]
@@ -614,6 +626,17 @@ def test_every_benchmark_ends_as_all_scripts_do(path):
         assert re.search(r"\n    (exit_after\(main\)|main\(run, .*\))\n$", path.read_text())
 
 
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [(bias, "table"), (pruning, "show"), (pruning, "replay"), (winner, "table")],
+)
+def test_files_with_rows_of_different_settings_are_not_joined(module, command, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["x", command, "a.jsonl", "b.jsonl"])
+    with pytest.raises(SystemExit, match="2"):
+        module.main()
+    assert "unrecognized arguments: b.jsonl" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_bad_input_of_a_benchmark_is_one_line_and_code_2():
     words = [str(ROOT / "benchmarks/evidence.py"), "plan", "--names", "x"]
@@ -655,7 +678,7 @@ def test_rows_outlive_a_killed_run(tmp_path):
     file.write_text(file.read_text() + '{"a": 2, "b')  # as much as it had written
     assert kept.read_rows(file) == [{"a": 1}]
     kept.add_row(file, {"a": 3})
-    assert kept.read_rows(file, file) == [{"a": 1}, {"a": 3}] * 2
+    assert kept.read_rows(file) == [{"a": 1}, {"a": 3}]
     kept.write_rows(file, kept.read_rows(file))
     assert file.read_text() == '{"a": 1}\n{"a": 3}\n'
     with pytest.raises(TypeError):
@@ -1104,7 +1127,7 @@ def test_an_evolution_with_finals_becomes_a_row_and_rows_a_table(
     other["winner"] = row["winner"] | {"trial": None, "mean": 12, "fitness": None}
     path = tmp_path / "rows.jsonl"
     path.write_text(f"{json.dumps(one)}\n{json.dumps(other)}\n")
-    winner.table(Namespace(files=[path]))
+    winner.table(Namespace(file=path))
     printed = {
         line[2:38].strip(): line[38:].split() for line in capsys.readouterr().out.splitlines()
     }
