@@ -40,7 +40,7 @@ from erl.search.samplers import generation_size
 from erl.search.space import search_space
 from erl.studies.configuration import EvolutionStudy, differences
 from erl.studies.distributions import SearchSpace, distributions
-from erl.studies.storage import shown, storage_words
+from erl.studies.storage import shown, sqlite_file, storage_words
 from erl.studies.study import Study, existing
 from erl.studies.trial_report import traceback_command
 from erl.studies.trials import Plan, RunningTrial, key_of, lifetime_records
@@ -129,7 +129,8 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
         UserError: bad input; nothing has been written then.
     """
     name, config, space, done, outlook = _prepared(flags, sink)
-    complete = f"{done} of {flags.nb_trials} trials are there; raise --nb_trials for more"
+    there = f"{done} of {plural(max(done, flags.nb_trials), 'trial')} are there"
+    complete = f"{there}; raise --nb_trials above {done} for more"
     if flags.dry_run:
         _say_what(name, config, space, flags.storage, sink)
         if not outlook.left:
@@ -144,7 +145,7 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     if outlook.left:
         if done:
             left = ", finals are left" * (done >= flags.nb_trials)
-            sink.line(f"goes on: {done} of {plural(flags.nb_trials, 'trial')} are there{left}")
+            sink.line(f"goes on: {there}{left}")
         announce(outlook, campaign.executor, sink)
     else:
         sink.line(complete)
@@ -223,17 +224,20 @@ def _hand_over(
         return 130
     no_finals = stored_choice(study.optuna.user_attrs) is None
     progress.say_luck(advise=flags.finalists is None and no_finals)
-    if _say_winner(study, elsewhere, progress.last_error, sink) is None:
+    if _say_winner(flags, study, elsewhere, progress.last_error, sink) is None:
         return 1
     sink.line(f"test them:       {test_command(config, study.name_now(), flags.storage)}")
     DashboardNotes(study, flags.artifacts, note_commands(config, flags.storage)).study()
     return 0
 
 
-def _say_winner(study: Study, elsewhere: int, last_error: str | None, sink: Sink) -> Choice | None:
+def _say_winner(
+    flags: EvolutionFlags, study: Study, elsewhere: int, last_error: str | None, sink: Sink
+) -> Choice | None:
     """Say what an evolution hands over, or why nothing.
 
     Args:
+        flags: whether finals are asked for.
         study: whose trials have ended, but for those of a longer run.
         elsewhere: how many of the latter run in other processes.
         last_error: why a trial failed last, in this process.
@@ -247,6 +251,8 @@ def _say_winner(study: Study, elsewhere: int, last_error: str | None, sink: Sink
         sink.line(
             f"{plural(elsewhere, 'trial')} of this study {'is' if elsewhere == 1 else 'are'} "
             f"running in other processes, of a run with a larger --nb_trials"
+            + "; no finals are held meanwhile"
+            * bool(flags.finalists)
         )
     if choice is None:
         sink.line("no trial succeeded" + (f": {last_error}" if last_error else ""))
@@ -425,10 +431,8 @@ def _say_best(study: Study, sink: Sink) -> Choice | None:
     for test in reached_in_tests(study.optuna.user_attrs, winner).values():
         sink.line(f"tested:          {winner.title}, {test.line}")
     sink.line(f"hyperparameters: {params_text(winner.params)}")
-    where = shown(study.address)
-    path = where.removeprefix("sqlite:///").partition("?")[0]
+    file = sqlite_file(study.address)
     sink.line(
-        f"study database:  {where}"
-        + (f" ({os.path.abspath(path)})" if where.startswith("sqlite") else "")
+        f"study database:  {shown(study.address)}" + (f" ({os.path.abspath(file)})" if file else "")
     )
     return choice

@@ -158,13 +158,10 @@ class EvolutionFlags(RunFlags):
             "finalist_seeds",
         ):
             check_count(name, getattr(self, name))
-        for name in ("popsize", "obs_units"):
-            if getattr(self, name) is not None:
-                check_count(name, getattr(self, name))
+        if self.obs_units is not None:
+            check_count("obs_units", self.obs_units)
         check_seeds(self.seed, self.nb_seeds)
         self._check_finals()
-        if self.popsize is not None and self.popsize < 2:
-            raise UserError(f"--popsize must be at least 2, not {self.popsize}")
         self._check_reservoirs()
         if self.evolve is not None and not self.evolve.replace(",", "").strip():
             raise UserError(

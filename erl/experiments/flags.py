@@ -180,7 +180,8 @@ def check_name(name: str) -> None:
     """Refuse a name that could lead out of the run folder."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,99}", name) or ".." in name:
         raise UserError(
-            f"--h_test {name!r} is not a valid name: use at most 100 letters, digits and _ . + = -"
+            f"--h_test {name!r} is not a valid name: use at most 100 letters, digits and "
+            f"_ . + = -, first a letter, a digit or _, and no two dots side by side"
         )
 
 

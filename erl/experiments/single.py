@@ -135,14 +135,14 @@ def further_settings(
     """
     by_set, by_flag = parse_settings(flags.set), flags.settings()
     for name in by_flag.keys() & by_set.keys():
-        raise UserError(f"{name} is given by --set and by --{name}")
+        raise UserError(f"{name} is given by --set and by {flags.typed(name)}")
     if learner == "TD3":
         # The commands of AES-RL's published code have them for every algorithm.
         if by_flag.get("ray_address") is not None and flags.actor_executor is None:
             del by_flag["actor_executor"]
         published = ("ray_address", "actor_workers", "critic_workers")
         if left_out := [name for name in published if by_flag.pop(name, None) is not None]:
-            names = " and ".join(f"--{name}" for name in left_out)
+            names = " and ".join(map(flags.typed, left_out))
             note(f"{names}: TD3 has no such workers, and they are left out")
     return by_set | by_flag
 

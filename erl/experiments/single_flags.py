@@ -163,6 +163,11 @@ class SingleConfig(AgentFlags):
             given["actor_executor"] = given["actor_executor"] or "ray"
         return {name: value for name, value in given.items() if value is not None}
 
+    def typed(self, setting: str) -> str:
+        """The flag that gave a setting of `settings`."""
+        others = {"critic_workers": "parallel_critic", "actor_executor": "ray_address"}
+        return f"--{setting if getattr(self, setting) is not None else others[setting]}"
+
     def subject(self) -> str:
         """Environment and learner, and whether it has a reservoir or a context of its own."""
         from erl.studies.configuration import Part, agent_name

@@ -88,7 +88,7 @@ def generation_size(
     Raises:
         UserError: for an unknown name or a population too small.
     """
-    smallest = MIN_POPSIZE if _canonical(name) == "Cmaes" else 1
+    smallest = MIN_POPSIZE if _canonical(name) == "Cmaes" else 2
     if popsize is None:
         return 4 + math.floor(3 * math.log(max(1, len(_numerical(search_space)))))
     if popsize < smallest:

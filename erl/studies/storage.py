@@ -89,6 +89,12 @@ def shown(storage: str) -> str:
     return url.set(query=hidden).render_as_string(hide_password=True)
 
 
+def sqlite_file(storage: str) -> str | None:
+    """The file of an SQLite database; None for another storage."""
+    url = _url(storage)
+    return None if url is None or url.get_backend_name() != "sqlite" else url.database
+
+
 def storage_words(storage: str) -> list[str]:
     """The flag of a command that names a storage; none for the one that it takes anyway."""
     return [] if storage == DEFAULT_STORAGE else ["--storage", shown(storage)]
@@ -111,8 +117,7 @@ def refused(storage: str, error: BaseException) -> StorageError:
     error = cause(error)
     details = error.details() if isinstance(error, grpc.RpcError) else None
     text = one_line(details or getattr(error, "orig", None) or error)
-    url = _url(storage)
-    file = None if url is None or url.get_backend_name() != "sqlite" else url.database
+    url, file = _url(storage), sqlite_file(storage)
     if file and not Path(file).exists():  # SQLite says that it is read-only
         return GoneError(f"cannot use the storage {shown(storage)}: the file {file} is not there")
     secrets = (

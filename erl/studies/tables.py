@@ -156,8 +156,8 @@ def few_seeds(numbers: Iterable[int]) -> str:
     if fewest >= ENOUGH:
         return ""
     if fewest == 2:
-        return "with 2 seeds the intervals mean nothing; --nb_seeds 10 is a good number"
-    return f"with {fewest} seeds the intervals are rough; --nb_seeds 10 is better"
+        return "with 2 seeds the intervals mean nothing; 10 is a good number"
+    return f"with {fewest} seeds the intervals are rough; 10 are better"
 
 
 def few_seeds_of(tables: Sequence[AgentTable]) -> str:

@@ -151,12 +151,19 @@ def test_bounds_may_coincide(quick, told, sink):
     assert "every range is a single value: nothing is searched" in str(sink)
 
 
+def test_the_file_of_the_study_is_named_whatever_the_driver(quick, told, sink):
+    evolve(make(quick, nb_trials=1, storage="sqlite+pysqlite:///q.db"), sink)
+    file = Path("q.db").absolute()
+    assert f"study database:  sqlite+pysqlite:///q.db ({file})" in sink.lines
+
+
 def test_a_dry_run_of_what_is_complete_says_so(quick, told, sink):
     config = make(quick, nb_trials=2)
     evolve(config, sink)
     del sink.lines[:]
-    assert evolve(replace(config, dry_run=True), sink) == 0
-    assert sink.lines[-1] == "2 of 2 trials are there; raise --nb_trials for more"
+    for nb_trials in (2, 1):
+        assert evolve(replace(config, nb_trials=nb_trials, dry_run=True), sink) == 0
+        assert sink.lines[-1] == "2 of 2 trials are there; raise --nb_trials above 2 for more"
 
 
 def test_trials_that_have_not_ended_are_told_apart(quick, told, sink):
@@ -221,7 +228,7 @@ def test_where_no_trial_succeeded_the_next_command_names_the_storage(quick, told
     config = make(quick, nb_trials=1, storage="sqlite:///other.db")
     evolve(config, sink)
     sink.lines.clear()
-    assert _say_winner(study_of(config), 0, None, sink) is None
+    assert _say_winner(config, study_of(config), 0, None, sink) is None
     said, shown = sink.lines
     assert said == "no trial succeeded"
     assert shown.endswith("--trial 0 --storage sqlite:///other.db")
@@ -334,8 +341,8 @@ IDLE = [
         ({"learner": "SAC"}, "SAC does not take the Discrete actions"),
         ({"engine": "warp"}, "auto, cohort, sb3"),
         ({"fitness": "best"}, "training, final_eval"),
-        ({"popsize": 3}, "at least 4"),
-        ({"popsize": 1}, "at least 2|at least 4"),
+        *(({"popsize": size}, "at least 4 with Cmaes") for size in (0, 1, 3)),
+        ({"popsize": 1, "sampler": "Tpe"}, "at least 2 with Tpe"),
         ({"units": 2}, "at least 3 units"),
         ({"min_sr": 2.0, "max_sr": 1.0}, "--min_sr 2.0 is greater than --max_sr 1.0"),
         ({"min_sr": float("nan")}, "above 0"),
@@ -345,7 +352,8 @@ IDLE = [
         ({"h_test": ""}, "not a valid name"),
         ({"h_test": "a/b"}, "not a valid name"),
         ({"h_test": "a\n"}, "not a valid name"),
-        ({"h_test": "-x"}, "not a valid name"),
+        ({"h_test": "-x"}, "not a valid name.* first a letter, a digit or _"),
+        ({"h_test": "a..b"}, "not a valid name.* no two dots side by side"),
         ({"seed": -1}, "--seed must be at least 0"),
         ({"learner_config": "missing.yaml"}, "cannot read"),
         *(

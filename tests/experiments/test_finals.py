@@ -111,7 +111,7 @@ def test_the_best_trials_and_the_mean_are_lived_on_seeds_of_their_own(evolved, s
     assert said in sink.lines
     evolve(make(), sink)
     assert f"{said}; none of them new" in sink.lines
-    assert "8 of 8 trials are there; raise --nb_trials for more" in sink.lines
+    assert "8 of 8 trials are there; raise --nb_trials above 8 for more" in sink.lines
 
 
 @pytest.mark.slow
@@ -358,6 +358,7 @@ def test_no_finals_while_a_longer_run_goes_on_elsewhere(evolved, sink):
         assert evolve(make(nb_trials=8), sink) == 0
     assert f"{NAME}_finals" not in study_names(open_storage(DEFAULT_STORAGE))
     assert "1 trial of this study is running in other processes" in str(sink)
+    assert "larger --nb_trials; no finals are held meanwhile" in str(sink)
 
 
 def waits_after_the_first_final():

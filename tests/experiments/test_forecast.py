@@ -419,7 +419,7 @@ def test_what_is_there_already_is_said(quick, inline, sink, monkeypatch):
     config = small(learner_config=quick)
     assert evolve(config, sink) == 0
     assert evolve(config, sink) == 0
-    assert "2 of 2 trials are there; raise --nb_trials for more" in sink.lines
+    assert "2 of 2 trials are there; raise --nb_trials above 2 for more" in sink.lines
     assert not any(line.startswith("goes on:") for line in sink.lines)
     assert evolve(small(learner_config=quick, nb_trials=4), sink) == 0
     assert "goes on: 2 of 4 trials are there" in sink.lines

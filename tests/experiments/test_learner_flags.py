@@ -129,6 +129,8 @@ def test_ray_flags_of_a_published_command_do_not_apply_to_td3(asked, sink):
     settings = asked(f"{words} --num_actor_worker 1 --num_critic_worker 0", {"algorithm": "TD3"})
     assert not {"actor_workers", "critic_workers"} & settings.keys()
     assert "--ray_address and --actor_workers and --critic_workers: TD3 has no" in str(sink)
+    asked("--learner TD3 --parallel_critic")
+    assert "--parallel_critic: TD3 has no such workers" in str(sink)
     settings = asked(words.replace("TD3", "AES-RL"))
     assert settings == {"ray_address": "ray:10.0.0.1:12345", "actor_executor": "ray"}
 
@@ -184,6 +186,16 @@ def test_files_of_the_others(asked, learner, more, expected):
         ("--learner AES-RL", SWIMMER | {"lrr": 1}, "has no setting 'lrr'; did you mean lr"),
         ("--learner AES-RL", SWIMMER | {"actor_activation": "relu"}, "activation is tanh here"),
         ("--learner AES-RL --rl_ratio 0.1 --set rl_ratio=0.2", None, "by --set and by --rl_ratio"),
+        (
+            "--learner P-CEM-RL --parallel_critic --set critic_workers=0",
+            None,
+            "critic_workers is given by --set and by --parallel_critic",
+        ),
+        (
+            "--learner AES-RL --ray_address ray --set actor_executor=ray",
+            None,
+            "actor_executor is given by --set and by --ray_address",
+        ),
         ("--learner P-CEM-RL --parallel_critic --critic_workers 0", None, "--critic_workers 0 not"),
         ("--learner AES-RL --ray_port 7", None, "--ray_port needs --ray_address"),
         ("--learner AES-RL --ray_address a --ray_port 99999", None, "--ray_address must be ray"),

@@ -172,7 +172,7 @@ def test_tables_say_the_same_in_every_form(lifetimes, tmp_path):
 def test_a_remark_on_few_seeds_is_below_a_table(lifetimes, tmp_path):
     table = comparison.results_table(lifetimes[lifetimes.seed < 3])
     _, markdown, latex = comparison.write_tables(table, tmp_path, "results", "Returns.")
-    said = "With 3 seeds the intervals are rough; --nb_seeds 10 is better."
+    said = "With 3 seeds the intervals are rough; 10 are better."
     assert markdown.read_text().endswith(f" {said}\n")
     assert "With 3 seeds the intervals are rough" in latex.read_text()
 

@@ -101,7 +101,7 @@ def test_lifetimes_of_one_arm_and_seed_are_one_or_an_error(lifetimes):
 
 @pytest.mark.parametrize(
     ("seeds", "said"),
-    [(2, "With 2 seeds the intervals mean nothing; --nb_seeds 10 is a good number."), (6, "")],
+    [(2, "With 2 seeds the intervals mean nothing; 10 is a good number."), (6, "")],
 )
 def test_captions_say_what_few_seeds_are_worth(seeds, said, lifetimes):
     few = lifetimes[lifetimes.seed < seeds]

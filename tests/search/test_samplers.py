@@ -223,8 +223,8 @@ def test_unknown_names_and_tiny_populations_are_refused():
         generation_size("randm", UNIT)
     with pytest.raises(UserError, match="at least 4"):
         make_sampler("Cmaes", UNIT, seed=0, popsize=3)
-    with pytest.raises(UserError, match="at least 1"):
-        generation_size("Tpe", UNIT, popsize=0)
+    with pytest.raises(UserError, match="at least 2"):
+        generation_size("Tpe", UNIT, popsize=1)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

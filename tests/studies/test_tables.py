@@ -84,7 +84,7 @@ def test_agents_of_one_cohort_have_no_speed(tested):
     ("n", "note"),
     [
         (1, None),
-        (2, "with 2 seeds the intervals mean nothing; --nb_seeds 10 is a good number"),
+        (2, "with 2 seeds the intervals mean nothing; 10 is a good number"),
         (3, "with 3 seeds the intervals are rough"),
         (5, None),
     ],
