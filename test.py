@@ -2,16 +2,8 @@
 (ER-MRL).
 """
 
-from dataclasses import dataclass
-
 from erl.cli import main
-from erl.experiments.comparison_flags import ComparisonConfig
-
-
-@dataclass(frozen=True)
-class Config(ComparisonConfig):
-    """Flags of this script: one reservoir, one environment."""
-
+from erl.experiments.comparison_flags import ComparisonConfig as Config
 
 if __name__ == "__main__":
     main("erl.experiments.comparison:compare", Config, __doc__)

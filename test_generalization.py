@@ -2,16 +2,8 @@
 see (ER-MRL).
 """
 
-from dataclasses import dataclass
-
 from erl.cli import main
-from erl.experiments.comparison_flags import GeneralizationComparisonConfig
-
-
-@dataclass(frozen=True)
-class Config(GeneralizationComparisonConfig):
-    """Flags of this script: several reservoirs, an unseen environment."""
-
+from erl.experiments.comparison_flags import GeneralizationComparisonConfig as Config
 
 if __name__ == "__main__":
     main("erl.experiments.comparison:compare", Config, __doc__)
