@@ -91,14 +91,12 @@ def scores_of(
     group: str,
     rows: Mapping[str, pd.DataFrame],
     roots: Mapping[str, int],
-    column: str,
 ) -> dict[str, pd.Series]:
     """By environment: the scores of a member, indexed by (root seed, test seed).
 
     Args:
         rows: of each experiment.
         roots: the root seed of each experiment, from which its test seeds are drawn.
-        column: of the scores.
     """
     found: dict[str, list[pd.Series]] = {}
     for name in matching(member, group, [*rows]):
@@ -106,9 +104,9 @@ def scores_of(
         frame = frame[
             (frame.arm == member.arm) & frame.study.str.contains(member.study, regex=False)
         ]
-        for env_id, part in frame.dropna(subset=[column]).groupby("env_id"):
+        for env_id, part in frame.dropna(subset=[PRIMARY]).groupby("env_id"):
             places = pd.MultiIndex.from_arrays([[roots[name]] * len(part), part.seed])
-            series = pd.Series(part[column].to_numpy(dtype=float), index=places)
+            series = pd.Series(part[PRIMARY].to_numpy(dtype=float), index=places)
             found.setdefault(str(env_id), []).append(series)
     return {env_id: pd.concat(parts) for env_id, parts in found.items()}
 
@@ -117,7 +115,6 @@ def compared(
     comparison: Comparison,
     rows: Mapping[str, pd.DataFrame],
     roots: Mapping[str, int],
-    column: str = PRIMARY,
 ) -> pd.DataFrame:
     """Each member against the baseline within each group: one family, corrected by Holm's method.
     Tests that are planned and have not all of their scores yet count with p = 1, so that a p-value
@@ -137,7 +134,7 @@ def compared(
     cells: dict[tuple[str, str], dict[str, pd.Series]] = {}
     for group in comparison.groups:
         for member in comparison.members:
-            found = scores_of(member, group, rows, roots, column)
+            found = scores_of(member, group, rows, roots)
             for env_id, scores in found.items():
                 cells.setdefault((group, env_id), {})[member.label] = scores
     if comparison.averaged:

@@ -144,18 +144,18 @@ def shares(study: optuna.Study) -> tuple[float | None, float | None]:
     return None, None
 
 
-def simulate(name: str, function_name: str, seed: int, workers: int, trials: int = TRIALS) -> dict:
+def simulate(name: str, function_name: str, seed: int, workers: int) -> dict:
     function = Function(function_name, seed)
     rng = np.random.default_rng([seed, 1])
-    noise = function.noise * rng.standard_normal(trials)
-    durations = rng.lognormal(-(0.5**2) / 2, 0.5, trials)
+    noise = function.noise * rng.standard_normal(TRIALS)
+    durations = rng.lognormal(-(0.5**2) / 2, 0.5, TRIALS)
     space = function.space()
     study = optuna.create_study(sampler=sampler_of(name, function, seed))
     running: list[tuple[float, int, optuna.Trial]] = []
     ended: list[tuple[float, float, float]] = []
     begun, now, start = 0, 0.0, time.process_time()
-    while len(ended) < trials:
-        while len(running) < workers and begun < trials:
+    while len(ended) < TRIALS:
+        while len(running) < workers and begun < TRIALS:
             heapq.heappush(running, (now + durations[begun], begun, study.ask(space)))
             begun += 1
         now, number, trial = heapq.heappop(running)

@@ -68,7 +68,7 @@ def main(
         configuration = parse(kind, argv, program, description, example)
         function = _imported(run) if isinstance(run, str) else run
         with Interruptible() as interruptible, warnings.catch_warnings():
-            display = Display(interruptible)
+            display = Display()
             warnings.showwarning = _shown_once(display)
             try:
                 code = function(configuration, display)
@@ -277,7 +277,7 @@ class Display:
     On a terminal the bottom line moves; elsewhere it is printed once a minute.
     """
 
-    def __init__(self, interruptible: Interruptible | None = None, every: float = 60.0) -> None:
+    def __init__(self, every: float = 60.0) -> None:
         self.console = Console(highlight=False, soft_wrap=True)
         self._live: Live | None = None
         self._every, self._printed = every, time.monotonic()

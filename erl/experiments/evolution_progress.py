@@ -92,7 +92,7 @@ class EvolutionProgress(Progress):
         nb_trials: int,
         sink: Sink,
         steps: int,
-        pace: Pace | None = None,
+        pace: Pace,
     ) -> None:
         done = study.finished()
         lifetimes_of_a_trial = len(config.environments) * config.nb_seeds

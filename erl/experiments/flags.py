@@ -15,10 +15,11 @@ from importlib.util import find_spec
 from typing import Any, ClassVar
 
 from erl.cli import option
-from erl.errors import UserError, nearest
+from erl.errors import UserError
 from erl.executors.machines import check_cluster
 from erl.files import check_writable, parse_yaml, writing
 from erl.learners import AES_RL_FILES, setting_names
+from erl.search.choices import check_choice
 from erl.studies import DEFAULT_STORAGE
 
 MAX_SEED = 10**6
@@ -105,8 +106,7 @@ class RunFlags:
             check_count("workers", self.workers)
         if self.cluster is not None:
             check_cluster(self.cluster)
-        if self.max_retries < 0:
-            raise UserError(f"--max_retries must be at least 0, not {self.max_retries}")
+        check_number("max_retries", self.max_retries)
         if not 0 <= self.checkpoint_minutes < math.inf:
             raise UserError(
                 f"--checkpoint_minutes must be a number of at least 0, not "
@@ -167,10 +167,7 @@ def check_folder(name: str, folder: str) -> None:
 
 def check_tracker(name: str) -> None:
     """Refuse a service that is unknown, or whose package is not installed."""
-    if name not in TRACKERS:
-        raise UserError(
-            f"unknown --track {name!r}{nearest(name, TRACKERS)} (known: {', '.join(TRACKERS)})"
-        )
+    check_choice("--track", name, TRACKERS)
     found = find_spec(name)
     if found is None or found.origin is None:  # the folder wandb/ of its runs is no package
         raise UserError(f"--track {name} needs the package {name}: pip install {name}")
@@ -199,8 +196,7 @@ def check_number(name: str, value: int) -> None:
 
 def check_seeds(seed: int | None, nb_seeds: int) -> None:
     """Refuse a negative root seed, and more seeds than have numbers."""
-    if seed is not None and seed < 0:
-        raise UserError(f"--seed must be at least 0, not {seed}")
+    check_number("seed", seed or 0)
     if nb_seeds > MAX_SEED:
         raise UserError(f"--nb_seeds must be at most {MAX_SEED}, not {nb_seeds}")
 

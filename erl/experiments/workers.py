@@ -8,22 +8,22 @@ from erl.learners import cores
 from erl.worlds.specification import LifetimeSpec, commit, versions
 
 
-def local_workers(flags: RunFlags, spec: LifetimeSpec | None = None) -> int:
+def local_workers(flags: RunFlags, spec: LifetimeSpec) -> int:
     """Workers on this machine: as the flags say, or as many as fit on its cores.
 
     Args:
         flags: how many.
-        spec: a lifetime that they live, which may keep several cores busy; None for one.
+        spec: a lifetime that they live, which may keep several cores busy.
     """
-    return flags.workers or max(1, default_workers() // (1 if spec is None else cores(spec)))
+    return flags.workers or max(1, default_workers() // cores(spec))
 
 
-def make_executor(flags: RunFlags, spec: LifetimeSpec | None = None) -> Executor:
+def make_executor(flags: RunFlags, spec: LifetimeSpec) -> Executor:
     """The workers that the flags ask for; by default as many as fit on the cores of this machine.
 
     Args:
         flags: where and how.
-        spec: a lifetime that they will live, which may keep several cores busy; None for one.
+        spec: a lifetime that they will live, which may keep several cores busy.
 
     Raises:
         UserError: there is no such cluster, or it cannot be used.
@@ -33,9 +33,9 @@ def make_executor(flags: RunFlags, spec: LifetimeSpec | None = None) -> Executor
             from erl.executors.ray_cluster import RayExecutor
         except ImportError as e:
             raise UserError(f'--cluster needs Ray ({e}): pip install "ray[client]"') from None
-        if spec is not None and spec.learner.config.get("actor_executor") == "ray":
+        if spec.learner.config.get("actor_executor") == "ray":
             raise UserError(ONE_CLUSTER)
-        n = 1 if spec is None else cores(spec)
+        n = cores(spec)
         return RayExecutor(flags.cluster, flags.workers, flags.max_retries, identify, n)
     from erl.executors.local import LocalExecutor
 

@@ -139,7 +139,7 @@ def titles(studies: Sequence[StudyData]) -> list[str]:
     return found
 
 
-def task_of(env_id: str, del_obs: bool = False, env_kwargs: Mapping[str, Any] | None = None) -> str:
+def task_of(env_id: str, del_obs: bool, env_kwargs: Mapping[str, Any]) -> str:
     """An environment in words: with hidden velocities and its arguments, if there are any."""
     hidden = " with hidden velocities" if del_obs else ""
     return f"{env_id}{hidden}" + (f" {Arguments(env_kwargs)}" if env_kwargs else "")

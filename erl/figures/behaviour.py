@@ -434,8 +434,6 @@ def memory(
 @styled
 def memory_profiles(frame: pd.DataFrame, about: str = "") -> Figure:
     """Recall over lags, and memory capacity against effective spectral radius (`memory`)."""
-    if not len(frame):
-        raise UserError("there is no reservoir whose memory could be shown")
     figure, (left, right) = new(1, 2, height=3.0, width_ratios=(1.6, 1))
     for group, look in looks(frame.group.unique()).items():
         part = frame[frame.group == group]

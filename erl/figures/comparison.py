@@ -274,10 +274,8 @@ def generalisation(
             }
         )
     if not rows:
-        if without:
-            _, tested, why = without[0]
-            raise UserError(f"the test on {tested} has {why}")
-        raise UserError("a generalisation matrix needs at least one test")
+        _, tested, why = without[0]
+        raise UserError(f"the test on {tested} has {why}")
     matrix = pd.DataFrame(rows)
     matrix.attrs["measured"] = measures.pop() if len(measures) == 1 else RETURNS[column]
     matrix.attrs["remarks"] = [

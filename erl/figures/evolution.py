@@ -43,19 +43,17 @@ def fitness_label(trials: pd.DataFrame) -> str:
     return f"fitness ({trials.attrs.get('fitness', 'mean return')})"
 
 
-def completed(trials: pd.DataFrame, least: int = 1) -> pd.DataFrame:
+def completed(trials: pd.DataFrame) -> pd.DataFrame:
     """Trials that have a fitness.
 
     Raises:
-        UserError: fewer than `least`.
+        UserError: there is none.
     """
     done = trials[(trials.state == "COMPLETE") & trials.fitness.notna()] if len(trials) else trials
-    if len(done) < least:
+    if not len(done):
         states = trials.state.value_counts() if len(trials) else {}
         has = ", ".join(f"{n} {state.lower()}" for state, n in states.items()) or "none"
-        raise UserError(
-            f"this figure needs at least {plural(least, 'trial')} with a fitness; trials: {has}"
-        )
+        raise UserError(f"this figure needs at least 1 trial with a fitness; trials: {has}")
     return done.sort_values("trial")
 
 
@@ -363,8 +361,6 @@ def contours(
 @styled
 def importances(frame: pd.DataFrame, about: str = "") -> Figure:
     """How much each parameter matters, by fANOVA and PED-ANOVA (`erl.studies.data.importances`)."""
-    if not len(frame):
-        raise UserError("there are no importances to show")
     methods = list(frame.method.unique())
     order = list(
         frame[frame.method == methods[0]].groupby("parameter").importance.mean().sort_values().index

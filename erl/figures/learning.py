@@ -271,12 +271,7 @@ def lifetime_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure
 
     Args:
         curves: by the name of the lifetime, points (steps, return).
-
-    Raises:
-        UserError: there are none.
     """
-    if not curves:
-        raise UserError("no lifetime of this trial has a learning curve")
     figure, axes = new(height=2.8)
     for name, look in looks(curves).items():
         steps, returns = zip(*smoothed(curves[name]))

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from erl.cli import plural
+from erl.cli import params_text, plural
 from erl.errors import UserError
 from erl.errors import describe as in_a_line
 from erl.figures.style import caption_of, save
@@ -185,20 +185,18 @@ def _what_was_run(data: StudyData) -> list[str]:
     if data.kind in ("evolution", "journal") and len(done):
         best = done.loc[done.fitness.idxmax()]
         # A trial need not have all parameters that were searched.
-        values = ", ".join(f"{n} {_plain(best[n])}" for n in data.space if not pd.isna(best[n]))
+        values = params_text({n: best[n] for n in data.space if not pd.isna(best[n])})
         facts["best trial"] = (
             f"{best.trial}, fitness {number_text(best.fitness)} "
             f"(a maximum over noisy values): {values}"
         )
     if data.winner is not None:
-        values = ", ".join(f"{n} {_plain(v)}" for n, v in data.winner.params.items())
+        values = params_text(data.winner.params)
         facts["winner"] = f"{data.winner.title}, {data.winner.reached}: {values}"
     for name, test in data.tested.items():
         facts[f"test {name}"] = test.line
     if isinstance(data.config, TestStudy):
-        facts["hyperparameters"] = ", ".join(
-            f"{n} {_plain(v)}" for n, v in data.config.params.items()
-        )
+        facts["hyperparameters"] = params_text(data.config.params)
     if len(data.lifetimes) and "seed_reservoir" in data.lifetimes:
         roles = [c for c in data.lifetimes if c.startswith("seed_")]
         seeds = data.lifetimes[roles].dropna().drop_duplicates()
@@ -224,10 +222,6 @@ def _what_was_run(data: StudyData) -> list[str]:
             f"<details><summary>Whole configuration</summary><table>{settings}</table></details>"
         )
     return parts
-
-
-def _plain(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _html_table(table: pd.DataFrame) -> str:

@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 
 from erl.cli import option
-from erl.errors import UserError, nearest
+from erl.errors import UserError
+from erl.search.choices import check_choice
 from erl.studies import DEFAULT_STORAGE
 
 ROWS = ("lifetimes", "trials", "generations", "arms")
@@ -47,10 +48,7 @@ class ExportConfig(ListConfig):
     def __post_init__(self) -> None:
         if not self.file:
             raise UserError("--file is missing: name the file to write")
-        if self.rows not in ROWS:
-            raise UserError(
-                f"unknown --rows {self.rows!r}{nearest(self.rows, ROWS)} (known: {', '.join(ROWS)})"
-            )
+        check_choice("--rows", self.rows, ROWS)
         known = CSV + DOCUMENTS * (self.rows == "arms")
         if not self.file.casefold().endswith(known):
             raise UserError(

@@ -71,10 +71,11 @@ def test_other_addresses_are_refused(config, address):
 
 
 def test_without_a_cluster_lifetimes_run_in_processes_here():
-    executor = make_executor(EvolutionConfig())
+    spec = LifetimeSpec(Task("CartPole-v1"), LearnerSpec("PPO"), 64, Seeds.derive(0, "single", 0))
+    executor = make_executor(EvolutionConfig(), spec)
     assert isinstance(executor, LocalExecutor)
     assert executor.workers == default_workers()
-    assert make_executor(EvolutionConfig(workers=3)).workers == 3
+    assert make_executor(EvolutionConfig(workers=3), spec).workers == 3
 
 
 @pytest.mark.parametrize(("cores", "workers"), [(12, 2), (13, 2), (5, 1)])
