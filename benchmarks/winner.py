@@ -18,7 +18,6 @@ same command goes on: evolutions in their databases, finished ones are kept in t
 
 import argparse
 import math
-import sys
 import time
 from itertools import product
 from pathlib import Path
@@ -27,13 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 from rows import add_row, check_settings, names, read_rows, rows_so_far
-
-from erl.errors import UserError
-
-sys.path.insert(0, str(Path(__file__).parent))
 from sampler import FUNCTIONS, Function, interval
 
 from erl.cli import Display, exit_after
+from erl.errors import UserError
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.experiments.evolution_progress import Luck
 from erl.experiments.evolution_study import lifetimes
@@ -358,10 +354,6 @@ def _cost(study: Study) -> dict[str, float]:
     }
 
 
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
 def table(arguments: argparse.Namespace) -> None:
     rows = read_rows(arguments.file)
     print("mean over root seeds [95 % bootstrap interval over them]\n")
@@ -389,8 +381,9 @@ def table(arguments: argparse.Namespace) -> None:
             "winner - highest fitness, paired": winner - best,
             "the same, where they differ": (winner - best)[other],
             "fitness of the highest - its test": fitness - best,
+            # The mean has no fitness.
             "fitness of the winner - its test": np.array(
-                [_or_nan(r["winner"]["fitness"]) for r in part]  # the mean has none
+                [r["winner"]["fitness"] for r in part], float
             )
             - winner,
             "winner lived again - its test": np.array([np.mean(r["winner"]["again"]) for r in part])
@@ -399,7 +392,7 @@ def table(arguments: argparse.Namespace) -> None:
             "size of the highest's error": wrong[0],
             "size of the expected one's error": wrong[1],
             "the two sizes, paired": wrong[1] - wrong[0],
-            "luck in the latest fitnesses": np.array([_or_nan(r["luck"]) for r in part]),
+            "luck in the latest fitnesses": np.array([r["luck"] for r in part], float),
             "steps of finals / evolution": np.array(
                 [r["cost"]["finals"]["steps"] / r["cost"]["evolution"]["steps"] for r in part]
             ),

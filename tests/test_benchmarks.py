@@ -54,8 +54,8 @@ def load(name):
 kept = load("rows")
 tables = load("evidence_tables")
 sizes, traces, bias, evidence = map(load, ("sizes", "traces", "bias", "evidence"))
-curves, winner, aes_rl = map(load, ("learning_curves", "winner", "aes_rl"))
-pruning, sampler, same_learning = map(load, ("pruning", "sampler", "same_learning"))
+curves, sampler, winner = map(load, ("learning_curves", "sampler", "winner"))
+aes_rl, pruning, same_learning = map(load, ("aes_rl", "pruning", "same_learning"))
 
 
 # -- AES-RL and its kin --
