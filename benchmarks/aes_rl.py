@@ -33,13 +33,13 @@ from unittest import mock
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from rows import environment
+from rows import environment, make_parser
 from scipy import stats
 
 from erl.cli import exit_after
+from erl.executors.jobs import ONE_THREAD
 
 ENV_ID, HIDDEN, WORKERS = "HalfCheetah-v4", (400, 300), 5
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
 class Sleeping(gym.Env):
@@ -619,9 +619,7 @@ def main() -> None:
         what, *words = sys.argv[2:]
         print(json.dumps(CHILDREN[what](*words)))
         return
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parts = parser.add_subparsers(required=True)
     part = parts.add_parser("costs")
     part.add_argument("--rounds", type=int, default=5)

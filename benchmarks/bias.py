@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rows import add_row, check_settings, names, read_rows, rows_so_far
+from rows import add_row, check_settings, make_parser, names, read_rows, rows_so_far
 
 from erl.cli import exit_after
 from erl.errors import UserError
@@ -168,9 +168,7 @@ def shown(values: np.ndarray) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     commands = parser.add_subparsers(required=True)
     part = commands.add_parser("run")
     part.add_argument("--env_ids", default=",".join(ENVIRONMENTS))

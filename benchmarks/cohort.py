@@ -17,11 +17,11 @@ import sys
 import time
 from statistics import median
 
-from rows import environment
+from rows import environment, make_parser
 
 from erl.cli import exit_after
+from erl.executors.jobs import ONE_THREAD
 
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 PARTS = ("physics", "reservoir", "policy", "update", "rest")
 
 
@@ -167,7 +167,7 @@ def start(what: str, arguments: argparse.Namespace, core: int) -> subprocess.Pop
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **ONE_THREAD},
         preexec_fn=pin,
@@ -175,14 +175,14 @@ def start(what: str, arguments: argparse.Namespace, core: int) -> subprocess.Pop
 
 
 def finish(process: subprocess.Popen) -> dict:
-    out, _ = process.communicate()
+    out, error = process.communicate()
+    if process.returncode:
+        sys.exit(error)
     return json.loads(out.splitlines()[-1])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--env_id", type=environment, default="HalfCheetah-v4")
     parser.add_argument(
         "--units", type=int, default=100, help="neurons of the reservoir; 0 for none"

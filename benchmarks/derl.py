@@ -13,7 +13,6 @@ turns, so that the machine's load meets all of them; the figure of each is the m
 rounds, by the process's own time on one core.
 """
 
-import argparse
 import os
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before NumPy starts its threads
 
 import numpy as np
 import torch
-from rows import environment
+from rows import environment, make_parser
 
 from erl.learners import Outputs
 from erl.learners.core.episodes import Stage
@@ -158,9 +157,7 @@ def measure(env_id: str, balanced: bool, rounds: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument(
         "--env_ids", nargs="+", type=environment, default=["CartPole-v1", "Pendulum-v1"]
     )

@@ -8,7 +8,6 @@ of gym.make in a loop. All three live through the same episodes:
     OMP_NUM_THREADS=1 python benchmarks/environments.py --env Ant-v5 --slots 1 21
 """
 
-import argparse
 import time
 import warnings
 from typing import Any
@@ -17,7 +16,7 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 from gymnasium import spaces
-from rows import environment
+from rows import environment, make_parser
 
 from erl.cli import exit_after
 from erl.worlds.lockstep import Lockstep
@@ -101,9 +100,7 @@ def microseconds(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument(
         "--env", nargs="+", type=environment, default=["HalfCheetah-v4"], help="Gymnasium ids"
     )

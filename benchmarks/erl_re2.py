@@ -12,7 +12,6 @@ so that the machine's load meets all of them; the figure of each is the median o
 its best stretch.
 """
 
-import argparse
 import os
 import sys
 import time
@@ -28,7 +27,7 @@ sys.path.append(str(Path(__file__).parent.parent / "tests"))
 import numpy as np
 import torch
 from plain_erl_re2 import Plain
-from rows import environment
+from rows import environment, make_parser
 from stable_baselines3.common.preprocessing import get_action_dim
 from torch import Tensor
 
@@ -94,9 +93,7 @@ def best(run: Callable[[], None], times: int, device: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--env_id", type=environment, default="HalfCheetah-v4")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)

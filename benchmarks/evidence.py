@@ -64,7 +64,7 @@ from evidence_tables import (
     said,
     shown,
 )
-from rows import read_rows
+from rows import make_parser, read_rows
 
 from erl.cli import duration, exit_after, plural
 from erl.errors import UserError
@@ -516,9 +516,7 @@ def collect(
 
 def with_commits(lived: Lived, study: str, columns: list[str]) -> pd.DataFrame:
     """The finished lifetimes of a study, each with the commit under which it ran."""
-    rows = lifetime_rows(lived).assign(
-        commit=[record.commit for _, of in lived for record in of.values()], study=study
-    )
+    rows = with_all(lived).assign(study=study)
     if len(rows):
         rows = rows[rows.state == "COMPLETE"]
     return rows.reindex(columns=[*columns, "study"])
@@ -798,9 +796,7 @@ def plan(args: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     commands = parser.add_subparsers(required=True)
     for function in (plan, run, table, cost, capacities):
         name = function.__name__

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rows import read_rows, rows_so_far, write_rows
+from rows import make_parser, read_rows, rows_so_far, write_rows
 from scipy import stats
 
 from erl.cli import exit_after
@@ -555,9 +555,7 @@ def draw(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parts = parser.add_subparsers(required=True)
     part = parts.add_parser("run")
     part.add_argument("--of", default="ERL-Re2", choices=COMPARISONS)

@@ -24,11 +24,11 @@ import time
 from collections.abc import Callable, Sequence
 from statistics import median
 
-from rows import environment
+from rows import environment, make_parser
 
 from erl.cli import exit_after
+from erl.executors.jobs import ONE_THREAD
 
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 STARTS = 300  # random steps
 clock = time.process_time
 
@@ -232,9 +232,7 @@ def table(arguments: argparse.Namespace, algorithm: str, net: str, sizes: Sequen
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--env_id", type=environment, default="HalfCheetah-v4")
     parser.add_argument("--algorithms", default="TD3,SAC")
     parser.add_argument("--nets", default="256x256x256,400x300x100,64x64x64")

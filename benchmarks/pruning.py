@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
-from rows import add_row, check_settings, names, read_rows, rows_so_far, write_rows
+from rows import add_row, check_settings, make_parser, names, read_rows, rows_so_far, write_rows
 from scipy import stats
 
 from erl.cli import Display, exit_after
@@ -286,9 +286,7 @@ def show(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     commands = parser.add_subparsers(required=True)
     part = commands.add_parser("run")
     part.add_argument("--pruners", default="none,median,hyperband")

@@ -10,13 +10,12 @@ pairs, the first of a pair in turns too. Prints microseconds per environment ste
 ratio of the two with a 95 % bootstrap interval over the pairs (geometric mean).
 """
 
-import argparse
 import time
 import warnings
 
 import numpy as np
 from gymnasium import spaces
-from rows import environment
+from rows import environment, make_parser
 
 from erl.cli import exit_after
 from erl.learners.core.episodes import Stage
@@ -107,9 +106,7 @@ def compare(env_id: str, n: int, units: int, pairs: int, limit: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument(
         "--env", nargs="+", type=environment, default=["HalfCheetah-v4"], help="Gymnasium ids"
     )

@@ -1,5 +1,6 @@
 """What benchmarks share: names in their flags, and rows of results, one JSON object a line."""
 
+import argparse
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -10,6 +11,13 @@ from typing import Any
 from erl.errors import UserError, nearest
 from erl.files import write_text
 from erl.worlds.tasks import find
+
+
+def make_parser(text: str | None) -> argparse.ArgumentParser:
+    """A parser of flags whose help begins with this text, as it is written."""
+    return argparse.ArgumentParser(
+        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def names(text: str, known: Iterable[str], what: str) -> list[str]:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rows import add_row, check_settings, environment, read_rows, rows_so_far
+from rows import add_row, check_settings, environment, make_parser, read_rows, rows_so_far
 from scipy import stats
 
 from erl.cli import exit_after
@@ -133,9 +133,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     commands = parser.add_subparsers(required=True)
     part = commands.add_parser("run")
     part.add_argument("--engine", choices=("cohort", "sb3"), required=True)

@@ -33,6 +33,7 @@ from typing import Any
 
 from erl.cli import exit_after
 from erl.errors import UserError
+from erl.executors.jobs import ONE_THREAD
 
 # -- what may differ --
 
@@ -255,11 +256,8 @@ def _has_finals(tree: Path) -> bool:
 
 def environment(tree: Path) -> dict[str, str]:
     """Variables of a command that shall use this tree, on one core."""
-    threads = dict.fromkeys(
-        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
-    )
     kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
-    return {**kept, **threads, "PYTHONPATH": str(tree), "PYTHONWARNINGS": "ignore"}
+    return {**kept, **ONE_THREAD, "PYTHONPATH": str(tree), "PYTHONWARNINGS": "ignore"}
 
 
 def interrupt(words: list[str], tree: Path, folder: Path, number: signal.Signals) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rows import add_row, check_settings, names, read_rows, rows_so_far
+from rows import add_row, check_settings, make_parser, names, read_rows, rows_so_far
 from sampler import FUNCTIONS, Function, interval
 
 from erl.cli import Display, exit_after
@@ -420,9 +420,7 @@ def table(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     commands = parser.add_subparsers(required=True)
     part = commands.add_parser("simulate")
     part.add_argument("--seeds", type=int, default=20)

@@ -55,10 +55,17 @@ kept = load("rows")
 tables = load("evidence_tables")
 sizes, traces, bias, evidence = map(load, ("sizes", "traces", "bias", "evidence"))
 curves, sampler, winner = map(load, ("learning_curves", "sampler", "winner"))
-aes_rl, pruning, same_learning = map(load, ("aes_rl", "pruning", "same_learning"))
+aes_rl, cohort, pruning, same_learning = map(load, ("aes_rl", "cohort", "pruning", "same_learning"))
 
 
 # -- AES-RL and its kin --
+
+
+def test_a_measurement_that_fails_says_why():
+    child = [sys.executable, "-S", "-c", "raise ValueError('this is why')"]
+    process = subprocess.Popen(child, stdout=-1, stderr=-1, text=True)
+    with pytest.raises(SystemExit, match="ValueError: this is why"):
+        cohort.finish(process)
 
 
 def test_batched_cem_rl_is_measured_beside_cem_rl(monkeypatch, capsys):
