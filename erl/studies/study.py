@@ -166,6 +166,7 @@ class Study:
                 time.sleep(0.05)
         self.check_same(config)
         if self.stored is None:  # its creator was killed, or it was made by hand
+            self.known_by()  # before what other processes wait for: they take the same
             self.optuna.set_user_attr("config", to_stored(config))
             self.optuna.set_user_attr("versions", versions())
             self.optuna.set_user_attr("commit", commit())
