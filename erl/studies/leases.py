@@ -22,6 +22,8 @@ import psutil
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
+from erl.cli import Sink
+from erl.errors import UserError
 from erl.studies.trials import attribute
 
 LEASE_SECONDS = 120.0
@@ -252,3 +254,38 @@ class Lease:
         else:
             key = f"{PLACE}{owner.get('id')}"
         return self._changes.recent(key)
+
+
+def check_unused(storage: BaseStorage, name: str, study_id: int, wait: bool, sink: Sink) -> None:
+    """Refuse a study on which a command works.
+
+    Args:
+        storage: of the study.
+        name: its name.
+        study_id: its number.
+        wait: whether to wait until it is known: a coordinator on another machine is gone if it did
+            not renew its lease for LEASE_SECONDS.
+        sink: where it is said.
+
+    Raises:
+        UserError: one does.
+    """
+    lease, told = Lease(storage, study_id), False
+    while True:
+        lease.look()
+        holders = lease.holders()
+        for owner, works in holders:
+            if works:
+                raise UserError(
+                    f"a command works on study {name!r}, process {owner.get('pid')} on "
+                    f"{owner.get('host')}: stop it first"
+                )
+        if not (holders and wait):
+            return
+        if not told:
+            told = True
+            sink.line(
+                f"waiting for up to {LEASE_SECONDS:.0f} s to see whether the command on "
+                f"{holders[0][0].get('host')} that worked on {name} still does"
+            )
+        lease.wait(min(1.0, LEASE_SECONDS / 8))
