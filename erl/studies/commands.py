@@ -31,7 +31,7 @@ from erl.studies.tables import (
 )
 from erl.studies.tables import lines as table_lines
 from erl.studies.trial_report import find_trial, trial_lines
-from erl.studies.trials import lifetime_records, states_text, why_failed
+from erl.studies.trials import lifetime_records, states_text, times_lost, why_failed
 from erl.studies.winner import (
     TESTED,
     Choice,
@@ -205,7 +205,7 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
         for trial in failed:
             sink.line(f"  {trial.number:5d}  {why_failed(trial) or 'no reason stored'}")
         sink.line(f"  --trial {failed[0].number} shows its traceback")
-    lost = {t.number: t.user_attrs["lost"] for t in trials if t.user_attrs.get("lost")}
+    lost = {t.number: n for t in trials if (n := times_lost(t))}
     if lost:
         sink.line(
             "lost when their process died, and continued: "

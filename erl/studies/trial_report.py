@@ -12,7 +12,7 @@ from erl.lifetimes.record import LifetimeRecord
 from erl.studies.notes import of_lifetime
 from erl.studies.storage import DEFAULT_STORAGE, shown
 from erl.studies.study import Study
-from erl.studies.trials import attribute, lifetime_records
+from erl.studies.trials import attribute, lifetime_records, pruned_at, times_lost
 
 
 def traceback_command(study: Study, failed: Sequence[FrozenTrial]) -> str:
@@ -84,11 +84,11 @@ def _state(trial: FrozenTrial) -> Iterator[str]:
         yield ", ".join(said)
     if "retry_of" in attrs:
         yield f"takes the place of trial {attrs['retry_of']}, which had failed"
-    if attrs.get("lost"):
-        yield f"lost with its process, and continued: {attrs['lost']}"
+    if lost := times_lost(trial):
+        yield f"lost with its process, and continued: {lost}"
     values = ", ".join(score_text(value) for value in trial.values or ())
     if trial.state.name == "PRUNED":
-        point = (attrs.get("pruned") or {}).get("point")
+        point = pruned_at(trial)
         at = "" if point is None else f" at {point}/10 of its life"
         yield f"pruned{at}, with {values or '-'}"
     else:

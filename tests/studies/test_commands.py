@@ -22,6 +22,7 @@ from erl.studies import leases
 from erl.studies.artefacts import folder_of, listed
 from erl.studies.commands import export_study, with_json
 from erl.studies.copying import copy_study
+from erl.studies.data import read_study
 from erl.studies.flags import CopyConfig, ExportConfig
 from erl.studies.records import records
 from erl.studies.storage import open_storage
@@ -503,6 +504,32 @@ def test_attributes_of_other_programs_are_not_taken_for_ours(capsys):
         study.set_user_attr("winner", "me")
         assert "foreign" in call(capsys, "list")[1][1]
         assert call(capsys, "show", "--study", "foreign")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "attribute",
+    [
+        ("error", "out of memory"),
+        ("pruned", True),
+        ("owner", "alice"),
+        ("lost", "yes"),
+        ("lifetime:total", 3),
+        ("generation", "first"),
+    ],
+    ids=lambda attribute: attribute[0],
+)
+def test_attributes_of_trials_of_other_programs_are_not_taken_for_ours(attribute, sink, capsys):
+    storage = open_storage("sqlite:///studies.db", create=True)
+    study = optuna.create_study(study_name="foreign", storage=storage, direction="maximize")
+    for state in TrialState:
+        value = 1.0 if state in (TrialState.COMPLETE, TrialState.PRUNED) else None
+        study.add_trial(create_trial(state=state, value=value, user_attrs=dict([attribute])))
+    words = ("--study", "foreign")
+    assert call(capsys, "list")[0] == call(capsys, "show", *words)[0] == 0
+    for number in range(len(TrialState)):
+        assert call(capsys, "show", *words, "--trial", str(number))[0] == 0
+    assert call(capsys, "export", *words, "--rows", "trials", "--file", "trials.csv")[0] == 0
+    assert len(read_study("foreign").trials) == len(TrialState)
 
 
 @pytest.mark.slow
