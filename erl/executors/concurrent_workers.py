@@ -7,6 +7,7 @@ all workers share (say, episodes). So a worker that dies is replaced, and its jo
 """
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -216,6 +217,7 @@ class ConcurrentWorkers:
             raise WorkerLost(
                 f"the worker of one job died {self._retries[worker]} times ({loss})"
             ) from loss
+        warnings.warn(f"a worker of a lifetime died ({loss}); its job is begun again", stacklevel=2)
         self._submit(worker, job)
 
     def get_state(self) -> dict[str, Any]:
