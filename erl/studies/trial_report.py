@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial
 from erl.cli import command, score_text, value_text
 from erl.errors import UserError, one_line
 from erl.lifetimes.record import LifetimeRecord
-from erl.studies.notes import of_lifetime
+from erl.studies.notes import of_lifetime, seeds_of
 from erl.studies.storage import DEFAULT_STORAGE, shown
 from erl.studies.study import Study
 from erl.studies.trials import attribute, lifetime_records, pruned_at, times_lost
@@ -61,11 +61,7 @@ def trial_lines(trial: FrozenTrial) -> Iterator[str]:
         yield "lifetimes:" if records else "lifetimes: none stored"
     for index, record in sorted(records.items()):
         yield f"  {index}: {of_lifetime(record)}"
-        seeds = record.spec.seeds
-        yield (
-            f"     seeds: reservoir {seeds.reservoir}, learner {seeds.learner}, "
-            f"environment {seeds.environment}, evaluation {seeds.evaluation}"
-        )
+        yield f"     seeds: {seeds_of(record)}"
     yield from _failures(trial, records)
 
 
