@@ -43,15 +43,6 @@ Count = Callable[[int], int]
 MakeBench = Callable[[Count], Bench]
 
 
-class Task(Protocol):
-    """A job's data, as it travels."""
-
-    result: Any
-
-    def shipped(self) -> "Task":
-        """What a worker needs of it."""
-
-
 class Host(Protocol):
     """Where workers are.
 
@@ -84,7 +75,7 @@ def work(bench: Bench, job: WorkerJob, drain: Callable[[], Sequence[Any]]) -> An
 
     Args:
         bench: of the worker.
-        job: whose data is a `Task`.
+        job: its data has `result`, and `shipped()` gives what a worker needs of it.
         drain: gives the items that came since it was asked last.
     """
 

@@ -55,12 +55,10 @@ class Artefact:
     """A file that a study or a trial has.
 
     Attributes:
-        key: of the attribute that names it.
         id: of the file in the store.
         name: of the file, as it is shown.
     """
 
-    key: str
     id: str
     name: str
 
@@ -71,7 +69,7 @@ def listed(attrs: Mapping[str, Any], prefix: str = PREFIX) -> list[Artefact]:
     for key, value in attrs.items():
         meta = json.loads(value) if key.startswith(prefix) else None
         if meta is not None:  # else it was deleted in the dashboard
-            found.append(Artefact(key, meta["artifact_id"], meta["filename"]))
+            found.append(Artefact(meta["artifact_id"], meta["filename"]))
     return found
 
 

@@ -4,6 +4,7 @@ uploads.
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -86,12 +87,11 @@ def _ranked(trials: Sequence[FrozenTrial], directions: Sequence[Any]) -> list[Fr
     return sorted(done, key=lambda t: (sign * t.value, t.number))  # type: ignore[operator]
 
 
-def _has_agents(attrs: dict[str, Any]) -> bool:
-    """Whether a study is a test or a single training, which have tables and no fitness."""
-    try:
-        return isinstance(from_stored(attrs["config"]), TestStudy | SingleStudy)
-    except (KeyError, UserError):
-        return False
+def is_kind(kind: Any, study: Any) -> bool:
+    """Whether one of a storage's studies is of this kind, as its configuration says."""
+    with suppress(UserError, KeyError, AttributeError):
+        return isinstance(from_stored(study.user_attrs["config"]), kind)
+    return False
 
 
 def _agents(study: Study) -> str:
@@ -122,7 +122,7 @@ def list_studies(config: ListConfig, sink: Sink) -> int:
         choice = stored_choice(study.user_attrs)
         if kind == INCOMPLETE:
             result = "-"
-        elif ranked and _has_agents(study.user_attrs):
+        elif ranked and is_kind(TestStudy | SingleStudy, study):
             result = _agents(Study(config.storage, study.study_name))
         elif choice is not None:
             result = f"winner's fitness {score_text(choice.winner.expected)}"
@@ -174,7 +174,7 @@ def show_study(config: ShowConfig, sink: Sink) -> int:
         for key, value in stored.items():
             sink.line(f"  {key}: {json.dumps(value)}")
     ranked = _ranked(trials, study.directions)
-    if _has_agents(study.user_attrs):
+    if is_kind(TestStudy | SingleStudy, study):
         for line in table_lines(agent_tables(Study(config.storage, name))):
             sink.line(line)
     elif ranked and kind == FinalsStudy.title:

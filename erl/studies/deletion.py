@@ -6,7 +6,6 @@ they stay.
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ from typing import Any
 from optuna.storages import BaseStorage
 
 from erl.cli import Sink, plural
-from erl.errors import UserError
 from erl.files import folder_name
 from erl.studies.artefacts import files_of, folder_of, unnamed
-from erl.studies.commands import kind_of, name_of
-from erl.studies.configuration import EvolutionStudy, FinalsStudy, TestStudy, from_stored
+from erl.studies.commands import is_kind, kind_of, name_of
+from erl.studies.configuration import EvolutionStudy, FinalsStudy, TestStudy
 from erl.studies.flags import DeleteConfig
 from erl.studies.leases import check_unused
 from erl.studies.storage import open_storage, shown
@@ -60,9 +58,9 @@ def delete_study(config: DeleteConfig, sink: Sink) -> int:
     name = name_of(storage, config)
     studies = {s.study_name: s for s in storage.get_all_studies()}
     names = [name]
-    if _is(EvolutionStudy, studies[name]):
+    if is_kind(EvolutionStudy, studies[name]):
         finals = finals_name(storage, name)
-        if finals in studies and _is(FinalsStudy, studies[finals]):
+        if finals in studies and is_kind(FinalsStudy, studies[finals]):
             names.insert(0, finals)  # the evolution, which names them, is the last to go
     for each in names:
         check_unused(storage, each, studies[each]._study_id, config.yes, sink)
@@ -182,19 +180,12 @@ def _references(
     for other, study in studies.items():
         if other in names:
             continue
-        if _is(EvolutionStudy, one) and _is(TestStudy, study):
+        if is_kind(EvolutionStudy, one) and is_kind(TestStudy, study):
             named = other.startswith(tuple(name + ending for ending in TESTS))
             if named or f"{TESTED}{other}" in one.user_attrs:
                 yield f"stays: study {other}, a test of this evolution"
         if f"{TESTED}{name}" in study.user_attrs:
             yield f"study {other} still says what this test found"
-        of_finals = _is(FinalsStudy, one) and _is(EvolutionStudy, study)
+        of_finals = is_kind(FinalsStudy, one) and is_kind(EvolutionStudy, study)
         if of_finals and finals_name(storage, other) == name:
             yield f"study {other} keeps the winner that these finals chose"
-
-
-def _is(kind: Any, study: Any) -> bool:
-    """Whether one of a storage's studies is of this kind, as its configuration says."""
-    with suppress(UserError, KeyError, AttributeError):
-        return isinstance(from_stored(study.user_attrs["config"]), kind)
-    return False
