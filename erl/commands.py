@@ -129,7 +129,7 @@ STUDIES = {
         "--study CartPole-v1_main_50k_steps --rows trials --file trials.csv",
     ),
     "copy": Command(
-        "erl.studies.commands:copy_study",
+        "erl.studies.copying:copy_study",
         "erl.studies.flags:CopyConfig",
         "Copy a study to another storage, with everything that it holds.",
         "--study CartPole-v1_main_50k_steps --to sqlite:///copy.db",

@@ -382,14 +382,19 @@ def bands(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Returns:
         Interquartile mean, lower and upper end, each (points,); the ends are NaN with one row.
     """
+    return _trimmed(values, 0), *_band(values, lambda rows: _trimmed(rows, 1))
+
+
+def _band(
+    values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the band of a statistic of rows, which are resampled whole; NaN with one row."""
     n, points = values.shape
-    centre = _trimmed(values, 0)
     if n < 2:
-        nothing = np.full(points, np.nan)
-        return centre, nothing, nothing
+        return np.full(points, np.nan), np.full(points, np.nan)
     rng = np.random.default_rng(SEED)
-    low, high = _ends(_trimmed(values[rng.integers(0, n, (RESAMPLES, n))], 1))
-    return centre, low, high
+    low, high = _ends(statistic(values[rng.integers(0, n, (RESAMPLES, n))]))
+    return low, high
 
 
 def _trimmed(values: np.ndarray, axis: int) -> np.ndarray:
@@ -472,11 +477,4 @@ def profile_band(scores: ArrayLike, thresholds: ArrayLike) -> tuple[np.ndarray, 
     (points,); NaN with one run.
     """
     above = _values(scores)[:, None] > np.asarray(thresholds, dtype=float)[None, :]
-    n = len(above)
-    if n < 2:
-        nothing = np.full(above.shape[1], np.nan)
-        return nothing, nothing
-    rng = np.random.default_rng(SEED)
-    resampled = np.stack([above[rng.integers(0, n, n)].mean(0) for _ in range(RESAMPLES)])
-    low, high = _ends(resampled)
-    return low, high
+    return _band(above, lambda rows: rows.mean(1))

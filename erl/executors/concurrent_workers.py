@@ -7,6 +7,7 @@ all workers share (say, episodes). So a worker that dies is replaced, and its jo
 """
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -42,15 +43,6 @@ Count = Callable[[int], int]
 MakeBench = Callable[[Count], Bench]
 
 
-class Task(Protocol):
-    """A job's data, as it travels."""
-
-    result: Any
-
-    def shipped(self) -> "Task":
-        """What a worker needs of it."""
-
-
 class Host(Protocol):
     """Where workers are.
 
@@ -83,7 +75,7 @@ def work(bench: Bench, job: WorkerJob, drain: Callable[[], Sequence[Any]]) -> An
 
     Args:
         bench: of the worker.
-        job: whose data is a `Task`.
+        job: its data has `result`, and `shipped()` gives what a worker needs of it.
         drain: gives the items that came since it was asked last.
     """
 
@@ -216,6 +208,7 @@ class ConcurrentWorkers:
             raise WorkerLost(
                 f"the worker of one job died {self._retries[worker]} times ({loss})"
             ) from loss
+        warnings.warn(f"a worker of a lifetime died ({loss}); its job is begun again", stacklevel=2)
         self._submit(worker, job)
 
     def get_state(self) -> dict[str, Any]:

@@ -1,43 +1,11 @@
 """Workers inside a lifetime. Learners use them through this module alone, whatever their kind."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from erl.errors import UserError
 from erl.executors.concurrent_workers import Bench, ConcurrentWorkers, MakeBench
-from erl.executors.virtual_clock import LockstepWorkers, NextJob, WorkerJob
-
-
-class InnerWorkers(Protocol):
-    """What `LockstepWorkers` and `ConcurrentWorkers` have in common.
-
-    Attributes:
-        counted: units that workers elsewhere have counted; None where they count here.
-        elsewhere: jobs that workers elsewhere have not given back.
-    """
-
-    @property
-    def elsewhere(self) -> Sequence[WorkerJob]:
-        """See above."""
-
-    @property
-    def counted(self) -> int | None:
-        """See above."""
-
-    def advance(self) -> bool:
-        """Go on to the next end of a job, or for a moment; whether there is something to do."""
-
-    def share(self, item: Any) -> None:
-        """Give all workers elsewhere an item."""
-
-    def get_state(self) -> dict[str, Any]:
-        """All that it takes to go on, with the jobs in flight."""
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from `get_state`."""
-
-    def close(self) -> None:
-        """End the workers."""
+from erl.executors.virtual_clock import LockstepWorkers, NextJob
 
 
 def inner_workers(
@@ -48,7 +16,7 @@ def inner_workers(
     make: MakeBench,
     backlog: Callable[[], Sequence[Any]],
     address: str = "ray",
-) -> InnerWorkers:
+) -> LockstepWorkers | ConcurrentWorkers:
     """Workers of a kind.
 
     Args:

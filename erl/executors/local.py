@@ -199,6 +199,10 @@ class LocalExecutor:
                         deaths[index] += 1
                         if deaths[index] <= self.max_retries:
                             pending.appendleft(index)
+                            self.note(
+                                "a worker process died (killed, or out of memory); its job is "
+                                "begun again"
+                            )
                             continue
                         error = WorkerLost(
                             f"the worker process died {deaths[index]} times (killed, or out of "

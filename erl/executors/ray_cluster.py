@@ -437,6 +437,7 @@ class RayExecutor:
                         if losses[index] <= self.max_retries:
                             del running[task]
                             pending.appendleft(index)
+                            self.note("a Ray worker or machine was lost; its job is begun again")
                             continue
                     del running[task]  # not earlier: an interruption takes what it finds there
                     fetched.unwritten.pop(first[index], None)

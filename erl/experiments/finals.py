@@ -17,9 +17,9 @@ from erl.experiments.evolution_flags import EvolutionFlags
 from erl.experiments.flags import MAX_SEED
 from erl.experiments.forecast import steps_of
 from erl.lifetimes.record import LifetimeRecord
-from erl.search.samplers import CmaesSampler, generation_size, make_sampler
+from erl.search.samplers import CmaesSampler
 from erl.studies.configuration import EvolutionStudy, FinalsStudy, differences
-from erl.studies.distributions import SearchSpace, integer
+from erl.studies.distributions import SearchSpace, integer, sampler_of
 from erl.studies.study import Study, existing
 from erl.studies.trial_report import traceback_command
 from erl.studies.trials import RunningTrial, key_of, lifetime_records, why_failed
@@ -181,19 +181,6 @@ def left_of_finals(
     if finals is not None and isinstance(finals.config, FinalsStudy):
         wanted -= {key_of(t.params) for t in finals.trials("COMPLETE")}
     return len(wanted) * each
-
-
-def sampler_of(config: EvolutionStudy, space: SearchSpace) -> Any:
-    """The sampler of an evolution."""
-    return make_sampler(
-        config.sampler,
-        space,
-        config.seed,
-        config.popsize or generation_size(config.sampler, space),
-        config.restarts,
-        config.use_pruned,
-        config.start,
-    )
 
 
 def _wanted(finalists: Sequence[Finalist], seeds: int) -> list[dict[str, Any]]:

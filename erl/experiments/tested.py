@@ -231,6 +231,7 @@ def _guess_config(flags: ComparisonFlags, name: str, params: dict[str, float]) -
     several = [k for k in params if re.fullmatch(r"sr_[0-9]+", k)]
     evolution = EvolutionStudy(
         env_id=env_id,
+        engine="cohort",
         units=UNITS if flags.units is None else flags.units,
         del_obs=bool(flags.del_obs),
         skip_c=bool(flags.skip_c),
@@ -238,7 +239,7 @@ def _guess_config(flags: ComparisonFlags, name: str, params: dict[str, float]) -
         nb_res=len(several) or None,
         bias=ER_MRL_BIAS["bias"],
         bias_connectivity=ER_MRL_BIAS["bias_connectivity"],
-    ).settled()
+    )
     if isinstance(flags, GeneralizationComparisonConfig) and not named:
         sets = load_task_sets(TASK_SETS).sets
         evolved = next((s for s in sets if re.match(rf"{s}_[0-9]+_", name)), flags.HP_env_type)

@@ -15,18 +15,11 @@ LEAST_SPREAD = 0.01
 MOST_SEEDS = 100  # a trial, that `seeds_for_half` asks for
 
 
-def mean_interval(x: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
-    """Student's interval for the mean of independent values; None for less than two.
-
-    Args:
-        x: values (n,), one for each seed.
-        confidence: share of such intervals that cover the mean, in (0, 1).
-    """
+def mean_interval(x: Sequence[float]) -> tuple[float, float] | None:
+    """Student's 95 % interval for the mean of independent values (n,); None for less than two."""
     if len(x) < 2:
         return None
-    half = float(
-        stats.t.ppf((1 + confidence) / 2, len(x) - 1) * np.std(x, ddof=1) / math.sqrt(len(x))
-    )
+    half = float(stats.t.ppf(0.975, len(x) - 1) * np.std(x, ddof=1) / math.sqrt(len(x)))
     return float(np.mean(x)) - half, float(np.mean(x)) + half
 
 

@@ -224,16 +224,13 @@ class TrialPruner(TrialReporter):
     def _prunes(self, point: int, value: float, column: np.ndarray) -> bool:
         if self._pruner == "wilcoxon":
             return self._prune_pairs(point, column)
-        return self._prune(point, value)
+        self._trial.report(value, point)
+        return self._trial.should_prune()
 
     def _notes(self) -> dict[str, Any]:
         if self._pruner == "wilcoxon":
             return {}
         return self._trial.study.get_trials(deepcopy=False)[-1].system_attrs
-
-    def _prune(self, point: int, value: float) -> bool:
-        self._trial.report(value, point)
-        return self._trial.should_prune()
 
     def _prune_pairs(self, point: int, column: np.ndarray) -> bool:
         if self._best is None or not np.isfinite(self._best[1][:, point - 1]).all():

@@ -214,20 +214,6 @@ class CmaesSampler(BaseSampler):
         self._source: tuple[BaseStorage, int] | None = None  # the study that was replayed
         self._forget()
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy replays for itself: a pickled CMA differs from the original in its last bits.
-        return {
-            "search_space": self._space,
-            "seed": self._seed,
-            "popsize": self._popsize,
-            "restarts": self._restarts,
-            "use_pruned": self._use_pruned,
-            "start": self._start,
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
-
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:

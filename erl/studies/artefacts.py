@@ -20,6 +20,7 @@ from typing import Any
 from optuna.artifacts import ArtifactMeta, FileSystemArtifactStore
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial
 from sqlalchemy.engine import make_url
 
 from erl.files import write_whole
@@ -54,12 +55,10 @@ class Artefact:
     """A file that a study or a trial has.
 
     Attributes:
-        key: of the attribute that names it.
         id: of the file in the store.
         name: of the file, as it is shown.
     """
 
-    key: str
     id: str
     name: str
 
@@ -70,13 +69,36 @@ def listed(attrs: Mapping[str, Any], prefix: str = PREFIX) -> list[Artefact]:
     for key, value in attrs.items():
         meta = json.loads(value) if key.startswith(prefix) else None
         if meta is not None:  # else it was deleted in the dashboard
-            found.append(Artefact(key, meta["artifact_id"], meta["filename"]))
+            found.append(Artefact(meta["artifact_id"], meta["filename"]))
     return found
 
 
-def named_files(attrs: Mapping[str, Any]) -> set[str]:
-    """The identities of all files that system attributes name, of whatever study or trial."""
-    return {key.rpartition(":")[2] for key in attrs if PREFIX in key}
+def files_of(study: Any, trials: Iterable[FrozenTrial]) -> set[str]:
+    """The identities of the files of one of a storage's studies and of its trials."""
+    attrs = [study.system_attrs, *(t.system_attrs for t in trials)]
+    return {
+        k.rpartition(":")[2] for a in attrs for k, v in a.items() if PREFIX in k and json.loads(v)
+    }
+
+
+def unnamed(
+    address: str, storage: BaseStorage, identities: set[str], but: str | None = None
+) -> list[Path]:
+    """The files among these that no study of a storage names. Optuna's `copy_study` copies the
+    names of files, and not the files.
+
+    Args:
+        address: of the storage.
+        storage: the same.
+        identities: of the files.
+        but: name of a study that does not count.
+    """
+    for study in storage.get_all_studies() if identities else ():
+        if study.study_name != but:
+            trials = storage.get_all_trials(study._study_id, deepcopy=False)
+            identities = identities - files_of(study, trials)
+    folder = folder_of(address)
+    return [folder / i for i in sorted(identities) if (folder / i).is_file()]
 
 
 def attach(
@@ -133,13 +155,15 @@ def _copy(path: Path, part: str) -> None:
 
 
 def identities_in(source: str, target: str, identities: Iterable[str]) -> dict[str, str]:
-    """What files of one storage are called in another: the same, but for storages of one folder,
-    where a file of a study must not be that of its copy. A file that is missing keeps its name, in
-    case that it comes back.
+    """What files of one storage are called in another: the same, unless the other one's folder has
+    it, where a file of a study must not be that of its copy. A file that is missing keeps its name,
+    in case that it comes back.
     """
-    folder = folder_of(source).resolve()
-    one = folder == folder_of(target).resolve()
-    return {i: str(uuid.uuid4()) if one and (folder / i).exists() else i for i in identities}
+    folders = folder_of(source), folder_of(target)
+    return {
+        i: str(uuid.uuid4()) if all((folder / i).exists() for folder in folders) else i
+        for i in identities
+    }
 
 
 def renamed(attrs: Mapping[str, Any], identities: Mapping[str, str]) -> dict[str, Any]:
@@ -155,7 +179,7 @@ def renamed(attrs: Mapping[str, Any], identities: Mapping[str, str]) -> dict[str
 
 
 def copy_files(source: str, target: str, identities: Mapping[str, str]) -> list[str]:
-    """Copy files from one storage's folder to another's; those that are there stay.
+    """Copy files from one storage's folder to another's.
 
     Args:
         source: address of the storage that has them.
@@ -170,7 +194,7 @@ def copy_files(source: str, target: str, identities: Mapping[str, str]) -> list[
     for before, after in identities.items():
         if not (here / before).is_file():
             missing.append(before)
-        elif not (there / after).exists():
+        else:
             there.mkdir(parents=True, exist_ok=True)
             write_whole(there / after, partial(_copy, here / before))
     return missing

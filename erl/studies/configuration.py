@@ -1,13 +1,12 @@
 """What a study is: its configuration, as it is stored with it.
 
 There are four kinds of studies: evolutions, their finals, tests of what was evolved, and the
-training of one learner. A stored configuration says of which kind it is. Those that versions before
-0.2.0 stored do not, and are read all the same.
+training of one learner. A stored configuration says of which kind it is.
 """
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, get_args
 
 from erl.errors import UserError, nearest
@@ -16,11 +15,8 @@ from erl.statistics import normalised_score
 from erl.worlds.reservoirs import Context
 from erl.worlds.specification import LifetimeSpec, from_json, to_json
 
-# Keys that earlier versions stored and this one does not read.
-_OBSOLETE = {"h_test", "sets", "config_version"}
-# What `engine: auto` meant in version 0.1.0, which stored it: ERL-Re2 has one implementation only,
-# and all others were Stable-Baselines3's.
-_AUTO_BEFORE = {"PPO": "cohort", "ERL-Re2": "auto"}
+# Keys of what is stored that are no fields; version 0.2.0 stored the second.
+_NO_FIELDS = {"kind", "config_version"}
 # What agents have beside their learner: reservoirs, a context of the user's own, or evolved
 # settings.
 Part = Literal["RES", "CONTEXT", "EVOLVED"]
@@ -105,10 +101,6 @@ class EvolutionStudy(SearchConfig):
             return value
         return float(normalised_score(value, *self.references[spec.task.env_id]))
 
-    def settled(self) -> "EvolutionStudy":
-        """With the engine that an earlier version's `auto` stood for."""
-        return replace(self, engine=_settled_engine(self.learner, self.engine))
-
 
 @dataclass(frozen=True)
 class FinalsStudy:
@@ -128,10 +120,6 @@ class FinalsStudy:
     def environments(self) -> tuple[str, ...]:
         """Those of the evolution."""
         return self.evolution.environments
-
-    def settled(self) -> "FinalsStudy":
-        """With the engine that an earlier version's `auto` stood for."""
-        return replace(self, evolution=self.evolution.settled())
 
 
 @dataclass(frozen=True)
@@ -181,11 +169,6 @@ class TestStudy:
         """What a list of studies calls it."""
         return "test" if self.env_id is None else "test of generalisation"
 
-    def settled(self) -> "TestStudy":
-        """With the engines that an earlier version's `auto` stood for."""
-        engine = _settled_engine(self.evolution.learner, self.engine)
-        return replace(self, evolution=self.evolution.settled(), engine=engine)
-
 
 @dataclass(frozen=True)
 class SingleStudy:
@@ -230,19 +213,11 @@ class SingleStudy:
         """Its environment."""
         return (self.env_id,)
 
-    def settled(self) -> "SingleStudy":
-        """With the engine that an earlier version's `auto` stood for."""
-        return replace(self, engine=_settled_engine(self.learner, self.engine))
-
 
 StudyConfig = EvolutionStudy | FinalsStudy | TestStudy | SingleStudy
 _KINDS: dict[str, type[StudyConfig]] = {
     kind.kind: kind for kind in (EvolutionStudy, FinalsStudy, TestStudy, SingleStudy)
 }
-
-
-def _settled_engine(learner: str, engine: str) -> str:
-    return _AUTO_BEFORE.get(learner, "sb3") if engine == "auto" else engine
 
 
 def to_stored(config: StudyConfig) -> dict[str, Any]:
@@ -256,35 +231,24 @@ def from_stored(stored: Any) -> StudyConfig:
     Raises:
         UserError: a later version stored it, or another program.
     """
-    if not isinstance(stored, Mapping):
-        raise UserError("the stored configuration cannot be read: it is not an object")
-    kind = stored.get("kind") or _kind_before(stored)
+    kind = stored.get("kind") if isinstance(stored, Mapping) else None
+    if not isinstance(kind, str):
+        raise UserError("the stored configuration cannot be read: it says no kind of study")
     if kind not in _KINDS:
         raise UserError(
             f"this version does not know studies of the kind {kind!r}{nearest(kind, _KINDS)}"
         )
-    known = _without_obsolete(stored)
+    known = _fields(stored)
     if "evolution" in known:
-        known["evolution"] = _without_obsolete(known["evolution"])
+        known["evolution"] = _fields(known["evolution"])
     try:
-        config = from_json(_KINDS[kind], known)
+        return from_json(_KINDS[kind], known)
     except TypeError as e:
         raise UserError(f"the stored configuration cannot be read: {e}") from None
-    # Since there are kinds, `auto` is stored for learners with one implementation only.
-    return config if "kind" in stored else config.settled()
 
 
-def _without_obsolete(stored: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in stored.items() if k != "kind" and k not in _OBSOLETE}
-
-
-def _kind_before(stored: Mapping[str, Any]) -> str:
-    """The kind of a study that was stored before configurations said it: each has keys of its
-    own.
-    """
-    if "evolution" in stored:
-        return TestStudy.kind
-    return SingleStudy.kind if "steps" in stored else EvolutionStudy.kind
+def _fields(stored: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in stored.items() if k not in _NO_FIELDS}
 
 
 def differences(there: StudyConfig, here: StudyConfig) -> list[str]:

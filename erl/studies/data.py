@@ -28,7 +28,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from erl.cli import plural
 from erl.errors import UserError
 from erl.lifetimes.record import CURVE_POINTS, learning_curve
-from erl.search.samplers import CmaesSampler
 from erl.search.space import Range, SearchConfig, draw_from, make_context, search_space
 from erl.studies.configuration import (
     EvolutionStudy,
@@ -37,6 +36,7 @@ from erl.studies.configuration import (
     StudyConfig,
     TestStudy,
 )
+from erl.studies.distributions import sampler_of
 from erl.studies.records import as_columns, decoded, generation_rows, lifetime_rows, trial_rows
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
 from erl.studies.study import Study
@@ -523,14 +523,7 @@ def _replayed(data: StudyData, config: EvolutionStudy) -> pd.DataFrame:
         found |= trial.distributions
     # Not the order of the trials' parameters, which some storages mix up.
     space = {name: found[name] for name in search_space(config) if name in found}
-    sampler = CmaesSampler(
-        space,
-        config.seed,
-        config.popsize,
-        config.restarts,
-        config.use_pruned,
-        config.start,
-    )
+    sampler = sampler_of(config, space)
     generation = {t.number: t.user_attrs.get("generation", 0) for t in data._frozen}
     rows: dict[int, tuple[Any, ...]] = {}
     scales = [_from_cube(space[name]) for name in sampler.parameters]

@@ -6,7 +6,6 @@ they stay.
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,12 @@ from typing import Any
 from optuna.storages import BaseStorage
 
 from erl.cli import Sink, plural
-from erl.errors import UserError
 from erl.files import folder_name
-from erl.studies.artefacts import folder_of, named_files
-from erl.studies.commands import identities, kind_of, name_of
-from erl.studies.configuration import EvolutionStudy, FinalsStudy, TestStudy, from_stored
+from erl.studies.artefacts import files_of, folder_of, unnamed
+from erl.studies.commands import is_kind, kind_of, name_of
+from erl.studies.configuration import EvolutionStudy, FinalsStudy, TestStudy
 from erl.studies.flags import DeleteConfig
-from erl.studies.leases import LEASE_SECONDS, Lease
+from erl.studies.leases import check_unused
 from erl.studies.storage import open_storage, shown
 from erl.studies.trials import states_text
 from erl.studies.winner import TESTED, finals_name
@@ -60,13 +58,13 @@ def delete_study(config: DeleteConfig, sink: Sink) -> int:
     name = name_of(storage, config)
     studies = {s.study_name: s for s in storage.get_all_studies()}
     names = [name]
-    if _is(EvolutionStudy, studies[name]):
+    if is_kind(EvolutionStudy, studies[name]):
         finals = finals_name(storage, name)
-        if finals in studies and _is(FinalsStudy, studies[finals]):
+        if finals in studies and is_kind(FinalsStudy, studies[finals]):
             names.insert(0, finals)  # the evolution, which names them, is the last to go
     for each in names:
-        _check_unused(storage, each, studies[each]._study_id, config.yes, sink)
-    doomed = [_doomed(config.storage, storage, studies, each) for each in names]
+        check_unused(storage, each, studies[each]._study_id, config.yes, sink)
+    doomed = [_doomed(config.storage, storage, studies[each]) for each in names]
     folders, kept = _folders(config, names, studies)
     said = list(_references(storage, name, names, studies))
     if config.yes:
@@ -100,25 +98,30 @@ def _delete(
     paths = [path for each in doomed for path in each.files]
     for path in [*paths, *(folders if config.files else ())]:
         what = _described(path) if path.is_dir() else None
-        try:
-            _remove(path)
-        except OSError as e:
+        if not remove(path, sink):
             failed = True
-            sink.line(f"failed: {path} could not be deleted: {e.strerror or e}")
-        else:
-            if what is not None:
-                sink.line(f"deleted: {what}")
+        elif what is not None:
+            sink.line(f"deleted: {what}")
     for line in [*([] if config.files else map(_stays, folders)), *said]:
         sink.line(line)
     return int(failed)
 
 
-def _remove(path: Path) -> None:
-    """Remove a file, a link, or a folder with all that is in it; not what a link leads to."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def remove(path: Path, sink: Sink) -> bool:
+    """Remove a file, a link, or a folder with all that is in it; not what a link leads to.
+
+    Returns:
+        Whether it could be; otherwise a line says why not.
+    """
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as e:
+        sink.line(f"failed: {path} could not be deleted: {e.strerror or e}")
+        return False
+    return True
 
 
 def _stays(folder: Path) -> str:
@@ -134,56 +137,13 @@ def _described(folder: Path) -> str:
     return f"{folder} with {plural(len(files), 'file')}"
 
 
-def _check_unused(storage: BaseStorage, name: str, study_id: int, wait: bool, sink: Sink) -> None:
-    """Refuse a study on which a command works.
-
-    Args:
-        storage: of the study.
-        name: its name.
-        study_id: its number.
-        wait: whether to wait until it is known: a coordinator on another machine is gone if it did
-            not renew its lease for LEASE_SECONDS.
-        sink: where it is said.
-
-    Raises:
-        UserError: one does.
-    """
-    lease, told = Lease(storage, study_id), False
-    while True:
-        lease.look()
-        holders = lease.holders()
-        for owner, works in holders:
-            if works:
-                raise UserError(
-                    f"a command works on study {name!r}, process {owner.get('pid')} on "
-                    f"{owner.get('host')}: stop it first"
-                )
-        if not (holders and wait):
-            return
-        if not told:
-            told = True
-            sink.line(
-                f"waiting for up to {LEASE_SECONDS:.0f} s to see whether the command on "
-                f"{holders[0][0].get('host')} that worked on {name} still does"
-            )
-        lease.wait(min(1.0, LEASE_SECONDS / 8))
-
-
-def _doomed(address: str, storage: BaseStorage, studies: Mapping[str, Any], name: str) -> Doomed:
+def _doomed(address: str, storage: BaseStorage, study: Any) -> Doomed:
     """A study with all that it has in the storage."""
-    study = studies[name]
+    name = study.study_name
     trials = storage.get_all_trials(study._study_id, deepcopy=False)
-    own = set(identities(study, trials))
-    # Optuna's `copy_study` copies the names of files, and not the files.
-    for other in studies.values() if own else ():
-        if other.study_name != name:
-            own -= named_files(other.system_attrs)
-            for trial in storage.get_all_trials(other._study_id, deepcopy=False):
-                own -= named_files(trial.system_attrs)
-    folder = folder_of(address)
-    files = tuple(folder / i for i in sorted(own) if (folder / i).is_file())
+    files = tuple(unnamed(address, storage, files_of(study, trials), but=name))
     title = f"study {name}: {kind_of(study)}, trials: {states_text(trials)}"
-    title += f", {plural(len(files), 'file')} in {folder}" * bool(files)
+    title += f", {plural(len(files), 'file')} in {folder_of(address)}" * bool(files)
     return Doomed(name, study._study_id, title, files)
 
 
@@ -220,19 +180,12 @@ def _references(
     for other, study in studies.items():
         if other in names:
             continue
-        if _is(EvolutionStudy, one) and _is(TestStudy, study):
+        if is_kind(EvolutionStudy, one) and is_kind(TestStudy, study):
             named = other.startswith(tuple(name + ending for ending in TESTS))
             if named or f"{TESTED}{other}" in one.user_attrs:
                 yield f"stays: study {other}, a test of this evolution"
         if f"{TESTED}{name}" in study.user_attrs:
             yield f"study {other} still says what this test found"
-        of_finals = _is(FinalsStudy, one) and _is(EvolutionStudy, study)
+        of_finals = is_kind(FinalsStudy, one) and is_kind(EvolutionStudy, study)
         if of_finals and finals_name(storage, other) == name:
             yield f"study {other} keeps the winner that these finals chose"
-
-
-def _is(kind: Any, study: Any) -> bool:
-    """Whether one of a storage's studies is of this kind, as its configuration says."""
-    with suppress(UserError, KeyError, AttributeError):
-        return isinstance(from_stored(study.user_attrs["config"]), kind)
-    return False

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from optuna import Trial
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -11,7 +10,9 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from erl.search.samplers import make_sampler
 from erl.search.space import Range
+from erl.studies.configuration import EvolutionStudy
 
 SearchSpace = dict[str, BaseDistribution]
 
@@ -36,14 +37,14 @@ def integer(low: int, high: int) -> BaseDistribution:
     return IntDistribution(low, high)
 
 
-def suggest(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
-    """A parameter's value, which the trial's sampler proposes unless the trial has one."""
-    match distribution:
-        case FloatDistribution(low=low, high=high, log=log, step=step):
-            return trial.suggest_float(name, low, high, log=log, step=step)
-        case IntDistribution(low=low, high=high, log=log, step=step):
-            return trial.suggest_int(name, low, high, log=log, step=step)
-        case CategoricalDistribution(choices=choices):
-            return trial.suggest_categorical(name, choices)
-        case _:
-            raise ValueError(f"no parameter is proposed from a {type(distribution).__name__}")
+def sampler_of(config: EvolutionStudy, space: SearchSpace) -> Any:
+    """The sampler of an evolution."""
+    return make_sampler(
+        config.sampler,
+        space,
+        config.seed,
+        config.popsize,
+        config.restarts,
+        config.use_pruned,
+        config.start,
+    )

@@ -93,10 +93,10 @@ class FollowingStorage(RetryingStorage):
     def name_now(self) -> str | None:
         """What the study is called by now; None if it is gone."""
         for _ in range(2):
-            names = {s._study_id: s.study_name for s in self.get_all_studies()}
-            if self._now in names or not self._look():
+            names = [s.study_name for s in self.get_all_studies() if self._is_there(s)]
+            if names or not self._look():
                 break
-        return names.get(self._now)
+        return names[0] if names else None
 
     def id_now(self, trial_id: int) -> int:
         """The id of a trial by now."""
@@ -114,6 +114,8 @@ class FollowingStorage(RetryingStorage):
         for _ in range(2):
             moves = self.moves
             try:
+                if not name.startswith("get_"):
+                    self._check_there()
                 place = self._place(name, args[0])
                 return self._noted(super()._call(name, place, *args[1:], **named))
             except (KeyError, IntegrityError, StorageInternalError) as e:
@@ -124,6 +126,15 @@ class FollowingStorage(RetryingStorage):
                         ) from e
                     raise
         return self._noted(super()._call(name, self._place(name, args[0]), *args[1:], **named))
+
+    def _is_there(self, study: Any) -> bool:
+        """Whether this is the study. SQLite gives the numbers of a deleted one to the next."""
+        return study._study_id == self._now and self._uid in (None, study.user_attrs.get(UID))
+
+    def _check_there(self) -> None:
+        """Raise a KeyError if the study's number is another one's by now."""
+        if super()._call("get_study_user_attrs", self._now).get(UID) != self._uid:
+            raise KeyError(self._now)
 
     def _place(self, name: str, given: int) -> int:
         """The number by now of a study or a trial. While another thread finds a study that was
@@ -159,7 +170,7 @@ class FollowingStorage(RetryingStorage):
         """Whether the study was renamed: it is gone, and another one has its attribute."""
         with self._lock:
             studies = self.get_all_studies()
-            if self._uid is None or any(s._study_id == self._now for s in studies):
+            if self._uid is None or any(map(self._is_there, studies)):
                 return False
             heirs = [s._study_id for s in studies if s.user_attrs.get(UID) == self._uid]
             if not heirs:

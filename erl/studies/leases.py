@@ -22,6 +22,8 @@ import psutil
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
+from erl.cli import Sink
+from erl.errors import UserError
 from erl.studies.trials import attribute
 
 LEASE_SECONDS = 120.0
@@ -186,12 +188,11 @@ class Lease:
         be at work; None while that is not known. `look` comes before.
         """
         owners = [lease["owner"] for lease in self._leases().values() if lease is not None]
-        found: list[tuple[dict[str, Any], bool | None]] = []
-        for owner in owners:
-            works = lives(owner) if is_here(owner) else self._changes.recent(PLACE + owner["id"])
-            if works is not False:
-                found.append((owner, works))
-        return found
+        return [(o, works) for o in owners if (works := self._works(o)) is not False]
+
+    def _works(self, owner: dict[str, Any]) -> bool | None:
+        """Whether a coordinator is at work; None while that is not known."""
+        return lives(owner) if is_here(owner) else self._changes.recent(f"{PLACE}{owner.get('id')}")
 
     def _leases(self) -> dict[str, Any]:
         attrs = self._storage.get_study_system_attrs(self._study_id)
@@ -200,26 +201,23 @@ class Lease:
     def _is_mine(self, lease: Any) -> bool:
         return lease is not None and lease["owner"]["id"] == self.owner["id"]
 
-    def _is_spent(self, lease: Any) -> bool:
-        """Whether the coordinator of a lease is known to be gone."""
-        owner = lease["owner"]
-        if is_here(owner):
-            return not lives(owner)
-        return self._changes.recent(PLACE + owner["id"]) is False
-
     def _renew(self) -> None:
         self._renewals += 1
         leases = self.look()
         if self._stop.is_set():
             return
         if self._place is None or not self._is_mine(leases.get(self._place)):
-            free = [k for k, lease in leases.items() if lease is None or self._is_spent(lease)]
+            free = [
+                k
+                for k, lease in leases.items()
+                if lease is None or self._works(lease["owner"]) is False
+            ]
             unused = next(k for i in itertools.count() if (k := f"{PLACE}{i}") not in leases)
             self._place = free[0] if free else unused
         lease: Any = {"owner": self.owner, "renewals": self._renewals}
         self._storage.set_study_system_attr(self._study_id, self._place, lease)
         for place, other in leases.items():
-            if place != self._place and other is not None and self._is_spent(other):
+            if place != self._place and other and self._works(other["owner"]) is False:
                 self._storage.set_study_system_attr(self._study_id, place, None)
 
     def _keep_renewing(self) -> None:
@@ -245,10 +243,41 @@ class Lease:
             # its name yet.
             key = f"trial:{trial._trial_id}"
             self._changes.observe(key, str(trial.datetime_start))
-        elif mine:  # begun twice, since the first answer was lost: no one runs it
-            return False
-        elif is_here(owner):
-            return lives(owner)
-        else:
-            key = f"{PLACE}{owner.get('id')}"
-        return self._changes.recent(key)
+            return self._changes.recent(key)
+        # Mine and not held: begun twice, since the first answer was lost, and no one runs it.
+        return False if mine else self._works(owner)
+
+
+def check_unused(storage: BaseStorage, name: str, study_id: int, wait: bool, sink: Sink) -> None:
+    """Refuse a study on which a command works.
+
+    Args:
+        storage: of the study.
+        name: its name.
+        study_id: its number.
+        wait: whether to wait until it is known: a coordinator on another machine is gone if it did
+            not renew its lease for LEASE_SECONDS.
+        sink: where it is said.
+
+    Raises:
+        UserError: one does.
+    """
+    lease, told = Lease(storage, study_id), False
+    while True:
+        lease.look()
+        holders = lease.holders()
+        for owner, works in holders:
+            if works:
+                raise UserError(
+                    f"a command works on study {name!r}, process {owner.get('pid')} on "
+                    f"{owner.get('host')}: stop it first"
+                )
+        if not (holders and wait):
+            return
+        if not told:
+            told = True
+            sink.line(
+                f"waiting for up to {LEASE_SECONDS:.0f} s to see whether the command on "
+                f"{holders[0][0].get('host')} that worked on {name} still does"
+            )
+        lease.wait(min(1.0, LEASE_SECONDS / 8))

@@ -22,6 +22,7 @@ from erl.studies.configuration import (
     TestStudy,
 )
 from erl.studies.trials import RunningTrial, states_text, stored_records, tried_again
+from erl.worlds.specification import to_json
 
 # Longest piece of a note: what the dashboard itself writes and reads.
 PIECE = 2045
@@ -126,14 +127,10 @@ def trial_note(
     else:
         many = f", mean of {len(records)} lifetimes" if len(records) > 1 else ""
         rows["fitness"] = f"{score_text(value)}{many}"
-    for index, record in list(enumerate(records))[:SHOWN]:
-        name = "lifetime" if len(records) == 1 else f"lifetime {index}"
-        rows[name] = of_lifetime(record)
-        seeds = record.spec.seeds
-        rows[f"its seeds {index}" if len(records) > 1 else "its seeds"] = (
-            f"reservoir {seeds.reservoir}, learner {seeds.learner}, "
-            f"environment {seeds.environment}, evaluation {seeds.evaluation}"
-        )
+    for index in sorted(trial.records)[:SHOWN]:
+        number = f" {index}" if len(trial.specs) > 1 else ""
+        rows[f"lifetime{number}"] = of_lifetime(trial.records[index])
+        rows[f"its seeds{number}"] = seeds_of(trial.records[index])
     commits = sorted({r.commit for r in records if r.commit})
     rows["commit"] = ", ".join(commits) or "not stored"
     return _text(rows, commands)
@@ -152,6 +149,11 @@ def of_lifetime(record: LifetimeRecord) -> str:
     parts += [f"{record.episodes:,} episodes", f"{record.steps:,} steps"]
     parts.append(f"{record.seconds:,.1f} s of training")
     return ", ".join([*parts, *([record.note] if record.note else [])])
+
+
+def seeds_of(record: LifetimeRecord) -> str:
+    """The seeds of a lifetime, in a line."""
+    return ", ".join(f"{role} {seed}" for role, seed in to_json(record.spec.seeds).items())
 
 
 def _what(config: StudyConfig) -> str:

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial
 
 from erl.lifetimes.record import LifetimeRecord
 from erl.studies.study import Study
-from erl.studies.trials import lifetime_records, why_failed
+from erl.studies.trials import lifetime_records, pruned_at, why_failed
 from erl.worlds.specification import to_json
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def trial_rows(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
             "generation": t.user_attrs.get("generation"),
             "begun": t.datetime_start,
             "ended": t.datetime_complete,
-            "pruned_at": (t.user_attrs.get("pruned") or {}).get("point"),
+            "pruned_at": pruned_at(t),
             "error": why_failed(t),
         }
         for t in trials

@@ -92,9 +92,7 @@ class RetryingStorage(BaseStorage):
 
     def _call(self, name: str, *args: Any, **named: Any) -> Any:
         """The operation of this name."""
-        return self._retry(getattr(self.backend, name), *args, **named)
-
-    def _retry(self, operation: Callable[..., Any], *args: Any, **named: Any) -> Any:
+        operation = getattr(self.backend, name)
         begun, pause, tries = time.monotonic(), 0.1, 0
         while True:
             try:

@@ -31,7 +31,7 @@ from erl.search.samplers import note_end
 from erl.studies import leases
 from erl.studies.artefacts import attach
 from erl.studies.configuration import StudyConfig, differences, from_stored, to_stored
-from erl.studies.distributions import SearchSpace, suggest
+from erl.studies.distributions import SearchSpace
 from erl.studies.following import UID, FollowingStorage
 from erl.studies.notes import study_note, trial_note, write_note
 from erl.studies.retries import MOMENT_SECONDS, OUTAGE_SECONDS
@@ -166,6 +166,7 @@ class Study:
                 time.sleep(0.05)
         self.check_same(config)
         if self.stored is None:  # its creator was killed, or it was made by hand
+            self.known_by()  # before what other processes wait for: they take the same
             self.optuna.set_user_attr("config", to_stored(config))
             self.optuna.set_user_attr("versions", versions())
             self.optuna.set_user_attr("commit", commit())
@@ -491,7 +492,7 @@ class Study:
         study = optuna.load_study(study_name=self.name, storage=self.storage, sampler=sampler)
         trial = optuna.Trial(study, self.storage.id_now(trial_id))
         for name, distribution in space.items():
-            suggest(trial, name, distribution)
+            trial._suggest(name, distribution)  # as Optuna's `Study.ask` does
 
     def _in_hand(self, trial_id: int, plan: Plan) -> RunningTrial:
         trial = self.storage.get_trial(trial_id)

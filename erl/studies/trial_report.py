@@ -9,10 +9,10 @@ from optuna.trial import FrozenTrial
 from erl.cli import command, score_text, value_text
 from erl.errors import UserError, one_line
 from erl.lifetimes.record import LifetimeRecord
-from erl.studies.notes import of_lifetime
+from erl.studies.notes import of_lifetime, seeds_of
 from erl.studies.storage import storage_words
 from erl.studies.study import Study
-from erl.studies.trials import attribute, lifetime_records
+from erl.studies.trials import attribute, lifetime_records, pruned_at, times_lost
 
 
 def traceback_command(study: Study, failed: Sequence[FrozenTrial]) -> str:
@@ -60,11 +60,7 @@ def trial_lines(trial: FrozenTrial) -> Iterator[str]:
         yield "lifetimes:" if records else "lifetimes: none stored"
     for index, record in sorted(records.items()):
         yield f"  {index}: {of_lifetime(record)}"
-        seeds = record.spec.seeds
-        yield (
-            f"     seeds: reservoir {seeds.reservoir}, learner {seeds.learner}, "
-            f"environment {seeds.environment}, evaluation {seeds.evaluation}"
-        )
+        yield f"     seeds: {seeds_of(record)}"
     yield from _failures(trial, records)
 
 
@@ -83,11 +79,11 @@ def _state(trial: FrozenTrial) -> Iterator[str]:
         yield ", ".join(said)
     if "retry_of" in attrs:
         yield f"takes the place of trial {attrs['retry_of']}, which had failed"
-    if attrs.get("lost"):
-        yield f"lost with its process, and continued: {attrs['lost']}"
+    if lost := times_lost(trial):
+        yield f"lost with its process, and continued: {lost}"
     values = ", ".join(score_text(value) for value in trial.values or ())
     if trial.state.name == "PRUNED":
-        point = (attrs.get("pruned") or {}).get("point")
+        point = pruned_at(trial)
         at = "" if point is None else f" at {point}/10 of its life"
         yield f"pruned{at}, with {values or '-'}"
     else:

@@ -90,14 +90,28 @@ def attribute(trial: FrozenTrial, key: str) -> Any:
     """One of a trial's own attributes: `owner`, `error`, `lifetime:0`; None if it has none.
 
     They are system attributes, which dashboards do not show: a page of lines of 4,000 characters
-    cannot be read. Version 0.2.0 and earlier stored them as user attributes.
+    cannot be read. Version 0.2.0 and earlier stored them as user attributes, which may also be
+    another program's.
     """
-    return trial.system_attrs.get(key, trial.user_attrs.get(key))
+    old = trial.user_attrs.get(key)
+    return trial.system_attrs.get(key, old if isinstance(old, dict) else None)
 
 
 def why_failed(trial: FrozenTrial) -> str | None:
     """The reason of a failure; None if none is stored."""
     return (attribute(trial, "error") or {}).get("reason")
+
+
+def pruned_at(trial: FrozenTrial) -> int | None:
+    """The point of comparison at which a trial was pruned; None if none is stored."""
+    pruned = trial.user_attrs.get("pruned")
+    return pruned.get("point") if isinstance(pruned, dict) else None
+
+
+def times_lost(trial: FrozenTrial) -> int:
+    """How often a trial's process ended without giving it back."""
+    lost = trial.user_attrs.get("lost")
+    return lost if isinstance(lost, int) else 0
 
 
 def tried_again(trials: Iterable[FrozenTrial]) -> set[int]:
@@ -108,7 +122,11 @@ def tried_again(trials: Iterable[FrozenTrial]) -> set[int]:
 def stored_records(trial: FrozenTrial) -> dict[int, Any]:
     """The records that a trial holds as they were given, by the index of the lifetime."""
     attrs = trial.user_attrs | trial.system_attrs
-    found = {int(k.removeprefix(RECORD)): v for k, v in attrs.items() if k.startswith(RECORD)}
+    found = {
+        int(number): v
+        for k, v in attrs.items()
+        if k.startswith(RECORD) and (number := k.removeprefix(RECORD)).isdecimal()
+    }
     for index, record in found.items():
         if "pieces" in record:
             # Version 0.2.0 and earlier named pieces by the lifetime alone.

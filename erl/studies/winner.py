@@ -298,15 +298,10 @@ def proposed_by(trial: FrozenTrial, score: Score | None) -> Finalist:
     scores: list[float] = []
     if score is not None:
         with suppress(UserError):
-            scores = _by_seed(trial, score)
+            table = score_table(trial, score)
+            scores = table.mean(0).tolist() if len(table) else []
     value = None if trial.value is None else float(trial.value)
     return Finalist(trial.number, None, dict(trial.params), value, tuple(scores))
-
-
-def _by_seed(trial: FrozenTrial, score: Score) -> list[float]:
-    """Its score with each seed, the mean over its environments; none if it stores no lifetimes."""
-    table = score_table(trial, score)
-    return table.mean(0).tolist() if len(table) else []
 
 
 def score_table(trial: FrozenTrial, score: Score) -> np.ndarray:

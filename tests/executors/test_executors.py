@@ -228,11 +228,15 @@ def dies_once(rows, folder, path):
 @pytest.mark.slow
 def test_a_job_that_is_begun_again_finds_its_rows_as_at_first(tmp_path, lasting):
     executor = lasting(1)
+    notes = []
+    executor.note = notes.append
     try:
         [result] = executor.run([Job(dies_once, (str(tmp_path / "x"),))], COLUMNS, lambda _: None)
     finally:
         executor.close()
     assert result.value == [7]
+    [note] = notes
+    assert "died (killed, or out of memory); its job is begun again" in note
 
 
 def add(rows, folder, a, b):

@@ -244,7 +244,8 @@ def test_a_job_goes_on_elsewhere_from_its_checkpoint(cluster, address):
     checkpoint = Path("runs/one.pkl").absolute()
     job = Cohort((spec,), (Outputs(None, str(checkpoint), 0.2),)).job()
     executor = RayExecutor(address, workers=1, max_retries=1)
-    seen, lost = [], []
+    seen, lost, notes = [], [], []
+    executor.note = notes.append
 
     def tick(board):
         seen.append(int(board["steps"][0]))
@@ -259,6 +260,7 @@ def test_a_job_goes_on_elsewhere_from_its_checkpoint(cluster, address):
     finally:
         executor.close()
     assert result.error is None
+    assert "a Ray worker or machine was lost; its job is begun again" in notes
     saved, begun = lost
     # What was heard last may be older than the checkpoint, and stands there until the next attempt
     # is heard of. A board that was lost as well begins at zero. A lifetime that begins anew has at

@@ -89,7 +89,8 @@ def test_a_worker_that_dies_is_replaced_and_its_job_is_asked_again(hosts, tmp_pa
         WorkerJob("sum", Sum("b"), 64),
         WorkerJob("sum", Sum("c"), 64),
     ]
-    results, workers = run(host, jobs, lambda: [3])
+    with pytest.warns(match="a worker of a lifetime died .*; its job is begun again"):
+        results, workers = run(host, jobs, lambda: [3])
     assert {about: result[:2] for about, result in results.items()} == {
         "a": (3, [64]),
         "b": (3, [64]),

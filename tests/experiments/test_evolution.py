@@ -24,11 +24,10 @@ from erl.experiments.evolution import (
     evolve,
 )
 from erl.experiments.evolution_study import study_config
-from erl.experiments.finals import sampler_of
 from erl.experiments.tested import load_best
 from erl.lifetimes.living import COLUMNS, Cohort
 from erl.search.space import search_space
-from erl.studies.distributions import distributions
+from erl.studies.distributions import distributions, sampler_of
 from erl.studies.study import Study
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task

@@ -17,7 +17,7 @@ from erl.experiments import tracking
 from erl.experiments.comparison import ComparisonConfig, compare
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.experiments.single import SingleConfig, run
-from erl.studies.commands import copy_study
+from erl.studies.copying import copy_study
 from erl.studies.flags import CopyConfig
 from erl.studies.study import Study
 

@@ -1,6 +1,5 @@
 """Every sampler through one suite, and CMA-ES against the cmaes package driven by hand."""
 
-import pickle
 import random
 import subprocess
 import sys
@@ -470,9 +469,7 @@ def test_a_replay_that_is_kept_changes_nothing(objective):
     rng = random.Random(1)
 
     def either(i):
-        return with_sampler(
-            study, pickle.loads(pickle.dumps(cached)) if rng.random() < 0.1 else cached
-        )
+        return with_sampler(study, CmaesSampler(RESERVOIR, 3) if rng.random() < 0.1 else cached)
 
     asynchronous(study, RESERVOIR, 220, 9, objective, fail=0.1, ask_study=either)
     other = new_study(plain, name="plain")
@@ -716,19 +713,6 @@ def test_restarts_are_checked_and_a_start_is_for_cma_es():
         make_sampler("Cmaes", UNIT, seed=0, restarts="bipopp")
     with pytest.raises(UserError, match="Random cannot start from another study"):
         make_sampler("Random", UNIT, seed=0, start={})
-
-
-@pytest.mark.parametrize("restarts", ["ipop", "bipop", "none"])
-def test_a_copy_of_every_kind_proposes_the_same(restarts):
-    start = {"mean": [0.3, 0.4, 0.5], "sigma": 0.1, "cov": np.eye(3).tolist()}
-    sampler = CmaesSampler(UNIT, 1, restarts=restarts, start=start)
-    study = new_study(sampler)
-    run(study, UNIT, 60, lambda p: 1.0, 7)
-    copy = pickle.loads(pickle.dumps(sampler))
-    assert sampler.used(study) == copy.used(study)
-    assert sampler._cma.run == copy._cma.run
-    assert (copy._cma.run == 0) == (restarts == "none")
-    assert np.array_equal(sampler._cma.ask(420), copy._cma.ask(420))
 
 
 # -- warm starts --

@@ -19,7 +19,10 @@ from erl.errors import UserError
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.experiments.single import SingleConfig, run
 from erl.studies import leases
-from erl.studies.commands import copy_study, export_study, with_json
+from erl.studies.artefacts import folder_of, listed
+from erl.studies.commands import export_study, with_json
+from erl.studies.copying import copy_study
+from erl.studies.data import read_study
 from erl.studies.flags import CopyConfig, ExportConfig
 from erl.studies.records import records
 from erl.studies.storage import open_storage
@@ -400,6 +403,55 @@ def test_a_copy_has_everything(source, storage, capsys):
     assert content(source, "twin") == here
 
 
+def attached(address, name):
+    """The contents of a study's files, by their names."""
+    storage = open_storage(address)
+    [study] = [s for s in storage.get_all_studies() if s.study_name == name]
+    return {a.name: (folder_of(address) / a.id).read_text() for a in listed(study.system_attrs)}
+
+
+def test_every_copy_has_the_files_of_now_for_itself_and_leaves_none(capsys, monkeypatch):
+    source, target = "sqlite:///a.db", "sqlite:///b.db"
+    rich_study(open_storage(source, create=True))
+
+    def attach(address, name, text):
+        Path("figure.txt").unlink(missing_ok=True)
+        Path("figure.txt").write_text(text)
+        Study(address, name).attach("figure.txt")
+
+    def copied(name, *words):
+        return call(capsys, "copy", "--storage", source, "--to", target, "--to_name", name, *words)
+
+    attach(source, "rich", "1")
+    assert copied("x")[0] == copied("y")[0] == 0
+    attach(target, "x", "of x")
+    assert attached(target, "y") == {"figure.txt": "1"}
+    attach(source, "rich", "2")
+    assert copied("y", "--overwrite")[0] == 0
+    assert attached(target, "y") == {"figure.txt": "2"}
+    assert attached(target, "x") == {"figure.txt": "of x"}
+    assert len(list(folder_of(target).iterdir())) == 2
+    monkeypatch.setattr("erl.studies.copying._compare", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        copied("y", "--overwrite")
+    assert len(list(folder_of(target).iterdir())) == 1
+    assert attached(target, "x") == {"figure.txt": "of x"}
+
+
+@pytest.mark.parametrize("works_on", ["twin", "twin_finals"])
+def test_a_study_on_which_a_command_works_is_not_overwritten(works_on, capsys):
+    storage = open_storage("sqlite:///studies.db", create=True)
+    for name in ("rich", "rich_finals", "twin", "twin_finals"):
+        optuna.create_study(study_name=name, storage=storage, direction="maximize")
+    ids = [s._study_id for s in storage.get_all_studies()]
+    words = ("--study", "rich", "--to", "sqlite:///studies.db", "--to_name", "twin", "--overwrite")
+    with Study("sqlite:///studies.db", works_on):
+        code, _, err = call(capsys, "copy", *words)
+        assert (code, f"a command works on study '{works_on}', process " in err) == (2, True)
+        assert [s._study_id for s in storage.get_all_studies()] == ids
+    assert call(capsys, "copy", *words)[0] == 0
+
+
 def test_running_trials_of_a_copy_are_of_nobody(capsys):
     """The coordinator that runs the original's will not end them."""
     study = rich_study(open_storage("sqlite:///a.db", create=True))
@@ -454,6 +506,32 @@ def test_attributes_of_other_programs_are_not_taken_for_ours(capsys):
         assert call(capsys, "show", "--study", "foreign")[0] == 0
 
 
+@pytest.mark.parametrize(
+    "attribute",
+    [
+        ("error", "out of memory"),
+        ("pruned", True),
+        ("owner", "alice"),
+        ("lost", "yes"),
+        ("lifetime:total", 3),
+        ("generation", "first"),
+    ],
+    ids=lambda attribute: attribute[0],
+)
+def test_attributes_of_trials_of_other_programs_are_not_taken_for_ours(attribute, sink, capsys):
+    storage = open_storage("sqlite:///studies.db", create=True)
+    study = optuna.create_study(study_name="foreign", storage=storage, direction="maximize")
+    for state in TrialState:
+        value = 1.0 if state in (TrialState.COMPLETE, TrialState.PRUNED) else None
+        study.add_trial(create_trial(state=state, value=value, user_attrs=dict([attribute])))
+    words = ("--study", "foreign")
+    assert call(capsys, "list")[0] == call(capsys, "show", *words)[0] == 0
+    for number in range(len(TrialState)):
+        assert call(capsys, "show", *words, "--trial", str(number))[0] == 0
+    assert call(capsys, "export", *words, "--rows", "trials", "--file", "trials.csv")[0] == 0
+    assert len(read_study("foreign").trials) == len(TrialState)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("storage", KINDS, indirect=True)
 def test_an_evolution_goes_on_in_its_copy(evolved, quick, inline, sink, capsys):
@@ -487,7 +565,7 @@ def test_a_copy_that_was_interrupted_does_not_look_whole(
     with monkeypatch.context() as patch:
         target = open_storage(storage, create=True)
         patch.setattr(
-            "erl.studies.commands.open_storage",
+            "erl.studies.copying.open_storage",
             lambda address, create=False: target if create else open_storage(address),
         )
         create, count = target.create_new_trial, []

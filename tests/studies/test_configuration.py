@@ -29,30 +29,31 @@ from erl.studies.configuration import (
 from erl.studies.storage import DEFAULT_STORAGE
 from erl.studies.study import Study
 
-# As version 0.1.0 stored them.
+# As version 0.2.0 stored them.
 EVOLUTION = {
     **{"published_code": False, "training_steps": 64, "nb_trials": 2, "sampler": "Random"},
     **{"del_obs": False, "nb_seeds": 1, "ep_eval": 10, "units": 5, "skip_c": False},
     **{"fixed_iss": True, "evolve": None, "obs_units": None, "min_sr": 0.0001, "max_sr": 100.0},
     **{"min_lr": 0.01, "max_lr": 1.0, "min_iss": 0.1, "max_iss": 10.0, "reset_res": True},
-    **{"fitness": "training", "learner": "PPO", "engine": "auto", "seed": 0, "pruner": "none"},
+    **{"fitness": "training", "learner": "PPO", "engine": "cohort", "seed": 0, "pruner": "none"},
     **{"popsize": 4, "restarts": "ipop", "use_pruned": True, "warm_start": None},
     **{"learner_config": {"n_steps": 32, "batch_size": 32, "n_epochs": 1}},
-    **{"env_id": "CartPole-v1", "config_version": 1},
+    **{"env_id": "CartPole-v1", "kind": "evolution", "config_version": 1},
 }
 SEVERAL = {**EVOLUTION, "nb_res": 2, "fixed_iss": False}
 SET = {
     **{k: v for k, v in SEVERAL.items() if k != "env_id"},
     **{"env_type": "CartPole-v1+Pendulum-v1", "env_ids": ["CartPole-v1", "Pendulum-v1"]},
-    **{"references": {"CartPole-v1": [21.78, 500.0], "Pendulum-v1": [-1184.76, 0.0]}, "sets": None},
+    **{"references": {"CartPole-v1": [21.78, 500.0], "Pendulum-v1": [-1184.76, 0.0]}},
 }
-TEST = {"evolution": EVOLUTION, "params": {"sr": 1.0}, "training_steps": 64, "engine": "auto"}
-# That of an ER-MRL journal had the flags' defaults in it, and the name of the experiment.
-JOURNALS_TEST = {**TEST, "evolution": {**EVOLUTION, "h_test": "main"}, "env_id": "Pendulum-v1"}
+TEST = {
+    **{"evolution": EVOLUTION, "params": {"sr": 1.0}, "training_steps": 64, "engine": "cohort"},
+    **{"kind": "test", "config_version": 1},
+}
 TRAINING = {
     **{"published_code": False, "learner": "ERL-Re2", "env_id": "Pendulum-v1", "steps": 1000},
     **{"seed": 0, "learner_config": {"pr": 8}, "engine": "auto", "del_obs": False, "ep_eval": 10},
-    **{"config_version": 1},
+    **{"kind": "single", "config_version": 1},
 }
 
 
@@ -72,7 +73,7 @@ def test_the_evolved_agent_is_found_by_its_name(part):
         (SEVERAL, EvolutionStudy, "evolution, several"),
         (SET, EvolutionStudy, "evolution, set"),
         (TEST, TestStudy, "test"),
-        (JOURNALS_TEST, TestStudy, "test of generalisation"),
+        ({**TEST, "env_id": "Pendulum-v1"}, TestStudy, "test of generalisation"),
         (TRAINING, SingleStudy, "single run"),
     ],
 )
@@ -84,40 +85,21 @@ def test_what_earlier_versions_stored_is_read(stored, kind, title):
     assert again["kind"] == kind.kind
     assert from_stored(json.loads(json.dumps(again))) == config
     assert differences(config, from_stored(again)) == []
-    kept = {
-        k: v
-        for k, v in stored.items()
-        if k not in ("sets", "engine", "evolution", "config_version")
-    }
+    kept = {k: v for k, v in stored.items() if k not in ("evolution", "config_version")}
     assert {k: again[k] for k in kept} == kept
-
-
-@pytest.mark.parametrize(
-    ("learner", "engine"),
-    [("PPO", "cohort"), ("TD3", "sb3"), ("RecurrentPPO", "sb3"), ("ERL-Re2", "auto")],
-)
-def test_auto_keeps_the_choice_that_0_1_0_made(learner, engine):
-    evolution = {**EVOLUTION, "learner": learner}
-    assert from_stored(evolution).engine == engine
-    assert from_stored({**evolution, "engine": "sb3"}).engine == "sb3"
-    test = from_stored({**TEST, "evolution": evolution})
-    assert (test.engine, test.evolution.engine) == (engine, engine)
-    assert from_stored({**TRAINING, "learner": learner}).engine == engine
 
 
 @pytest.mark.parametrize("learner", ["DERL", "ERL-Re2", "CEM-RL"])
 def test_a_learner_with_one_implementation_keeps_it(learner):
     """It is stored as `auto`, and is no algorithm of Stable-Baselines3."""
-    evolution = {**EVOLUTION, "learner": learner}
-    for stored in (
-        {**evolution, "kind": "evolution"},
-        {**TEST, "evolution": evolution, "kind": "test"},
-        {**TRAINING, "learner": learner, "kind": "single"},
-    ):
+    one = {"learner": learner, "engine": "auto"}
+    evolution = {**EVOLUTION, **one}
+    test = {**TEST, "evolution": evolution, "engine": "auto"}
+    for stored in (evolution, test, {**TRAINING, **one}):
         assert from_stored(stored).engine == "auto"
 
 
-@pytest.mark.parametrize("missing", sorted(EVOLUTION.keys() - {"training_steps", "env_id"}))
+@pytest.mark.parametrize("missing", sorted(EVOLUTION.keys() - {"training_steps", "env_id", "kind"}))
 def test_a_study_that_is_older_than_a_flag_is_read(missing):
     from_stored({k: v for k, v in EVOLUTION.items() if k != missing})
 
@@ -142,59 +124,6 @@ def test_differences_name_what_is_there_and_here():
     test, other = from_stored(TEST), from_stored({**TEST, "evolution": {**EVOLUTION, "seed": 3}})
     assert differences(test, other) == ["evolution.seed is 0 there and 3 here"]
     assert differences(there, test) == ["kind is 'evolution' there and 'test' here"]
-
-
-def of_0_1_0(study, **more):
-    """Store a configuration as version 0.1.0 would have: without a kind, and with `auto`."""
-    stored = {k: v for k, v in study.stored.items() if k not in ("kind", "start")}
-    stored |= {"engine": "auto", **more}
-    study.optuna.set_user_attr("config", stored)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("inline")
-def test_studies_of_0_1_0_go_on(quick, sink):
-    """An evolution, its test, and a single run: none is another configuration."""
-    flags = EvolutionConfig(
-        env_id="CartPole-v1",
-        training_steps=64,
-        nb_trials=2,
-        nb_seeds=1,
-        units=5,
-        sampler="Random",
-        learner_config=quick,
-        workers=1,
-    )
-    assert evolve(flags, sink) == 0
-    name = "CartPole-v1_main_0.064k_steps"
-    study = Study(flags.storage, name)
-    assert study.stored["engine"] == "cohort"
-    of_0_1_0(study)
-    assert evolve(replace(flags, nb_trials=3), sink) == 0
-    assert len(Study(flags.storage, name).trials("COMPLETE")) == 3
-    with pytest.raises(UserError, match="engine is 'cohort' there and 'sb3' here"):
-        evolve(replace(flags, engine="sb3"), sink)
-
-    best = Study(flags.storage, name).best().number
-    test = ComparisonConfig(
-        study=name, training_steps=64, nb_seeds=1, workers=1, arms="PPO,RES_PPO_0.0003"
-    )
-    assert compare(test, sink) == 0
-    study = Study(flags.storage, f"{name}_trial_{best}_test_0.064k_steps")
-    evolution = {k: v for k, v in study.stored["evolution"].items() if k != "start"}
-    of_0_1_0(study, evolution={**evolution, "engine": "auto"})
-    assert compare(replace(test, nb_seeds=2), sink) == 0
-    assert len(Study(flags.storage, study.name).trials("COMPLETE")) == 4
-
-    single = SingleConfig(
-        learner="DQN", env_id="CartPole-v1", steps=200, set="learning_starts=50", workers=1
-    )
-    assert run(single, sink) == 0
-    study = Study(flags.storage, "CartPole-v1_DQN_single_0.2k_steps")
-    assert study.stored["engine"] == "sb3"
-    of_0_1_0(study)
-    assert run(replace(single, nb_seeds=2), sink) == 0
-    assert len(Study(flags.storage, study.name).trials("COMPLETE")) == 2
 
 
 @pytest.mark.usefixtures("inline")

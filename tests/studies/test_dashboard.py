@@ -182,7 +182,7 @@ def test_notes_are_what_the_dashboard_reads_and_a_users_words_stay(quick, told, 
 def test_curves_and_models_are_files_of_their_trials_and_a_copy_takes_them_along(
     quick, inline, sink, curves
 ):
-    from erl.studies.commands import CopyConfig, copy_study
+    from erl.studies.copying import CopyConfig, copy_study
 
     evolve(evolution(quick, nb_trials=1, nb_seeds=1), sink)
     best = Study(DEFAULT_STORAGE, NAME).best().number

@@ -103,7 +103,7 @@ def test_the_path_is_the_distribution_that_the_sampler_drew_from(config, sink, m
         sampler.sample_relative = sample_relative
         return sampler
 
-    monkeypatch.setattr("erl.experiments.finals.make_sampler", spy)
+    monkeypatch.setattr("erl.studies.distributions.make_sampler", spy)
     evolve(config, sink)
     path = sampler_path(read_study(NAME))
     assert list(path.generation) == [0, 1, 2]

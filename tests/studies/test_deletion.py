@@ -145,7 +145,6 @@ def test_a_study_on_which_a_command_works_is_refused(works_on, evolved, capsys):
 @pytest.mark.parametrize("alive", [True, False])
 def test_a_command_on_another_machine_is_waited_for(alive, evolved, capsys, monkeypatch):
     monkeypatch.setattr(leases, "LEASE_SECONDS", 0.4)
-    monkeypatch.setattr("erl.studies.deletion.LEASE_SECONDS", 0.4)
     owner = {"id": "x", "machine": "elsewhere", "host": "far", "pid": 7, "started": 1.0}
     one = study()
     held = {"owner": owner, "renewals": 1}

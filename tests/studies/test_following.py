@@ -6,7 +6,8 @@ from sqlalchemy import event
 
 from erl.errors import UserError
 from erl.experiments.evolution import EvolutionConfig, evolve
-from erl.studies.distributions import distributions
+from erl.studies.configuration import SingleStudy
+from erl.studies.distributions import distributions, integer
 from erl.studies.following import UID
 from erl.studies.notes import read_note
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
@@ -183,3 +184,37 @@ def test_a_study_that_was_deleted_is_an_error(quick, told, sink):
     with pytest.raises(UserError, match="was deleted while this command used it"):
         study.trials()
     study.lease.stop()
+
+
+@pytest.mark.parametrize("address", STORAGES)
+def test_nothing_is_written_into_a_study_that_has_the_numbers_of_a_deleted_one(address):
+    space = {"seed": integer(0, 10)}
+    old = Study(address, "old", SingleStudy("PPO", "CartPole-v1", 100))
+    with old:
+        trial = old.create({"seed": 1}, space, lambda params: [])
+        open_storage(address).delete_study(old._id)
+        new = Study(address, "new", SingleStudy("SAC", "Pendulum-v1", 100))
+        with new:
+            other = new.create({"seed": 7}, space, lambda params: [])
+            if address == DEFAULT_STORAGE:
+                assert (new._id, other.trial_id) == (old._id, trial.trial_id)
+            for write in (
+                lambda: old.store_end(trial.trial_id, "COMPLETE", 500.0),
+                lambda: old.create({"seed": 2}, space, lambda params: []),
+                old.note,
+            ):
+                with pytest.raises(UserError, match="study 'old' was deleted while this command"):
+                    write()
+    assert found(address, "new") == [(0, "WAITING", {"seed": 7}, None)]
+
+
+def test_processes_that_begin_a_study_together_know_it_by_the_same(monkeypatch):
+    """Its creator says what it is known by before it says what it is, for which others wait."""
+    config = SingleStudy("PPO", "CartPole-v1", 100)
+    keys = []
+    set_attr = optuna.Study.set_user_attr
+    monkeypatch.setattr(
+        optuna.Study, "set_user_attr", lambda s, k, v: (keys.append(k), set_attr(s, k, v))
+    )
+    Study(DEFAULT_STORAGE, "new", config)
+    assert keys.index(UID) < keys.index("config")

@@ -8,8 +8,17 @@ from optuna.trial import TrialState, create_trial
 from erl.learners.core.evolved_settings import EvolvedSettings
 from erl.learners.core.telemetry import Generations
 from erl.lifetimes.living import Cohort, live
+from erl.lifetimes.record import LifetimeRecord
+from erl.search.pruning import Pruned
+from erl.studies.notes import trial_note
 from erl.studies.records import generations, middle_lifetimes, records
-from erl.studies.trials import lifetime_records, record_attributes, stored_records, why_failed
+from erl.studies.trials import (
+    RunningTrial,
+    lifetime_records,
+    record_attributes,
+    stored_records,
+    why_failed,
+)
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, Task, to_json
 
 
@@ -44,6 +53,20 @@ def test_records_of_earlier_versions_are_read_as_those_of_today(quick):
     # One that an earlier version began, and this one goes on with.
     both = create_trial(value=1.0, user_attrs={"lifetime:0": {"a": 1}}, system_attrs=attrs)
     assert stored_records(both) == {0: to_json(kept)}
+
+
+def test_a_note_names_lifetimes_by_their_own_numbers():
+    task, learner = Task("CartPole-v1"), LearnerSpec("PPO")
+    seeds = [Seeds.derive(0, "evolution", i) for i in range(3)]
+    specs = [LifetimeSpec(task, learner, 100, s) for s in seeds]
+    lived = {i: LifetimeRecord(specs[i], 1.0, 1.0, 1, 1, 100, 1.0) for i in (2, 0)}
+    trial = RunningTrial(5, 5, {}, {}, specs, lived, pruned=Pruned(3, 0.5))
+    lines = trial_note(trial, "PRUNED", 0.5).splitlines()
+    named = [line.partition("**")[2].partition("**")[0] for line in lines if "lifetime" in line]
+    assert named == ["lifetime 0", "lifetime 2"]
+    assert f"- **its seeds 2**: reservoir {seeds[2].reservoir}, learner {seeds[2].learner}, " in (
+        "\n".join(lines)
+    )
 
 
 @pytest.mark.slow

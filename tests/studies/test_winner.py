@@ -18,14 +18,8 @@ from erl.experiments.display import DashboardNotes
 from erl.experiments.evolution import evolve
 from erl.figures.page import _what_was_run
 from erl.search.noise import Expected
-from erl.studies.commands import (
-    CopyConfig,
-    ListConfig,
-    ShowConfig,
-    copy_study,
-    list_studies,
-    show_study,
-)
+from erl.studies.commands import ListConfig, ShowConfig, list_studies, show_study
+from erl.studies.copying import CopyConfig, copy_study
 from erl.studies.data import evolved_reservoirs, read_study
 from erl.studies.following import UID
 from erl.studies.notes import _plain
