@@ -78,8 +78,8 @@ OWN = {
 }
 # Learners whose settings may be a file of AES-RL's published code.
 AES_RL_FILES = ("TD3", "CEM-RL", "P-CEM-RL", "ACEM-RL", "(1+1)-ES", "AES-RL")
-# Where an engine `auto` was stored, it stands for the choice of version 0.1.0: these learners'
-# cohorts, and Stable-Baselines3 for its other algorithms.
+# What `auto` is in a specification made by hand: these learners' cohorts, and Stable-Baselines3 for
+# its other algorithms. Studies store the engine that `resolve_engine` chose.
 _AUTO_COHORTS = frozenset({"PPO"})
 
 
@@ -212,8 +212,8 @@ def get_learner(name: str, engine: str = "auto") -> "Learner":
 
     Args:
         name: of the learner.
-        engine: one of `ENGINES`. `auto` is what version 0.1.0 took; `resolve_engine` chooses for
-            what is new.
+        engine: one of `ENGINES`. `auto` is the cohort for PPO, and Stable-Baselines3 for its other
+            algorithms; `resolve_engine` chooses for what is new.
 
     Raises:
         UserError: unknown name or engine, or the engine does not have the learner.

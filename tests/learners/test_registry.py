@@ -68,7 +68,7 @@ def test_what_is_unknown():
 
 @pytest.mark.usefixtures("td3")
 def test_two_implementations_share_a_name():
-    """A stored `auto` keeps the choice of version 0.1.0, a new study takes the cohort."""
+    """In a specification `auto` is Stable-Baselines3; a new study takes the cohort."""
     assert isinstance(get_learner("TD3", "cohort"), Fake)
     assert type(get_learner("TD3", "sb3")).__name__ == "SB3Learner"
     assert type(get_learner("TD3", "auto")).__name__ == "SB3Learner"
