@@ -129,6 +129,8 @@ def set_up(
     if total_steps:
         model._update_current_progress_remaining(steps, total_steps)
     with torch.random.fork_rng(devices=[]):
+        # What the learner has no values for, as the value network of DERL's discrete policies.
+        torch.default_generator.manual_seed(0)
         model._setup_model()
 
 
