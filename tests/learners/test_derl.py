@@ -391,7 +391,7 @@ def test_the_agent_acts_as_the_policy_and_its_critics_come_along(training, env_i
     assert actions.reshape(expected.shape) == pytest.approx(expected, abs=1e-5)
     if env_id == REACH:
         batch = t.buffer.batch(torch.arange(20))
-        values = t.gradient._q.forward(batch.pairs).output
+        values = t.gradient.q.forward(batch.pairs).output
         theirs = model.critic(batch.observations, batch.actions)
         assert torch.allclose(values, torch.stack(theirs), atol=1e-5)
 
