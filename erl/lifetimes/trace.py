@@ -68,7 +68,7 @@ def trace(
 ) -> Trace:
     """Play an episode without exploration and keep everything.
 
-    It is the episode that `evaluate(agent, spec.make_env(), 1, seed)` plays.
+    It is the episode that `evaluate_afresh({name: agent}, spec, 1, seed)` plays.
 
     Args:
         spec: of the agent's lifetime.

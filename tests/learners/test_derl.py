@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from plain_evaluation import evaluate
 from stable_baselines3 import PPO, TD3
 from stable_baselines3.common.evaluation import evaluate_policy
 
@@ -32,7 +33,6 @@ from erl.studies.storage import DEFAULT_STORAGE
 from erl.studies.study import Study
 from erl.studies.winner import chosen
 from erl.study import generations
-from erl.worlds.evaluation import evaluate
 from erl.worlds.ledger import Ledger
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, from_json, to_json
