@@ -20,6 +20,7 @@ from erl.worlds.world import World
 class CohortPPOLearner:
     """PPO for many lifetimes side by side, in one thread."""
 
+    name = "PPO"
     settings = PPOSettings
 
     def check_settings(self, config: Mapping[str, Any]) -> None:
