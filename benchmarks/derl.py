@@ -33,7 +33,6 @@ from erl.learners.core.run import Run
 from erl.learners.derl.learner import BlendedPolicy
 from erl.learners.derl.settings import DERLSettings
 from erl.networks.policies import Policies
-from erl.worlds.evaluation import evaluate
 from erl.worlds.ledger import Ledger
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task, make_bare_env
@@ -85,8 +84,20 @@ def one_at_a_time(derl: BlendedPolicy, rows: np.ndarray) -> Callable[[], int]:
 
 def predicting(derl: BlendedPolicy) -> Callable[[], int]:
     """Episodes of a model of Stable-Baselines3."""
-    agent, env = derl.agent(), derl.spec.make_env()
-    return lambda: evaluate(agent, env, 5, 0).steps
+    model, env = derl.agent().model, derl.spec.make_env()
+
+    def run() -> int:
+        steps = 0
+        for episode in range(5):
+            seen, _ = env.reset(seed=None if episode else 0)
+            over = False
+            while not over:
+                action, _ = model.predict(seen, deterministic=True)
+                seen, _, terminated, truncated, _ = env.step(action)
+                steps, over = steps + 1, terminated or truncated
+        return steps
+
+    return run
 
 
 def environments(env_id: str, lengths: int) -> Callable[[], int]:

@@ -2,8 +2,8 @@
 
     python benchmarks/exploration.py models/STUDY/RES_PPO --episodes 8
 
-Every agent in the folder plays episodes of the same seeds twice, through the evaluation that tests
-use: with the actions that its policy prefers, and with actions drawn from its policy.
+Every agent in the folder plays episodes of the same seeds twice, through Stable-Baselines3's
+evaluation: with the actions that its policy prefers, and with actions drawn from its policy.
 """
 
 import argparse
@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from erl.cli import exit_after
 from erl.errors import UserError
 from erl.lifetimes.models import load_model
-from erl.worlds.evaluation import evaluate
 
 
 def main() -> None:
@@ -38,10 +39,11 @@ def main() -> None:
         torch.manual_seed(args.seed)
         rows.append([])
         for deterministic in (True, False):
-            env = spec.make_env()
-            found = evaluate(agent, env, args.episodes, spec.seeds.evaluation, deterministic)
+            env = DummyVecEnv([spec.make_env])
+            env.seed(spec.seeds.evaluation)
+            mean, _ = evaluate_policy(agent, env, args.episodes, deterministic, warn=False)
             env.close()
-            rows[-1].append(float(np.mean(found.returns)))
+            rows[-1].append(float(np.mean(mean)))
         print(f"| {file.stem} | {rows[-1][0]:,.1f} | {rows[-1][1]:,.1f} |", flush=True)
     means, stds = np.mean(rows, axis=0), np.std(rows, axis=0)
     print(f"| mean ± std | {' | '.join(f'{m:,.1f} ± {s:,.1f}' for m, s in zip(means, stds))} |")

@@ -1,12 +1,10 @@
-"""Statistics against SciPy and closed forms, and evaluation against Stable-Baselines3's."""
+"""Statistics against SciPy and closed forms."""
 
 import itertools
 import math
 
-import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium import spaces
 from scipy import stats
 
 from erl.errors import UserError
@@ -30,7 +28,6 @@ from erl.statistics import (
     steps_to,
     table,
 )
-from erl.worlds.evaluation import evaluate
 
 # -- statistics --
 
@@ -143,156 +140,6 @@ def test_numbers_of_tables_are_plain_text():
     assert interval_text((9876.5, 12345.6)) == "[9,876, 12,346]"
     assert interval_text((math.nan, math.nan)) == "-"
     assert interval_text((0.1, 0.25), "{:.2f}") == "[0.10, 0.25]"
-
-
-# -- evaluate --
-
-
-class Counter(gym.Env):
-    """Pays what it is told to, ends after as many steps as there are rewards; shows how often it
-    was reset.
-    """
-
-    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
-    action_space = spaces.Discrete(3)
-
-    def __init__(self, rewards, truncate=False):
-        self.rewards, self.truncate, self.seeds, self.actions = rewards, truncate, [], []
-
-    def reset(self, *, seed=None, options=None):
-        self.seeds.append(seed)
-        self.t = 0
-        return np.array([len(self.seeds), 0.0]), {}  # double precision, unlike the space
-
-    def step(self, action):
-        self.actions.append(action)
-        reward = self.rewards[self.t]
-        self.t += 1
-        done = self.t == len(self.rewards)
-        return (
-            np.array([0.0, self.t]),
-            reward,
-            done and not self.truncate,
-            done and self.truncate,
-            {},
-        )
-
-
-class Recorder:
-    """A recurrent policy that counts its steps since the last start of an episode."""
-
-    def __init__(self):
-        self.calls = []
-
-    def predict(self, observation, state=None, episode_start=None, deterministic=False):
-        state = np.zeros(1) if state is None else state
-        state = np.where(episode_start, 0, state + 1)
-        self.calls.append(
-            (observation.copy(), int(state[0]), bool(episode_start[0]), deterministic)
-        )
-        return np.array([int(state[0]) % 3]), state
-
-
-@pytest.mark.parametrize("truncate", [False, True])
-def test_evaluate_by_hand(truncate):
-    env, policy = Counter([1.0, np.float32(0.5), -3.0], truncate), Recorder()
-    evaluation = evaluate(policy, env, n_episodes=2, seed=11)
-    assert evaluation.returns == (-1.5, -1.5)
-    assert evaluation.lengths == (3, 3)
-    assert evaluation.steps == 6
-    assert env.seeds == [11, None]
-    assert env.actions == [0, 1, 2, 0, 1, 2]
-    assert [c[1:] for c in policy.calls] == [(i % 3, i % 3 == 0, True) for i in range(6)]
-    assert all(c[0].shape == (1, 2) and c[0].dtype == np.float32 for c in policy.calls)
-    assert all(type(r) is float for r in evaluation.returns)
-    policy.calls.clear()
-    evaluate(policy, env, 1, 0, deterministic=False)
-    assert not any(c[3] for c in policy.calls)
-
-
-def test_evaluate_takes_dictionaries():
-    class Dictionary(gym.ObservationWrapper):
-        def __init__(self, env):
-            super().__init__(env)
-            self.observation_space = spaces.Dict(
-                {"a": env.observation_space, "n": spaces.Discrete(9)}
-            )
-
-        def observation(self, observation):
-            return {"a": observation, "n": 3}
-
-    class Check:
-        def predict(self, observation, state=None, episode_start=None, deterministic=False):
-            assert observation["a"].shape == (1, 2)
-            assert observation["n"].tolist() == [3]
-            return np.array([0]), None
-
-    assert evaluate(Check(), Dictionary(Counter([2.0])), 3, 0).returns == (2.0, 2.0, 2.0)
-
-
-@pytest.mark.parametrize("reward", [math.nan, math.inf])
-def test_evaluate_names_the_step_of_a_bad_reward(reward):
-    class Late(Counter):
-        def reset(self, **kwargs):
-            if self.seeds:
-                self.rewards = [1.0, 1.0, reward, 1.0]
-            return super().reset(**kwargs)
-
-    with pytest.raises(
-        FloatingPointError, match=r"step 3 in episode 2 is (nan|inf) \(evaluation seed 5\)"
-    ):
-        evaluate(Recorder(), Late([1.0]), 2, 5)
-
-
-def test_an_evaluation_does_not_wait_for_ever(monkeypatch):
-    monkeypatch.setattr("erl.worlds.evaluation.LONGEST_EPISODE", 30)
-    assert evaluate(Recorder(), Counter([1.0] * 30), 2, 0).steps == 60
-    with pytest.raises(RuntimeError, match="did not end within 30 steps"):
-        evaluate(Recorder(), Counter([1.0] * 31), 1, 0)
-
-
-def test_evaluate_needs_an_episode():
-    with pytest.raises(ValueError, match="at least 1"):
-        evaluate(Recorder(), Counter([1.0]), 0, 0)
-
-
-@pytest.mark.parametrize("kind", ["PPO", "RecurrentPPO"])
-def test_evaluate_equals_stable_baselines3(kind):
-    import torch
-    from sb3_contrib import RecurrentPPO
-    from stable_baselines3 import PPO
-    from stable_baselines3.common.evaluation import evaluate_policy
-    from stable_baselines3.common.vec_env import DummyVecEnv
-
-    torch.set_num_threads(1)
-    if kind == "PPO":
-        model = PPO(
-            "MlpPolicy", "CartPole-v1", n_steps=64, batch_size=64, n_epochs=2, seed=0, device="cpu"
-        )
-    else:
-        model = RecurrentPPO(
-            "MlpLstmPolicy",
-            "CartPole-v1",
-            n_steps=64,
-            batch_size=64,
-            n_epochs=2,
-            seed=0,
-            device="cpu",
-            policy_kwargs={"lstm_hidden_size": 16},
-        )
-    model.learn(256)
-    for deterministic in (True, False):
-        torch.manual_seed(3)
-        vec_env = DummyVecEnv([lambda: gym.make("CartPole-v1")])
-        vec_env.seed(42)
-        returns, lengths = evaluate_policy(
-            model, vec_env, 8, deterministic=deterministic, return_episode_rewards=True, warn=False
-        )
-        torch.manual_seed(3)
-        ours = evaluate(model, gym.make("CartPole-v1"), 8, seed=42, deterministic=deterministic)
-        assert ours.returns == tuple(returns)
-        assert ours.lengths == tuple(lengths)
-        assert len(set(returns)) > 1
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 10, 50])

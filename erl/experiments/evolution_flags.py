@@ -370,22 +370,17 @@ class GeneralizationConfig(EvolutionFlags):
         """The environments and the returns that normalise their scores, so that a test needs no
         file.
         """
-        from erl.worlds.task_sets import References
+        from erl.worlds.task_sets import references
         from erl.worlds.tasks import Task, check_task
 
         task_set = self.task_set()
         for env_id in task_set.env_ids:
             check_task(Task(env_id, self.del_obs, kwargs=env_kwargs))
-        references = References.of(task_set, published=self.published_code)
-        references.check(task_set.env_ids)
         return {
             "env_type": task_set.name,
             "env_ids": task_set.env_ids,
             "env_kwargs": env_kwargs,
-            "references": {
-                e: [references.random_return(e), references.target_return(e)]
-                for e in task_set.env_ids
-            },
+            "references": references(task_set, self.published_code),
         }
 
 

@@ -6,13 +6,11 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 
 from erl.worlds.actions import Actions
-from erl.worlds.context import ContextEncoder
+from erl.worlds.context import ContextEncoder, ReservoirWrapper
 from erl.worlds.evaluation import LONGEST_EPISODE, Policy
 from erl.worlds.specification import LifetimeSpec
-from erl.worlds.tasks import make_env
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def trace(
 ) -> Trace:
     """Play an episode without exploration and keep everything.
 
-    It is the episode that `evaluate(agent, spec.make_env(), 1, seed)` plays.
+    It is the episode that `evaluate_afresh({name: agent}, spec, 1, seed)` plays.
 
     Args:
         spec: of the agent's lifetime.
@@ -83,7 +81,7 @@ def trace(
     Raises:
         RuntimeError: the episode does not end within `LONGEST_EPISODE` steps.
     """
-    env = make_env(spec.task, None, None if draw is None else "rgb_array")
+    env = spec.make_env(render_mode=None if draw is None else "rgb_array")
     try:
         return _play(spec, agent, env, seed, steps, draw, watch)
     finally:
@@ -99,19 +97,11 @@ def _play(
     draw: Callable[[gym.Env, int], Any] | None,
     watch: Callable[[int], None] | None,
 ) -> Trace:
-    encoder = None
-    if not isinstance(env.observation_space, spaces.Box):
-        raise TypeError(f"agents see vectors, not observations of {env.observation_space}")
-    if spec.context is not None:
-        encoder = ContextEncoder(
-            [spec.context], [spec.seeds.reservoir], env.observation_space, env.action_space
-        )
-    observation, _ = env.reset(seed=seed)
-    seen = observation if encoder is None else encoder.reset(0, observation)
-    dtype = (env.observation_space if encoder is None else encoder.space).dtype
-    # Copies: some environments write each observation into the same array.
-    shown, states, inputs = [observation.copy()], [_state(encoder)], [_inputs(encoder)]
+    encoder = env.encoder if isinstance(env, ReservoirWrapper) else None
     codec, actions = Actions(env.action_space), list[np.ndarray]()
+    seen, _ = env.reset(seed=seed)
+    # Copies: some environments write each observation into the same array.
+    shown, states, inputs = [seen.copy()], [_state(encoder)], [_inputs(encoder)]
     rewards: list[float] = []
     frames = [] if draw is None else [draw(env, 0)]
     state: Any = None
@@ -119,16 +109,11 @@ def _play(
     while not over and (steps is None or len(rewards) < steps):
         if len(rewards) == LONGEST_EPISODE:
             raise RuntimeError(f"the episode did not end within {LONGEST_EPISODE:,} steps")
-        batch = np.asarray(seen, dtype=dtype)[None]
+        batch = np.asarray(seen, dtype=env.observation_space.dtype)[None]
         action, state = agent.predict(batch, state=state, episode_start=start, deterministic=True)
-        observation, reward, terminated, truncated, _ = env.step(action[0])
-        if encoder is None:
-            seen = observation
-        else:
-            seen = encoder.step(observation[None], action[:1], np.asarray([reward]))[0]
-            encoder.check()
+        seen, reward, terminated, truncated, _ = env.step(action[0])
         over, start = terminated or truncated, np.zeros(1, dtype=bool)
-        shown.append(observation.copy())
+        shown.append(seen.copy())
         states.append(_state(encoder))
         inputs.append(_inputs(encoder))
         actions.append(np.zeros(codec.size))
@@ -138,12 +123,14 @@ def _play(
             frames.append(draw(env, len(rewards)))
         if watch is not None:
             watch(len(rewards))
+    fed = np.stack(inputs)
+    observations = np.stack(shown) if encoder is None else fed[:, : -codec.size - 1]
     return Trace(
         spec=spec,
         seed=seed,
-        observations=np.stack(shown).astype(float),
+        observations=observations.astype(float),
         states=np.stack(states),
-        inputs=np.stack(inputs),
+        inputs=fed,
         actions=np.array(actions).reshape(len(actions), codec.size),
         rewards=np.array(rewards),
         ended=over,

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from erl.errors import UserError, nearest
 from erl.populations.gaussian import Gaussian
-from erl.populations.vectors import check_number, frozen, given, told
+from erl.populations.vectors import frozen, given, told
 
 MEAN_UPDATES = ("fixed-linear", "fixed-sigmoid", "baseline-absolute", "baseline-relative")
 VAR_UPDATES = ("fixed", "adaptive")
@@ -51,9 +50,6 @@ class AES(Gaussian):
 
     Attributes:
         p: the latest step; None before the first.
-
-    Raises:
-        UserError: a setting that cannot be.
     """
 
     def __init__(
@@ -68,21 +64,6 @@ class AES(Gaussian):
         var: float = 1e-3,
         var_floor: float = 1e-5,
     ) -> None:
-        for name, value, known in (
-            ("mean_update", mean_update, MEAN_UPDATES),
-            ("var_update", var_update, VAR_UPDATES),
-        ):
-            if value not in known:
-                raise UserError(
-                    f"AES has no {name} {value!r}{nearest(str(value), known)} (known: "
-                    f"{', '.join(known)})"
-                )
-        lowest = -math.inf if mean_update == "baseline-absolute" else 0.0
-        check_number("AES", "mean_update_param", mean_update_param, above=lowest)
-        check_number("AES", "fixed_var_n", fixed_var_n, least=1.0)
-        check_number("AES", "negative_ratio", negative_ratio, least=0.0, most=1.0)
-        check_number("AES", "var", var, above=0.0)
-        check_number("AES", "var_floor", var_floor, least=0.0)
         super().__init__(mean, rng, var)
         self._mean_update, self._r, self._negative = mean_update, mean_update_param, negative_ratio
         self._var_update, self._fixed_n, self._var_floor = var_update, fixed_var_n, var_floor

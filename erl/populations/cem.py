@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from erl.populations.gaussian import Gaussian
-from erl.populations.vectors import check_flag, check_number, check_whole, frozen, told
+from erl.populations.vectors import frozen, told
 
 
 class CEM(Gaussian):
@@ -20,17 +20,13 @@ class CEM(Gaussian):
     Args:
         mean: first mean (dim,); float32 or double precision, as all else then.
         rng: draws everything.
-        population_size: solutions of a generation, at least 2.
-        parents: how many of them, the best, form the next mean; by default half of them.
+        population_size: solutions of a generation, at least 2, whose better half forms the mean.
         var: first variance of every gene.
         damp: first value of what is added to every variance.
         damp_limit: what it falls to.
         damp_tau: share of its distance to the limit that remains after a generation.
         antithetic: whether solutions come in pairs mean ± noise: i and i + n // 2; of an odd
             number the last one is alone.
-
-    Raises:
-        UserError: a setting that cannot be.
     """
 
     def __init__(
@@ -38,19 +34,14 @@ class CEM(Gaussian):
         mean: np.ndarray,
         rng: np.random.Generator,
         population_size: int = 10,
-        parents: int | None = None,
         var: float = 1e-3,
         damp: float = 1e-3,
         damp_limit: float = 1e-5,
         damp_tau: float = 0.9,
         antithetic: bool = True,
     ) -> None:
-        check_whole("CEM", "population_size", population_size, 2)
-        parents = population_size // 2 if parents is None else parents
-        _check("CEM", population_size, parents, var, damp, damp_limit, damp_tau)
-        check_flag("CEM", "antithetic", antithetic)
         super().__init__(mean, rng, var, antithetic)
-        self._population_size, self._weights = population_size, _weights(parents)
+        self._population_size, self._weights = population_size, _weights(population_size // 2)
         self._damp, self._damp_limit, self._damp_tau = damp, damp_limit, damp_tau
 
     def tell(
@@ -100,14 +91,10 @@ class ACEM(Gaussian):
         mean: first mean (dim,); float32 or double precision, as all else then.
         rng: draws everything.
         memory: results that an update looks at, at least 2.
-        parents: how many of them, the best, form the mean that it moves to; by default half.
         var: first variance of every gene.
         damp: first value of what is added to every variance.
         damp_limit: what it falls to.
         damp_tau: share of its distance to the limit that remains after `memory` updates.
-
-    Raises:
-        UserError: a setting that cannot be.
     """
 
     def __init__(
@@ -115,17 +102,13 @@ class ACEM(Gaussian):
         mean: np.ndarray,
         rng: np.random.Generator,
         memory: int = 10,
-        parents: int | None = None,
         var: float = 1e-3,
         damp: float = 1e-3,
         damp_limit: float = 1e-5,
         damp_tau: float = 0.9,
     ) -> None:
-        check_whole("ACEM", "memory", memory, 2)
-        parents = memory // 2 if parents is None else parents
-        _check("ACEM", memory, parents, var, damp, damp_limit, damp_tau)
         super().__init__(mean, rng, var)
-        self._memory, self._weights = memory, _weights(parents)
+        self._memory, self._weights = memory, _weights(memory // 2)
         self._damp, self._damp_limit = damp, damp_limit
         self._damp_tau = damp_tau ** (1 / memory)
         # The latest results, in places that are used again in turn.
@@ -178,16 +161,6 @@ class ACEM(Gaussian):
         super().set_state(state)
         self._damp, self._told = state["damp"], state["told"]
         self._solutions[:], self._fitness[:] = state["solutions"], state["fitness"]
-
-
-def _check(
-    owner: str, n: int, parents: int, var: float, damp: float, damp_limit: float, damp_tau: float
-) -> None:
-    check_whole(owner, "parents", parents, 1, n)
-    check_number(owner, "var", var, above=0.0)
-    check_number(owner, "damp", damp, least=0.0)
-    check_number(owner, "damp_limit", damp_limit, least=0.0)
-    check_number(owner, "damp_tau", damp_tau, least=0.0, most=1.0)
 
 
 def _weights(parents: int) -> np.ndarray:

@@ -58,6 +58,5 @@ class Gaussian:
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from `get_state`."""
         self._mean = own(state["mean"], self._mean)
-        # OpenAI-ES, whose variance never changes, once stored none.
-        self._var = own(state.get("var", self._var), self._mean)
+        self._var = own(state["var"], self._mean)
         self._rng.bit_generator.state = state["rng"]

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from erl.errors import UserError
-
 _LARGEST = 1e6
 
 
@@ -70,13 +68,6 @@ class GeneticPopulation:
         frac: float = 1.0,
         prob_reset_and_sup: float = 0.05,
     ) -> None:
-        if len(heads) < 3:
-            raise UserError(f"a genetic population needs at least 3 individuals, not {len(heads)}")
-        if not 1 <= n_elites <= len(heads):
-            raise UserError(
-                f"a genetic population of {len(heads)} keeps 1 to {len(heads)} elites, not "
-                f"{n_elites}"
-            )
         self._heads, self._rng = np.array(heads, dtype=np.float32), rng
         self._n_elites = n_elites
         self._mutation_prob, self._frac, self._extreme = mutation_prob, frac, prob_reset_and_sup

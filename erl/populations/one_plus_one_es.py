@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from erl.populations.gaussian import Gaussian
-from erl.populations.vectors import check_number, check_whole, frozen, given, told
+from erl.populations.vectors import frozen, given, told
 
 
 class OnePlusOneES(Gaussian):
@@ -27,9 +27,6 @@ class OnePlusOneES(Gaussian):
         success_rate: share of successes above which the variance grows.
         decay: factor by which it shrinks, and by whose inverse it grows.
         var_floor: it does not fall below.
-
-    Raises:
-        UserError: a setting that cannot be.
     """
 
     def __init__(
@@ -42,11 +39,6 @@ class OnePlusOneES(Gaussian):
         decay: float = 0.99,
         var_floor: float = 1e-5,
     ) -> None:
-        check_number("(1+1)-ES", "var", var, above=0.0)
-        check_whole("(1+1)-ES", "memory", memory, 1)
-        check_number("(1+1)-ES", "success_rate", success_rate, least=0.0, most=1.0)
-        check_number("(1+1)-ES", "decay", decay, above=0.0, most=1.0)
-        check_number("(1+1)-ES", "var_floor", var_floor, least=0.0)
         super().__init__(mean, rng, var)
         self._success_rate, self._decay, self._var_floor = success_rate, decay, var_floor
         self._memory, self._successes = memory, deque[bool](maxlen=memory)

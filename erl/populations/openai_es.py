@@ -7,7 +7,7 @@ Reinforcement Learning", 2017, arXiv 1703.03864.
 import numpy as np
 
 from erl.populations.gaussian import Gaussian
-from erl.populations.vectors import check_flag, check_number, frozen, told
+from erl.populations.vectors import frozen, told
 
 
 class OpenAIES(Gaussian):
@@ -22,9 +22,6 @@ class OpenAIES(Gaussian):
             the last one is alone.
         rank_shaping: whether ranks, evenly from -0.5 to 0.5, stand for the fitness, instead of the
             fitness minus its mean, divided by its standard deviation.
-
-    Raises:
-        UserError: a setting that cannot be.
     """
 
     def __init__(
@@ -36,10 +33,6 @@ class OpenAIES(Gaussian):
         mirrored: bool = False,
         rank_shaping: bool = False,
     ) -> None:
-        check_number("OpenAI-ES", "sigma", sigma, above=0.0)
-        check_number("OpenAI-ES", "learning_rate", learning_rate, above=0.0)
-        check_flag("OpenAI-ES", "mirrored", mirrored)
-        check_flag("OpenAI-ES", "rank_shaping", rank_shaping)
         super().__init__(mean, rng, sigma**2, mirrored)
         self._sigma, self._learning_rate = float(sigma), float(learning_rate)
         self._shape = ranks if rank_shaping else standardised

@@ -5,8 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from erl.errors import UserError
-
 
 def own(vector: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
     """A read-only copy of a flat vector.
@@ -100,47 +98,3 @@ def normal(
     half = rng.standard_normal((n // 2, len(like)), dtype=dtype)
     alone = rng.standard_normal((n % 2, len(like)), dtype=dtype)
     return np.concatenate([half, -half, alone])
-
-
-def check_number(
-    owner: str,
-    name: str,
-    value: Any,
-    above: float = -math.inf,
-    least: float = -math.inf,
-    most: float = math.inf,
-) -> None:
-    """Raise a UserError unless a setting is a finite number, greater than `above`, at least `least`
-    and at most `most`.
-    """
-    bounds = [
-        f"{word} {bound:g}"
-        for word, bound in (("above", above), ("at least", least), ("at most", most))
-        if math.isfinite(bound)
-    ]
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float | np.integer | np.floating)
-        or not math.isfinite(value)
-        or not (above < value and least <= value <= most)
-    ):
-        what = " and ".join(bounds) or "finite"
-        raise UserError(f"{owner}'s {name} must be a number, {what}, not {value!r}")
-
-
-def check_whole(owner: str, name: str, value: Any, least: int, most: int | None = None) -> None:
-    """Raise a UserError unless a setting is a whole number in this range."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | np.integer)
-        or value < least
-        or (most is not None and value > most)
-    ):
-        to = "" if most is None else f" to {most}"
-        raise UserError(f"{owner}'s {name} must be a whole number from {least}{to}, not {value!r}")
-
-
-def check_flag(owner: str, name: str, value: Any) -> None:
-    """Raise a UserError unless a setting is true or false."""
-    if not isinstance(value, bool):
-        raise UserError(f"{owner}'s {name} must be true or false, not {value!r}")

@@ -1,6 +1,5 @@
 """Evaluating policies in fresh episodes."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -49,61 +48,6 @@ class Evaluation:
     steps: int
 
 
-def evaluate(
-    policy: Policy, env: gym.Env, n_episodes: int, seed: int, deterministic: bool = True
-) -> Evaluation:
-    """Run a policy for whole episodes in one environment.
-
-    The first reset is given the seed and the later ones none, as Stable-Baselines3's
-    `evaluate_policy` does on an environment that was seeded, so that the two see the same episodes.
-    The environment stays open.
-
-    Args:
-        policy: called with a batch of one observation.
-        env: a plain Gymnasium environment whose episodes end.
-        n_episodes: at least 1.
-        seed: of the environment; a stochastic policy draws from its own generator.
-        deterministic: whether the policy acts without exploration.
-
-    Raises:
-        ValueError: for less than one episode.
-        FloatingPointError: for a reward that is not finite.
-        RuntimeError: an episode does not end within `LONGEST_EPISODE` steps.
-    """
-    if n_episodes < 1:
-        raise ValueError(f"an evaluation needs at least 1 episode, not {n_episodes}")
-    returns: list[float] = []
-    lengths: list[int] = []
-    state: Any = None
-    for episode in range(n_episodes):
-        observation, _ = env.reset(seed=None if episode else seed)
-        # The policy clears its recurrent state where an episode starts.
-        episode_start = np.ones(1, dtype=bool)
-        episode_return, length, done = 0.0, 0, False
-        while not done:
-            actions, state = policy.predict(
-                _batch_of_one(observation, env.observation_space),
-                state=state,
-                episode_start=episode_start,
-                deterministic=deterministic,
-            )
-            observation, reward, terminated, truncated, _ = env.step(actions[0])
-            length += 1
-            if not math.isfinite(reward):
-                raise FloatingPointError(
-                    f"the reward of step {length} in episode {episode + 1} is {reward} "
-                    f"(evaluation seed {seed})"
-                )
-            if length == LONGEST_EPISODE and not (terminated or truncated):
-                raise _too_long(length)
-            episode_return += float(reward)
-            done = terminated or truncated
-            episode_start = np.zeros(1, dtype=bool)
-        returns.append(episode_return)
-        lengths.append(length)
-    return Evaluation(tuple(returns), tuple(lengths), sum(lengths))
-
-
 def evaluate_afresh(
     policies: Mapping[str, Policy],
     spec: LifetimeSpec,
@@ -111,9 +55,12 @@ def evaluate_afresh(
     seed: int,
     watch: Callable[[int], None] | None = None,
 ) -> dict[str, Evaluation]:
-    """What `evaluate` finds of each policy in an environment of its own, `spec.make_env()`: the
+    """Run each policy for whole episodes in an environment of its own, `spec.make_env()`: the
     environments step in lockstep, and whoever was evaluated before leaves nothing behind, no
     reservoir's state either.
+
+    The first reset is given the seed and the later ones none, as Stable-Baselines3's
+    `evaluate_policy` does on an environment that was seeded, so that the two see the same episodes.
 
     Policies act one by one, each on a batch of one observation, since the arithmetic of some
     depends on the batch.
@@ -126,7 +73,8 @@ def evaluate_afresh(
         watch: told after each episode how many have ended, of all policies.
 
     Raises:
-        ValueError, RuntimeError: as `evaluate` does.
+        ValueError: for less than one episode.
+        RuntimeError: an episode does not end within `LONGEST_EPISODE` steps.
         EnvironmentFault: an environment raised, or returned what is not finite.
     """
     if n_episodes < 1:
@@ -184,7 +132,7 @@ class _Player:
     def act(self, space: gym.Space) -> np.ndarray:
         """Its action."""
         actions, self._state = self._policy.predict(
-            _batch_of_one(self._now, space),
+            np.asarray(self._now, dtype=space.dtype)[None],
             state=self._state,
             episode_start=self._start,
             deterministic=True,
@@ -200,7 +148,9 @@ class _Player:
             self.returns.append(self._return)
             self.lengths.append(self._length)
         elif self._length == LONGEST_EPISODE:
-            raise _too_long(self._length)
+            raise RuntimeError(
+                f"an episode of the evaluation did not end within {self._length:,} steps"
+            )
 
     def result(self) -> Evaluation:
         return Evaluation(tuple(self.returns), tuple(self.lengths), sum(self.lengths))
@@ -219,15 +169,3 @@ def _raise_faults(world: World) -> None:
         for note in getattr(error, "__notes__", ()):
             told.add_note(note)
         raise told from error.__cause__
-
-
-def _too_long(length: int) -> RuntimeError:
-    return RuntimeError(f"an episode of the evaluation did not end within {length:,} steps")
-
-
-def _batch_of_one(observation: Any, space: gym.Space) -> Any:
-    if isinstance(space, gym.spaces.Dict):
-        return {
-            name: np.asarray(observation[name], dtype=s.dtype)[None] for name, s in space.items()
-        }
-    return np.asarray(observation, dtype=space.dtype)[None]

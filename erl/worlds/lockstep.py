@@ -10,7 +10,7 @@ through their own `step`.
 """
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from math import isfinite
@@ -203,53 +203,36 @@ class Lockstep:
         for i in range(self.n):
             self._close(i)
 
-    def get_state(self, with_envs: bool = True) -> dict[str, Any]:
+    def get_state(self) -> dict[str, list[Any]]:
         """All that it takes to go on with every episode, bit for bit, in a Lockstep of the same
-        kind: picklable.
+        kind: picklable lists with an entry for each slot.
 
         An environment's state is the attributes of its Python object and of its wrappers, plus
         mjData. Where some cannot be pickled (Box2D keeps its world in C++), or arrays share memory,
         only the random stream is saved. Changes made to an mjModel are not.
-
-        Args:
-            with_envs: whether the environments are in it; else None stands for each.
         """
         return {
-            "kind": str(self.envs[0]),
-            "elapsed": self.elapsed.copy(),
-            "faults": dict(self.faults),
-            "unstarted": set(self._unstarted),
+            "elapsed": self.elapsed.tolist(),
             "streams": [deepcopy(e.unwrapped.np_random) for e in self.envs],
-            "envs": [snapshot(e) or b"" if with_envs else None for e in self.envs],
+            "envs": [snapshot(e) or b"" for e in self.envs],
         }
 
-    def set_state(self, state: dict[str, Any]) -> list[int]:
-        """Continue from `get_state`'s result; slots whose entry under `envs` is None stay as they
-        are.
+    def set_state(self, state: Mapping[str, Sequence[Any]], slots: Sequence[int]) -> list[int]:
+        """Have these slots go on from their part of `get_state`'s result.
 
         Returns:
             The slots whose episode could not be restored: the caller has to reset them, which draws
                 from their restored random stream.
-
-        Raises:
-            ValueError: the state is of another number of slots, or of other environments.
         """
-        if state["kind"] != str(self.envs[0]):
-            raise ValueError(f"a state of {state['kind']} does not fit {self.envs[0]}")
-        if len(state["envs"]) != self.n:
-            raise ValueError(
-                f"a state of {len(state['envs'])} environments does not fit {self.n} slots"
-            )
-        self.elapsed, self.faults = state["elapsed"].copy(), dict(state["faults"])
         lost = []
-        for i, (env, saved) in enumerate(zip(self.envs, state["envs"])):
-            if saved is None:
-                continue
-            env.unwrapped.np_random = deepcopy(state["streams"][i])
-            if not saved or not restore(env, saved):
+        for i, elapsed, stream, saved in zip(
+            slots, *(state[k] for k in ("elapsed", "streams", "envs")), strict=True
+        ):
+            self.elapsed[i] = elapsed
+            self.envs[i].unwrapped.np_random = deepcopy(stream)
+            if i not in self.faults and not (saved and restore(self.envs[i], saved)):
                 lost.append(i)
-        lost = [i for i in lost if i not in self.faults]
-        self._unstarted = {*state["unstarted"], *lost}
+        self._unstarted = (self._unstarted - set(slots)) | set(lost)
         self._arrange()
         return lost
 

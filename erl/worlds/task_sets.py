@@ -11,7 +11,7 @@ name only: none is made.
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,6 @@ from typing import Any
 
 from erl.errors import UserError, nearest
 from erl.files import read_mapping
-from erl.statistics import normalised_score
 
 TASK_SETS = Path(__file__).parent / "task_sets.toml"
 RANDOM_RETURNS = Path(__file__).parent / "random_returns.json"
@@ -263,94 +262,44 @@ def measured_random_returns() -> Mapping[str, RandomReturn]:
     }
 
 
-class References:
-    """The two returns between which an environment's score runs from 0 to 1.
+def references(task_set: TaskSet, published: bool = False) -> dict[str, list[float]]:
+    """Environment -> the two returns between which its score runs from 0 to 1: mean sum of an
+    episode's rewards under uniformly random actions, and the sum that scores 1.
 
     Args:
-        target_returns: environment -> return; goes before ER-MRL's targets. A `TaskSet` or
-            `Declarations` has such a table.
-        random_returns: environment -> mean return of an episode of random actions; goes before what
-            was measured.
+        task_set: whose own returns go before ER-MRL's targets and what was measured.
         published: take the mean reward of one random *step* for the random return, as ER-MRL's
             published code does. Random returns that were declared are then not used.
+
+    Raises:
+        UserError: a return is missing, or the target does not lie above the random return.
     """
-
-    def __init__(
-        self,
-        target_returns: Mapping[str, float] | None = None,
-        random_returns: Mapping[str, float] | None = None,
-        published: bool = False,
-    ) -> None:
-        self._targets = {**_shipped().target_returns, **(target_returns or {})}
-        self._randoms = {
-            i: r.reward_mean if published else r.return_mean
-            for i, r in measured_random_returns().items()
-        }
-        if not published:
-            self._randoms |= random_returns or {}
-        self.published = published
-
-    @classmethod
-    def of(cls, declared: TaskSet | Declarations, published: bool = False) -> "References":
-        """The references that apply to a set, or with a user's file."""
-        return cls(declared.target_returns, declared.random_returns, published)
-
-    def random_return(self, env_id: str) -> float:
-        """Mean sum of an episode's rewards under uniformly random actions; with `published`, the
-        mean reward of a step.
-
-        Raises:
-            UserError: it was neither measured nor declared.
-        """
-        if env_id in self._randoms:
-            return self._randoms[env_id]
-        if self.published:
+    targets = {**_shipped().target_returns, **task_set.target_returns}
+    randoms = {
+        i: r.reward_mean if published else r.return_mean
+        for i, r in measured_random_returns().items()
+    } | ({} if published else task_set.random_returns)
+    for env_id in task_set.env_ids:
+        measure = f"measure it with python benchmarks/random_returns.py --env_ids {env_id}"
+        if env_id not in randoms and published:
+            raise UserError(f"no reward of random steps is known for {env_id}: {measure}")
+        if env_id not in randoms:
             raise UserError(
-                f"no reward of random steps is known for {env_id}: measure it with "
-                f"python benchmarks/random_returns.py --env_ids {env_id}"
+                f"no random return is known for {env_id}: {measure}, or declare it "
+                f"{_lines('random_returns', env_id)}"
             )
-        raise UserError(
-            f"no random return is known for {env_id}: measure it with python "
-            f"benchmarks/random_returns.py --env_ids {env_id}, or declare it "
-            f"{_lines('random_returns', env_id)}"
-        )
-
-    def target_return(self, env_id: str) -> float:
-        """The sum of an episode's rewards that scores 1.
-
-        Raises:
-            UserError: none is declared.
-        """
-        if env_id in self._targets:
-            return self._targets[env_id]
-        raise UserError(
-            f"no target return is known for {env_id}: declare it {_lines('target_returns', env_id)}"
-        )
-
-    def normalised(self, env_id: str, r: Any) -> Any:
-        """(r - random return) / (target return - random return), for a return or an array of
-        returns.
-
-        Raises:
-            UserError: a reference is missing, or the target does not lie above the random return.
-        """
-        r_random, r_target = self.random_return(env_id), self.target_return(env_id)
-        if r_target <= r_random:
+        if env_id not in targets:
             raise UserError(
-                f"the target return of {env_id} ({r_target:g}) must be above the return of random "
-                f"actions ({r_random:g}): declare a higher one "
+                f"no target return is known for {env_id}: declare it "
                 f"{_lines('target_returns', env_id)}"
             )
-        return normalised_score(r, r_random, r_target)
-
-    def check(self, env_ids: Iterable[str]) -> None:
-        """Refuse environments that `normalised` would refuse, before anything is trained in them.
-
-        Raises:
-            UserError: as `normalised` does.
-        """
-        for env_id in env_ids:
-            self.normalised(env_id, 0.0)
+        if targets[env_id] <= randoms[env_id]:
+            raise UserError(
+                f"the target return of {env_id} ({targets[env_id]:g}) must be above the return of "
+                f"random actions ({randoms[env_id]:g}): declare a higher one "
+                f"{_lines('target_returns', env_id)}"
+            )
+    return {env_id: [randoms[env_id], targets[env_id]] for env_id in task_set.env_ids}
 
 
 def _lines(table: str, env_id: str) -> str:

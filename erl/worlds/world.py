@@ -262,7 +262,7 @@ class World:
             part = slice(agent * self.n_envs, (agent + 1) * self.n_envs)
             states.append(
                 {
-                    "environments": {k: world[k][part] for k in ("elapsed", "envs", "streams")},
+                    "environments": {k: v[part] for k, v in world.items()},
                     "reservoirs": None
                     if self._encoder is None
                     else self._encoder.bank.state[part].copy(),
@@ -281,19 +281,19 @@ class World:
             What policies see in those environments whose episode could not be restored and began
             anew, by (agent, environment).
         """
-        now = self._lockstep.get_state(with_envs=False)
+        lost = []
         for agent, state in enumerate(states):
             if state is not None:
                 part = slice(agent * self.n_envs, (agent + 1) * self.n_envs)
-                for key, saved in state["environments"].items():
-                    now[key][part] = saved
+                slots = range(part.start, part.stop)
+                lost += self._lockstep.set_state(state["environments"], slots)
                 if self._encoder is not None:
                     self._encoder.bank.state[part] = state["reservoirs"]
                 if self._frames is not None:
                     self._frames[part] = state["frames"]
                 self._returns[part] = state["returns"]
         anew = {}
-        for slot in self._lockstep.set_state(now):
+        for slot in lost:
             self._returns[slot] = 0.0
             anew[divmod(slot, self.n_envs)] = self.begin(slot).copy()
         return anew

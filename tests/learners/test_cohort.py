@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from plain_evaluation import evaluate
 from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -23,7 +24,6 @@ from erl.learners.core.run import Run
 from erl.learners.ppo.learner import PPOTraining
 from erl.lifetimes.living import Cohort, live
 from erl.lifetimes.models import load_model
-from erl.worlds.evaluation import evaluate
 from erl.worlds.ledger import Ledger
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, versions

@@ -510,10 +510,11 @@ def test_agents_may_be_dropped_in_the_midst_of_a_rollout() -> None:
 def test_state_dict_goes_on_where_it_was_taken(action_space: spaces.Space) -> None:
     cohort = make(3, action_space, normalize=True)
     run(cohort, 1)
-    state = pickle.loads(pickle.dumps(cohort.state_dict()))
+    state = pickle.loads(pickle.dumps([cohort.get_state(i) for i in range(3)]))
     run(cohort, 2, first=1)
     resumed = make(3, action_space, normalize=True)
-    resumed.load_state_dict(state)
+    for i in range(3):
+        resumed.set_state(i, state[i])
     run(resumed, 2, first=1)
     for i in range(3):
         assert_identical(cohort, i, resumed, i)

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from plain_evaluation import evaluate
 from scipy import stats
 from stable_baselines3 import TD3
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -44,7 +45,6 @@ from erl.lifetimes.record import LifetimeRecord
 from erl.studies.commands import export_study, show_study
 from erl.studies.flags import ExportConfig, ShowConfig
 from erl.studies.records import generations, records
-from erl.worlds.evaluation import evaluate
 from erl.worlds.ledger import Ledger
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, from_json, to_json

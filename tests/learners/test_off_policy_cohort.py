@@ -453,8 +453,8 @@ def test_buffers_that_cannot_be_allocated_are_refused_in_one_line(error, monkeyp
 
 
 def test_blocks_are_runs_of_one_course():
-    assert off_policy._runs([1, 1, None, 1, 2, 2, 2], 2) == [(0, 2), (3, 4), (4, 6), (6, 7)]
-    assert off_policy._runs([None, None], 3) == []
+    assert off_policy.runs([1, 1, None, 1, 2, 2, 2], 2) == [(0, 2), (3, 4), (4, 6), (6, 7)]
+    assert off_policy.runs([None, None], 3) == []
 
 
 def test_logs_and_evaluations_change_nothing(tmp_path, monkeypatch):

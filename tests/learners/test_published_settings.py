@@ -26,7 +26,7 @@ from erl.search.samplers import SAMPLERS
 from erl.search.space import Range, search_space
 from erl.studies.configuration import TestStudy
 from erl.worlds.reservoirs import ReservoirBank
-from erl.worlds.task_sets import References, load_task_set
+from erl.worlds.task_sets import TaskSet, load_task_set, references
 from erl.worlds.tasks import VELOCITIES, Task, make_env
 
 MUJOCO = {"Ant-v4", "HalfCheetah-v4", "Hopper-v4", "Swimmer-v4", "Walker2d-v4"}
@@ -238,9 +238,8 @@ def test_generalisation_fitness_runs_from_random_to_er_mrls_targets(stored):
         "Walker2d": 800,
         "Humanoid": 375,
     }
-    references = References.of(load_task_set("forward_mujoco"))
-    for name, target in targets.items():
-        assert references.target_return(f"{name}-v4") == target
+    given = references(TaskSet("all", tuple(f"{name}-v4" for name in targets)))
+    assert [target for _, target in given.values()] == [*targets.values()]
     config = stored["set"]
     assert [s.task.env_id for s in lifetimes(config, numbered(2))] == ["Ant-v4"] * 3 + [
         "Swimmer-v4"

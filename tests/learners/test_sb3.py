@@ -11,6 +11,7 @@ import sb3_contrib
 import stable_baselines3
 import torch
 from gymnasium import spaces
+from plain_evaluation import evaluate
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import TensorBoardOutputFormat
@@ -21,7 +22,6 @@ from erl.learners import Outputs
 from erl.learners.core.sb3_settings import policies
 from erl.learners.sb3 import _ACTIONS, SB3Learner, algorithms, whole_sequences
 from erl.lifetimes.living import Cohort, check, live
-from erl.worlds.evaluation import evaluate
 from erl.worlds.ledger import Ledger
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, from_json, to_json

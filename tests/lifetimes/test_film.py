@@ -4,6 +4,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 from PIL import Image, ImageSequence
+from plain_evaluation import evaluate
 
 from erl.cli import parse
 from erl.errors import UserError
@@ -11,7 +12,6 @@ from erl.lifetimes.film import FilmConfig, _write, choose_renderer, diverging, f
 from erl.lifetimes.living import Cohort, live
 from erl.lifetimes.models import load_model
 from erl.lifetimes.trace import trace
-from erl.worlds.evaluation import evaluate
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task

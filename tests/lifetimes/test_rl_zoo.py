@@ -14,6 +14,7 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
+from plain_evaluation import evaluate
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -25,7 +26,6 @@ from erl.files import parse_yaml
 from erl.lifetimes.living import Cohort, live
 from erl.lifetimes.models import load_model
 from erl.lifetimes.zoo import as_trained, export
-from erl.worlds.evaluation import evaluate
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, to_json
 from erl.worlds.tasks import Task

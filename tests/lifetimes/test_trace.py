@@ -4,12 +4,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.envs.classic_control import PendulumEnv
+from plain_evaluation import evaluate
 from stable_baselines3 import PPO
 
 from erl.lifetimes.living import Cohort, live
 from erl.lifetimes.models import load_model
 from erl.lifetimes.trace import seconds_per_step, trace
-from erl.worlds.evaluation import evaluate, evaluate_afresh
+from erl.worlds.evaluation import evaluate_afresh
 from erl.worlds.reservoirs import Context, ReservoirParams, make_node
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task, make_env

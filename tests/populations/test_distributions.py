@@ -5,7 +5,6 @@ import pickle
 import numpy as np
 import pytest
 
-from erl.errors import UserError
 from erl.populations.aes import AES, MEAN_UPDATES, VAR_UPDATES
 from erl.populations.cem import ACEM, CEM
 from erl.populations.genetic import GeneticPopulation
@@ -285,102 +284,14 @@ def test_a_first_mean_that_is_no_vector(name):
             make(name, mean=mean)
 
 
-NOT_NUMBERS = (None, "1", True, float("nan"), float("inf"), [1.0])
-# What a setting may be: a range, and whether its ends belong to it; whole numbers, or any.
+# Between which ends numbers of settings are drawn.
 RANGES = {
-    CEM: {
-        "population_size": (2, 50, int),
-        "parents": (1, 10, int),
-        "var": (0.0, None, "above"),
-        "damp": (0.0, None, float),
-        "damp_limit": (0.0, None, float),
-        "damp_tau": (0.0, 1.0, float),
-    },
-    ACEM: {
-        "memory": (2, 50, int),
-        "parents": (1, 10, int),
-        "var": (0.0, None, "above"),
-        "damp": (0.0, None, float),
-        "damp_limit": (0.0, None, float),
-        "damp_tau": (0.0, 1.0, float),
-    },
-    OnePlusOneES: {
-        "var": (0.0, None, "above"),
-        "memory": (1, None, int),
-        "success_rate": (0.0, 1.0, float),
-        "decay": (0.0, 1.0, "above"),
-        "var_floor": (0.0, None, float),
-    },
-    AES: {
-        "mean_update_param": (0.0, None, "above"),
-        "fixed_var_n": (1.0, None, float),
-        "negative_ratio": (0.0, 1.0, float),
-        "var": (0.0, None, "above"),
-        "var_floor": (0.0, None, float),
-    },
-    OpenAIES: {"sigma": (0.0, None, "above"), "learning_rate": (0.0, None, "above")},
+    CEM: {"var": (0, 3), "damp": (0, 3), "damp_limit": (0, 3), "damp_tau": (0, 1)},
+    ACEM: {"var": (0, 3), "damp": (0, 3), "damp_limit": (0, 3), "damp_tau": (0, 1)},
+    OnePlusOneES: {"var": (0, 3), "success_rate": (0, 1), "decay": (0, 1), "var_floor": (0, 3)},
+    AES: {"fixed_var_n": (1, 3), "negative_ratio": (0, 1), "var": (0, 3), "var_floor": (0, 3)},
+    OpenAIES: {"sigma": (0, 3), "learning_rate": (0, 3)},
 }
-
-
-@pytest.mark.parametrize(
-    ("kind", "setting"), [(kind, setting) for kind in RANGES for setting in RANGES[kind]]
-)
-def test_settings_outside_their_range_are_refused_in_one_line(kind, setting):
-    """A thousand values around the range: all inside it work, and all others are named."""
-    low, high, number = RANGES[kind][setting]
-    rng = np.random.default_rng(0)
-    values = [low, low - 1, low - 1e-9, *NOT_NUMBERS]
-    values += list(rng.normal(scale=3.0, size=300)) + [int(v) for v in rng.integers(-20, 60, 100)]
-    values += [] if high is None else [high, high + 1, high + 1e-9]
-    for value in values:
-        is_number = not isinstance(value, bool) and isinstance(
-            value, int | np.integer if number is int else int | float | np.integer | np.floating
-        )
-        fits = (
-            is_number
-            and np.isfinite(value)
-            and low <= value
-            and not (number == "above" and value == low)
-            and (high is None or value <= high)
-        )
-        # parents are at most the population; a larger population has more of them by default
-        if setting in ("population_size", "memory") and is_number and value > 50:
-            continue
-        if setting == "parents" and value is None:
-            continue
-        if fits:
-            p = kind(np.zeros(DIM), np.random.default_rng(0), **{setting: value})
-            assert np.isfinite(p.ask(3)).all()
-        else:
-            with pytest.raises(UserError, match=f"'s {setting} must be a ") as e:
-                kind(np.zeros(DIM), np.random.default_rng(0), **{setting: value})
-            assert "\n" not in str(e.value)
-
-
-@pytest.mark.parametrize(
-    ("kind", "settings", "message"),
-    [
-        (CEM, {"antithetic": 1}, "CEM's antithetic must be true or false, not 1"),
-        (
-            CEM,
-            {"population_size": 4, "parents": 5},
-            "parents must be a whole number from 1 to 4, not 5",
-        ),
-        (OpenAIES, {"mirrored": None}, "OpenAI-ES's mirrored must be true or false"),
-        (OpenAIES, {"rank_shaping": "no"}, "OpenAI-ES's rank_shaping must be true or false"),
-        (OpenAIES, {"sigma": 0}, "OpenAI-ES's sigma must be a number, above 0, not 0"),
-        (AES, {"mean_update": "fixed"}, "AES has no mean_update 'fixed'; did you mean fixed-"),
-        (AES, {"var_update": 3}, "AES has no var_update 3"),
-        (
-            AES,
-            {"mean_update": "baseline-absolute", "mean_update_param": None},
-            "mean_update_param must be a number, finite, not None",
-        ),
-    ],
-)
-def test_other_settings_that_cannot_be(kind, settings, message):
-    with pytest.raises(UserError, match=message):
-        kind(np.zeros(DIM), np.random.default_rng(0), **settings)
 
 
 @every
@@ -390,15 +301,8 @@ def test_random_settings_and_results_never_leave_finite_numbers(name):
     rng = np.random.default_rng(5)
     for trial in range(40):
         settings = dict(given)
-        for setting, (low, high, number) in RANGES[kind].items():
-            if setting in ("population_size", "memory", "parents", "mean_update_param"):
-                continue
-            top = 3.0 if high is None else high
-            settings[setting] = (
-                float(rng.uniform(low + 1e-3, top))
-                if number is not int
-                else int(rng.integers(low, 30))
-            )
+        for setting, (low, high) in RANGES[kind].items():
+            settings[setting] = float(rng.uniform(low + 1e-3, high))
         mean = rng.normal(size=DIM).astype((np.float32, np.float64)[trial % 2])
         p = kind(mean, np.random.default_rng(trial), **settings)
         for _ in range(12):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from erl.errors import UserError
 from erl.populations.genetic import GeneticPopulation
 
 
@@ -139,11 +138,3 @@ def test_the_smallest_mutation_changes_one_weight():
         head = p.heads[0].copy()
         p.mutate(head)
         assert ((head != p.heads[0]).sum(1) == changed).all()
-
-
-def test_too_few():
-    with pytest.raises(UserError, match="at least 3"):
-        population(2)
-    for n_elites in (0, 6):
-        with pytest.raises(UserError, match="1 to 5 elites"):
-            population(n_elites=n_elites)

@@ -1,10 +1,12 @@
 """Evaluation of many policies in lockstep, held to evaluation one by one in plain environments."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from plain_evaluation import evaluate
 
 from erl.errors import EnvironmentFault
-from erl.worlds.evaluation import evaluate, evaluate_afresh
+from erl.worlds.evaluation import evaluate_afresh
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
@@ -72,3 +74,42 @@ def test_faults_and_endless_episodes_are_told(monkeypatch):
         evaluate_afresh({"a": Head(spec, 0)}, spec, 1, seed=0)
     with pytest.raises(ValueError, match="at least 1"):
         evaluate_afresh({"a": Head(spec, 0)}, spec, 0, seed=0)
+
+
+@pytest.mark.parametrize("kind", ["PPO", "RecurrentPPO"])
+def test_one_by_one_equals_stable_baselines3(kind):
+    import torch
+    from sb3_contrib import RecurrentPPO
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.evaluation import evaluate_policy
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    torch.set_num_threads(1)
+    if kind == "PPO":
+        model = PPO(
+            "MlpPolicy", "CartPole-v1", n_steps=64, batch_size=64, n_epochs=2, seed=0, device="cpu"
+        )
+    else:
+        model = RecurrentPPO(
+            "MlpLstmPolicy",
+            "CartPole-v1",
+            n_steps=64,
+            batch_size=64,
+            n_epochs=2,
+            seed=0,
+            device="cpu",
+            policy_kwargs={"lstm_hidden_size": 16},
+        )
+    model.learn(256)
+    for deterministic in (True, False):
+        torch.manual_seed(3)
+        vec_env = DummyVecEnv([lambda: gym.make("CartPole-v1")])
+        vec_env.seed(42)
+        returns, lengths = evaluate_policy(
+            model, vec_env, 8, deterministic=deterministic, return_episode_rewards=True, warn=False
+        )
+        torch.manual_seed(3)
+        ours = evaluate(model, gym.make("CartPole-v1"), 8, seed=42, deterministic=deterministic)
+        assert ours.returns == tuple(returns)
+        assert ours.lengths == tuple(lengths)
+        assert len(set(returns)) > 1

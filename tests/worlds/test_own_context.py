@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from documents import blocks
+from plain_evaluation import evaluate
 
 from erl.commands import main
 from erl.errors import EnvironmentFault, UserError
@@ -19,7 +20,6 @@ from erl.lifetimes.trace import trace
 from erl.studies.study import Study
 from erl.studies.trials import lifetime_records
 from erl.worlds.context import ContextEncoder
-from erl.worlds.evaluation import evaluate
 from erl.worlds.ledger import Ledger
 from erl.worlds.own_context import OwnBank, OwnContext
 from erl.worlds.reservoirs import Context, ReservoirParams

@@ -17,16 +17,17 @@ import toy_environments  # noqa: F401
 
 from erl.cli import Display, parse
 from erl.errors import UserError
+from erl.statistics import normalised_score
 from erl.worlds.specification import from_json, to_json
 from erl.worlds.task_sets import (
     RANDOM_RETURNS,
     TASK_SETS,
     RandomReturn,
-    References,
     TaskSet,
     load_task_set,
     load_task_sets,
     measured_random_returns,
+    references,
     task_set_from_ids,
 )
 from erl.worlds.tasks import Task, check_task
@@ -70,7 +71,7 @@ def test_shipped_sets_are_exactly_those_of_er_mrl():
         assert task_set.name == name
         assert len(task_set.env_ids) == len(runners)
         assert set(task_set.env_ids) == {f"{r}-v4" for r in runners}
-        References.of(task_set).check(task_set.env_ids)
+        assert set(references(task_set)) == set(task_set.env_ids)
 
 
 def test_a_set_from_names():
@@ -140,10 +141,8 @@ def test_users_files(name, text):
     assert task_set.target_returns == {"Tossing-v0": 100.0, "Ant-v4": 200.0}
     assert task_set.random_returns == {"Tossing-v0": -20.0}
     assert task_set_from_ids("Tossing-v0", str(path)).random_returns == {"Tossing-v0": -20.0}
-    references = References.of(task_set)
-    assert references.normalised("Tossing-v0", 10.0) == 0.25
-    assert references.target_return("Ant-v4") == 200
-    assert references.target_return("Swimmer-v4") == 60
+    ant = measured_random_returns()["Ant-v4"].return_mean
+    assert references(task_set) == {"Tossing-v0": [-20, 100], "Ant-v4": [ant, 200]}
     # ER-MRL's sets stay, under the user's targets.
     assert load_task_set("Ant_Swimmer", path).target_returns == {"Ant-v4": 200.0}
     with pytest.raises(UserError, match="did you mean juggling"):
@@ -261,62 +260,39 @@ def test_targets_are_those_of_er_mrl_in_both_versions():
     assert load_task_sets(TASK_SETS).target_returns == {
         f"{name}-{version}": target for name, target in TARGETS.items() for version in VERSIONS
     }
-    assert References().target_return("Walker2d-v5") == 800
+    assert references(TaskSet("mine", ("Walker2d-v5",)))["Walker2d-v5"][1] == 800
 
 
-def test_the_formula_by_hand():
-    references = References({"A-v0": 125.0, "B-v0": -100.0}, {"A-v0": -75.0, "B-v0": -1200.0})
-    assert references.normalised("A-v0", -75.0) == 0
-    assert references.normalised("A-v0", 125.0) == 1
-    assert references.normalised("A-v0", 75.0) == 0.75  # 150 of 200
-    assert references.normalised("A-v0", 325.0) == 2
-    assert references.normalised("B-v0", -1475.0) == -0.25  # -275 of 1100
-    np.testing.assert_array_equal(
-        references.normalised("A-v0", np.array([-75.0, -175.0])), [0, -0.5]
-    )
-
-
-def test_the_formula_with_what_is_shipped():
+def test_random_returns_are_those_that_are_shipped():
     r = json.loads(RANDOM_RETURNS.read_text())["HalfCheetah-v4"]["return_mean"]
     assert -350 < r < -220
-    assert References().random_return("HalfCheetah-v4") == r
-    assert References().normalised("HalfCheetah-v4", 1000.0) == pytest.approx(
-        (1000 - r) / (750 - r)
-    )
+    assert references(TaskSet("mine", ("HalfCheetah-v4",))) == {"HalfCheetah-v4": [r, 750]}
 
 
 def test_published_code_mixes_rewards_of_steps_with_returns_of_episodes():
     figures = json.loads(RANDOM_RETURNS.read_text())
-    for env_id in load_task_set("forward_mujoco").env_ids:
-        per_step = figures[env_id]["reward_mean"]
-        published, ours = References(published=True), References()
-        assert published.random_return(env_id) == per_step
-        assert published.random_return(env_id) != ours.random_return(env_id)
-        assert published.target_return(env_id) == ours.target_return(env_id)
-        target = published.target_return(env_id)
-        assert published.normalised(env_id, 50.0) == pytest.approx(
-            (50 - per_step) / (target - per_step)
-        )
+    task_set = load_task_set("forward_mujoco")
+    published, ours = references(task_set, published=True), references(task_set)
+    for env_id in task_set.env_ids:
+        assert published[env_id] == [figures[env_id]["reward_mean"], ours[env_id][1]]
+        assert published[env_id][0] != ours[env_id][0]
     # An agent that acts at random then scores far below 0 where random episodes are costly.
-    assert (
-        References(published=True).normalised(
-            "HalfCheetah-v4", figures["HalfCheetah-v4"]["return_mean"]
-        )
-        < -0.3
-    )
+    r = figures["HalfCheetah-v4"]["return_mean"]
+    assert normalised_score(r, *published["HalfCheetah-v4"]) < -0.3
     # What users declare are returns of episodes, which this mode does not take.
-    declared = References({"A-v0": 1.0}, {"A-v0": 0.0, "Ant-v4": 9.0}, published=True)
-    assert declared.random_return("Ant-v4") == figures["Ant-v4"]["reward_mean"]
+    declared = {"A-v0": 0.0, "Ant-v4": 9.0}
+    ant = references(TaskSet("mine", ("Ant-v4",), {}, declared), published=True)["Ant-v4"]
+    assert ant == published["Ant-v4"]
     with pytest.raises(UserError, match=r"A-v0.*measure it with .*--env_ids A-v0"):
-        declared.normalised("A-v0", 0.0)
+        references(TaskSet("mine", ("A-v0",), {"A-v0": 1.0}, declared), published=True)
 
 
 def test_a_missing_reference_says_how_to_add_it():
     with pytest.raises(UserError) as no_target:
-        References().normalised("CartPole-v1", 20.0)
+        references(TaskSet("mine", ("CartPole-v1",), {}, {"CartPole-v1": 20.0}))
     assert "target return" in str(no_target.value)
     with pytest.raises(UserError) as no_random:
-        References({"Tossing-v0": 1.0}).normalised("Tossing-v0", 20.0)
+        references(TaskSet("mine", ("Tossing-v0",), {"Tossing-v0": 1.0}))
     assert "random return" in str(no_random.value)
     assert "benchmarks/random_returns.py --env_ids Tossing-v0" in str(no_random.value)
     # The lines shown do what they promise.
@@ -333,12 +309,13 @@ def test_a_missing_reference_says_how_to_add_it():
 def test_a_target_below_the_random_return_is_refused():
     # ER-MRL's target is below what random actions earn in a whole episode, and above what they earn
     # in a step.
+    standup = "HumanoidStandup-v4"
     with pytest.raises(UserError, match="must be above the return of random"):
-        References().check(["Ant-v4", "HumanoidStandup-v4"])
-    References(published=True).check(["HumanoidStandup-v4"])
-    References({"HumanoidStandup-v4": 1e5}).check(["HumanoidStandup-v4"])
+        references(TaskSet("mine", ("Ant-v4", standup)))
+    references(TaskSet("mine", (standup,)), published=True)
+    references(TaskSet("mine", (standup,), {standup: 1e5}))
     with pytest.raises(UserError, match="must be above the return of random"):
-        References({"A-v0": 1.0}, {"A-v0": 1.0}).normalised("A-v0", 2.0)
+        references(TaskSet("mine", ("A-v0",), {"A-v0": 1.0}, {"A-v0": 1.0}))
 
 
 # -- measured random returns --
@@ -388,9 +365,9 @@ def test_the_random_policy_scores_zero(env_id):
             _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
             total, over = total + float(reward), terminated or truncated
         returns.append(total)
-    scores = References().normalised(env_id, np.array(returns))
-    measured = measured_random_returns()[env_id]
-    span = References().target_return(env_id) - measured.return_mean
+    ((r_random, r_target),) = references(TaskSet("one", (env_id,))).values()
+    scores = normalised_score(np.array(returns), r_random, r_target)
+    measured, span = measured_random_returns()[env_id], r_target - r_random
     error = math.hypot(
         scores.std(ddof=1) / math.sqrt(len(scores)), measured.return_standard_error / span
     )

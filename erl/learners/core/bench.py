@@ -8,7 +8,7 @@ now or again, does the same. Jobs of several workers can be computed side by sid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import is_not
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from erl.executors.concurrent_workers import Count
 from erl.executors.virtual_clock import Open, Timed, WorkerJob
 from erl.learners.core.episodes import Episode, OpenStage
 from erl.learners.core.evolved_settings import EvolvedSettings
-from erl.learners.core.off_policy import Block
+from erl.learners.core.off_policy import Block, runs
 from erl.learners.core.replay import ReplayBuffer
 from erl.learners.core.td3_update import actor_step, critic_step
 from erl.networks.captured import Captured
@@ -36,8 +36,32 @@ _SIDE_BY_SIDE = 8
 _HEED_EVERY = 64
 
 
+class Travelling:
+    """A job's data, as it travels to a worker elsewhere and back.
+
+    Attributes:
+        results: names of the fields that come back.
+    """
+
+    results: ClassVar[tuple[str, ...]]
+
+    def shipped(self) -> Self:
+        """What a worker elsewhere needs of it."""
+        return replace(self, about=None)  # type: ignore[type-var]
+
+    @property
+    def result(self) -> tuple[Any, ...]:
+        """As it comes back from there."""
+        return tuple(getattr(self, name) for name in self.results)
+
+    @result.setter
+    def result(self, values: tuple[Any, ...]) -> None:
+        for name, value in zip(self.results, values, strict=True):
+            setattr(self, name, value)
+
+
 @dataclass
-class Play:
+class Play(Travelling):
     """Play an episode.
 
     Attributes:
@@ -51,6 +75,7 @@ class Play:
         rng: of random actions, once begun.
     """
 
+    results = ("episode",)
     worker: int
     genes: np.ndarray
     seed: int
@@ -61,22 +86,9 @@ class Play:
     begun: bool = False
     rng: np.random.Generator | None = None
 
-    def shipped(self) -> "Play":
-        """What a worker elsewhere needs of it."""
-        return replace(self, about=None)
-
-    @property
-    def result(self) -> Episode | None:
-        """As it comes back from there."""
-        return self.episode
-
-    @result.setter
-    def result(self, episode: Episode) -> None:
-        self.episode = episode
-
 
 @dataclass
-class TrainActor:
+class TrainActor(Travelling):
     """Improve an actor by so many updates as the job has units.
 
     Attributes:
@@ -89,6 +101,7 @@ class TrainActor:
         rng: of its minibatches, once begun.
     """
 
+    results = ("genes", "done")
     worker: int
     genes: np.ndarray
     first_critic: np.ndarray
@@ -97,22 +110,9 @@ class TrainActor:
     done: int = 0
     rng: np.random.Generator | None = None
 
-    def shipped(self) -> "TrainActor":
-        """What a worker elsewhere needs of it."""
-        return replace(self, about=None)
-
-    @property
-    def result(self) -> tuple[np.ndarray, int]:
-        """As it comes back from there."""
-        return self.genes, self.done
-
-    @result.setter
-    def result(self, result: tuple[np.ndarray, int]) -> None:
-        self.genes, self.done = result
-
 
 @dataclass
-class TrainCritics:
+class TrainCritics(Travelling):
     """Train the critics by so many updates as the job has units.
 
     Attributes:
@@ -125,6 +125,7 @@ class TrainCritics:
         rngs: of minibatches and of noise, once begun.
     """
 
+    results = ("critics", "loss", "done")
     worker: int
     critics: list[Tensor]
     target_actor: np.ndarray
@@ -133,19 +134,6 @@ class TrainCritics:
     loss: float = float("nan")
     done: int = 0
     rngs: list[np.random.Generator] | None = None
-
-    def shipped(self) -> "TrainCritics":
-        """What a worker elsewhere needs of it."""
-        return replace(self, about=None)
-
-    @property
-    def result(self) -> tuple[list[Tensor], float, int]:
-        """As it comes back from there."""
-        return self.critics, self.loss, self.done
-
-    @result.setter
-    def result(self, result: tuple[list[Tensor], float, int]) -> None:
-        self.critics, self.loss, self.done = result
 
 
 class Elsewhere(Ledger):
@@ -291,11 +279,12 @@ class Bench:
                 self._put(training.genes, self.actors.values[row])
                 self.actors.reset(row)
                 self.first_critics[row] = torch.from_numpy(training.first_critic)
-        for begin, end in _runs(sorted(left), self._side_by_side):
+        most = self._side_by_side
+        for begin, end in runs([row in left or None for row in range(self.n)], most):
             rows = range(begin, end)
             while todo := [row for row in rows if left[row]]:
                 m = min(left[row] for row in todo)
-                for first, last in _runs(todo, self._side_by_side):
+                for first, last in runs([row in todo or None for row in range(end)], most):
                     self._train([trainings[row] for row in range(first, last)], first, last, m)
                 for row in todo:
                     left[row] -= m
@@ -436,14 +425,3 @@ def copy_layers(source: Sequence[Layer], target: Sequence[Layer]) -> None:
     for mine, theirs in zip(source, target, strict=True):
         theirs.weight.copy_(mine.weight)
         theirs.bias.copy_(mine.bias)
-
-
-def _runs(rows: Sequence[int], most: int) -> list[tuple[int, int]]:
-    """Begin and end of the runs of neighbours among sorted rows, none longer than `most`."""
-    runs: list[tuple[int, int]] = []
-    for row in rows:
-        if runs and runs[-1][1] == row and row - runs[-1][0] < most:
-            runs[-1] = runs[-1][0], row + 1
-        else:
-            runs.append((row, row + 1))
-    return runs

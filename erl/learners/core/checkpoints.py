@@ -33,17 +33,6 @@ _LAST_LINE = 40  # bytes, at most, of the line that tells the steps
 
 
 @runtime_checkable
-class Stateful(Protocol):
-    """A part of one lifetime."""
-
-    def get_state(self) -> Any:
-        """All that it takes to go on, picklable."""
-
-    def set_state(self, state: Any) -> None:
-        """Go on from `get_state`."""
-
-
-@runtime_checkable
 class CohortStateful(Protocol):
     """A part that all agents of a cohort share."""
 
@@ -68,8 +57,9 @@ class Stored(Protocol):
         """Remove the files that a state does not need."""
 
 
-# What a checkpoint can hold: the above, generators of NumPy or PyTorch, or a list with one of these
-# for each agent that is in training. One part at most is `Stored`: it has the folder to itself.
+# What a checkpoint can hold: the above, what has `get_state` and `set_state`, generators of NumPy,
+# or a list with one of these for each agent that is in training. One part at most is `Stored`: it
+# has the folder to itself.
 Part = Any
 
 

@@ -96,7 +96,7 @@ class Stage:
             FloatingPointError: a policy chose an action that is not finite.
         """
         playing = np.arange(n)
-        now = np.stack([self._begin(slot) for slot in range(n)])
+        now = np.stack([self._begin(k, int(self._rng.integers(2**31))) for k in range(n)])
         # One entry for each step of all: a population has too many episodes to go through them.
         who, observations = [playing], [now]
         actions: list[np.ndarray] = []
@@ -105,7 +105,8 @@ class Stage:
         while len(playing):
             self.check_stopped()
             chosen = act(playing, now)
-            now, earned, terminated[playing], truncated[playing] = self._step(chosen, playing)
+            self._ledger.step(len(playing))
+            now, earned, terminated[playing], truncated[playing] = self._advance(chosen, playing)
             who.append(playing)
             observations.append(now)
             actions.append(chosen)
@@ -115,7 +116,7 @@ class Stage:
             going = ~(terminated | truncated)[playing]
             if not going.all():
                 playing, now = playing[going], now[going]
-            if self._ledger.steps >= self._budget:
+            if self.spent:
                 cut[playing] = True
                 break
         dtype = np.float32 if self._actions.continuous else np.int64
@@ -127,22 +128,25 @@ class Stage:
         ends = zip(terminated.tolist(), truncated.tolist(), cut.tolist())
         return [Episode(o, a.astype(dtype), r, *end) for (o, a, r), end in zip(columns, ends)]
 
-    def _begin(self, slot: int) -> np.ndarray:
+    @property
+    def spent(self) -> bool:
+        """Whether the lifetime's budget is."""
+        return self._ledger.steps >= self._budget
+
+    def _begin(self, slot: int, seed: int) -> np.ndarray:
         """Begin an episode; what its policy sees, (features,)."""
-        seen = self.world.begin(slot, seed=int(self._rng.integers(2**31)))
+        seen = self.world.begin(slot, seed=seed)
         self._raise_faults()
         return seen.astype(np.float32)
 
-    def _step(
-        self, chosen: np.ndarray, playing: np.ndarray
+    def _advance(
+        self, chosen: np.ndarray, slots: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """One step of those that play: `World.advance`'s result, with float32 observations of its
-        own.
+        """One step of these slots: `World.advance`'s result, with float32 observations of its own.
+        No ledger is told.
         """
-        executed = self.executed(chosen)
-        slots = None if len(playing) == self._n else playing
-        self._ledger.step(len(playing))
-        seen, rewards, terminated, truncated = self.world.advance(executed, slots)
+        some = None if len(slots) == self._n else slots
+        seen, rewards, terminated, truncated = self.world.advance(self.executed(chosen), some)
         self._raise_faults()
         return seen.astype(np.float32), rewards, terminated, truncated
 
@@ -156,7 +160,7 @@ class Stage:
 
     def check_stopped(self) -> None:
         """Raise `Stopped` if the lifetime was told to end before its budget was spent."""
-        if self._ledger.steps < self._budget and self._ledger.stopped:
+        if not self.spent and self._ledger.stopped:
             raise Stopped
 
     def get_state(self) -> dict[str, Any]:
@@ -213,9 +217,7 @@ class OpenStage(Stage):
         """Begin an episode; one that was running in the slot is left."""
         states = self.world.reservoir_state
         before = None if states is None else states[slot].copy()
-        seen = self.world.begin(slot, seed=seed)
-        self._raise_faults()
-        self._running[slot] = _Running(seed, before, [seen.astype(np.float32)], [], [])
+        self._running[slot] = _Running(seed, before, [self._begin(slot, seed)], [], [])
 
     def seen(self, slots: np.ndarray) -> np.ndarray:
         """What the policies of these slots see, float32 (k, features)."""
@@ -238,7 +240,6 @@ class OpenStage(Stage):
         self.check_stopped()
         self._ledger.step(counted)
         seen, rewards, terminated, truncated = self._advance(chosen, slots)
-        seen = seen.astype(np.float32)
         steps = zip(slots.tolist(), seen, chosen, rewards.tolist(), terminated, truncated)
         for slot, observation, action, reward, *ends in steps:
             running = self._running[slot]
@@ -247,19 +248,6 @@ class OpenStage(Stage):
             running.rewards.append(reward)
             running.terminated, running.truncated = map(bool, ends)
         return np.full(len(slots), self.spent) | terminated | truncated
-
-    @property
-    def spent(self) -> bool:
-        """Whether the lifetime's budget is."""
-        return self._ledger.steps >= self._budget
-
-    def _advance(
-        self, chosen: np.ndarray, slots: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        some = None if len(slots) == self._n else slots
-        result = self.world.advance(self.executed(chosen), some)
-        self._raise_faults()
-        return result
 
     def take(self, slot: int) -> Episode:
         """The episode of a slot, as far as it came; nothing is running there afterwards."""
@@ -291,8 +279,7 @@ class OpenStage(Stage):
             self.begin(slot, saved.seed)
             seen = self._running[slot].observations[0]
             for action in saved.actions:
-                rows, *_ = self._advance(action[None], np.array([slot]))
-                seen = rows[0].astype(np.float32)
+                (seen,), *_ = self._advance(action[None], np.array([slot]))
             if np.array_equal(seen, saved.observations[-1]):
                 self._running[slot] = copy.deepcopy(saved)
             else:

@@ -64,7 +64,6 @@ class EvolvedSettings(EvaluationSettings):
     # Between two episodes a worker may make thousands of updates.
     updates_in_bursts: ClassVar[bool] = True
     n_critics: ClassVar[int] = 2
-    n_envs: ClassVar[int] = 1
 
     hidden: tuple[Count, ...] = (400, 300)
     learning_rate: Positive = 1e-3

@@ -81,6 +81,7 @@ class EvolvedTD3(Generic[S]):
         rl_told: how many of these the gradient had improved.
         stored_steps: steps of individuals, those that the published code counts.
         critic_updates, actor_updates: how many were made.
+        critic_loss: of the latest job of the critics since the process began.
         generations: how often the distribution was told.
     """
 
@@ -100,6 +101,7 @@ class EvolvedTD3(Generic[S]):
         self.policies_told = self.rl_told = 0
         self.stored_steps = self.mean_episodes = 0
         self.critic_jobs = self.critic_updates = self.actor_updates = 0
+        self.critic_loss: float | None = None
         self.workers = inner_workers(
             s.actor_executor,
             s.workers,
@@ -138,7 +140,7 @@ class EvolvedTD3(Generic[S]):
     def _next_job(self, worker: int, ended: WorkerJob | None) -> WorkerJob | None:
         self._count()
         if ended is not None and isinstance(ended.data, TrainCritics):
-            self.critics = ended.data.critics
+            self.critics, self.critic_loss = ended.data.critics, ended.data.loss
             self.critic_updates += ended.data.done
         if ended is not None and isinstance(ended.data, TrainActor):
             self.actor_updates += ended.data.done
@@ -272,6 +274,8 @@ class EvolvedTD3(Generic[S]):
             "train/critic_updates": self.critic_updates,
             "train/actor_updates": self.actor_updates,
         }
+        if self.critic_loss is not None:
+            scalars["train/critic_loss"] = self.critic_loss
         own = ("p", "var", "age", "rl_share")
         scalars |= {f"evolution/{name}": row[name] for name in own if name in row}
         self.telemetry.record({**steps, **row}, totals, scalars)

@@ -97,10 +97,10 @@ def td3_model(
     )
     set_up(model, observation_space, action_space, 1, steps)
     for network, layers in zip((model.actor.mu, model.actor_target.mu), actors, strict=True):
-        _copy(network, layers)
+        copy_layers(network, layers)
     for critic, members in zip((model.critic, model.critic_target), critics, strict=True):
         for q, layers in zip(critic.q_networks, members, strict=True):
-            _copy(q, layers)
+            copy_layers(q, layers)
     return model
 
 
@@ -129,10 +129,13 @@ def set_up(
     if total_steps:
         model._update_current_progress_remaining(steps, total_steps)
     with torch.random.fork_rng(devices=[]):
+        # What the learner has no values for, as the value network of DERL's discrete policies.
+        torch.default_generator.manual_seed(0)
         model._setup_model()
 
 
-def _copy(network: nn.Module, layers: Sequence[Layer]) -> None:
+def copy_layers(network: nn.Module, layers: Sequence[Layer]) -> None:
+    """Give a network of PyTorch's the parameters of these layers."""
     linear = [m for m in network.modules() if isinstance(m, nn.Linear)]
     norms = [m for m in network.modules() if isinstance(m, nn.LayerNorm)]
     with torch.no_grad():

@@ -326,7 +326,7 @@ class OffPolicy(Generic[S]):
                 self.course(int(updates), k) if n > k else None
                 for updates, n in zip(self.updates, due)
             ]
-            for begin, end in _runs(courses, self._per_block):
+            for begin, end in runs(courses, self._per_block):
                 self._sample(begin, end)
                 key = begin, end, courses[begin]
                 places, noise = self._sampled[begin:end], self._noise[begin:end]
@@ -465,18 +465,18 @@ class OffPolicy(Generic[S]):
         self.steps[i], self.updates[i] = state["steps"], state["updates"]
 
 
-def _runs(courses: Sequence[Hashable], most: int) -> list[tuple[int, int]]:
+def runs(courses: Sequence[Hashable], most: int) -> list[tuple[int, int]]:
     """Begin and end of the runs of equal entries that are not None, none longer than `most`."""
-    runs: list[tuple[int, int]] = []
+    found: list[tuple[int, int]] = []
     for i, course in enumerate(courses):
         if course is None:
             continue
-        begin, end = runs[-1] if runs else (0, 0)
-        if runs and end == i and courses[begin] == course and end - begin < most:
-            runs[-1] = (begin, i + 1)
+        begin, end = found[-1] if found else (0, 0)
+        if found and end == i and courses[begin] == course and end - begin < most:
+            found[-1] = (begin, i + 1)
         else:
-            runs.append((i, i + 1))
-    return runs
+            found.append((i, i + 1))
+    return found
 
 
 def _copy_out(

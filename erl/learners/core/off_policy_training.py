@@ -114,7 +114,7 @@ class OffPolicyTraining:
         s = self.settings
         warn_of_precision(s.precision, self.learner.device, s.batch_size)
         self.observations = self.world.reset().astype(np.float32)
-        self.run.fail(dict(self.world.faults))
+        self.run.leave(dict(self.world.faults))
 
     def iterate(self) -> None:
         """A rollout, and gradient steps of the agents for which it is time."""
@@ -139,7 +139,7 @@ class OffPolicyTraining:
         self.since[:, 0] += ended.sum(1)
         self.since[:, 1] += self.settings.n_envs
         if self.world.faults:
-            self.run.fail(dict(self.world.faults))
+            self.run.leave(dict(self.world.faults))
 
     def learn(self) -> None:
         """Gradient steps of the agents that are ready and have begun to learn."""
@@ -182,7 +182,7 @@ class OffPolicyTraining:
                 scalars[f"train/{name}"] = value
             scalars["train/n_updates"] = float(self.learner.updates[row])
             telemetry.scalars(scalars)
-        self.run.fail(failed)
+        self.run.leave(failed)
 
     def learned(self, row: int) -> bool:
         """Whether there was a gradient step."""

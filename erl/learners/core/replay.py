@@ -144,8 +144,6 @@ class ReplayBuffer:
 
     def _bind(self) -> None:
         self._offsets = torch.from_numpy(self._places[:, :, None]).to(self._rows.device)
-        # `batch` adds no offsets that are 0: they would take half of its time.
-        self._first_moved = bool(self._places[:, :1].any())
 
     @staticmethod
     def bytes_each(obs_dim: int, action_dim: int) -> int:
@@ -182,7 +180,8 @@ class ReplayBuffer:
         """Add the transitions (n, …) of one environment that follow one another, of which the last
         stay that fit. `terminated` does not hold where only a time limit ended the episode.
         """
-        rows = self._joined(observations, actions, rewards, terminated)
+        rows = np.empty((len(rewards), sum(self._widths) + 2), np.float32)
+        self._join(rows, observations, actions, rewards, terminated)
         capacity = int(self._capacity[member])
         self.added[member] += len(rows)
         rows = rows[-capacity:]
@@ -257,18 +256,6 @@ class ReplayBuffer:
         self._rows[rows_at + place] = self._rows[rows_at + self._pending + env]
         self._point(member, np.array([at]), np.array([place]))
 
-    def _joined(
-        self,
-        observations: np.ndarray,
-        actions: np.ndarray,
-        rewards: np.ndarray,
-        terminated: np.ndarray,
-    ) -> np.ndarray:
-        """Rows of transitions, without the observations after them."""
-        rows = np.empty((*np.shape(rewards), sum(self._widths) + 2), np.float32)
-        self._join(rows, observations, actions, rewards, terminated)
-        return rows
-
     def _join(
         self,
         rows: np.ndarray,
@@ -321,10 +308,7 @@ class ReplayBuffer:
     # -- sampling --
 
     def batch(self, places: Tensor) -> Batch:
-        """The first member's transitions in these places, an int64 tensor (batch,)."""
-        if self._first_moved:
-            rows, next_rows = self._gather(places[None], 0)
-            return Batch(rows[0], next_rows[0], *self._widths)
+        """Transitions of the one member in these places, an int64 tensor (batch,)."""
         following = self._next_there.index_select(0, places)
         rows = self._rows.index_select(0, places)
         return Batch(rows, self._rows.index_select(0, following), *self._widths)

@@ -41,7 +41,7 @@ class Algorithm(Protocol):
 
     def iterate(self) -> None:
         """Play and learn: a rollout and an update, or a generation. It may let agents leave through
-        `Run.fail`; an exception ends all of them.
+        `Run.leave`; an exception ends all of them.
         """
 
     def learned(self, row: int) -> bool:
@@ -129,13 +129,9 @@ class Run(Generic[S]):
         if self.stopped():
             raise Stopped
 
-    def fail(self, reasons: Mapping[int, Exception]) -> None:
-        """Agents, by row, leave without a result, for these reasons."""
-        self._leave(reasons)
-
     def drop_stopped(self) -> None:
         """Agents that were told to stop leave."""
-        self.fail({row: Stopped() for row in range(len(self.members)) if self.stopped(row)})
+        self.leave({row: Stopped() for row in range(len(self.members)) if self.stopped(row)})
 
     def _finish(self) -> None:
         """Agents that have spent their budget leave with what they have become, if they have
@@ -153,9 +149,10 @@ class Run(Generic[S]):
                     results[row] = self._algorithm.agent(row)
                 except Exception as e:
                     results[row] = e
-        self._leave(results)
+        self.leave(results)
 
-    def _leave(self, results: Mapping[int, Agent | Exception]) -> None:
+    def leave(self, results: Mapping[int, Any]) -> None:
+        """Agents, by row, leave with these results, or for these reasons."""
         if not results:
             return
         for row, result in results.items():
@@ -193,7 +190,7 @@ class Run(Generic[S]):
             save_parts(paths, specs, settings, self._parts(), steps)
             self._saved_at = time.perf_counter()
         if interrupted:
-            self.fail({row: Interrupted() for row in range(len(self.members))})
+            self.leave({row: Interrupted() for row in range(len(self.members))})
 
     def _restore(self) -> None:
         paths, specs, settings = self._of_members()

@@ -296,7 +296,7 @@ class DERL:
             raise UserError(f"{path} is damaged: {one_line(e)}") from e
         t.gradient.set_state(state)
         t.torch_rng.set_state(minibatches)
-        t.es.set_state({"mean": t.theta, "rng": about["evolution"]})
+        t.es.set_state({**t.es.get_state(), "mean": t.theta, "rng": about["evolution"]})
         t.rng.bit_generator.state = about["exploration"]
         t.stage.set_state({**t.stage.get_state(), "rng": about["episodes"]})
         t.iterations, t.updates, t.ledger.steps = iterations, updates, steps

@@ -4,16 +4,14 @@ Continuous: TD3, with critics and targets. Discrete: PPO, which draws from a cat
 its value network is new, since DERL's critics value actions and not states.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
-import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
-from torch import Tensor, nn
+from torch import nn
 
-from erl.learners.core.export import set_up
+from erl.learners.core.export import copy_layers, set_up
 from erl.learners.derl.gradient import GradientHalf
 from erl.learners.derl.settings import DERLSettings
 
@@ -61,30 +59,20 @@ def to_sb3(
             _init_setup_model=False,
         )
     set_up(model, observation_space, action_space, 1, steps)
+    g = gradient
+    pairs: list[tuple[nn.Module, Any]]
     if isinstance(model, PPO):
         policy: Any = model.policy
-        _copy(gradient.policy.values, [[*policy.mlp_extractor.policy_net, policy.action_net]])
-        return model
-    assert isinstance(model, TD3)
-    _copy(gradient.policy.values, [model.actor.mu])
-    _copy(gradient.policy.target, [model.actor_target.mu])
-    _copy(gradient.critic.values, model.critic.q_networks)
-    _copy(gradient.critic.target, model.critic_target.q_networks)
+        actor = nn.Sequential(*policy.mlp_extractor.policy_net, policy.action_net)
+        pairs = [(actor, g.pi.members[0])]
+    else:
+        assert isinstance(model, TD3)
+        pairs = [
+            (model.actor.mu, g.pi.members[0]),
+            (model.actor_target.mu, g.pi_target.members[0]),
+            *zip(model.critic.q_networks, g.q.members),
+            *zip(model.critic_target.q_networks, g.q_target.members),
+        ]
+    for network, (layers, _) in pairs:
+        copy_layers(network, layers)
     return model
-
-
-def _copy(values: Tensor, networks: Iterable[Any]) -> None:
-    """Write parameters, network after network and layer after layer, into linear layers."""
-    flat, begin = values.detach().cpu().reshape(-1), 0
-    with torch.no_grad():
-        for network in networks:
-            for layer in network:
-                if isinstance(layer, nn.Linear):
-                    for parameter in (layer.weight, layer.bias):
-                        end = begin + parameter.numel()
-                        part = flat[begin:end]
-                        # Here a matrix has a row for each input, there for each output.
-                        parameter.copy_(
-                            part.view(*parameter.shape[::-1]).t() if parameter.dim() == 2 else part
-                        )
-                        begin = end

@@ -40,6 +40,10 @@ class GradientHalf:
         action_dim: length of an action, or number of actions.
         discrete: which of the two.
         generator: draws the first parameters.
+
+    Attributes:
+        policy, critic: parameters, targets and optimisers.
+        pi, pi_target, q, q_target: the networks of these.
     """
 
     def __init__(
@@ -60,7 +64,7 @@ class GradientHalf:
             return trained, network, Perceptrons(shape, n, trained.target[0])
 
         common: dict[str, Any] = {"hidden": s.hidden, "activation": "ReLU", "norm": False}
-        self.policy, self._pi, self._pi_target = networks(
+        self.policy, self.pi, self.pi_target = networks(
             Shape(obs_dim, outputs=action_dim, **common), 1
         )
         shape = (
@@ -68,7 +72,7 @@ class GradientHalf:
             if discrete
             else Shape(obs_dim + action_dim, **common)
         )
-        self.critic, self._q, self._q_target = networks(shape, 2)
+        self.critic, self.q, self.q_target = networks(shape, 2)
         self.set_rates(1.0)
         self._obs_dim = obs_dim
 
@@ -115,56 +119,54 @@ class GradientHalf:
 
     def _update_critic(self, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
         """Regression of both values on r + γ min Q'(s', π'(s') + clipped noise)."""
-        actions = self._pi_target.forward(batch.next_observations, keep=False).output[0].tanh_()
+        actions = self.pi_target.forward(batch.next_observations, keep=False).output[0].tanh_()
         pairs = batch.next_pairs(smoothed(actions, noise, _SMOOTHING))
-        next_values = self._q_target.forward(pairs, keep=False).output.amin(0)
+        next_values = self.q_target.forward(pairs, keep=False).output.amin(0)
         targets = batch.targets(next_values, self._settings.gamma)
-        trace = self._q.forward(batch.pairs)
+        trace = self.q.forward(batch.pairs)
         error = trace.output - targets
         loss = error.square().mean()
-        self._q.backward(trace, error * (2.0 / len(targets)))
+        self.q.backward(trace, error * (2.0 / len(targets)))
         self.critic.step()
         return {"critic_loss": loss, "value": targets.mean()}
 
     def _update_policy(self, batch: Batch) -> dict[str, Tensor]:
         """Ascent on Q1(s, π(s))."""
-        trace = self._pi.forward(batch.observations)
+        trace = self.pi.forward(batch.observations)
         actions = trace.output[0].tanh()
-        values = self._q.forward(batch.pairs_with(actions), first=1)
+        values = self.q.forward(batch.pairs_with(actions), first=1)
         ones = torch.full_like(values.output, -1.0 / len(actions))
-        by_actions = self._q.backward(
-            values, ones, weights=False, inputs=slice(self._obs_dim, None)
-        )
-        self._pi.backward(trace, by_actions * (1.0 - actions.square()))
+        by_actions = self.q.backward(values, ones, weights=False, inputs=slice(self._obs_dim, None))
+        self.pi.backward(trace, by_actions * (1.0 - actions.square()))
         self.policy.step()
         return {"actor_loss": -values.output.mean()}
 
     def _update_discrete_critic(self, batch: Batch) -> dict[str, Tensor]:
         """Regression of both values of the stored action on r + γ E_π'[min Q' - α log π']."""
         s = self._settings
-        logits = self._pi_target.forward(batch.next_observations, keep=False).output[0]
+        logits = self.pi_target.forward(batch.next_observations, keep=False).output[0]
         logs = logits.log_softmax(1)
-        values = self._q_target.forward(batch.next_observations, keep=False).output.amin(0)
+        values = self.q_target.forward(batch.next_observations, keep=False).output.amin(0)
         expected = (logs.exp() * (values - s.ent_coef * logs)).sum(1, keepdim=True)
         targets = batch.targets(expected, s.gamma)
-        trace = self._q.forward(batch.observations)
+        trace = self.q.forward(batch.observations)
         chosen = batch.actions.long().expand(2, -1, -1)
         error = trace.output.gather(2, chosen) - targets
         d = torch.zeros_like(trace.output).scatter_(2, chosen, error * (2.0 / len(targets)))
-        self._q.backward(trace, d)
+        self.q.backward(trace, d)
         self.critic.step()
         return {"critic_loss": error.square().mean(), "value": targets.mean()}
 
     def _update_discrete_policy(self, batch: Batch) -> dict[str, Tensor]:
         """Ascent on E_π[min Q - α log π], summed over the actions."""
-        trace = self._pi.forward(batch.observations)
+        trace = self.pi.forward(batch.observations)
         logs = trace.output[0].log_softmax(1)
         pi = logs.exp()
-        values = self._q.forward(batch.observations, keep=False).output.amin(0)
+        values = self.q.forward(batch.observations, keep=False).output.amin(0)
         cost = self._settings.ent_coef * logs - values
         mean = (pi * cost).sum(1, keepdim=True)
         # By the logits: π (cost - its mean). The entropy's own derivative sums to nothing.
-        self._pi.backward(trace, (pi * (cost - mean) / len(pi)).unsqueeze(0))
+        self.pi.backward(trace, (pi * (cost - mean) / len(pi)).unsqueeze(0))
         self.policy.step()
         return {"actor_loss": mean.mean(), "entropy": -(pi * logs).sum(1).mean()}
 

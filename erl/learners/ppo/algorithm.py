@@ -380,33 +380,27 @@ class CohortPPO:
         ]
         self._bind()
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that training depends on between an update and the next rollout: arrays, generators'
-        states; copies.
+    def get_state(self, i: int) -> dict[str, Any]:
+        """All of agent i that its training depends on between an update and the next rollout;
+        copies.
         """
         if self._t:
             raise ValueError(
-                "a cohort has a state to save between an update and the next rollout only"
+                "an agent has a state to save between an update and the next rollout only"
             )
-        state: dict[str, Any] = {name: getattr(self, name).copy() for name in self._LASTING}
+        state: dict[str, Any] = {name: getattr(self, name)[i].copy() for name in self._LASTING}
         for name in ("_obs_moments", "_return_moments"):
-            state[name] = {k: v.copy() for k, v in vars(getattr(self, name)).items()}
-        return state | {"rngs": [rng.bit_generator.state for rng in self._rngs]}
+            state[name] = {k: v[i].copy() for k, v in vars(getattr(self, name)).items()}
+        return state | {"rngs": self._rngs[i].bit_generator.state}
 
-    def agent_states(self) -> list[dict[str, Any]]:
-        """Each agent's part of `state_dict`."""
-        whole = self.state_dict()
-        return [_row(whole, i) for i in range(len(self))]
-
-    def load_agent_states(self, states: Sequence[Mapping[str, Any] | None]) -> None:
-        """Put `agent_states` in their agents' places; an agent whose state is None stays as it
-        is.
-        """
-        whole = self.state_dict()
-        for i, state in enumerate(states):
-            if state is not None:
-                _put(whole, i, state)
-        self.load_state_dict(whole)
+    def set_state(self, i: int, state: Mapping[str, Any]) -> None:
+        """Go on from `get_state`."""
+        for name in self._LASTING:
+            getattr(self, name)[i] = state[name]
+        for name in ("_obs_moments", "_return_moments"):
+            for key, value in vars(getattr(self, name)).items():
+                value[i] = state[name][key]
+        self._rngs[i].bit_generator.state = state["rngs"]
 
     def observe_anew(self, i: int, env: int, obs: np.ndarray) -> None:
         """Replace what agent i sees next in one of its environments, array (n_inputs,): an episode
@@ -414,17 +408,6 @@ class CohortPPO:
         """
         self._obs[i, env, :-1] = self._normalized(obs.reshape(1, 1, -1), [i])[0, 0]
         self._returns[i, env] = 0.0
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Return to a `state_dict` of a cohort of the same configurations."""
-        for name in self._LASTING:
-            getattr(self, name)[:] = state[name]
-        for name in ("_obs_moments", "_return_moments"):
-            vars(getattr(self, name)).update({k: v.copy() for k, v in state[name].items()})
-        for rng, rng_state in zip(self._rngs, state["rngs"]):
-            rng.bit_generator.state = rng_state
-        self._t = 0
-        self._timeouts.clear()
 
 
 def _distribution(space: spaces.Space) -> tuple[type[Distribution], int, tuple[int, ...]]:
@@ -440,15 +423,3 @@ def _distribution(space: spaces.Space) -> tuple[type[Distribution], int, tuple[i
         case spaces.MultiBinary():
             return Bernoulli, get_action_dim(space), ()
     return Gaussian, get_action_dim(space), ()
-
-
-def _row(state: Mapping[str, Any], i: int) -> dict[str, Any]:
-    return {k: _row(v, i) if isinstance(v, dict) else v[i] for k, v in state.items()}
-
-
-def _put(whole: dict[str, Any], i: int, part: Mapping[str, Any]) -> None:
-    for key, value in whole.items():
-        if isinstance(value, dict):
-            _put(value, i, part[key])
-        else:
-            value[i] = part[key]

@@ -91,7 +91,7 @@ class PPOTraining:
             observations, rewards, dones, timeouts = self.world.step(actions)
             self.ppo.record(observations, rewards, dones, timeouts)
             if self.world.faults:
-                self.run.fail(dict(self.world.faults))
+                self.run.leave(dict(self.world.faults))
                 if not self.run.members:
                     return
         self.world.enter_steps()
@@ -116,7 +116,7 @@ class PPOTraining:
                 for score in telemetry.evaluate({"agent": self.agent(row)}).values():
                     scalars["eval/mean_reward"] = score
             telemetry.scalars(scalars)
-        run.fail(diverged)
+        run.leave(diverged)
 
     def learned(self, row: int) -> bool:
         """Whether there was an update."""
@@ -148,12 +148,14 @@ class PPOTraining:
 
     def get_states(self) -> list[dict[str, Any]]:
         """The state of each agent, and of its environments."""
-        states = zip(self.ppo.agent_states(), self.world.get_states())
-        return [{"ppo": ppo, "world": world} for ppo, world in states]
+        worlds = enumerate(self.world.get_states())
+        return [{"ppo": self.ppo.get_state(row), "world": world} for row, world in worlds]
 
     def set_states(self, states: Sequence[dict[str, Any] | None]) -> None:
         """Go on from `get_states`, for the agents that have one."""
-        self.ppo.load_agent_states([None if s is None else s["ppo"] for s in states])
+        for row, state in enumerate(states):
+            if state is not None:
+                self.ppo.set_state(row, state["ppo"])
         # Some environments cannot be put back into the midst of an episode.
         begun = self.world.set_states([None if s is None else s["world"] for s in states])
         for (row, env), observation in begun.items():
