@@ -59,8 +59,7 @@ def test_a_subcommand_runs_what_its_script_runs(script, monkeypatch):
     exec(compile((ROOT / name).read_text(), name, "exec"), {"__name__": "__main__"})
     [(run, kind, *_)] = calls
     command = COMMANDS[script]
-    assert (run, kind.__bases__) == (command.run, (command.kind(),))
-    assert [*kind.__dataclass_fields__] == [*command.kind().__dataclass_fields__]
+    assert (run, kind) == (command.run, command.kind())
 
 
 def test_flags_alone_are_those_of_train(started):
