@@ -153,7 +153,7 @@ def generation_rows(lived: Lived) -> pd.DataFrame:
     return (
         pd.concat([f for f in frames if len(f)], ignore_index=True)
         if any(map(len, frames))
-        else pd.DataFrame()
+        else pd.DataFrame(columns=["trial", "lifetime", "env_id", "learner"])
     )
 
 

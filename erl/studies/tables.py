@@ -60,7 +60,8 @@ def agent_tables(study: Study) -> list[AgentTable]:
     if not records:
         return []
     some = next(iter(records.values()))[0]
-    ep_eval, steps = some.spec.ep_eval, max(r.steps for rows in records.values() for r in rows)
+    ep_eval, taken = some.spec.ep_eval, [r.steps for rows in records.values() for r in rows]
+    steps = " to ".join(f"{n:,}" for n in sorted({min(taken), max(taken)}))
     speeds, shared = _speeds(records)
     training = {
         name: [r.training_return for r in rows if r.training_return is not None]
@@ -83,7 +84,7 @@ def agent_tables(study: Study) -> list[AgentTable]:
     return [
         AgentTable(
             score,
-            f"{title}, {steps:,} steps",
+            f"{title}, {steps} steps",
             tuple(Arm(name, tuple(v), speeds[name]) for name, v in values.items() if v),
             shared,
         )

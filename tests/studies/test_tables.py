@@ -2,6 +2,7 @@
 
 import csv
 import re
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -31,14 +32,16 @@ TEST = TestStudy(EVOLUTION, PARAMS, 1000, "cohort")
 ARMS = arm_names(EVOLUTION, PARAMS)
 
 
-def made(config, space, runs, name="tested"):
-    """A study with a finished trial for each (parameters, specification, returns)."""
+def made(config, space, runs, name="tested", steps=(1000,)):
+    """A study with a finished trial for each (parameters, specification, returns); trials take
+    these steps in turn.
+    """
     study = Study("sqlite:///studies.db", name, config)
     with study:
-        for params, spec, (training, *final) in runs:
+        for (params, spec, (training, *final)), taken in zip(runs, cycle(steps)):
             trial = study.create(params, space, lambda _, spec=spec: [spec])
             record = LifetimeRecord(
-                spec, training, training, 10, 20, 1000, 4.0, final_returns=tuple(final)
+                spec, training, training, 10, 20, taken, 4.0, final_returns=tuple(final)
             )
             study.store_record(trial.trial_id, 0, record)
             study.store_end(trial.trial_id, "COMPLETE", training, None)
@@ -65,6 +68,18 @@ def test_tables_have_the_agents_in_their_order_and_the_seeds_once(tested):
     assert final.arms[1].scores == (112.0, 122.0, 132.0)
     assert training.arms[0].steps_per_second == 250.0
     assert training.title == "return of the last 10 training episodes, 1,000 steps"
+
+
+def test_where_agents_took_different_steps_the_title_says_from_where_to_where():
+    """Batches end at different steps: the LSTM's are shorter."""
+    space = {"arm": categorical(ARMS), "seed": integer(0, 100)}
+    runs = [
+        ({"arm": arm, "seed": 0}, arm_lifetime(arm, 0, TEST, PARAMS), (1.0, 2.0))
+        for arm in ARMS[:2]
+    ]
+    training, final = agent_tables(made(TEST, space, runs, steps=(1_000, 1_024)))
+    assert training.title.endswith("training episodes, 1,000 to 1,024 steps")
+    assert final.title.endswith("fresh episodes, 1,000 to 1,024 steps")
 
 
 def test_agents_of_one_cohort_have_no_speed(tested):
