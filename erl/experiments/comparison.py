@@ -224,7 +224,7 @@ def _say_winner(study: Study, arm: str | None, best: Best, config: TestStudy, si
     known = [s for s in scores if s is not None]
     if arm is None or not known:
         return
-    steps = max(r.steps for r in records.values())  # as above the tables
+    steps = max(r.steps for r in records.values())
     found = reached_by(best.winner, arm, config, known, steps)
     sink.line(f"evolved:  {best.title}, {best.winner.reached}; {found.line}")
     evolution = best.study

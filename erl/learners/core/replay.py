@@ -308,7 +308,7 @@ class ReplayBuffer:
     # -- sampling --
 
     def batch(self, places: Tensor) -> Batch:
-        """Transitions in these places, an int64 tensor (batch,), of a buffer made for one member."""
+        """Transitions in these places, int64 (batch,), of a buffer made for one member."""
         following = self._next_there.index_select(0, places)
         rows = self._rows.index_select(0, places)
         return Batch(rows, self._rows.index_select(0, following), *self._widths)
