@@ -15,6 +15,7 @@ import numpy as np
 
 from erl.lifetimes.living import cohort_key
 from erl.lifetimes.record import LifetimeRecord
+from erl.search.space import LEARNER
 from erl.statistics import (
     Arm,
     compare,
@@ -22,7 +23,7 @@ from erl.statistics import (
     number_text,
     table,
 )
-from erl.studies.configuration import SingleStudy, TestStudy
+from erl.studies.configuration import SingleStudy, StudyConfig, TestStudy
 from erl.studies.study import Study
 from erl.studies.trials import lifetime_records
 
@@ -44,12 +45,14 @@ class AgentTable:
         title: what the score is.
         arms: the agents, the baseline first.
         side_by_side: whether some trained in one cohort, so that their speeds are the cohort's.
+        untuned: agents without a reservoir, where those with one have evolved settings of the learner.
     """
 
     score: str
     title: str
     arms: tuple[Arm, ...]
     side_by_side: bool
+    untuned: tuple[str, ...] = ()
 
 
 def agent_tables(study: Study) -> list[AgentTable]:
@@ -63,6 +66,7 @@ def agent_tables(study: Study) -> list[AgentTable]:
     ep_eval, taken = some.spec.ep_eval, [r.steps for rows in records.values() for r in rows]
     steps = " to ".join(f"{n:,}" for n in sorted({min(taken), max(taken)}))
     speeds, shared = _speeds(records)
+    untuned = _untuned(study.config, records)
     training = {
         name: [r.training_return for r in rows if r.training_return is not None]
         for name, rows in records.items()
@@ -87,6 +91,7 @@ def agent_tables(study: Study) -> list[AgentTable]:
             f"{title}, {steps} steps",
             tuple(Arm(name, tuple(v), speeds[name]) for name, v in values.items() if v),
             shared,
+            untuned,
         )
         for score, (values, title) in what.items()
         if any(values.values())
@@ -144,7 +149,21 @@ def lines(tables: Sequence[AgentTable]) -> list[str]:
         found.append(said)
     if any(each.side_by_side for each in tables):
         found.append("no steps/s: these agents trained side by side and share their time")
+    if untuned := list(dict.fromkeys(name for each in tables for name in each.untuned)):
+        found.append(
+            f"the evolved settings of the learner are not those of {', '.join(untuned)}: what they "
+            "lack is more than a reservoir"
+        )
     return [*found, ""]
+
+
+def _untuned(config: StudyConfig | None, records: Records) -> tuple[str, ...]:
+    """Agents of a test that lack evolved settings of the learner, which the others have."""
+    if not isinstance(config, TestStudy) or config.evolution.nb_res == 0:
+        return ()
+    if not any(name.startswith(LEARNER) for name in config.params):
+        return ()
+    return tuple(name for name, rows in records.items() if rows[0].spec.context is None)
 
 
 def few_seeds(numbers: Iterable[int]) -> str:

@@ -82,6 +82,18 @@ def test_where_agents_took_different_steps_the_title_says_from_where_to_where():
     assert final.title.endswith("fresh episodes, 1,000 to 1,024 steps")
 
 
+def test_agents_without_the_evolved_settings_of_the_learner_are_named(tested):
+    params = PARAMS | {"learner.gamma": 0.9}
+    config, arms = TestStudy(EVOLUTION, params, 1000, "cohort"), ("PPO", "RES_PPO_0.0003")
+    space = {"arm": categorical(arms), "seed": integer(0, 100)}
+    runs = [
+        ({"arm": arm, "seed": 0}, arm_lifetime(arm, 0, config, params), (1.0, 2.0)) for arm in arms
+    ]
+    said = "the evolved settings of the learner are not those of PPO: "
+    assert said in "\n".join(lines(agent_tables(made(config, space, runs, "tuned"))))
+    assert "settings of the learner" not in "\n".join(lines(agent_tables(tested)))
+
+
 def test_agents_of_one_cohort_have_no_speed(tested):
     """The same reservoir with other rates trains in the same cohort."""
     space = {"arm": categorical(ARMS), "seed": integer(0, 100)}
