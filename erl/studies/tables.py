@@ -45,7 +45,7 @@ class AgentTable:
         title: what the score is.
         arms: the agents, the baseline first.
         side_by_side: whether some trained in one cohort, so that their speeds are the cohort's.
-        untuned: agents without a reservoir, where those with one have evolved settings of the learner.
+        untuned: agents without a reservoir, where the others have evolved settings of the learner.
     """
 
     score: str
