@@ -8,6 +8,7 @@ their tables.
     python benchmarks/evidence.py catalogue NAME
     python benchmarks/evidence.py cost
     python benchmarks/evidence.py capacities
+    python benchmarks/evidence.py keep --folder evidence
     python benchmarks/evidence.py run --folder small --small
 
 `benchmarks/evidence.toml` lists the experiments: evolutions and their tests, as commands of the
@@ -15,6 +16,9 @@ public scripts, and the comparisons across them. `run` goes through the experime
 least first. Interrupted, it goes on where it was: the scripts continue in their database, and
 experiments that have their rows are left out. Several processes may run at once. An experiment that
 fails does not stop the others; the exit code is 1 then.
+
+`keep` stores what interrupted experiments have done so far, beside the stored rows: a `run` of the
+project's rows goes on with it, also on another machine.
 
 When an experiment ends, its rows are in the folder of `--rows`: every lifetime of the tests
 (`NAME.csv`), every trial (`NAME_trials.csv`), every lifetime of the finals (`NAME_finals.csv`), and
@@ -36,14 +40,18 @@ import re
 import shlex
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -70,7 +78,7 @@ from erl.cli import duration, exit_after, plural
 from erl.errors import UserError
 from erl.figures.comparison import generalisation_matrix
 from erl.figures.style import save
-from erl.files import write_text
+from erl.files import write_text, write_whole
 from erl.statistics import bootstrap_interval, interval_text
 from erl.studies.configuration import EvolutionStudy, FinalsStudy, TestStudy
 from erl.studies.records import Lived, decoded, lifetime_rows
@@ -97,6 +105,7 @@ OF_MEMORY = {
     "evolved reservoir": RES,
     "not evolved": f"RANDOM_{RES}",
     "W = 0": f"NOREC_{RES}",
+    "four inputs": "INPUTS_PPO",
     "four frames": "STACK_PPO",
     "LSTM": "RecurrentPPO",
     "PPO": "PPO",
@@ -131,7 +140,7 @@ class Experiment:
         name: of its files.
         part: of the page of results.
         minutes: of one core, estimated.
-        evolve: the command of the evolution.
+        evolve: the command of the evolution; empty where an entry of the catalogue is tested.
         tests: the commands of its tests.
         controls: commands of evolutions that are tested beside it.
         baseline: the arm that others are compared with: the evolved one.
@@ -155,7 +164,13 @@ class Experiment:
     @property
     def evolved_on(self) -> str:
         """The environment, or the set of environments, of the evolution."""
-        return str(flag(self.evolve, "env_type", None) or flag(self.evolve, "env_id", ""))
+        command = self.evolve or self.tests[0]
+        return str(flag(command, "env_type", None) or flag(command, "env_id", ""))
+
+    @property
+    def evolutions(self) -> list[str]:
+        """The commands of its evolutions."""
+        return [command for command in (self.evolve, *self.controls) if command]
 
     def steps(self) -> dict[str, int]:
         """Environment steps of each learner at full size, with finals where they are held, as
@@ -163,7 +178,7 @@ class Experiment:
         """
         total: Counter[str] = Counter()
         evolved_for = {}
-        for command in (self.evolve, *self.controls):
+        for command in self.evolutions:
             learner = str(flag(command, "learner", "PPO"))
             evolved_for[flag(command, "h_test", "")] = learner
             total[learner] += evolution_steps(command)
@@ -179,7 +194,7 @@ class Experiment:
 
     def commands(self, small: bool) -> list[str]:
         """What is run, in this order."""
-        evolutions, tests = [self.evolve, *self.controls], list(self.tests)
+        evolutions, tests = self.evolutions, list(self.tests)
         if small:
             of_evolution = SMALL_EVOLUTION.format(steps=self.small_steps)
             evolutions = [
@@ -199,7 +214,7 @@ def flag(command: str, name: str, default: Any) -> Any:
 
 def learner_of(arm: str) -> str:
     """The learner of an arm such as RANDOM_RES_PPO_0.0003."""
-    return re.sub(r"^((RANDOM|NOREC|RES|STACK|EVOLVED)_)+|_[0-9.]+$", "", arm)
+    return re.sub(r"^((RANDOM|NOREC|RES|STACK|INPUTS|EVOLVED)_)+|_[0-9.]+$", "", arm)
 
 
 def evolution_steps(command: str) -> int:
@@ -230,7 +245,7 @@ def experiments() -> list[Experiment]:
         for root in entry.pop("roots", [None]):
             each = entry if root is None else with_root(entry, str(root))
             lists = {k: tuple(each.get(k, ())) for k in ("tests", "controls")}
-            made.append(Experiment(**(each | lists)))
+            made.append(Experiment(**({"evolve": ""} | each | lists)))
     return sorted(made, key=lambda e: e.minutes)
 
 
@@ -286,6 +301,8 @@ def run(args: argparse.Namespace) -> int:
     failures = []
     if not args.small:
         for each in chosen(args):
+            if rows == ROWS and not has_rows(each, rows, args.small):
+                take_unfinished(each, folder / each.name)
             check_commands(each, folder / each.name, rows)
     missing = [each for each in chosen(args) if not has_rows(each, rows, args.small)]
     say_left_out(len(chosen(args)), len(missing), args)
@@ -306,6 +323,48 @@ def run(args: argparse.Namespace) -> int:
     if missing:
         print("\n".join([f"{len(failures)} failed", *failures] if failures else ["nothing failed"]))
     return 1 if failures else 0
+
+
+def archive_of(each: Experiment) -> Path:
+    """Where an experiment is kept that has no rows yet."""
+    return ROWS / "unfinished" / f"{each.name}.tar.xz"
+
+
+def take_unfinished(each: Experiment, place: Path) -> None:
+    """Go on with what is kept of an experiment, if it was not begun here."""
+    archive = archive_of(each)
+    if archive.exists() and not (place / "begun.json").exists():
+        place.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(archive) as tar:
+            tar.extractall(place, filter="data")
+        print(f"{each.name}: goes on with what is kept in {archive}", flush=True)
+
+
+def keep(args: argparse.Namespace) -> None:
+    """Keep what experiments without rows have done so far. They may be at work."""
+    for each in chosen(args):
+        place = Path(args.folder) / each.name
+        if not (place / "studies.db").exists() or has_rows(each, rows_of(args), False):
+            continue
+        archive_of(each).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(archive_of(each), partial(pack, place))
+        print(f"{each.name}: kept in {archive_of(each)}")
+
+
+def pack(place: Path, archive: str) -> None:
+    """Write what an experiment needs to go on: its database, whole also while others write there,
+    with what it began and how long it took.
+    """
+    with tempfile.TemporaryDirectory() as temporary, tarfile.open(archive, "w:xz") as tar:
+        copy = Path(temporary) / "studies.db"
+        with (
+            closing(sqlite3.connect(place / copy.name)) as database,
+            closing(sqlite3.connect(copy)) as copied,
+        ):
+            database.backup(copied)
+        tar.add(copy, copy.name)
+        for name in ("begun.json", "seconds"):
+            tar.add(place / name, name)
 
 
 def rows_of(args: argparse.Namespace) -> Path:
@@ -495,10 +554,12 @@ def collect(
             }
     folder.mkdir(parents=True, exist_ok=True)
     for suffix, parts in frames.items():
-        if not parts and suffix != "_finals":
-            what = {"": "test", "_trials": "evolution"}[suffix]
-            raise UserError(f"there is no study of the {what} to collect")
-        made = pd.concat(parts) if parts else pd.DataFrame(columns=[*FINAL, "commit", "study"])
+        if not parts:
+            if suffix == "" or (suffix == "_trials" and each.evolutions):
+                what = "evolution" if suffix else "test"
+                raise UserError(f"there is no study of the {what} to collect")
+            continue
+        made = pd.concat(parts)
         # As many digits as a hyperparameter needs to be drawn from again.
         text = made.to_csv(index=False, float_format="%.10g")
         write_text(folder / f"{each.name}{suffix}.csv", text)
@@ -601,8 +662,10 @@ def print_experiment(each: Experiment, title: str, folder: Path) -> None:
 
 
 def read_tables(each: Experiment, folder: Path) -> list[pd.DataFrame]:
-    """Lifetimes of the tests, trials, and lifetimes of the finals."""
-    return [pd.read_csv(folder / f"{each.name}{end}.csv") for end in ("", "_trials", "_finals")]
+    """Lifetimes of the tests, trials, and lifetimes of the finals; empty where there are none."""
+    files = [folder / f"{each.name}{end}.csv" for end in ("", "_trials", "_finals")]
+    none = pd.DataFrame(columns=[*FINAL, "commit", "study"])
+    return [pd.read_csv(file) if file.exists() else none for file in files]
 
 
 def print_comparisons(rows: dict[str, pd.DataFrame], parts: set[str], title: str) -> None:
@@ -649,16 +712,18 @@ def print_published(rows: dict[str, pd.DataFrame], title: str) -> None:
     """Print our agents, evolved in the environment itself, beside published results."""
     published, lines = listed()["published"], []
     theirs = {entry["env_id"]: entry for entry in published["rows"]}
+    of_task: dict[str, list[pd.DataFrame]] = {}
     for each in experiments():
-        frame = rows.get(each.name, pd.DataFrame())
-        if each.part != "memory" or not len(frame):
-            continue
-        line = {"environment": each.evolved_on.partition("-")[2].removesuffix("-v0")}
+        if each.part == "memory" and each.name in rows:
+            of_task.setdefault(each.evolved_on, []).append(rows[each.name])
+    for task, frames in of_task.items():
+        frame = pd.concat(frames)
+        line = {"environment": task.partition("-")[2].removesuffix("-v0")}
         for label, arm in OF_MEMORY.items():
             scores = frame[frame.arm == arm][PRIMARY].dropna().to_numpy(dtype=float)
             ends = bootstrap_interval(scores, np.mean) if len(scores) else ()
             line[label] = f"{scores.mean():.3f} {interval_text(ends, '{:.2f}')}" if ends else "-"
-        entry = theirs.get(each.evolved_on, {})
+        entry = theirs.get(task, {})
         line |= {k: f"{entry[v]:.3f}" if v in entry else "-" for k, v in THEIRS.items()}
         lines.append(line)
     if lines:
@@ -672,7 +737,7 @@ def capacities(args: argparse.Namespace) -> None:
     arms, frames = [arm for arm in OF_MEMORY.values() if RES in arm], []
     folder = stored_rows(args)
     for each in chosen(args):
-        if each.part == "memory" and (folder / f"{each.name}.json").exists():
+        if each.part == "memory" and each.evolutions and (folder / f"{each.name}.json").exists():
             story = json.loads((folder / f"{each.name}.json").read_text())
             rows = pd.read_csv(folder / f"{each.name}.csv")
             frames.append(memory_capacities(each.name, story, rows, arms))
@@ -798,15 +863,16 @@ def plan(args: argparse.Namespace) -> None:
 def main() -> int:
     parser = make_parser(__doc__)
     commands = parser.add_subparsers(required=True)
-    for function in (plan, run, table, cost, capacities):
+    for function in (plan, run, keep, table, cost, capacities):
         name = function.__name__
         sub = commands.add_parser(name)
         sub.set_defaults(function=function)
         sub.add_argument("--parts", help="comma-separated; by default all")
         sub.add_argument("--names", help="of experiments, comma-separated; by default all")
         sub.add_argument("--rows", help=ROWS_HELP)
-        if name == "run":
+        if name in ("run", "keep"):
             sub.add_argument("--folder", default="evidence", help="of databases, logs and models")
+        if name == "run":
             sub.add_argument("--workers", type=int, default=1)
             sub.add_argument("--small", action="store_true", help="at a small budget")
         if name == "table":

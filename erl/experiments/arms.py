@@ -7,12 +7,15 @@ that show what made the difference.
 | `RES_PPO_0.0003` … | with the evolved reservoirs, at ER-MRL's learning rates |
 | `RES_PPO` | the same, with the study's learning rate; other learners (`RES_SAC`) keep theirs |
 | `STACK_PPO` | the last four observations in place of a reservoir: memory without recurrence |
-| `RecurrentPPO` | sb3-contrib's LSTM: memory that is trained |
+| `INPUTS_PPO` | the last four inputs of a reservoir: observations, actions and rewards |
+| `RecurrentPPO` | sb3-contrib's LSTM on observations: memory that is trained |
+| `INPUTS_RecurrentPPO` | the LSTM on the inputs of a reservoir; only `--arms` asks for it |
 | `RANDOM_RES_PPO…` | reservoirs that were not evolved, drawn from the search space |
 | `NOREC_RES_PPO…` | the evolved reservoirs with W = 0 (a leak below 1 still remembers) |
 
 With a context of the user's own in place of reservoirs, `CONTEXT_` stands for `RES_`, and there is
-no `NOREC_`. Where no reservoir was evolved, but settings of the learner alone:
+no `NOREC_`. Where settings of the learner were evolved beside it, `EVOLVED_PPO` is the learner
+alone with them. Where no reservoir was evolved, but settings of the learner alone:
 
 | agent | what it is |
 |---|---|
@@ -26,8 +29,17 @@ from typing import Any
 
 import numpy as np
 
-from erl.search.space import LEARNER, draw_from, learner_settings, make_context, search_space
+from erl.search.space import (
+    LEARNER,
+    draw_from,
+    feeds_action,
+    learner_settings,
+    make_context,
+    search_space,
+)
 from erl.studies.configuration import EvolutionStudy, TestStudy, agent_name
+from erl.worlds.own_context import DelayLine, OwnContext
+from erl.worlds.reservoirs import Context
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
 
@@ -36,13 +48,15 @@ RATES = (0.0003, 0.0001)
 MORE_RATES = (0.00005,)
 FRAME_STACK = 4
 LSTM = "RecurrentPPO"
+LSTM_ON_INPUTS = f"INPUTS_{LSTM}"
 # Learners that are tested at these rates. Reservoirs of other learners were evolved with rates that
 # may be far from them.
 RATED = ("PPO", LSTM)
 
 
 def arm_names(evolution: EvolutionStudy, params: dict[str, float]) -> list[str]:
-    """ER-MRL's agents, the learner alone first.
+    """ER-MRL's agents, the learner alone first; and the learner alone with its evolved settings,
+    where there are any.
 
     Args:
         evolution: configuration of the study that was evolved.
@@ -52,10 +66,12 @@ def arm_names(evolution: EvolutionStudy, params: dict[str, float]) -> list[str]:
     if evolution.nb_res == 0:
         return [learner, agent_name(learner, "EVOLVED")]
     evolved = agent_name(learner, "RES" if evolution.context is None else "CONTEXT")
+    # What evolved settings of the learner add is not the reservoir's doing.
+    alone = [agent_name(learner, "EVOLVED")] * any(name.startswith(LEARNER) for name in params)
     if learner not in RATED or "learning_rate" in learner_settings(evolution, params):
-        return [learner, evolved]
+        return [learner, evolved, *alone]
     rates = RATES + (MORE_RATES if evolution.del_obs or evolution.nb_res else ())
-    return [learner, *(f"{evolved}_{rate:.10f}".rstrip("0") for rate in rates)]
+    return [learner, *(f"{evolved}_{rate:.10f}".rstrip("0") for rate in rates), *alone]
 
 
 def control_names(evolution: EvolutionStudy, params: dict[str, float]) -> list[str]:
@@ -63,16 +79,25 @@ def control_names(evolution: EvolutionStudy, params: dict[str, float]) -> list[s
     if evolution.nb_res == 0:
         return [f"RANDOM_{evolution.learner}"]
     reservoir = arm_names(evolution, params)[1]
-    controls = [f"STACK_{evolution.learner}", f"RANDOM_{reservoir}"]
+    controls = [f"{seen}_{evolution.learner}" for seen in ("STACK", "INPUTS")]
+    controls += [f"RANDOM_{reservoir}"]
     controls += [f"NOREC_{reservoir}"] * (evolution.context is None)
     return controls if evolution.learner == LSTM else [*controls, LSTM]
+
+
+def known_names(evolution: EvolutionStudy, params: dict[str, float]) -> list[str]:
+    """All agents: those of `arm_names` and `control_names`, and the LSTM on the inputs of a
+    reservoir, which takes as long as all others together and is trained only where it is named.
+    """
+    known = arm_names(evolution, params) + control_names(evolution, params)
+    return known + [LSTM_ON_INPUTS] * (evolution.nb_res != 0 and LSTM_ON_INPUTS not in known)
 
 
 def arm_lifetime(arm: str, index: int, config: TestStudy, params: dict[str, float]) -> LifetimeSpec:
     """A test lifetime.
 
     Args:
-        arm: one of `arm_names` or `control_names`.
+        arm: one of `known_names`.
         index: of the test seed.
         config: of the test.
         params: evolved hyperparameters.
@@ -80,10 +105,12 @@ def arm_lifetime(arm: str, index: int, config: TestStudy, params: dict[str, floa
     evolution = config.evolution
     learner, settings, engine = evolution.learner, dict(evolution.learner_config), config.engine
     context, frame_stack = None, 1
+    if arm in (LSTM, LSTM_ON_INPUTS) and learner != LSTM:
+        learner, settings, engine = LSTM, _lstm_settings(learner, settings), "sb3"
     if arm.startswith("STACK_"):
         frame_stack = FRAME_STACK
-    elif arm == LSTM != learner:
-        learner, settings, engine = LSTM, _lstm_settings(learner, settings), "sb3"
+    elif arm.startswith("INPUTS_"):
+        context = _inputs(evolution, 1 if learner == LSTM else FRAME_STACK)
     elif arm != learner:
         if evolution.nb_res == 0 and arm.startswith("RANDOM_"):
             params = draw(evolution, index)
@@ -98,7 +125,8 @@ def arm_lifetime(arm: str, index: int, config: TestStudy, params: dict[str, floa
         _, rated, rate = arm.rpartition(f"_{learner}_")
         if rated:
             settings["learning_rate"] = float(rate)
-        context = make_context(evolution, params)
+        if arm != agent_name(learner, "EVOLVED"):
+            context = make_context(evolution, params)
     return LifetimeSpec(
         task=Task(config.environments[0], config.hides_velocities, frame_stack, config.arguments),
         learner=LearnerSpec(learner, settings, engine),
@@ -106,6 +134,16 @@ def arm_lifetime(arm: str, index: int, config: TestStudy, params: dict[str, floa
         seeds=Seeds.derive(evolution.seed, "test", index, evolution.published_code),
         context=context,
         ep_eval=evolution.ep_eval,
+    )
+
+
+def _inputs(evolution: EvolutionStudy, length: int) -> Context:
+    """The last inputs that the evolved reservoirs would have, as they are."""
+    return Context(
+        reservoirs=(),
+        reset_res=evolution.reset_res,
+        feed_action=feeds_action(evolution),
+        own=OwnContext(f"{DelayLine.__module__}:{DelayLine.__name__}", {"length": length}),
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from erl.cli import Sink, command, plural
 from erl.errors import UserError
 from erl.experiments.agents import Agents, missing, train_agents
-from erl.experiments.arms import arm_lifetime, arm_names, control_names
+from erl.experiments.arms import arm_lifetime, arm_names, control_names, known_names
 from erl.experiments.comparison_flags import (
     DEFAULT_STEPS,
     ComparisonConfig,
@@ -66,7 +66,7 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
     def lifetime(params: dict[str, Any]) -> LifetimeSpec:
         return arm_lifetime(params["arm"], params["seed"], config, evolved)
 
-    arms = arm_names(evolution, evolved) + control_names(evolution, evolved)
+    arms = known_names(evolution, evolved)
     asked, seeds = _asked(flags, evolution, evolved), seed_indices(flags.nb_seeds)
     for arm in asked:
         try:
@@ -189,15 +189,14 @@ def _asked(
     Raises:
         UserError: there is no such agent.
     """
-    usual, controls = arm_names(evolution, params), control_names(evolution, params)
-    asked = list(usual)
+    asked, known = arm_names(evolution, params), known_names(evolution, params)
     if flags.arms is not None:
         asked = list(dict.fromkeys(a.strip() for a in flags.arms.split(",")))
-    asked += [c for c in controls if flags.controls and c not in asked]
+    if flags.controls:
+        asked += [c for c in control_names(evolution, params) if c not in asked]
     for arm in asked:
-        if arm not in usual + controls:
-            known = ", ".join(usual + controls)
-            raise UserError(f"unknown agent {arm!r} in --arms (known: {known})")
+        if arm not in known:
+            raise UserError(f"unknown agent {arm!r} in --arms (known: {', '.join(known)})")
     return asked
 
 

@@ -247,9 +247,14 @@ def make_context(config: SearchConfig, params: dict[str, float]) -> Context | No
         reservoirs=tuple(reservoirs),
         skip_c=config.skip_c,
         reset_res=config.reset_res,
-        feed_action=config.feed_action and not config.published_code,
+        feed_action=feeds_action(config),
         obs_units=config.obs_units,
     )
+
+
+def feeds_action(config: SearchConfig) -> bool:
+    """Whether the executed action reaches the reservoirs: not in ER-MRL's published code."""
+    return config.feed_action and not config.published_code
 
 
 def own_context(config: SearchConfig, params: dict[str, float]) -> Context:
@@ -259,7 +264,7 @@ def own_context(config: SearchConfig, params: dict[str, float]) -> Context:
         reservoirs=(),
         skip_c=config.skip_c,
         reset_res=config.reset_res,
-        feed_action=config.feed_action and not config.published_code,
+        feed_action=feeds_action(config),
         own=OwnContext(config.context or "", {**(config.context_settings or {}), **proposed}),
     )
 

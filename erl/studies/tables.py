@@ -15,7 +15,7 @@ import numpy as np
 
 from erl.lifetimes.living import cohort_key
 from erl.lifetimes.record import LifetimeRecord
-from erl.search.space import LEARNER
+from erl.search.space import learner_settings
 from erl.statistics import (
     Arm,
     compare,
@@ -161,9 +161,16 @@ def _untuned(config: StudyConfig | None, records: Records) -> tuple[str, ...]:
     """Agents of a test that lack evolved settings of the learner, which the others have."""
     if not isinstance(config, TestStudy) or config.evolution.nb_res == 0:
         return ()
-    if not any(name.startswith(LEARNER) for name in config.params):
-        return ()
-    return tuple(name for name, rows in records.items() if rows[0].spec.context is None)
+    plain = config.evolution.learner_config
+    evolved = {
+        name: value
+        for name, value in learner_settings(config.evolution, config.params).items()
+        if name not in plain or plain[name] != value
+    }
+    learners = {name: rows[0].spec.learner.config for name, rows in records.items()}
+    return tuple(
+        name for name, has in learners.items() if any(has.get(k) != v for k, v in evolved.items())
+    )
 
 
 def few_seeds(numbers: Iterable[int]) -> str:

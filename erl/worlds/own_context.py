@@ -152,6 +152,24 @@ def _seen(memory: Memory, state: np.ndarray, size: int | None) -> np.ndarray:
     return seen
 
 
+class DelayLine:
+    """The last inputs side by side, the newest first: memory without recurrence, and the example
+    of a context.
+
+    Args:
+        input_dim: length of an input.
+        seed: nothing is drawn from it.
+        length: how many inputs; zeros stand for those before the first.
+    """
+
+    def __init__(self, input_dim: int, seed: int, length: int = 4) -> None:
+        self.units = length * input_dim
+
+    def step(self, state: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+        """Put the newest input in front, and drop the oldest."""
+        return np.concatenate([inputs, state[: len(state) - len(inputs)]])
+
+
 class OwnBank:
     """The memories of many agents, stepped one after the other: what `ReservoirBank` is for
     reservoirs.

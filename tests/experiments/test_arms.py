@@ -4,11 +4,12 @@ else.
 
 from dataclasses import replace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from conftest import Lines
 
-from erl.experiments.arms import arm_lifetime, arm_names, control_names, draw
+from erl.experiments.arms import arm_lifetime, arm_names, control_names, draw, known_names
 from erl.experiments.evolution import EvolutionConfig, MultiEvolutionConfig
 from erl.experiments.evolution_study import study_config
 from erl.learners.sb3 import algorithms
@@ -58,30 +59,47 @@ def test_an_evolved_learning_rate_leaves_one_agent():
     assert arm_names(of_a_study().evolution, PARAMS | {"learner.learning_rate": 0.01}) == [
         "PPO",
         "RES_PPO",
+        "EVOLVED_PPO",
     ]
-    assert len(arm_names(of_a_study().evolution, PARAMS | {"learner.gamma": 0.9})) == 3
+
+
+def test_the_learner_alone_with_its_evolved_settings():
+    config, params = of_a_study(settings={"n_steps": 64}), PARAMS | {"learner.gamma": 0.9}
+    names = arm_names(config.evolution, params)
+    assert names == ["PPO", "RES_PPO_0.0003", "RES_PPO_0.0001", "EVOLVED_PPO"]
+    plain, evolved = (arm_lifetime(arm, 2, config, params) for arm in ("PPO", "EVOLVED_PPO"))
+    assert plain.learner.config == {"n_steps": 64}
+    settings = replace(plain.learner, config={"n_steps": 64, "gamma": 0.9})
+    assert evolved == replace(plain, learner=settings)
 
 
 def test_controls():
     evolution = of_a_study().evolution
-    expected = ["STACK_PPO", "RANDOM_RES_PPO_0.0003", "NOREC_RES_PPO_0.0003", "RecurrentPPO"]
+    expected = [
+        "STACK_PPO",
+        "INPUTS_PPO",
+        "RANDOM_RES_PPO_0.0003",
+        "NOREC_RES_PPO_0.0003",
+        "RecurrentPPO",
+    ]
     assert control_names(evolution, PARAMS) == expected
-    assert (
-        control_names(of_a_study(settings={"learning_rate": 1.0}).evolution, PARAMS)[1]
-        == "RANDOM_RES_PPO"
-    )
+    assert known_names(evolution, PARAMS)[-1] == "INPUTS_RecurrentPPO"
+    rated = of_a_study(settings={"learning_rate": 1.0}).evolution
+    assert "RANDOM_RES_PPO" in control_names(rated, PARAMS)
     # Where the LSTM is the learner, it is the baseline already.
-    assert "RecurrentPPO" not in control_names(of_a_study(learner="RecurrentPPO").evolution, PARAMS)
+    lstm = of_a_study(learner="RecurrentPPO").evolution
+    assert "RecurrentPPO" not in control_names(lstm, PARAMS)
+    assert known_names(lstm, PARAMS).count("INPUTS_RecurrentPPO") == 1
 
 
 @pytest.mark.parametrize("learner", ["PPO", "DQN", "RecurrentPPO"])
 @pytest.mark.parametrize("settings", [None, {"learning_rate": 0.001}])
 def test_every_agent_can_be_trained(learner, settings):
     config = of_a_study(learner=learner, settings=settings)
-    arms = arm_names(config.evolution, PARAMS) + control_names(config.evolution, PARAMS)
+    arms = known_names(config.evolution, PARAMS | {"learner.gamma": 0.9})
     assert len(set(arms)) == len(arms)
     for arm in arms:
-        check(arm_lifetime(arm, 0, config, PARAMS))
+        check(arm_lifetime(arm, 0, config, PARAMS | {"learner.gamma": 0.9}))
 
 
 # -- lifetimes --
@@ -262,7 +280,63 @@ def test_without_recurrence_and_leak_the_state_is_the_last_inputs(lr, arm, forge
     assert np.array_equal(*seen) is forgets
 
 
-# -- STACK and the LSTM --
+# -- what memories see: STACK, INPUTS and the LSTM --
+
+
+class Deaf(gym.Env):
+    """Its observations and rewards do not depend on actions."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,))
+    action_space = gym.spaces.Discrete(3)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        return np.ones(2, np.float32), 0.5, False, False, {}
+
+
+@pytest.mark.parametrize(
+    ("arm", "sees"),
+    [
+        ("PPO", False),
+        ("STACK_PPO", False),
+        ("RecurrentPPO", False),
+        ("INPUTS_PPO", True),
+        ("INPUTS_RecurrentPPO", True),
+        ("RES_PPO_0.0003", True),
+        ("RANDOM_RES_PPO_0.0003", True),
+        ("NOREC_RES_PPO_0.0003", True),
+    ],
+)
+@pytest.mark.parametrize("feed_action", [True, False])
+def test_which_agents_see_their_last_action(arm, sees, feed_action):
+    spec = arm_lifetime(arm, 0, of_a_study(feed_action=feed_action), PARAMS)
+    shown = []
+    for actions in ((0, 1, 2), (0, 2, 2)):
+        env = spec.wrap_env(Deaf())
+        env.reset(seed=1)
+        shown.append(np.stack([env.step(action)[0] for action in actions]))
+    assert np.array_equal(*shown) is not (sees and feed_action)
+
+
+@pytest.mark.parametrize(("arm", "length"), [("INPUTS_PPO", 4), ("INPUTS_RecurrentPPO", 1)])
+def test_a_control_has_the_last_inputs_of_the_reservoir_as_they_are(arm, length):
+    config = of_a_study(del_obs=True)
+    spec, of_reservoir = (arm_lifetime(a, 0, config, PARAMS) for a in (arm, "RES_PPO_0.0003"))
+    env, driven = spec.make_env(), of_reservoir.make_env()
+    shown, fed = [env.reset(seed=3)[0]], []
+    driven.reset(seed=3)
+    fed.append(driven.encoder.inputs[0].copy())
+    for action in (0, 1, 1, 0, 1):
+        shown.append(env.step(action)[0])
+        driven.step(action)
+        fed.append(driven.encoder.inputs[0].copy())
+    before = [np.zeros_like(fed[0])] * length
+    for t, seen in enumerate(shown):
+        latest = [*before, *fed[: t + 1]][: -length - 1 : -1]
+        assert np.array_equal(seen, np.concatenate(latest).astype(np.float32))
 
 
 def test_the_stack_holds_the_last_four_observations():
@@ -319,9 +393,9 @@ def test_agents_with_a_context_of_ones_own():
     names = arm_names(evolution, params)
     assert names == ["PPO", "CONTEXT_PPO_0.0003", "CONTEXT_PPO_0.0001"]
     controls = control_names(evolution, params)
-    assert controls == ["STACK_PPO", "RANDOM_CONTEXT_PPO_0.0003", "RecurrentPPO"]
+    assert controls == ["STACK_PPO", "INPUTS_PPO", "RANDOM_CONTEXT_PPO_0.0003", "RecurrentPPO"]
     config = TestStudy(evolution, params, 123, "cohort")
-    own, drawn = (arm_lifetime(a, 2, config, params).context.own for a in (names[1], controls[1]))
+    own, drawn = (arm_lifetime(a, 2, config, params).context.own for a in (names[1], controls[2]))
     assert own == OwnContext("mine:Line", {"kind": "slow", "length": 3, "gain": 0.5})
     assert drawn.name == own.name
     assert drawn.settings["kind"] == "slow"

@@ -225,7 +225,9 @@ def test_everything_that_a_study_sets_is_there_in_its_test(tiny, inline, sink):
     assert set(frame.arm) == {
         "PPO",
         "RES_PPO",
+        "EVOLVED_PPO",
         "STACK_PPO",
+        "INPUTS_PPO",
         "RANDOM_RES_PPO",
         "NOREC_RES_PPO",
         "RecurrentPPO",
@@ -236,7 +238,7 @@ def test_everything_that_a_study_sets_is_there_in_its_test(tiny, inline, sink):
         assert spec.task.del_obs
         if arm == "RES_PPO":
             assert (spec.context, spec.learner.config) == (then.context, then.learner.config)
-        if spec.context is not None:
+        if spec.context is not None and spec.context.reservoirs:
             assert (spec.context.skip_c, spec.context.reset_res, spec.context.obs_units) == (
                 True,
                 False,
@@ -265,7 +267,13 @@ def test_all_controls(env_id, tiny, inline, sink):
         DEFAULT_STORAGE, f"{env_id}_main_0.256k_steps_trial_0_test_0.256k_steps"
     ).set_index("arm")
     usual = ["PPO", "RES_PPO_0.0003", "RES_PPO_0.0001", "RES_PPO_0.00005"]
-    controls = ["STACK_PPO", "RANDOM_RES_PPO_0.0003", "NOREC_RES_PPO_0.0003", "RecurrentPPO"]
+    controls = [
+        "STACK_PPO",
+        "INPUTS_PPO",
+        "RANDOM_RES_PPO_0.0003",
+        "NOREC_RES_PPO_0.0003",
+        "RecurrentPPO",
+    ]
     assert sorted(frame.index) == sorted(usual + controls)
     assert (
         len({str(seeds) for seeds in frame[[c for c in frame if c.startswith("seed_")]].values})
