@@ -166,13 +166,14 @@ class DelayLine:
         self.units = length * input_dim
 
     def step(self, state: np.ndarray, inputs: np.ndarray) -> np.ndarray:
-        """Put the newest input in front, and drop the oldest."""
-        return np.concatenate([inputs, state[: len(state) - len(inputs)]])
+        """Put the newest input in front, and drop the oldest. It takes rows of many agents too."""
+        kept = state.shape[-1] - inputs.shape[-1]
+        return np.concatenate([inputs, state[..., :kept]], axis=-1)
 
 
 class OwnBank:
     """The memories of many agents, stepped one after the other: what `ReservoirBank` is for
-    reservoirs.
+    reservoirs. Delay lines, which have no weights, are stepped together.
 
     A memory that fails stands still from then on, and its agent is at fault.
 
@@ -204,6 +205,7 @@ class OwnBank:
             if isinstance(memory, Exception):
                 self.faults[agent], memory = memory, _Still(self.units, self.size)
             self._memories.append(memory)
+        self._together = all(type(memory) is DelayLine for memory in self._memories)
         self.state = np.zeros((self.n_agents, self.units))
 
     def _made(self, context: OwnContext, seed: int) -> "Memory | Exception":
@@ -230,6 +232,10 @@ class OwnBank:
         Returns:
             What the policies see, array (k, size).
         """
+        if self._together:
+            rows = slice(None) if agents is None else agents
+            self.state[rows] = self._memories[0].step(self.state[rows], inputs)
+            return self.state[rows]
         chosen = range(self.n_agents) if agents is None else agents.tolist()
         return np.stack([self.step_one(agent, row) for agent, row in zip(chosen, inputs)])
 

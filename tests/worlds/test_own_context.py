@@ -150,8 +150,9 @@ def essence(record):
     return dataclasses.replace(record, seconds=0.0, commit=None)
 
 
-def test_a_delay_line_shows_the_last_inputs():
-    bank = OwnBank([own("DelayLine", length=3)] * 2, [0, 1], 2)
+@pytest.mark.parametrize("kind", ["own_contexts:DelayLine", "erl.worlds.own_context:DelayLine"])
+def test_a_delay_line_shows_the_last_inputs(kind):
+    bank = OwnBank([OwnContext(kind, {"length": 3})] * 2, [0, 1], 2)
     inputs = np.arange(20.0).reshape(5, 2, 2)
     for each in inputs:
         seen = bank.step(each)
@@ -162,6 +163,23 @@ def test_a_delay_line_shows_the_last_inputs():
     assert np.array_equal(bank.state[0], seen[0])  # that one did not step
     bank.keep([1])
     assert np.array_equal(bank.state, some)
+
+
+def test_delay_lines_step_together_as_they_do_one_by_one():
+    rng, seeds = np.random.default_rng(4), [0, 1, 2]
+    kinds = ("own_contexts:DelayLine", "erl.worlds.own_context:DelayLine")
+    one_by_one, together = (OwnBank([OwnContext(kind)] * 3, seeds, 2) for kind in kinds)
+    for agents in (None, np.array([2, 0]), None, np.array([1]), np.arange(3)):
+        inputs = rng.normal(size=(3 if agents is None else len(agents), 2))
+        seen = [bank.step(inputs, agents).copy() for bank in (one_by_one, together)]
+        assert np.array_equal(*seen)
+        reset = rng.normal(size=2)
+        assert np.array_equal(one_by_one.step_one(0, reset), together.step_one(0, reset))
+        assert np.array_equal(one_by_one.state, together.state)
+    for bank in (one_by_one, together):
+        bank.keep([2, 1])
+        bank.step(np.ones((2, 2)))
+    assert np.array_equal(one_by_one.state, together.state)
 
 
 def test_a_trained_readout_recalls():
