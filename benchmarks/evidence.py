@@ -344,7 +344,7 @@ def keep(args: argparse.Namespace) -> None:
     """Keep what experiments without rows have done so far. They may be at work."""
     for each in chosen(args):
         place = Path(args.folder) / each.name
-        if not (place / "studies.db").exists() or has_rows(each, rows_of(args), False):
+        if not (place / "studies.db").exists() or has_rows(each, ROWS, False):
             continue
         archive_of(each).parent.mkdir(parents=True, exist_ok=True)
         write_whole(archive_of(each), partial(pack, place))
@@ -869,7 +869,8 @@ def main() -> int:
         sub.set_defaults(function=function)
         sub.add_argument("--parts", help="comma-separated; by default all")
         sub.add_argument("--names", help="of experiments, comma-separated; by default all")
-        sub.add_argument("--rows", help=ROWS_HELP)
+        if name != "keep":  # what it keeps is for the project's rows
+            sub.add_argument("--rows", help=ROWS_HELP)
         if name in ("run", "keep"):
             sub.add_argument("--folder", default="evidence", help="of databases, logs and models")
         if name == "run":

@@ -535,8 +535,9 @@ def test_an_unfinished_experiment_goes_on_elsewhere(monkeypatch, tmp_path, capsy
         database.execute("create table trials (number)")
         database.execute("insert into trials values (7)")
     database.execute("insert into trials values (8)")  # another program is at work
-    arguments.folder = str(tmp_path / "here")
-    evidence.keep(arguments)
+    command = ["evidence.py", "keep", "--folder", str(tmp_path / "here")]
+    monkeypatch.setattr("sys.argv", command)
+    assert evidence.main() == 0
     assert [f.name for f in evidence.ROWS.rglob("*")] == ["unfinished", "a.tar.xz"]
     arguments.folder = str(tmp_path / "elsewhere")
     assert evidence.run(arguments) == 0
@@ -552,7 +553,7 @@ def test_an_unfinished_experiment_goes_on_elsewhere(monkeypatch, tmp_path, capsy
     assert "here" in (there / "begun.json").read_text()
     (evidence.ROWS / "a.json").write_text(begun)
     capsys.readouterr()
-    evidence.keep(arguments)
+    assert evidence.main() == 0
     assert capsys.readouterr().out == ""
 
 
