@@ -7,13 +7,16 @@ a Box declares integers, and 4.33 comes, the agent sees 4.33. So the declared pr
 holds. Whole numbers above 16,777,216 are rounded to single precision.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
 from erl.errors import EnvironmentFault, UserError, one_line
+
+# How many different observations of whole numbers are kept as they were encoded.
+_KNOWN = 4096
 
 
 class Observations:
@@ -57,6 +60,10 @@ class Observations:
         # Of observations that need no more than to be copied.
         is_vector = self._shape is not None and len(self._shape) == 1
         self._plain = self._shape if is_vector and keep is None else None
+        self._finite = isinstance(
+            space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
+        )
+        self._known: dict[Hashable, np.ndarray] = {}
 
     def is_plain(self, observation: Any) -> bool:
         """Whether an observation is a vector just as agents see it: most are."""
@@ -72,9 +79,21 @@ class Observations:
         Raises:
             EnvironmentFault: it is of another shape or kind than the environment declares.
         """
-        flat: np.ndarray
         if self.is_plain(observation):
             return observation
+        # Of whole numbers the same few come again and again, and checking them takes long.
+        key = _key(observation) if self._finite else None
+        if key is None:
+            return self._encoded(observation)
+        known = self._known.get(key)
+        if known is None:
+            known = self._encoded(observation)
+            if len(self._known) < _KNOWN:
+                self._known[key] = known
+        return known.copy()
+
+    def _encoded(self, observation: Any) -> np.ndarray:
+        flat: np.ndarray
         if self._shape is not None:
             flat = _numbers(observation, self._dtype, self._shape).reshape(-1)
         else:
@@ -158,6 +177,15 @@ def _numbers(observation: Any, dtype: Any, shape: tuple[int, ...]) -> np.ndarray
             f"the environment returned an observation of shape {array.shape}, and declares {shape}"
         )
     return array
+
+
+def _key(observation: Any) -> Hashable:
+    """What is equal for equal observations of whole numbers; None for rare kinds of them."""
+    if isinstance(observation, int | np.integer):
+        return observation
+    if type(observation) is np.ndarray and observation.dtype.kind in "iub":
+        return observation.dtype, observation.shape, observation.tobytes()
+    return None
 
 
 def _prepared(space: spaces.Space, value: Any) -> Any:

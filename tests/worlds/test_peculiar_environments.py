@@ -9,7 +9,7 @@ import pytest
 from gymnasium import spaces
 from peculiar_environments import EXPECTED, PECULIAR
 
-from erl.errors import UserError
+from erl.errors import EnvironmentFault, UserError
 from erl.learners import OWN
 from erl.learners.sb3 import algorithms
 from erl.lifetimes.living import Cohort, check, live
@@ -241,3 +241,45 @@ def test_observations_are_those_that_gymnasium_flattens(name):
     for _ in range(5):
         sample = space.sample()
         np.testing.assert_array_equal(observations.encode(sample), spaces.flatten(space, sample))
+
+
+@pytest.mark.parametrize(
+    ("space", "right", "wrong"),
+    [
+        (
+            spaces.Discrete(3, start=-1),
+            [1, np.int64(1), np.int8(1), 1.0, True, np.array(1), np.array(1.0), "1", [[1]]],
+            [2, -2, np.int64(5), 0.5, np.nan, None, "0.5", [1, 1], np.array([1])],
+        ),
+        (
+            spaces.MultiDiscrete([2, 3]),
+            [np.array([1, 2]), [1, 2], (1, 2), np.array([1, 2], np.uint8), np.array([1.0, 2.0])],
+            [[1, 3], np.array([1, 3]), np.array([[1, 2]]), np.array([1, 2, 0]), [-1, 0], 1],
+        ),
+        (
+            spaces.MultiBinary(2),
+            [np.array([0, 1], np.int8), [0, 1], np.array([False, True])],
+            [np.array([0, 2]), np.array([-1, 1], np.int8), [0.5, 1]],
+        ),
+    ],
+    ids=["Discrete", "MultiDiscrete", "MultiBinary"],
+)
+def test_whole_numbers_that_come_again_are_encoded_and_refused_as_the_first_time(
+    space, right, wrong
+):
+    def answers(observations, value):
+        try:
+            return observations.encode(value).tolist()
+        except EnvironmentFault as fault:
+            return str(fault)
+
+    again = Observations(space)
+    for value in [*right, *wrong, *right, *wrong]:
+        first = Observations(space)
+        assert answers(again, value) == answers(first, value)
+    expected = spaces.flatten(space, space.dtype.type(right[0]))
+    assert all(isinstance(answers(again, value), str) for value in wrong)
+    for value in right[:3]:
+        row = again.encode(value)
+        np.testing.assert_array_equal(row, expected)
+        row[:] = 7.0  # what a caller changes is its own
