@@ -78,8 +78,13 @@ class Progress:
     def ended_early(self, saved: int, running: int) -> None:
         """See `Listener`."""
         if running:
-            others = "" if saved == running else "; the others start again"
-            self.sink.line(f"checkpoints: {saved} of {plural(running, 'running lifetime')}{others}")
+            lost = running - saved
+            if saved:
+                who = "the other one starts" if lost == 1 else "the others start"
+            else:
+                who = "it starts" if lost == 1 else "they start"
+            again = f"; {who} again" if lost else ""
+            self.sink.line(f"checkpoints: {saved} of {plural(running, 'running lifetime')}{again}")
 
     def trial_line(self, trial: RunningTrial, value: float | None) -> str:
         """The line of a trial that has ended."""

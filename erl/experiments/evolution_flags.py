@@ -66,7 +66,11 @@ class EvolutionFlags(RunFlags):
     nb_trials: int = option(
         100, "trials of the study in all; a larger number continues a finished study"
     )
-    sampler: str = option("Cmaes", "optimiser of the hyperparameters", choices=SAMPLERS)
+    sampler: str = option(
+        "Cmaes",
+        "optimiser of the hyperparameters, or MODULE:CLASS, a sampler of yours or of Optuna's",
+        choices=SAMPLERS,
+    )
     del_obs: bool = option(
         False,
         "delete velocities from the observation (CartPole, Pendulum, MountainCar, LunarLander and "

@@ -13,9 +13,8 @@ from erl.experiments.evolution_flags import EvolutionConfig, EvolutionFlags
 from erl.experiments.flags import parse_settings, read_settings
 from erl.learners import canonical_name, published_settings, resolve_engine
 from erl.lifetimes.living import check
-from erl.search.choices import SAMPLERS
 from erl.search.pruning import check_pruner
-from erl.search.samplers import generation_size, warm_start
+from erl.search.samplers import generation_size, sampler_name, warm_start
 from erl.search.space import (
     ER_MRL_BIAS,
     NO_BIAS,
@@ -102,7 +101,7 @@ def study_config(flags: EvolutionFlags, sink: Sink) -> EvolutionStudy:
         config,
         learner_config=settings,
         popsize=popsize,
-        sampler=next(s for s in SAMPLERS if s.casefold() == flags.sampler.casefold()),
+        sampler=sampler_name(flags.sampler),
         warm_start=source,
         engine=resolve_engine(config.learner, config.engine, settings, sink.line),
     )

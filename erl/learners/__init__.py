@@ -78,9 +78,6 @@ OWN = {
 }
 # Learners whose settings may be a file of AES-RL's published code.
 AES_RL_FILES = ("TD3", "CEM-RL", "P-CEM-RL", "ACEM-RL", "(1+1)-ES", "AES-RL")
-# What `auto` is in a specification made by hand: these learners' cohorts, and Stable-Baselines3 for
-# its other algorithms. Studies store the engine that `resolve_engine` chose.
-_AUTO_COHORTS = frozenset({"PPO"})
 
 
 class Unsupported(UserError):
@@ -212,8 +209,9 @@ def get_learner(name: str, engine: str = "auto") -> "Learner":
 
     Args:
         name: of the learner.
-        engine: one of `ENGINES`. `auto` is the cohort for PPO, and Stable-Baselines3 for its other
-            algorithms; `resolve_engine` chooses for what is new.
+        engine: one of `ENGINES`. `auto` is this project's implementation where it has one: the
+            cohort of PPO, TD3, DDPG and SAC. Studies store the engine that `resolve_engine` chose,
+            which looks at the settings too.
 
     Raises:
         UserError: unknown name or engine, or the engine does not have the learner.
@@ -238,8 +236,7 @@ def get_learner(name: str, engine: str = "auto") -> "Learner":
         raise UserError(f"--engine cohort exists for {cohorts} only; use --engine auto for {name}")
     if engine == "sb3" and name not in SB3_ALGORITHMS:
         raise UserError(f"{name} is not an algorithm of Stable-Baselines3; use --engine auto")
-    alone = name not in SB3_ALGORITHMS
-    if own and (engine == "cohort" or alone or (engine == "auto" and name in _AUTO_COHORTS)):
+    if own and engine != "sb3":
         return own.load()
     from erl.learners.sb3 import SB3Learner
 

@@ -222,7 +222,7 @@ class SB3Learner:
             if isinstance(every, TrainFreq) and every.unit == TrainFrequencyUnit.STEP:
                 each = model.n_envs * every.frequency
                 most = -(-spec.steps // each) * each
-                check_budget(self.name, spec, "learning_starts", model.learning_starts, most=most)
+                check_budget(self.name, spec, {"learning_starts": model.learning_starts}, most=most)
 
     def _settings(self, spec: LifetimeSpec) -> dict[str, Any]:
         return sb3_settings.read(self.name, self.algorithm, spec.learner.config)

@@ -1,5 +1,5 @@
-"""Samplers of the outer evolution: random search, TPE, and a CMA-ES with restarts that uses every
-finished trial.
+"""Samplers of the outer evolution: random search, TPE, a CMA-ES with restarts that uses every
+finished trial, and any sampler of Optuna or of the user's.
 
 All of them are stateless: what they propose for a trial follows from the study's trials, the seed
 and the trial's number alone. Any process can therefore continue a study, many can share one, and
@@ -25,10 +25,10 @@ from erl.search.asynchronous_cma import (
     AsynchronousCMA,
     Result,
     Start,
-    draw_seed,
     promising,
 )
 from erl.search.choices import RESTARTS, SAMPLERS, check_choice
+from erl.search.seeded_samplers import OwnSampler, SeededSampler, contains, own_kind
 
 # cmaes divides by the learning rate of its rank-mu update, which is zero with a single parent.
 MIN_POPSIZE = 4
@@ -51,10 +51,10 @@ def make_sampler(
     use_pruned: bool = True,
     start: dict[str, Any] | None = None,
 ) -> BaseSampler:
-    """The sampler called `name` in `SAMPLERS`, whatever the case of its letters.
+    """The sampler of this name; see `sampler_name`.
 
     Args:
-        name: "Random", "Tpe" or "Cmaes".
+        name: "Random", "Tpe" or "Cmaes", whatever the case of its letters, or `MODULE:CLASS`.
         search_space: parameter -> distribution; only CMA-ES needs to know it beforehand.
         seed: not negative.
         popsize: CMA-ES' generation before its first restart; `generation_size` gives the default.
@@ -63,17 +63,38 @@ def make_sampler(
         start: what CMA-ES begins with, from `warm_start`.
 
     Raises:
-        UserError: for an unknown name, a population too small for CMA-ES, an unknown way to
-            restart, or another sampler than CMA-ES with a `start`.
+        UserError: for a name that `sampler_name` refuses, a population too small for CMA-ES, an
+            unknown way to restart, or another sampler than CMA-ES with a `start`.
     """
-    name = _canonical(name)
+    name = sampler_name(name)
     if name == "Cmaes":
         return CmaesSampler(search_space, seed, popsize, restarts, use_pruned, start)
     if start is not None:
         raise UserError(f"{name} cannot start from another study; only Cmaes can")
+    if ":" in name:
+        return OwnSampler(name, seed)
     kinds: dict[str, type[RandomSampler] | type[TPESampler]]
     kinds = {"Random": RandomSampler, "Tpe": TPESampler}
     return SeededSampler(kinds[name], seed)
+
+
+def sampler_name(name: str) -> str:
+    """A sampler's name as it is stored: that of `SAMPLERS`, whatever the case of its letters, or
+    `MODULE:CLASS`, a class of the user's.
+
+    Raises:
+        UserError: an unknown name; or the class cannot be imported or made, or is no sampler.
+    """
+    if ":" in name:
+        own_kind(name)
+        return name
+    by_fold = {known.casefold(): known for known in SAMPLERS}
+    if name.casefold() not in by_fold:
+        raise UserError(
+            f"unknown sampler {name!r}{nearest(name, SAMPLERS)} (known: {', '.join(SAMPLERS)}; "
+            f"MODULE:CLASS names one of yours)"
+        )
+    return by_fold[name.casefold()]
 
 
 def generation_size(
@@ -86,64 +107,14 @@ def generation_size(
     restarts have doubled is filled by several such generations.
 
     Raises:
-        UserError: for an unknown name or a population too small.
+        UserError: for a name that `sampler_name` refuses or a population too small.
     """
-    smallest = MIN_POPSIZE if _canonical(name) == "Cmaes" else 2
+    smallest = MIN_POPSIZE if sampler_name(name) == "Cmaes" else 2
     if popsize is None:
         return 4 + math.floor(3 * math.log(max(1, len(_numerical(search_space)))))
     if popsize < smallest:
         raise UserError(f"--popsize must be at least {smallest} with {name}, not {popsize}")
     return popsize
-
-
-class SeededSampler(BaseSampler):
-    """One of Optuna's samplers, with the random numbers of a trial drawn from the seed and the
-    trial's number.
-
-    Optuna's own keep a generator in the object: a second process with the same seed would propose
-    the first one's trials again.
-
-    Args:
-        kind: a sampler class whose constructor takes `seed` and which keeps nothing else that
-            matters.
-        seed: not negative.
-    """
-
-    def __init__(self, kind: type[RandomSampler] | type[TPESampler], seed: int) -> None:
-        self._kind, self._seed = kind, seed
-
-    def _sampler(self, trial: FrozenTrial, param_name: str = "") -> BaseSampler:
-        return self._kind(seed=draw_seed(self._seed, "trial", trial.number, param_name))
-
-    def infer_relative_search_space(
-        self, study: Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """As Optuna's sampler infers it."""
-        return self._sampler(trial).infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """As Optuna's sampler does."""
-        return self._sampler(trial).sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        """As Optuna's sampler does."""
-        return self._sampler(trial, param_name).sample_independent(
-            study, trial, param_name, param_distribution
-        )
-
-    def after_trial(
-        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
-    ) -> None:
-        """As Optuna's sampler does."""
-        self._sampler(trial).after_trial(study, trial, state, values)
 
 
 class Used(NamedTuple):
@@ -454,15 +425,6 @@ def warm_start(study: Study, search_space: dict[str, BaseDistribution]) -> dict[
     }
 
 
-def _canonical(name: str) -> str:
-    by_fold = {known.casefold(): known for known in SAMPLERS}
-    if name.casefold() not in by_fold:
-        raise UserError(
-            f"unknown sampler {name!r} (known: {', '.join(SAMPLERS)}){nearest(name, SAMPLERS)}"
-        )
-    return by_fold[name.casefold()]
-
-
 def _numerical(search_space: dict[str, BaseDistribution]) -> dict[str, BaseDistribution]:
     return {
         n: d
@@ -474,17 +436,13 @@ def _numerical(search_space: dict[str, BaseDistribution]) -> dict[str, BaseDistr
 def _within(trial: FrozenTrial, space: dict[str, BaseDistribution]) -> bool:
     """Whether a trial has all these parameters, and numbers in their ranges."""
     return all(
-        name in trial.params and _is_number(trial.params[name]) and _contains(d, trial.params[name])
+        name in trial.params and _is_number(trial.params[name]) and contains(d, trial.params[name])
         for name, d in space.items()
     )
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _contains(distribution: BaseDistribution, value: float) -> bool:
-    return distribution._contains(distribution.to_internal_repr(value))
 
 
 def _place(trial: FrozenTrial) -> tuple[int, int]:

@@ -59,6 +59,18 @@ class Range:
         """Whether the parameter is a whole number."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
+    def at(self, unit: float) -> float:
+        """The value at a place of this range, from 0 at its lower end to 1 at its upper one, on its
+        scale. A whole number has the share of all that is rounded to it.
+        """
+        half = 0.5 if self.integer else 0.0
+        low, high = self.low - half, self.high + half
+        if self.log:
+            low, high = math.log(low), math.log(high)
+        value = low + (high - low) * unit
+        value = min(max(math.exp(value) if self.log else value, self.low), self.high)
+        return round(value) if self.integer else value
+
 
 @dataclass(frozen=True)
 class SearchConfig:
@@ -206,17 +218,8 @@ def search_space(config: SearchConfig) -> dict[str, Range]:
 
 
 def draw_from(ranges: Mapping[str, Range], rng: np.random.Generator) -> dict[str, float]:
-    """Parameters drawn uniformly on each one's scale, as evolution begins. A whole number has the
-    chance of all that is rounded to it.
-    """
-    params: dict[str, float] = {}
-    for name, r in ranges.items():
-        half = 0.5 if r.integer else 0.0
-        low, high = r.low - half, r.high + half
-        value = rng.uniform(*((math.log(low), math.log(high)) if r.log else (low, high)))
-        value = min(max(math.exp(value) if r.log else value, r.low), r.high)
-        params[name] = round(value) if r.integer else value
-    return params
+    """Parameters drawn uniformly on each one's scale, as evolution begins."""
+    return {name: r.at(rng.uniform()) for name, r in ranges.items()}
 
 
 def make_context(config: SearchConfig, params: dict[str, float]) -> Context | None:

@@ -11,7 +11,7 @@ name only: none is made.
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -279,30 +279,41 @@ def references(task_set: TaskSet, published: bool = False) -> dict[str, list[flo
         i: r.reward_mean if published else r.return_mean
         for i, r in measured_random_returns().items()
     } | ({} if published else task_set.random_returns)
+    _refuse_missing(
+        [env_id for env_id in task_set.env_ids if env_id not in randoms],
+        [env_id for env_id in task_set.env_ids if env_id not in targets],
+        published,
+    )
     for env_id in task_set.env_ids:
-        measure = f"measure it with python benchmarks/random_returns.py --env_ids {env_id}"
-        if env_id not in randoms and published:
-            raise UserError(f"no reward of random steps is known for {env_id}: {measure}")
-        if env_id not in randoms:
-            raise UserError(
-                f"no random return is known for {env_id}: {measure}, or declare it "
-                f"{_lines('random_returns', env_id)}"
-            )
-        if env_id not in targets:
-            raise UserError(
-                f"no target return is known for {env_id}: declare it "
-                f"{_lines('target_returns', env_id)}"
-            )
         if targets[env_id] <= randoms[env_id]:
             raise UserError(
                 f"the target return of {env_id} ({targets[env_id]:g}) must be above the return of "
                 f"random actions ({randoms[env_id]:g}): declare a higher one "
-                f"{_lines('target_returns', env_id)}"
+                f"{_lines('target_returns', [env_id])}"
             )
     return {env_id: [randoms[env_id], targets[env_id]] for env_id in task_set.env_ids}
 
 
-def _lines(table: str, env_id: str) -> str:
+def _refuse_missing(randoms: Sequence[str], targets: Sequence[str], published: bool) -> None:
+    """Refuse environments of which a random or a target return is missing, all in one message."""
+    said = []
+    if randoms:
+        what = "reward of random steps" if published else "random return"
+        measure = f"python benchmarks/random_returns.py --env_ids {','.join(randoms)}"
+        said.append(f"no {what} is known for {', '.join(randoms)}: measure it with {measure}")
+        if not published:
+            said[-1] += f", or declare it {_lines('random_returns', randoms)}"
+    if targets:
+        said.append(
+            f"no target return is known for {', '.join(targets)}: declare it "
+            f"{_lines('target_returns', targets)}"
+        )
+    if said:
+        raise UserError("; ".join(said))
+
+
+def _lines(table: str, env_ids: Sequence[str]) -> str:
     """What to write into a TOML file, in words that fit on one line."""
-    line = f'"{env_id}" = NUMBER'
-    return f"in a TOML file that --sets names: under the heading [{table}] the line {line}"
+    lines = " and ".join(f'"{env_id}" = NUMBER' for env_id in env_ids)
+    line = "line" if len(env_ids) == 1 else "lines"
+    return f"in a TOML file that --sets names: under the heading [{table}] the {line} {lines}"

@@ -529,7 +529,21 @@ def test_what_has_no_checkpoint_ends_at_once(workers, sink):
         learner="PPO", engine="sb3", env_id=REACH, steps=10**6, workers=1, set="n_steps=64"
     )
     assert run(flags, interrupting(sink, 256)) == 130
-    assert "checkpoints: 0 of 1 running lifetime; the others start again" in sink.lines
+    assert "checkpoints: 0 of 1 running lifetime; it starts again" in sink.lines
+
+
+def test_which_lifetimes_start_again(sink):
+    progress = Progress(sink)
+    for saved, running in ((0, 0), (0, 1), (1, 1), (0, 3), (1, 2), (1, 3), (3, 3)):
+        progress.ended_early(saved, running)
+    assert sink.lines == [
+        "checkpoints: 0 of 1 running lifetime; it starts again",
+        "checkpoints: 1 of 1 running lifetime",
+        "checkpoints: 0 of 3 running lifetimes; they start again",
+        "checkpoints: 1 of 2 running lifetimes; the other one starts again",
+        "checkpoints: 1 of 3 running lifetimes; the others start again",
+        "checkpoints: 3 of 3 running lifetimes",
+    ]
 
 
 def test_a_run_that_failed_names_no_folder_of_models(inline, sink, monkeypatch):

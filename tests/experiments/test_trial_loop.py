@@ -72,7 +72,7 @@ def test_what_reaches_its_end_after_ctrl_c_is_stored(taking, told, sink, monkeyp
     assert [len(lifetime_records(t)) for t in trials] == [2, 2, 1, 1]
     *_, before, last = [line for line in sink.lines if line.startswith(("trial ", "checkpoints:"))]
     assert before.startswith("trial    1")
-    assert last == "checkpoints: 0 of 2 running lifetimes; the others start again"
+    assert last == "checkpoints: 0 of 2 running lifetimes; they start again"
     assert "interrupted: 2 of 4 trials are finished" in str(sink)
     again = []
     told.before = staticmethod(again.append)

@@ -122,7 +122,12 @@ def test_it_is_in_the_registry_whatever_the_case():
         ({"steps": 59}, "starts to learn after init_steps = 60 steps, but a lifetime has only 59"),
         (
             {"steps": 61, "learner": LearnerSpec("ERL-Re2", SMALL | {"learning_starts": 62})},
-            "learning_starts = 62 steps",
+            "after learning_starts = 62 steps, but .*; lower learning_starts or raise the steps",
+        ),
+        (
+            {"steps": 59, "learner": LearnerSpec("ERL-Re2", SMALL | {"learning_starts": 62})},
+            "starts to learn after learning_starts = 62 steps and init_steps = 60 steps, but a "
+            "lifetime has only 59; lower learning_starts and init_steps or raise the steps",
         ),
     ],
 )

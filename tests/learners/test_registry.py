@@ -59,6 +59,15 @@ def test_a_learner_has_the_engines_that_it_says(name):
                 get_learner(name, engine)
 
 
+@pytest.mark.parametrize("name", learner_names())
+def test_auto_is_the_cohort_where_a_learner_has_one(name):
+    """Whoever writes a specification by hand gets what a new study would get."""
+    spec = LearnerSpec(name)
+    found = type(get_learner(spec.name, spec.engine))
+    assert found.__name__ == (OWN[name].learner if name in OWN else "SB3Learner")
+    assert found is type(get_learner(name, resolve_engine(name, spec.engine)))
+
+
 def test_what_is_unknown():
     with pytest.raises(UserError, match="unknown learner 'PP0'; did you mean PPO"):
         get_learner("PP0")
@@ -68,10 +77,10 @@ def test_what_is_unknown():
 
 @pytest.mark.usefixtures("td3")
 def test_two_implementations_share_a_name():
-    """In a specification `auto` is Stable-Baselines3; a new study takes the cohort."""
+    """`auto` is the cohort, in a specification made by hand as in a new study."""
     assert isinstance(get_learner("TD3", "cohort"), Fake)
     assert type(get_learner("TD3", "sb3")).__name__ == "SB3Learner"
-    assert type(get_learner("TD3", "auto")).__name__ == "SB3Learner"
+    assert isinstance(get_learner("TD3", "auto"), Fake)
     assert resolve_engine("td3", "auto") == "cohort"
     assert learner_names().count("TD3") == 1
 
@@ -147,9 +156,7 @@ def test_bfloat16_without_effect_is_said(name, config, way, monkeypatch, caplog)
     seeds = Seeds.derive(0, "single", 0)
     learner = LearnerSpec(name, config)
     spec = LifetimeSpec(Task("toy_environments:Reach-v0"), learner, 200, seeds)
-    (agent,) = get_learner(name, "cohort" if name == "SAC" else "auto").train(
-        [spec], [Ledger()], [Outputs()]
-    )
+    (agent,) = get_learner(name).train([spec], [Ledger()], [Outputs()])
     assert not isinstance(agent, Exception)
     assert caplog.text.count("precision=bf16 changes nothing on this processor") == (way == "fp32")
 

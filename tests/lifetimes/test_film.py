@@ -8,6 +8,7 @@ from plain_evaluation import evaluate
 
 from erl.cli import parse
 from erl.errors import UserError
+from erl.learners import resolve_engine
 from erl.lifetimes.film import FilmConfig, _write, choose_renderer, diverging, film, panel_image
 from erl.lifetimes.living import Cohort, live
 from erl.lifetimes.models import load_model
@@ -29,7 +30,8 @@ RE2 = {
 def trained(folder, learner, env_id="Pendulum-v1", steps=1300, **config):
     context = Context((ReservoirParams(units=8, sr=0.9, lr=0.5),))
     task, seeds = Task(env_id), Seeds.derive(1, "single", 0)
-    spec = LifetimeSpec(task, LearnerSpec(learner, config), steps, seeds, context, 2, "final_eval")
+    how = LearnerSpec(learner, config, resolve_engine(learner, "auto", config))
+    spec = LifetimeSpec(task, how, steps, seeds, context, 2, "final_eval")
     (record,) = live(Cohort((spec,), models=(str(folder / "seed_0"),)))
     assert record.error is None, record.traceback
     return record

@@ -306,6 +306,26 @@ def test_a_missing_reference_says_how_to_add_it():
     assert declared.random_returns == {"Tossing-v0": 9.5}
 
 
+def test_all_missing_references_are_in_one_message():
+    known = TaskSet("mine", ("A-v0", "Ant-v4", "B-v0", "CartPole-v1"), {"A-v0": 1.0})
+    with pytest.raises(UserError) as error:
+        references(known)
+    heading = "in a TOML file that --sets names: under the heading"
+    assert str(error.value) == (
+        "no random return is known for A-v0, B-v0: measure it with "
+        "python benchmarks/random_returns.py --env_ids A-v0,B-v0, or declare it "
+        f'{heading} [random_returns] the lines "A-v0" = NUMBER and "B-v0" = NUMBER; '
+        f"no target return is known for B-v0, CartPole-v1: declare it "
+        f'{heading} [target_returns] the lines "B-v0" = NUMBER and "CartPole-v1" = NUMBER'
+    )
+    with pytest.raises(UserError) as error:
+        references(known, published=True)
+    assert str(error.value).startswith(
+        "no reward of random steps is known for A-v0, B-v0: measure it with "
+        "python benchmarks/random_returns.py --env_ids A-v0,B-v0; no target return is known for "
+    )
+
+
 def test_a_target_below_the_random_return_is_refused():
     # ER-MRL's target is below what random actions earn in a whole episode, and above what they earn
     # in a step.

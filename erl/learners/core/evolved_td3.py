@@ -370,7 +370,7 @@ class EvolvedLearner(OneByOne):
         cost = s.counted_per_step
         of = "episodes of the mean that are as long as the individuals'"
         check_budget(
-            self.name, spec, "learning_starts", s.learning_starts, cost, of, s.told_together
+            self.name, spec, {"learning_starts": s.learning_starts}, cost, of, s.told_together
         )
         check_actions(self.name, spec.spaces()[1], spaces.Box)
         self.check_together([[spec]])

@@ -50,7 +50,7 @@ class OffPolicyLearner:
         s = self.settings.from_learner_config(spec.learner.config)
         each = s.n_envs * s.rollout
         most = -(-spec.steps // each) * each
-        check_budget(self.name, spec, "learning_starts", s.learning_starts, most=most)
+        check_budget(self.name, spec, {"learning_starts": s.learning_starts}, most=most)
         self.check_together([[spec]])
 
     def check_together(self, cohorts: Sequence[Sequence[LifetimeSpec]]) -> None:

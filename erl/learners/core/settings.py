@@ -304,8 +304,7 @@ class EvaluationSettings(Settings):
 def check_budget(
     learner: str,
     spec: LifetimeSpec,
-    name: str,
-    steps: int,
+    starts: Mapping[str, int],
     cost: int = 1,
     of: str = "",
     then: int = 1,
@@ -317,19 +316,22 @@ def check_budget(
     Args:
         learner: its name, for the message.
         spec: of the lifetime.
-        name: of the setting that lets it begin to learn.
-        steps: its value.
+        starts: settings that let it begin to learn, once that many steps were taken, by name.
         cost: steps that are counted, about, for each of these.
         of: what makes it more than 1, in words.
         then: further steps, at least, of what it learns from first.
         most: steps that the lifetime takes at most, where its last ones exceed the budget.
     """
-    if steps * cost + then > (spec.steps if most is None else most):
-        counted = f", which count as about {steps * cost:,} with {of}" if cost > 1 else ""
+    budget = spec.steps if most is None else most
+    late = {name: n for name, n in starts.items() if n * cost + then > budget}
+    if late:
+        names = sorted(late, key=late.__getitem__, reverse=True)  # the least budget comes first
+        steps = " and ".join(f"{name} = {late[name]:,} steps" for name in names)
+        counted = f", which count as about {late[names[0]] * cost:,} with {of}" if cost > 1 else ""
         further = f", from at least {then:,} more" if then > 1 else ""
         raise UserError(
-            f"{learner} starts to learn after {name} = {steps:,} steps{counted}{further}, but a "
-            f"lifetime has only {spec.steps:,}; lower {name} or raise the steps"
+            f"{learner} starts to learn after {steps}{counted}{further}, but a "
+            f"lifetime has only {spec.steps:,}; lower {' and '.join(names)} or raise the steps"
         )
 
 

@@ -307,10 +307,11 @@ class DERLLearner(OneByOne):
         if s.es_weight:
             # The first step of the evolution needs an episode of each. Without it the budget is
             # spent before the policy itself plays.
-            check_budget(self.name, spec, "population_size", s.population_size, then=0)
+            check_budget(self.name, spec, {"population_size": s.population_size}, then=0)
         else:
             # All environments take the last step.
             most = spec.steps + s.environments - 1
-            check_budget(self.name, spec, "learning_starts", s.learning_starts, then=0, most=most)
+            starts = {"learning_starts": s.learning_starts}
+            check_budget(self.name, spec, starts, then=0, most=most)
         check_actions(self.name, spec.spaces()[1], spaces.Box, spaces.Discrete)
         self.check_together([[spec]])

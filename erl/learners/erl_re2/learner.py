@@ -396,8 +396,8 @@ class Re2Learner(OneByOne):
         learned, and for actions that are no Box.
         """
         s = self.settings_of(spec)
-        for name in ("init_steps", "learning_starts"):
-            if s.RL:
-                check_budget(self.name, spec, name, getattr(s, name), then=0)
+        if s.RL:
+            starts = {"init_steps": s.init_steps, "learning_starts": s.learning_starts}
+            check_budget(self.name, spec, starts, then=0)
         check_actions(self.name, spec.spaces()[1], spaces.Box)
         self.check_together([[spec]])

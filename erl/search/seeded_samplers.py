@@ -1,0 +1,146 @@
+"""Samplers of Optuna's and of users', made anew for each trial, so that what they propose follows
+from the study's trials, the seed and the trial's number alone.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from optuna import Study
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from erl.errors import RAISED, UserError
+from erl.search.asynchronous_cma import draw_seed
+from erl.worlds.own_context import class_of_user
+
+
+class SeededSampler(BaseSampler):
+    """One of Optuna's samplers, with the random numbers of a trial drawn from the seed and the
+    trial's number.
+
+    Optuna's own keep a generator in the object: a second process with the same seed would propose
+    the first one's trials again.
+
+    Args:
+        kind: a sampler class whose constructor takes `seed` and which keeps nothing else that
+            matters.
+        seed: not negative.
+    """
+
+    def __init__(self, kind: Callable[..., BaseSampler], seed: int) -> None:
+        self._kind, self._seed = kind, seed
+
+    def _sampler(self, trial: FrozenTrial, param_name: str = "") -> BaseSampler:
+        return self._kind(seed=draw_seed(self._seed, "trial", trial.number, param_name))
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """As Optuna's sampler infers it."""
+        return self._sampler(trial).infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """As Optuna's sampler does."""
+        return self._sampler(trial).sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """As Optuna's sampler does."""
+        return self._sampler(trial, param_name).sample_independent(
+            study, trial, param_name, param_distribution
+        )
+
+    def after_trial(
+        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """As Optuna's sampler does."""
+        self._sampler(trial).after_trial(study, trial, state, values)
+
+
+class OwnSampler(SeededSampler):
+    """A sampler class of the user's, or another one of Optuna's.
+
+    Each trial is proposed by an object of its own, which Optuna asks as usual: `before_trial`,
+    `infer_relative_search_space` and `sample_relative`, then `sample_independent` for each
+    parameter that is left. What the class remembers is therefore in the study.
+
+    Args:
+        name: `MODULE:CLASS`.
+        seed: not negative; an object's own seed follows from it and the trial's number.
+
+    Raises:
+        UserError: see `sampler_name`; or a parameter that is proposed is out of its range.
+    """
+
+    def __init__(self, name: str, seed: int) -> None:
+        super().__init__(own_kind(name), seed)
+        self._name = name
+        self._made: tuple[int, BaseSampler] | None = None  # number of a trial, and its object
+
+    def _sampler(self, trial: FrozenTrial, param_name: str = "") -> BaseSampler:
+        if self._made is None or self._made[0] != trial.number:
+            self._made = trial.number, super()._sampler(trial)
+        return self._made[1]
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Make the trial's sampler, and let it begin."""
+        self._made = None  # one that is proposed again is proposed the same
+        self._sampler(trial).before_trial(study, trial)
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """As the user's sampler does. Optuna itself would store a number out of range."""
+        value = super().sample_independent(study, trial, param_name, param_distribution)
+        if not contains(param_distribution, value):
+            raise UserError(
+                f"the sampler {self._name} proposed {param_name} = {value}, which is not in "
+                f"{param_distribution}"
+            )
+        return value
+
+
+def own_kind(name: str) -> Callable[..., BaseSampler]:
+    """What makes samplers of a user's class, `MODULE:CLASS`, and takes `seed`.
+
+    Raises:
+        UserError: the class cannot be imported or made, or is no sampler.
+    """
+    kind = class_of_user(name, "sampler")
+    if not (isinstance(kind, type) and issubclass(kind, BaseSampler)):
+        raise UserError(
+            f"the sampler {name} is no sampler of Optuna: it must be a class that is derived from "
+            f"optuna.samplers.BaseSampler"
+        )
+    try:
+        parameters = inspect.signature(kind).parameters.values()
+        seeded = any(p.name == "seed" or p.kind == p.VAR_KEYWORD for p in parameters)
+        make: Callable[..., BaseSampler] = kind if seeded else lambda seed: kind()
+        make(seed=0)
+    except RAISED as e:
+        raise UserError(
+            f"the sampler {name} cannot be made: {type(e).__name__}: {e}; its constructor is given "
+            f"nothing but a seed"
+        ) from e
+    return make
+
+
+def contains(distribution: BaseDistribution, value: Any) -> bool:
+    """Whether a distribution has this value."""
+    try:
+        return distribution._contains(distribution.to_internal_repr(value))
+    except ValueError:  # NaN, no number, or zero on a logarithmic scale
+        return False
