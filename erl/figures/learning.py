@@ -66,8 +66,8 @@ def finished(lifetimes: pd.DataFrame, column: str) -> pd.DataFrame:
         ):
             if any(value != part[column].iloc[0] for value in part[column]):
                 raise UserError(
-                    f"{arm} has several lifetimes of seed {seed}, with different values: "
-                    f"are these several studies?"
+                    f"{arm} has several lifetimes of seed {seed}, with different values: give "
+                    f"agents of several studies names of their own"
                 )
         frame = frame.drop_duplicates(["arm", "seed"])
         if len(frame):

@@ -8,6 +8,7 @@ global state stays behind.
 
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -142,6 +143,16 @@ def label(parameter: str) -> str:
     if stem in NAMES:
         return f"{NAMES[stem]} ({parameter})"
     return parameter.removeprefix("learner.")
+
+
+def environment_names(env_ids: Iterable[str]) -> dict[str, str]:
+    """What environments are called, by their ids: without the module, except where two of them
+    would then have the same name.
+    """
+    known = dict.fromkeys(env_ids)
+    names = Counter(env_id.rpartition(":")[2] for env_id in known)
+    bare = {env_id: env_id.rpartition(":")[2] for env_id in known}
+    return {env_id: name if names[name] == 1 else env_id for env_id, name in bare.items()}
 
 
 def legend_above(figure: Figure, handles: Sequence[Any] = (), names: Sequence[str] = ()) -> None:

@@ -85,7 +85,7 @@ def test_both_levels_of_a_test_name_agents_and_no_evolution_above(trials, evolve
 
 
 def test_both_levels_count_the_seeds_of_each_environment(trials, evolved):
-    places = [evolved.assign(env_id=name) for name in ("A-v0", "B-v0", "C-v0")]
+    places = [evolved.assign(env_id=name) for name in ("toys:A-v0", "B-v0", "C-v0")]
     figure = two_levels.two_levels(trials, pd.concat(places), pd.DataFrame())
     assert (
         ": learning curves of its lifetimes (mean of 10 points), 2 seeds each in 3 environments."
