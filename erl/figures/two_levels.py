@@ -60,7 +60,7 @@ def two_levels(
         about: for the caption.
     """
     done = completed(trials)
-    inner = len(generations) > 0 and "fitness" in generations
+    inner = "fitness" in generations and bool(generations.fitness.notna().any())
     told = generations if inner else lifetimes
     picks = (
         dict(chosen)
@@ -212,7 +212,7 @@ def _inner_generations(axes: Axes, generations: pd.DataFrame, look: Look) -> Non
                 linewidth=0,
                 label="population" if i == 0 else None,
             )
-        if "champion_return" in part:
+        if "champion_return" in part and part.champion_return.notna().any():
             champion = part.dropna(subset=["champion_return"])
             axes.plot(
                 champion.steps,
