@@ -15,6 +15,7 @@ from erl.cli import plural
 from erl.errors import UserError
 from erl.figures.style import (
     Look,
+    agent_looks,
     caption,
     legend_above,
     looks,
@@ -174,7 +175,7 @@ def arm_looks(
         frame: of the figure.
         order: of the arms; those of it that are not there keep their looks too.
     """
-    known = looks(dict.fromkeys([*order, *lifetimes.arm]))
+    known = agent_looks([*order, *lifetimes.arm])
     return {arm: known[arm] for arm in arms_of(frame, order)}
 
 
