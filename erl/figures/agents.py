@@ -10,7 +10,7 @@ import pandas as pd
 
 from erl.cli import plural
 from erl.errors import UserError
-from erl.figures.learning import best_known
+from erl.figures.learning import best_known, sentence
 from erl.figures.page import describe
 from erl.figures.style import environment_names
 from erl.files import folder_name
@@ -22,6 +22,7 @@ from erl.studies.configuration import (
     evolved_arm,
 )
 from erl.studies.data import StudyData
+from erl.studies.tables import said_of_untuned
 from erl.worlds.arguments import Arguments
 
 JOINT = "Studies side by side"
@@ -39,7 +40,7 @@ class Agents:
         lifetimes: theirs.
         baseline: one of them; None for the first.
         order: in which figures show them.
-        about: what was run, for captions.
+        about: what was run, for captions, and which agents lack evolved settings of the learner.
         selected: the column that their evolution selected for, `training_return` or `final_return`;
             None without an evolution.
     """
@@ -77,7 +78,8 @@ def compared(studies: Sequence[StudyData], baseline: str | None = None) -> Agent
     selected = None
     if evolution is not None:
         selected = "final_return" if evolution.fitness == "final_eval" else "training_return"
-    return Agents(data.lifetimes, first, agents_of([data], first), describe(data), selected)
+    about = " ".join(filter(None, [describe(data), sentence(said_of_untuned(data.untuned))]))
+    return Agents(data.lifetimes, first, agents_of([data], first), about, selected)
 
 
 def joined(studies: Sequence[StudyData], baseline: str | None = None) -> Agents:

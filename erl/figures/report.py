@@ -219,7 +219,7 @@ def agents_section(
     section = Section(data.name, data)
     draw_agents(section, replace(own, order=[*(order or own.order)]), thresholds)
     if data.kind == "test":
-        section.draw("memory", "Memory of reservoirs", lambda: memory_figure(data, own.about))
+        section.draw("memory", "Memory of reservoirs", lambda: memory_figure(data, describe(data)))
     if len(data.generations):
         section.draw(
             "two_levels",

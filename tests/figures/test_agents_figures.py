@@ -7,7 +7,8 @@ from figure_fixtures import a_test, lifetimes
 
 from erl.errors import UserError
 from erl.figures.agents import JOINT, compared, generalisation_tests, titles, told_apart
-from erl.figures.report import matrix_figure
+from erl.figures.page import Section
+from erl.figures.report import draw_agents, matrix_figure
 from erl.figures.style import caption_of
 
 
@@ -116,3 +117,17 @@ def test_a_test_is_judged_by_what_its_evolution_selected_for(lifetimes):
     both = compared([a_test("a", lifetimes), a_test("b", lifetimes)])
     assert len(both.lifetimes) == len(lifetimes)  # of the first
     assert (both.baseline, both.order) == ("PPO", ["PPO", "RES_PPO", "STACK_PPO"])
+
+
+def test_captions_name_agents_without_the_evolved_settings(lifetimes):
+    said = "The evolved settings of the learner are not those of PPO, STACK_PPO: what they lack is"
+    test = a_test("a", lifetimes)
+    for untuned in ((), ("PPO", "STACK_PPO")):
+        of, section = compared([replace(test, untuned=untuned)]), Section("a")
+        draw_agents(section, of)
+        names = {name for name, _, _ in section.figures}
+        assert {"learning_curves", "improvement_training", "profiles_final"} <= names
+        assert not section.missing
+        captions = [caption_of(figure) for _, _, figure in section.figures]
+        for text in (*captions, section.about):
+            assert (said in text) == bool(untuned)
