@@ -1,5 +1,6 @@
 """Agents of studies: which are compared with one another, and what they are called in figures."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ import pandas as pd
 
 from erl.cli import plural
 from erl.errors import UserError
-from erl.figures.learning import best_known
+from erl.figures.learning import best_known, sentence
 from erl.figures.page import describe
+from erl.figures.style import environment_names
 from erl.files import folder_name
 from erl.studies.configuration import (
     EvolutionStudy,
@@ -20,6 +22,7 @@ from erl.studies.configuration import (
     evolved_arm,
 )
 from erl.studies.data import StudyData
+from erl.studies.tables import said_of_untuned
 from erl.worlds.arguments import Arguments
 
 JOINT = "Studies side by side"
@@ -37,7 +40,7 @@ class Agents:
         lifetimes: theirs.
         baseline: one of them; None for the first.
         order: in which figures show them.
-        about: what was run, for captions.
+        about: what was run, for captions, and which agents lack evolved settings of the learner.
         selected: the column that their evolution selected for, `training_return` or `final_return`;
             None without an evolution.
     """
@@ -75,7 +78,8 @@ def compared(studies: Sequence[StudyData], baseline: str | None = None) -> Agent
     selected = None
     if evolution is not None:
         selected = "final_return" if evolution.fitness == "final_eval" else "training_return"
-    return Agents(data.lifetimes, first, agents_of([data], first), describe(data), selected)
+    about = " ".join(filter(None, [describe(data), sentence(said_of_untuned(data.untuned))]))
+    return Agents(data.lifetimes, first, agents_of([data], first), about, selected)
 
 
 def joined(studies: Sequence[StudyData], baseline: str | None = None) -> Agents:
@@ -190,42 +194,84 @@ def budgets(studies: Sequence[StudyData]) -> str:
     return f"Budgets differ: {', '.join(f'{t} {n:,} steps' for t, n in steps.items())}."
 
 
+def told_apart(names: Sequence[str]) -> list[str]:
+    """What tells names apart: each without the words with which all of them end or begin. Words
+    stand between `_`, `#` and `/`, and at least one of each name remains.
+
+    Args:
+        names: at least two, all different.
+    """
+    # Every second piece is what stands between two words.
+    pieces = [re.split("([_#/]+)", name) for name in names]
+    for begins in (False, True):
+        shared = 0
+        for n in range(2, min(map(len, pieces)), 2):
+            if len({"".join(p[:n] if begins else p[-n:]) for p in pieces}) == 1:
+                shared = n
+        pieces = [p[shared:] if begins else p[: len(p) - shared] for p in pieces]
+    return ["".join(p) for p in pieces]
+
+
+def _names_of_evolutions(tests: Sequence[str]) -> list[str]:
+    """What tells evolutions, or their winners, apart: the shortest part of the names of their
+    tests, without the winner if the evolutions alone differ.
+
+    Args:
+        tests: the title of a test of each.
+    """
+    evolutions = [re.split(r"_(?:trial|mean)_[0-9]+", title)[0] for title in tests]
+    return told_apart(evolutions if len(set(evolutions)) == len(tests) else tests)
+
+
 def generalisation_tests(
     tests: Sequence[StudyData],
 ) -> dict[tuple[str, str], tuple[pd.DataFrame, str, str]]:
     """Tests by (evolved on, tested on), for `comparison.generalisation`: environments with their
-    arguments, with steps where the tests differ in them, and with a number for another evolution or
-    winner that is called the same.
+    arguments, with steps where the tests differ in them, and with a part of the studies' names
+    where several evolutions or winners are of one task.
 
     Raises:
         UserError: two tests are of the same reservoirs, in the same task, or one has no
             evolved agent.
     """
-    configs = [d.config for d in tests if isinstance(d.config, TestStudy)]
+    all_of_them = zip(titles(tests), tests)
+    shown = [(t, d, d.config) for t, d in all_of_them if isinstance(d.config, TestStudy)]
+    configs = [config for _, _, config in shown]
+    env_ids = [e for c in configs for e in (*c.evolution.environments, *c.environments)]
+    names = environment_names(env_ids)
     evolved_steps = {c.evolution.training_steps for c in configs}
     tested_steps = {c.training_steps for c in configs}
-    known: dict[str, list[tuple[EvolutionStudy, dict[str, float]]]] = {}
-    found: dict[tuple[str, str], tuple[pd.DataFrame, str, str]] = {}
-    for title, data in zip(titles(tests), tests):
-        config = data.config
-        if not isinstance(config, TestStudy):
-            continue
+    # By task the evolutions with the hyperparameters of a winner, and the title of the first test.
+    known: dict[str, list[tuple[EvolutionStudy, dict[str, float], str]]] = {}
+    places: list[tuple[str, int, str]] = []
+    for title, _, config in shown:
         source = config.evolution
-        evolved = task_of("+".join(source.environments), source.del_obs, source.env_kwargs)
-        tested = task_of(config.environments[0], config.hides_velocities, config.arguments)
+        where = "+".join(names[env_id] for env_id in source.environments)
+        evolved = task_of(where, source.del_obs, source.env_kwargs)
+        where = names[config.environments[0]]
+        tested = task_of(where, config.hides_velocities, config.arguments)
         evolved += f", {source.training_steps:,} steps" * (len(evolved_steps) > 1)
         tested += f", {config.training_steps:,} steps" * (len(tested_steps) > 1)
         same = known.setdefault(evolved, [])
-        equal = (p == config.params and not differences(e, source) for e, p in same)
-        before = next((i for i, is_this in enumerate(equal) if is_this), len(same))
-        if before == len(same):
-            same.append((source, config.params))
-        evolved += f" ({before + 1})" * (before > 0)
+        equal = (p == config.params and not differences(e, source) for e, p, _ in same)
+        place = next((i for i, is_this in enumerate(equal) if is_this), len(same))
+        if place == len(same):
+            same.append((source, config.params, title))
+        places.append((evolved, place, tested))
+    apart = {
+        evolved: _names_of_evolutions([title for _, _, title in same])
+        for evolved, same in known.items()
+        if len(same) > 1
+    }
+    found: dict[tuple[str, str], tuple[pd.DataFrame, str, str]] = {}
+    for (title, data, config), (evolved, place, tested) in zip(shown, places):
+        if evolved in apart:
+            evolved += f" ({apart[evolved][place]})"
         if (evolved, tested) in found:
             raise UserError(f"{title} is another test of the same reservoirs in {tested}: omit it")
         arms = list(dict.fromkeys(data.lifetimes.arm)) if len(data.lifetimes) else []
         arm = evolved_arm(arms)
         if arm is None:
             raise UserError(f"{title} has no evolved agent: omit it")
-        found[evolved, tested] = (data.lifetimes, source.learner, arm)
+        found[evolved, tested] = (data.lifetimes, config.evolution.learner, arm)
     return found

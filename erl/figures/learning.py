@@ -15,6 +15,7 @@ from erl.cli import plural
 from erl.errors import UserError
 from erl.figures.style import (
     Look,
+    agent_looks,
     caption,
     legend_above,
     looks,
@@ -66,8 +67,8 @@ def finished(lifetimes: pd.DataFrame, column: str) -> pd.DataFrame:
         ):
             if any(value != part[column].iloc[0] for value in part[column]):
                 raise UserError(
-                    f"{arm} has several lifetimes of seed {seed}, with different values: "
-                    f"are these several studies?"
+                    f"{arm} has several lifetimes of seed {seed}, with different values: give "
+                    f"agents of several studies names of their own"
                 )
         frame = frame.drop_duplicates(["arm", "seed"])
         if len(frame):
@@ -174,7 +175,7 @@ def arm_looks(
         frame: of the figure.
         order: of the arms; those of it that are not there keep their looks too.
     """
-    known = looks(dict.fromkeys([*order, *lifetimes.arm]))
+    known = agent_looks([*order, *lifetimes.arm])
     return {arm: known[arm] for arm in arms_of(frame, order)}
 
 

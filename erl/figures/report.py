@@ -219,7 +219,7 @@ def agents_section(
     section = Section(data.name, data)
     draw_agents(section, replace(own, order=[*(order or own.order)]), thresholds)
     if data.kind == "test":
-        section.draw("memory", "Memory of reservoirs", lambda: memory_figure(data, own.about))
+        section.draw("memory", "Memory of reservoirs", lambda: memory_figure(data, describe(data)))
     if len(data.generations):
         section.draw(
             "two_levels",
@@ -352,9 +352,11 @@ def matrix_figure(tests: Sequence[StudyData]) -> Figure:
     found = generalisation_tests(tests)
     if len(found) < 2:
         raise UserError("a matrix of generalisation needs at least two tests")
-    numbered = any(evolved.endswith(")") for evolved, _ in found)
+    several = any(evolved.endswith(")") for evolved, _ in found)
     about = (
-        "Rows with a number: other evolutions, or winners, of the same task." if numbered else ""
+        "In brackets: what tells apart the studies of evolutions, or winners, of the same task."
+        if several
+        else ""
     )
     return comparison.generalisation_matrix(comparison.generalisation(found), about)
 

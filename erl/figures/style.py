@@ -8,9 +8,11 @@ global state stays behind.
 
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
+from itertools import count
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -30,10 +32,25 @@ CAPTION_SIZE = 7.0
 TICK_LETTERS = 66  # that have room side by side below axes
 LEGEND_LETTERS = 88  # that have room in a line of a legend, of which each entry takes eight more
 # Okabe and Ito (2008); their yellow is left out, which is hard to see on paper. A grey of middle
-# lightness is the eighth, since a test with controls has eight agents.
+# lightness is the eighth, since a test with controls has many agents.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (6, 2, 1, 2, 1, 2)))
+# Agents of a test, by their names, and their places among the looks. In places 8 apart the colour
+# is the same and the line another one: so are agents that differ in a learning rate, or in what
+# they remember. The learner alone has the first place that is free, 0.
+PLACES = {
+    r"(RES|CONTEXT)_.*_0\.0001": 4,
+    r"(RES|CONTEXT)_.*_0\.00005": 12,
+    "(RES|CONTEXT)_.*": 1,
+    "STACK_.*": 2,
+    "INPUTS_RecurrentPPO": 14,
+    "INPUTS_.*": 10,
+    "RANDOM_.*": 3,
+    "NOREC_.*": 5,
+    "RecurrentPPO": 6,
+    "EVOLVED_.*": 7,
+}
 
 RC: dict[str, Any] = {
     "font.size": 9,
@@ -125,15 +142,36 @@ def new(
 
 def looks(groups: Iterable[Any]) -> dict[Any, Look]:
     """A colour, a marker and a line style for each group, in order."""
-    names = list(groups)
-    return {
-        name: Look(
-            COLOURS[i % len(COLOURS)],
-            MARKERS[(i + i // len(COLOURS)) % len(MARKERS)],
-            LINES[(i + i // len(COLOURS)) % len(LINES)],
-        )
-        for i, name in enumerate(names)
-    }
+    return {name: _look(i) for i, name in enumerate(groups)}
+
+
+def _look(place: int) -> Look:
+    """The look of a place: in the first eight all differs, and in 64 no two are equal."""
+    turn = place // len(COLOURS)
+    return Look(
+        COLOURS[place % len(COLOURS)],
+        MARKERS[(place + turn) % len(MARKERS)],
+        LINES[(place + turn) % len(LINES)],
+    )
+
+
+def agent_looks(agents: Iterable[str]) -> dict[str, Look]:
+    """How agents are drawn: those of a test by their names (`PLACES`), alike in every figure, and
+    the others by what is free, in their order. No two have the same colour and line style.
+
+    Args:
+        agents: at most 64.
+    """
+    names = list(dict.fromkeys(agents))
+    places: dict[str, int] = {}
+    for name in names:
+        place = next((i for form, i in PLACES.items() if re.fullmatch(form, name)), None)
+        if place is not None and place not in places.values():
+            places[name] = place
+    for name in names:
+        if name not in places:
+            places[name] = next(i for i in count() if i not in places.values())
+    return {name: _look(places[name]) for name in names}
 
 
 def label(parameter: str) -> str:
@@ -142,6 +180,16 @@ def label(parameter: str) -> str:
     if stem in NAMES:
         return f"{NAMES[stem]} ({parameter})"
     return parameter.removeprefix("learner.")
+
+
+def environment_names(env_ids: Iterable[str]) -> dict[str, str]:
+    """What environments are called, by their ids: without the module, except where two of them
+    would then have the same name.
+    """
+    known = dict.fromkeys(env_ids)
+    names = Counter(env_id.rpartition(":")[2] for env_id in known)
+    bare = {env_id: env_id.rpartition(":")[2] for env_id in known}
+    return {env_id: name if names[name] == 1 else env_id for env_id, name in bare.items()}
 
 
 def legend_above(figure: Figure, handles: Sequence[Any] = (), names: Sequence[str] = ()) -> None:

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from erl.cli import plural
 from erl.errors import UserError
 from erl.figures.evolution import completed, fitness_label
-from erl.figures.style import Look, caption, looks, new, steps_axis, styled
+from erl.figures.style import Look, caption, environment_names, looks, new, steps_axis, styled
 from erl.statistics import SMOOTHING, smoothed
 
 
@@ -60,7 +60,7 @@ def two_levels(
         about: for the caption.
     """
     done = completed(trials)
-    inner = len(generations) > 0 and "fitness" in generations
+    inner = "fitness" in generations and bool(generations.fitness.notna().any())
     told = generations if inner else lifetimes
     picks = (
         dict(chosen)
@@ -167,10 +167,11 @@ def _curves(axes: Axes, records: pd.DataFrame, look: Look) -> None:
     """A line for each lifetime; of several environments each has its style."""
     places = list(records.env_id.unique()) if "env_id" in records else [""]
     lines = {place: each.line for place, each in looks(places).items()}
+    names = environment_names(places)
     named: set[str] = set()
     for place, curve in zip(records.get("env_id", [""] * len(records)), records.curve):
         if len(curve):
-            name = place if len(places) > 1 else "lifetime"
+            name = names[place] if len(places) > 1 else "lifetime"
             axes.plot(
                 *np.asarray(smoothed(curve), dtype=float).T,
                 color=look.colour,
@@ -211,7 +212,7 @@ def _inner_generations(axes: Axes, generations: pd.DataFrame, look: Look) -> Non
                 linewidth=0,
                 label="population" if i == 0 else None,
             )
-        if "champion_return" in part:
+        if "champion_return" in part and part.champion_return.notna().any():
             champion = part.dropna(subset=["champion_return"])
             axes.plot(
                 champion.steps,

@@ -49,32 +49,51 @@ class Implementation:
             that depends on the kind of actions, one for each.
         cohort: whether it is the engine `cohort`, many lifetimes side by side; else it trains one
             after the other, and there is no other engine.
+        noted: all that it can note of a generation of its population, by name, beside `generation`
+            and `steps`; empty without a population.
     """
 
     module: str
     learner: str
     saved_as: str | Mapping[str, str]
     cohort: bool = False
+    noted: tuple[str, ...] = ()
 
     def load(self) -> "OwnLearner":
         """The learner."""
         return getattr(import_module(self.module), self.learner)()
 
 
+# What populations note, see `erl.study.generations`.
+_OF_HEADS = (
+    *("whole", "fitness", "champion_return", "surrogate", "champion"),
+    *("rl_head", "rl_fate", "rl_return"),
+)
+_OF_HALVES = ("fitness", "policy_return", "es_length", "rl_length", "cosine")
+_OF_GENERATIONS = ("uncounted_steps", "individuals", "fitness", "kind", "var", "rl_share")
+_OF_INDIVIDUALS = (*_OF_GENERATIONS, "individual", "age", "mean_return")
+_OF_STEPS_TO_ONE = (*_OF_INDIVIDUALS, "p")
 OWN = {
     "PPO": Implementation("erl.learners.ppo.learner", "CohortPPOLearner", "PPO", cohort=True),
     "TD3": Implementation("erl.learners.td3", "TD3Learner", "TD3", cohort=True),
     "DDPG": Implementation("erl.learners.td3", "DDPGLearner", "DDPG", cohort=True),
     "SAC": Implementation("erl.learners.sac", "SACLearner", "SAC", cohort=True),
-    "ERL-Re2": Implementation("erl.learners.erl_re2.learner", "Re2Learner", "TD3"),
+    "ERL-Re2": Implementation("erl.learners.erl_re2.learner", "Re2Learner", "TD3", noted=_OF_HEADS),
     "DERL": Implementation(
-        "erl.learners.derl.learner", "DERLLearner", {"Box": "TD3", "Discrete": "PPO"}
+        "erl.learners.derl.learner",
+        "DERLLearner",
+        {"Box": "TD3", "Discrete": "PPO"},
+        noted=_OF_HALVES,
     ),
-    "CEM-RL": Implementation("erl.learners.cem_rl", "CEMRLLearner", "TD3"),
-    "P-CEM-RL": Implementation("erl.learners.cem_rl", "PCEMRLLearner", "TD3"),
-    "ACEM-RL": Implementation("erl.learners.aes_rl", "ACEMRLLearner", "TD3"),
-    "(1+1)-ES": Implementation("erl.learners.aes_rl", "OnePlusOneESLearner", "TD3"),
-    "AES-RL": Implementation("erl.learners.aes_rl", "AESRLLearner", "TD3"),
+    "CEM-RL": Implementation("erl.learners.cem_rl", "CEMRLLearner", "TD3", noted=_OF_GENERATIONS),
+    "P-CEM-RL": Implementation(
+        "erl.learners.cem_rl", "PCEMRLLearner", "TD3", noted=_OF_GENERATIONS
+    ),
+    "ACEM-RL": Implementation("erl.learners.aes_rl", "ACEMRLLearner", "TD3", noted=_OF_INDIVIDUALS),
+    "(1+1)-ES": Implementation(
+        "erl.learners.aes_rl", "OnePlusOneESLearner", "TD3", noted=_OF_STEPS_TO_ONE
+    ),
+    "AES-RL": Implementation("erl.learners.aes_rl", "AESRLLearner", "TD3", noted=_OF_STEPS_TO_ONE),
 }
 # Learners whose settings may be a file of AES-RL's published code.
 AES_RL_FILES = ("TD3", "CEM-RL", "P-CEM-RL", "ACEM-RL", "(1+1)-ES", "AES-RL")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from erl.learners import OWN, canonical_name
 from erl.worlds.ledger import Ledger
 from erl.worlds.specification import LifetimeSpec
 
@@ -64,6 +65,17 @@ class LifetimeRecord:
     inner: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
     commit: str | None = None
+
+    @property
+    def generations(self) -> dict[str, list[Any]]:
+        """The kept generations of an evolution inside, as columns of equal length: all that the
+        learner can note, None where it did not. No column without a population.
+        """
+        kept: dict[str, list[Any]] = (self.inner or {}).get("kept", {})
+        own = OWN.get(canonical_name(self.spec.learner.name))
+        names = ("generation", "steps", *own.noted) if own and own.noted else ()
+        rows = len(kept.get("generation", ()))
+        return {name: kept.get(name, [None] * rows) for name in dict.fromkeys([*names, *kept])}
 
 
 def return_at(spec: LifetimeSpec, ledger: Ledger, point: int) -> float | None:

@@ -268,7 +268,7 @@ def export_study(config: ExportConfig, sink: Sink) -> int:
         frame = generations(config.storage, name)
         if not len(frame):
             raise UserError(
-                f"study {name!r} has no inner generations: its learner is not a population"
+                f"study {name!r} has no inner generations: no learner with a population ended one"
             )
     elif config.rows == "arms":
         tables = agent_tables(Study(config.storage, name))

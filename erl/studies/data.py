@@ -40,6 +40,7 @@ from erl.studies.distributions import sampler_of
 from erl.studies.records import as_columns, decoded, generation_rows, lifetime_rows, trial_rows
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
 from erl.studies.study import Study
+from erl.studies.tables import untuned
 from erl.studies.winner import (
     Choice,
     Finalist,
@@ -126,6 +127,7 @@ class StudyData:
         choice: what an evolution hands over: the winner of its finals, or the best trial. None
             without a finished trial, and for other studies.
         tested: what tests found of it, by their names.
+        untuned: agents of a test that lack evolved settings of the learner, which others have.
     """
 
     name: str
@@ -141,6 +143,7 @@ class StudyData:
     stored: dict[str, Any] = field(default_factory=dict)
     choice: Choice | None = None
     tested: dict[str, Reached] = field(default_factory=dict)
+    untuned: tuple[str, ...] = ()
     _frozen: tuple[FrozenTrial, ...] = field(default=(), repr=False)
     _storage: str | None = field(default=None, repr=False)  # its address, as it was given
 
@@ -197,7 +200,9 @@ def read_study(address: str, storage: str = DEFAULT_STORAGE) -> StudyData:
         lifetimes = _with_failed(data.trials, lifetimes)
     if isinstance(data.config, SingleStudy) and len(lifetimes):
         lifetimes = lifetimes.assign(arm=data.config.arm)
-    return replace(data, lifetimes=lifetimes, generations=generation_rows(lived))
+    records = {str(t.params.get("arm")): [*found.values()] for t, found in lived if found}
+    without = untuned(data.config, records)
+    return replace(data, lifetimes=lifetimes, generations=generation_rows(lived), untuned=without)
 
 
 def _with_failed(trials: pd.DataFrame, lifetimes: pd.DataFrame) -> pd.DataFrame:

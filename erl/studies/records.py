@@ -111,8 +111,8 @@ def generations(storage: str, name: str) -> pd.DataFrame:
 
     Returns:
         Columns: `trial`, `lifetime`, the trial's parameters, `env_id`, `learner`, `generation`,
-        `steps` (taken when it ended), and what the learner noted, None where it did not. Empty
-        where no learner has a population.
+        `steps` (taken when it ended), and all that the learner can note, None where it did not.
+        Without a row where no learner has a population, or none ended a generation.
 
         ERL-Re²: `whole` (1 if judged by whole episodes), `fitness` and `surrogate` (lists, of every
         head), `champion` (place of the best), `champion_return` (of the champion of the generation
@@ -121,12 +121,15 @@ def generations(storage: str, name: str) -> pd.DataFrame:
 
         AES-RL, ACEM-RL and (1+1)-ES, for each individual: `individual` (its number), `kind` (RL or
         ES), `fitness` (a list of one), `mean_return` (score of the mean), `p` (how far the mean
-        went to it), `age` (results told since it was asked). CEM-RL and P-CEM-RL: `fitness` and
-        `kind` of each individual of a generation (lists). All five: `uncounted_steps` (of
-        individuals alone), `individuals` (told so far), `var` (mean variance of the weights),
-        `rl_share` (of RL individuals among those told so far that did not play at random).
+        went to it; not of ACEM-RL), `age` (results told since it was asked). CEM-RL and P-CEM-RL:
+        `fitness` and `kind` of each individual of a generation (lists). All five:
+        `uncounted_steps` (of individuals alone), `individuals` (told so far), `var` (mean variance
+        of the weights), `rl_share` (of RL individuals among those told so far that did not play at
+        random).
 
-        DERL: what its iterations noted.
+        DERL, for each iteration: `fitness` (a list, of the population), `policy_return` (of the
+        policy's own episodes), `es_length` and `rl_length` (of the steps of both halves) and
+        `cosine` (between them).
     """
     return generation_rows(decoded(Study(storage, name).trials()))
 
@@ -135,11 +138,11 @@ def generation_rows(lived: Lived) -> pd.DataFrame:
     """The table of `generations`."""
     import pandas as pd
 
-    frames = []
+    rows: list[dict[str, Any]] = []
+    columns: dict[str, None] = {}
     for trial, found in lived:
         for index, record in found.items():
-            kept = pd.DataFrame((record.inner or {}).get("kept", {}))
-            spec = record.spec
+            kept, spec = record.generations, record.spec
             known = {
                 "trial": trial.number,
                 "lifetime": index,
@@ -147,14 +150,9 @@ def generation_rows(lived: Lived) -> pd.DataFrame:
                 "env_id": spec.task.env_id,
                 "learner": spec.learner.name,
             }
-            for place, (column, value) in enumerate(known.items()):
-                kept.insert(place, column, value)
-            frames.append(kept)
-    return (
-        pd.concat([f for f in frames if len(f)], ignore_index=True)
-        if any(map(len, frames))
-        else pd.DataFrame(columns=["trial", "lifetime", "env_id", "learner"])
-    )
+            columns |= dict.fromkeys([*known, *kept])
+            rows += [{**known, **dict(zip(kept, row))} for row in zip(*kept.values())]
+    return pd.DataFrame(rows, columns=[*columns] or ["trial", "lifetime", "env_id", "learner"])
 
 
 def middle_lifetimes(lifetimes: pd.DataFrame) -> pd.DataFrame:

@@ -66,7 +66,7 @@ def agent_tables(study: Study) -> list[AgentTable]:
     ep_eval, taken = some.spec.ep_eval, [r.steps for rows in records.values() for r in rows]
     steps = " to ".join(f"{n:,}" for n in sorted({min(taken), max(taken)}))
     speeds, shared = _speeds(records)
-    untuned = _untuned(study.config, records)
+    without = untuned(study.config, records)
     training = {
         name: [r.training_return for r in rows if r.training_return is not None]
         for name, rows in records.items()
@@ -91,7 +91,7 @@ def agent_tables(study: Study) -> list[AgentTable]:
             f"{title}, {steps} steps",
             tuple(Arm(name, tuple(v), speeds[name]) for name, v in values.items() if v),
             shared,
-            untuned,
+            without,
         )
         for score, (values, title) in what.items()
         if any(values.values())
@@ -149,15 +149,21 @@ def lines(tables: Sequence[AgentTable]) -> list[str]:
         found.append(said)
     if any(each.side_by_side for each in tables):
         found.append("no steps/s: these agents trained side by side and share their time")
-    if untuned := list(dict.fromkeys(name for each in tables for name in each.untuned)):
-        found.append(
-            f"the evolved settings of the learner are not those of {', '.join(untuned)}: what they "
-            "lack is more than a reservoir"
-        )
+    if said := said_of_untuned(name for each in tables for name in each.untuned):
+        found.append(said)
     return [*found, ""]
 
 
-def _untuned(config: StudyConfig | None, records: Records) -> tuple[str, ...]:
+def said_of_untuned(agents: Iterable[str]) -> str:
+    """What to know of agents without the evolved settings of the learner; empty without any."""
+    names = ", ".join(dict.fromkeys(agents))
+    return names and (
+        f"the evolved settings of the learner are not those of {names}: what they lack is more "
+        "than a reservoir"
+    )
+
+
+def untuned(config: StudyConfig | None, records: Records) -> tuple[str, ...]:
     """Agents of a test that lack evolved settings of the learner, which the others have."""
     if not isinstance(config, TestStudy) or config.evolution.nb_res == 0:
         return ()

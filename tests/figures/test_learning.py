@@ -95,8 +95,19 @@ def test_lifetimes_of_one_arm_and_seed_are_one_or_an_error(lifetimes):
         once = learning.finished(lifetimes, column)
         assert learning.finished(twice, column)[column].tolist() == once[column].tolist()
     twice.loc[18, "training_return"] += 1.0
-    with pytest.raises(UserError, match="PPO has several lifetimes of seed 0, with different val"):
+    said = "PPO has several lifetimes of seed 0, with different values: give agents of several stud"
+    with pytest.raises(UserError, match=said):
         learning.finished(twice, "training_return")
+
+
+def test_agents_of_several_tests_share_a_figure_under_names_of_their_own(lifetimes):
+    again = lifetimes.assign(training_return=lifetimes.training_return + 1.0)
+    frames = [f.assign(arm=f"{name}: " + f.arm) for name, f in (("a", lifetimes), ("b", again))]
+    both = pd.concat(frames, ignore_index=True)
+    axes = learning.learning_curves(both).axes[0]
+    assert [x.get_label() for x in axes.lines] == [*both.arm.unique()]
+    axes = comparison.improvement(both, "a: PPO").axes[0]
+    assert [t.get_text() for t in axes.get_yticklabels()] == [*both.arm.unique()[1:]]
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,16 @@ def test_both_levels_choose_among_trials_with_an_evolution_inside(trials, evolve
     ]
 
 
+def test_both_levels_show_learning_curves_where_no_generation_was_judged(trials, evolved):
+    done = trials[trials.state == "COMPLETE"]
+    inner = pd.DataFrame({"trial": done.trial, "lifetime": 0, "steps": 10, "fitness": None})
+    figure = two_levels.two_levels(trials, evolved, inner.assign(champion_return=None))
+    assert "learning curves of its lifetimes" in caption_of(figure)
+    judged = inner.assign(fitness=[[1.0, 2.0]] * len(done), champion_return=None)
+    below = two_levels.two_levels(trials, evolved, judged).axes[1]
+    assert [t.get_text() for t in below.get_legend().get_texts()] == ["population"]
+
+
 def test_both_levels_of_a_test_name_agents_and_no_evolution_above(trials, evolved):
     agents = trials.drop(columns=["generation"]).assign(arm=["PPO", "ERL-Re2"] * 6)
     lived = evolved[evolved.lifetime == 0]
@@ -85,7 +95,7 @@ def test_both_levels_of_a_test_name_agents_and_no_evolution_above(trials, evolve
 
 
 def test_both_levels_count_the_seeds_of_each_environment(trials, evolved):
-    places = [evolved.assign(env_id=name) for name in ("A-v0", "B-v0", "C-v0")]
+    places = [evolved.assign(env_id=name) for name in ("toys:A-v0", "B-v0", "C-v0")]
     figure = two_levels.two_levels(trials, pd.concat(places), pd.DataFrame())
     assert (
         ": learning curves of its lifetimes (mean of 10 points), 2 seeds each in 3 environments."

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
+import evolved
 import pytest
 
 from erl.errors import UserError
@@ -18,6 +20,7 @@ from erl.learners import (
     resolve_engine,
 )
 from erl.learners.core.run import warn_of_precision
+from erl.lifetimes.living import Cohort, live
 from erl.worlds.ledger import Ledger
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
@@ -43,6 +46,36 @@ def test_names():
         "RecurrentPPO",
         "who",
     ]
+
+
+REPLAYED = {"batch_size": 16, "learning_starts": 50, "buffer_size": 500}
+# Settings with which a short lifetime notes all that it can.
+SHORT = {
+    "ERL-Re2": {
+        **REPLAYED,
+        "init_steps": 60,
+        "time_steps": 5,
+        "theta": 0.5,
+        "pr": 8,
+        "sync_period": 1,
+        "frac_frames_train": 0.1,
+    },
+    "DERL": {**REPLAYED, "hidden": [8, 8], "population_size": 4, "num_episodes_per_iter": 2},
+    **{name: evolved.lifetime(name).learner.config for name in evolved.NAMES},
+    "ACEM-RL": evolved.lifetime("ACEM-RL", mean_evaluations=1).learner.config,
+}
+
+
+@pytest.mark.parametrize("name", [name for name, own in OWN.items() if not own.cohort])
+def test_the_registry_knows_all_that_a_population_notes(name):
+    """Learners that are no engine `cohort` are populations."""
+    learner, seeds = LearnerSpec(name, SHORT[name]), Seeds.derive(0, "single", 0)
+    spec = LifetimeSpec(Task(evolved.REACH), learner, 600, seeds, ep_eval=2)
+    (record,) = live(Cohort((spec,)))
+    noted = ["generation", "steps", *OWN[name].noted]
+    assert {*record.inner["kept"]} == {*noted}
+    assert [*record.generations] == noted
+    assert replace(record, inner=None).generations == {column: [] for column in noted}
 
 
 @pytest.mark.parametrize("name", [*SB3_ALGORITHMS, "ERL-Re2", "DERL"])

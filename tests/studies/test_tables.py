@@ -19,6 +19,7 @@ from erl.statistics import (
     probability_of_improvement,
 )
 from erl.studies.configuration import EvolutionStudy, SingleStudy, TestStudy
+from erl.studies.data import read_study
 from erl.studies.distributions import categorical, integer
 from erl.studies.flags import ExportConfig
 from erl.studies.study import Study
@@ -92,6 +93,9 @@ def test_agents_without_the_evolved_settings_of_the_learner_are_named(tested):
     said = "the evolved settings of the learner are not those of PPO: "
     assert said in "\n".join(lines(agent_tables(made(config, space, runs, "tuned"))))
     assert "settings of the learner" not in "\n".join(lines(agent_tables(tested)))
+    # As figures read them.
+    assert read_study("sqlite:///studies.db#tuned").untuned == ("PPO",)
+    assert read_study("sqlite:///studies.db#tested").untuned == ()
 
 
 def test_agents_of_one_cohort_have_no_speed(tested):

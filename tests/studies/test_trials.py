@@ -3,15 +3,17 @@ from dataclasses import replace
 
 import optuna
 import pytest
+from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
+from erl.learners import OWN
 from erl.learners.core.evolved_settings import EvolvedSettings
 from erl.learners.core.telemetry import Generations
 from erl.lifetimes.living import Cohort, live
 from erl.lifetimes.record import LifetimeRecord
 from erl.search.pruning import Pruned
 from erl.studies.notes import trial_note
-from erl.studies.records import generations, middle_lifetimes, records
+from erl.studies.records import generation_rows, generations, middle_lifetimes, records
 from erl.studies.trials import (
     RunningTrial,
     lifetime_records,
@@ -67,6 +69,27 @@ def test_a_note_names_lifetimes_by_their_own_numbers():
     assert f"- **its seeds 2**: reservoir {seeds[2].reservoir}, learner {seeds[2].learner}, " in (
         "\n".join(lines)
     )
+
+
+def test_generations_have_all_columns_of_their_learner():
+    """Also of lifetimes that were too short to note some, or any."""
+    seeds, reach = Seeds.derive(0, "single", 0), Task("toy_environments:Reach-v0")
+    specs = [LifetimeSpec(reach, LearnerSpec(name), 100, seeds) for name in ("ERL-Re2", "PPO")]
+    short, other = (LifetimeRecord(spec, 1.0, 1.0, 1, 1, 100, 1.0) for spec in specs)
+    noted = Generations()
+    noted.add({"steps": 50, "rl_return": 1.0}, {})
+    longer = replace(short, inner=noted.to_json())
+    trial = create_trial(value=1.0, params={"x": 2.0}, distributions={"x": FloatDistribution(1, 3)})
+    known = ["trial", "lifetime", "x", "env_id", "learner"]
+    table = generation_rows([(trial, {0: short})])
+    assert [*table] == [*known, "generation", "steps", *OWN["ERL-Re2"].noted]
+    assert not len(table.groupby("trial").rl_fate.value_counts(normalize=True))
+    table = generation_rows([(trial, {0: short, 1: longer, 2: other})])
+    assert table.drop(columns=[*OWN["ERL-Re2"].noted]).values.tolist() == [
+        [trial.number, 1, 2.0, reach.env_id, "ERL-Re2", 0, 50]
+    ]
+    assert [n for n in OWN["ERL-Re2"].noted if table[n].notna().any()] == ["rl_return"]
+    assert [*generation_rows([(trial, {0: other})])] == known
 
 
 @pytest.mark.slow
