@@ -48,7 +48,7 @@ import tempfile
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -68,6 +68,7 @@ from evidence_tables import (
     matrix,
     matrix_shown,
     memory_capacities,
+    memory_figure,
     of_experiment,
     said,
     shown,
@@ -635,7 +636,7 @@ def table(args: argparse.Namespace) -> None:
         if "generalisation" in parts:
             print_matrix(rows, folder, title)
         if "memory" in parts:
-            print_published(rows, title)
+            print_published(rows, folder, title)
 
 
 def print_experiment(each: Experiment, title: str, folder: Path) -> None:
@@ -708,28 +709,51 @@ def print_matrix(rows: dict[str, pd.DataFrame], folder: Path, title: str) -> Non
     save(generalisation_matrix(made), folder, "generalisation", ["svg"])
 
 
-def print_published(rows: dict[str, pd.DataFrame], title: str) -> None:
-    """Print our agents, evolved in the environment itself, beside published results."""
-    published, lines = listed()["published"], []
-    theirs = {entry["env_id"]: entry for entry in published["rows"]}
+def print_published(rows: dict[str, pd.DataFrame], folder: Path, title: str) -> None:
+    """Print our agents, evolved in the environment itself, beside published results, and draw them
+    beside the rows.
+    """
+    published = listed()["published"]
+    made = of_memory(rows, published["rows"])
+    if not len(made):
+        return
+    wide = made.assign(text=[mean_shown(*cell) for cell in made[["mean", "low", "high"]].values])
+    wide = wide.pivot(index="environment", columns="agent", values="text").fillna("-")
+    wide = wide.reindex(index=made.environment.unique(), columns=[*OF_MEMORY, *THEIRS])
+    print(f"\n### Beside published results{title}\n")
+    print(to_markdown(wide.fillna("-").rename_axis(None, axis=1).reset_index()))
+    print(f"{published['caption']}\n")
+    save(
+        memory_figure(made, [*OF_MEMORY, *THEIRS], published["caption"]), folder, "memory", ["svg"]
+    )
+
+
+def of_memory(
+    rows: dict[str, pd.DataFrame], published: Sequence[Mapping[str, Any]]
+) -> pd.DataFrame:
+    """The agents of the memory benchmark, ours and published ones, in long form: `environment`,
+    `agent`, `mean`, and `low` and `high` of its 95 % bootstrap interval, NaN where nobody has it.
+    """
+    theirs = {entry["env_id"]: entry for entry in published}
     of_task: dict[str, list[pd.DataFrame]] = {}
-    for each in experiments():
+    for each in sorted(experiments(), key=lambda e: not e.evolutions):
         if each.part == "memory" and each.name in rows:
             of_task.setdefault(each.evolved_on, []).append(rows[each.name])
-    for task, frames in of_task.items():
-        frame = pd.concat(frames)
-        line = {"environment": task.partition("-")[2].removesuffix("-v0")}
-        for label, arm in OF_MEMORY.items():
+    lines: list[tuple[Any, ...]] = []
+    for env_id, frames in of_task.items():
+        task, frame = env_id.partition("-")[2].removesuffix("-v0"), pd.concat(frames)
+        for agent, arm in OF_MEMORY.items():
             scores = frame[frame.arm == arm][PRIMARY].dropna().to_numpy(dtype=float)
-            ends = bootstrap_interval(scores, np.mean) if len(scores) else ()
-            line[label] = f"{scores.mean():.3f} {interval_text(ends, '{:.2f}')}" if ends else "-"
-        entry = theirs.get(task, {})
-        line |= {k: f"{entry[v]:.3f}" if v in entry else "-" for k, v in THEIRS.items()}
-        lines.append(line)
-    if lines:
-        print(f"\n### Beside published results{title}\n")
-        print(to_markdown(pd.DataFrame(lines)))
-        print(f"{published['caption']}\n")
+            if len(scores):
+                lines.append((task, agent, scores.mean(), *bootstrap_interval(scores, np.mean)))
+        entry = theirs.get(env_id, {})
+        lines += [(task, k, entry[v], np.nan, np.nan) for k, v in THEIRS.items() if v in entry]
+    return pd.DataFrame(lines, columns=["environment", "agent", "mean", "low", "high"])
+
+
+def mean_shown(mean: float, low: float, high: float) -> str:
+    """A mean, with its interval where there is one."""
+    return f"{mean:.3f}" + ("" if np.isnan(low) else f" {interval_text((low, high), '{:.2f}')}")
 
 
 def capacities(args: argparse.Namespace) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from scipy import stats
 
 from erl.errors import UserError
 from erl.experiments.arms import arm_lifetime
 from erl.figures.comparison import generalisation, results_table
+from erl.figures.style import caption, legend_above, looks, new, styled, ticks_beside
 from erl.statistics import (
     bootstrap_interval,
     holm,
@@ -318,6 +320,49 @@ def matrix_shown(table: pd.DataFrame) -> pd.DataFrame:
     ]
     wide = table.assign(cell=cells).pivot(index="evolved_on", columns="tested_on", values="cell")
     return wide.fillna("-").rename_axis("evolved on").reset_index()
+
+
+# -- the memory benchmark --
+
+
+@styled
+def memory_figure(table: pd.DataFrame, agents: Sequence[str], about: str) -> Figure:
+    """The means of all agents in all tasks of the memory benchmark.
+
+    Args:
+        table: in long form: `environment`, `agent`, `mean`, `low`, `high`; the two ends are NaN for
+            published results.
+        agents: from top to bottom within a task.
+        about: for the caption.
+    """
+    tasks, look = list(table.environment.unique()), looks(agents)
+    shown = [agent for agent in agents if agent in set(table.agent)]
+    figure, axes = new(height=0.9 + 0.5 * len(tasks))
+    for place, agent in enumerate(shown):
+        of = table[table.agent == agent]
+        y = np.array([tasks.index(task) for task in of.environment])
+        y = y + 0.7 * ((place + 0.5) / len(shown) - 0.5)
+        ours = of.low.notna().any()
+        colour = look[agent].colour if ours else "0.35"
+        axes.hlines(y, of.low, of.high, color=colour, linewidth=1)
+        axes.plot(
+            of["mean"],
+            y,
+            color=colour,
+            marker=look[agent].marker,
+            fillstyle="full" if ours else "none",
+            markersize=4,
+            linewidth=0,
+            label=agent,
+        )
+    for border in np.arange(len(tasks) - 1) + 0.5:
+        axes.axhline(border, color="0.85", linewidth=0.5)
+    ticks_beside(axes, tasks)
+    axes.set_ylim(len(tasks) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("mean return of the last training episodes")
+    legend_above(figure)
+    return caption(figure, f"Tasks of the memory benchmark POPGym. {about}")
 
 
 # -- what reservoirs remember --

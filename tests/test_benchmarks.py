@@ -304,7 +304,7 @@ def test_the_family_of_a_comparison_is_as_large_as_all_experiments_make_it(compa
     assert "to come" not in tables.said(comparison, table)
 
 
-def test_beside_published_results_stand_reservoirs_that_were_evolved_there(capsys):
+def test_beside_published_results_stand_reservoirs_that_were_evolved_there(capsys, tmp_path):
     """And not those of the same environments that were evolved on a set."""
     env_id = "popgym:popgym-RepeatPreviousEasy-v0"
     rows = {
@@ -312,10 +312,21 @@ def test_beside_published_results_stand_reservoirs_that_were_evolved_there(capsy
         "repeat_previous_easy_inputs": scored("t", "INPUTS_PPO", [0.25, 0.25], env_id),
         "on_popgym": scored("s", evidence.RES, [-1.0, -1.0], env_id),
     }
-    evidence.print_published(rows, "")
+    evidence.print_published(rows, tmp_path, "")
     (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("| Rep")]
     ours = "0.750 [0.50, 1.00] | - | - | 0.250 [0.25, 0.25] | - | - | -"
     assert line == f"| RepeatPreviousEasy | {ours} | 1.000 | 1.000 |"
+    made = evidence.of_memory(rows, evidence.listed()["published"]["rows"])
+    figure = tables.memory_figure(made, [*evidence.OF_MEMORY, *evidence.THEIRS], "About.")
+    (axes,) = figure.axes
+    means = {points.get_label(): points.get_xdata().tolist() for points in axes.lines}
+    assert means["evolved reservoir"] == [0.75]
+    assert means["four inputs"] == [0.25]
+    assert means["GRU, published"] == means["best of 13, published"] == [1.0]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["RepeatPreviousEasy"]
+    ends = [path.vertices[:, 0].tolist() for path in axes.collections[0].get_paths()]
+    assert ends == [[0.5, 1.0]]
+    assert (tmp_path / "memory.svg").exists()
 
 
 def test_every_experiment_is_compared_and_every_member_exists():
@@ -896,7 +907,7 @@ def test_steps_are_those_of_the_learner_that_made_them(tmp_path, monkeypatch):
     assert evidence.Cost({"PPO": 1.0, "SAC": 1.0}, None, None).published is None
 
 
-def test_the_page_of_results_names_every_part_and_has_its_tables(capsys):
+def test_the_page_of_results_names_every_part_and_has_its_tables(capsys, tmp_path):
     page = (ROOT / "docs/results.md").read_text()
     named = set(re.findall("`([a-z][a-z ]*)`", page))
     assert {e.part for e in evidence.experiments()} == named - {"make evidence", "inner learners"}
@@ -907,7 +918,7 @@ def test_the_page_of_results_names_every_part_and_has_its_tables(capsys):
         for e in evidence.experiments()
         if (evidence.ROWS / f"{e.name}.csv").exists()
     }
-    evidence.print_published(rows, "")
+    evidence.print_published(rows, tmp_path, "")
     printed = capsys.readouterr().out.splitlines()
     assert "\n".join(line for line in printed if line.startswith("|")) in page
 
