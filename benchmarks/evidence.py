@@ -332,11 +332,21 @@ def archive_of(each: Experiment) -> Path:
 
 
 def take_unfinished(each: Experiment, place: Path) -> None:
-    """Go on with what is kept of an experiment, if it was not begun here."""
+    """Go on with what is kept of an experiment, if it was not begun here.
+
+    Raises:
+        UserError: it was begun with other commands than those listed now.
+    """
     archive = archive_of(each)
     if archive.exists() and not (place / "begun.json").exists():
-        place.mkdir(parents=True, exist_ok=True)
         with tarfile.open(archive) as tar:
+            note = tar.extractfile("begun.json")
+            if note is None or json.load(note)["commands"] != each.commands(False):
+                raise UserError(
+                    f"{each.name} was begun with other commands than those listed now: "
+                    f"remove {archive} to run it anew"
+                )
+            place.mkdir(parents=True, exist_ok=True)
             tar.extractall(place, filter="data")
         print(f"{each.name}: goes on with what is kept in {archive}", flush=True)
 
@@ -365,7 +375,8 @@ def pack(place: Path, archive: str) -> None:
             database.backup(copied)
         tar.add(copy, copy.name)
         for name in ("begun.json", "seconds"):
-            tar.add(place / name, name)
+            if (place / name).exists():  # the clock is noted only now and then
+                tar.add(place / name, name)
 
 
 def rows_of(args: argparse.Namespace) -> Path:
@@ -475,6 +486,8 @@ def run_one(each: Experiment, place: Path, args: argparse.Namespace, lock: int) 
         collect(each, storage, rows_of(args), place, args)
     except UserError as e:
         return str(e)
+    if rows_of(args) == ROWS:
+        archive_of(each).unlink(missing_ok=True)
     return failure
 
 

@@ -540,7 +540,6 @@ def test_an_unfinished_experiment_goes_on_elsewhere(monkeypatch, tmp_path, capsy
     place.mkdir(parents=True)
     begun = json.dumps({"commands": ["a.py", "a_test.py"], "started_at": "earlier"})
     (place / "begun.json").write_text(begun)
-    (place / "seconds").write_text("5.0\n")
     database = sqlite3.connect(place / "studies.db")
     with database:
         database.execute("create table trials (number)")
@@ -548,10 +547,21 @@ def test_an_unfinished_experiment_goes_on_elsewhere(monkeypatch, tmp_path, capsy
     database.execute("insert into trials values (8)")  # another program is at work
     command = ["evidence.py", "keep", "--folder", str(tmp_path / "here")]
     monkeypatch.setattr("sys.argv", command)
+    assert evidence.main() == 0  # before its clock was noted
+    (place / "seconds").write_text("5.0\n")
     assert evidence.main() == 0
-    assert [f.name for f in evidence.ROWS.rglob("*")] == ["unfinished", "a.tar.xz"]
+    archive = evidence.ROWS / "unfinished/a.tar.xz"
+    kept = archive.read_bytes()
+    (place / "begun.json").write_text(begun.replace("a.py", "a.py --more"))
+    assert evidence.main() == 0
     arguments.folder = str(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=f"^a was begun with other commands.*remove {archive} "):
+        evidence.run(arguments)
+    assert not (tmp_path / "elsewhere/a").exists()
+    archive.write_bytes(kept)
+    assert [f.name for f in evidence.ROWS.rglob("*")] == ["unfinished", "a.tar.xz"]
     assert evidence.run(arguments) == 0
+    assert not archive.exists()  # it has its rows
     assert "a: goes on with what is kept in" in capsys.readouterr().out
     there = tmp_path / "elsewhere/a"
     assert (there / "begun.json").read_text() == begun
@@ -627,7 +637,7 @@ def test_tables_are_of_the_rows_that_are_named(monkeypatch, tmp_path, capsys):
     assert re.findall(r"^### (\w+)$", table, re.M) == [name]
     assert "| PositionOnlyCartPoleMedium | 1.000 [1.00, 1.00] |" in table
     costs = printed("cost")
-    assert "| memory, 1 of 12 experiments | " in costs
+    assert "| memory, 1 of 24 experiments | " in costs
     assert "| inputs, 16 experiments, not run yet: estimates | " in costs
     assert ".jsonl" not in costs  # stored rows of other pages
     frame = pd.DataFrame({"experiment": [name]})

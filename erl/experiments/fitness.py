@@ -66,7 +66,10 @@ class Fitness:
         Raises:
             UserError: parameters that are not those of `space`.
         """
+        population = list(population)
         for params in population:
+            if not isinstance(params, Mapping):
+                raise UserError(f"a population is a list of parameters by name, not of {params!r}")
             if params.keys() != self.space.keys():
                 raise UserError(
                     f"the searched parameters are {', '.join(self.space)}, not {', '.join(params)}"

@@ -3,7 +3,8 @@ from the study's trials, the seed and the trial's number alone.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from optuna import Study
@@ -78,7 +79,7 @@ class OwnSampler(SeededSampler):
         seed: not negative; an object's own seed follows from it and the trial's number.
 
     Raises:
-        UserError: see `sampler_name`; or a parameter that is proposed is out of its range.
+        UserError: see `sampler_name`; or the class fails, or proposes a parameter out of its range.
     """
 
     def __init__(self, name: str, seed: int) -> None:
@@ -94,7 +95,22 @@ class OwnSampler(SeededSampler):
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Make the trial's sampler, and let it begin."""
         self._made = None  # one that is proposed again is proposed the same
-        self._sampler(trial).before_trial(study, trial)
+        with self._asked():
+            self._sampler(trial).before_trial(study, trial)
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """As the user's sampler infers it."""
+        with self._asked():
+            return super().infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """As the user's sampler does."""
+        with self._asked():
+            return super().sample_relative(study, trial, search_space)
 
     def sample_independent(
         self,
@@ -104,13 +120,26 @@ class OwnSampler(SeededSampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         """As the user's sampler does. Optuna itself would store a number out of range."""
-        value = super().sample_independent(study, trial, param_name, param_distribution)
+        with self._asked():
+            value = super().sample_independent(study, trial, param_name, param_distribution)
         if not contains(param_distribution, value):
             raise UserError(
                 f"the sampler {self._name} proposed {param_name} = {value}, which is not in "
                 f"{param_distribution}"
             )
         return value
+
+    @contextmanager
+    def _asked(self) -> Iterator[None]:
+        """What the user's code raises is for the user."""
+        try:
+            yield
+        except UserError:
+            raise
+        except RAISED as e:
+            raise UserError(
+                f"the sampler {self._name} failed to propose: {type(e).__name__}: {e}"
+            ) from e
 
 
 def own_kind(name: str) -> Callable[..., BaseSampler]:

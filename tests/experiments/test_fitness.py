@@ -80,6 +80,8 @@ def test_what_cannot_be_is_refused(quick, inline, sink):
         for params in ({"sr": 0.9}, {"sr": 0.9, "lr": 0.5, "iss": 1.0}):
             with pytest.raises(UserError, match="the searched parameters are sr, lr, not sr"):
                 fitness([params])
+        with pytest.raises(UserError, match="a population is a list of parameters by name"):
+            fitness({"sr": 1.0, "lr": 0.5})
 
 
 def test_its_workers_end_with_the_block(quick, monkeypatch, sink):

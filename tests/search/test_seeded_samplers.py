@@ -142,6 +142,14 @@ def test_a_number_out_of_range_is_refused(far, monkeypatch):
         study.ask(SPACE)
 
 
+def test_what_a_sampler_raises_is_said_in_one_line():
+    """Optuna's search of a grid needs steps, which these ranges have not."""
+    name = "optuna.samplers:BruteForceSampler"
+    study = optuna.create_study(sampler=make_sampler(name, SPACE, 0))
+    with pytest.raises(UserError, match=rf"^the sampler {name} failed to propose: ValueError: .*"):
+        study.ask(SPACE)
+
+
 def test_generations_are_as_large_as_those_of_other_samplers():
     name = "my_sampler:NearTheBest"
     assert generation_size(name, SPACE) == generation_size("Random", SPACE) == 7
