@@ -9,7 +9,7 @@ that show what made the difference.
 | `STACK_PPO` | the last four observations in place of a reservoir: memory without recurrence |
 | `INPUTS_PPO` | the last four inputs of a reservoir: observations, actions and rewards |
 | `RecurrentPPO` | sb3-contrib's LSTM on observations: memory that is trained |
-| `INPUTS_RecurrentPPO` | the LSTM on the inputs of a reservoir; only `--arms` asks for it |
+| `INPUTS_RecurrentPPO` | the LSTM on the last input; it takes long, so `--arms` has to name it |
 | `RANDOM_RES_PPO…` | reservoirs that were not evolved, drawn from the search space |
 | `NOREC_RES_PPO…` | the evolved reservoirs with W = 0 (a leak below 1 still remembers) |
 

@@ -37,8 +37,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (6, 2, 1, 2, 1, 2)))
 # Agents of a test, by their names, and their places among the looks. In places 8 apart the colour
-# is the same and the line another one: so are agents that differ in a learning rate, or in what
-# they remember. The learner alone has the first place that is free, 0.
+# is the same and the line another one: so are the two lower learning rates, and memories of one
+# kind that see different things. Other agents have what is free, the learner alone place 0.
 PLACES = {
     r"(RES|CONTEXT)_.*_0\.0001": 4,
     r"(RES|CONTEXT)_.*_0\.00005": 12,

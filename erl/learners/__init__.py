@@ -66,8 +66,14 @@ class Implementation:
 
 # What populations note, see `erl.study.generations`.
 _OF_HEADS = (
-    *("whole", "fitness", "champion_return", "surrogate", "champion"),
-    *("rl_head", "rl_fate", "rl_return"),
+    "whole",
+    "fitness",
+    "champion_return",
+    "surrogate",
+    "champion",
+    "rl_head",
+    "rl_fate",
+    "rl_return",
 )
 _OF_HALVES = ("fitness", "policy_return", "es_length", "rl_length", "cosine")
 _OF_GENERATIONS = ("uncounted_steps", "individuals", "fitness", "kind", "var", "rl_share")

@@ -3,8 +3,7 @@ from the study's trials, the seed and the trial's number alone.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from optuna import Study
@@ -33,38 +32,37 @@ class SeededSampler(BaseSampler):
     def __init__(self, kind: Callable[..., BaseSampler], seed: int) -> None:
         self._kind, self._seed = kind, seed
 
-    def _sampler(self, trial: FrozenTrial, param_name: str = "") -> BaseSampler:
-        return self._kind(seed=draw_seed(self._seed, "trial", trial.number, param_name))
+    def _ask(
+        self, trial: FrozenTrial, question: Callable[[BaseSampler], Any], param_name: str = ""
+    ) -> Any:
+        """What the sampler of a trial, or of one of its parameters, answers."""
+        seed = draw_seed(self._seed, "trial", trial.number, param_name)
+        return question(self._kind(seed=seed))
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """As Optuna's sampler infers it."""
-        return self._sampler(trial).infer_relative_search_space(study, trial)
+        """As the sampler infers it."""
+        return self._ask(trial, lambda s: s.infer_relative_search_space(study, trial))
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """As Optuna's sampler does."""
-        return self._sampler(trial).sample_relative(study, trial, search_space)
+        """As the sampler does."""
+        return self._ask(trial, lambda s: s.sample_relative(study, trial, search_space))
 
     def sample_independent(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: Any
     ) -> Any:
-        """As Optuna's sampler does."""
-        return self._sampler(trial, param_name).sample_independent(
-            study, trial, param_name, param_distribution
-        )
+        """As the sampler does."""
+        wanted = (study, trial, param_name, param_distribution)
+        return self._ask(trial, lambda s: s.sample_independent(*wanted), param_name)
 
     def after_trial(
         self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
-        """As Optuna's sampler does."""
-        self._sampler(trial).after_trial(study, trial, state, values)
+        """As the sampler does."""
+        self._ask(trial, lambda s: s.after_trial(study, trial, state, values))
 
 
 class OwnSampler(SeededSampler):
@@ -87,59 +85,36 @@ class OwnSampler(SeededSampler):
         self._name = name
         self._made: tuple[int, BaseSampler] | None = None  # number of a trial, and its object
 
-    def _sampler(self, trial: FrozenTrial, param_name: str = "") -> BaseSampler:
-        if self._made is None or self._made[0] != trial.number:
-            self._made = trial.number, super()._sampler(trial)
-        return self._made[1]
+    def _ask(
+        self, trial: FrozenTrial, question: Callable[[BaseSampler], Any], param_name: str = ""
+    ) -> Any:
+        """The same, of one object for all parameters of a trial. What it raises is for the user."""
+        try:
+            if self._made is None or self._made[0] != trial.number:
+                seed = draw_seed(self._seed, "trial", trial.number, "")
+                self._made = trial.number, self._kind(seed=seed)
+            return question(self._made[1])
+        except RAISED as e:
+            raise UserError(
+                f"the sampler {self._name} failed to propose: {type(e).__name__}: {e}"
+            ) from e
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Make the trial's sampler, and let it begin."""
         self._made = None  # one that is proposed again is proposed the same
-        with self._asked():
-            self._sampler(trial).before_trial(study, trial)
-
-    def infer_relative_search_space(
-        self, study: Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """As the user's sampler infers it."""
-        with self._asked():
-            return super().infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """As the user's sampler does."""
-        with self._asked():
-            return super().sample_relative(study, trial, search_space)
+        self._ask(trial, lambda s: s.before_trial(study, trial))
 
     def sample_independent(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: Any
     ) -> Any:
         """As the user's sampler does. Optuna itself would store a number out of range."""
-        with self._asked():
-            value = super().sample_independent(study, trial, param_name, param_distribution)
+        value = super().sample_independent(study, trial, param_name, param_distribution)
         if not contains(param_distribution, value):
             raise UserError(
                 f"the sampler {self._name} proposed {param_name} = {value}, which is not in "
                 f"{param_distribution}"
             )
         return value
-
-    @contextmanager
-    def _asked(self) -> Iterator[None]:
-        """What the user's code raises is for the user."""
-        try:
-            yield
-        except UserError:
-            raise
-        except RAISED as e:
-            raise UserError(
-                f"the sampler {self._name} failed to propose: {type(e).__name__}: {e}"
-            ) from e
 
 
 def own_kind(name: str) -> Callable[..., BaseSampler]:
