@@ -314,7 +314,8 @@ def read_flags(path: str, kind: type) -> dict[str, Any]:
     for key, value in data.items():
         name = names.get(str(key).removeprefix("--").replace("-", "_"))
         if name is None:
-            raise UserError(f"{path}: unknown flag {key!r}{nearest(str(key), names, 1)}")
+            theirs = "; a file of settings is for --learner_config" if key == "algorithm" else ""
+            raise UserError(f"{path}: unknown flag {key!r}{theirs or nearest(str(key), names, 1)}")
         if name in values:
             raise UserError(f"{path}: {name} is given twice")
         if value is None:

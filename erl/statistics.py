@@ -185,7 +185,8 @@ class Compared:
 
 
 def compare(scores: Mapping[str, ArrayLike], baseline: str) -> list[Compared]:
-    """Every arm against the baseline: one family of tests.
+    """Every arm against the baseline: one family of tests. An arm with a NaN has NaN for its
+    p-values and is none of the family; so have all where the baseline has one.
 
     Args:
         scores: by arm, at least one each.
@@ -196,7 +197,8 @@ def compare(scores: Mapping[str, ArrayLike], baseline: str) -> list[Compared]:
     """
     against = scores[baseline]
     p = {arm: mann_whitney(x, against) for arm, x in scores.items() if arm != baseline}
-    corrected = dict(zip(p, holm([*p.values()])))
+    known = {arm: value for arm, value in p.items() if not math.isnan(value)}
+    corrected = dict(zip(known, holm([*known.values()])))
     found = []
     for arm, x in scores.items():
         row = Compared(
@@ -208,7 +210,7 @@ def compare(scores: Mapping[str, ArrayLike], baseline: str) -> list[Compared]:
                 probability=probability_of_improvement(x, against),
                 probability_interval=improvement_interval(x, against),
                 p=p[arm],
-                p_holm=float(corrected[arm]),
+                p_holm=float(corrected.get(arm, math.nan)),
             )
         found.append(row)
     return found
@@ -238,7 +240,7 @@ def table(rows: Sequence[Arm], baseline: str | None = None) -> str:
     for arm, of in zip(rows, compare(scores, reference)):
         improvement = "baseline"
         if arm.name != reference:
-            improvement = f"{of.probability:.2f}"
+            improvement = number_text(of.probability, "{:.2f}")
             if not math.isnan(of.probability_interval[0]):  # of one seed there is no interval
                 improvement += f" {interval_text(of.probability_interval, '{:.2f}')}"
         cells.append(
@@ -322,6 +324,9 @@ def mann_whitney(x: ArrayLike, y: ArrayLike) -> float:
     Args:
         x: array (n,).
         y: array (m,).
+
+    Returns:
+        NaN if a value is NaN.
 
     Raises:
         ValueError: for an empty array.

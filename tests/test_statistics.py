@@ -13,6 +13,7 @@ from erl.statistics import (
     align,
     bands,
     bootstrap_interval,
+    compare,
     holm,
     improvement_interval,
     interquartile_mean,
@@ -171,6 +172,20 @@ def test_mann_whitney_tests_the_probability_of_improvement():
     assert mann_whitney([4, 5, 6], [1, 2, 3]) == pytest.approx(2 / 20)
     assert mann_whitney([1, 1], [1, 1]) == 1.0
     assert math.isnan(mann_whitney([1, 2], [3, math.nan]))
+
+
+def test_an_arm_with_nan_is_none_of_the_family():
+    scores = {"PPO": [1.0, 2, 3, 4], "A": [5.0, 6, 7, 8], "B": [1.0, math.nan]}
+    without, (_, a, b) = (
+        compare({k: scores[k] for k in ("PPO", "A")}, "PPO"),
+        compare(scores, "PPO"),
+    )
+    assert a == without[1]
+    assert math.isnan(b.p)
+    assert math.isnan(b.p_holm)
+    assert table([Arm(name, x) for name, x in scores.items()]).splitlines()[-1].split() == [
+        *("B", "2", "-", "-", "-")
+    ]
 
 
 @pytest.mark.parametrize(("n", "m"), [(3, 3), (2, 5), (5, 5), (6, 4)])

@@ -134,6 +134,12 @@ def further_settings(
         UserError: one is given by both.
     """
     by_set, by_flag = parse_settings(flags.set), flags.settings()
+    if learner == "P-CEM-RL" and flags.critic_workers and not flags.parallel_critic:
+        # Commands of the published code name it also where critics train between generations.
+        raise UserError(
+            "P-CEM-RL has a critic worker with --parallel_critic only: add it, or leave out "
+            "--num_critic_worker (--critic_workers)"
+        )
     for name in by_flag.keys() & by_set.keys():
         raise UserError(f"{name} is given by --set and by {flags.typed(name)}")
     if learner == "TD3":

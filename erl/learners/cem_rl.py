@@ -108,7 +108,17 @@ class CEMRLSettings(PCEMRLSettings):
 
     def idle(self) -> dict[str, str]:
         """See `EvolvedSettings`."""
-        return super().idle() | ({} if self.rl_population else {"order": "rl_population is 0"})
+        found = super().idle()
+        if not self.rl_population:
+            found["order"] = "rl_population is 0"
+            if not self.random_steps:
+                found["learning_starts"] = "nothing learns by gradient, and nobody plays at random"
+        return found
+
+    @property
+    def random_steps(self) -> int:
+        """See `EvolvedSettings`: with Pourchot and Sigaud's order none."""
+        return 0 if self.order == "play-last" else super().random_steps
 
     @property
     def players(self) -> int:

@@ -121,6 +121,12 @@ def test_a_baseline_of_zero_and_a_number_of_critic_workers_are_not_lost(asked, s
     assert "mean_update_param" not in asked("--learner AES-RL", file)  # not given
 
 
+def test_without_its_switch_p_cem_rl_has_no_critic_worker(asked, sink):
+    file = {"algorithm": "P-CEM-RL", "num_critic_worker": 1, "parallel_critic": False}
+    assert "critic_workers" not in asked("--learner P-CEM-RL", file)
+    assert "num_critic_worker 1 (parallel_critic is not true) do not apply" in str(sink)
+
+
 def test_ray_flags_of_a_published_command_do_not_apply_to_td3(asked, sink):
     words = "--learner TD3 --ray_address 10.0.0.1 --ray_port 12345 --redis_password 12345"
     settings = asked(words, {"algorithm": "TD3", "hidden": [256, 256], "lr": 3e-4})
@@ -163,6 +169,7 @@ def test_a_flag_wins_over_the_file_also_where_it_is_the_default(asked):
         ("CEM-RL", {"cemrl_no_antithetic": True, "num_critic_worker": 0}, {"antithetic": False}),
         ("P-CEM-RL", {"parallel_critic": True, "cemrl_tau": 0.8}, {"damp_tau": 0.8}),
         ("P-CEM-RL", {"parallel_critic": True}, {"critic_workers": 1}),
+        ("P-CEM-RL", {"parallel_critic": True, "num_critic_worker": 1}, {"critic_workers": 1}),
         ("ACEM-RL", {"population_size": 10}, {"population_size": 10}),
         ("(1+1)-ES", {"aesrl_one_plus_one_success_rate": 0.3}, {"success_rate": 0.3}),
         ("TD3", {"hidden": [256, 256], "expl_noise": 0.1}, {"noise_std": 0.1, "preset": "aes_td3"}),
@@ -197,6 +204,7 @@ def test_files_of_the_others(asked, learner, more, expected):
             "actor_executor is given by --set and by --ray_address",
         ),
         ("--learner P-CEM-RL --parallel_critic --critic_workers 0", None, "--critic_workers 0 not"),
+        ("--learner P-CEM-RL --num_critic_worker 1", None, "with --parallel_critic only: add it"),
         ("--learner AES-RL --ray_port 7", None, "--ray_port needs --ray_address"),
         ("--learner AES-RL --ray_address a --ray_port 99999", None, "--ray_address must be ray"),
         ("--learner PPO --rl_ratio 0.5", None, "PPO has no setting 'rl_ratio'"),

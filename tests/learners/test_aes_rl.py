@@ -189,6 +189,11 @@ def test_nobody_is_called_rl_whom_no_gradient_improved():
         ("AES-RL", {"rl_ratio": 1.0, "rl_k": 10.0}, "rl_k=10.0 changes nothing: rl_ratio is 1"),
         ("AES-RL", {"rl_ratio": 0.0, "tau": 0.1}, "tau=0.1 changes nothing: rl_ratio is 0, and"),
         ("AES-RL", {"fixed_var_n": 5.0, "var_update": "fixed"}, None),
+        (
+            "CEM-RL",
+            {"rl_population": 0, "order": "play-last", "learning_starts": 9},
+            "learning_starts=9 changes nothing: nothing learns by gradient, and nobody",
+        ),
     ],
 )
 def test_settings_that_change_nothing_are_named(name, settings, said, caplog):
@@ -197,6 +202,14 @@ def test_settings_that_change_nothing_are_named(name, settings, said, caplog):
     work.close()
     named = [m for m in caplog.messages if "changes nothing" in m]
     assert any(said in m for m in named) if said is not None else not named
+
+
+def test_the_default_of_an_environment_is_not_named(caplog):
+    work = at_work(lifetime("AES-RL", 10**6, env_id="Swimmer-v4", rl_ratio=0.0))
+    work.start()
+    work.close()
+    assert work.settings.gamma == 0.9999
+    assert "gamma" not in caplog.text
 
 
 def test_an_individual_learns_as_long_as_the_latest_episodes_had_steps():

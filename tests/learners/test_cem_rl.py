@@ -248,6 +248,12 @@ def test_what_cannot_be_is_refused(name, settings, message):
         get_learner(name).check(spec)
 
 
+def test_where_nobody_plays_at_random_a_short_budget_is_enough():
+    spec = lifetime("CEM-RL", 100, order="play-last", learning_starts=200)
+    get_learner("CEM-RL").check(spec)
+    train(spec)
+
+
 @both
 def test_generations_at_random_teach_nothing(name):
     """Two of 80 steps each: the third one is the first that learns, and needs 80 steps more."""

@@ -146,6 +146,9 @@ def adopt(
         elif key == "num_critic_worker" and learner != "P-CEM-RL":
             if value not in (0, 1):  # there is but one possible value here
                 left_out.append(f"{key} {value}")
+        elif key == "num_critic_worker" and not settings.get("parallel_critic"):
+            if value:  # there, too, it has a critic worker with that switch only
+                left_out.append(f"{key} {value} (parallel_critic is not true)")
         elif names.get(key) in known:
             adopted.setdefault(names[key], value)
         elif key in settings:

@@ -106,6 +106,11 @@ class EvolvedSettings(EvaluationSettings):
         return 1
 
     @property
+    def random_steps(self) -> int:
+        """Steps of individuals before the distribution is told any."""
+        return self.learning_starts
+
+    @property
     def told_together(self) -> int:
         """Individuals that the distribution is told at a time."""
         return 1

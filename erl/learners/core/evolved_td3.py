@@ -236,6 +236,7 @@ class EvolvedTD3(Generic[S]):
         s = self.settings
         warn_of_precision(s.precision, s.device, s.batch_size)
         defaults = {field.name: field.default for field in fields(s)}
+        defaults |= s.environment_defaults(self.spec.task.env_id)
         for name, why in s.idle().items():
             if getattr(s, name) != defaults[name]:
                 _log.warning("%s=%s changes nothing: %s", name, getattr(s, name), why)
@@ -370,7 +371,7 @@ class EvolvedLearner(OneByOne):
         cost = s.counted_per_step
         of = "episodes of the mean that are as long as the individuals'"
         check_budget(
-            self.name, spec, {"learning_starts": s.learning_starts}, cost, of, s.told_together
+            self.name, spec, {"learning_starts": s.random_steps}, cost, of, s.told_together
         )
         check_actions(self.name, spec.spaces()[1], spaces.Box)
         self.check_together([[spec]])

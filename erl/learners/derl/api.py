@@ -105,6 +105,8 @@ class DERL:
         made = DERLSettings.from_learner_config(config, env_name)
         self._run = Run([spec], [Ledger()], [Outputs(tensorboard=tensorboard)], [made])
         self._policy = BlendedPolicy(self._run)
+        # A look at the agent must not change what it learns.
+        self._exploration = np.random.default_rng(seed)
         env = self._policy.stage.world.envs[0]
         self._observations = Observations(env.observation_space, env_name)
         self._actions = Actions(env.action_space, env_name)
@@ -189,7 +191,8 @@ class DERL:
                 of Tuple and Dict observations, of which it takes one.
             state: passed through.
             episode_start: not needed.
-            deterministic: whether it acts without exploration.
+            deterministic: whether it acts without exploration. Exploration draws from a stream of
+                its own: it changes no training.
 
         Returns:
             What the environment's `step` takes, or an array of several; and `state`.
@@ -202,7 +205,9 @@ class DERL:
         each = [observation] if one else observation
         seen = np.stack([self._observations.encode(row) for row in each]).astype(np.float32)
         outputs = Policies(t.sizes, t.theta[None])(seen[None])[0]
-        chosen = t.stage.executed(t.greedy(outputs) if deterministic else t.exploring(outputs))
+        chosen = t.stage.executed(
+            t.greedy(outputs) if deterministic else t.exploring(outputs, self._exploration)
+        )
         actions = np.asarray(self._actions.decode(self._actions.batch(chosen)))
         return actions[0] if one else actions, state
 
@@ -222,7 +227,8 @@ class DERL:
 
     def save(self, path: str | Path) -> None:
         """Write networks, optimisers, counters, random streams and settings to one file: a zip of
-        arrays (`.npy`) and JSON. The replay buffer stays behind.
+        arrays (`.npy`) and JSON. The replay buffer stays behind. `load` compares the settings, and
+        does not take them.
 
         Raises:
             UserError: the file cannot be written; `check_save` says so before a training.
@@ -261,8 +267,9 @@ class DERL:
             write_whole(path, write)
 
     def load(self, path: str | Path) -> Self:
-        """Take what `save` wrote, with an agent made for the same environment and networks. Nothing
-        in the file is executed.
+        """Take what `save` wrote, with an agent made for the same environment and networks. Its own
+        settings hold from now on; one printed line names those that the file has otherwise.
+        Nothing in the file is executed.
 
         Returns:
             The agent itself.
@@ -272,6 +279,8 @@ class DERL:
         """
         t = self._policy
         about, arrays = _read(path)
+        saved = about.get("settings")
+        saved = saved if isinstance(saved, dict) else {}
         here = {"format": _FORMAT, "env_name": t.spec.task.env_id, "sizes": list(t.sizes)}
         for name, mine in here.items():
             if about.get(name) != mine:
@@ -301,6 +310,14 @@ class DERL:
         t.stage.set_state({**t.stage.get_state(), "rng": about["episodes"]})
         t.iterations, t.updates, t.ledger.steps = iterations, updates, steps
         t.updates_due = updates_due
+        mine = json.loads(json.dumps(asdict(t.settings), default=str))
+        others = [
+            f"{name} {mine[name]!r} (saved: {saved[name]!r})"
+            for name in mine
+            if name in saved and saved[name] != mine[name]
+        ]
+        if others:
+            print(f"settings that go on otherwise than in {path}: {', '.join(others)}", flush=True)
         return self
 
     def close(self) -> None:

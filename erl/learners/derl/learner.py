@@ -14,6 +14,8 @@ its kind for discrete actions, alone.
 The algorithm is that of a public project of 2025. Its first code differs: there the policy imitated
 the stored actions in place of a gradient, sigma entered twice, nothing explored, actions were not
 scaled to their bounds, the halves began with unrelated policies, and time limits counted as ends.
+An update followed every environment step. `updates_per_step` is 1 by default here too, but updates
+come after the iteration's episodes; a tenth is much cheaper, and was enough in the examples.
 """
 
 import time
@@ -219,12 +221,15 @@ class BlendedPolicy:
         """
         return outputs.argmax(1) if self.discrete else np.tanh(outputs)
 
-    def exploring(self, outputs: np.ndarray) -> np.ndarray:
-        """Actions for outputs (k, outputs), as a `Stage` takes them: drawn, or with noise."""
+    def exploring(self, outputs: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+        """Actions for outputs (k, outputs), as a `Stage` takes them: drawn, or with noise; by
+        default from the stream of the training.
+        """
+        rng = self.rng if rng is None else rng
         if self.discrete:
             # The largest of logits with Gumbel noise is a draw from their distribution.
-            return (outputs + self.rng.gumbel(size=outputs.shape)).argmax(1)
-        noise = self.rng.normal(0.0, self.settings.exploration_noise, outputs.shape)
+            return (outputs + rng.gumbel(size=outputs.shape)).argmax(1)
+        noise = rng.normal(0.0, self.settings.exploration_noise, outputs.shape)
         return np.clip(np.tanh(outputs) + noise, -1.0, 1.0)
 
     def update_networks(self, n: int) -> dict[str, float]:

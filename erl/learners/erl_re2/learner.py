@@ -7,8 +7,8 @@ from the value functions of the RL agent and of the population.
 
 Differences from the published code:
 
-- Nothing is ever chosen or reported as the best of several noisy scores. Evaluation only reports,
-  is sparse, and nothing that feeds learning escapes the budget.
+- No score is reported by which something was chosen. Evaluation only reports, is sparse, and
+  nothing that feeds learning escapes the budget.
 - The value function of policies (PeVFA) encodes a head as the paper says, row by row (W_i, b_i).
   The published code cuts the flat vector of all weights and then all biases into rows, so that each
   row is shifted by one weight more and the last one holds all biases.
@@ -21,6 +21,10 @@ Differences from the published code:
   representation move only when both gradients are there.
 - Evolution, too, waits for `learning_starts`, so that the population does not drift before it can
   be evaluated. Without RL the population is evaluated by whole episodes from the first step.
+- The RL head is first copied into the population in the first due generation whose heads were
+  judged, since the least fit one makes room. The published code begins a generation earlier, when
+  learning begins, and overwrites the first head. With `sync_period` 10 that can be ten generations.
+- The discount on Swimmer is 0.9999 (`environments.toml` says why), and 0.99 there.
 - The RL head's copy spares all elites; the number of offspring need not be even; a mutation changes
   at least one weight.
 - An episode that ends with step H has no value beyond it.
