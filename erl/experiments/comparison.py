@@ -159,9 +159,10 @@ def _the_test(
     before = existing(flags.results, test_name)
     stored = None if before is None else before.config
     guessed = best.study is None and not flags.evolved
-    # Journals were once taken for reservoirs without a bias.
+    # Journals were once taken for reservoirs without a bias, and with the last action.
     if isinstance(stored, TestStudy) and guessed:
-        same = {name: getattr(stored.evolution, name) for name in NO_BIAS}
+        kept = (*NO_BIAS, "feed_action")
+        same = {name: getattr(stored.evolution, name) for name in kept}
         evolution = replace(evolution, **same)
     engine = _engine(flags, evolution, stored, sink)
     params, steps = best.winner.params, flags.training_steps

@@ -71,6 +71,9 @@ class ComparisonFlags(AgentFlags):
     )
     del_obs: bool | None = option(None, "velocities deleted, if the study does not store it")
     skip_c: bool | None = option(None, "skip connection, if the study does not store it")
+    fixed_iss: bool | None = option(
+        None, "of ER-MRL's commands: whether the evolution left the input scaling at 1; compared"
+    )
     env_kwargs: str | None = env_kwargs_option(", where the study does not say")
 
     def __post_init__(self) -> None:

@@ -92,7 +92,9 @@ class EvolutionFlags(RunFlags):
         False, "the policy also sees the observation, the last action and the last reward"
     )
     feed_action: bool = option(
-        True, "the last action reaches the reservoir; never with --published_code"
+        True,
+        "the last action reaches the reservoir, and with --skip_c the policy; never with "
+        "--published_code",
     )
     fixed_iss: bool = option(True, "the input scaling is 1; False searches it too")
     evolve: str | None = option(None, _SEARCH_MORE, holds="list")

@@ -97,8 +97,9 @@ class RunFlags:
     )
     published_code: bool = option(
         False,
-        "behave like the published code: of ER-MRL, no action in the reservoir, seeds 0, 1, 2, …; "
-        "of AES-RL and its kin, the settings in which it differs",
+        "behave like the published code: of ER-MRL, no action in the reservoir, seeds 0, 1, 2, …, "
+        "and in an evolution a bias on a tenth of the neurons and scores with the reward of a "
+        "random step; of AES-RL and its kin, the settings in which it differs",
     )
 
     def __post_init__(self) -> None:

@@ -20,6 +20,7 @@ from erl.studies.study import Study
 from erl.studies.winner import Finalist, chosen
 from erl.worlds.arguments import Arguments, parse_arguments
 from erl.worlds.task_sets import TASK_SETS, load_task_set, load_task_sets
+from erl.worlds.tasks import bare_name
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,18 @@ def _load_study(flags: ComparisonFlags, sink: Sink) -> Best:
     return Best(name, stem, winner.title, evolution, winner, None if guessed else study)
 
 
+def _check_fixed_iss(flags: ComparisonFlags, name: str, evolution: EvolutionStudy) -> None:
+    """Refuse a flag that says something else of the input scaling than what was searched."""
+    if flags.fixed_iss not in (None, evolution.fixed_iss):
+        searched = "did not search" if evolution.fixed_iss else "searched"
+        raise UserError(
+            f"{name} {searched} the input scaling, and --fixed_iss {flags.fixed_iss} contradicts it"
+        )
+
+
 def _check_stored(flags: ComparisonFlags, name: str, evolution: EvolutionStudy) -> None:
     """Refuse flags that say something else of the evolution than what is stored of it."""
+    _check_fixed_iss(flags, name, evolution)
     names = ["units", "skip_c"]
     if not isinstance(flags, GeneralizationComparisonConfig):
         names += ["del_obs", "env_id"]
@@ -228,6 +239,10 @@ def _guess_config(flags: ComparisonFlags, name: str, params: dict[str, float]) -
     # ER-MRL's names of studies begin with the environment, or with a set of environments.
     named = re.match(r".+?-v\d+(?=_)", name)
     env_id = named.group() if flags.study is not None and named else flags.evolved_in
+    # Its versions may be gone, as LunarLander-v2 is: then the flag names another one.
+    given = getattr(flags, "env_id", None)
+    if given and bare_name(given) == bare_name(env_id):
+        env_id = given
     several = [k for k in params if re.fullmatch(r"sr_[0-9]+", k)]
     evolution = EvolutionStudy(
         env_id=env_id,
@@ -235,6 +250,7 @@ def _guess_config(flags: ComparisonFlags, name: str, params: dict[str, float]) -
         units=UNITS if flags.units is None else flags.units,
         del_obs=bool(flags.del_obs),
         skip_c=bool(flags.skip_c),
+        feed_action=False,  # its code never did
         fixed_iss=not any(k.startswith("iss") for k in params),
         nb_res=len(several) or None,
         bias=ER_MRL_BIAS["bias"],
@@ -244,6 +260,7 @@ def _guess_config(flags: ComparisonFlags, name: str, params: dict[str, float]) -
         sets = load_task_sets(TASK_SETS).sets
         evolved = next((s for s in sets if re.match(rf"{s}_[0-9]+_", name)), flags.HP_env_type)
         evolution = replace(evolution, env_ids=load_task_set(evolved).env_ids)
+    _check_fixed_iss(flags, name, evolution)
     return evolution
 
 

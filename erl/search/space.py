@@ -218,7 +218,7 @@ def search_space(config: SearchConfig) -> dict[str, Range]:
 
 
 def draw_from(ranges: Mapping[str, Range], rng: np.random.Generator) -> dict[str, float]:
-    """Parameters drawn uniformly on each one's scale, as evolution begins."""
+    """Parameters drawn uniformly on each one's scale."""
     return {name: r.at(rng.uniform()) for name, r in ranges.items()}
 
 

@@ -352,7 +352,7 @@ class Context:
         skip_c: whether it also sees observation, action and reward (skip connection).
         reset_res: whether states go to zero at the start of an episode.
         feed_action: whether the executed action reaches the reservoirs. ER-MRL's published code
-            feeds zeros, or the one-hot of action 0 after a step, instead.
+            feeds zeros, or the one-hot of action 0, instead; here the latter only after a step.
         obs_units: how many neurons the policy sees, the first ones of all reservoirs side by side;
             None for all.
         own: a context of the user's own in place of reservoirs, of which there are none then.

@@ -28,6 +28,7 @@ from erl.experiments.evolution import (
 )
 from erl.experiments.evolution import test_command as shown_command
 from erl.experiments.evolution_study import lifetimes
+from erl.experiments.tested import load_best
 from erl.figures.report import describe
 from erl.search.space import make_context
 from erl.studies.commands import show_study
@@ -643,6 +644,28 @@ def test_a_journal_of_several_reservoirs_opens(tiny, inline, sink):
     # ReservoirPy gave all of them a bias then.
     reservoirs = [*spec_of(evolved).context.reservoirs, *drawn]
     assert {(r.bias, r.bias_connectivity) for r in reservoirs} == {(1.0, 0.1)}
+    # Its code fed no action.
+    assert not spec_of(evolved).context.feed_action
+    assert not spec_of(random).context.feed_action
+
+
+def test_a_journal_of_an_environment_that_is_gone(inline, sink):
+    name = "LunarLander-v2_main_300k_steps"
+    er_mrl_journal(name, 1)
+    words = {"study": name, "storage": f"optuna-journal_{name}.log", "nb_seeds": 1}
+    for given, taken in ((None, 2), ("LunarLander-v3", 3), ("CartPole-v1", 2)):
+        best = load_best(MultiComparisonConfig(**words, env_id=given), sink)
+        assert best.evolution.env_id == f"LunarLander-v{taken}"
+
+
+def test_fixed_iss_of_er_mrls_commands_is_compared(inline, sink):
+    name = "CartPole-v1_2_main_300k_steps"
+    er_mrl_journal(name, 2)
+    words = {"study": name, "storage": f"optuna-journal_{name}.log", "nb_seeds": 1}
+    best = load_best(MultiComparisonConfig(**words, fixed_iss=False), sink)
+    assert not best.evolution.fixed_iss
+    with pytest.raises(UserError, match="searched the input scaling, and --fixed_iss True"):
+        load_best(MultiComparisonConfig(**words, fixed_iss=True), sink)
 
 
 @pytest.mark.parametrize("env_type", ["Ant_Swimmer", "Ant_4_tr_envs"])
