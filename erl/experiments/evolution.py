@@ -101,10 +101,17 @@ class Generations:
         limit = self._nb_trials + again
         reclaimed = study.reclaim(self._max_retries)
         waiting = [t for t in reclaimed if t.number < limit]
-        begun = len(study.trials()) - again
-        # A generation that an earlier run left incomplete is filled up; waiting trials of a
-        # complete one come first.
-        new = -begun % self._popsize or (0 if waiting else self._popsize)
+        there = study.trials()
+        begun = len(there) - again
+        generation = begun // self._popsize
+        # A generation that an earlier run left incomplete is filled up, and not one that another
+        # coordinator is proposing; waiting trials of a complete one come first.
+        incomplete = begun % self._popsize
+        if incomplete and study.others_run(there[-incomplete:]):
+            incomplete = 0
+            latest = [t.user_attrs.get("generation") for t in there[-self._popsize :]]
+            generation = max([generation, *(g + 1 for g in latest if g is not None)])
+        new = self._popsize - incomplete if incomplete or not waiting else 0
         new = min(new, max(0, self._nb_trials - begun))
         if not (waiting or new):
             if any(t.number < limit for t in study.trials("RUNNING")):
@@ -113,7 +120,6 @@ class Generations:
             return None
         resumed = [study.take_up(t, self._plan, self._sampler, self._space) for t in waiting]
         trials = [t for t in resumed if t is not None]
-        generation = begun // self._popsize
         return trials + study.propose(
             new, self._sampler, self._space, self._plan, generation, limit
         )

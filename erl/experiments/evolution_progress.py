@@ -94,22 +94,32 @@ class EvolutionProgress(Progress):
         steps: int,
         pace: Pace,
     ) -> None:
-        done = study.finished()
-        lifetimes_of_a_trial = len(config.environments) * config.nb_seeds
-        super().__init__(sink, (nb_trials - done) * lifetimes_of_a_trial * steps, pace)
-        self.done = done
+        self._study, self._nb_trials = study, nb_trials
+        self._steps_of_trial = len(config.environments) * config.nb_seeds * steps
+        super().__init__(sink, pace=pace)
         self.last_error: str | None = None
-        self._nb_trials = nb_trials
-        best = study.best()
-        self._best = None if best is None else (float(best.value or 0.0), best.number)
+        self._best: tuple[float, int] | None = None
+        self._look()
+        self.budget = (nb_trials - self.done) * self._steps_of_trial
         self._generation: Any = 0
         self._running = 0
         self._luck = Luck(study, config)
         self._hinted = False
 
+    def _look(self) -> None:
+        """Take in what has ended, also with other coordinators."""
+        self.done = self._study.finished()
+        best = self._study.best()
+        self._best = None if best is None else (float(best.value or 0.0), best.number)
+
     def begin(self, trials: Sequence[RunningTrial]) -> None:
         """A generation begins."""
         super().begin(trials)
+        self._look()
+        # This one's share: its trials, and a part of those that nobody has begun.
+        running = len(self._study.trials("RUNNING"))
+        to_come = max(0, self._nb_trials - self.done - running) / self._study.coordinators()
+        self.budget = self._before + round((len(trials) + to_come) * self._steps_of_trial)
         # Of trials that are taken up again some lifetimes may be stored.
         self.budget -= sum(steps_of(t.specs[i]) for t in trials for i in t.records)
         if trials:

@@ -28,9 +28,10 @@ def luck_share(scores: np.ndarray) -> float | None:
 
     The fitness is the mean over environments and seeds. All trials have the same seeds, so what a
     seed does to all of them is no luck of one: noise is what a two-way analysis of variance (trials
-    x seeds) leaves over, in each environment. The share is 1 minus the reliability of the mean
-    (Shrout and Fleiss, 1979, Psychological Bulletin 86, 420-428: the intraclass correlation
-    ICC(3, k)).
+    x seeds) leaves over. The environments of a trial share its seeds, and with them the reservoir,
+    so their noise is not independent: scores are first averaged over environments. The share is 1
+    minus the reliability of the mean (Shrout and Fleiss, 1979, Psychological Bulletin 86, 420-428:
+    the intraclass correlation ICC(3, k)).
 
     Args:
         scores: (trials, environments, seeds) of completed trials.
@@ -38,20 +39,16 @@ def luck_share(scores: np.ndarray) -> float | None:
     Returns:
         In [0, 1]; None with less than two trials or seeds, or where all trials are equally good.
     """
-    trials, environments, seeds = scores.shape
+    trials, _, seeds = scores.shape
     if trials < 2 or seeds < 2:
         return None
     variance = float(scores.mean((1, 2)).var(ddof=1))
     if variance <= (1e-12 * np.abs(scores).max()) ** 2:  # no more than roundings of the means
         return None
-    left = (
-        scores
-        - scores.mean(2, keepdims=True)
-        - scores.mean(0, keepdims=True)
-        + scores.mean((0, 2), keepdims=True)
-    )
-    squares = (left**2).sum((0, 2)) / ((trials - 1) * (seeds - 1))  # (environments,)
-    return min(1.0, float(squares.sum()) / (environments**2 * seeds) / variance)
+    of_seed = scores.mean(1)  # (trials, seeds)
+    left = of_seed - of_seed.mean(1, keepdims=True) - of_seed.mean(0) + of_seed.mean()
+    noise = float((left**2).sum()) / ((trials - 1) * (seeds - 1))
+    return min(1.0, noise / seeds / variance)
 
 
 def seeds_for_half(share: float, nb_seeds: int) -> int | None:

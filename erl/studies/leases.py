@@ -10,6 +10,7 @@ it takes up a trial of another machine.
 
 import itertools
 import os
+import random
 import socket
 import threading
 import time
@@ -29,6 +30,10 @@ from erl.studies.trials import attribute
 LEASE_SECONDS = 120.0
 # What the places of leases begin with, among the system attributes of a study.
 PLACE = "lease:"
+# Shares of LEASE_SECONDS: until the next look, whether the place is settled or not.
+_PAUSES = {False: (0.005, 0.025), True: (0.2, 0.25)}
+# Two machines may have seeded their generators alike.
+_BY_CHANCE = random.SystemRandom()
 
 
 def machine() -> str:
@@ -131,9 +136,10 @@ class Lease:
     """This coordinator's identity, its lease, and what it knows of others.
 
     Leases lie in the study's system attributes `lease:0`, `lease:1`, …. Optuna cannot remove an
-    attribute. So a place is free again when its lease has ended, and a study has as many places as
-    it ever had coordinators at a time. Two that take a place at the same moment find out when they
-    renew, and the one whose lease is not there takes another place.
+    attribute. So a place is free again when its lease has ended. Of those that take one place at
+    the same moment the last one has it. All look again a moment later, and who has none takes one
+    by chance: a free one, or one of some that nobody had, twice as many of them each time. So a
+    hundred that begin at once soon have theirs.
 
     Args:
         storage: of the study.
@@ -149,6 +155,7 @@ class Lease:
         self._changes = Changes()
         self._renewals = 0
         self._place: str | None = None
+        self._missed = 0  # how often in a row the place was another one's
         self._stop = threading.Event()
 
     def start(self) -> None:
@@ -201,29 +208,45 @@ class Lease:
     def _is_mine(self, lease: Any) -> bool:
         return lease is not None and lease["owner"]["id"] == self.owner["id"]
 
-    def _renew(self) -> None:
+    def _renew(self) -> bool:
+        """Write the lease; whether its place was this one's before, and not only now."""
         self._renewals += 1
         leases = self.look()
         if self._stop.is_set():
-            return
-        if self._place is None or not self._is_mine(leases.get(self._place)):
-            free = [
-                k
-                for k, lease in leases.items()
-                if lease is None or self._works(lease["owner"]) is False
-            ]
-            unused = next(k for i in itertools.count() if (k := f"{PLACE}{i}") not in leases)
-            self._place = free[0] if free else unused
+            return True
+        mine = self._place is not None and self._is_mine(leases.get(self._place))
+        if mine:
+            self._missed = 0
+        else:
+            self._missed += self._place is not None
+            self._place = self._another(leases)
+        assert self._place is not None
         lease: Any = {"owner": self.owner, "renewals": self._renewals}
         self._storage.set_study_system_attr(self._study_id, self._place, lease)
         for place, other in leases.items():
             if place != self._place and other and self._works(other["owner"]) is False:
                 self._storage.set_study_system_attr(self._study_id, place, None)
+        return mine
+
+    def _another(self, leases: dict[str, Any]) -> str:
+        """A place whose lease has ended, or that nobody had: at first the lowest one, and then by
+        chance among more and more.
+        """
+        free = [k for k, x in leases.items() if x is None or self._works(x["owner"]) is False]
+        unused = (k for i in itertools.count() if (k := f"{PLACE}{i}") not in leases)
+        if self._place in free:
+            return self._place
+        if not self._missed:
+            return free[0] if free else next(unused)
+        further = 4 << min(self._missed, 6)
+        return _BY_CHANCE.choice(free + list(itertools.islice(unused, further)))
 
     def _keep_renewing(self) -> None:
-        while not self._stop.wait(LEASE_SECONDS / 4):
+        settled = False
+        # A part of each pause is by chance: those that began at once do not go on at once.
+        while not self._stop.wait(LEASE_SECONDS * _BY_CHANCE.uniform(*_PAUSES[settled])):
             try:
-                self._renew()
+                settled = self._renew()
             except Exception:  # the database may be back before the lease ends
                 continue
 

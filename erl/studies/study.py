@@ -165,8 +165,12 @@ class Study:
                     break
                 time.sleep(0.05)
         self.check_same(config)
-        if self.stored is None:  # its creator was killed, or it was made by hand
-            self.known_by()  # before what other processes wait for: they take the same
+        if self.stored is None:  # this process made it; or its creator was killed, or a hand did
+            # Before what other processes wait for: they take the same. A new study that has name
+            # and number of a deleted one is another one.
+            if created:
+                self.optuna.set_user_attr(UID, uuid.uuid4().hex)
+            self.known_by()
             self.optuna.set_user_attr("config", to_stored(config))
             self.optuna.set_user_attr("versions", versions())
             self.optuna.set_user_attr("commit", commit())
@@ -243,7 +247,9 @@ class Study:
     def known_by(self) -> str:
         """What it is known by, whatever it is called; stored when it is first asked for."""
         if UID not in self.optuna.user_attrs:
-            self.optuna.set_user_attr(UID, uuid.uuid4().hex)
+            # Several coordinators may find none at once, and shall store the same.
+            made = uuid.uuid5(uuid.NAMESPACE_OID, f"{self.name} {self._id}")
+            self.optuna.set_user_attr(UID, made.hex)
         return self.optuna.user_attrs[UID]
 
     def best(self) -> FrozenTrial | None:
@@ -291,10 +297,31 @@ class Study:
                 f"{error}; finished lifetimes are stored; run the same command again to continue"
             )
 
+    def others_run(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Whether one of these trials is run by another coordinator, as far as is known."""
+        return any(
+            t.state == TrialState.RUNNING
+            and not self._holds(t)
+            and self._owner_lives(t) is not False
+            for t in trials
+        )
+
+    def coordinators(self) -> int:
+        """How many coordinators run trials now, this one included."""
+        others = {
+            owner.get("id")
+            for t in self.trials("RUNNING")
+            if not self._holds(t) and (owner := attribute(t, "owner")) is not None
+        }
+        return 1 + len(others)
+
+    def _holds(self, trial: FrozenTrial) -> bool:
+        """Whether this coordinator runs a trial."""
+        return trial._trial_id in map(self.storage.id_now, self._held)
+
     def _owner_lives(self, trial: FrozenTrial) -> bool | None:
         """Whether the coordinator of a running trial is alive; None while that is not known."""
-        held = trial._trial_id in map(self.storage.id_now, self._held)
-        return self.lease.owner_lives(trial, held)
+        return self.lease.owner_lives(trial, self._holds(trial))
 
     def reclaim(self, max_retries: int = 2) -> list[FrozenTrial]:
         """Set the trials of coordinators that are gone to waiting.

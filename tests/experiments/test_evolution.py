@@ -204,6 +204,22 @@ def test_trials_that_another_process_runs_are_waited_for(ends, quick, told, sink
     assert any(line.startswith("test them:") for line in sink.lines)
 
 
+def test_a_generation_that_another_process_is_proposing_is_not_filled_up(
+    quick, told, sink, monkeypatch
+):
+    config = make(quick, nb_trials=4)
+    evolve(config, sink)
+    with study_of(config) as other:
+        space = distributions(search_space(other.config))
+        sampler = sampler_of(other.config, space)
+        (trial,) = other.propose(1, sampler, space, lambda params: [], 1, 12)
+        end = lambda _: other.store_end(trial.trial_id, "COMPLETE", 1.0, None)  # noqa: E731
+        monkeypatch.setattr(Study, "pause", end)
+        assert evolve(make(quick, nb_trials=9), sink) == 0
+    generations = [t.user_attrs["generation"] for t in study_of(config).trials()]
+    assert generations == [0] * 4 + [1] + [2] * 4
+
+
 def test_own_trials_that_all_failed_are_no_success_beside_a_longer_run(quick, told, sink):
     told.error = staticmethod(lambda spec: "broken")
     config = make(quick, nb_trials=2)

@@ -8,8 +8,11 @@ from conftest import Lines
 from told_lifetimes import make, study
 
 from erl.experiments.evolution import evolve
-from erl.experiments.evolution_progress import LEAST, Luck
+from erl.experiments.evolution_progress import LEAST, EvolutionProgress, Luck
+from erl.experiments.forecast import Pace
 from erl.search.noise import luck_share
+from erl.search.space import search_space
+from erl.studies.distributions import distributions, sampler_of
 from erl.studies.trials import lifetime_records
 
 
@@ -49,6 +52,24 @@ def test_what_to_do_about_it(share, hint, told, sink):
     luck = Luck(study(), study().config)
     luck.share = share
     assert luck.hint == hint
+
+
+def test_what_other_coordinators_do_is_counted(told, sink):
+    evolve(make(nb_trials=4, finalists=None), sink)
+    with study() as mine, study() as other:
+        nb_trials, steps = 14, 100
+        progress = EvolutionProgress(mine, mine.config, nb_trials, sink, steps, Pace())
+        of_trial = mine.config.nb_seeds * steps
+        assert (progress.done, progress.budget) == (4, 10 * of_trial)
+        space = distributions(search_space(other.config))
+        sampler = sampler_of(other.config, space)
+        best, _ = other.propose(2, sampler, space, lambda params: [], 1, nb_trials)
+        other.store_end(best.trial_id, "COMPLETE", 1e6, None)
+        begun = mine.propose(1, sampler, space, lambda params: [], 2, nb_trials)
+        progress.begin(begun)
+        assert "trials 5/14 (1 running)  best 1000000.00 (trial 4)" in sink.statuses[-1]
+        # One of its own, and half of the 7 that nobody has begun.
+        assert progress.budget == 4.5 * of_trial
 
 
 def test_few_trials_and_one_seed_tell_nothing(told, sink):

@@ -39,9 +39,21 @@ def test_environments_that_differ_are_no_luck():
     rng = np.random.default_rng(0)
     one = drawn(rng, 50, 3, 1.0, 0.0, 1.0)
     two = np.stack([one, one + 100.0], axis=1)  # (trials, environments, seeds)
-    # The same draws in both: twice the values, and twice the noise in a sum of two equal terms
-    # counts as two terms that are independent.
-    assert luck_share(two) == pytest.approx(luck_share(one[:, None]) / 2)
+    assert luck_share(two) == pytest.approx(luck_share(one[:, None]))
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])
+def test_environments_of_a_trial_share_its_seeds(shared):
+    """What a seed does to a trial may be much the same in all environments, or not."""
+    rng, shares = np.random.default_rng(2), []
+    for _ in range(40):
+        values = rng.standard_normal((200, 4, 1))
+        common, own = rng.standard_normal((200, 1, 3)), rng.standard_normal((200, 4, 3))
+        noise = np.sqrt(shared) * common + np.sqrt(1 - shared) * own
+        shares.append(luck_share(values + 2.0 * noise))
+    luck = 4.0 * (shared + (1 - shared) / 4) / 3
+    true = luck / (0.25 + luck)
+    assert np.mean(shares) == pytest.approx(true, abs=4 * np.std(shares) / np.sqrt(40) + 0.005)
 
 
 def test_nothing_tells_luck_of_one_seed_one_trial_or_equal_trials():
