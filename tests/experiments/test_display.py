@@ -5,6 +5,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from erl.errors import UserError
 from erl.experiments import display
 from erl.experiments.display import EvolutionLog, generation_scalars
 from erl.experiments.evolution import EvolutionConfig, evolve
@@ -99,7 +100,7 @@ def test_a_full_temporary_disk_costs_the_picture_and_a_storage_that_fails_ends_t
     assert "cannot be written: No space left" in caplog.text
     assert len(Study(DEFAULT_STORAGE, NAME).trials("COMPLETE")) == 2
     monkeypatch.setattr(Study, "attach", gone)
-    with pytest.raises(StorageError):
+    with pytest.raises(UserError, match="cannot use the storage; finished lifetimes are stored"):
         evolve(config(quick, nb_trials=3, popsize=2, sampler="Random"), sink)
 
 
