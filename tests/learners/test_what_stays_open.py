@@ -58,6 +58,7 @@ def nothing_open():
     check_task.cache_clear()
     check_task(Task(ENV))
     Numbered.left = 100
+    Numbered.opened.clear()
     before = set(threading.enumerate())
     yield
     assert not Numbered.opened
