@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from erl.errors import UserError
+from erl.studies.storage import StorageError
 from erl.studies.study import Study
 from erl.studies.trials import RunningTrial
 from erl.studies.winner import said_of_winner
@@ -70,7 +71,9 @@ class DashboardNotes:
                 for path in files_of(Path(model)):
                     self._study.attach(path, trial_id=trial.trial_id)
             self._attach_curve(trial)
-        except OSError as e:
+        except StorageError:
+            raise
+        except (UserError, OSError) as e:
             _log.warning("trial %d has not all its files in the dashboard: %s", trial.number, e)
 
     def _attach_curve(self, trial: RunningTrial) -> None:

@@ -423,7 +423,7 @@ def report(config: FigureConfig, sink: Sink) -> int:
         for name, title, table in section.tables:
             comparison.write_tables(table, place, name, f"{title}. {section.about}")
         if config.attach and section.data is not None:
-            _attach(section, section.data, place, sink)
+            _attach(section, section.data, sink)
     write_text(page, as_html(sections))
     sink.close()
     drawn = sum(len(s.figures) for s in sections)
@@ -453,7 +453,7 @@ def _write_figures(section: Section, place: Path, formats: Sequence[str], sink: 
             section.figures.append((name, title, figure))
 
 
-def _attach(section: Section, data: StudyData, place: Path, sink: Sink) -> None:
+def _attach(section: Section, data: StudyData, sink: Sink) -> None:
     """Attach a section's figures to its study, and its film to the trial that it shows."""
     with tempfile.TemporaryDirectory() as folder:
         for name, _, figure in section.figures:

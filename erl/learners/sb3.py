@@ -3,7 +3,8 @@
 import copy
 import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import cache, partial
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from erl.learners.core.telemetry import Telemetry
 from erl.worlds.ledger import Ledger
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.tasks import check_task
+from erl.worlds.wrappers import closing_on_error
 
 
 @cache
@@ -239,17 +241,16 @@ class SB3Learner:
 
     def _train_one(self, spec: LifetimeSpec, ledger: Ledger, output: Outputs) -> SB3Agent:
         settings = self._settings(spec)
-        telemetry = Telemetry(spec, ledger, output, self._evaluation(settings))
-        env = self._make_vec_env(spec, settings, ledger)
-        try:
+        with ExitStack() as opened:
+            telemetry = Telemetry(spec, ledger, output, self._evaluation(settings))
+            opened.callback(telemetry.close)
+            env = self._make_vec_env(spec, settings, ledger)
+            opened.callback(env.close)
             model = self._make_model(spec, settings, env)
             # The algorithm seeds its environments with its own seed; theirs is a role of its own.
             env.seed(spec.seeds.environment)
             model.set_logger(telemetry.logger)
             model.learn(spec.steps, callback=_Callback(spec, ledger, telemetry))
-        finally:
-            env.close()
-            telemetry.close()
         return SB3Agent(model, env if isinstance(env, VecNormalize) else None)
 
     def _evaluation(self, settings: dict[str, Any]) -> EvaluationSettings:
@@ -258,13 +259,17 @@ class SB3Learner:
 
     @staticmethod
     def _make_vec_env(spec: LifetimeSpec, settings: dict[str, Any], ledger: Ledger) -> VecEnv:
-        n_envs = settings.get("n_envs", 1)
-        env: VecEnv = DummyVecEnv([partial(spec.make_env, ledger)] * n_envs)
-        if normalize := settings.get("normalize", False):
-            arguments = normalize if isinstance(normalize, dict) else {}
-            gamma = settings.get("gamma", 0.99)
-            env = VecNormalize(env, **{"gamma": gamma, **arguments})
-        return env
+        with closing_on_error() as opened:
+            envs = []
+            for _ in range(settings.get("n_envs", 1)):
+                envs.append(spec.make_env(ledger))
+                opened.callback(envs[-1].close)
+            env: VecEnv = DummyVecEnv([iter(envs).__next__] * len(envs))
+            if normalize := settings.get("normalize", False):
+                arguments = normalize if isinstance(normalize, dict) else {}
+                gamma = settings.get("gamma", 0.99)
+                env = VecNormalize(env, **{"gamma": gamma, **arguments})
+            return env
 
     def _make_model(
         self, spec: LifetimeSpec, settings: dict[str, Any], env: VecEnv

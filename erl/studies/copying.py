@@ -19,7 +19,7 @@ from erl.cli import Sink
 from erl.errors import UserError
 from erl.studies.artefacts import copy_files, files_of, identities_in, renamed, unnamed
 from erl.studies.commands import INCOMPLETE, name_of
-from erl.studies.deletion import remove
+from erl.studies.deletion import finals_of, remove
 from erl.studies.flags import CopyConfig
 from erl.studies.following import UID
 from erl.studies.leases import PLACE, check_unused
@@ -71,9 +71,16 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
             )
         for each in {target_name, copied_finals} & there.keys():
             check_unused(target, each, there[each]._study_id, True, sink)
-        replaced = there[target_name]
-        left = files_of(replaced, target.get_all_trials(replaced._study_id, deepcopy=False))
-        target.delete_study(replaced._study_id)
+        # Finals of the original replace those of the study that is replaced.
+        orphans = [] if has_finals else finals_of(target, target_name, there)
+        if name in orphans and (to == config.storage or _is_same(source, target)):
+            orphans = []  # these finals are copied to the place of their evolution
+        for each in (*orphans, target_name):
+            replaced = there[each]
+            left |= files_of(replaced, target.get_all_trials(replaced._study_id, deepcopy=False))
+            target.delete_study(replaced._study_id)
+        for each in orphans:
+            sink.line(f"{each} in {shown(to)}, the finals of what is replaced, is deleted")
     try:
         study_id = target.create_new_study(original.directions, target_name)
     except DuplicatedStudyError:

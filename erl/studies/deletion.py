@@ -57,11 +57,8 @@ def delete_study(config: DeleteConfig, sink: Sink) -> int:
     storage = open_storage(config.storage)
     name = name_of(storage, config)
     studies = {s.study_name: s for s in storage.get_all_studies()}
-    names = [name]
-    if is_kind(EvolutionStudy, studies[name]):
-        finals = finals_name(storage, name)
-        if finals in studies and is_kind(FinalsStudy, studies[finals]):
-            names.insert(0, finals)  # the evolution, which names them, is the last to go
+    # The evolution, which names them, is the last to go.
+    names = [*finals_of(storage, name, studies), name]
     for each in names:
         check_unused(storage, each, studies[each]._study_id, config.yes, sink)
     doomed = [_doomed(config.storage, storage, studies[each]) for each in names]
@@ -78,6 +75,21 @@ def delete_study(config: DeleteConfig, sink: Sink) -> int:
         sink.line(line)
     sink.line("nothing is deleted yet: --yes deletes it")
     return 0
+
+
+def finals_of(storage: BaseStorage, name: str, studies: Mapping[str, Any]) -> list[str]:
+    """The name of the finals that go with a study that is deleted; none if there are none.
+
+    Args:
+        storage: of both.
+        name: of the study.
+        studies: all of the storage.
+    """
+    if is_kind(EvolutionStudy, studies[name]):
+        finals = finals_name(storage, name)
+        if finals in studies and is_kind(FinalsStudy, studies[finals]):
+            return [finals]
+    return []
 
 
 def _delete(

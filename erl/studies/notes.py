@@ -2,10 +2,12 @@
 it, and the command that comes next.
 
 A note is Markdown. The dashboard keeps it in system attributes of the study, cut into pieces. What
-a user writes below the line that ends a note stays when the note is written again.
+a user writes below the line that ends a note stays when the note is written again, also by several
+coordinators at the same time.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from optuna.storages import BaseStorage
@@ -24,8 +26,8 @@ from erl.studies.configuration import (
 from erl.studies.trials import RunningTrial, states_text, stored_records, tried_again
 from erl.worlds.specification import to_json
 
-# Longest piece of a note: what the dashboard itself writes and reads.
-PIECE = 2045
+# Characters of a note above its line: MySQL's attributes have 65,535 bytes.
+LONGEST = 10_000
 LINE = "*What you write below this line stays.*"
 # A note names so many agents, seeds or parameters at most.
 SHOWN = 12
@@ -42,31 +44,47 @@ def read_note(attrs: Mapping[str, Any], trial_id: int | None = None) -> str:
         attrs: system attributes of the study.
         trial_id: of the trial; None for the study's own.
     """
+    return "".join(_pieces(attrs, trial_id).values())
+
+
+def _pieces(attrs: Mapping[str, Any], trial_id: int | None) -> dict[int, str]:
+    """The pieces of a note by their numbers, in order."""
     prefix = f"{_prefix(trial_id)}note_str:"
-    pieces = {int(k.removeprefix(prefix)): v for k, v in attrs.items() if k.startswith(prefix)}
-    return "".join(pieces[i] for i in sorted(pieces))
+    found = {int(k.removeprefix(prefix)): v for k, v in attrs.items() if k.startswith(prefix)}
+    return dict(sorted(found.items()))
 
 
 def write_note(storage: BaseStorage, study_id: int, text: str, trial_id: int | None = None) -> None:
     """Write a note, above what a user wrote; nothing is written where it is there already.
 
+    Other coordinators may write the same note meanwhile. So it is written into the piece in which
+    the line ends; what follows the line there stays, and so do the pieces behind it. Before and
+    after each single write, whoever reads the note finds all that the user wrote.
+
     Args:
         storage: of the study.
         study_id: its number.
-        text: Markdown.
+        text: Markdown; it is cut after `LONGEST` characters.
         trial_id: of the trial; None for the study's own.
     """
     attrs = storage.get_study_system_attrs(study_id)
-    before = read_note(attrs, trial_id)
-    head, line, own = before.partition(LINE)
-    body = f"{text.rstrip()}\n\n{LINE}{own if line else (head and chr(10) * 2 + head)}"
-    if body == before:
+    pieces = _pieces(attrs, trial_id) or {0: ""}
+    before = "".join(pieces.values())
+    if LINE in before:
+        own = before.index(LINE) + len(LINE)
+        ends = dict(zip(pieces, accumulate(map(len, pieces.values()))))
+        last = next(number for number, end in ends.items() if end >= own)
+        kept = before[own : ends[last]]
+    else:
+        last, kept = 0, before and f"\n\n{pieces[0]}"
+    changed = {last: f"{text[:LONGEST].rstrip()}\n\n{LINE}{kept}"}
+    changed |= {number: "" for number in pieces if number < last}
+    changed = {number: piece for number, piece in changed.items() if piece != pieces[number]}
+    if not changed:
         return
     prefix = _prefix(trial_id)
-    pieces = [body[i : i + PIECE] for i in range(0, len(body), PIECE)]
-    there = sum(k.startswith(f"{prefix}note_str:") for k in attrs)
-    for i, piece in enumerate(pieces + [""] * (there - len(pieces))):
-        storage.set_study_system_attr(study_id, f"{prefix}note_str:{i}", piece)
+    for number, piece in changed.items():
+        storage.set_study_system_attr(study_id, f"{prefix}note_str:{number}", piece)
     version = int(attrs.get(f"{prefix}note_ver", 0)) + 1
     storage.set_study_system_attr(study_id, f"{prefix}note_ver", version)
 

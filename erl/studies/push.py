@@ -165,7 +165,7 @@ def model_card(study: Study, tables: list[AgentTable], agents: list[str], repo: 
         repo: the repository of the Hub; None where the folder stays here.
     """
     attrs, config = study.optuna.user_attrs, study.config
-    parts = [f"---\n{to_yaml(_metadata(study, config, tables))}---", f"# {study.name}"]
+    parts = [f"---\n{to_yaml(_metadata(config, tables))}---", f"# {study.name}"]
     parts += ["Made with erl, which evolves reservoirs around agents that learn by reinforcement."]
     if config is not None:
         commit, winner = attrs.get("commit"), said_of_winner(study)
@@ -185,7 +185,7 @@ def model_card(study: Study, tables: list[AgentTable], agents: list[str], repo: 
     return "\n\n".join(parts) + "\n"
 
 
-def _metadata(study: Study, config: StudyConfig | None, tables: list[AgentTable]) -> dict[str, Any]:
+def _metadata(config: StudyConfig | None, tables: list[AgentTable]) -> dict[str, Any]:
     """What the Hub reads at the head of a card: tags, and the returns of each agent."""
     env_ids = () if config is None else config.environments
     found: dict[str, Any] = {
@@ -257,7 +257,7 @@ def _commands(study: Study, config: StudyConfig | None) -> str:
     """The command that began the study, and that of the evolution that it tests."""
     found = []
     if isinstance(config, TestStudy):
-        found.append(_evolution_command(study, config))
+        found.append(_evolution_command(study))
     found.append(study.optuna.user_attrs.get(COMMAND))
     known = [without_machines(command) for command in found if command]
     if not known:
@@ -275,7 +275,7 @@ def without_machines(text: str) -> str:
     return re.sub(setting, r"\1ADDRESS", text)
 
 
-def _evolution_command(study: Study, config: TestStudy) -> str | None:
+def _evolution_command(study: Study) -> str | None:
     """The command of the evolution that a test is of, if that is in the same storage."""
     name = re.split(r"_(?:trial|mean)_\d+_", study.name)[0]
     with suppress(UserError):

@@ -30,6 +30,7 @@ from erl.worlds.context import ReservoirWrapper, cohort_part, context_space
 from erl.worlds.ledger import Ledger
 from erl.worlds.reservoirs import Context
 from erl.worlds.tasks import Task, check_task, make_env, wrap_env
+from erl.worlds.wrappers import closing_on_error
 
 SPEC_VERSION = 1
 _PACKAGES = (
@@ -136,7 +137,10 @@ class LifetimeSpec:
 
     def make_env(self, ledger: Ledger | None = None, render_mode: str | None = None) -> gym.Env:
         """The environment as the policy sees it; steps are entered in `ledger`."""
-        return self._within_context(make_env(self.task, ledger, render_mode))
+        with closing_on_error() as opened:
+            env = make_env(self.task, ledger, render_mode)
+            opened.callback(env.close)
+            return self._within_context(env)
 
     def wrap_env(self, env: gym.Env) -> gym.Env:
         """Gymnasium's environment of this task, made elsewhere, as the policy sees it."""

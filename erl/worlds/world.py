@@ -22,7 +22,7 @@ from erl.worlds.lockstep import Lockstep
 from erl.worlds.reservoirs import Context, UnsoundReservoir, draw_weights
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.tasks import check_task, make_bare_env
-from erl.worlds.wrappers import stacked_space
+from erl.worlds.wrappers import close_quietly, closing_on_error, stacked_space
 
 # Ticks between two entries in the ledgers; an episode's end enters what is outstanding at once.
 _LEDGER_EVERY = 64
@@ -55,27 +55,38 @@ class World:
     ) -> None:
         check_task(specs[0].task)
         self.n_envs, self.ledgers = n_envs, list(ledgers)
-        made = [make_bare_env(spec.task) for spec in specs for _ in range(n_envs)]
-        self._lockstep = Lockstep([env for env, _ in made], made[0][1])
+        self._seeds = [spec.seeds.environment for spec in specs]
+        self._encoder: ContextEncoder | None = None
+        self.faults: dict[int, Exception] = {}
+        with closing_on_error() as opened:
+            envs = []
+            for spec in specs:
+                for _ in range(n_envs):
+                    env, keep = make_bare_env(spec.task)
+                    opened.callback(close_quietly, env)
+                    envs.append(env)
+            self._lockstep = Lockstep(envs, keep)
+            self._prepare(specs)
+        self._returns = np.zeros(self._lockstep.n)
+        self._outstanding = 0
+
+    def _prepare(self, specs: Sequence[LifetimeSpec]) -> None:
+        """Frames, reservoirs and spaces, for environments that are made."""
         self.action_space: spaces.Space = self._lockstep.action_space
         visible: spaces.Box = self._lockstep.observation_space
         k = specs[0].task.frame_stack
         self._frames = None if k == 1 else np.zeros((self._lockstep.n, k * int(visible.shape[0])))
         self._frame_size = int(visible.shape[0])
         visible = stacked_space(visible, k)
-        self._seeds = [spec.seeds.environment for spec in specs]
-        self._encoder: ContextEncoder | None = None
-        self.faults: dict[int, Exception] = {}
         if specs[0].context is not None:
-            contexts = [c for c in self._contexts(specs, visible) for _ in range(n_envs)]
-            reservoir_seeds = [spec.seeds.reservoir for spec in specs for _ in range(n_envs)]
+            n = self.n_envs
+            contexts = [c for c in self._contexts(specs, visible) for _ in range(n)]
+            reservoir_seeds = [spec.seeds.reservoir for spec in specs for _ in range(n)]
             self._encoder = ContextEncoder(contexts, reservoir_seeds, visible, self.action_space)
             self._collect_context_faults()
         self.observation_space: spaces.Box = (
             visible if self._encoder is None else self._encoder.space
         )
-        self._returns = np.zeros(self._lockstep.n)
-        self._outstanding = 0
 
     def _contexts(
         self, specs: Sequence[LifetimeSpec], observation_space: spaces.Box

@@ -6,6 +6,8 @@ together. Both go through `Actions` and `Observations`.
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import gymnasium as gym
@@ -27,6 +29,16 @@ def close_quietly(env: gym.Env) -> None:
         env.close()
     except RAISED as e:
         _log.info("an environment raised when it was closed: %s: %s", type(e).__name__, e)
+
+
+@contextmanager
+def closing_on_error() -> Iterator[ExitStack]:
+    """Within it, what is entered in the stack is closed if something raises, and stays open
+    otherwise.
+    """
+    with ExitStack() as opened:
+        yield opened
+        opened.pop_all()
 
 
 def stacked_space(space: spaces.Box, frame_stack: int) -> spaces.Box:

@@ -1,13 +1,16 @@
+from errno import ENOSPC
+
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from erl.errors import UserError
 from erl.experiments import display
 from erl.experiments.display import EvolutionLog, generation_scalars
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.studies.data import read_trials, sampler_path
-from erl.studies.storage import DEFAULT_STORAGE
+from erl.studies.storage import DEFAULT_STORAGE, StorageError
 from erl.studies.study import Study
 
 ENV = "toy_environments:Recall-v0"
@@ -78,6 +81,27 @@ def test_a_log_that_cannot_be_written_costs_a_warning(quick, told, sink, caplog,
     monkeypatch.setattr(display.EvolutionLog, "_write", refuse)
     assert evolve(config(quick, nb_trials=4), sink) == 0
     assert "the evolution is not in TensorBoard: No space left" in caplog.text
+
+
+def test_a_full_temporary_disk_costs_the_picture_and_a_storage_that_fails_ends_the_command(
+    quick, inline, sink, caplog, monkeypatch
+):
+    def full(path, write):
+        raise OSError(ENOSPC, "No space left on device")
+
+    def gone(*arguments, **named):
+        raise StorageError("cannot use the storage")
+
+    monkeypatch.setattr(display, "CURVE_SECONDS", 0.0)
+    with monkeypatch.context() as disk:
+        disk.setattr("erl.figures.style.write_whole", full)
+        assert evolve(config(quick, nb_trials=2, popsize=2, sampler="Random"), sink) == 0
+    assert caplog.text.count("not all its files in the dashboard") == 2
+    assert "cannot be written: No space left" in caplog.text
+    assert len(Study(DEFAULT_STORAGE, NAME).trials("COMPLETE")) == 2
+    monkeypatch.setattr(Study, "attach", gone)
+    with pytest.raises(UserError, match="cannot use the storage; finished lifetimes are stored"):
+        evolve(config(quick, nb_trials=3, popsize=2, sampler="Random"), sink)
 
 
 @pytest.mark.slow

@@ -184,3 +184,21 @@ def test_a_full_disk_costs_the_checkpoint_only(tmp_path, monkeypatch, caplog):
     other = Cohort(7)
     assert restore_parts(paths, other.specs, other.settings, other.parts) == [True, False]
     assert other.essence(0) == before
+
+
+@pytest.mark.parametrize("refused", ["unlink", "is_dir"])
+def test_a_checkpoint_that_cannot_be_removed_costs_a_warning(
+    refused, tmp_path, monkeypatch, caplog
+):
+    path = tmp_path / "a.pkl"
+    path.touch()
+
+    def refuse(*_, **__):
+        raise PermissionError("Read-only file system")
+
+    monkeypatch.setattr(Path, refused, refuse)
+    remove_checkpoint(str(path))
+    assert "not needed any more: Read-only file system" in caplog.text
+    monkeypatch.undo()
+    remove_checkpoint(str(path))
+    assert not list(tmp_path.iterdir())

@@ -90,7 +90,7 @@ def training(s, ledger=None):
 
 def train_through(t):
     """Its agent, once the budget is spent."""
-    (agent,) = t.run.train(t)
+    (agent,) = t.run.train(lambda _: t)
     return agent
 
 
@@ -265,7 +265,7 @@ def test_it_stops_when_it_is_told(at):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("erl.learners.erl_re2.learner._CHUNK", 16)
         with pytest.raises(Stopped):
-            t.run.train(t)
+            t.run.train(lambda _: t)
     assert 50 <= t.updates < 50 + 16
     assert ledger.notes()["generations"] > 0  # what was noted by then is not lost
     t.close()

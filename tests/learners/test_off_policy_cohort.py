@@ -328,7 +328,7 @@ def test_rows_of_the_buffer_are_what_was_lived(monkeypatch):
         record(observations, actions, after, rewards, ended, cut)
 
     monkeypatch.setattr(training.learner, "record", noting)
-    run.train(training)
+    run.train(lambda _: training)
     assert len(training.learner.buffer) == 70
     batch = training.learner.buffer.batch(torch.arange(70))
     rows = torch.cat([batch.pairs, batch.rewards, batch.next_observations], 1)

@@ -2,6 +2,7 @@ import http.client
 import json
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -171,12 +172,58 @@ def test_notes_are_what_the_dashboard_reads_and_a_users_words_stay(quick, told, 
     study.note()
     assert get_note(loaded).endswith("nothing but mine")
     assert get_note(loaded).count("5 complete") == 1
-    long = "\n".join(f"- line {i}" for i in range(1000))
+    long = "\n".join(f"- line {i}" for i in range(900))
     write_note(study.storage, study._id, long)
     assert long in get_note(loaded)
     write_note(study.storage, study._id, "short")
     assert get_note(loaded).startswith("short\n")
     assert "line" not in get_note(loaded).partition("*What")[0]
+    write_note(study.storage, study._id, "long" * 20_000)
+    assert get_note(loaded).startswith(f"{'long' * 2500}\n\n*What")
+
+
+class Twofold:
+    """A storage in which another coordinator writes its note before the k-th write of this one."""
+
+    def __init__(self, storage, k, other):
+        self._storage, self._left, self._other = storage, k, other
+
+    def get_study_system_attrs(self, study_id):
+        return self._storage.get_study_system_attrs(study_id)
+
+    def set_study_system_attr(self, study_id, key, value):
+        if self._left == 0:
+            self._other()
+        self._left -= 1
+        self._storage.set_study_system_attr(study_id, key, value)
+
+
+# The line ends in the first piece, in a later one, between two, and there is none.
+@pytest.mark.parametrize("head", [100, 3000, 2045 - 20, 2045 - 39, None])
+@pytest.mark.parametrize("mine", [50, 5000])
+def test_what_a_user_wrote_stays_whoever_writes_the_note_at_the_same_time(head, mine):
+    from optuna_dashboard import save_note
+
+    from erl.studies.notes import LINE, write_note
+
+    own = " ".join(map(str, range(2000)))
+    above = "" if head is None else f"{'h' * (head - 2)}\n\n{LINE}"
+    notes = ["m" * mine, "o" * 2500]
+    storage = optuna.storages.InMemoryStorage()
+    for k in range(8):
+        study = optuna.create_study(storage=storage)
+        save_note(study, f"{above}\n\n{own}")
+        write = partial(write_note, study_id=study._study_id)
+        twofold = Twofold(storage, k, partial(write, storage, text=notes[1]))
+        write(twofold, text=notes[0])
+        if k == 0:
+            assert twofold._left < 0  # there was a write to come between
+        found, _, below = get_note(study).partition(LINE)
+        assert found.strip() in notes
+        assert below.strip() == own
+        for text in notes:
+            write(storage, text=text)
+            assert get_note(study) == f"{text}\n\n{LINE}{below}"
 
 
 def test_curves_and_models_are_files_of_their_trials_and_a_copy_takes_them_along(

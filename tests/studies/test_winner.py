@@ -4,6 +4,7 @@ import itertools
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import optuna
@@ -18,6 +19,7 @@ from erl.experiments.display import DashboardNotes
 from erl.experiments.evolution import evolve
 from erl.figures.page import _what_was_run
 from erl.search.noise import Expected
+from erl.studies.artefacts import folder_of
 from erl.studies.commands import ListConfig, ShowConfig, list_studies, show_study
 from erl.studies.copying import CopyConfig, copy_study
 from erl.studies.data import evolved_reservoirs, read_study
@@ -249,6 +251,29 @@ def test_a_copy_has_the_finals_too(told, sink):
     names = study_names(open_storage("sqlite:///copy.db"))
     assert sorted(names) == ["other", "other_finals"]
     assert chosen(Study("sqlite:///copy.db", "other")) == chosen(study())
+
+
+def test_finals_of_an_evolution_that_is_replaced_by_one_without_go_too(evolved, sink):
+    """Their files also; other studies stay, and finals that are copied there themselves."""
+    Path("notes.txt").write_text("of finals")
+    study(f"{NAME}_finals").attach("notes.txt")
+    target = "sqlite:///copy.db"
+    assert copy_study(CopyConfig(study=NAME, to=target), sink) == 0
+    assert copy_study(CopyConfig(study=NAME, to=target, to_name="other"), sink) == 0
+    replace_with_finals = CopyConfig(study=NAME, to=target, overwrite=True)
+    assert copy_study(replace_with_finals, sink) == 0
+    everything = [NAME, f"{NAME}_finals", "other", "other_finals"]
+    assert sorted(study_names(open_storage(target))) == everything
+    assert "is deleted" not in str(sink)
+    finals = study(f"{NAME}_finals")
+    finals.storage.delete_study(finals._id)
+    assert copy_study(replace_with_finals, sink) == 0
+    assert sorted(study_names(open_storage(target))) == [NAME, "other", "other_finals"]
+    assert f"{NAME}_finals in {target}, the finals of what is replaced, is deleted" in sink.lines
+    assert len(list(folder_of(target).iterdir())) == 1  # that of other_finals
+    itself = CopyConfig(storage=target, study="other_finals", to=target, to_name="other")
+    assert copy_study(replace(itself, overwrite=True), sink) == 0
+    assert sorted(study_names(open_storage(target))) == [NAME, "other", "other_finals"]
 
 
 def test_scores_that_another_version_stored_are_not_known(told, sink):

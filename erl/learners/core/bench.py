@@ -186,7 +186,6 @@ class Bench:
         self.settings, self.n = settings, n
         s, device = settings, settings.device
         self._low = s.precision == "bf16"
-        self.stage = OpenStage(spec, ledger, n)
         observation_space, action_space = spec.spaces()
         o, a = observation_space.shape[0], get_action_dim(action_space)
         self.buffer = ReplayBuffer(capacity, o, a, device)
@@ -221,6 +220,8 @@ class Bench:
             "train_actor": Timed(self.train_actors, s.actor_update_cost),
             "train_critics": Timed(self.train_critics, s.critic_update_cost),
         }
+        # At the end: what cannot be made before leaves no environment open.
+        self.stage = OpenStage(spec, ledger, n)
 
     def receive(self, item: Episode | dict[str, Any]) -> None:
         """Store an episode in the replay buffer, or all that another one holds."""

@@ -299,16 +299,19 @@ def checkpoint_files(path: str) -> list[Path]:
 
 def remove_checkpoint(path: str) -> None:
     """Remove a checkpoint, if there is one, what was set aside of earlier ones, and what a killed
-    process was writing.
+    process was writing. What cannot be removed costs a warning.
     """
     file = Path(path)
-    for left in (
-        file,
-        beside(path),
-        *file.parent.glob(f"{file.name}.aside*"),
-        *file.parent.glob(f".{file.stem}.*"),
-    ):
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
+    try:
+        for left in (
+            file,
+            beside(path),
+            *file.parent.glob(f"{file.name}.aside*"),
+            *file.parent.glob(f".{file.stem}.*"),
+        ):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+    except OSError as e:
+        _log.warning("a checkpoint stays that is not needed any more: %s", e)

@@ -37,6 +37,7 @@ from erl.networks.policies import n_parameters
 from erl.networks.trained import Trained
 from erl.populations import Distribution
 from erl.worlds.specification import LifetimeSpec
+from erl.worlds.wrappers import closing_on_error
 
 _log = logging.getLogger(__name__)
 S = TypeVar("S", bound=EvolvedSettings)
@@ -92,25 +93,27 @@ class EvolvedTD3(Generic[S]):
         self.observation_space, self.action_space = self.spec.spaces()
         capacity = s.capacity(self.spec.steps)
         here = s.players if s.actor_executor == "lockstep" else 1
-        self.bench = Bench(self.spec, s, self.ledger, here, capacity)
-        generator = torch.Generator().manual_seed(self.spec.seeds.learner)
-        mean, self.critics = first_networks(self.bench, generator)
-        self.distribution = self.make_distribution(mean, self._rng(_DISTRIBUTION))
-        self.rng = self._rng(_CONTROL)
-        self.individuals = self.told = self.generations = 0
-        self.policies_told = self.rl_told = 0
-        self.stored_steps = self.mean_episodes = 0
-        self.critic_jobs = self.critic_updates = self.actor_updates = 0
-        self.critic_loss: float | None = None
-        self.workers = inner_workers(
-            s.actor_executor,
-            s.workers,
-            self._next_job,
-            self.bench,
-            partial(make_bench, self.spec, s, capacity),
-            self._backlog,
-            s.ray_address,
-        )
+        with closing_on_error() as opened:
+            self.bench = Bench(self.spec, s, self.ledger, here, capacity)
+            opened.callback(self.bench.close)
+            generator = torch.Generator().manual_seed(self.spec.seeds.learner)
+            mean, self.critics = first_networks(self.bench, generator)
+            self.distribution = self.make_distribution(mean, self._rng(_DISTRIBUTION))
+            self.rng = self._rng(_CONTROL)
+            self.individuals = self.told = self.generations = 0
+            self.policies_told = self.rl_told = 0
+            self.stored_steps = self.mean_episodes = 0
+            self.critic_jobs = self.critic_updates = self.actor_updates = 0
+            self.critic_loss: float | None = None
+            self.workers = inner_workers(
+                s.actor_executor,
+                s.workers,
+                self._next_job,
+                self.bench,
+                partial(make_bench, self.spec, s, capacity),
+                self._backlog,
+                s.ray_address,
+            )
 
     # -- what an algorithm gives --
 

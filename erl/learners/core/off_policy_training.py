@@ -1,6 +1,7 @@
 """Off-policy algorithms as learners: many lifetimes side by side, steps and updates in turns."""
 
 from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -81,7 +82,7 @@ class OffPolicyLearner:
         """
         settings = [self.settings.from_learner_config(spec.learner.config) for spec in cohort]
         run = Run(cohort, ledgers, outputs, settings)
-        return run.train(OffPolicyTraining(run, self.cohort))
+        return run.train(partial(OffPolicyTraining, algorithm=self.cohort))
 
 
 class OffPolicyTraining:
@@ -98,16 +99,16 @@ class OffPolicyTraining:
         self, run: Run[OffPolicySettings], algorithm: type[OffPolicy[OffPolicySettings]]
     ) -> None:
         self.run, self.settings = run, run.settings[0]
-        self.world = World(run.specs, run.ledgers, self.settings.n_envs)
         self.learner = algorithm(
             run.settings,
             [spec.seeds.learner for spec in run.specs],
-            self.world.observation_space,
-            self.world.action_space,
+            *run.specs[0].spaces(),
             [spec.steps for spec in run.specs],
         )
         self.since = np.zeros((len(run.specs), 2), np.int64)
         self.iterations = 0
+        # At the end: what cannot be made before leaves no environment open.
+        self.world = World(run.specs, run.ledgers, self.settings.n_envs)
 
     def start(self) -> None:
         """Begin the first episodes, and warn of a setting that has no effect."""

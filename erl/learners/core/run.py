@@ -6,9 +6,9 @@ An algorithm says what one iteration is; everything around it is here.
 
 import logging
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import torch
 from stable_baselines3.common.preprocessing import get_action_dim
@@ -87,14 +87,20 @@ class Run(Generic[S]):
         self._results: list[Agent | Exception] = [RuntimeError("never trained")] * len(cohort)
         self._started_at = self._saved_at = time.perf_counter()
 
-    def train(self, algorithm: Algorithm) -> list[Agent | Exception]:
-        """Iterate until every lifetime has spent its budget or failed.
+    def train(self, make: Callable[[Self], Algorithm]) -> list[Agent | Exception]:
+        """Iterate until every lifetime has spent its budget or failed, and close what is open then,
+        whatever happens.
+
+        Args:
+            make: the algorithm, from this run. One that cannot be made leaves nothing open.
 
         Returns:
             An agent, or why there is none, for each lifetime.
         """
-        self._algorithm = algorithm
-        try:
+        with ExitStack() as opened:
+            opened.callback(self.close)
+            self._algorithm = algorithm = make(self)
+            opened.callback(algorithm.close)
             algorithm.start()
             self._restore()
             self._finish()
@@ -102,11 +108,12 @@ class Run(Generic[S]):
                 algorithm.iterate()
                 self._finish()
                 self._save()
-        finally:
-            algorithm.close()
-            for telemetry in self.telemetry:
-                telemetry.close()
         return self._results
+
+    def close(self) -> None:
+        """Close the logs."""
+        for telemetry in self.telemetry:
+            telemetry.close()
 
     # Members
 
@@ -274,9 +281,8 @@ class OneByOne:
 
     def _train_one(self, spec: LifetimeSpec, ledger: Ledger, output: Outputs) -> Agent | Exception:
         settings = self.settings_of(spec)
-        run = Run([spec], [ledger], [output], [settings])
         with torch_threads(settings.threads):
-            (agent,) = run.train(self.algorithm(run))
+            (agent,) = Run([spec], [ledger], [output], [settings]).train(self.algorithm)
         return agent
 
 

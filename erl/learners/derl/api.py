@@ -25,6 +25,7 @@ from erl.worlds.ledger import Ledger
 from erl.worlds.observations import Observations
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds, versions
 from erl.worlds.tasks import Task
+from erl.worlds.wrappers import closing_on_error
 
 _FORMAT = 1
 # Until it is told to stop.
@@ -103,14 +104,17 @@ class DERL:
             if given is not None and given != actual:
                 raise UserError(f"{env_name} has {name}={actual}, not {given!r}")
         made = DERLSettings.from_learner_config(config, env_name)
-        self._run = Run([spec], [Ledger()], [Outputs(tensorboard=tensorboard)], [made])
-        self._policy = BlendedPolicy(self._run)
-        # A look at the agent must not change what it learns.
-        self._exploration = np.random.default_rng(seed)
-        env = self._policy.stage.world.envs[0]
-        self._observations = Observations(env.observation_space, env_name)
-        self._actions = Actions(env.action_space, env_name)
-        self._shape = env.observation_space.shape  # None where it is no array
+        with closing_on_error() as opened:
+            self._run = Run([spec], [Ledger()], [Outputs(tensorboard=tensorboard)], [made])
+            opened.callback(self._run.close)
+            self._policy = BlendedPolicy(self._run)
+            opened.callback(self._policy.close)
+            # A look at the agent must not change what it learns.
+            self._exploration = np.random.default_rng(seed)
+            env = self._policy.stage.world.envs[0]
+            self._observations = Observations(env.observation_space, env_name)
+            self._actions = Actions(env.action_space, env_name)
+            self._shape = env.observation_space.shape  # None where it is no array
 
     @classmethod
     def from_config(cls, path: str | Path, **arguments: Any) -> Self:
@@ -323,7 +327,7 @@ class DERL:
     def close(self) -> None:
         """Close environments and logs."""
         self._policy.close()
-        self._run.telemetry[0].close()
+        self._run.close()
 
 
 def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

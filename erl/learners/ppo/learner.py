@@ -50,8 +50,7 @@ class CohortPPOLearner:
         cohort, and the others go on.
         """
         settings = [PPOSettings.from_learner_config(spec.learner.config) for spec in cohort]
-        run = Run(cohort, ledgers, outputs, settings)
-        return run.train(PPOTraining(run))
+        return Run(cohort, ledgers, outputs, settings).train(PPOTraining)
 
 
 class PPOTraining:
@@ -65,13 +64,10 @@ class PPOTraining:
     def __init__(self, run: Run[PPOSettings]) -> None:
         self.run = run
         self.n_steps = run.settings[0].n_steps
+        seeds = [spec.seeds.learner for spec in run.specs]
+        self.ppo = CohortPPO(run.settings, seeds, *run.specs[0].spaces())
+        # At the end: what cannot be made before leaves no environment open.
         self.world = World(run.specs, run.ledgers, run.settings[0].n_envs)
-        self.ppo = CohortPPO(
-            run.settings,
-            [spec.seeds.learner for spec in run.specs],
-            self.world.observation_space,
-            self.world.action_space,
-        )
 
     def start(self) -> None:
         """Begin the first episodes."""
