@@ -22,6 +22,8 @@ Interval = tuple[float, float]
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 SEED = 0
+# Values, or pairs of them, of resamples that are computed at once: 4 million are 32 MiB.
+MOST_AT_ONCE = 1 << 22
 
 
 def normalised_score(r: Any, r_random: float, r_target: float) -> Any:
@@ -93,10 +95,16 @@ def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> float:
     Raises:
         ValueError: for an empty array.
     """
-    x, y = _values(x)[:, None], _values(y)[None, :]
+    x, y = _values(x), _values(y)
     if np.isnan(x).any() or np.isnan(y).any():
         return math.nan
-    return float(np.mean(x > y) + 0.5 * np.mean(x == y))
+    return float(_improvements(x[None], y[None])[0])
+
+
+def _improvements(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """`probability_of_improvement` of each row of x (k, n) over that of y (k, m)."""
+    x, y = x[:, :, None], y[:, None, :]
+    return np.mean(x > y, axis=(1, 2)) + 0.5 * np.mean(x == y, axis=(1, 2))
 
 
 def improvement_interval(x: ArrayLike, y: ArrayLike) -> Interval:
@@ -127,7 +135,18 @@ def _bootstrap(
     if any(len(s) < 2 or np.isnan(s).any() for s in samples):
         return math.nan, math.nan
     rng = np.random.default_rng(SEED)
-    resampled = [statistic(*(rng.choice(s, len(s)) for s in samples)) for _ in range(n_resamples)]
+    of_rows = _OF_ROWS.get(statistic)
+    sizes = [len(s) for s in samples]
+    at_once = max(1, MOST_AT_ONCE // math.prod(sizes))
+    resampled: list[float] = []
+    while len(resampled) < n_resamples:
+        k = min(at_once, n_resamples - len(resampled))
+        places = rng.integers(0, np.repeat(sizes, sizes), (k, sum(sizes)))
+        drawn = [s[i] for s, i in zip(samples, np.split(places, np.cumsum(sizes)[:-1], axis=1))]
+        if of_rows is None:
+            resampled += [statistic(*each) for each in zip(*drawn)]
+        else:
+            resampled += of_rows(*drawn).tolist()
     low, high = _ends(resampled)
     return float(low), float(high)
 
@@ -411,6 +430,14 @@ def _trimmed(values: np.ndarray, axis: int) -> np.ndarray:
     parted = np.partition(values, (cut, n - cut - 1), axis)
     trimmed = np.take(parted, np.arange(cut, n - cut), axis).mean(axis)
     return np.where(np.isnan(values).any(axis), np.nan, trimmed)
+
+
+# Statistics of one resample, and the same of a row for each resample, which is faster.
+_OF_ROWS: dict[Callable[..., Any], Callable[..., np.ndarray]] = {
+    interquartile_mean: lambda rows: _trimmed(rows, 1),
+    np.mean: lambda rows: rows.mean(1),
+    probability_of_improvement: _improvements,
+}
 
 
 # Points of a learning curve, of at most 200, over which single episodes are averaged out.

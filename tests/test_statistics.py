@@ -174,6 +174,24 @@ def test_mann_whitney_tests_the_probability_of_improvement():
     assert math.isnan(mann_whitney([1, 2], [3, math.nan]))
 
 
+@pytest.mark.parametrize("most", [1, 1000, 1 << 22])
+@pytest.mark.parametrize("n", [2, 3, 7, 10, 33])
+def test_intervals_are_those_of_one_resample_after_the_other(n, most, monkeypatch):
+    monkeypatch.setattr("erl.statistics.MOST_AT_ONCE", most)
+    rng = np.random.default_rng(n)
+    x, y = rng.standard_normal(n), np.round(rng.standard_normal(n + 1), 1)
+    for statistic in (interquartile_mean, np.mean, np.median):  # the last one alone, each time
+        again = np.random.default_rng(0)
+        drawn = [statistic(again.choice(x, n)) for _ in range(2000)]
+        expected = np.quantile(drawn, [0.025, 0.975])
+        assert bootstrap_interval(x, statistic) == pytest.approx(expected, rel=1e-14)
+    again = np.random.default_rng(0)
+    drawn = [
+        probability_of_improvement(again.choice(x, n), again.choice(y, n + 1)) for _ in range(2000)
+    ]
+    assert improvement_interval(x, y) == tuple(np.quantile(drawn, [0.025, 0.975]))
+
+
 def test_an_arm_with_nan_is_none_of_the_family():
     scores = {"PPO": [1.0, 2, 3, 4], "A": [5.0, 6, 7, 8], "B": [1.0, math.nan]}
     without, (_, a, b) = (

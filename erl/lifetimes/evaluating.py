@@ -53,7 +53,7 @@ def summary(found: Evaluation) -> str:
     returns = np.asarray(found.returns)
     # As `evaluate_policy` of Stable-Baselines3 gives it.
     spread = number_text(float(returns.std()))
-    interval = interval_text(bootstrap_interval(returns, lambda x: float(x.mean())))
+    interval = interval_text(bootstrap_interval(returns, np.mean))
     values = {"median": np.median(returns), "least": returns.min(), "greatest": returns.max()}
     values["mean length"] = np.mean(found.lengths)
     said = ", ".join(f"{name} {number_text(float(value))}" for name, value in values.items())
