@@ -193,7 +193,10 @@ def _yaml_loader(written: bool) -> Any:
 
     def whole(loader: Any, node: Any) -> int:
         text = loader.construct_scalar(node).replace("_", "")
-        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+        try:
+            return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+        except ValueError as e:
+            raise TypeError(e) from e
 
     # PyYAML's own take `010` for 8 and `1:30` for 90.
     forms = {
