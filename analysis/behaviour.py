@@ -81,8 +81,8 @@ attempt(report.memory_figure, data, report.describe(data))
 # %% [markdown]
 # ## Retention
 #
-# CogScale's memory tasks with a linear readout: the evolved hyperparameters against those that
-# evolution began from.
+# CogScale's memory tasks with a linear readout: the evolved hyperparameters against reservoirs
+# drawn uniformly from the search space.
 
 # %%
 attempt(report.retention_figure, data, RESERVOIRS, TASKS)

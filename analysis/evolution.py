@@ -36,7 +36,8 @@ attempt(evolution.optimisation_history, data.trials, about, data.winner)
 # ## Where the sampler searched
 #
 # For CMA-ES the outlines are its own distribution, replayed from the study; for other samplers they
-# are mean and covariance of each generation's trials.
+# are mean and covariance of each generation's trials. Studies of other programs do not say what
+# their sampler was: there they are mean and covariance of each ten trials.
 
 # %%
 attempt(report.map_figure, data, about)

@@ -338,6 +338,7 @@ def memory_figure(table: pd.DataFrame, agents: Sequence[str], about: str) -> Fig
     tasks, look = list(table.environment.unique()), looks(agents)
     shown = [agent for agent in agents if agent in set(table.agent)]
     figure, axes = new(height=0.9 + 0.5 * len(tasks))
+    drawn = {}
     for place, agent in enumerate(shown):
         of = table[table.agent == agent]
         y = np.array([tasks.index(task) for task in of.environment])
@@ -345,7 +346,7 @@ def memory_figure(table: pd.DataFrame, agents: Sequence[str], about: str) -> Fig
         ours = of.low.notna().any()
         colour = look[agent].colour if ours else "0.35"
         axes.hlines(y, of.low, of.high, color=colour, linewidth=1)
-        axes.plot(
+        [drawn[agent]] = axes.plot(
             of["mean"],
             y,
             color=colour,
@@ -361,7 +362,7 @@ def memory_figure(table: pd.DataFrame, agents: Sequence[str], about: str) -> Fig
     axes.set_ylim(len(tasks) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("mean return of the last training episodes")
-    legend_above(figure)
+    legend_above(figure, drawn)
     return caption(figure, f"Tasks of the memory benchmark POPGym. {about}")
 
 

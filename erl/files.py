@@ -153,8 +153,8 @@ def spelling(number: float) -> str:
 
 
 def parse_yaml(text: str, written: bool = False) -> Any:
-    """What a YAML text holds. Unlike PyYAML alone, it takes `5e-3` and `1e6` for numbers, as YAML
-    1.2 does, and refuses a key that is given twice.
+    """What a YAML text holds. Unlike PyYAML alone, it takes `5e-3` and `1e6` for numbers, `010` for
+    ten and `1:30` for text, as YAML 1.2 does, and refuses a key that is given twice.
 
     Args:
         text: the YAML.
@@ -191,12 +191,29 @@ def _yaml_loader(written: bool) -> Any:
     class Loader(yaml.SafeLoader):
         pass
 
-    number = r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+"
-    starts = [*"-+.0123456789"]
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^{number}$"), starts)
+    def whole(loader: Any, node: Any) -> int:
+        text = loader.construct_scalar(node).replace("_", "")
+        try:
+            return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+        except ValueError as e:
+            raise TypeError(e) from e
+
+    # PyYAML's own take `010` for 8 and `1:30` for 90.
+    forms = {
+        "tag:yaml.org,2002:int": r"[-+]?[0-9][0-9_]*|0o[0-7]+|0x[0-9a-fA-F]+",
+        "tag:yaml.org,2002:float": r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)"
+        r"(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+    }
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, form) for tag, form in known if tag not in forms]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    for tag, form in forms.items():
+        Loader.add_implicit_resolver(tag, re.compile(f"^(?:{form})$"), [*"-+.0123456789"])
+    Loader.add_constructor("tag:yaml.org,2002:int", whole)
     if written:
         for tag, kind, read in (
-            ("int", WrittenInt, Loader.construct_yaml_int),
+            ("int", WrittenInt, whole),
             ("float", WrittenFloat, Loader.construct_yaml_float),
         ):
 

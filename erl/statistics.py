@@ -286,11 +286,12 @@ def number_text(value: float | None, form: str | None = None) -> str:
 
     Args:
         value: the number.
-        form: for `str.format`; by default four significant digits, or no decimals from 1,000 on.
+        form: for `str.format`; by default four significant digits, or no decimals from 1,000 to
+            a billion.
     """
     if value is None or math.isnan(value):
         return "-"
-    return (form or ("{:,.0f}" if abs(value) >= 1000 else "{:.4g}")).format(value)
+    return (form or ("{:,.0f}" if 1000 <= abs(value) < 1e9 else "{:.4g}")).format(value)
 
 
 def interval_text(ends: Interval, form: str | None = None) -> str:

@@ -14,6 +14,7 @@ from erl.experiments.flags import GROUPS
 from erl.experiments.single import parse_settings
 from erl.experiments.single_flags import SingleConfig
 from erl.figures.flags import FigureConfig
+from erl.files import parse_yaml
 from erl.parsing import OTHER, make_parser, parse
 from erl.worlds.arguments import parse_arguments
 
@@ -157,7 +158,6 @@ def test_files_that_cannot_be_read(name, text, message):
         ("010", None),
         ("0x10", None),
         ("1_000", None),
-        ("1:30", None),
         ("1e3", None),
         ("1.10", None),
         ("2026-01-01", None),
@@ -202,8 +202,29 @@ def test_numbers_in_lists_of_a_file_are_as_they_are_written():
     flags = parse(FigureConfig, [*words, *written("a.toml", "thresholds = [-500, 2.5]")])
     assert flags.threshold_list() == [-500, 2.5]
     assert parse(SingleConfig, written("b.yaml", "set: {a: 010, b: 1.10}")).set == (
-        '{"a": 8, "b": 1.1}'
+        '{"a": 10, "b": 1.1}'
     )
+
+
+@pytest.mark.parametrize(
+    ("word", "reads"), [("010", 10), ("0_5", 5), ("1_000", 1000), ("1e3", 1000), ("+7", 7)]
+)
+def test_a_whole_number_in_a_file_is_that_of_the_command_line(word, reads):
+    assert parse(SingleConfig, written("a.yaml", f"seed: {word}")).seed == reads
+    assert parse(SingleConfig, ["--seed", word]).seed == reads
+    both = f"{{b: {word}}}"
+    words = written("b.yaml", f"env_kwargs: {both}")
+    for text in (both, parse(EvolutionConfig, words).env_kwargs):
+        assert parse_arguments(text) == {"b": reads}
+
+
+def test_sixty_seconds_are_no_number():
+    for words in (written("a.yaml", "seed: 1:30"), ["--seed", "1:30"]):
+        with pytest.raises(UserError, match="seed must be a whole number, not '1:30'"):
+            parse(SingleConfig, words)
+    assert parse_yaml("[1:30, 1:30.5, 0o17, 0x1F, .5, -1., 1e3, .inf]") == [
+        *("1:30", "1:30.5", 15, 31, 0.5, -1.0, 1000.0, float("inf")),
+    ]
 
 
 def test_a_file_that_is_not_there():

@@ -137,6 +137,8 @@ def test_numbers_of_tables_are_plain_text():
     """Also from 10,000 on, where four significant digits alone would be 1.235e+04."""
     values = (12345.6, -1234.5, 999.94, 0.45391, math.nan, None)
     assert [number_text(v) for v in values] == ["12,346", "-1,234", "999.9", "0.4539", "-", "-"]
+    large = (999_999_999.0, 1e9, -1.5e30, math.inf)
+    assert [number_text(v) for v in large] == ["999,999,999", "1e+09", "-1.5e+30", "inf"]
     assert number_text(0.5, "{:.2f}") == "0.50"
     assert interval_text((9876.5, 12345.6)) == "[9,876, 12,346]"
     assert interval_text((math.nan, math.nan)) == "-"

@@ -6,6 +6,7 @@ from erl.cli import Sink, command
 from erl.errors import UserError
 from erl.experiments.flags import AgentFlags
 from erl.lifetimes.models import load_model
+from erl.statistics import number_text
 from erl.studies.records import middle_trials
 from erl.studies.study import Study
 
@@ -52,7 +53,7 @@ def film_agents(study: Study, flags: AgentFlags, folder: str, sink: Sink) -> Non
         try:
             spec, agent = load_model(path.with_name(path.stem))
             episode = film_agent(spec, agent, path, panel=True, width=WIDTH, sink=sink)
-            sink.line(f"film:     {path}, return {float(episode.rewards.sum()):,.1f}")
+            sink.line(f"film:     {path}, return {number_text(float(episode.rewards.sum()))}")
             if flags.artifacts:
                 study.attach(path, trial_id=trial._trial_id)
         except (UserError, OSError) as e:

@@ -17,8 +17,21 @@ from scipy import signal
 
 from erl.cli import plural
 from erl.errors import UserError
-from erl.figures.style import COLOURS, CYCLIC, caption, legend_above, looks, new, styled
+from erl.figures.style import (
+    COLOURS,
+    CYCLIC,
+    band,
+    caption,
+    curve,
+    legend,
+    legend_above,
+    logarithmic,
+    looks,
+    new,
+    styled,
+)
 from erl.lifetimes.trace import Trace
+from erl.statistics import number_text
 from erl.worlds.reservoirs import ReservoirParams, effective_radius, make_node, memory_profile
 
 # Lines that can be told apart in one panel; more become an image.
@@ -42,7 +55,7 @@ def _about(episode: Trace) -> str:
     return (
         f"{task.env_id}{hidden}, {episode.spec.learner.name}, reservoir seed "
         f"{episode.spec.seeds.reservoir}; one episode without exploration, seed {episode.seed}, "
-        f"{plural(len(episode), 'step')}, return {episode.rewards.sum():,.1f}"
+        f"{plural(len(episode), 'step')}, return {number_text(episode.rewards.sum())}"
         + ("." if episode.ended else " so far.")
     )
 
@@ -51,14 +64,7 @@ def _rows(axes: Axes, times: np.ndarray, values: np.ndarray, name: str) -> None:
     """Columns over time: lines, or an image where they are many."""
     if values.shape[1] <= LINES:
         for i, look in enumerate(looks(range(values.shape[1])).values()):
-            axes.plot(
-                times,
-                values[:, i],
-                color=look.colour,
-                linestyle=look.line,
-                linewidth=1.0,
-                label=str(i + 1),
-            )
+            curve(axes, times, values[:, i], look, linewidth=1.0, label=str(i + 1))
         if values.shape[1] > 1:
             axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=6)
         axes.set_ylabel(name)
@@ -120,7 +126,7 @@ def aligned(episode: Trace, first: int = 0, last: int | None = None, about: str 
         rows[-2].plot(times, chosen, ".", color=COLOURS[0], markersize=3)
         rows[-2].set_yticks(range(episode.actions.shape[1]))
         rows[-2].set_ylabel("action chosen")
-    rows[-1].plot(times, episode.rewards[part], color=COLOURS[0], linewidth=1.0)
+    curve(rows[-1], times, episode.rewards[part], looks(["reward"])["reward"], linewidth=1.0)
     rows[-1].set_ylabel("reward")
     rows[-1].set_xlabel(f"time ({episode.time_unit})")
     return caption(figure, _about(episode), about)
@@ -301,7 +307,7 @@ def spectra(episode: Trace, about: str = "") -> Figure:
         axes.set_ylabel(name)
         highest = float(amplitudes.max())
         if highest > 0:
-            axes.set_yscale("log")
+            logarithmic(axes, "y")
             axes.set_ylim(highest * 1e-4, highest * 2)
     rows[-1].set_xlabel(f"frequency ({unit})")
     return caption(
@@ -334,11 +340,13 @@ def frequencies(episode: Trace, about: str = "") -> Figure:
     edges = np.arange(0, max(dominant.max(), 2 * rhythm.frequency) + 2 * resolution, resolution)
     figure, axes = new(height=2.8)
     axes.hist(dominant, bins=edges, color=COLOURS[5], edgecolor=COLOURS[0], linewidth=0.5)
-    axes.axvline(rhythm.frequency, color=COLOURS[1], label="gait")
-    axes.axvline(2 * rhythm.frequency, color=COLOURS[1], linestyle=":", label="twice the gait")
+    marks = {
+        "gait": axes.axvline(rhythm.frequency, color=COLOURS[1]),
+        "twice the gait": axes.axvline(2 * rhythm.frequency, color=COLOURS[1], linestyle=":"),
+    }
     axes.set_xlabel(f"dominant frequency ({unit})")
     axes.set_ylabel("neurons")
-    legend_above(figure, *axes.get_legend_handles_labels())
+    legend_above(figure, marks)
     near = int(np.sum(np.abs(dominant - rhythm.frequency) <= resolution))
     without = len(every) - len(dominant)
     return caption(
@@ -435,24 +443,25 @@ def memory(
 def memory_profiles(frame: pd.DataFrame, about: str = "") -> Figure:
     """Recall over lags, and memory capacity against effective spectral radius (`memory`)."""
     figure, (left, right) = new(1, 2, height=3.0, width_ratios=(1.6, 1))
+    drawn = {}
     for group, look in looks(frame.group.unique()).items():
         part = frame[frame.group == group]
         profiles = np.stack(part.profile.to_list())
         at = np.arange(1, profiles.shape[1] + 1)
         low, middle, high = np.quantile(profiles, [0.25, 0.5, 0.75], axis=0)
-        left.plot(at, middle, color=look.colour, linestyle=look.line, label=group)
+        drawn[group] = curve(left, at, middle, look, label=group)
         if len(profiles) > 1:
-            left.fill_between(at, low, high, color=look.colour, alpha=0.18, linewidth=0)
+            band(left, at, low, high, look)
         right.plot(
             part.radius, part.capacity, look.marker, color=look.colour, alpha=0.7, markersize=4
         )
     right.axvline(1.0, color="0.4", linestyle="--", linewidth=1)
     if frame.radius.max() / max(frame.radius.min(), 1e-9) > 20:
-        right.set_xscale("log")
+        logarithmic(right)
     left.set_xlabel("lag (steps)")
     left.set_ylabel("recall (squared correlation)")
     left.set_ylim(-0.02, 1.02)
-    left.legend(loc="upper right")
+    legend(left, drawn, loc="upper right")
     right.set_xlabel("effective spectral radius")
     right.set_ylabel("memory capacity (steps)")
     sizes = ", ".join(f"{group} {len(part)}" for group, part in frame.groupby("group", sort=False))

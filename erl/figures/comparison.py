@@ -21,6 +21,7 @@ from erl.figures.learning import (
     failed_seeds,
     few_seeds_of,
     finished,
+    lacking_values,
     left_out,
     measured,
     one_seed_of,
@@ -31,9 +32,12 @@ from erl.figures.learning import (
     threshold_names,
 )
 from erl.figures.style import (
+    band,
     caption,
+    curve,
     legend_above,
     new,
+    some_alike,
     styled,
     ticks_below,
     ticks_beside,
@@ -188,31 +192,22 @@ def performance_profiles(
     margin = 0.05 * (high - low) or 1.0
     thresholds = np.linspace(low - margin, high + margin, 300)
     figure, axes = new(height=3.2)
-    for arm, look in arm_looks(lifetimes, frame, order).items():
+    arms, drawn = arm_looks(lifetimes, frame, order), {}
+    for arm, look in arms.items():
         scores = frame[frame.arm == arm][column].to_numpy(dtype=float)
-        axes.plot(
-            thresholds,
-            performance_profile(scores, thresholds),
-            color=look.colour,
-            linestyle=look.line,
-            label=arm,
-        )
+        shares = performance_profile(scores, thresholds)
+        drawn[arm] = curve(axes, thresholds, shares, look, label=arm)
         if len(scores) > 1:
-            axes.fill_between(
-                thresholds,
-                *profile_band(scores, thresholds),
-                color=look.colour,
-                alpha=0.13,
-                linewidth=0,
-            )
+            band(axes, thresholds, *profile_band(scores, thresholds), look, strength=0.13)
     axes.set_xlabel(f"τ, {measured(frame, column)}")
     axes.set_ylabel("share of seeds above τ")
     axes.set_ylim(-0.02, 1.02)
-    legend_above(figure)
+    legend_above(figure, drawn)
     return caption(
         figure,
         f"Performance profiles over {seeds_of(frame)}, with pointwise 95 % bootstrap bands: a "
         "higher curve is better, and curves that cross have no order.",
+        some_alike(arms),
         one_seed_of(frame, "band"),
         few_seeds_of(frame),
         left_out(lifetimes, frame),
@@ -244,7 +239,7 @@ def generalisation(
     Raises:
         UserError: no test has finished lifetimes of both.
     """
-    rows, without, failures, measures = [], [], [], set()
+    rows, without, failures, lacking, measures = [], [], [], [], set()
     for (evolved, tested), (lifetimes, baseline, arm) in tests.items():
         ended = lifetimes[lifetimes.state == "COMPLETE"] if len(lifetimes) else lifetimes
         done = set(ended.dropna(subset=[column]).arm) if column in ended else set()
@@ -258,6 +253,8 @@ def generalisation(
         measures.add(measured(both, column))
         if seeds := failed_seeds(both):
             failures.append(f"{seeds} on {tested}")
+        if seeds := lacking_values(both, finished(both, column)):
+            lacking.append(f"{seeds} on {tested}")
         low, high = one.probability_interval
         rows.append(
             {
@@ -281,6 +278,7 @@ def generalisation(
     matrix.attrs["remarks"] = [
         "; ".join(f"Left out: evolved on {e}, tested on {t}, {why}" for e, t, why in without),
         "; ".join(f"Failed and left out: {each}" for each in failures),
+        "; ".join(f"Without such values: {each}" for each in lacking),
     ]
     return matrix
 

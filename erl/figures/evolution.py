@@ -25,8 +25,10 @@ from erl.figures.style import (
     COLOURS,
     SEQUENTIAL,
     caption,
+    curve,
     label,
     legend_above,
+    logarithmic,
     looks,
     new,
     styled,
@@ -83,7 +85,7 @@ def _scale(axes: Axes, name: str, axis: Axis, which: str = "x") -> None:
     low, high = axis.value([-0.03, 1.03]) if axis.choices is None else (-0.2, axis.high + 0.2)
     getattr(axes, f"set_{which}label")(label(name))
     if axis.log:
-        getattr(axes, f"set_{which}scale")("log")
+        logarithmic(axes, which)
     if axis.choices is not None:
         getattr(axes, f"set_{which}ticks")(range(len(axis.choices)), [str(c) for c in axis.choices])
     if low < high:
@@ -205,7 +207,8 @@ def parallel_coordinates(trials: pd.DataFrame, space: Space, about: str = "") ->
     for i, axis in enumerate([*(space[n] for n in names), ends]):
         bottom, top = (axis.choices[0], axis.choices[-1]) if axis.choices else (axis.low, axis.high)
         for y, value, side in ((-0.05, bottom, "top"), (1.05, top, "bottom")):
-            text = f"{value:.4g}" if isinstance(value, int | float) else str(value)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            text = f"{value:.4g}" if number else str(value)
             axes.text(i, y, text, ha="center", va=side, fontsize=7)
     names_shown = [label(n) + (" (log)" if space[n].log else "") for n in names]
     ticks_below(axes, [*names_shown, fitness_label(trials)])
@@ -512,15 +515,18 @@ def search_map(
     _scale(axes, y, space[y], "y")
     figure.colorbar(shown, ax=axes, label=fitness_label(trials), pad=0.02)
     axes.legend(loc="best")
-    if path.source.iloc[0] == "CMA-ES":
-        what = "the distribution that CMA-ES would have drawn from after each generation"
-    else:
-        what = "mean and covariance of the trials of each generation (this sampler has no normal "
-        what += "distribution)"
+    what = {
+        "CMA-ES": "the distribution that CMA-ES would have drawn from after each generation",
+        "trials": "mean and covariance of the trials of each generation (this sampler has no "
+        "normal distribution)",
+        "tens": "mean and covariance of each ten trials (the study does not say what its sampler "
+        "was)",
+    }[path.source.iloc[0]]
+    numbers = "tens, 0 for the first" if path.source.iloc[0] == "tens" else "generations"
     return caption(
         figure,
         f"{plural(len(done), 'completed trial')}, and {what}: means are joined, outlines are one "
-        "standard deviation, fainter for earlier ones; numbers are generations.",
+        f"standard deviation, fainter for earlier ones; numbers are {numbers}.",
         about,
     )
 
@@ -538,7 +544,7 @@ def side_by_side(studies: Mapping[str, pd.DataFrame], about: str = "") -> Figure
     """
     if len(studies) < 2:
         raise UserError("studies side by side: at least two are needed")
-    colours, shown, left_out = looks(studies), {}, []
+    colours, shown, drawn, left_out = looks(studies), {}, {}, []
     for name, trials in studies.items():
         try:
             completed(trials)
@@ -552,9 +558,8 @@ def side_by_side(studies: Mapping[str, pd.DataFrame], about: str = "") -> Figure
     rng = np.random.default_rng(0)
     for place, (name, trials) in enumerate(shown.items()):
         best, look = best_so_far(trials), colours[name]
-        left.step(
-            best.trial, best.best, where="post", color=look.colour, linestyle=look.line, label=name
-        )
+        line = curve(left, best.trial, best.best, look, drawstyle="steps-post", label=name)
+        drawn[f"{place + 1}  {name}"] = line
         done = completed(trials)
         jitter = rng.uniform(-0.18, 0.18, len(done))
         right.plot(
@@ -570,7 +575,7 @@ def side_by_side(studies: Mapping[str, pd.DataFrame], about: str = "") -> Figure
     right.set_xticks(range(len(shown)), [str(i + 1) for i in range(len(shown))])
     right.set_xlabel("study")
     right.set_xlim(-0.6, len(shown) - 0.4)
-    legend_above(figure, left.lines, [f"{i + 1}  {name}" for i, name in enumerate(shown)])
+    legend_above(figure, drawn)
     return caption(
         figure,
         f"{plural(len(shown), 'study', 'studies')} side by side. Fitnesses of "

@@ -5,7 +5,8 @@ of agent, and draw intervals over seeds.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,10 +17,13 @@ from erl.errors import UserError
 from erl.figures.style import (
     Look,
     agent_looks,
+    band,
     caption,
+    curve,
     legend_above,
     looks,
     new,
+    some_alike,
     steps_axis,
     styled,
     ticks_beside,
@@ -102,11 +106,29 @@ def left_out(lifetimes: pd.DataFrame, frame: pd.DataFrame) -> str:
         frame: of those that are shown. A log has no final policies, so that its agents may lack.
     """
     seeds = failed_seeds(lifetimes)
-    done = lifetimes.arm[lifetimes.state == "COMPLETE"]
-    lacking = ", ".join(arm for arm in dict.fromkeys(done) if arm not in set(frame.arm))
-    return " ".join(
-        [f"Failed and left out: {seeds}."] * bool(seeds)
-        + [f"Without such values: {lacking}."] * bool(lacking)
+    failures = f"Failed and left out: {seeds}." if seeds else ""
+    return " ".join(filter(None, [failures, sentence_on_lacking(lifetimes, frame)]))
+
+
+def sentence_on_lacking(lifetimes: pd.DataFrame, frame: pd.DataFrame) -> str:
+    """A sentence on agents, or some of their seeds, that finished without a value; arguments as
+    those of `left_out`.
+    """
+    if lacking := lacking_values(lifetimes, frame):
+        return f"Without such values: {lacking}."
+    return ""
+
+
+def lacking_values(lifetimes: pd.DataFrame, frame: pd.DataFrame) -> str:
+    """`PPO, RES_PPO 1 of 5 seeds`: agents all of whose finished seeds lack what is shown, or some;
+    arguments as those of `left_out`.
+    """
+    done = lifetimes[lifetimes.state == "COMPLETE"].groupby("arm", sort=False).seed.nunique()
+    shown = frame.groupby("arm").seed.nunique().reindex(done.index, fill_value=0)
+    return ", ".join(
+        arm if not shown[arm] else f"{arm} {n - shown[arm]} of {plural(int(n), 'seed')}"
+        for arm, n in done.items()
+        if shown[arm] < n
     )
 
 
@@ -230,6 +252,17 @@ def _cut_short(frame: pd.DataFrame) -> str:
     return f"Drawn up to the end of the shortest run: {', '.join(cut)}." if cut else ""
 
 
+def averaged(curves: Iterable[Sequence[Any]]) -> str:
+    """Over how many points these curves are averaged: `10 points`, or fewer where they are short.
+
+    Args:
+        curves: as they are stored; those without points are not shown.
+    """
+    windows = {min(SMOOTHING, len(each)) for each in curves if len(each)} or {SMOOTHING}
+    low, high = min(windows), max(windows)
+    return plural(high, "point") if low == high else f"{low} to {high} points"
+
+
 @styled
 def learning_curves(lifetimes: pd.DataFrame, order: Sequence[str] = (), about: str = "") -> Figure:
     """Interquartile mean over seeds of each arm's learning curves, with 95 % bootstrap bands.
@@ -241,22 +274,24 @@ def learning_curves(lifetimes: pd.DataFrame, order: Sequence[str] = (), about: s
     """
     frame = finished(lifetimes, "curve")
     figure, axes = new(height=3.6)
-    for arm, look in arm_looks(lifetimes, frame, order).items():
+    arms, drawn = arm_looks(lifetimes, frame, order), {}
+    for arm, look in arms.items():
         curves = [smoothed(c) for c in frame[frame.arm == arm].curve]
         steps, values = align(curves)
         if not len(steps):
             raise UserError(f"the curves of {arm} have no range of steps in common")
         centre, low, high = bands(values)
-        axes.plot(steps, centre, color=look.colour, linestyle=look.line, label=arm)
+        drawn[arm] = curve(axes, steps, centre, look, label=arm)
         if len(curves) > 1:
-            axes.fill_between(steps, low, high, color=look.colour, alpha=0.18, linewidth=0)
+            band(axes, steps, low, high, look)
     steps_axis(axes)
     axes.set_ylabel("return of training episodes")
-    legend_above(figure)
+    legend_above(figure, drawn)
     return caption(
         figure,
         f"Learning curves over {seeds_of(frame)}: interquartile mean and pointwise 95 % bootstrap "
-        f"band; each curve averaged over {SMOOTHING} of at most 200 points.",
+        f"band; each curve, of at most 200 points, averaged over {averaged(frame.curve)}.",
+        some_alike(arms),
         one_seed_of(frame, "band"),
         few_seeds_of(frame),
         left_out(lifetimes, frame),
@@ -276,12 +311,13 @@ def lifetime_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure
     figure, axes = new(height=2.8)
     for name, look in looks(curves).items():
         steps, returns = zip(*smoothed(curves[name]))
-        axes.plot(steps, returns, color=look.colour, linestyle=look.line, label=name)
+        curve(axes, steps, returns, look, label=name)
     steps_axis(axes)
     axes.set_ylabel("return of training episodes")
     if 1 < len(curves) <= 10:
         axes.legend(loc="best")
-    return caption(figure, f"Learning curves, averaged over {SMOOTHING} of at most 200 points.")
+    over = averaged(curves.values())
+    return caption(figure, f"Learning curves, of at most 200 points, averaged over {over}.")
 
 
 @styled
@@ -376,7 +412,8 @@ def steps_to_thresholds(
         that failed has not reached it, where others of its arm have a curve.
     """
     frame = finished(lifetimes, "curve")
-    wanted = usual_thresholds(lifetimes) if thresholds is None else list(thresholds)
+    wanted = usual_thresholds(lifetimes) if thresholds is None else thresholds
+    wanted = list(dict.fromkeys(wanted))  # one that is given twice counts once
     rows = [
         (row.arm, row.seed, t, steps_to(row.curve, t)) for t in wanted for row in frame.itertuples()
     ]
@@ -409,32 +446,29 @@ def sample_efficiency(
     frame = finished(lifetimes, "curve")
     wanted = threshold_names(needed.threshold)
     ends = _ends(frame)
+    arms, drawn = arm_looks(lifetimes, frame, order), {}
     figure, row = new(1, len(wanted), height=2.8, sharey=True, squeeze=False)
     for axes, (threshold, name) in zip(row[0], wanted.items()):
-        for arm, look in arm_looks(lifetimes, frame, order).items():
+        for arm, look in arms.items():
             part = needed[(needed.arm == arm) & (needed.threshold == threshold)].steps
             end = ends[arm][0]
             at = np.array([0.0, *np.sort(part[part <= end]), end])
-            axes.step(
-                at,
-                share_reached(part, at),
-                where="post",
-                color=look.colour,
-                linestyle=look.line,
-                label=arm,
-            )
+            shares = share_reached(part, at)
+            drawn[arm] = curve(axes, at, shares, look, drawstyle="steps-post", label=arm)
         axes.set_title(f"return {name}")
         axes.set_ylim(-0.02, 1.02)
         steps_axis(axes, "steps")
     row[0, 0].set_ylabel("share of seeds")
-    legend_above(figure)
+    legend_above(figure, drawn)
     seeds = failed_seeds(lifetimes)
     return caption(
         figure,
         f"Sample efficiency: share of {seeds_of(needed)} whose training return, averaged over "
-        f"{SMOOTHING} points of the curve, has reached the return above each panel. Each line ends "
-        "with the budget of its agent.",
+        f"{averaged(frame.curve)} of the curve, has reached the return above each panel. Each line "
+        "ends with the budget of its agent.",
+        some_alike(arms),
         f"Failed, and counted as never reaching it: {seeds}." if seeds else "",
+        sentence_on_lacking(lifetimes, frame),
         _logged_means(frame),
         _cut_short(frame),
         about,

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import math
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -171,6 +172,11 @@ def _html_figure(title: str, figure: Figure) -> str:
     return f'<figure><img alt="{alt}" src="data:image/png;base64,{image}"></figure>'
 
 
+def _missing(value: Any) -> bool:
+    """Whether a trial lacks a parameter. None and lists are choices of other programs' studies."""
+    return isinstance(value, float) and math.isnan(value)
+
+
 def _what_was_run(data: StudyData) -> list[str]:
     states = data.trials.state.value_counts() if len(data.trials) else {}
     facts: dict[str, Any] = {
@@ -185,7 +191,8 @@ def _what_was_run(data: StudyData) -> list[str]:
     if data.kind in ("evolution", "journal") and len(done):
         best = done.loc[done.fitness.idxmax()]
         # A trial need not have all parameters that were searched.
-        values = params_text({n: best[n] for n in data.space if not pd.isna(best[n])})
+        has = {n: best[n] for n in data.space}
+        values = params_text({n: v for n, v in has.items() if not _missing(v)})
         facts["best trial"] = (
             f"{best.trial}, fitness {number_text(best.fitness)} "
             f"(a maximum over noisy values): {values}"

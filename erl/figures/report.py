@@ -35,6 +35,7 @@ from erl.files import check_writable, folder_name, write_text, writing
 from erl.lifetimes.film import film_agent
 from erl.lifetimes.models import load_model
 from erl.lifetimes.trace import Trace, trace
+from erl.statistics import number_text
 from erl.studies.configuration import FinalsStudy, evolved_arm
 from erl.studies.data import (
     StudyData,
@@ -476,7 +477,7 @@ def _look_at_an_agent(section: Section, place: Path, config: FigureConfig, sink:
             with section.attempt("Film"):
                 file = place / "film.mp4"
                 episode = film_agent(spec, agent, file, panel=True, width=400, sink=sink)
-                earned = f"{episode.rewards.sum():,.1f}"
+                earned = number_text(float(episode.rewards.sum()))
                 said = f"{about} One episode without exploration, return {earned}."
                 section.film, section.filmed = (file, said), trial
         add_behaviour(section, episode or trace(spec, agent), about)

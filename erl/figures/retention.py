@@ -17,9 +17,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from erl.errors import UserError, nearest
-from erl.figures.style import Look, caption, looks, new, styled
+from erl.figures.style import Look, caption, legend_above, logarithmic, looks, new, styled
 from erl.worlds.reservoirs import ReservoirBank, ReservoirParams
 
 RIDGES = (1e-8, 1e-6, 1e-4, 1e-2, 1.0)
@@ -97,7 +98,7 @@ class Readout:
     """Ridge regression from states to targets, its regularisation chosen on other data.
 
     Args:
-        states: (n, T, units), to fit.
+        states: (n, T, units), to fit. Without units the answer is the mean of the targets.
         targets: (n, T, outputs); steps that are masked are left out.
         other_states, other_targets: to choose the regularisation on.
     """
@@ -112,6 +113,9 @@ class Readout:
         x, y = _asked(states, targets)
         x2, y2 = _asked(other_states, other_targets)
         gram, moments = x.T @ x, x.T @ y
+        if not states.shape[-1]:  # a constant alone is not regularised: it answers the mean
+            self.ridge, self.weights = 0.0, y.mean(0, keepdims=True)
+            return
         scale = np.trace(gram) / len(gram)
         fits = [np.linalg.solve(gram + r * scale * np.eye(len(gram)), moments) for r in RIDGES]
         errors = [float(np.mean((x2 @ w - y2) ** 2)) for w in fits]
@@ -190,8 +194,13 @@ def _error(cogscale: ModuleType, data: Mapping[str, Any], states: Mapping[str, A
 
 def _draw_groups(
     axes: Axes, part: pd.DataFrame, tasks: Sequence[str], styles: Mapping[str, Look]
-) -> None:
-    """Median and quartiles of the errors of each group, a row for each task."""
+) -> dict[str, Line2D]:
+    """Median and quartiles of the errors of each group, a row for each task.
+
+    Returns:
+        A mark of each group, for the legend.
+    """
+    drawn: dict[str, Line2D] = {}
     for g, (group, look) in enumerate(styles.items()):
         offset = (g - (len(styles) - 1) / 2) * 0.6 / max(1, len(styles))
         for i, task in enumerate(tasks):
@@ -200,14 +209,10 @@ def _draw_groups(
                 continue
             low, middle, high = np.quantile(errors, [0.25, 0.5, 0.75])
             axes.plot([low, high], [i + offset] * 2, color=look.colour, linewidth=2.5)
-            axes.plot(
-                middle,
-                i + offset,
-                look.marker,
-                color=look.colour,
-                markersize=5,
-                label=group if i == 0 else None,
+            [drawn[group]] = axes.plot(
+                middle, i + offset, look.marker, color=look.colour, markersize=5
             )
+    return drawn
 
 
 def _draw_references(
@@ -215,29 +220,28 @@ def _draw_references(
     part: pd.DataFrame,
     tasks: Sequence[str],
     known: Mapping[str, tuple[ReservoirParams, float]],
-) -> None:
-    """The published error of each task, and that of a constant answer."""
+) -> dict[str, Line2D]:
+    """The published error of each task, and that of a constant answer.
+
+    Returns:
+        A mark of each, for the legend.
+    """
+    drawn: dict[str, Line2D] = {}
     for i, task in enumerate(tasks):
         if task in known:
-            axes.plot(
-                known[task][1],
-                i,
-                marker="*",
-                linestyle="",
-                color="black",
-                markersize=6,
-                label=REPORTED if i == 0 else None,
+            [drawn[REPORTED]] = axes.plot(
+                known[task][1], i, marker="*", linestyle="", color="black", markersize=6
             )
         constant = part[(part.task == task) & (part.group == CONSTANT)].error
         if len(constant):
-            axes.plot(
+            [drawn[CONSTANT]] = axes.plot(
                 [constant.iloc[0]] * 2,
                 [i - 0.4, i + 0.4],
                 color="0.4",
                 linestyle="--",
                 linewidth=1,
-                label=CONSTANT if i == 0 else None,
             )
+    return drawn
 
 
 @styled
@@ -265,18 +269,19 @@ def profile(frame: pd.DataFrame, about: str = "") -> Figure:
         squeeze=False,
     )
     styles = looks([g for g in frame.group.unique() if g != CONSTANT])
+    drawn: dict[str, Line2D] = {}
     for axes, (name, part) in zip(rows[:, 0], kinds.items()):
         tasks = list(dict.fromkeys(part.task))
-        _draw_groups(axes, part, tasks, styles)
-        _draw_references(axes, part, tasks, published())
+        drawn |= _draw_groups(axes, part, tasks, styles)
+        drawn |= _draw_references(axes, part, tasks, published())
         axes.set_yticks(range(len(tasks)), [t.replace("_", " ") for t in tasks])
         axes.set_ylim(len(tasks) - 0.5, -0.5)
         axes.set_xlabel(name)
         if name == "mean squared error":
-            axes.set_xscale("log")
+            logarithmic(axes)
         else:
             axes.set_xlim(left=-0.02)
-    figure.legend(*rows[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    legend_above(figure, drawn)
     sizes = ", ".join(
         f"{group} {len(part.drop_duplicates(['member', 'seed']))}"
         for group, part in frame[frame.group != CONSTANT].groupby("group", sort=False)

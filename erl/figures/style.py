@@ -9,7 +9,7 @@ global state stays behind.
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
 from itertools import count
@@ -19,7 +19,9 @@ from typing import Any, ParamSpec
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, LogFormatterSciNotation
 
 from erl.errors import UserError
 from erl.figures.flags import FORMATS
@@ -72,6 +74,7 @@ RC: dict[str, Any] = {
     "savefig.dpi": 200,
     "pdf.fonttype": 42,
     "svg.hashsalt": "erl",
+    "text.parse_math": False,  # names may have dollars
 }
 
 # What the parameters are, beside their names in studies.
@@ -182,6 +185,70 @@ def label(parameter: str) -> str:
     return parameter.removeprefix("learner.")
 
 
+def curve(axes: Axes, x: Any, y: Any, look: Look, **options: Any) -> Line2D:
+    """Draw a line; where it has but one point, of which no line is seen, a mark.
+
+    Args:
+        axes: drawn on.
+        x, y: of its points.
+        look: of its group.
+        options: of `Axes.plot`.
+    """
+    usual: dict[str, Any] = {"color": look.colour, "linestyle": look.line}
+    if len(x) == 1:
+        usual["marker"] = look.marker
+    return axes.plot(x, y, **(usual | options))[0]
+
+
+def band(axes: Axes, x: Any, low: Any, high: Any, look: Look, strength: float = 0.18) -> Any:
+    """Draw the range around a `curve`; where it has but one point, an error bar.
+
+    Args:
+        axes: drawn on.
+        x, low, high: of its points.
+        look: of the group.
+        strength: how opaque it is.
+    """
+    if len(x) == 1:
+        return axes.vlines(x, low, high, color=look.colour, linewidth=1.0)
+    return axes.fill_between(x, low, high, color=look.colour, alpha=strength, linewidth=0)
+
+
+def some_alike(found: Mapping[Any, Look]) -> str:
+    """A sentence on groups that are drawn alike, as of more than 64 some are; else empty."""
+    different = len(set(found.values()))
+    if different == len(found):
+        return ""
+    return f"Some look alike: {len(found)} are drawn in {different} ways."
+
+
+class Powers(LogFormatterSciNotation):
+    """Powers of ten as plain text, 10⁻², since no text of a figure is read as mathematics."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """The label of a value; empty where there is no room for it."""
+        text = str(super().__call__(x, pos))
+        text = re.sub(r"\^\{(.*?)\}", lambda power: power[1].translate(_RAISED), text)
+        text = text.removeprefix(r"$\mathdefault{").removesuffix("}$")
+        return text.replace(r"\times", "×")
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def logarithmic(axes: Axes, which: str = "x") -> None:
+    """Make an axis logarithmic.
+
+    Args:
+        axes: drawn on.
+        which: `x` or `y`.
+    """
+    getattr(axes, f"set_{which}scale")("log")
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_formatter(Powers())
+    axis.set_minor_formatter(Powers(labelOnlyBase=False))
+
+
 def environment_names(env_ids: Iterable[str]) -> dict[str, str]:
     """What environments are called, by their ids: without the module, except where two of them
     would then have the same name.
@@ -192,22 +259,37 @@ def environment_names(env_ids: Iterable[str]) -> dict[str, str]:
     return {env_id: name if names[name] == 1 else env_id for env_id, name in bare.items()}
 
 
-def legend_above(figure: Figure, handles: Sequence[Any] = (), names: Sequence[str] = ()) -> None:
-    """A legend above all axes, with as many columns as its longest name has room for.
+def legend(on: Axes | Figure, drawn: Mapping[str, Any], **options: Any) -> Legend:
+    """A legend with all these names; Matplotlib alone leaves out those that begin with `_`.
+
+    Args:
+        on: axes, or a figure.
+        drawn: what is drawn, by its name.
+        options: of Matplotlib's `legend`.
+    """
+    made = on.legend([*drawn.values()], ["-"] * len(drawn), **options)
+    for text, name in zip(made.get_texts(), drawn):
+        text.set_text(name)
+    return made
+
+
+def legend_above(figure: Figure, drawn: Mapping[str, Any]) -> None:
+    """A legend above all axes, with as many columns as its longest name has room for. It makes the
+    figure longer: the axes keep their height.
 
     Args:
         figure: drawn on.
-        handles, names: of the legend; by default what is drawn.
+        drawn: what is drawn, by its name.
     """
-    if not handles:
-        handles, names = figure.axes[0].get_legend_handles_labels()
-    if not handles:
+    if not drawn:
         return
     # A name that is wider than the page has several lines.
-    names = [textwrap.fill(name, LEGEND_LETTERS) for name in names]
-    longest = max(len(line) for name in names for line in name.splitlines())
+    named = {textwrap.fill(name, LEGEND_LETTERS): handle for name, handle in drawn.items()}
+    longest = max(len(line) for name in named for line in name.splitlines())
     columns = max(1, min(3, LEGEND_LETTERS // (longest + 8)))
-    figure.legend(handles, names, loc="outside upper center", ncols=columns)
+    made = legend(figure, named, loc="outside upper center", ncols=columns)
+    height = made.get_window_extent().height / figure.dpi
+    figure.set_figheight(figure.get_figheight() + height)
 
 
 def wrapped(text: str, letters: int, within: bool = True) -> str:

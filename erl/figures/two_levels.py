@@ -4,6 +4,7 @@ Data frames and `about` are those of `erl.figures.evolution`.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,19 @@ from matplotlib.ticker import MaxNLocator
 from erl.cli import plural
 from erl.errors import UserError
 from erl.figures.evolution import completed, fitness_label
-from erl.figures.style import Look, caption, environment_names, looks, new, steps_axis, styled
-from erl.statistics import SMOOTHING, smoothed
+from erl.figures.learning import averaged
+from erl.figures.style import (
+    Look,
+    band,
+    caption,
+    curve,
+    environment_names,
+    looks,
+    new,
+    steps_axis,
+    styled,
+)
+from erl.statistics import smoothed
 
 
 def chosen_trials(trials: pd.DataFrame, with_lifetimes: Sequence[int]) -> dict[str, int]:
@@ -70,6 +82,11 @@ def two_levels(
     missing = [n for n in picks.values() if n not in set(done.trial)]
     if missing:
         raise UserError(f"trial {missing[0]} has no fitness: it cannot be shown")
+    stored = set(told.trial) if len(told) else set()
+    missing = [n for n in picks.values() if n not in stored]
+    if missing:
+        what = "generations of an inner evolution" if inner else "lifetimes"
+        raise UserError(f"trial {missing[0]} stores no {what}: it cannot be shown")
     shown = lifetimes[lifetimes.trial.isin(picks.values())]
     agents = dict(zip(shown.trial, shown.arm)) if "arm" in shown else {}
     colours = looks(picks)
@@ -98,7 +115,7 @@ def two_levels(
     what = (
         "generations of the inner evolution: champion, and the range of the population"
         if inner
-        else f"learning curves of its lifetimes (mean of {SMOOTHING} points)"
+        else f"learning curves of its lifetimes (mean of {averaged(shown.curve)})"
     )
     above = "Fitness of all trials" if agents else "Evolution over development"
     remark = "" if agents else "The best is a maximum over noisy values."
@@ -132,7 +149,8 @@ def _all_trials(
     axes.plot(outer, done.fitness, "o", color="0.6", label="trial")
     if by_generation:
         mean = done.groupby("generation").fitness.mean()
-        axes.plot(mean.index, mean, color="black", label="mean of the generation")
+        plain = Look("black", "_", "-")
+        curve(axes, mean.index, mean, plain, markersize=12, label="mean of the generation")
     if not agents:
         best = done.assign(outer=outer).groupby("outer").fitness.max().cummax()
         axes.step(best.index, best, where="post", color="black", linestyle=":", label="best")
@@ -169,13 +187,15 @@ def _curves(axes: Axes, records: pd.DataFrame, look: Look) -> None:
     lines = {place: each.line for place, each in looks(places).items()}
     names = environment_names(places)
     named: set[str] = set()
-    for place, curve in zip(records.get("env_id", [""] * len(records)), records.curve):
-        if len(curve):
+    for place, points in zip(records.get("env_id", [""] * len(records)), records.curve):
+        if len(points):
             name = names[place] if len(places) > 1 else "lifetime"
-            axes.plot(
-                *np.asarray(smoothed(curve), dtype=float).T,
-                color=look.colour,
-                linestyle=lines[place],
+            steps, returns = zip(*smoothed(points))
+            curve(
+                axes,
+                steps,
+                returns,
+                replace(look, line=lines[place]),
                 alpha=0.8,
                 linewidth=1.0,
                 label=None if name in named else name,
@@ -203,20 +223,14 @@ def _inner_generations(axes: Axes, generations: pd.DataFrame, look: Look) -> Non
     for i, (_, part) in enumerate(generations.groupby("lifetime")):
         spread = population_range(part)
         if len(spread):
-            axes.fill_between(
-                spread.steps,
-                spread.low,
-                spread.high,
-                color=look.colour,
-                alpha=0.2,
-                linewidth=0,
-                label="population" if i == 0 else None,
-            )
+            drawn = band(axes, spread.steps, spread.low, spread.high, look, strength=0.2)
+            drawn.set_label("population" if i == 0 else None)
         if "champion_return" in part and part.champion_return.notna().any():
             champion = part.dropna(subset=["champion_return"])
-            axes.plot(
+            curve(
+                axes,
                 champion.steps,
                 champion.champion_return,
-                color=look.colour,
+                replace(look, line="-"),
                 label="champion" if i == 0 else None,
             )

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from itertools import chain, count, pairwise
@@ -20,6 +21,7 @@ from typing import Any
 import gymnasium as gym
 import imageio.v2 as imageio
 import numpy as np
+from gymnasium.envs.registration import load_env_creator
 from PIL import Image, ImageDraw
 
 from erl.cli import Sink
@@ -28,6 +30,7 @@ from erl.files import check_new_file, write_whole, writing
 from erl.lifetimes.film_flags import FORMATS, FilmConfig
 from erl.lifetimes.models import find_model, load_model
 from erl.lifetimes.trace import Trace, trace
+from erl.statistics import number_text
 from erl.worlds.evaluation import Policy
 from erl.worlds.specification import LifetimeSpec
 
@@ -56,11 +59,11 @@ def film(config: FilmConfig, sink: Sink) -> int:
     episode = film_agent(
         spec, agent, path, config.episode_seed, config.steps, config.panel, config.width, sink
     )
-    total = float(episode.rewards.sum())
+    total = number_text(float(episode.rewards.sum()))
     said = (
-        f"return {total:,.1f}"
+        f"return {total}"
         if episode.ended
-        else f"the episode has not ended; sum of rewards so far {total:,.1f}"
+        else f"the episode has not ended; sum of rewards so far {total}"
     )
     sink.line(f"{path}: {len(episode):,} steps, {said}")
     return 0
@@ -162,11 +165,18 @@ def choose_renderer(env_id: str) -> str | None:
 
 
 def _is_mujoco(env_id: str) -> bool:
+    """Whether an environment is one of MuJoCo's, or made of Gymnasium's classes of them."""
     try:
-        entry = str(gym.spec(env_id.rpartition(":")[2]).entry_point)
+        entry = gym.spec(env_id.rpartition(":")[2]).entry_point
     except gym.error.Error:
         return False
-    return "mujoco" in entry.casefold()
+    if "mujoco" in str(entry).casefold():
+        return True
+    with suppress(Exception):  # what cannot be made fails where it is made, and says why there
+        made = load_env_creator(entry) if isinstance(entry, str) else entry
+        classes: tuple[type, ...] = made.__mro__ if isinstance(made, type) else ()
+        return any(each.__module__.startswith("gymnasium.envs.mujoco") for each in classes)
+    return False
 
 
 @cache
@@ -250,7 +260,7 @@ def panel_image(episode: Trace, i: int, height: int, width: int) -> np.ndarray:
         text = next(t for t in texts if not t or pen.textlength(t) <= width - 8)
         pen.text((4, 4), text, fill="black")
     returns = np.concatenate([[0.0], np.cumsum(episode.rewards)])
-    pen.text((4, upper + 4), f"return so far {returns[i]:,.1f}   step {i:,}", fill="black")
+    pen.text((4, upper + 4), f"return so far {number_text(returns[i])}   step {i:,}", fill="black")
     low, high = float(returns.min()), float(returns.max())
     top, bottom = upper + 22, height - 6
     x = 4 + np.arange(len(returns)) / max(1, len(returns) - 1) * (width - 8)

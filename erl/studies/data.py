@@ -481,12 +481,13 @@ def sampler_path(data: StudyData) -> pd.DataFrame:
 
     For CMA-ES it is the distribution from which the next trial would have been drawn once the
     generation's trials had ended: the study is replayed, as the sampler itself does. Other samplers
-    have no such distribution; mean and covariance of a generation's trials stand in for it.
+    have no such distribution; mean and covariance of a generation's trials stand in for it. Studies
+    of other programs say nothing of generations or of their sampler: there it is each ten trials.
 
     Returns:
-        A row for each generation: `generation`, `source` (`CMA-ES` or `trials`), `restart`, `mean`
-        (array (dim,), on the unit scale of each axis, see `Axis.unit`), `cov` (dim, dim) and
-        `parameters` (their names). Generations of less than two trials have no row.
+        A row for each generation, or ten: `generation`, `source` (`CMA-ES`, `trials` or `tens`),
+        `restart`, `mean` (array (dim,), on the unit scale of each axis, see `Axis.unit`), `cov`
+        (dim, dim) and `parameters` (their names). Of less than two trials there is no row.
 
     Raises:
         UserError: no parameter was searched in all completed trials, or no trial has ended.
@@ -500,12 +501,13 @@ def sampler_path(data: StudyData) -> pd.DataFrame:
     if evolution is not None and evolution.sampler == "Cmaes":
         return _replayed(data, evolution)
     rows = []
-    by = frame.generation if frame.generation.notna().any() else frame.trial // 10
+    known = frame.generation.notna().any()
+    source, by = ("trials", frame.generation) if known else ("tens", frame.trial // 10)
     for generation, part in frame.dropna(subset=names).groupby(by):
         if len(part) > 1:
             units = np.stack([data.space[n].unit(part[n]) for n in names])
             rows.append(
-                (int(generation), "trials", 0, units.mean(1), np.atleast_2d(np.cov(units)), names)
+                (int(generation), source, 0, units.mean(1), np.atleast_2d(np.cov(units)), names)
             )
     return pd.DataFrame(rows, columns=_PATH)
 
@@ -575,8 +577,8 @@ def evolved_reservoirs(data: StudyData) -> tuple[ReservoirParams, ...]:
 
 
 def drawn_reservoirs(data: StudyData, n: int) -> list[ReservoirParams]:
-    """`n` reservoirs drawn from the search space, uniformly on each parameter's scale: what
-    evolution begins from. Where a trial has several reservoirs, the first of each draw.
+    """`n` reservoirs drawn from the search space, uniformly on each parameter's scale. Where a
+    trial has several reservoirs, the first of each draw.
 
     Raises:
         UserError: the study does not say what was searched.

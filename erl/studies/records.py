@@ -4,10 +4,12 @@ lifetime.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial
 
 from erl.lifetimes.record import LifetimeRecord
@@ -62,7 +64,16 @@ def trial_rows(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
         }
         for t in trials
     ]
-    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)
+    frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)
+    # Beside numbers or text, pandas takes a choice that is None for a missing value.
+    for name in {
+        name
+        for t in trials
+        for name, of in as_columns(t.distributions).items()
+        if isinstance(of, CategoricalDistribution) and None in of.choices
+    }:
+        frame[name] = pd.Series([row.get(name, math.nan) for row in rows], dtype=object)
+    return frame
 
 
 def decoded(trials: Sequence[FrozenTrial]) -> Lived:

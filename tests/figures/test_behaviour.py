@@ -154,6 +154,20 @@ def test_rows_are_aligned_in_time():
         behaviour.aligned(episode, 400)
 
 
+def test_an_episode_of_one_step_is_seen():
+    figure = behaviour.aligned(walk(steps=1))
+    for axes in (figure.axes[0], figure.axes[2], figure.axes[3]):
+        assert all(drawn.get_marker() != "None" for drawn in axes.lines)
+
+
+@pytest.mark.parametrize(
+    ("earned", "said"), [(0.4539, "0.4539"), (-0.25, "-0.25"), (12345.6, "12,346")]
+)
+def test_captions_have_the_digits_of_a_return(earned, said):
+    episode = dataclasses.replace(walk(steps=20), rewards=np.full(20, earned / 20))
+    assert f"20 steps, return {said}." in caption_of(behaviour.aligned(episode))
+
+
 def test_spectra_are_those_of_the_episode():
     episode = walk()
     figure = behaviour.spectra(episode)

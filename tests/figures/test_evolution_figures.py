@@ -352,3 +352,25 @@ def test_files_are_the_same_twice_and_formats_are_checked(trials, tmp_path):
         save(evolution.optimisation_history(trials), tmp_path, "history", ["jpg"])
     with pytest.raises(UserError, match="cannot be written"):
         save(evolution.optimisation_history(trials), "/proc/figures", "history")
+
+
+def test_the_map_of_another_programs_study_is_of_tens(trials, space):
+    tens = path().assign(source="tens")
+    said = caption_of(evolution.search_map(trials, space, tens))
+    assert "mean and covariance of each ten trials (the study does not say what its" in said
+    assert said.endswith("numbers are tens, 0 for the first.")
+    said = caption_of(evolution.search_map(trials, space, path().assign(source="trials")))
+    assert "of each generation (this sampler has no normal distribution)" in said
+    assert said.endswith("numbers are generations.")
+
+
+def test_parallel_coordinates_show_yes_and_no(trials):
+    axis = {"plain": Axis(0, 1, choices=(False, True))}
+    drawn = trials.assign(plain=[k % 2 == 0 for k in range(len(trials))])
+    texts = [t.get_text() for t in evolution.parallel_coordinates(drawn, axis).axes[0].texts]
+    assert texts[:2] == ["False", "True"]
+
+
+def test_a_single_trial_is_seen_side_by_side(trials):
+    figure = evolution.side_by_side({"a": trials, "b": trials.head(1)})
+    assert [x.get_marker() for x in figure.axes[0].lines] == ["None", "s"]

@@ -268,3 +268,52 @@ def test_means_over_different_numbers_of_episodes_are_named(lifetimes):
         said = "Points of a log are means of so many episodes before: PPO 100."
         assert said in caption_of(draw(logged))
         assert "Points of a log" not in caption_of(draw(lifetimes))
+
+
+@pytest.mark.parametrize(("points", "said"), [(1, "1 point"), (7, "7 points"), (10, "10 points")])
+def test_short_curves_are_marks_with_error_bars(points, said, lifetimes):
+    short = lifetimes.assign(curve=lifetimes.curve.map(lambda c: c[:points]))
+    figure = learning.learning_curves(short)
+    for drawn in figure.axes[0].lines:
+        assert len(drawn.get_xdata()) == 1
+        assert drawn.get_marker() not in ("None", "", None)
+    part = short[(short.arm == "PPO")].curve.map(smoothed)
+    ends = [c[0][1] for c in part]
+    bar = figure.axes[0].collections[0].get_segments()[0]
+    assert bar[:, 1] == pytest.approx(bootstrap_interval(ends, interquartile_mean), rel=0.05)
+    assert f"averaged over {said}." in caption_of(figure)
+    assert f"averaged over {said} of" in caption_of(learning.sample_efficiency(short))
+    figure = learning.lifetime_curves({"lifetime 0": short.curve[0]})
+    assert figure.axes[0].lines[0].get_marker() == "o"
+    assert caption_of(figure).endswith(f"averaged over {said}.")
+
+
+def test_long_curves_are_lines_without_marks(lifetimes):
+    figure = learning.learning_curves(lifetimes)
+    assert {x.get_marker() for x in figure.axes[0].lines} == {"None"}
+    assert "averaged over 10 points." in caption_of(figure)
+    lifetimes.at[0, "curve"] = lifetimes.curve[0][:3]
+    short = lifetimes[(lifetimes.arm != "PPO") | (lifetimes.seed == 0)]
+    assert "averaged over 3 to 10 points." in caption_of(learning.learning_curves(short))
+
+
+def test_captions_count_finished_seeds_without_a_value(lifetimes):
+    lifetimes.loc[lifetimes.index[0], "final_return"] = None
+    lifetimes.loc[lifetimes.arm == "RES_PPO", "final_return"] = None
+    said = "Without such values: PPO 1 of 6 seeds, RES_PPO."
+    assert said in caption_of(learning.interquartile_means(lifetimes, "final_return"))
+    assert said in comparison.results_table(lifetimes, "PPO", "final_return").attrs["remark"]
+    assert "Without such values" not in caption_of(learning.interquartile_means(lifetimes))
+    lifetimes.at[1, "curve"] = ()
+    for draw in (learning.learning_curves, learning.sample_efficiency):
+        assert "Without such values: PPO 1 of 6 seeds." in caption_of(draw(lifetimes))
+    tests = {("A", "B"): (lifetimes, "PPO", "STACK_PPO")}
+    matrix = comparison.generalisation(tests, "final_return")
+    assert "Without such values: PPO 1 of 6 seeds on B" in matrix.attrs["remarks"]
+
+
+def test_a_threshold_that_is_given_twice_counts_once(lifetimes):
+    once = learning.steps_to_thresholds(lifetimes, [50.0])
+    assert len(learning.steps_to_thresholds(lifetimes, [50.0, 50.0])) == len(once)
+    tables = [comparison.results_table(lifetimes, thresholds=t) for t in ([50], [50, 50])]
+    assert tables[0].equals(tables[1])

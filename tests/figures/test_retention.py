@@ -32,6 +32,16 @@ def test_the_readout_finds_a_linear_answer_and_leaves_masked_steps_out():
     assert readout.ridge == min(retention.RIDGES)
 
 
+def test_without_states_the_answer_is_the_mean_of_the_training_set():
+    targets = np.random.default_rng(0).normal(3.0, 1.0, size=(4, 30, 2))
+    targets[:, :10] = retention.MASKED
+    nothing = np.zeros((2, 30, 0))
+    # On the second half a smaller answer would be better.
+    readout = retention.Readout(nothing, targets[:2], nothing, np.full_like(targets[2:], 1.0))
+    mean = targets[:2, 10:].reshape(-1, 2).mean(0)
+    assert readout(nothing)[0, 0] == pytest.approx(mean, abs=1e-12)
+
+
 def test_a_delayed_copy_takes_a_memory():
     needed("cogscale")
     frame = retention.retention(

@@ -1,11 +1,14 @@
-"""Looks of agents are told apart, and stay."""
+"""Looks of agents are told apart, and stay; names and powers of ten are shown as they are."""
 
 import random
 
+import pandas as pd
 import pytest
+from figure_fixtures import lifetimes, space, trials
 
 from erl.experiments.arms import known_names
-from erl.figures.style import COLOURS, agent_looks
+from erl.figures import evolution, learning
+from erl.figures.style import COLOURS, agent_looks, caption_of, logarithmic, new, save, styled
 from erl.studies.configuration import EvolutionStudy
 
 SETTINGS = {"sr": 1.0, "learner.gamma": 0.9}
@@ -51,3 +54,73 @@ def test_other_agents_take_what_is_free():
     assert [*found] == names
     assert len({(look.colour, look.line) for look in found.values()}) == len(names)
     assert len({found[name].colour for name in names[:8]}) == 8
+
+
+def test_names_are_in_legends_as_they_are(lifetimes, tmp_path):
+    """Matplotlib leaves out those that begin with `_`, and reads dollars as mathematics."""
+    names = {"PPO": "_old", "RES_PPO": "$x_$a", "STACK_PPO": "_new"}
+    named = lifetimes.assign(arm=lifetimes.arm.map(names))
+    for draw in (learning.learning_curves, learning.sample_efficiency):
+        figure = draw(named, about="With arguments {a: '$x_y$'}.")
+        [shown] = figure.legends
+        assert [text.get_text() for text in shown.get_texts()] == [*names.values()]
+        assert caption_of(figure).endswith("{a: '$x_y$'}.")
+        assert not any(text.get_parse_math() for text in shown.get_texts())
+        save(figure, tmp_path, "figure", ["png"])
+    figure = learning.interquartile_means(named)
+    save(figure, tmp_path, "means", ["png"])
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [*names.values()]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "texts"),
+    [
+        (1e-4, 1e2, ["10⁻⁴", "10⁻²", "10⁰", "10²"]),
+        (0.3, 0.9, ["3×10⁻¹", "4×10⁻¹", "6×10⁻¹"]),
+    ],
+)
+def test_powers_of_ten_are_no_mathematics(low, high, texts):
+    @styled
+    def draw():
+        figure, axes = new()
+        axes.plot([low, high], [low, high])
+        for which in ("x", "y"):
+            logarithmic(axes, which)
+        return figure
+
+    figure = draw()
+    figure.draw_without_rendering()
+    for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
+        found = [label.get_text() for label in axis.get_ticklabels(which="both")]
+        assert {*texts} <= {*found}
+        assert not [text for text in found if set(text) & set("$\\{}^")]
+
+
+def test_every_logarithmic_axis_has_plain_powers(trials, space):
+    for figure in (evolution.slices(trials, space), evolution.contours(trials, space)):
+        figure.draw_without_rendering()
+        found = [t.get_text() for t in figure.axes[0].get_xticklabels()]
+        assert "10⁻²" in found
+
+
+def test_a_legend_leaves_the_axes_their_height(lifetimes):
+    heights = []
+    for n in (3, 32):
+        some = lifetimes[lifetimes.arm == "PPO"]
+        many = [some.assign(arm=f"agent_{k}_lr_0.0003") for k in range(n)]
+        figure = learning.learning_curves(pd.concat(many))
+        figure.draw_without_rendering()
+        axes = figure.axes[0].get_window_extent().height / figure.dpi
+        heights.append(axes)
+        [legend] = figure.legends
+        assert legend.get_window_extent().y0 >= figure.axes[0].get_window_extent().y1
+    assert heights[1] == pytest.approx(heights[0], abs=0.2)
+    assert heights[1] > 2.5
+
+
+def test_a_caption_says_that_of_more_than_64_agents_some_look_alike(lifetimes):
+    one = lifetimes[(lifetimes.arm == "PPO") & (lifetimes.seed < 2)]
+    for n, said in ((64, False), (66, True)):
+        many = pd.concat([one.assign(arm=f"agent {k}") for k in range(n)])
+        caption = caption_of(learning.learning_curves(many))
+        assert ("Some look alike: 66 are drawn in 64 ways." in caption) == said

@@ -104,3 +104,30 @@ def test_both_levels_count_the_seeds_of_each_environment(trials, evolved):
     lines = {x.get_label(): x.get_linestyle() for x in figure.axes[1].lines}
     assert {"A-v0", "B-v0", "C-v0"} <= {*lines}
     assert len({lines[name] for name in ("A-v0", "B-v0", "C-v0")}) == 3
+
+
+def test_a_chosen_trial_without_lifetimes_is_named(trials, evolved):
+    """Above, its fitness is known."""
+    said = "^trial 0 stores no lifetimes: it cannot be shown$"
+    for stored in (evolved[evolved.trial != 0], pd.DataFrame()):
+        with pytest.raises(UserError, match=said):
+            two_levels.two_levels(trials, stored, pd.DataFrame(), chosen={"this": 0})
+    row = {"trial": [1], "lifetime": [0], "steps": [10], "fitness": [[1.0, 2.0]]}
+    with pytest.raises(UserError, match="trial 0 stores no generations of an inner evolution"):
+        two_levels.two_levels(trials, evolved, pd.DataFrame(row), chosen={"this": 0})
+
+
+def test_a_single_point_is_seen(trials, evolved):
+    short = evolved.assign(curve=evolved.curve.map(lambda c: c[:3]))
+    figure = two_levels.two_levels(trials.assign(generation=0), short, pd.DataFrame())
+    assert line(figure.axes[0], "mean of the generation")[0].tolist() == [0]
+    for axes in figure.axes:
+        for drawn in axes.lines:
+            if len(drawn.get_xdata()) == 1 and drawn.get_label() != "best":
+                assert drawn.get_marker() != "None"
+    assert "(mean of 3 points)" in caption_of(figure)
+    row = {"trial": [0], "lifetime": [0], "steps": [10], "fitness": [[1.0, 2.0]]}
+    inner = pd.DataFrame(row | {"champion_return": [1.5]})
+    below = two_levels.two_levels(trials, evolved, inner, chosen={"this": 0}).axes[1]
+    assert below.lines[0].get_marker() == "o"
+    assert below.collections[0].get_segments()[0][:, 1].tolist() == [1.0, 2.0]

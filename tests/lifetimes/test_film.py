@@ -1,8 +1,10 @@
 import os
 
+import gymnasium as gym
 import imageio.v3 as imageio
 import numpy as np
 import pytest
+from gymnasium.envs.mujoco.inverted_pendulum_v4 import InvertedPendulumEnv
 from PIL import Image, ImageSequence
 from plain_evaluation import evaluate
 
@@ -13,6 +15,7 @@ from erl.lifetimes.film import FilmConfig, _write, choose_renderer, diverging, f
 from erl.lifetimes.living import Cohort, live
 from erl.lifetimes.models import load_model
 from erl.lifetimes.trace import trace
+from erl.statistics import number_text
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
@@ -104,7 +107,7 @@ def test_a_whole_episode_with_the_panel_beside_it(tmp_path, sink):
     assert frames_of(file).shape == (201, 82, 162, 3)
     # Its return is the one that the same policy has in the same episode.
     spec, agent = load_model(tmp_path / "seed_0")
-    assert f"return {evaluate(agent, spec.make_env(), 1, 0).returns[0]:,.1f}" in str(sink)
+    assert f"return {number_text(evaluate(agent, spec.make_env(), 1, 0).returns[0])}" in str(sink)
     assert "filming a.webp: step 50" in sink.statuses
 
 
@@ -153,6 +156,24 @@ def test_a_machine_without_a_renderer_says_so(monkeypatch):
     assert choose_renderer("Swimmer-v4") == "osmesa"  # who has set it decides
     monkeypatch.setenv("DISPLAY", ":0")
     assert choose_renderer("Swimmer-v4") is None
+
+
+class OwnPendulum(InvertedPendulumEnv):
+    """A user's environment that inherits from one of Gymnasium's."""
+
+
+@pytest.mark.parametrize("entry", [OwnPendulum, f"{__name__}:OwnPendulum"])
+def test_an_environment_made_of_mujocos_classes_is_one_of_them(entry, monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("erl.lifetimes.film.available_renderer", lambda: "osmesa")
+    monkeypatch.setitem(gym.registry, "Own-v0", gym.envs.registration.EnvSpec("Own-v0", entry))
+    monkeypatch.setitem(
+        gym.registry, "Gone-v0", gym.envs.registration.EnvSpec("Gone-v0", "no_module:Own")
+    )
+    assert choose_renderer("tests:Own-v0") == "osmesa"
+    assert choose_renderer("Gone-v0") is None
 
 
 @pytest.mark.slow

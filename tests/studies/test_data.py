@@ -160,7 +160,7 @@ def test_a_journal_of_er_mrls_opens():
     assert (data.kind, data.name, len(data.trials)) == ("journal", "Toy-v0_main_1k_steps", 12)
     assert not len(data.lifetimes)
     assert not len(data.generations)
-    assert list(sampler_path(data).source) == ["trials", "trials"]
+    assert list(sampler_path(data).source) == ["tens", "tens"]
 
 
 def test_importances_find_what_matters():
