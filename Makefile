@@ -29,7 +29,7 @@ setup: $(READY)  ## make the environment .venv with everything but POPGym
 evolve: $(READY)  ## run the main job at a small budget: a few minutes on 2 cores
 	$(BIN)/python evolve_res.py --env_id HalfCheetah-v4 --sampler Cmaes --h_test quick --training_steps 100000 --nb_trials 18 --nb_seeds 2
 
-test: $(READY)  ## all tests: about 13 minutes on 2 cores
+test: $(READY)  ## all tests: 13 to 40 minutes on 2 cores, by processor
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -q --durations=25
 
 # Processors round differently. These have the arithmetic of others, as far as this one has it too.

@@ -100,7 +100,6 @@ class EvolutionProgress(Progress):
         self.last_error: str | None = None
         self._best: tuple[float, int] | None = None
         self._look()
-        self.budget = (nb_trials - self.done) * self._steps_of_trial
         self._generation: Any = 0
         self._running = 0
         self._luck = Luck(study, config)

@@ -101,9 +101,13 @@ class SingleConfig(AgentFlags):
         None, "setting: workers that train and play individuals", "--num_actor_worker"
     )
     critic_workers: int | None = option(
-        None, "setting: workers that train critics, 0 or 1", "--num_critic_worker"
+        None,
+        "setting: workers that train critics, 0 or 1; of P-CEM-RL 1 with --parallel_critic only",
+        "--num_critic_worker",
     )
-    parallel_critic: bool = option(False, "the same as --critic_workers 1")
+    parallel_critic: bool = option(
+        False, "P-CEM-RL: one worker trains the critics beside the generations"
+    )
     mean_update: str | None = option(
         None,
         "setting of AES-RL: how far the mean goes, such as baseline-relative",

@@ -9,7 +9,12 @@ from typing import Any
 
 from erl.cli import Sink, command, params_text, plural
 from erl.errors import UserError
-from erl.experiments.comparison_flags import UNITS, ComparisonFlags, GeneralizationComparisonConfig
+from erl.experiments.comparison_flags import (
+    UNITS,
+    ComparisonConfig,
+    ComparisonFlags,
+    GeneralizationComparisonConfig,
+)
 from erl.experiments.flags import study_name
 from erl.learners import canonical_name, get_learner, published_settings, resolve_engine
 from erl.search.space import ER_MRL_BIAS, LEARNER, is_searched, make_context
@@ -239,10 +244,10 @@ def _guess_config(flags: ComparisonFlags, name: str, params: dict[str, float]) -
     # ER-MRL's names of studies begin with the environment, or with a set of environments.
     named = re.match(r".+?-v\d+(?=_)", name)
     env_id = named.group() if flags.study is not None and named else flags.evolved_in
-    # Its versions may be gone, as LunarLander-v2 is: then the flag names another one.
-    given = getattr(flags, "env_id", None)
-    if given and bare_name(given) == bare_name(env_id):
-        env_id = given
+    # Its version may be gone, as LunarLander-v2 is: then the flag names another one. In a test of
+    # generalisation it names the environment of the test.
+    if isinstance(flags, ComparisonConfig) and bare_name(flags.env_id or "") == bare_name(env_id):
+        env_id = flags.evolved_in
     several = [k for k in params if re.fullmatch(r"sr_[0-9]+", k)]
     evolution = EvolutionStudy(
         env_id=env_id,

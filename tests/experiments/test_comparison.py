@@ -656,6 +656,9 @@ def test_a_journal_of_an_environment_that_is_gone(inline, sink):
     for given, taken in ((None, 2), ("LunarLander-v3", 3), ("CartPole-v1", 2)):
         best = load_best(MultiComparisonConfig(**words, env_id=given), sink)
         assert best.evolution.env_id == f"LunarLander-v{taken}"
+    # There it is the environment of the test.
+    best = load_best(GeneralizationComparisonConfig(**words, env_id="LunarLander-v3"), sink)
+    assert best.evolution.env_id == "LunarLander-v2"
 
 
 def test_fixed_iss_of_er_mrls_commands_is_compared(inline, sink):

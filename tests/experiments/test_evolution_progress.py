@@ -60,7 +60,7 @@ def test_what_other_coordinators_do_is_counted(told, sink):
         nb_trials, steps = 14, 100
         progress = EvolutionProgress(mine, mine.config, nb_trials, sink, steps, Pace())
         of_trial = mine.config.nb_seeds * steps
-        assert (progress.done, progress.budget) == (4, 10 * of_trial)
+        assert progress.done == 4
         space = distributions(search_space(other.config))
         sampler = sampler_of(other.config, space)
         best, _ = other.propose(2, sampler, space, lambda params: [], 1, nb_trials)
