@@ -13,8 +13,8 @@ import sys
 import time
 import typing
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from erl.errors import UserError, one_line
+from erl.errors import UserError, describe, one_line
 from erl.parsing import option, parse
 
 __all__ = [
@@ -60,7 +60,8 @@ def main(
     `run` may be given as `module:function`. It is imported when the flags have been read, so that
     `--help` and flags that are refused do not wait for libraries.
 
-    Exit codes: 0 done, 1 something failed for good, 2 bad input (one line on stderr), 130 Ctrl-C.
+    Exit codes: 0 done, 1 something failed for good, also the output, 2 bad input (one line on
+    stderr), 130 Ctrl-C.
     """
     program = program or os.path.basename(sys.argv[0])
 
@@ -97,8 +98,8 @@ def exit_after(work: Callable[[], int | None], program: str | None = None) -> ty
     except KeyboardInterrupt as e:
         if e.args:  # of a signal
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-        print(f"{program}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        _complain(f"{program}: interrupted")
+        leave(130)
     except BrokenPipeError:
         os._exit(1)
     except SystemExit as e:  # help was asked for
@@ -108,18 +109,36 @@ def exit_after(work: Callable[[], int | None], program: str | None = None) -> ty
 
 def show(text: str) -> typing.NoReturn:
     """Print what was asked for, and exit."""
-    with suppress(BrokenPipeError):
-        print(text)
-    leave(0)
+    leave(0, f"{text}\n")
 
 
-def leave(code: Any) -> typing.NoReturn:
-    """Exit, also if whoever reads the output, such as `head`, has seen enough."""
+def leave(code: Any, last: str = "") -> typing.NoReturn:
+    """Print the last words and exit, also if whoever reads the output, such as `head`, has seen
+    enough. If there is no place for the output, 0 becomes 1.
+    """
     try:
+        sys.stdout.write(last)
         sys.stdout.flush()
     except BrokenPipeError:
         os._exit(1)
+    except OSError as e:
+        _complain(f"the output is incomplete: {describe(e)}")
+        _to_nowhere(sys.stdout)
+        code = code or 1
     sys.exit(code)
+
+
+def _complain(text: str) -> None:
+    """Print a line on stderr, if there is place."""
+    try:
+        print(text, file=sys.stderr)
+    except OSError:
+        _to_nowhere(sys.stderr)
+
+
+def _to_nowhere(stream: typing.TextIO) -> None:
+    """What a stream could not write would be tried again at the end, and change the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _shown_once(display: "Display") -> Callable[..., None]:
@@ -137,8 +156,8 @@ def _shown_once(display: "Display") -> Callable[..., None]:
 
 def fail(program: str, message: str) -> typing.NoReturn:
     """Say in one line what is wrong with the input, and exit with code 2."""
-    print(f"{program}: error: {without_passwords(one_line(message))}", file=sys.stderr)
-    sys.exit(2)
+    _complain(f"{program}: error: {without_passwords(one_line(message))}")
+    leave(2)
 
 
 def _imported(name: str) -> Callable[..., int | None]:
@@ -274,7 +293,8 @@ class Sink(Protocol):
 class Display:
     """Lines that stay, and one line at the bottom that shows how far things are.
 
-    On a terminal the bottom line moves; elsewhere it is printed once a minute.
+    On a terminal the bottom line moves; elsewhere it is printed once a minute. What finds no place,
+    as on a full disk, is lost, and a run goes on.
     """
 
     def __init__(self, every: float = 60.0) -> None:
@@ -284,24 +304,38 @@ class Display:
 
     def line(self, text: str) -> None:
         """Print a line that stays."""
-        self.console.print(Text(text))
+        with self._or_lost():
+            self.console.print(Text(text))
 
     def status(self, text: str) -> None:
         """Show the bottom line."""
         if self.console.is_terminal:
-            if self._live is None:
-                self._live = Live(console=self.console, refresh_per_second=4, transient=True)
-                self._live.start()
-            self._live.update(Text(text, no_wrap=False, overflow="fold"))
+            with self._or_lost():
+                if self._live is None:
+                    self._live = Live(console=self.console, refresh_per_second=4, transient=True)
+                    self._live.start()
+                self._live.update(Text(text, no_wrap=False, overflow="fold"))
         elif time.monotonic() - self._printed >= self._every:
             self._printed = time.monotonic()
             self.line(text)
 
     def close(self) -> None:
         """Take the bottom line away."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        live, self._live = self._live, None
+        if live is not None:
+            with self._or_lost():
+                live.stop()
+
+    @contextmanager
+    def _or_lost(self) -> Iterator[None]:
+        """What cannot be printed meanwhile is lost. A reader that is gone is another matter."""
+        try:
+            yield
+        except OSError:
+            # Else the console prints it again before each later line.
+            self.console.quiet = True
+            self.console.print()
+            self.console.quiet = False
 
 
 def score_text(value: float | None) -> str:

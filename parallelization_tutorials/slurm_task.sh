@@ -14,9 +14,8 @@ python=.venv/bin/python
 
 script=$1
 shift
-where=(--workers "${SLURM_CPUS_PER_TASK:-1}")
-[ -z "${CLUSTER-}" ] || where=(--cluster "$CLUSTER")
-"$python" "$script" --storage "${STORAGE:-journal:studies.log}" "${where[@]}" "$@" &
+# Without a cluster the coordinator has as many workers as fit on the cores of the task.
+"$python" "$script" --storage "${STORAGE:-journal:studies.log}" ${CLUSTER:+--cluster "$CLUSTER"} "$@" &
 coordinator=$!
 
 time_is_over=
@@ -27,7 +26,8 @@ while kill -0 $coordinator 2>/dev/null; do wait $coordinator; done
 wait $coordinator
 code=$?
 
-if [ -n "$time_is_over" ] && [ $code -eq 130 ]; then
+# 143: the signal came while Python was still starting.
+if [ -n "$time_is_over" ] && { [ $code -eq 130 ] || [ $code -eq 143 ]; }; then
     echo "the time is over: task ${SLURM_ARRAY_TASK_ID:-} goes on later"
     scontrol requeue "$SLURM_JOB_ID"
 fi

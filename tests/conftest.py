@@ -19,7 +19,9 @@ import numpy as np
 import pytest
 import servers
 import torch
+from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages._rdb.storage import _VersionManager
+from sqlalchemy.exc import OperationalError
 
 from erl.executors.jobs import HERE, Result, first_rows, new_rows
 from erl.executors.local import LocalExecutor
@@ -230,6 +232,16 @@ def told(monkeypatch):
     executor = type("Told", (Told,), {})
     monkeypatch.setattr("erl.executors.local.LocalExecutor", executor)
     return executor
+
+
+@pytest.fixture
+def away(monkeypatch):
+    """Called, it has every SQL database answer no more."""
+
+    def gone(*_, **__):
+        raise OperationalError("SELECT", None, Exception("it went away"))
+
+    return lambda: monkeypatch.setattr(_CachedStorage, "get_all_trials", gone)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,9 @@
+import errno
 import importlib.util
+import io
 import os
 import signal
+import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -310,6 +313,63 @@ def test_the_status_is_printed_now_and_then_where_no_terminal_is(capsys):
     display.line("[not markup] " + "x" * 200)
     display.close()
     assert capsys.readouterr().out == "half way\n[not markup] " + "x" * 200 + "\n"
+
+
+def test_what_finds_no_place_is_lost_and_nothing_is_printed_twice(monkeypatch):
+    class Disk(io.StringIO):
+        full = True
+
+        def flush(self):
+            if self.full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("sys.stdout", Disk())
+    display = Display(every=0.0)
+    display.line("first")
+    display.status("half way")
+    sys.stdout.full = False
+    display.line("last")
+    display.close()
+    assert sys.stdout.getvalue() == "first\nhalf way\nlast\n"
+
+
+# A command that prints, and then does what it is for.
+PRINTING = """from dataclasses import make_dataclass
+from pathlib import Path
+from erl.cli import main
+from erl.errors import UserError
+
+def work(configuration, display):
+    for _ in range(1000):
+        display.line("a line of a log")
+    Path("done").touch()
+    {end}
+
+main(work, make_dataclass("Flags", []), "prints", [])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a full disk is Linux's")
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        ("return 0", 1, "the output is incomplete: OSError: [Errno 28] No space left on device"),
+        ("return 130", 130, "the output is incomplete"),
+        ("raise KeyboardInterrupt", 130, "interrupted"),
+        ("raise UserError('mistaken')", 2, "error: mistaken"),
+    ],
+)
+def test_a_command_does_its_work_where_its_output_finds_no_place(end, code, said):
+    """Such as the log of a batch system on a full disk."""
+    words = [sys.executable, "-c", PRINTING.format(end=end)]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert (ended.returncode, said in ended.stderr) == (code, True), ended.stderr
+        assert "Traceback" not in ended.stderr
+        Path("done").unlink()
+        assert subprocess.run(words, stdout=full, stderr=full, check=False).returncode == code
+        assert Path("done").exists()
 
 
 @pytest.mark.parametrize(

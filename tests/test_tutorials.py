@@ -160,15 +160,25 @@ time.sleep(100)
 """
 
 
+# One that does not listen yet.
+STARTING = """import time
+from pathlib import Path
+
+Path("begun").touch()
+time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize(("program", "code"), [(COORDINATOR, 130), (STARTING, 143)])
 @pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
-def test_a_task_goes_on_later_if_its_time_is_over(number, requeued, checkout):
-    (checkout / "waits.py").write_text(COORDINATOR)
+def test_a_task_goes_on_later_if_its_time_is_over(number, requeued, program, code, checkout):
+    (checkout / "waits.py").write_text(program)
     running = task("slurm_evolution.sh", "waits.py", checkout)
     wait_until(Path("begun").exists, "the script has not begun")
     running.send_signal(number)
     output = running.communicate(timeout=100)[0]
-    assert running.returncode == 130, output
-    assert "given back" in output
+    assert running.returncode == code, output
+    assert ("given back" in output) == (code == 130)
     assert ("task 0 goes on later" in output) == requeued
     assert Path("scontrol.said").exists() == requeued
     if requeued:
@@ -231,12 +241,10 @@ def test_a_job_without_ray_ends_at_once(flags, ray, code, said, checkout):
 
 @pytest.mark.slow
 def test_a_coordinator_of_a_cluster_is_given_its_address(checkout, monkeypatch):
-    """And no number of workers: it has the CPUs of all machines."""
+    """And no number of workers: it has the CPUs of all machines, or those of its task."""
     (checkout / "says.py").write_text("import sys; print(*sys.argv[1:])")
     running = task("slurm_task.sh", "says.py --popsize 8", checkout)
-    assert running.communicate(timeout=60)[0].split() == [
-        *("--storage", STORAGE, "--workers", "1", "--popsize", "8")
-    ]
+    assert running.communicate(timeout=60)[0].split() == [*("--storage", STORAGE, "--popsize", "8")]
     monkeypatch.setenv("CLUSTER", "ray:10.9.8.7:20077")
     running = task("slurm_task.sh", "says.py", checkout)
     assert running.communicate(timeout=60)[0].split()[-2:] == ["--cluster", "ray:10.9.8.7:20077"]

@@ -153,7 +153,8 @@ class Executor(Protocol):
             jobs: what to do. A job whose worker is lost is begun again.
             columns: of the board.
             tick: called every `every` seconds, and before a result is given, with the whole board:
-                the rows of all jobs, in order. After a KeyboardInterrupt it is not called.
+                the rows of all jobs, in order. After a KeyboardInterrupt it is not called. An
+                exception of its own leaves the generator, and running jobs are ended at once.
             every: seconds.
             on_interrupt: called at a KeyboardInterrupt, also one that is thrown into the generator,
                 with the whole board, on which it may ask jobs to end; gives the seconds within

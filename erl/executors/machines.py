@@ -1,6 +1,8 @@
 """Which machines and cores there are."""
 
 import os
+from contextlib import suppress
+from pathlib import Path
 
 from erl.errors import UserError
 
@@ -26,7 +28,40 @@ def check_cluster(cluster: str, flag: str = "--cluster") -> None:
 
 
 def default_workers() -> int:
-    """The cores that this process may use."""
+    """The cores that this process may use: those that it is bound to, and no more than a SLURM task
+    has, which SLURM does not bind everywhere.
+    """
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        bound = len(os.sched_getaffinity(0))
+    else:
+        bound = os.cpu_count() or 1
+    return min(bound, _number("SLURM_CPUS_PER_TASK") or bound)
+
+
+def memory_limits(root: Path = Path("/")) -> list[int]:
+    """Bytes of memory that this process may have at most, by its SLURM job and by its control
+    groups, of both versions. A container is such a group.
+
+    Args:
+        root: of the file system.
+    """
+    limits = [n << 20 for n in [_number("SLURM_MEM_PER_NODE")] if n]
+    groups = root / "sys/fs/cgroup"
+    with suppress(OSError):  # another system has none
+        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers not in ("", "memory"):
+                continue
+            name = "memory.limit_in_bytes" if controllers else "memory.max"
+            own = groups / controllers / path.lstrip("/")
+            # A container may see its own group at the top, and not its path.
+            for folder in (own, *own.parents):
+                with suppress(OSError, ValueError):  # no such file, or "max"
+                    limits.append(int((folder / name).read_text(encoding="utf-8")))
+    return limits
+
+
+def _number(variable: str) -> int:
+    """A whole number in the environment; 0 without one, and where SLURM sets no limit."""
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() else 0

@@ -451,8 +451,8 @@ class RayExecutor:
         finally:
             with suppress(Exception):  # Ray itself may be gone
                 ray.kill(board)
-            if running:
-                self.close()
+            self._tasks = list(running)
+            self._cancel()
 
     def _start(self, job: Job, board: Any, columns: Columns, first: int) -> Any:
         """Begin a job, with the files that it needs, as a Ray task."""
@@ -535,11 +535,15 @@ class RayExecutor:
 
     def close(self) -> None:
         """End the tasks at once, and leave the cluster."""
+        self._cancel()
+        ray.shutdown()
+
+    def _cancel(self) -> None:
+        """End the tasks at once."""
         for task in self._tasks:
             with suppress(Exception):  # it may have ended, or Ray may be gone
                 ray.cancel(task, force=True)
         self._tasks = []
-        ray.shutdown()
 
 
 def _nodes() -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from erl.experiments.campaign import (
     Progress,
     checkpoint_path,
     outcome,
+    say_interrupted,
     steps_in_checkpoints,
 )
 from erl.experiments.films import film_agents, film_command, model_name, say_film
@@ -134,12 +135,7 @@ def train_agents(
     pace = pace_of(outlook.specs, campaign.executor.workers)
     progress = AgentProgress(sink, pace, flags.runs if status else None, folder)
     if not campaign.run(source, make_cohort, progress, commands=commands):
-        done = count - len(missing(study, agents.wanted))
-        sink.line(
-            f"interrupted: {done} of {count} lifetimes are finished and stored; run the same "
-            f"command again to continue"
-        )
-        return 130
+        return say_interrupted(study, sink, lambda: _say_how_far(agents, study, sink))
     failed = _say_missing(study, sink)
     tables = agent_tables(study)
     for line in lines(tables) if tables else ["no lifetime has finished yet"]:
@@ -151,6 +147,16 @@ def train_agents(
     else:
         say_film(study, flags, folder, evolved_arm(agents.arms), sink)
     return 1 if any(key_of(params) in failed for params in agents.wanted) else 0
+
+
+def _say_how_far(agents: Agents, study: Study, sink: Sink) -> None:
+    """Say how far an interrupted training is."""
+    count = len(agents.wanted)
+    done = count - len(missing(study, agents.wanted))
+    sink.line(
+        f"interrupted: {done} of {count} lifetimes are finished and stored; run the same "
+        f"command again to continue"
+    )
 
 
 def _outlook(flags: AgentFlags, agents: Agents) -> Outlook:

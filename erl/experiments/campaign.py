@@ -24,6 +24,7 @@ from erl.lifetimes.living import Cohort
 from erl.search.pruning import Pruning
 from erl.studies.configuration import StudyConfig
 from erl.studies.distributions import SearchSpace
+from erl.studies.storage import GoneError, StorageError
 from erl.studies.study import CODE, Study
 from erl.studies.trials import Plan, RunningTrial, Score, key_of
 from erl.worlds.specification import LifetimeSpec, code_of, to_json
@@ -100,6 +101,26 @@ def outcome(trial: RunningTrial, value: float | None, what: str = "return") -> s
     if value is not None:
         return f"{what} {score_text(value)}"
     return f"failed: {trial.error[0] if trial.error else ''}"
+
+
+def say_interrupted(study: Study, sink: Sink, say: Callable[[], Any]) -> int:
+    """Say how far an interrupted command is, or that its storage does not answer, which is not
+    waited for: a batch system kills soon after its signal.
+
+    Returns:
+        The exit code of an interruption.
+
+    Raises:
+        GoneError: there is nothing that could be continued.
+    """
+    study.storage.stop_retrying()
+    try:
+        say()
+    except GoneError:
+        raise
+    except StorageError as e:
+        sink.line(f"interrupted: {e}; run the same command again to continue")
+    return 130
 
 
 def changed_code(attrs: Mapping[str, Any]) -> str | None:

@@ -13,7 +13,12 @@ from typing import Any
 
 from erl.cli import Sink, command, params_text, plural, score_text
 from erl.errors import UserError
-from erl.experiments.campaign import Campaign, checkpoint_cohort, steps_in_checkpoints
+from erl.experiments.campaign import (
+    Campaign,
+    checkpoint_cohort,
+    say_interrupted,
+    steps_in_checkpoints,
+)
 from erl.experiments.display import Commands, DashboardNotes, EvolutionLog
 from erl.experiments.evolution_flags import (
     EvolutionConfig,
@@ -169,13 +174,7 @@ def evolve(flags: EvolutionFlags, sink: Sink) -> int:
     commands = note_commands(config, flags.storage)
     log = EvolutionLog(study, f"{flags.logs}/{folder_name(name)}/evolution")
     if not campaign.run(source, make_cohort, progress, config.score, pruning, commands, log):
-        sink.line(
-            f"interrupted: {study.finished()} of {flags.nb_trials} trials are finished and "
-            f"stored in {shown(flags.storage)}; "
-            "run the same command again to continue"
-        )
-        _say_best(study, sink)
-        return 130
+        return say_interrupted(study, sink, lambda: _say_how_far(flags, study, sink))
     return _hand_over(flags, study, config, space, sampler, progress, sink)
 
 
@@ -206,6 +205,15 @@ def _prepared(
     return name, config, space, done, outlook
 
 
+def _say_how_far(flags: EvolutionFlags, study: Study, sink: Sink) -> None:
+    """Say how far an interrupted evolution is."""
+    sink.line(
+        f"interrupted: {study.finished()} of {flags.nb_trials} trials are finished and "
+        f"stored in {shown(flags.storage)}; run the same command again to continue"
+    )
+    _say_best(study, sink)
+
+
 def _hand_over(
     flags: EvolutionFlags,
     study: Study,
@@ -226,8 +234,7 @@ def _hand_over(
         store_choice(study, None)
     hold = bool(flags.finalists) and not elsewhere
     if hold and not _finals(flags, study, config, space, sampler, sink):
-        _say_best(study, sink)
-        return 130
+        return say_interrupted(study, sink, lambda: _say_best(study, sink))
     no_finals = stored_choice(study.optuna.user_attrs) is None
     progress.say_luck(advise=flags.finalists is None and no_finals)
     if _say_winner(flags, study, elsewhere, progress.last_error, sink) is None:
@@ -377,8 +384,9 @@ def _of_array(flags: EvolutionFlags, config: EvolutionStudy) -> Iterator[str]:
     begun = min(count * (config.popsize or 1), flags.nb_trials)
     if count > 1 and 2 * begun > flags.nb_trials and config.sampler != "Random":
         yield (
-            f"the {count} tasks of this array begin {begun} of {flags.nb_trials} trials before any "
-            f"has ended, so {config.sampler} learns little: fewer tasks, or a larger --nb_trials"
+            f"if the {count} tasks of this array run at once, they begin {begun} of "
+            f"{flags.nb_trials} trials before any has ended, and {config.sampler} learns little: "
+            f"fewer at a time, or a larger --nb_trials"
         )
 
 

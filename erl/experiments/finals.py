@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from erl.cli import Sink, plural
-from erl.experiments.campaign import Campaign, GivenTrials, Progress, checkpoint_cohort, outcome
+from erl.experiments.campaign import (
+    Campaign,
+    GivenTrials,
+    Progress,
+    checkpoint_cohort,
+    outcome,
+    say_interrupted,
+)
 from erl.experiments.evolution_flags import EvolutionFlags
 from erl.experiments.flags import MAX_SEED
 from erl.experiments.forecast import steps_of
@@ -115,13 +122,8 @@ def live_finals(
     source = GivenTrials(study, wanted, space, plan, retries, at_once, notes)
     progress = FinalsProgress(campaign, config, len(finalists), flags.finalist_seeds)
     if not campaign.run(source, checkpoint_cohort(flags, name), progress, config.score):
-        done = {key_of(t.params) for t in study.trials("COMPLETE")}
         each = len(config.environments)  # lifetimes of a finalist and a seed
-        sink.line(
-            f"interrupted: {sum(key_of(w) in done for w in wanted) * each} of "
-            f"{len(wanted) * each} lifetimes of the finals are finished and stored; "
-            f"run the same command again to continue"
-        )
+        say_interrupted(study, sink, lambda: _say_how_far(study, wanted, each, sink))
         return False
     lived, again = _lived(study, known, sink)
     choice = choose(lived, len(evolution.trials("COMPLETE", "PRUNED", "FAIL")), again)
@@ -135,6 +137,16 @@ def live_finals(
     if choice is None:
         sink.line("no finalist could be lived again: the trial with the highest fitness stands")
     return True
+
+
+def _say_how_far(study: Study, wanted: Sequence[dict[str, Any]], each: int, sink: Sink) -> None:
+    """Say how far interrupted finals are, whose trials have so many lifetimes each."""
+    done = {key_of(t.params) for t in study.trials("COMPLETE")}
+    sink.line(
+        f"interrupted: {sum(key_of(w) in done for w in wanted) * each} of "
+        f"{len(wanted) * each} lifetimes of the finals are finished and stored; "
+        f"run the same command again to continue"
+    )
 
 
 def trials_at_once(config: EvolutionStudy, workers: int) -> int:

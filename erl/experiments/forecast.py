@@ -6,6 +6,7 @@ import inspect
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +27,9 @@ WORTH_MEASURING = 1_000_000
 # Seconds of a measurement, and those after which it is given up: before a run, and where the time
 # is what was asked for.
 MEASURED, GIVEN_UP, GIVEN_UP_ASKED = 4.0, 20.0, 60.0
-# Seconds within which workers take their first steps.
-STARTED = 60.0
+# Seconds within which workers take their first steps, and those that lifetimes have to end when
+# the measurement is over. Not every learner asks whether it shall.
+STARTED, ENDED = 60.0, 5.0
 
 
 @dataclass(frozen=True)
@@ -216,17 +218,31 @@ def measured_speed(
     begins, needed = min(starts + 1, specs[0].steps), starts + rollout + 1
     # Fewer cohorts than workers: more cannot be used at once.
     measurement = Measurement(sum(len(c.specs) for c in cohorts), begins, needed, limit)
+    asked: float | None = None  # when they were asked to end
 
     def tick(board: Rows) -> None:
-        if measurement.see(time.monotonic(), board["steps"]):
+        nonlocal asked
+        now = time.monotonic()
+        if measurement.see(now, board["steps"]):
             board["save"][:] = board["stop"][:] = True
+            asked = now if asked is None else asked
+            if now - asked > ENDED:
+                raise _GoOn
 
     errors: list[str] = []  # of those that end by themselves
-    for result in executor.run([cohort.job() for cohort in cohorts], COLUMNS, tick, every=0.05):
-        failed = [result.error] if result.error else [r.error for r in result.value or ()]
-        if not measurement.over:
-            errors += [one_line(str(error)) or type(error).__name__ for error in failed if error]
+    jobs = [cohort.job() for cohort in cohorts]
+    with suppress(_GoOn):
+        for result in executor.run(jobs, COLUMNS, tick, every=0.05):
+            failed = [result.error] if result.error else [r.error for r in result.value or ()]
+            if not measurement.over:
+                errors += [
+                    one_line(str(error)) or type(error).__name__ for error in failed if error
+                ]
     return measurement.result(canonical_name(specs[0].learner.name), errors)
+
+
+class _GoOn(Exception):
+    """Lifetimes that train though they were asked to end. The executor ends their workers."""
 
 
 class Measurement:

@@ -22,7 +22,7 @@ from erl.cli import Interruptible
 from erl.errors import UserError
 from erl.executors.jobs import HERE, Column, Job
 from erl.executors.local import LocalExecutor
-from erl.executors.machines import check_cluster, default_workers
+from erl.executors.machines import check_cluster, default_workers, memory_limits
 from erl.experiments.comparison import ComparisonConfig
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.experiments.workers import make_executor
@@ -76,6 +76,38 @@ def test_without_a_cluster_lifetimes_run_in_processes_here():
     assert isinstance(executor, LocalExecutor)
     assert executor.workers == default_workers()
     assert make_executor(EvolutionConfig(workers=3), spec).workers == 3
+
+
+def test_a_task_of_slurm_has_its_cores(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    for cores, workers in (("3", 3), ("30", 8), ("", 8)):
+        monkeypatch.setenv("SLURM_CPUS_PER_TASK", cores)
+        assert default_workers() == workers
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK")
+    assert default_workers() == 8
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "limits"),
+    [
+        ("0::/job/step", {"job/memory.max": "1000", "job/step/memory.max": "max"}, [1000]),
+        ("0::/not/seen/here", {"memory.max": "1000"}, [1000]),
+        ("4:memory:/job", {"memory/job/memory.limit_in_bytes": "1000"}, [1000]),
+        ("3:cpu:/job\n0::/", {"memory/job/memory.limit_in_bytes": "1000"}, []),
+        (None, {}, []),
+    ],
+)
+def test_limits_of_memory(groups, files, limits, monkeypatch, tmp_path):
+    texts = {f"sys/fs/cgroup/{name}": f"{text}\n" for name, text in files.items()}
+    if groups is not None:
+        texts["proc/self/cgroup"] = f"{groups}\n"
+    for name, text in texts.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    for megabytes, of_job in (("", []), ("0", []), ("2", [2 << 20])):
+        monkeypatch.setenv("SLURM_MEM_PER_NODE", megabytes)
+        assert memory_limits(tmp_path) == of_job + limits
 
 
 @pytest.mark.parametrize(("cores", "workers"), [(12, 2), (13, 2), (5, 1)])
@@ -352,6 +384,27 @@ def test_a_signal_while_a_worker_starts_is_heard_when_it_has_started(number, mon
         executor.close()
     assert [r.value for r in results] == [(set(), -signal.SIGTERM)]
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
+@pytest.mark.slow
+def test_an_error_of_the_coordinator_ends_what_runs_and_the_executor_goes_on(lasting):
+    executor = lasting(1)
+
+    def tick(board):
+        if board["count"][0]:
+            raise ZeroDivisionError
+
+    begun, columns = time.monotonic(), {"count": Column(np.int64)}
+    with pytest.raises(ZeroDivisionError):
+        list(executor.run([Job(sleeps)], columns, tick, every=0.01))
+    assert [r.value for r in executor.run([Job(add, (1, 2), 0)], {}, lambda board: None)] == [3]
+    assert time.monotonic() - begun < 900
+
+
+def sleeps(rows, folder):
+    """A job that is never asked to end."""
+    rows["count"][:] = 1
+    time.sleep(1000)
 
 
 @pytest.mark.slow

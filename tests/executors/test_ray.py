@@ -306,22 +306,25 @@ def test_a_cluster_that_is_too_small_for_the_workers_of_a_lifetime(address):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_the_tasks(cluster, executor):
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_ctrl_c_and_errors_of_the_coordinator_end_the_tasks(error, cluster, executor):
     job = Cohort((lifetime(steps=10**9),)).job()
     ticks = []
 
     def tick(board):
         ticks.append(int(board["steps"][0]))
         if ticks[-1] > 0:
-            raise KeyboardInterrupt
+            raise error
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(error):
         list(executor.run([job], COLUMNS, tick, every=0.1))
-    assert not ray.is_initialized()
     deadline = time.monotonic() + 60
     while any(busy(node) for node in cluster.worker_nodes):
         assert time.monotonic() < deadline, "a task still runs"
         time.sleep(0.1)
+    # The executor can be used again.
+    [result] = executor.run([Cohort((lifetime(),)).job()], COLUMNS, lambda board: None)
+    assert result.error is None
 
 
 @pytest.mark.slow

@@ -222,14 +222,17 @@ def _others(left_out):
 # -- ends at every stage --
 
 
-def stopped(told, sink, at, **options):
-    """The command, interrupted before the `at`-th lifetime that it would live in finals."""
+def stopped(told, sink, at, then=lambda: None, **options):
+    """The command, interrupted before the `at`-th lifetime that it would live in finals; `then`
+    happens at this moment.
+    """
     lived = []
 
     def stop(spec):
         if is_final(spec):
             lived.append(spec)
             if len(lived) > at:
+                then()
                 raise KeyboardInterrupt
 
     told.before = staticmethod(stop)
@@ -251,6 +254,12 @@ def test_interrupted_finals_go_on_where_they_stood(at, evolved, sink):
     evolved.before = staticmethod(_once(t for t in final_trials() if t.state.name == "COMPLETE"))
     assert evolve(make(), sink) == 0
     assert (chosen(study()), found()) == (whole, trials)
+
+
+def test_interrupted_finals_do_not_wait_for_a_storage_that_is_away(evolved, sink, away):
+    assert stopped(evolved, sink, 1, away) == 130
+    assert sink.lines[-1].startswith("interrupted: cannot use the storage sqlite:///studies.db")
+    assert "of the finals are finished" not in str(sink)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from erl.experiments.comparison import ComparisonConfig, compare
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.experiments.evolution_study import lifetimes
 from erl.experiments.forecast import (
+    ENDED,
     GIVEN_UP,
     GIVEN_UP_ASKED,
     Measured,
@@ -185,9 +186,11 @@ class Simulated:
         monkeypatch: gives the measurement their clock.
         bursts: seconds of a cycle, and those at its end in which no step is taken.
         error: with which each lifetime ends after a second.
+        stubborn: whether lifetimes do not ask whether they shall end.
     """
 
-    def __init__(self, workers, monkeypatch, bursts=(1.0, 0.0), error=None):
+    def __init__(self, workers, monkeypatch, bursts=(1.0, 0.0), error=None, stubborn=False):
+        self.stubborn = stubborn
         self.workers, self.now, self.asked = workers, 0.0, []
         (self.cycle, self.pause), self.error = bursts, error
         clock = SimpleNamespace(monotonic=lambda: self.now)
@@ -204,7 +207,7 @@ class Simulated:
             if k >= 20:
                 rows["steps"] += 100 * (phases < self.cycle - self.pause)
             tick(rows)
-            if rows["save"].all() or (self.error and k == 30):
+            if (rows["save"].all() and not self.stubborn) or (self.error and k == 30):
                 break
         for i, job in enumerate(jobs):
             yield Result(i, [SimpleNamespace(error=self.error)] * job.rows)
@@ -253,6 +256,14 @@ def test_a_measurement_lasts_until_a_whole_burst_was_seen_or_says_why_not(monkey
         )
         assert simulated.now == pytest.approx(GIVEN_UP_ASKED if asked else GIVEN_UP, abs=3)
         sink.lines.clear()
+
+
+def test_lifetimes_that_do_not_ask_whether_they_shall_end_are_ended(monkeypatch):
+    for stubborn, seconds in ((False, 0.0), (True, ENDED)):
+        simulated = Simulated(2, monkeypatch, stubborn=stubborn)
+        measured = measured_speed([spec(steps=10**6)] * 2, simulated)
+        assert measured.speed == pytest.approx(2 * 1000)
+        assert simulated.now == pytest.approx(6.2 + seconds, abs=0.5)
 
 
 def test_a_measurement_that_comes_to_nothing_is_given_up(monkeypatch):
@@ -378,10 +389,9 @@ def test_an_array_with_too_many_coordinators_is_noted(
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", tasks)
     flags = small(learner_config=quick, dry_run=True, sampler=sampler, popsize=4, nb_trials=16)
     assert evolve(flags, sink) == 0
-    said = [line for line in sink.lines if "tasks of this array begin" in line]
-    assert [f"the {tasks} tasks of this array begin 12 of 16 trials" in line for line in said] == [
-        True
-    ] * noted
+    said = [line for line in sink.lines if "tasks of this array" in line]
+    note = f"if the {tasks} tasks of this array run at once, they begin 12 of 16 trials"
+    assert [note in line for line in said] == [True] * noted
 
 
 def test_an_evolution_that_continues_counts_what_was_taken_before(quick, inline, sink, monkeypatch):
@@ -522,6 +532,31 @@ def test_ctrl_c_writes_a_checkpoint_from_which_the_command_continues(workers, si
     assert records[0].curve == records[1].curve
     assert records[0].final_returns == records[1].final_returns
     assert not list(Path("runs").rglob("*.pkl"))
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        (evolve, small(nb_trials=1)),
+        (run, SingleConfig(env_id=REACH, learner="PPO", steps=64, workers=1)),
+    ],
+)
+def test_an_interruption_is_one_also_where_the_storage_is_away(
+    command, flags, told, sink, away, monkeypatch
+):
+    """Batch systems queue a command again by its exit code."""
+    for name in ("evolution", "agents"):
+        monkeypatch.setattr(f"erl.experiments.{name}.announce", lambda *_: None)
+
+    def interrupt(spec):
+        away()
+        raise KeyboardInterrupt
+
+    told.before = staticmethod(interrupt)
+    assert command(flags, sink) == 130
+    [said] = [line for line in sink.lines if line.startswith("interrupted: ")]
+    assert said.startswith("interrupted: cannot use the storage sqlite:///studies.db: it went away")
+    assert said.endswith("; run the same command again to continue")
 
 
 def test_what_has_no_checkpoint_ends_at_once(workers, sink):

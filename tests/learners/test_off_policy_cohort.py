@@ -427,6 +427,19 @@ def test_buffers_that_do_not_fit_are_refused_with_the_size_that_would(monkeypatc
     assert "buffer_size=160714 fits" in one.error
 
 
+def test_buffers_that_do_not_fit_into_the_memory_of_the_job_are_refused(monkeypatch):
+    class Memory:
+        available, total = 10**9, 10**9
+
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Memory)
+    fine, large = lifetime(0, steps=300_000), lifetime(0, steps=400_000)
+    get_learner("TD3", "cohort").check(large)
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "10")
+    get_learner("TD3", "cohort").check(fine)
+    with pytest.raises(UserError, match="buffer_size=337042 fits"):
+        get_learner("TD3", "cohort").check(large)
+
+
 def test_buffers_for_which_the_machine_is_too_small_are_refused(monkeypatch):
     """Twice as many rows are asked for as there are transitions."""
 

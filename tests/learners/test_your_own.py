@@ -10,11 +10,15 @@ from documents import text
 from erl.cli import parse
 from erl.commands import COMMANDS
 from erl.errors import UserError
+from erl.executors.jobs import new_rows
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.experiments.single import SingleConfig, run
 from erl.learners import get_learner, resolve_engine
+from erl.lifetimes.living import COLUMNS, Cohort, live
 from erl.lifetimes.models import load_model
 from erl.studies.records import records
+from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
+from erl.worlds.tasks import Task
 
 NAME = "my_learner:RandomSearch"
 PAGE = "docs/learners/your_own.md"
@@ -63,6 +67,15 @@ def test_an_evolution_trains_it_with_a_reservoir(module, inline, sink):
     assert evolve(config, sink) == 0
     frame = records("sqlite:///studies.db", "CartPole-v1_main_0.4k_steps")
     assert np.isfinite(frame.fitness).all()
+
+
+def test_it_ends_when_it_is_told_to(module):
+    seeds = Seeds.derive(0, "single", 0)
+    cohort = Cohort((LifetimeSpec(Task("CartPole-v1"), LearnerSpec(NAME), 10**9, seeds),))
+    rows = new_rows(COLUMNS, 1)
+    rows["stop"][:] = True
+    [record] = live(cohort, rows)
+    assert record.note.startswith("pruned after")
 
 
 def test_worker_processes_find_it(module, lasting, sink):

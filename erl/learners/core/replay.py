@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from erl.errors import UserError
+from erl.executors.machines import memory_limits
 from erl.files import read_patiently, write_whole
 
 _SEGMENT_BYTES = 16 << 20
@@ -517,7 +518,9 @@ def check_memory(
         needed = most = sum(asked)
     else:
         memory = psutil.virtual_memory()
-        free, total, most = memory.available, memory.total, max(asked)
+        # Limits are on what is used, not on what is asked for.
+        free = min([memory.available, *memory_limits()])
+        total, most = memory.total, max(asked)
         needed = sum(n * ReplayBuffer.bytes_each(*lengths) for n, *lengths in buffers)
     if needed > free or most > total:
         share = 0.9 * min(free / needed, total / most)
