@@ -73,7 +73,12 @@ def writing(what: object) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        raise UserError(f"{what} cannot be written: {e.strerror or e}") from e
+        raise UserError(unwritable(what, e)) from e
+
+
+def unwritable(what: object, error: OSError) -> str:
+    """That `what` cannot be written, and why, as a line."""
+    return f"{what} cannot be written: {error.strerror or error}"
 
 
 def check_new_file(path: Path, overwrite: bool) -> None:

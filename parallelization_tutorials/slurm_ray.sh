@@ -39,10 +39,12 @@ on_head=(srun --nodes=1 --ntasks=1 --nodelist="$head" --cpus-per-task="$SLURM_CP
 # Some nodes name a loopback address first, which the others cannot reach.
 address=$("${on_head[@]}" hostname --all-ip-addresses | tr ' ' '\n' | grep -v '^127\.' | head -n 1)
 [ -n "$address" ] || fail "$head has no address that other nodes can reach"
-port=$((20000 + SLURM_JOB_ID % 10000)) # jobs that share a node do not meet
+# Two ports of this job, below those that the system gives to others. Ray's own, 6379 and 10001, may be
+# taken on a node that is shared.
+port=$((20000 + 2 * (SLURM_JOB_ID % 6000)))
 
 "${on_head[@]}" --overlap "$bin/ray" start --head --block --node-ip-address="$address" --port="$port" \
-    --num-cpus="$SLURM_CPUS_PER_TASK" --include-dashboard=false &
+    --ray-client-server-port=$((port + 1)) --num-cpus="$SLURM_CPUS_PER_TASK" --include-dashboard=false &
 ray=$!
 answers() { "$bin/python" -c "import socket; socket.create_connection(('$address', $port), 1)" 2>/dev/null; }
 while sleep 1 && kill -0 $ray 2>/dev/null && ! answers; do :; done

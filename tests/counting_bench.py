@@ -1,6 +1,7 @@
 """A bench for workers of any kind: it sleeps, counts, sums what was shared, and dies when told."""
 
 import os
+import resource
 import signal
 import time
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ class Sum:
     Attributes:
         about: whatever the test wants to find again; it stays here.
         fault: what goes wrong: `raise`, `raise odd` (what pickle cannot load), `die` (if the file
-            is not there yet), `die always`, or nothing.
+            is not there yet), `die always`, `fill` (no more files can be written), or nothing.
     """
 
     about: object = None
@@ -56,6 +57,8 @@ class CountingBench:
                 with open(data.file, "w", encoding="utf-8"):
                     pass
             os.kill(os.getpid(), signal.SIGKILL)
+        if data.fault == "fill":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
         time.sleep(data.seconds)
         self.count(n)
         data.units.append(n)

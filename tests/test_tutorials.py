@@ -185,7 +185,7 @@ def test_a_task_goes_on_later_if_its_time_is_over(number, requeued, program, cod
         assert Path("scontrol.said").read_text() == "requeue 77\n"
 
 
-def ray_job(checkout, srun, flags, ray=None):
+def ray_job(checkout, srun, flags, ray=None, job=77):
     """A job of `slurm_ray.sh` on two nodes, in which `srun` does what this script says."""
     programs = checkout / "bin"
     for name in ("dirname", "grep", "head", "sleep", "tr"):
@@ -206,7 +206,7 @@ def ray_job(checkout, srun, flags, ray=None):
         "PATH": str(programs),
         "SLURM_SUBMIT_DIR": str(checkout),
         "SLURM_CPUS_PER_TASK": "1",
-        "SLURM_JOB_ID": "77",
+        "SLURM_JOB_ID": str(job),
     }
     copy = checkout / "slurm_script"
     shutil.copy(FOLDER / "slurm_ray.sh", copy)
@@ -221,7 +221,10 @@ def ray_job(checkout, srun, flags, ray=None):
     )
 
 
-ON_THIS_MACHINE = 'while [[ "$1" == --* ]]; do shift; done; exec "$@"'
+ON_THIS_MACHINE = """while [[ "$1" == --* ]]; do shift; done
+[ "$1" = hostname ] && echo 0.0.0.0 && exit
+exec "$@"
+"""
 
 
 @pytest.mark.parametrize(
@@ -234,9 +237,16 @@ ON_THIS_MACHINE = 'while [[ "$1" == --* ]]; do shift; done; exec "$@"'
 )
 def test_a_job_without_ray_ends_at_once(flags, ray, code, said, checkout):
     """It would wait to the end of its time, on all of its nodes."""
-    srun = ON_THIS_MACHINE.replace("exec", '[ "$1" = hostname ] && echo 0.0.0.0 && exit; exec')
-    ended = ray_job(checkout, srun, flags, ray)
+    ended = ray_job(checkout, ON_THIS_MACHINE, flags, ray)
     assert (ended.returncode, said in ended.stderr) == (code, True), ended.stderr
+
+
+@pytest.mark.parametrize(("job", "port"), [(77, 20154), (5999, 31998), (6000, 20000)])
+def test_ports_of_a_job_with_ray_are_its_own(job, port, checkout):
+    """A head ends if another program of its node has the port of Ray's clients."""
+    ray_job(checkout, ON_THIS_MACHINE, "evolve_res.py", 'echo "$@" > ray.said; exit 1', job)
+    said = Path("ray.said").read_text().split()
+    assert {f"--port={port}", f"--ray-client-server-port={port + 1}"} <= set(said)
 
 
 @pytest.mark.slow

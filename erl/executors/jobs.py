@@ -10,9 +10,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -99,13 +98,17 @@ class Job:
         arguments: what can be pickled.
         rows: how many rows of the board the job has.
         files: asked, each time that the job begins on another machine, which files of the
-            coordinator's machine it needs there.
+            coordinator's machine it needs there: contents by absolute path.
+        without: given what the function returned on another machine, and, by path, why files that
+            came with it could not be written here; gives the value of the job. By default they
+            cost it nothing.
     """
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...] = ()
     rows: int = 1
-    files: Callable[[], Iterable[Path]] = tuple
+    files: Callable[[], Mapping[str, bytes]] = dict
+    without: Callable[[Any, Mapping[str, OSError]], Any] = lambda value, unwritten: value
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.backend import resource_tracker
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
+from erl.errors import UserError, describe
 from erl.executors.jobs import (
     ENDING,
     HERE,
@@ -34,6 +35,7 @@ from erl.executors.jobs import (
     new_rows,
 )
 from erl.executors.warned import Received, send, to_stderr
+from erl.files import unwritable
 
 # loky's process that tidies up warns of what an end at once leaves behind, which it then removes.
 _QUIET = "ignore:resource_tracker"
@@ -45,18 +47,26 @@ class Board:
     Args:
         columns: of the board.
         n: rows.
+
+    Raises:
+        UserError: there is no place for the files.
     """
 
     def __init__(self, columns: Columns, n: int) -> None:
-        self._columns = columns
-        self.path = tempfile.mkdtemp(prefix="erl-")
-        self.rows = new_rows(columns, n)
-        if n:  # files of no bytes cannot be mapped
-            for name, array in self.rows.items():
-                self.rows[name] = np.memmap(
-                    Path(self.path) / name, array.dtype, "w+", shape=array.shape
-                )
-        self.reset(0, n)
+        self._columns, self.path = columns, ""
+        try:
+            self.path = tempfile.mkdtemp(prefix="erl-")
+            for name, array in new_rows(columns, n).items():
+                # Written before it is mapped: a page without place would kill this process.
+                (Path(self.path) / name).write_bytes(array.tobytes())
+            self.rows = self.part(self.path, columns, 0, n)
+        except OSError as e:
+            self.close()
+            folder = f"the folder of temporary files, {tempfile.tempdir or 'TMPDIR'},"
+            raise UserError(
+                f"{unwritable(folder, e)}; make room there, or set TMPDIR to another folder, and "
+                f"run the command again"
+            ) from e
 
     def reset(self, first: int, end: int) -> None:
         """Set what jobs write, in these rows, to what it is before a job begins."""
@@ -66,9 +76,9 @@ class Board:
 
     @staticmethod
     def part(path: str, columns: Columns, first: int, n: int) -> Rows:
-        """In a worker: n rows from `first` on, of the board at `path`."""
+        """N rows from `first` on, of the board at `path`."""
         rows = new_rows(columns, n)
-        if n:
+        if n:  # files of no bytes cannot be mapped
             for name, array in rows.items():
                 offset = first * array[0].nbytes
                 rows[name] = np.memmap(Path(path) / name, array.dtype, "r+", offset, array.shape)
@@ -178,12 +188,16 @@ class LocalExecutor:
         try:
             while pending or running:
                 while pending and idle:
-                    index, worker = pending.popleft(), idle.pop()
+                    index, worker = pending[0], idle.pop()
                     job, row = jobs[index], first[index]
                     board.reset(row, row + job.rows)
                     work = (job.function, job.arguments, board.path, columns, row, job.rows)
-                    with _interrupted_later():
-                        running[self._submit(worker, _work, *work)] = index, worker
+                    try:
+                        with _interrupted_later():
+                            running[self._submit(worker, _work, *work)] = index, worker
+                        pending.popleft()
+                    except (OSError, RuntimeError) as e:  # there are too many processes
+                        self._note_missing(worker, e, bool(running or idle))
                 done, _ = wait(running, timeout=every, return_when=FIRST_COMPLETED)
                 received.look()
                 tick(board.rows)
@@ -237,7 +251,23 @@ class LocalExecutor:
                 return self._pools[worker].submit(function, *arguments)
             except BrokenProcessPool:  # it died while it was idle
                 self._end(worker)
-        raise WorkerLost("no worker process can be started")
+        raise WorkerLost("it died at once")
+
+    def _note_missing(self, worker: int, error: Exception, others: bool) -> None:
+        """A worker cannot be started: others do its jobs.
+
+        Raises:
+            UserError: there are none.
+        """
+        if worker in self._pools:
+            self._end(worker)
+        why = f"process can be started ({describe(error)})"
+        if not others:
+            raise UserError(f"no worker {why}; end other programs, and run it again") from error
+        line = f"not every worker {why}; the others do its jobs"
+        if line not in self._warned:
+            self._warned.add(line)
+            self.note(line)
 
     def _end(self, worker: int) -> None:
         self._pools.pop(worker).shutdown(wait=False, kill_workers=True)

@@ -39,7 +39,7 @@ from erl.executors.jobs import (
     under,
 )
 from erl.executors.warned import NAME, send, to_stderr
-from erl.files import read_patiently, write_whole
+from erl.files import unwritable, write_whole
 
 CONNECT_SECONDS = 10.0
 # How long nodes have to start a worker and import this project.
@@ -282,7 +282,8 @@ def _work(
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="erl-") as folder:
         send(folder)
-        _write({under(folder, path): content for path, content in files.items()})
+        for error in _write({under(folder, path): file for path, file in files.items()}).values():
+            raise error
         rows = new_rows(columns, n)
         changes = _Changes(folder)
         changes.fetch()  # what was brought along is known already
@@ -426,7 +427,7 @@ class RayExecutor:
                 for task in done:
                     index = running[task]
                     try:
-                        result = self._result_of(task, index)
+                        result = self._result_of(task, index, jobs[index])
                     except RayError as e:
                         losses[index] += 1
                         error = WorkerLost(
@@ -446,7 +447,7 @@ class RayExecutor:
             if on_interrupt is not None:
                 end = time.monotonic() + on_interrupt(rows, e)
                 self._look(board, rows, columns, set(), fetched)  # tells the jobs
-                yield from self._last_results(running, end)
+                yield from self._last_results(running, jobs, end)
             raise
         finally:
             with suppress(Exception):  # Ray itself may be gone
@@ -456,8 +457,8 @@ class RayExecutor:
 
     def _start(self, job: Job, board: Any, columns: Columns, first: int) -> Any:
         """Begin a job, with the files that it needs, as a Ray task."""
-        files: Files = {str(path): read_patiently(path) for path in job.files()}
         task = ray.remote(_work).options(num_cpus=self.cores, max_retries=0)
+        files: Files = {**job.files()}
         return task.remote(job.function, job.arguments, board, columns, first, job.rows, files)
 
     def _start_board(self, columns: Columns, n: int) -> Any:
@@ -491,34 +492,39 @@ class RayExecutor:
         for first in active & files.keys():
             fetched.unwritten.setdefault(first, {}).update(files[first])
         for first in [*fetched.unwritten]:
-            with suppress(OSError):  # at the job's end it counts
-                _write(fetched.unwritten[first])
+            if not _write(fetched.unwritten[first]):  # at the job's end it counts
                 del fetched.unwritten[first]
 
     def _note_warnings(self, files: Files) -> None:
         """Take the workers' warnings out of the files that came from them, and note each once."""
         for line in (files.pop(WARNINGS, None) or b"").decode(errors="replace").splitlines():
-            if line not in self._noted:
-                self._noted.add(line)
-                self.note(line)
+            self._note_once(line)
 
-    def _result_of(self, task: Any, index: int) -> Result:
-        """What became of a task that has ended; the files that it wrote are where they belong.
+    def _note_once(self, line: str) -> None:
+        if line not in self._noted:
+            self._noted.add(line)
+            self.note(line)
+
+    def _result_of(self, task: Any, index: int, job: Job) -> Result:
+        """What became of a task that has ended; the files that it wrote are where they belong. What
+        cannot be written costs a warning, and what the job says.
 
         Raises:
             RayError: its worker or machine was lost.
         """
         try:
             value, files = ray.get(task)
-            self._note_warnings(files)
-            _write(files)
         except RayTaskError as e:
             return Result(index, None, e.cause if isinstance(e.cause, Exception) else e)
-        except OSError as e:  # no place for what it wrote
-            return Result(index, None, e)
-        return Result(index, value)
+        self._note_warnings(files)
+        unwritten = _write(files)
+        for name, error in unwritten.items():
+            self._note_once(unwritable(f"a file in {Path(name).parent}", error))
+        return Result(index, job.without(value, unwritten))
 
-    def _last_results(self, running: dict[Any, int], end: float) -> Iterator[Result]:
+    def _last_results(
+        self, running: dict[Any, int], jobs: Sequence[Job], end: float
+    ) -> Iterator[Result]:
         """Results of jobs that return before a time of the monotonic clock; their tasks leave
         `running`.
         """
@@ -527,7 +533,7 @@ class RayExecutor:
             for task in done:
                 index = running.pop(task)
                 try:
-                    result = self._result_of(task, index)
+                    result = self._result_of(task, index, jobs[index])
                 except Exception:  # it is lost
                     continue
                 if result.error is None:
@@ -551,20 +557,33 @@ def _nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def _write(files: Files) -> None:
+def _write(files: Files) -> dict[str, OSError]:
     """Write files, and then remove those that are gone. Checkpoints (`.pkl`) are written after what
-    they need: at any moment there is a whole state.
+    they need, which has their name as the beginning of its own: at any moment there is a whole
+    state.
 
     What is done is taken out of `files`, so that the rest can be tried again.
+
+    Returns:
+        Why files could not be written. Of a checkpoint with such a file nothing more is done.
     """
+    errors: dict[str, OSError] = {}
+    broken: set[str] = set()
     for name in sorted(files, key=lambda name: (files[name] is None, name.endswith(".pkl"))):
-        content, path = files[name], Path(name)
-        if content is None:
-            path.unlink(missing_ok=True)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, partial(_fill, content))
-        del files[name]
+        content, path, state = files[name], Path(name), name.partition(".pkl")[0]
+        if state in broken:
+            continue
+        try:
+            if content is None:
+                path.unlink(missing_ok=True)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, partial(_fill, content))
+            del files[name]
+        except OSError as e:
+            errors[name] = e
+            broken.add(state)
+    return errors
 
 
 def _fill(content: bytes, part: str) -> None:

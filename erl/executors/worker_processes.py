@@ -4,6 +4,8 @@ Jobs, results and shared items travel as files in shared memory (a folder of /de
 once; sockets carry their names alone. What workers count lies in a mapped array.
 
 To import what a bench needs takes seconds. So one process does that, and workers are forks of it.
+It is nobody's child. Executors kill the process of a lifetime with all of its children: this one
+is left, and removes the folder.
 """
 
 import os
@@ -16,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -23,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from erl.errors import UserError
 from erl.executors.concurrent_workers import MakeBench, work
 from erl.executors.jobs import (
     ENDING,
@@ -32,24 +36,35 @@ from erl.executors.jobs import (
     leave_signals_to_coordinator,
 )
 from erl.executors.virtual_clock import WorkerJob
+from erl.files import write_whole, writing
 
 _MEMORY = Path("/dev/shm")
-_FORK = "from erl.executors.worker_processes import _fork_workers; _fork_workers()"
+# The child ends at once, and its own child has no parent.
+_FORK = (
+    "import os; os.fork() and os._exit(0); "
+    "from erl.executors.worker_processes import _fork_workers; _fork_workers()"
+)
 
 
-def _folder() -> Path:
-    """A new folder in shared memory, or, where there is none, in the folder of temporary files."""
-    place = _MEMORY if os.access(_MEMORY, os.W_OK) else None
-    return Path(tempfile.mkdtemp(prefix="erl-", dir=place))
+def _place() -> Path:
+    """Shared memory, or, where there is none, the folder of temporary files."""
+    return _MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
 
 
 def _write(path: Path, value: Any) -> str:
-    """Pickle a value into a file that is whole or not there; its path."""
-    part = path.with_name(f".{path.name}")
+    """Pickle a value into a file that is whole or not there; its path.
+
+    Raises:
+        UserError: there is no place for it.
+    """
+    with writing(path):
+        write_whole(path, partial(_fill, value))
+    return str(path)
+
+
+def _fill(value: Any, part: str) -> None:
     with open(part, "wb") as file:
         pickle.dump(value, file, protocol=5)
-    os.replace(part, path)
-    return str(path)
 
 
 def _read(path: str | Path) -> Any:
@@ -66,18 +81,27 @@ class ProcessHost:
 
     Attributes:
         pids: of the workers that have begun, by number.
+
+    Raises:
+        UserError: there is no place in shared memory.
     """
 
     def __init__(self, n: int, make: MakeBench) -> None:
         self._make, self._n = make, n
-        self.folder = _folder()
-        (self.folder / "items").mkdir()
-        # Of each worker: what it has counted, and how many items it has read.
-        self._cells = np.memmap(self.folder / "cells", np.int64, "w+", shape=(2, n))
+        with writing(f"a folder in {_place()}"):
+            self.folder = Path(tempfile.mkdtemp(prefix="erl-", dir=_place()))
+        try:
+            with writing(self.folder):
+                (self.folder / "items").mkdir()
+                # Of each worker: what it has counted, and how many items it has read.
+                self._cells = np.memmap(self.folder / "cells", np.int64, "w+", shape=(2, n))
+        except UserError:
+            self._remove()
+            raise
         self.pids: dict[int, int] = {}
         self._connections: dict[int, Connection] = {}
         self._shared = self._removed = self._jobs = 0
-        self._forker: tuple[subprocess.Popen, socket.socket] | None = None
+        self._forker: socket.socket | None = None
 
     @property
     def counted(self) -> int:
@@ -120,16 +144,17 @@ class ProcessHost:
             before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
             try:
                 arguments = (theirs.fileno(), os.getpid(), self.folder, module)
-                process = subprocess.Popen(
+                subprocess.run(
                     [sys.executable, "-c", _FORK, *map(str, arguments)],
                     pass_fds=[theirs.fileno()],
                     env=environment,
+                    check=True,
                 )
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
-            self._forker = process, mine
-        return self._forker[1]
+            self._forker = mine
+        return self._forker
 
     def submit(self, worker: int, job: WorkerJob) -> None:
         """Give a worker a job."""
@@ -160,9 +185,11 @@ class ProcessHost:
         for ready in wait(list(by_connection), seconds):
             worker = by_connection[ready]  # type: ignore[index]
             try:
-                path = self._connections[worker].recv()
-                results.append((worker, _read(path)))
-                os.unlink(path)
+                answer = self._connections[worker].recv()
+                if isinstance(answer, str):
+                    path, answer = answer, _read(answer)
+                    os.unlink(path)
+                results.append((worker, answer))
             except (EOFError, OSError):
                 self._end(worker)
                 results.append((worker, WorkerLost("its process died: killed, or out of memory")))
@@ -180,10 +207,7 @@ class ProcessHost:
 
     def _end_forker(self) -> None:
         if self._forker is not None:
-            process, connection = self._forker
-            connection.close()
-            process.kill()
-            process.wait()
+            self._forker.close()  # it hears that
             self._forker = None
 
     def close(self) -> None:
@@ -191,6 +215,9 @@ class ProcessHost:
         for worker in list(self.pids):
             self._end(worker)
         self._end_forker()
+        self._remove()
+
+    def _remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -198,30 +225,43 @@ class ProcessHost:
 
 
 def _fork_workers() -> None:
-    """Import what benches need, and become a worker for each socket that comes, in a fork; until
-    the parent is gone.
+    """Import what benches need, and become a worker for each socket that comes, in a fork. When the
+    parent is gone or has closed its end, end the workers and remove the folder.
     """
     number, parent, folder, module = sys.argv[1:]
     import_module(module)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no process waits for forks
+    forks: set[int] = set()
     with socket.socket(fileno=int(number)) as connection:
         connection.settimeout(1.0)
-        while os.getppid() == int(parent):
+        while _alive(int(parent)):
+            forks -= {fork for fork in forks if os.waitpid(fork, os.WNOHANG)[0]}
             try:
                 message, handles, *_ = socket.recv_fds(connection, 16, 1)
             except TimeoutError:
                 continue
             if not message:
                 break
-            if os.fork() == 0:
+            if (fork := os.fork()) == 0:
                 connection.close()
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 leave_signals_to_coordinator()
                 _serve(handles[0], Path(folder))
                 os._exit(0)
+            forks.add(fork)
             os.close(handles[0])
+    for fork in forks:
+        os.kill(fork, signal.SIGKILL)
+        os.waitpid(fork, 0)
     shutil.rmtree(folder, ignore_errors=True)  # a parent that was killed did not
     os._exit(0)
+
+
+def _alive(pid: int) -> bool:
+    """Whether there is a process of this number, and of this user."""
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
 
 
 # -- in a worker --
@@ -239,8 +279,11 @@ def _portable(error: Exception) -> Exception:
 def _serve(handle: int, folder: Path) -> None:
     """Do jobs until the parent has no more."""
     connection = Connection(handle)
-    begin = Path(connection.recv())
-    connection.send(os.getpid())
+    try:
+        begin = Path(connection.recv())
+        connection.send(os.getpid())
+    except (EOFError, OSError):
+        return
     end_with(os.getppid())  # the process that forks, which ends with the parent
     answers = 0
 
@@ -249,9 +292,12 @@ def _serve(handle: int, folder: Path) -> None:
         answers += 1
         if isinstance(result, Exception):
             result = _portable(result)
-        name = _write(folder / f"result-{os.getpid()}-{answers}", result)
+        try:
+            result = _write(folder / f"result-{os.getpid()}-{answers}", result)
+        except UserError as e:  # a full memory has no place for a result, and a socket for this
+            result = e
         with suppress(OSError):  # the parent is gone, as it will find out at once
-            connection.send(name)
+            connection.send(result)
 
     try:
         worker, n, make, backlog = _read(begin)

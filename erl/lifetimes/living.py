@@ -4,7 +4,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,8 +14,9 @@ import numpy as np
 
 from erl.errors import Interrupted, Stopped, UserError, describe
 from erl.executors.jobs import HERE, Column, Job, Rows, under
+from erl.files import unwritable
 from erl.learners import Agent, Outputs, get_learner
-from erl.learners.core.checkpoints import checkpoint_files, remove_checkpoint
+from erl.learners.core.checkpoints import read_checkpoint, remove_checkpoint
 from erl.lifetimes.models import save_model
 from erl.lifetimes.record import (
     POINTS,
@@ -59,7 +60,9 @@ class Cohort:
 
     def job(self) -> Job:
         """As a job for an executor, whose value is a list of records; its board has `COLUMNS`."""
-        return Job(_live_as_job, (self,), len(self.specs), partial(_checkpoints, self.outputs))
+        files = partial(_checkpoints, self.outputs)
+        without = partial(_without_models, self.models)
+        return Job(_live_as_job, (self,), len(self.specs), files, without)
 
     def below(self, folder: str) -> "Cohort":
         """The same, with everything that it writes below a folder, at its path there."""
@@ -152,10 +155,29 @@ def _live_as_job(rows: Rows, folder: str, cohort: Cohort) -> list[LifetimeRecord
     return records
 
 
-def _checkpoints(outputs: Sequence[Outputs]) -> list[Path]:
-    """Files of the checkpoints that there are."""
-    paths = [o.checkpoint for o in outputs if o.checkpoint is not None]
-    return [file for path in paths for file in checkpoint_files(os.path.abspath(path))]
+def _checkpoints(outputs: Sequence[Outputs]) -> dict[str, bytes]:
+    """Files of the checkpoints that there are, by path."""
+    paths = [os.path.abspath(o.checkpoint) for o in outputs if o.checkpoint is not None]
+    return {name: file for path in paths for name, file in read_checkpoint(path).items()}
+
+
+def _without_models(
+    models: Sequence[str | None],
+    records: Sequence[LifetimeRecord],
+    unwritten: Mapping[str, OSError],
+) -> list[LifetimeRecord]:
+    """Records, when these files of another machine could not be written here: a lifetime without
+    its model fails, as it does where it saves the model itself.
+    """
+    found = []
+    for record, model in zip(records, models or (None,) * len(records)):
+        why = [e for path, e in unwritten.items() if model and path.startswith(f"{model}.")]
+        if why:
+            inner = None if record.inner is None else {**record.inner, "final_returns": {}}
+            error = unwritable(model, why[0])
+            record = replace(record, fitness=None, final_returns=(), inner=inner, error=error)
+        found.append(record)
+    return found
 
 
 @contextmanager

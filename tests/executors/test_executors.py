@@ -3,6 +3,7 @@ they choose.
 """
 
 import dataclasses
+import errno
 import os
 import signal
 import socket
@@ -286,6 +287,52 @@ def test_jobs_without_a_board(lasting):
         executor.close()
     assert (good.value, good.error) == (3, None)
     assert isinstance(bad.error, ValueError)
+
+
+def test_a_full_folder_of_temporary_files_is_said_to_be_full(tmp_path, monkeypatch):
+    def full(path, content):
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(Path, "write_bytes", full)
+    executor = LocalExecutor(1)
+    with pytest.raises(UserError, match=rf"files, {tmp_path}, cannot .*: No space .*TMPDIR"):
+        list(executor.run([Job(add, (1, 2))], COLUMNS, lambda _: None))
+    assert not list(tmp_path.iterdir())
+
+
+def test_jobs_of_a_worker_that_cannot_be_started_are_done_by_others(monkeypatch):
+    """There may be a limit for a user's processes. Without any worker the command ends."""
+    submit, can, notes = ProcessPoolExecutor.submit, [], []
+
+    def submitted(self, *arguments):
+        if self not in can[:1]:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return submit(self, *arguments)
+
+    make = ProcessPoolExecutor.__init__
+    monkeypatch.setattr(
+        ProcessPoolExecutor,
+        "__init__",
+        lambda self, *a, **k: (make(self, *a, **k), can.append(self))[0],
+    )
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", submitted)
+    executor = LocalExecutor(3)
+    executor.note = notes.append
+    jobs = [Job(add, (k, 2), rows=0) for k in range(4)]
+    try:
+        found = {r.index: r.value for r in executor.run(jobs, {}, lambda _: None, every=0.05)}
+        assert found == {0: 2, 1: 3, 2: 4, 3: 5}
+        [line] = notes
+        assert "not every worker process can be started (BlockingIOError" in line
+        can.clear()
+        executor.close()
+        can.append(None)
+        with pytest.raises(UserError, match=r"no worker process can be started .*unavailable"):
+            list(executor.run(jobs, {}, lambda _: None))
+    finally:
+        executor.close()
 
 
 # -- interruptions --

@@ -2,6 +2,7 @@
 die.
 """
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,9 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 from counting_bench import BrokenBench, CountingBench, ForgetfulBench, Sum
 
+from erl.errors import UserError
 from erl.executors.concurrent_workers import ConcurrentWorkers
 from erl.executors.jobs import WorkerLost
 from erl.executors.virtual_clock import WorkerJob
@@ -104,12 +108,12 @@ def test_signals_to_all_processes_of_a_run_end_no_worker(hosts):
     """As SLURM and a terminal send them: the lifetime hears of them, and asks for its end."""
     host = hosts()
     run(host, [WorkerJob("sum", Sum("a"), 1)])
-    forker = host._forker[0].pid
+    forker = psutil.Process(host.pids[0]).ppid()
     for number in (signal.SIGINT, signal.SIGTERM):
         for pid in (forker, *host.pids.values()):
             os.kill(pid, number)
     assert host.wait(0.5) == []  # else it would say which died
-    assert host._forker[0].poll() is None
+    assert alive(forker)
 
 
 def test_what_a_job_raises_is_raised(hosts):
@@ -120,6 +124,25 @@ def test_what_a_job_raises_is_raised(hosts):
 def test_an_exception_that_cannot_travel_is_told_in_words(hosts):
     with pytest.raises(RuntimeError, match="Odd: the job failed oddly"):
         run(hosts(), [WorkerJob("sum", Sum("a", fault="raise odd"), 1)])
+
+
+def test_a_result_that_has_no_place_is_said_to_have_none(hosts):
+    """It is no death of a worker, and another one would find no place either."""
+    host = hosts()
+    with pytest.raises(UserError, match=r"result-\d+-1 cannot be written: File too large"):
+        run(host, [WorkerJob("sum", Sum("a", fault="fill"), 1)])
+    assert sorted(p.name for p in host.folder.iterdir()) == ["cells", "items"]
+
+
+def test_without_place_for_a_folder_none_is_left(hosts, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("erl.executors.worker_processes._MEMORY", tmp_path)
+    monkeypatch.setattr(np, "memmap", full)
+    with pytest.raises(UserError, match=f"{tmp_path}/erl-.* cannot be written: No space left"):
+        hosts()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -194,6 +217,7 @@ def test_jobs_in_flight_are_asked_again(hosts):
 
 ORPHANS = """
 from counting_bench import CountingBench, Sum
+from erl.errors import UserError
 from erl.executors.concurrent_workers import ConcurrentWorkers
 from erl.executors.virtual_clock import WorkerJob
 from erl.executors.worker_processes import ProcessHost
@@ -212,15 +236,20 @@ import time; time.sleep(60)
 """
 
 
-def test_workers_end_with_a_parent_that_is_killed():
-    """At once, in the midst of a job, and nothing is left in shared memory."""
+@pytest.mark.parametrize("children_too", [False, True], ids=["alone", "with its children"])
+def test_workers_end_with_a_parent_that_is_killed(children_too):
+    """At once, in the midst of a job, and nothing is left in shared memory; also where it is killed
+    as executors do it.
+    """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     parent = subprocess.Popen(
         [sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, text=True, env=environment
     )
     folder, pid = parent.stdout.readline().split()
     assert Path(folder).exists()
-    parent.send_signal(signal.SIGKILL)
+    children = psutil.Process(parent.pid).children(recursive=True) if children_too else []
+    for process in (*reversed(children), parent):
+        process.kill()
     parent.wait()
     until = time.monotonic() + 20
     while time.monotonic() < until and (Path(folder).exists() or alive(int(pid))):

@@ -255,7 +255,7 @@ def load_checkpoint(
     except (FileNotFoundError, NotADirectoryError):
         return None
     except Exception as e:  # whatever a damaged file makes pickle raise
-        set_aside(path, f"it cannot be read ({type(e).__name__}: {e})")
+        set_aside(path, _unreadable(e))
         return None
     others = [name for (name, mine), theirs in zip(here.items(), there) if mine != theirs]
     if others:
@@ -295,6 +295,21 @@ def beside(path: str) -> Path:
 def checkpoint_files(path: str) -> list[Path]:
     """All files of a checkpoint; none if there is no checkpoint."""
     return [Path(path), *beside(path).glob("*.npy")] if Path(path).exists() else []
+
+
+def read_checkpoint(path: str) -> dict[str, bytes]:
+    """Contents of all files of a checkpoint, by path; none if there is no checkpoint, or if it
+    cannot be read: then it is set aside.
+    """
+    try:
+        return {str(file): read_patiently(file) for file in checkpoint_files(path)}
+    except OSError as e:
+        set_aside(path, _unreadable(e))
+        return {}
+
+
+def _unreadable(error: Exception) -> str:
+    return f"it cannot be read ({type(error).__name__}: {error})"
 
 
 def remove_checkpoint(path: str) -> None:
