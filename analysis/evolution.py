@@ -21,7 +21,7 @@ about = report.describe(data)
 about
 
 # %%
-attempt(evolution.summary, data.trials)
+attempt(evolution.summary, data.trials, data.space)
 
 # %% [markdown]
 # ## Optimisation history

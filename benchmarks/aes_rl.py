@@ -1,5 +1,5 @@
-"""AES-RL and its kin: what updates cost, actors in one batch, batched CEM-RL, workers that are
-busy, and two cores.
+"""AES-RL and the four learners beside it: what updates cost, actors in one batch, batched CEM-RL,
+workers that are busy, and two cores.
 
     python benchmarks/aes_rl.py costs
     python benchmarks/aes_rl.py actors [--batches 256,100] [--precisions fp32,bf16] [--rounds 5]

@@ -89,7 +89,7 @@ def main() -> None:
     }
     top = os.getcwd()
     print(
-        "| fault | times | trials | lost | changed | lifetimes lived again | beyond | taken up "
+        "| fault | times | trials | lost | changed | lifetimes trained again | beyond | taken up "
         "again | seconds |"
     )
     print("|---|---|---|---|---|---|---|---|---|", flush=True)

@@ -46,7 +46,7 @@ class Config:
     )
     episodes: int = option(100, "episodes of each, at least 2")
     seed: int = option(0, "root of all seeds")
-    output: str = option(str(RANDOM_RETURNS), "JSON file that takes the figures")
+    output: str = option(str(RANDOM_RETURNS), "JSON file that takes the numbers")
 
     def __post_init__(self) -> None:
         if self.episodes < 2:
@@ -118,7 +118,7 @@ def random_episodes(
 
 
 def measure(env_id: str, episodes: int, seed: int) -> RandomReturn:
-    """The figures of one environment, rounded to 7 digits: more than any number of episodes can
+    """The numbers of one environment, rounded to 7 digits: more than any number of episodes can
     mean.
     """
     returns, lengths = random_episodes(env_id, episodes, seed)
@@ -139,7 +139,7 @@ def measure(env_id: str, episodes: int, seed: int) -> RandomReturn:
 
 
 def save(path: Path, new: dict[str, RandomReturn]) -> None:
-    """Put figures of some environments into the file; the others keep theirs."""
+    """Put numbers of some environments into the file; the others keep theirs."""
     try:
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if not isinstance(known, dict):
@@ -148,7 +148,7 @@ def save(path: Path, new: dict[str, RandomReturn]) -> None:
         text = json.dumps(dict(sorted(known.items())), indent=1) + "\n"
         write_text(path, text)
     except (OSError, ValueError) as e:
-        raise UserError(f"cannot keep the figures in {path}: {e}") from e
+        raise UserError(f"cannot keep the numbers in {path}: {e}") from e
 
 
 def run(config: Config, display: Display) -> int:

@@ -120,7 +120,7 @@ def finals(search: Search, with_mean: bool, seeds: int) -> tuple[np.ndarray, dic
     again = [search.live(x, fresh, 10**6 + i) for i, x in enumerate(points)]
     found = _expected(proposed, again)
     k = int(np.argmax(found.values))
-    said = {"lived again": float(again[k].mean()), "expected": float(found.values[k])}
+    said = {"trained again": float(again[k].mean()), "expected": float(found.values[k])}
     said |= {"low": float(found.low[k]), "high": float(found.high[k])}
     return points[k], said
 
@@ -172,7 +172,7 @@ def simulated(name: str, seed: int, noise: float, trials: int) -> dict[str, Any]
         "values": {rule: function(x) for rule, x in points.items()},
         # How far a claim lies above the truth.
         "best claimed": float(long.values[best].mean()) + function(points["best"]),
-        "again claimed": said["lived again"] + function(winner),
+        "again claimed": said["trained again"] + function(winner),
         "expected claimed": said["expected"] + function(winner),
         "covered": said["low"] <= -function(winner) <= said["high"],
     }
@@ -210,7 +210,7 @@ def show_simulation(rows: list[dict[str, Any]]) -> None:
         for noise in NOISES:
             by = _by_function(rows, trials, noise, "race", "finals")
             print("  noise {}: {:+.4f} [{:+.4f}, {:+.4f}]".format(noise, *interval(by, draws=5000)))
-        print("\nclaim above the truth: fitness of the best, winner lived again, winner expected")
+        print("\nclaim above the truth: fitness of the best, winner trained again, winner expected")
         for noise in NOISES:
             part = [r for r in rows if (r["trials"], r["noise"]) == (trials, noise)]
             claims = [
@@ -386,7 +386,9 @@ def table(arguments: argparse.Namespace) -> None:
                 [r["winner"]["fitness"] for r in part], float
             )
             - winner,
-            "winner lived again - its test": np.array([np.mean(r["winner"]["again"]) for r in part])
+            "winner trained again - its test": np.array(
+                [np.mean(r["winner"]["again"]) for r in part]
+            )
             - winner,
             "winner expected - its test": expected - winner,
             "size of the highest's error": wrong[0],

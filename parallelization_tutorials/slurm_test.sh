@@ -13,7 +13,8 @@
 #
 #   sbatch --array=0-9 parallelization_tutorials/slurm_test.sh [SCRIPT.py] --study NAME [FLAGS...]
 #
-# SCRIPT.py is test.py if it is not named; STORAGE in the environment is journal:studies.log if it is not set.
+# SCRIPT.py is test.py if it is not named; STORAGE in the environment is journal:studies.log if it is not set. Only a first
+# word that ends in .py names a script: write `erl/__main__.py`, and not `-m erl`, to train one learner.
 case "${1-}" in
     *.py) script=$1 && shift ;;
     *) script=test.py ;;

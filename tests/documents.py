@@ -90,6 +90,7 @@ def parsed(command):
     if words[:1] != ["python"] or words[1] == "-c":
         return None
     name = " ".join(words[1:3]) if words[1] == "-m" else words[1]
+    name = {"erl/__main__.py": "-m erl"}.get(name, name)
     rest = words[3:] if words[1] == "-m" else words[2:]
     if name == "-m erl.studies":
         name, rest = f"{name} {rest[0]}", rest[1:]

@@ -44,7 +44,7 @@ class Outcome:
         trials: that were asked for.
         lost: of those, the ones that did not end with a fitness.
         changed: those whose parameters or fitness are not the undisturbed evolution's.
-        relived: lifetimes that were lived again though their record was stored.
+        relived: lifetimes that were trained again though their record was stored.
         beyond: trials that ended beyond what was asked for.
         retaken: how often a trial was taken up again after its process was gone.
     """

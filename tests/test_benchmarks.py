@@ -59,7 +59,7 @@ curves, sampler, winner = map(load, ("learning_curves", "sampler", "winner"))
 aes_rl, cohort, pruning, same_learning = map(load, ("aes_rl", "cohort", "pruning", "same_learning"))
 
 
-# -- AES-RL and its kin --
+# -- AES-RL and the learners beside it --
 
 
 def test_a_measurement_that_fails_says_why():
@@ -846,7 +846,7 @@ def test_the_rows_of_an_experiment(monkeypatch, tmp_path, inline, sink, capsys):
     assert (entry.evolution.env_id, entry.evolution.learner_config) == ("CartPole-v1", SETTINGS)
     assert [t.arm for t in entry.tested] == ["PPO", "RES_PPO_0.0003"]
     assert entry.commit == record.commit
-    assert "lived again" in entry.winner.reached
+    assert "trained again" in entry.winner.reached
 
     made = tables.memory_capacities("cart", story, rows, ["RES_PPO_0.0003", "NOREC_RES_PPO_0.0003"])
     tested = Study(storage, next(s for s in study_names(open_storage(storage)) if "_test_" in s))

@@ -183,6 +183,7 @@ EVOLVE = [
 ]
 TEST = [
     "--study nothing",
+    "--learner_config quick.yaml",
     "--h_test ../../x",
     "--h_test nothing",
     "--nb_seeds 0",

@@ -270,7 +270,7 @@ def test_the_design_names_every_room():
         assert path.name == "__init__.py" or path.name in layout, path
 
 
-# -- figures that stand in two places --
+# -- numbers that stand in two places --
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from documents import blocks
 
 from erl.files import DATA_ENDINGS, parse_yaml
 from erl.learners import DERL, get_learner
+from erl.learners.aes_rl import AESRLSettings
 from erl.learners.core.settings_file import load_settings
 from erl.learners.derl.settings import DERLSettings
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
@@ -113,6 +114,18 @@ def test_files_of_settings(name, learner, env_id, page):
     get_learner(learner, "cohort").check(spec)
     if page:
         assert file.settings in [parse_yaml(block) for block in blocks(page, "yaml")]
+
+
+def test_the_file_of_settings_of_aes_rl():
+    """Its mean_update_param is the default, and it learns within the budget of an evolution."""
+    file = load_settings(str(FOLDER / "aes_rl_halfcheetah.yaml"), "HalfCheetah-v4")
+    assert not file.notes
+    learner = LearnerSpec("AES-RL", file.settings)
+    spec = LifetimeSpec(Task("HalfCheetah-v4"), learner, 300_000, Seeds.derive(0, "test", 0))
+    get_learner("AES-RL").check(spec)
+    defaults = AESRLSettings.from_learner_config({}, "HalfCheetah-v4")
+    assert file.settings["mean_update_param"] == defaults.mean_update_param
+    assert file.settings["mean_evaluations"] == 1
 
 
 def test_every_file_of_settings_is_tested():

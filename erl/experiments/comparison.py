@@ -202,8 +202,8 @@ def _asked(
 
 
 def _say_winner(study: Study, arm: str | None, best: Best, config: TestStudy, sink: Sink) -> None:
-    """Say what the evolved agent reached: when proposed, lived again, and on the seeds of the test.
-    The last is stored with the evolution too.
+    """Say what the evolved agent reached: when proposed, trained again, and on the test seeds. The
+    last is stored with the evolution too.
 
     Args:
         study: of the test.

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from erl.cli import option
+from erl.errors import UserError
 from erl.experiments.flags import (
     AgentFlags,
     check_count,
@@ -44,8 +45,8 @@ class ComparisonFlags(AgentFlags):
     )
     controls: bool = option(
         False,
-        "also test an LSTM, frame stacking, reservoirs that were not evolved, and reservoirs "
-        "without recurrence",
+        "also test an LSTM, the last four observations, the last four inputs of a reservoir, "
+        "reservoirs that were not evolved, and reservoirs without recurrence",
     )
     arms: str | None = option(
         None,
@@ -57,6 +58,11 @@ class ComparisonFlags(AgentFlags):
         None,
         "train agents of this learner, at its own settings, with reservoirs that were evolved for "
         "another; by default the evolution's",
+    )
+    learner_config: str | None = option(
+        None,
+        "YAML, TOML or JSON file with settings of that --learner; the evolution's learner keeps "
+        "those of the evolution",
     )
     engine: str | None = option(
         None,
@@ -72,7 +78,9 @@ class ComparisonFlags(AgentFlags):
     del_obs: bool | None = option(None, "velocities deleted, if the study does not store it")
     skip_c: bool | None = option(None, "skip connection, if the study does not store it")
     fixed_iss: bool | None = option(
-        None, "of ER-MRL's commands: whether the evolution left the input scaling at 1; compared"
+        None,
+        "of ER-MRL's commands: whether the evolution left the input scaling at 1; refused if the "
+        "study says otherwise",
     )
     env_kwargs: str | None = env_kwargs_option(", where the study does not say")
 
@@ -84,6 +92,11 @@ class ComparisonFlags(AgentFlags):
         if self.units is not None:
             check_count("units", self.units)
         check_seeds(None, self.nb_seeds)
+        if self.learner_config is not None and self.learner is None:
+            raise UserError(
+                "--learner_config needs --learner: without it a test has the settings of the "
+                "evolution"
+            )
 
     @property
     def results(self) -> str:

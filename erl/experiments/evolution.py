@@ -400,7 +400,7 @@ def _taken(flags: EvolutionFlags, config: EvolutionStudy, study: Study, left: in
     for trial in study.trials("RUNNING", "WAITING")[:left]:
         if not names <= trial.params.keys():
             continue  # another command proposes it now, or ended before it had
-        # What failed is lived again.
+        # What failed is trained again.
         records = {i: r for i, r in lifetime_records(trial).items() if r.error is None}
         others = [s for i, s in enumerate(lifetimes(config, trial.params)) if i not in records]
         taken += sum(record.steps for record in records.values())

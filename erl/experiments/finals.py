@@ -1,5 +1,5 @@
 """Finals, where `--finalists` asks for them: the best trials of an evolution, and the mean of its
-search, are lived again on fresh seeds. The winner is the one with the highest expected score then.
+search, are trained again on fresh seeds. The winner is the one with the highest expected score.
 
 The trial with the highest of many noisy fitnesses is partly the luckiest one. Its fitness on the
 seeds that chose it says little of what it reaches on others.
@@ -135,7 +135,7 @@ def live_finals(
         f"steps beside those of the evolution" + f"; {new or 'none'} of them new" * (before > 0)
     )
     if choice is None:
-        sink.line("no finalist could be lived again: the trial with the highest fitness stands")
+        sink.line("no finalist could be trained again: the trial with the highest fitness stands")
     return True
 
 
@@ -215,8 +215,8 @@ def _known(
 ) -> dict[str, Finalist]:
     """All finalists that there ever were, by the parameter that tells them apart.
 
-    A mean that was lived again already keeps the hyperparameters that it had there. Another machine
-    may have computed it with other last digits.
+    A mean that was trained again already keeps the hyperparameters that it had there. Another
+    machine may have computed it with other last digits.
     """
     known = {key_of(f.key): f for f in finalists}
     trials = {t.number: t for t in evolution.trials("COMPLETE")}
@@ -234,7 +234,7 @@ def _known(
 def _lived(
     study: Study, known: dict[str, Finalist], sink: Sink
 ) -> tuple[list[Finalist], list[list[float]]]:
-    """Finalists with what they reached when they were lived again, and their scores by the number
+    """Finalists with what they reached when they were trained again, and their scores by the number
     of the seed, NaN where there is none: interrupted finals leave gaps. A finalist that failed on a
     seed is left out, as a trial of the evolution is.
     """

@@ -15,7 +15,7 @@ from erl.experiments.comparison_flags import (
     ComparisonFlags,
     GeneralizationComparisonConfig,
 )
-from erl.experiments.flags import study_name
+from erl.experiments.flags import read_settings, study_name
 from erl.learners import canonical_name, get_learner, published_settings, resolve_engine
 from erl.search.space import ER_MRL_BIAS, LEARNER, is_searched, make_context
 from erl.studies.catalogue import ANY, find_evolved
@@ -57,7 +57,7 @@ def load_best(flags: ComparisonFlags, sink: Sink) -> Best:
     """
     best = _load_evolved(flags, sink) if flags.evolved else _load_study(flags, sink)
     if flags.learner is not None:
-        best = _for_learner(best, flags.learner, flags.engine, sink)
+        best = _for_learner(best, flags.learner, flags, sink)
     if flags.published_code:
         settings = published_settings(best.evolution.learner) | best.evolution.learner_config
         evolution = replace(best.evolution, published_code=True, learner_config=settings)
@@ -65,33 +65,48 @@ def load_best(flags: ComparisonFlags, sink: Sink) -> Best:
     return best
 
 
-def _for_learner(best: Best, name: str, engine: str | None, sink: Sink) -> Best:
-    """The same reservoirs for another learner, which has its own settings.
+def _for_learner(best: Best, name: str, flags: ComparisonFlags, sink: Sink) -> Best:
+    """The same reservoirs for another learner, which has its own settings, or those of a file.
 
     Args:
         best: what is tested.
         name: of the learner.
-        engine: that the flags ask for.
-        sink: where a line goes.
+        flags: of the test, which may name its engine and a file of its settings.
+        sink: where lines go.
 
     Raises:
-        UserError: no such learner, or there are no reservoirs.
+        UserError: no such learner, there are no reservoirs, or the file cannot be used.
     """
     learner, evolution = canonical_name(name), best.evolution
     if learner == evolution.learner:
+        if flags.learner_config is not None:
+            raise UserError(
+                f"--learner_config: {best.name} was evolved with {learner}, and its test has the "
+                f"settings of the evolution"
+            )
         return best
     if evolution.nb_res == 0:
         raise UserError(
             f"--learner: {best.name} evolved settings of {evolution.learner}, which mean nothing "
             f"to {learner}"
         )
-    get_learner(learner, "auto" if engine is None else engine)  # refuses an unknown one
+    engine = flags.engine or "auto"
+    get_learner(learner, engine)  # refuses an unknown one
     sink.line(f"agents of {learner}, with what was evolved for {evolution.learner}")
+    env_ids = evolution.environments
+    if isinstance(flags, GeneralizationComparisonConfig):
+        env_ids = (flags.env_id,)
+    settings, env_kwargs = read_settings(flags.learner_config, None, env_ids, sink.line, learner)
+    if env_kwargs:
+        raise UserError(
+            f"{flags.learner_config} has env_kwargs, and a test takes none from a file: leave "
+            f"them out"
+        )
     evolution = replace(
         evolution,
         learner=learner,
-        learner_config={},
-        engine=resolve_engine(learner, engine or "auto", {}, sink.line),
+        learner_config=settings,
+        engine=resolve_engine(learner, engine, settings, sink.line),
     )
     params = {k: v for k, v in best.winner.params.items() if not k.startswith(LEARNER)}
     winner = replace(best.winner, params=params)

@@ -59,9 +59,11 @@ def completed(trials: pd.DataFrame) -> pd.DataFrame:
     return done.sort_values("trial")
 
 
-def summary(trials: pd.DataFrame) -> pd.DataFrame:
-    """Count, mean, spread and quartiles of the completed trials."""
-    return completed(trials).describe()
+def summary(trials: pd.DataFrame, space: Space) -> pd.DataFrame:
+    """Count, mean, spread and quartiles over the completed trials, of the fitness and of each
+    searched number.
+    """
+    return completed(trials)[["fitness", *(n for n in space if n in trials)]].describe()
 
 
 def best_so_far(trials: pd.DataFrame) -> pd.DataFrame:

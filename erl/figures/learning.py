@@ -84,7 +84,7 @@ def finished(lifetimes: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def failed(lifetimes: pd.DataFrame) -> pd.DataFrame:
-    """Lifetimes that failed and were not lived again with success: one for each arm and seed."""
+    """Lifetimes that failed and were not trained again with success: one for each arm and seed."""
     done = lifetimes[lifetimes.state == "COMPLETE"]
     gone = lifetimes[lifetimes.state == "FAIL"].drop_duplicates(["arm", "seed"])
     again = set(zip(done.arm, done.seed))

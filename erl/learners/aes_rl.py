@@ -133,7 +133,11 @@ class AESRLSettings(AsynchronousSettings):
                 else "a difference of returns that counts, about a fifth of that between a random "
                 "and a good policy"
             )
-            raise UserError(f"AES-RL has no mean_update_param for {env_id}: give it, as {meaning}")
+            raise UserError(
+                f"AES-RL has no mean_update_param for {env_id}: give it, as {meaning}, with "
+                f"--mean_update_param NUMBER in erl train, or with --learner_config FILE and the "
+                f"line mean_update_param: NUMBER in this file"
+            )
 
     @classmethod
     def from_learner_config(cls, config: Mapping[str, Any], env_id: str = "") -> "AESRLSettings":

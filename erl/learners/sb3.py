@@ -71,7 +71,7 @@ def whole_sequences(
     but a sequence's first.
 
     In training they never do, for there sequences are cut at episodes' starts; sb3-contrib goes
-    step by step as soon as there is a start at all. The same figures but for rounding, three times
+    step by step as soon as there is a start at all. The same numbers but for rounding, three times
     as fast.
 
     Args:

@@ -225,7 +225,7 @@ def _show_choice(choice: Choice, trials: Sequence[FrozenTrial], sink: Sink) -> N
 
 
 def _show_finals(trials: Sequence[FrozenTrial], sink: Sink) -> None:
-    """What each finalist reached when it was lived again, the best one first."""
+    """What each finalist reached when it was trained again, the best one first."""
     sink.line("finalists (their evolution's study says what is expected of them on new seeds):")
     found: dict[tuple[int | None, int | None], list[float]] = {}
     for trial in trials:

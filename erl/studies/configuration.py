@@ -104,7 +104,7 @@ class EvolutionStudy(SearchConfig):
 
 @dataclass(frozen=True)
 class FinalsStudy:
-    """The finals of an evolution: its best trials, lived again on fresh seeds.
+    """The finals of an evolution: its best trials, trained again on fresh seeds.
 
     Attributes:
         evolution: configuration of the evolution.

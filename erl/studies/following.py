@@ -6,7 +6,7 @@ and of its trials, are others then. A process that uses the study goes on with t
 it knows by an attribute that is copied with it.
 
 What is written between the copying and the deletion is lost with the old study. `Study` writes the
-records of its open trials again, and what else is lost is lived again.
+records of its open trials again, and what else is lost is trained again.
 """
 
 import threading

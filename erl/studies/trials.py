@@ -141,7 +141,7 @@ def record_attributes(index: int, record: dict[str, Any]) -> dict[str, Any]:
 
     A long record is stored as text in several pieces, and its own attribute, which comes last, has
     their number. The pieces bear a digest of the text, so that the record of a lifetime that is
-    lived again never mixes with an earlier one's, wherever the writing stops.
+    trained again never mixes with an earlier one's, wherever the writing stops.
 
     Args:
         index: of the lifetime.

@@ -149,7 +149,7 @@ class Finalist:
             parts.append(f"{score_text(self.fitness)} when proposed{seeds}")
         if self.again:
             parts.append(
-                f"{with_interval(self.again)} lived again ({plural(len(self.again), 'seed')})"
+                f"{with_interval(self.again)} trained again ({plural(len(self.again), 'seed')})"
             )
         if self.expected is not None:
             parts.append(f"{_shown(self.expected, self.interval)} expected on new seeds")
@@ -321,7 +321,7 @@ def score_table(trial: FrozenTrial, score: Score) -> np.ndarray:
 def choose(
     finalists: Sequence[Finalist], ended: int, again: Sequence[Sequence[float]] | None = None
 ) -> Choice | None:
-    """The winner among finalists that were lived again: the one with the highest expected score.
+    """The winner among finalists that were trained again: the one with the highest expected score.
 
     Args:
         finalists: those that failed on some seed have no place here.

@@ -130,6 +130,46 @@ def test_reservoirs_are_tested_with_another_learner(tiny, inline, sink):
     assert "A3C" not in str(sink)
 
 
+def test_another_learner_has_the_settings_of_a_file(tiny, inline, sink):
+    assert evolve(EvolutionConfig(env_id="CartPole-v1", **tiny), sink) == 0
+    Path("a2c.yaml").write_text("n_steps: 4\n", encoding="utf-8")
+    test = ComparisonConfig(
+        env_id="CartPole-v1", learner="A2C", learner_config="a2c.yaml", arms="RES_A2C,A2C", **TEST
+    )
+    assert compare(test, sink) == 0
+    (name,) = [n for n in study_names(open_storage(DEFAULT_STORAGE)) if "_for_A2C_" in n]
+    for trial in Study(DEFAULT_STORAGE, name).trials("COMPLETE"):
+        assert lifetime_records(trial)[0].spec.learner.config == {"n_steps": 4}
+    # What is stored is not mixed with other settings.
+    with pytest.raises(UserError, match=r"learner_config.*n_steps"):
+        compare(dataclasses.replace(test, learner_config=None), sink)
+    with pytest.raises(UserError, match=r"evolved with PPO, and its test has the settings of the"):
+        compare(dataclasses.replace(test, learner="ppo"), sink)
+    Path("a2c.yaml").write_text("env_kwargs: {max_episode_steps: 9}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"a2c\.yaml has env_kwargs, and a test takes none"):
+        compare(test, sink)
+
+
+def test_a_file_of_settings_has_a_section_for_the_environment_of_the_test(tiny, inline, sink):
+    config = GeneralizationConfig(env_type="Toys", sets="sets.toml", nb_res=1, **tiny)
+    assert evolve(config, sink) == 0
+    Path("a2c.yaml").write_text("CartPole-v1: {n_steps: 4}\n", encoding="utf-8")
+    test = GeneralizationComparisonConfig(
+        HP_env_type="Toys",
+        nb_res=1,
+        env_id="CartPole-v1",
+        allow_seen=True,
+        learner="A2C",
+        learner_config="a2c.yaml",
+        arms="RES_A2C",
+        **TEST,
+    )
+    assert compare(test, sink) == 0
+    (name,) = [n for n in study_names(open_storage(DEFAULT_STORAGE)) if "_for_A2C_" in n]
+    (trial,) = Study(DEFAULT_STORAGE, name).trials("COMPLETE")
+    assert lifetime_records(trial)[0].spec.learner.config == {"n_steps": 4}
+
+
 # -- several reservoirs --
 
 

@@ -543,7 +543,7 @@ def test_after_a_kill_the_same_command_ends_with_the_same_trials(quick, inline, 
     after = {(t.number, k): v for t in study_of(config).trials() for k, v in t.system_attrs.items()}
     assert {
         k: after[k] for k in before
-    } == before  # wall-clock times and all: they were not lived again
+    } == before  # wall-clock times and all: they were not trained again
 
 
 @pytest.mark.slow

@@ -134,7 +134,9 @@ def test_without_the_flag_there_are_no_finals_and_an_earlier_winner_stands(evolv
     before, again = chosen(study()), Lines()
     assert evolve(make(finalists=None), again) == 0
     assert "finals" not in str(again)
-    evolved.before = staticmethod(lambda spec: pytest.fail("lived again") if is_final(spec) else 0)
+    evolved.before = staticmethod(
+        lambda spec: pytest.fail("trained again") if is_final(spec) else 0
+    )
     assert evolve(make(finalists=None, nb_trials=12), again) == 0
     assert chosen(study()) == before
     winner = f"winner:          {before.winner.title}, {before.winner.reached}"
@@ -167,7 +169,7 @@ def test_a_study_that_goes_on_has_new_finals_and_keeps_the_old_lifetimes(evolved
 
 
 def _once(trials):
-    """Fails a test in which a lifetime of these trials is lived again."""
+    """Fails a test in which a lifetime of these trials is trained again."""
     known = {(sr_of(r.spec), r.spec.seeds) for t in trials for r in lifetime_records(t).values()}
 
     def check(spec):
@@ -507,7 +509,7 @@ def test_where_all_finalists_fail_the_highest_fitness_stands(evolved, sink):
     evolved.error = staticmethod(lambda spec: "broken" if is_final(spec) else None)
     assert evolve(make(), sink) == 0
     assert chosen(study()).finalists == ()
-    assert "no finalist could be lived again" in str(sink)
+    assert "no finalist could be trained again" in str(sink)
 
 
 @pytest.mark.slow
@@ -599,7 +601,7 @@ def test_a_test_takes_the_winner(mean, told, quick, sink, monkeypatch):
     )
     # Finals say what each finalist reached in them.
     assert show_study(ShowConfig(study=f"{NAME}_finals"), shown) == 0
-    again = f"fitness {with_interval(winner.again)} lived again (1 seed)"
+    again = f"fitness {with_interval(winner.again)} trained again (1 seed)"
     assert f"  {winner.title}, {again}" in shown.lines
     note = get_note(optuna.load_study(study_name=NAME, storage=DEFAULT_STORAGE))
     assert _plain(f"{winner.reached}; {found.line}") in note

@@ -112,7 +112,7 @@ def test_a_source_whose_parameters_are_one_of_several_values(quick, sink):
 @pytest.mark.slow
 @pytest.mark.usefixtures("inline")
 def test_a_study_in_which_only_failures_are_stored_is_tried_again(quick, sink, monkeypatch):
-    """Parameters are the same, and lifetimes that had succeeded are not lived again."""
+    """Parameters are the same, and lifetimes that had succeeded are not trained again."""
     flags = evolution(
         quick,
         env_id="toy_environments:Lottery-v0",

@@ -44,7 +44,7 @@ def found(name):
 @pytest.mark.parametrize("taking", [False, True], ids=["while waiting", "while a result is taken"])
 def test_what_reaches_its_end_after_ctrl_c_is_stored(taking, told, sink, monkeypatch):
     """One lifetime of the third trial was interrupted, and one of the fourth failed: perhaps since
-    the signal reached its simulator. Both are lived again.
+    the signal reached its simulator. Both are trained again.
     """
     flags = {"engine": "sb3", "nb_trials": 4, "finalists": None}
     assert evolve(make(**flags, h_test="undisturbed"), sink) == 0

@@ -271,11 +271,18 @@ def test_a_study_without_completed_trials_leaves_the_others_side_by_side(trials)
     assert figure.axes[0].lines[0].get_color() == every.axes[0].lines[1].get_color()
 
 
-def test_a_summary_is_of_completed_trials(trials):
+def test_a_summary_is_of_completed_trials(trials, space):
     done = trials[trials.state == "COMPLETE"]
-    table = evolution.summary(trials)
+    table = evolution.summary(trials, space)
     assert table.fitness["count"] == 9
     assert table.fitness["max"] == done.fitness.max()
+
+
+def test_a_summary_leaves_out_numbers_of_trials_and_times(trials, space):
+    begun = pd.date_range("2026-01-01", periods=len(trials), freq="min")
+    table = evolution.summary(trials.assign(generation=0, begun=begun), space)
+    assert list(table.columns) == ["fitness", *space]
+    assert list(table.index) == ["count", "mean", "std", "min", "25%", "50%", "75%", "max"]
 
 
 def test_names_below_parallel_coordinates_have_room(trials):

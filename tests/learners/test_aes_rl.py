@@ -332,6 +332,11 @@ def test_it_learns(name, steps, settings):
             {"mean_update_param": None, "mean_update": "baseline-absolute"},
             "as a return below those of the first policies",
         ),
+        (
+            "AES-RL",
+            {"mean_update_param": None},
+            "--mean_update_param NUMBER in erl train, or with --learner_config FILE and the line",
+        ),
         ("AES-RL", {"mean_update_param": -1}, "mean_update_param must be above 0 for baseline-rel"),
         (
             "AES-RL",
@@ -363,6 +368,11 @@ def test_it_learns(name, steps, settings):
             "are as long as the individuals', but a lifetime has only 600",
         ),
         ("ACEM-RL", {"env_id": "CartPole-v1"}, "needs continuous .Box. actions, not Discrete"),
+        (
+            "AES-RL",  # also where no setting could help
+            {"env_id": "CartPole-v1", "mean_update_param": None},
+            "needs continuous .Box. actions, not Discrete",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(name, settings, message):

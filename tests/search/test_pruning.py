@@ -490,7 +490,7 @@ def test_a_trial_that_was_told_to_stop_by_a_coordinator_that_died_ends_pruned(
             user_attrs={"pruned": {"point": 3, "value": -0.5}, "generation": 1},
         ),
     )
-    monkeypatch.setattr("erl.lifetimes.living.live", None)  # nothing of it is lived again
+    monkeypatch.setattr("erl.lifetimes.living.live", None)  # nothing of it is trained again
     evolve(dataclasses.replace(config, nb_trials=5), sink)
     assert [t.state.name for t in study_of(config).trials()] == ["COMPLETE"] * 4 + ["PRUNED"]
     assert study_of(config).trials()[4].value == -0.5

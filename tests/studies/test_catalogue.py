@@ -169,7 +169,7 @@ def test_what_a_winner_reached_is_said_where_it_is_used(sink, monkeypatch):
     entry = dataclasses.replace(CARTPOLE, winner=again, remark="A small budget.")
     monkeypatch.setattr("erl.studies.catalogue.catalogue", lambda: (entry,))
     evolved_for(flags(), sink)
-    assert "lived again (3 seeds), 1.5 expected on new seeds" in sink.lines[-2]
+    assert "trained again (3 seeds), 1.5 expected on new seeds" in sink.lines[-2]
     assert sink.lines[-1] == "note: A small budget."
     with pytest.raises(UserError, match="unknown agent 'nobody'"):
         compare(ComparisonConfig(evolved=True, env_id="CartPole-v1", arms="nobody"), sink)

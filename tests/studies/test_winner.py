@@ -49,9 +49,9 @@ def test_what_a_finalist_reached_is_said_with_intervals_and_seeds():
     assert choice.winner.trial == 7
     said = choice.winner.reached
     assert said.startswith("fitness 436.00 when proposed (2 seeds), 301.00 [272.3")
-    assert "lived again (3 seeds)" in said
+    assert "trained again (3 seeds)" in said
     assert said.endswith("expected on new seeds")
-    assert choice.finalists[1].reached.startswith("fitness 200.00 [197.52, 202.48] lived again")
+    assert choice.finalists[1].reached.startswith("fitness 200.00 [197.52, 202.48] trained again")
     assert (TRIAL.slug, MEAN.slug) == ("trial_7", "mean_30")
     assert Finalist(3, None, {}, 5.0, (5.0,)).reached == "fitness 5 when proposed (1 seed)"
     assert Finalist(3, None, {}, 5.0).reached == "fitness 5 when proposed"
@@ -65,7 +65,7 @@ def test_two_seeds_are_said_without_an_interval():
     winner = choose(pairs, 30).winner
     assert winner.interval is None
     assert winner.reached == (
-        f"fitness 436.00 when proposed (2 seeds), 295.00 lived again (2 seeds), "
+        f"fitness 436.00 when proposed (2 seeds), 295.00 trained again (2 seeds), "
         f"{score_text(winner.expected)} expected on new seeds"
     )
 
@@ -73,7 +73,7 @@ def test_two_seeds_are_said_without_an_interval():
 def test_gaps_are_no_scores():
     again = [[float("nan"), 290.0, 300.0], [200.0, 201.0, 199.0]]
     choice = choose([replace(TRIAL, again=(290.0, 300.0)), MEAN], 30, again)
-    assert "295.00 lived again (2 seeds)" in choice.winner.reached
+    assert "295.00 trained again (2 seeds)" in choice.winner.reached
     json.dumps(to_json(choice), allow_nan=False)
     assert from_json(Choice, to_json(choice)) == choice
 

@@ -1,4 +1,5 @@
-"""An evolution of TD3 actors at work on one lifetime: what CEM-RL, AES-RL and their kin share.
+"""An evolution of TD3 actors at work on one lifetime: what CEM-RL, P-CEM-RL, ACEM-RL,
+(1+1)-ES and AES-RL share.
 
 A distribution over the weights of an actor proposes individuals. Some are first improved by TD3's
 policy gradient against shared critics; each plays an episode, which goes into the shared replay
@@ -367,16 +368,16 @@ class EvolvedLearner(OneByOne):
         return settings
 
     def check(self, spec: LifetimeSpec) -> None:
-        """Raise a UserError for settings that cannot be, for a budget within which nothing is
-        learned, for actions that are no Box, and for a replay buffer that does not fit into memory.
+        """Raise a UserError for actions that are no Box, for settings that cannot be, for a budget
+        within which nothing is learned, and for a replay buffer that does not fit into memory.
         """
+        check_actions(self.name, spec.spaces()[1], spaces.Box)
         s = self.settings_of(spec)
         cost = s.counted_per_step
         of = "episodes of the mean that are as long as the individuals'"
         check_budget(
             self.name, spec, {"learning_starts": s.random_steps}, cost, of, s.told_together
         )
-        check_actions(self.name, spec.spaces()[1], spaces.Box)
         self.check_together([[spec]])
 
     def buffers(self, spec: LifetimeSpec) -> list[tuple[int, int, int]]:
