@@ -53,6 +53,7 @@ SMALL = {
     "test": "--nb_seeds 1 --workers 1",
     "single": "--nb_seeds 1 --workers 1",
     "eval": "--episodes 2",
+    "plot": "--formats png",
 }
 STEPS = {"ERL-Re2": 800, "DERL": 3000, "AES-RL": 4500, "CEM-RL": 2500}
 SETTINGS = {
