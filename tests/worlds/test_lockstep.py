@@ -463,6 +463,9 @@ class Chance(Counter):
         return self.stream
 
 
+gym.register("Local-v0", lambda: Counter())
+
+
 @pytest.mark.parametrize(
     ("make_one", "comes_back"),
     [
@@ -473,6 +476,7 @@ class Chance(Counter):
         (Viewed, False),
         (Forwards, True),
         (lambda: Forwards([lambda: None]), False),
+        (lambda: gym.make("Local-v0", disable_env_checker=True), True),
         (lambda: OwnPhysics("data", False), False),
         (lambda: OwnPhysics("d", True), False),
     ],
