@@ -73,6 +73,19 @@ class OldReset(Peculiar):
         return super().reset()[0]
 
 
+class OneArray(Peculiar):
+    """Writes each observation into the same array."""
+
+    def __init__(self, **given):
+        super().__init__(**given)
+        space = self.observation_space
+        self._shown = np.zeros(space.shape, space.dtype)
+
+    def _observation(self):
+        self._shown[...] = super()._observation()
+        return self._shown
+
+
 def raising():
     raise RuntimeError("the window is gone")
 
@@ -135,6 +148,8 @@ PECULIAR = {
     "ListsOfArrays": {"observe": list},
     "IntegerList": {"observation_space": spaces.MultiDiscrete([3, 4]), "observe": list},
     "TupleAsList": {"observation_space": spaces.Tuple([VECTOR, MOVES]), "observe": list},
+    "OneVector": {"kind": OneArray},
+    "OneTable": {"kind": OneArray, "observation_space": box(2, 3)},
     "Infinite": {"observation_space": box(2, low=-np.inf, high=np.inf)},
     "Picture": {
         "observation_space": box(8, 8, 3, dtype=np.uint8, low=0, high=255),

@@ -24,7 +24,7 @@ from erl.errors import Interrupted, Stopped, UserError, one_line
 from erl.files import write_whole
 from erl.learners import SB3_ALGORITHMS, Agent, Outputs, cohort_settings, one_by_one
 from erl.learners.core import sb3_settings
-from erl.learners.core.settings import EvaluationSettings, check_budget
+from erl.learners.core.settings import EvaluationSettings, check_budget, check_learned
 from erl.learners.core.settings_file import activation, parse_value
 from erl.learners.core.telemetry import Telemetry
 from erl.worlds.ledger import Ledger
@@ -175,6 +175,21 @@ class _Callback(BaseCallback):
         return True
 
 
+def _most_steps(budget: int, model: OffPolicyAlgorithm, env: VecEnv) -> int | None:
+    """Steps that a lifetime of this budget takes at most; None where episodes have no time limit
+    and learning waits for their ends.
+    """
+    every = model.train_freq
+    assert isinstance(every, TrainFreq)  # as its constructor leaves it
+    if every.unit == TrainFrequencyUnit.STEP:
+        each = model.n_envs * every.frequency
+        return -(-budget // each) * each
+    (made,) = env.get_attr("spec", 0)
+    limit: int | None = made.max_episode_steps
+    # The last of them begin before the budget is spent, and are played to their ends.
+    return None if limit is None else budget - 1 + every.frequency * limit
+
+
 class SB3Learner:
     """One of Stable-Baselines3's or sb3-contrib's algorithms.
 
@@ -219,11 +234,8 @@ class SB3Learner:
         finally:
             env.close()
         if isinstance(model, OffPolicyAlgorithm):
-            every = model.train_freq
-            # How far a last episode exceeds the budget is not known.
-            if isinstance(every, TrainFreq) and every.unit == TrainFrequencyUnit.STEP:
-                each = model.n_envs * every.frequency
-                most = -(-spec.steps // each) * each
+            most = _most_steps(spec.steps, model, env)
+            if most is not None:
                 check_budget(self.name, spec, {"learning_starts": model.learning_starts}, most=most)
 
     def _settings(self, spec: LifetimeSpec) -> dict[str, Any]:
@@ -251,6 +263,7 @@ class SB3Learner:
             env.seed(spec.seeds.environment)
             model.set_logger(telemetry.logger)
             model.learn(spec.steps, callback=_Callback(spec, ledger, telemetry))
+            check_learned(model._n_updates > 0, ledger.steps)
         return SB3Agent(model, env if isinstance(env, VecNormalize) else None)
 
     def _evaluation(self, settings: dict[str, Any]) -> EvaluationSettings:

@@ -100,8 +100,7 @@ def _play(
     encoder = env.encoder if isinstance(env, ReservoirWrapper) else None
     codec, actions = Actions(env.action_space), list[np.ndarray]()
     seen, _ = env.reset(seed=seed)
-    # Copies: some environments write each observation into the same array.
-    shown, states, inputs = [seen.copy()], [_state(encoder)], [_inputs(encoder)]
+    shown, states, inputs = [seen], [_state(encoder)], [_inputs(encoder)]
     rewards: list[float] = []
     frames = [] if draw is None else [draw(env, 0)]
     state: Any = None
@@ -113,7 +112,7 @@ def _play(
         action, state = agent.predict(batch, state=state, episode_start=start, deterministic=True)
         seen, reward, terminated, truncated, _ = env.step(action[0])
         over, start = terminated or truncated, np.zeros(1, dtype=bool)
-        shown.append(seen.copy())
+        shown.append(seen)
         states.append(_state(encoder))
         inputs.append(_inputs(encoder))
         actions.append(np.zeros(codec.size))

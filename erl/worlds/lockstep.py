@@ -11,6 +11,7 @@ through their own `step`.
 
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from math import isfinite
@@ -229,8 +230,8 @@ class Lockstep:
             slots, *(state[k] for k in ("elapsed", "streams", "envs")), strict=True
         ):
             self.elapsed[i] = elapsed
-            self.envs[i].unwrapped.np_random = deepcopy(stream)
             if i not in self.faults and not (saved and restore(self.envs[i], saved)):
+                _set_stream(self.envs[i].unwrapped, stream)
                 lost.append(i)
         self._unstarted = (self._unstarted - set(slots)) | set(lost)
         self._arrange()
@@ -365,6 +366,15 @@ class _Group:
     bodies: list[tuple[int, int, Any, Any, np.ndarray]] = field(default_factory=list)
     before: "_Gather" = field(init=False)
     after: "_Gather" = field(init=False)
+
+
+def _set_stream(core: Any, stream: Any) -> None:
+    """Give an environment its random stream back, as far as it can be had."""
+    try:
+        core.np_random = deepcopy(stream)
+    except AttributeError:  # a property without a setter: what it hands out may be set
+        with suppress(AttributeError):
+            core.np_random.bit_generator.state = stream.bit_generator.state
 
 
 def _short(error: BaseException) -> str:

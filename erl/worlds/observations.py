@@ -74,13 +74,15 @@ class Observations:
         )
 
     def encode(self, observation: Any) -> np.ndarray:
-        """What agents see of an observation: a float32 or float64 array (size,).
+        """What agents see of an observation: a float32 or float64 array (size,), a new one, since
+        some environments write each observation into the same array.
 
         Raises:
             EnvironmentFault: it is of another shape or kind than the environment declares.
         """
         if self.is_plain(observation):
-            return observation
+            plain: np.ndarray = observation.copy()
+            return plain
         # Of whole numbers the same few come again and again, and checking them takes long.
         key = _key(observation) if self._finite else None
         if key is None:
@@ -95,7 +97,7 @@ class Observations:
     def _encoded(self, observation: Any) -> np.ndarray:
         flat: np.ndarray
         if self._shape is not None:
-            flat = _numbers(observation, self._dtype, self._shape).reshape(-1)
+            flat = _numbers(observation, self._dtype, self._shape).flatten()
         else:
             parts = spaces.flatten(self._real, _prepared(self._real, observation))
             flat = np.asarray(parts, dtype=self._dtype)

@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import mujoco
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import EzPickle
 
 
@@ -81,10 +82,11 @@ def snapshot(env: gym.Env) -> bytes | None:
     """
     buffer, physics = io.BytesIO(), _physics(env)
     try:
-        # Functions are code, not state, and lambdas (ClipAction has one) cannot be pickled.
+        # Functions are code, not state, and lambdas (ClipAction has one) cannot be pickled. Neither
+        # can what an environment was registered as, if that is a function in a function.
         _Pickler(buffer, {id(fixture): name for name, fixture in _fixtures(env).items()}).dump(
             [
-                {k: v for k, v in vars(e).items() if not isinstance(v, FunctionType)}
+                {k: v for k, v in vars(e).items() if not isinstance(v, FunctionType | EnvSpec)}
                 for e in _layers(env)
             ]
         )

@@ -4,12 +4,14 @@ one.
 
 import dataclasses
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import spaces
 from toy_environments import Reach
 
 from erl.errors import EnvironmentFault, Stopped
-from erl.learners.core.episodes import Stage
+from erl.learners.core.episodes import OpenStage, Stage
 from erl.worlds.ledger import Ledger
 from erl.worlds.reservoirs import Context, ReservoirParams
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
@@ -108,6 +110,61 @@ def test_a_state_between_episodes_is_all_it_takes_to_go_on(context):
         assert np.array_equal(ours.observations, theirs.observations)
         assert np.array_equal(ours.rewards, theirs.rewards)
     first.close(), second.close()
+
+
+class Track(gym.Env):
+    """Shows what is recorded, whatever the seed, and cannot be stepped past its end."""
+
+    observation_space = spaces.Box(-10, 10, (1,))
+    action_space = spaces.Box(-1, 1, (1,))
+    recorded = (0, 1)
+
+    def _look(self):
+        return np.array(self.track[self.t : self.t + 1], np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.track, self.t = self.recorded, 0
+        return self._look(), {}
+
+    def step(self, action):
+        self.t += 1
+        return self._look(), self.track[self.t], self.t == len(self.track) - 1, False, {}
+
+
+gym.register("Track-v0", Track)
+
+
+@pytest.mark.parametrize("context", [None, TWO])
+@pytest.mark.parametrize(
+    ("now", "goes_on"),
+    [
+        ((0, 1, 2, 3, 4, 5, 6), True),
+        ((0, 1, 2, 3, 9, 9), True),  # it did the same so far
+        ((9, 1, 2, 3, 4, 5), False),
+        ((0, 1, 9, 3, 4, 5), False),  # and is again where it was
+        ((0, 1, 9), False),
+        ((9, 9), False),
+        ((0, 1, 2, 3), False),
+    ],
+)
+def test_a_running_episode_goes_on_or_begins_anew(now, goes_on, context, monkeypatch):
+    """Anew where an environment does otherwise this time, which ends earlier perhaps."""
+    spec, slots, action = lifetime("Track-v0", context), np.array([1]), np.zeros((1, 1))
+    monkeypatch.setattr(Track, "recorded", (0, 1, 2, 3, 4, 5, 6))
+    stage, again, fresh = (OpenStage(spec, Ledger(), 2) for _ in range(3))
+    stage.begin(1, seed=5)
+    for _ in range(3):
+        assert not stage.advance(slots, action, 1)
+    monkeypatch.setattr(Track, "recorded", now)
+    again.set_state(stage.get_state())
+    fresh.begin(1, seed=5)
+    assert np.array_equal(again.seen(slots), (stage if goes_on else fresh).seen(slots))
+    while not again.advance(slots, action, 1):
+        pass
+    earned = [*(0, 1, 2, 3), *now[4:]] if goes_on else now
+    assert again.take(1).rewards.tolist() == [*earned[1:]]
+    stage.close(), again.close(), fresh.close()
 
 
 def still(who, seen):

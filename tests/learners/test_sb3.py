@@ -17,7 +17,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from erl.errors import UserError
+from erl.errors import Stopped, UserError
 from erl.learners import Outputs
 from erl.learners.core.sb3_settings import policies
 from erl.learners.sb3 import _ACTIONS, SB3Learner, algorithms, whole_sequences
@@ -372,6 +372,33 @@ def test_a_budget_within_which_nothing_is_learned_is_refused():
         match=r"TD3 starts to learn after learning_starts = 10,000 steps, .* has only 150",
     ):
         check(spec("TD3", CONTINUOUS, config={"learning_starts": 10000}))
+
+
+def test_a_budget_within_which_no_episode_can_bring_learning_is_refused():
+    """The last two episodes may begin one step before the budget is spent."""
+    task = Task(CONTINUOUS, kwargs={"max_episode_steps": 8})
+    for starts, fits in ((164, True), (165, False)):
+        config = OFF_POLICY | {"train_freq": [2, "episode"], "learning_starts": starts}
+        lifetime = replace(spec("SAC", CONTINUOUS, config=config), task=task)
+        if fits:
+            check(lifetime)
+        else:
+            with pytest.raises(UserError, match="SAC starts to learn after learning_starts = 165"):
+                check(lifetime)
+
+
+@pytest.mark.parametrize("name", ["SAC", "DQN"])
+def test_a_lifetime_in_which_nothing_was_learned_fails(name):
+    """How long episodes are is not known here, so that no check refuses it."""
+    config = OFF_POLICY | {"train_freq": [1, "episode"], "learning_starts": 10_000}
+    lifetime = spec(name, CONTINUOUS if name == "SAC" else DISCRETE, config=config)
+    check(lifetime)
+    (record,) = live(Cohort((lifetime,)))
+    assert "nothing was learned within 15" in record.error
+    assert record.fitness is None
+    ledger = Ledger(should_stop=lambda: True)
+    (stopped,) = SB3Learner(name).train([lifetime], [ledger], [Outputs()])
+    assert type(stopped) is Stopped  # what it might have learned is not known
 
 
 def test_a_budget_ends_with_a_whole_rollout():

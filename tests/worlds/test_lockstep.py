@@ -1,4 +1,5 @@
 import pickle
+import random
 
 import gymnasium as gym
 import mujoco
@@ -429,6 +430,42 @@ class OwnPhysics(Counter):
         return observation + vars(self)[self.name].qpos, *others
 
 
+class Forwards(Counter):
+    """Its random stream is another one's, and cannot be assigned.
+
+    Args:
+        held: what else it keeps.
+    """
+
+    def __init__(self, held=None):
+        super().__init__()
+        self.held, self.stream = held, np.random.default_rng(0)
+
+    @property
+    def np_random(self):
+        return self.stream
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.stream = np.random.default_rng(seed)
+        return super().reset(seed=seed)
+
+
+class Chance(Counter):
+    """Its random stream is of another kind, and cannot be assigned."""
+
+    def __init__(self):
+        super().__init__()
+        self.held, self.stream = [lambda: None], random.Random(0)
+
+    @property
+    def np_random(self):
+        return self.stream
+
+
+gym.register("Local-v0", lambda: Counter())
+
+
 @pytest.mark.parametrize(
     ("make_one", "comes_back"),
     [
@@ -437,6 +474,9 @@ class OwnPhysics(Counter):
         (lambda: Kept("data"), True),
         (lambda: Kept("mujoco_renderer"), True),
         (Viewed, False),
+        (Forwards, True),
+        (lambda: Forwards([lambda: None]), False),
+        (lambda: gym.make("Local-v0", disable_env_checker=True), True),
         (lambda: OwnPhysics("data", False), False),
         (lambda: OwnPhysics("d", True), False),
     ],
@@ -454,6 +494,14 @@ def test_state_comes_back_whole_or_is_said_to_be_lost(make_one, comes_back):
     compared = slice(0 if comes_back else 1, None)
     for a, b in zip(random_steps(restored, 8, 1), random_steps(reference, 8, 1), strict=True):
         assert all(np.array_equal(x, y) for x, y in zip(a[compared], b[compared], strict=True))
+
+
+def test_a_random_stream_that_cannot_be_had_costs_the_episode_only():
+    reference, restored = (Lockstep([Chance()]) for _ in range(2))
+    reference.reset(0, 3)
+    random_steps(reference, 4, seed=0)
+    assert restored.set_state(reference.get_state(), [0]) == [0]
+    assert np.array_equal(restored.reset(0), [0, 0])
 
 
 def test_state_of_a_class_that_has_changed_is_lost(monkeypatch):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from peculiar_environments import EXPECTED, PECULIAR
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from erl.errors import EnvironmentFault, UserError
 from erl.learners import OWN
@@ -184,6 +185,20 @@ def test_all_ways_to_step_show_the_same(name, task, context):
         assert (rewards[0], [terminated, truncated]) == (reward, ends)
     assert terminated
     world.close(), env.close()
+
+
+@pytest.mark.parametrize("context", [None, RESERVOIR])
+@pytest.mark.parametrize("name", ["OneVector", "OneTable"])
+def test_the_last_observation_of_an_episode_is_not_the_next_ones_first(name, context):
+    """As Stable-Baselines3 gets it, which begins the next episode before it looks."""
+    spec = lifetime(name, context=context)
+    world, envs = World([spec], [Ledger()]), DummyVecEnv([spec.make_env])
+    world.begin(0, seed=3), envs.seed(3), envs.reset()
+    for _ in range(5):
+        (ours,), *_ = world.advance(np.array([0]))
+        *_, (info,) = envs.step([0])
+    assert np.array_equal(info["terminal_observation"], ours)
+    world.close(), envs.close()
 
 
 SCRIPT = """

@@ -273,19 +273,31 @@ class OpenStage(Stage):
         super().set_state(state)
         self._running = {}
         for slot, saved in state["running"].items():
-            states = self.world.reservoir_state
-            if states is not None:
-                states[slot] = saved.reservoirs
-            self.begin(slot, saved.seed)
-            seen = self._running[slot].observations[0]
-            for action in saved.actions:
-                (seen,), *_ = self._advance(action[None], np.array([slot]))
-            if np.array_equal(seen, saved.observations[-1]):
+            self._begin_like(slot, saved)
+            if self._does_the_same(slot, saved):
                 self._running[slot] = copy.deepcopy(saved)
             else:
-                if states is not None:
-                    states[slot] = saved.reservoirs
-                self.begin(slot, saved.seed)
+                self._begin_like(slot, saved)
+
+    def _begin_like(self, slot: int, saved: _Running) -> None:
+        """Begin an episode as a saved one began."""
+        states = self.world.reservoir_state
+        if states is not None:
+            states[slot] = saved.reservoirs
+        self.begin(slot, saved.seed)
+
+    def _does_the_same(self, slot: int, saved: _Running) -> bool:
+        """Play on as in a saved episode, which goes on, to where it was; whether the environment
+        does the same. Where it does not, this stops at once: it may not be stepped past an end.
+        """
+        first, *later = saved.observations
+        if not np.array_equal(self._running[slot].observations[0], first):
+            return False
+        for action, observation in zip(saved.actions, later, strict=True):
+            (seen,), _, (terminated,), (truncated,) = self._advance(action[None], np.array([slot]))
+            if terminated or truncated or not np.array_equal(seen, observation):
+                return False
+        return True
 
 
 def _by_policy(steps: Sequence[np.ndarray], who: Sequence[np.ndarray], n: int) -> list[np.ndarray]:

@@ -17,7 +17,7 @@ from erl.errors import Interrupted, Stopped
 from erl.learners import Agent, Outputs, one_by_one
 from erl.learners.core.checkpoints import Part, restore_parts, save_parts
 from erl.learners.core.replay import check_memory
-from erl.learners.core.settings import EvaluationSettings
+from erl.learners.core.settings import EvaluationSettings, check_learned
 from erl.learners.core.telemetry import Telemetry
 from erl.networks.products import bfloat16_width
 from erl.worlds.ledger import Ledger, shared_seconds
@@ -148,11 +148,7 @@ class Run(Generic[S]):
         for row, i in enumerate(self.members):
             if self.spent(row):
                 try:
-                    if not self._algorithm.learned(row):
-                        steps = self.ledgers[i].steps
-                        raise RuntimeError(
-                            f"nothing was learned within {steps} steps: it needs more of them"
-                        )
+                    check_learned(self._algorithm.learned(row), self.ledgers[i].steps)
                     results[row] = self._algorithm.agent(row)
                 except Exception as e:
                     results[row] = e

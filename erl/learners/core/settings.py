@@ -335,6 +335,12 @@ def check_budget(
         )
 
 
+def check_learned(learned: bool, steps: int) -> None:
+    """Raise a RuntimeError if a lifetime of so many steps ended before its learner learned."""
+    if not learned:
+        raise RuntimeError(f"nothing was learned within {steps} steps: it needs more of them")
+
+
 def check_actions(learner: str, action_space: spaces.Space, *kinds: type[spaces.Space]) -> None:
     """Raise a UserError for actions that are of none of these kinds."""
     if not isinstance(action_space, kinds):
