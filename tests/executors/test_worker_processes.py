@@ -107,12 +107,19 @@ def test_a_worker_that_dies_is_replaced_and_its_job_is_asked_again(hosts, tmp_pa
 def test_signals_to_all_processes_of_a_run_end_no_worker(hosts):
     """As SLURM and a terminal send them: the lifetime hears of them, and asks for its end."""
     host = hosts()
-    run(host, [WorkerJob("sum", Sum("a"), 1)])
-    forker = psutil.Process(host.pids[0]).ppid()
+    _, workers = run(host, [WorkerJob("sum", Sum(k), 1) for k in "ab"])
+    forker, pids = psutil.Process(host.pids[0]).ppid(), set(host.pids.values())
+    assert len(pids) == 2
     for number in (signal.SIGINT, signal.SIGTERM):
-        for pid in (forker, *host.pids.values()):
+        for pid in (forker, *pids):
             os.kill(pid, number)
-    assert host.wait(0.5) == []  # else it would say which died
+    jobs = [WorkerJob("sum", Sum(k), 1) for k in "cd"]
+    waiting = list(jobs)
+    workers._next_job = lambda worker, ended: waiting.pop(0) if waiting else None
+    while workers.advance():
+        pass
+    assert {job.data.result[-1] for job in jobs} <= pids
+    assert workers.lost == 0
     assert alive(forker)
 
 

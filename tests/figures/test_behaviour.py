@@ -157,6 +157,7 @@ def test_rows_are_aligned_in_time():
 def test_an_episode_of_one_step_is_seen():
     figure = behaviour.aligned(walk(steps=1))
     for axes in (figure.axes[0], figure.axes[2], figure.axes[3]):
+        assert axes.lines
         assert all(drawn.get_marker() != "None" for drawn in axes.lines)
 
 

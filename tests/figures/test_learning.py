@@ -274,6 +274,7 @@ def test_means_over_different_numbers_of_episodes_are_named(lifetimes):
 def test_short_curves_are_marks_with_error_bars(points, said, lifetimes):
     short = lifetimes.assign(curve=lifetimes.curve.map(lambda c: c[:points]))
     figure = learning.learning_curves(short)
+    assert figure.axes[0].lines
     for drawn in figure.axes[0].lines:
         assert len(drawn.get_xdata()) == 1
         assert drawn.get_marker() not in ("None", "", None)

@@ -3,9 +3,9 @@
 import errno
 import json
 import pickle
-import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -548,20 +548,30 @@ def test_champion_and_rl_agent_are_evaluated_alike():
     ):
         assert evaluate(policy, s.make_env(), 3, s.seeds.evaluation).returns == tuple(returns)
     # Their seconds are none of training, and what fails is only noted.
+    now = 0.0
+
+    def look_at_the_clock():
+        nonlocal now
+        now += 1.0
+        return now
+
+    def fail_late(*_):
+        nonlocal now
+        now += 1000.0
+        raise ZeroDivisionError("division by zero")
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "erl.learners.core.telemetry.evaluate_afresh", lambda *_: time.sleep(0.5) or 1 / 0
-        )
-        begun = time.perf_counter()
+        patch.setattr("erl.learners.core.telemetry.evaluate_afresh", fail_late)
+        for module in ("erl.lifetimes.living", "erl.learners.core.telemetry"):
+            patch.setattr(f"{module}.time", SimpleNamespace(perf_counter=look_at_the_clock))
         (noted,) = live(
             Cohort((replace(s, learner=LearnerSpec("ERL-Re2", SMALL | {"eval_freq": 100})),))
         )
-        elapsed = time.perf_counter() - begun
     assert [row["error"] for row in noted.inner["evaluations"]] == [
         "ZeroDivisionError: division by zero"
     ] * 4
     assert noted.fitness == record.fitness
-    assert noted.seconds < elapsed - 4 * 0.5 + 0.01  # whatever the machine's speed
+    assert noted.seconds == 5.0  # before, between and after the four evaluations
     # The same policy under two names reaches the same.
     telemetry = Telemetry(s, Ledger(), Outputs(), EvaluationSettings(eval_episodes=3))
     scores = telemetry.evaluate({"one": agent, "two": agent})

@@ -1,7 +1,7 @@
 """Configurations of studies: what is stored, what earlier versions stored, and what may change."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from conftest import Lines
@@ -99,9 +99,27 @@ def test_a_learner_with_one_implementation_keeps_it(learner):
         assert from_stored(stored).engine == "auto"
 
 
-@pytest.mark.parametrize("missing", sorted(EVOLUTION.keys() - {"training_steps", "env_id", "kind"}))
-def test_a_study_that_is_older_than_a_flag_is_read(missing):
-    from_stored({k: v for k, v in EVOLUTION.items() if k != missing})
+# What an evolution was before there was the flag.
+BEFORE = {
+    **{"published_code": False, "nb_trials": 100, "sampler": "Cmaes", "del_obs": False},
+    **{"nb_seeds": 3, "ep_eval": 10, "units": 100, "skip_c": False, "fixed_iss": True},
+    **{"evolve": None, "obs_units": None, "min_sr": 0.0001, "max_sr": 100.0, "min_lr": 0.01},
+    **{"max_lr": 1.0, "min_iss": 0.1, "max_iss": 10.0, "reset_res": True, "fitness": "training"},
+    **{"learner": "PPO", "engine": "auto", "seed": 0, "pruner": "none", "popsize": None},
+    **{"restarts": "ipop", "use_pruned": True, "warm_start": None, "learner_config": {}},
+    **{"nb_res": None, "feed_action": True, "bias": 0.0, "bias_connectivity": 1.0},
+    **{"env_kwargs": {}, "context": None, "context_settings": None},
+}
+
+
+def test_a_study_that_is_older_than_a_flag_is_what_it_was():
+    """Whatever the flag's default is by now. A new flag, too, has a value before it."""
+    always = {"training_steps", "env_id", "env_type", "env_ids"}
+    set_by_no_flag = {"references", "start"}
+    assert BEFORE.keys() == {f.name for f in fields(EvolutionStudy)} - always - set_by_no_flag
+    for flag, value in BEFORE.items():
+        older = {k: v for k, v in EVOLUTION.items() if k != flag}
+        assert from_stored(older) == from_stored({**older, flag: value}), flag
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from erl.errors import UserError
 from erl.experiments import display
 from erl.experiments.comparison import ComparisonConfig, compare
 from erl.experiments.evolution import EvolutionConfig, evolve
-from erl.lifetimes.film import available_renderer
 from erl.studies.artefacts import folder_of
 from erl.studies.dashboard import make_dashboard
 from erl.studies.flags import DashboardConfig
@@ -119,11 +118,10 @@ def test_pages_show_study_best_trial_curve_and_film_and_none_is_wider_than_the_w
         browser.open(f"{page}/{study._id}/note", "1 seed x 256 steps", f"--study {NAME}")
         assert browser.overflow() <= 0
 
-        if available_renderer() is not None:
-            shown = ["seed_0.zip", "seed_0.mp4", "-m erl film"]
-            browser.open(f"{page}/{test._id}/trials?numbers=0", *shown)
-            assert browser.overflow() <= 0
-            until_loaded(browser, "video", "videoWidth")
+        shown = ["seed_0.zip", "seed_0.mp4", "-m erl film"]
+        browser.open(f"{page}/{test._id}/trials?numbers=0", *shown)
+        assert browser.overflow() <= 0
+        until_loaded(browser, "video", "videoWidth")
     finally:
         browser.close()
 
