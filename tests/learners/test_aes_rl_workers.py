@@ -157,7 +157,10 @@ def test_ages_agree_with_those_of_the_virtual_clock(monkeypatch):
     for executor in ("lockstep", "processes"):
         spec = lifetime("AES-RL", 1800, actor_workers=2, actor_executor=executor, **settings)
         ages.append(train(spec)[1].notes()["kept"]["age"])
-    assert ages[0] == ages[1]
+    # Processes count steps of individuals that are not told yet, and may end one earlier.
+    told = min(map(len, ages))
+    assert told > 20
+    assert ages[0][:told] == ages[1][:told]
     assert set(ages[0][10:]) == {1}
 
 
