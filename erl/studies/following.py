@@ -93,8 +93,9 @@ class FollowingStorage(RetryingStorage):
     def name_now(self) -> str | None:
         """What the study is called by now; None if it is gone."""
         for _ in range(2):
+            moves = self.moves
             names = [s.study_name for s in self.get_all_studies() if self._is_there(s)]
-            if names or not self._look():
+            if names or not self._has_moved(moves):
                 break
         return names[0] if names else None
 
@@ -119,7 +120,7 @@ class FollowingStorage(RetryingStorage):
                 place = self._place(name, args[0])
                 return self._noted(super()._call(name, place, *args[1:], **named))
             except (KeyError, IntegrityError, StorageInternalError) as e:
-                if not _may_be_gone(e) or (self.moves == moves and not self._look()):
+                if not _may_be_gone(e) or not self._has_moved(moves):
                     if isinstance(cause(e), KeyError) and self.name_now() is None:
                         raise UserError(
                             f"study {self._name!r} was deleted while this command used it"
@@ -166,9 +167,13 @@ class FollowingStorage(RetryingStorage):
         self._numbers |= {t._trial_id: t.number for t in trials if hasattr(t, "_trial_id")}
         return result
 
-    def _look(self) -> bool:
-        """Whether the study was renamed: it is gone, and another one has its attribute."""
+    def _has_moved(self, moves: int) -> bool:
+        """Whether the study was renamed since it had moved so often: another thread found it, or it
+        is gone, and another one has its attribute.
+        """
         with self._lock:
+            if self.moves != moves:
+                return True
             studies = self.get_all_studies()
             if self._uid is None or any(map(self._is_there, studies)):
                 return False

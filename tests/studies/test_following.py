@@ -1,3 +1,5 @@
+import threading
+
 import optuna
 import pytest
 from optuna.exceptions import UpdateFinishedTrialError
@@ -114,6 +116,36 @@ def test_a_storage_follows_ids_that_changed_and_forgets_what_is_gone(quick, told
         assert study.storage.moves == 2
     # Left behind, the trial waits for another coordinator.
     assert Study(DEFAULT_STORAGE, "newer").trials()[3].state == TrialState.WAITING
+
+
+class LateLock:
+    """A lock that another thread has first, and in which it does this."""
+
+    def __init__(self, lock, first):
+        self.lock, self.first = lock, first
+
+    def __enter__(self):
+        if self.first is not None:
+            first, self.first = threading.Thread(target=self.first), None
+            first.start()
+            first.join()
+        self.lock.acquire()
+
+    def __exit__(self, *_):
+        self.lock.release()
+
+
+def test_of_two_threads_that_miss_a_renamed_study_one_finds_it_for_both(quick, told, sink):
+    evolve(config(quick, nb_trials=3), sink)
+    study = Study(DEFAULT_STORAGE, NAME)
+    with study:
+        mine = begun(study)
+        copied(DEFAULT_STORAGE, NAME, "new")
+        storage = study.storage
+        storage._lock = LateLock(storage._lock, storage.name_now)
+        storage.set_trial_user_attr(mine.trial_id, "here", 1)
+        assert storage._lock.first is None
+        assert study.trials()[3].user_attrs["here"] == 1
 
 
 def test_records_survive_a_rename_that_is_noticed_when_their_trial_ends(
