@@ -96,8 +96,8 @@ class Case:
         """The command, in a process of its own."""
         return start(self.config, executor, before)
 
-    def study(self, config=None):
-        return Study((config or self.config).storage, self.name)
+    def study(self):
+        return Study(self.config.storage, self.name)
 
     def look(self):
         """Note which lifetimes are stored; those that were before must be the same to the last
@@ -123,11 +123,9 @@ class Case:
         process.join(240)
         assert process.exitcode == 0, "the command does not end"
         self.look()
-        whole = dataclasses.replace(self.config, storage="sqlite:///undisturbed.db", workers=1)
-        start(whole).join()
         n, trials = self.config.nb_trials, self.study().trials()
         done = {t.number: (t.params, t.value) for t in trials if t.state.name == "COMPLETE"}
-        wanted = {t.number: (t.params, t.value) for t in self.study(whole).trials()}
+        wanted = undisturbed(self.config, self.name)
         return Outcome(
             faults=self.faults,
             trials=n,
@@ -137,6 +135,21 @@ class Case:
             beyond=sum(k >= n for k in done),
             retaken=sum(t.user_attrs.get("lost", 0) for t in trials),
         )
+
+
+# What evolutions find that nothing befalls, by their configuration: it is the same for many tests.
+FOUND: dict = {}
+
+
+def undisturbed(config, name):
+    """Parameters and fitness of each trial, by its number, of the evolution that nothing befell."""
+    whole = dataclasses.replace(config, storage="journal:undisturbed.log", workers=1)
+    key = dataclasses.replace(whole, nb_trials=1)
+    if len(FOUND.get(key, ())) < config.nb_trials:
+        start(whole).join()
+        trials = Study(whole.storage, name).trials()
+        FOUND[key] = {t.number: (t.params, t.value) for t in trials}
+    return FOUND[key]
 
 
 def start(config, executor=InlineExecutor, before=None):

@@ -121,6 +121,7 @@ def make_runs(folder):
     study, sink = "Pendulum-v1_main_0.8k_steps", Lines()
     test = ComparisonConfig(
         study=study,
+        arms="PPO,RES_PPO_0.0003",
         training_steps=800,
         nb_seeds=3,
         models=str(folder / "models"),

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,6 +28,8 @@ import servers
 from documents import DOCUMENTS, ROOT, blocks, parsed, section, text
 
 from erl import commands
+from erl.figures import report
+from erl.worlds.reservoirs import ReservoirParams, memory_profile
 from erl.worlds.specification import LifetimeSpec
 
 PAGES = [d for d in DOCUMENTS if d == "README.md" or re.match("docs/|parallel", d)]
@@ -54,6 +57,7 @@ SMALL = {
     "single": "--nb_seeds 1 --workers 1",
     "eval": "--episodes 2",
     "plot": "--formats png",
+    "erl.figures": "--formats png",
 }
 STEPS = {"ERL-Re2": 800, "DERL": 3000, "AES-RL": 4500, "CEM-RL": 2500}
 SETTINGS = {
@@ -150,6 +154,11 @@ def small(inline, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", Started)
     monkeypatch.setattr(LifetimeSpec, "__init__", init)
     monkeypatch.setattr("erl.search.samplers.MIN_SOURCE", 2)
+    monkeypatch.setattr(report, "memory_figure", partial(report.memory_figure, n=2))
+    # A page asks for hundreds of profiles; here they are all that of one small reservoir.
+    profile = cache(partial(memory_profile, ReservoirParams(units=5), 0))
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setattr("evidence_tables.memory_profile", lambda params, seed, lags: profile(lags))
 
 
 def calls(block, folder):

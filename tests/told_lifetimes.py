@@ -3,12 +3,11 @@
 import dataclasses
 
 import numpy as np
-from conftest import InlineExecutor
+from conftest import STORAGE, InlineExecutor
 
 from erl.executors.jobs import Result
 from erl.experiments.evolution import EvolutionConfig
 from erl.lifetimes.record import LifetimeRecord
-from erl.studies.storage import DEFAULT_STORAGE
 from erl.studies.study import Study
 
 NAME = "CartPole-v1_main_0.128k_steps"
@@ -47,6 +46,7 @@ class Told(InlineExecutor):
 
 def make(**options):
     settings = {
+        "storage": STORAGE,
         "env_id": "CartPole-v1",
         "training_steps": 128,
         "nb_trials": 8,
@@ -60,5 +60,5 @@ def make(**options):
     return EvolutionConfig(**(settings | options))
 
 
-def study(name=NAME):
-    return Study(DEFAULT_STORAGE, name)
+def study(name=NAME, storage=STORAGE):
+    return Study(storage, name)

@@ -100,6 +100,15 @@ class Steady(Faulty):
         super().__init__(good=10**9)
 
 
+class Held(Recall):
+    """Recall, a fifth of a second a step while there is a file `hold`."""
+
+    def step(self, action):
+        if os.path.exists("hold"):
+            time.sleep(0.2)
+        return super().step(action)
+
+
 class Slow(Steady):
     """Steady, half a millisecond a step: there is time for something to happen."""
 
@@ -109,6 +118,7 @@ class Slow(Steady):
 
 
 gym.register("Recall-v0", Recall)
+gym.register("Held-v0", Held)
 gym.register("Unmakeable-v0", Unmakeable)
 gym.register("Image-v0", Image)
 gym.register("Steady-v0", Steady)

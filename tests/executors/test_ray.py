@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import ExitStack, suppress
@@ -56,18 +57,21 @@ ENVIRONMENT = {
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster():
     """A head without CPUs: all lifetimes run on nodes that the tests add."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as ending:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
-        patch.setenv(
-            "RAY_TMPDIR", str(Path("/tmp") / f"erl{os.getpid()}")
-        )  # paths of sockets are short
-        started = Cluster(initialize_head=True, head_node_args=NODE | {"num_cpus": 0})
+        # Paths of sockets are short.
+        folder = ending.enter_context(
+            tempfile.TemporaryDirectory(prefix="erl", dir="/tmp", ignore_cleanup_errors=True)
+        )
+        patch.setenv("RAY_TMPDIR", folder)
+        started = Cluster()
+        ending.callback(started.shutdown)
+        add_node(started, num_cpus=0)  # the first is the head
         add_node(started)
         yield started
-        started.shutdown()
 
 
 def add_node(cluster, **more):
@@ -75,15 +79,19 @@ def add_node(cluster, **more):
     started within 15 seconds: then another one is tried.
     """
     for tries_left in (3, 2, 1, 0):
-        before = set(cluster.worker_nodes)
+        before = nodes_of(cluster)
         try:
             return cluster.add_node(**NODE | more)
         except Exception:  # of several kinds, by what was waited for
             if not tries_left:
                 raise
-            for node in cluster.worker_nodes - before:
+            for node in nodes_of(cluster) - before:
                 cluster.remove_node(node, allow_graceful=False)
     return None
+
+
+def nodes_of(cluster):
+    return {cluster.head_node, *cluster.worker_nodes} - {None}
 
 
 @pytest.fixture
@@ -384,12 +392,14 @@ def test_workers_are_the_clusters_cpus_unless_said_and_sigterm_means_what_it_mea
 def test_a_job_takes_the_cpus_that_it_keeps_busy_or_a_whole_machine(cluster, address):
     spare = add_node(cluster, num_cpus=5)
     try:
-        for cores, workers in [(2, 2), (9, 1)]:
-            executor = RayExecutor(address, cores=cores)
-            assert executor.workers == workers
-            [result] = executor.run([Cohort((lifetime(),)).job()], COLUMNS, lambda _: None)
-            executor.close()
-            assert result.error is None
+        executor = RayExecutor(address, cores=2)
+        executor.close()
+        assert executor.workers == 2
+        executor = RayExecutor(address, cores=9)
+        assert executor.workers == 1
+        [result] = executor.run([Cohort((lifetime(),)).job()], COLUMNS, lambda _: None)
+        executor.close()
+        assert result.error is None
     finally:
         cluster.remove_node(spare, allow_graceful=False)
 

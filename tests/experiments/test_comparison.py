@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+from conftest import STORAGE
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from stable_baselines3 import PPO
@@ -64,6 +65,7 @@ def tiny(quick):
     """The smallest budget, and a file that declares a set of two toys."""
     Path("sets.toml").write_text(SETS, encoding="utf-8")
     settings = {
+        "storage": STORAGE,
         "training_steps": 64,
         "nb_trials": 2,
         "nb_seeds": 2,
@@ -85,14 +87,14 @@ def evolve_set(tiny, sink, **options):
     )
 
 
-def stored(name):
+def stored(name, storage=STORAGE):
     """Lifetimes of a study's trials: [trial][lifetime] -> record as it was stored."""
     return [
         [
             t.system_attrs[f"lifetime:{k}"]
             for k in range(sum(a.startswith("lifetime:") for a in t.system_attrs))
         ]
-        for t in Study(DEFAULT_STORAGE, name).trials()
+        for t in Study(storage, name).trials()
     ]
 
 
@@ -100,7 +102,13 @@ def spec_of(record):
     return from_json(LifetimeSpec, record["spec"])
 
 
-TEST = {"HP_training_steps": 64, "training_steps": 64, "nb_seeds": 1, "workers": 1}
+TEST = {
+    "storage": STORAGE,
+    "HP_training_steps": 64,
+    "training_steps": 64,
+    "nb_seeds": 1,
+    "workers": 1,
+}
 
 
 # -- another learner --
@@ -110,10 +118,10 @@ def test_reservoirs_are_tested_with_another_learner(tiny, inline, sink):
     assert evolve(EvolutionConfig(env_id="CartPole-v1", **tiny), sink) == 0
     test = ComparisonConfig(env_id="CartPole-v1", learner="a2c", arms="RES_A2C", **TEST)
     assert compare(test, sink) == 0
-    evolution = Study(DEFAULT_STORAGE, "CartPole-v1_main_0.064k_steps")
+    evolution = Study(STORAGE, "CartPole-v1_main_0.064k_steps")
     number = evolution.best().number
     name = f"{evolution.name}_trial_{number}_for_A2C_test_0.064k_steps"
-    study = Study(DEFAULT_STORAGE, name)
+    study = Study(STORAGE, name)
     (trial,) = study.trials("COMPLETE")
     spec = lifetime_records(trial)[0].spec
     # Its own settings, the evolved reservoir, and the seeds of the test of PPO.
@@ -123,7 +131,7 @@ def test_reservoirs_are_tested_with_another_learner(tiny, inline, sink):
     assert study.config.evolution.learner == "A2C"
     assert "agents of A2C, with what was evolved for PPO" in sink.lines
     # The evolution keeps whose result it is.
-    show_study(ShowConfig(study=evolution.name), sink)
+    show_study(ShowConfig(storage=STORAGE, study=evolution.name), sink)
     assert sink.lines[-1].endswith(f" as RES_A2C on test seeds (1 seed, after 65 steps): {name}")
     with pytest.raises(UserError, match=r"^unknown learner 'A3C'; did you mean"):
         compare(dataclasses.replace(test, learner="A3C"), sink)
@@ -177,7 +185,7 @@ def test_a_file_of_settings_has_a_section_for_the_environment_of_the_test(tiny, 
 def test_several_reservoirs_stand_side_by_side(engine, tiny, inline, sink):
     config = MultiEvolutionConfig(env_id="CartPole-v1", nb_res=3, engine=engine, **tiny)
     assert evolve(config, sink) == 0
-    [trial, _] = Study(DEFAULT_STORAGE, "CartPole-v1_3_main_0.064k_steps").trials()
+    [trial, _] = Study(STORAGE, "CartPole-v1_3_main_0.064k_steps").trials()
     assert list(trial.params) == [f"{p}_{k}" for k in (1, 2, 3) for p in ("sr", "lr", "iss")]
     spec = spec_of(trial.system_attrs["lifetime:1"])
     own = [(r.sr, r.lr, r.iss, r.units) for r in spec.context.reservoirs]
@@ -203,7 +211,7 @@ def test_one_of_several_is_the_single_reservoir(tiny, inline, sink):
     assert evolve(EvolutionConfig(env_id="CartPole-v1", fixed_iss=False, **tiny), sink) == 0
     assert evolve(MultiEvolutionConfig(env_id="CartPole-v1", nb_res=1, **tiny), sink) == 0
     one, several = (
-        Study(DEFAULT_STORAGE, f"CartPole-v1{n}_main_0.064k_steps").trials() for n in ("", "_1")
+        Study(STORAGE, f"CartPole-v1{n}_main_0.064k_steps").trials() for n in ("", "_1")
     )
     for a, b in zip(one, several, strict=True):
         assert {f"{name}_1": value for name, value in a.params.items()} == b.params
@@ -230,7 +238,7 @@ def test_the_studys_number_of_reservoirs_goes_before_the_commands(tiny, inline, 
         == 0
     )
     assert f"{name} has 2 reservoirs, as its own configuration says, and not 4" in sink.lines
-    test = f"{name}_trial_{Study(DEFAULT_STORAGE, name).best().number}_test_0.064k_steps"
+    test = f"{name}_trial_{Study(STORAGE, name).best().number}_test_0.064k_steps"
     [[record]] = stored(test)
     assert len(spec_of(record).context.reservoirs) == 2
     # With --study, the number may be the flag's default.
@@ -259,10 +267,10 @@ def test_everything_that_a_study_sets_is_there_in_its_test(tiny, inline, sink):
         compare(MultiComparisonConfig(env_id="CartPole-v1", nb_res=2, controls=True, **TEST), sink)
         == 0
     )
-    study = Study(DEFAULT_STORAGE, "CartPole-v1_2_main_0.064k_steps")
+    study = Study(STORAGE, "CartPole-v1_2_main_0.064k_steps")
     best = study.best()
     assert all(6 <= best.params[f"units_{k}"] <= 7 for k in (1, 2))
-    frame = records(DEFAULT_STORAGE, test := f"{study.name}_trial_{best.number}_test_0.064k_steps")
+    frame = records(STORAGE, test := f"{study.name}_trial_{best.number}_test_0.064k_steps")
     assert set(frame.arm) == {
         "PPO",
         "RES_PPO",
@@ -292,8 +300,8 @@ def test_everything_that_a_study_sets_is_there_in_its_test(tiny, inline, sink):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
-def test_all_controls(env_id, tiny, inline, sink):
+def test_all_controls(tiny, inline, sink):
+    env_id = "Pendulum-v1"
     evolve(
         EvolutionConfig(
             env_id=env_id, del_obs=True, **tiny | {"training_steps": 256, "nb_trials": 1}
@@ -304,9 +312,9 @@ def test_all_controls(env_id, tiny, inline, sink):
         env_id=env_id, controls=True, **TEST | {"HP_training_steps": 256, "training_steps": 256}
     )
     assert compare(test, sink) == 0
-    frame = records(
-        DEFAULT_STORAGE, f"{env_id}_main_0.256k_steps_trial_0_test_0.256k_steps"
-    ).set_index("arm")
+    frame = records(STORAGE, f"{env_id}_main_0.256k_steps_trial_0_test_0.256k_steps").set_index(
+        "arm"
+    )
     usual = ["PPO", "RES_PPO_0.0003", "RES_PPO_0.0001", "RES_PPO_0.00005"]
     controls = [
         "STACK_PPO",
@@ -354,7 +362,7 @@ def test_one_output_names_one_number_of_steps(tiny, inline, sink):
 
 def test_fitness_is_the_mean_normalised_score_over_the_set(tiny, inline, sink):
     evolve_set(tiny, sink)
-    study = Study(DEFAULT_STORAGE, "Toys_2_main_0.064k_steps")
+    study = Study(STORAGE, "Toys_2_main_0.064k_steps")
     random = measured_random_returns()["CartPole-v1"].return_mean
     assert study.stored["env_ids"] == ["toy_environments:Steady-v0", "CartPole-v1"]
     assert study.stored["references"] == {
@@ -377,7 +385,7 @@ def test_fitness_is_the_mean_normalised_score_over_the_set(tiny, inline, sink):
         assert [spec_of(r).seeds for r in lived[:2]] == [spec_of(r).seeds for r in lived[2:]]
         assert [spec_of(r).context for r in lived] == [spec_of(lived[0]).context] * 4
     assert study.best().value == max(t.value for t in study.trials())
-    read = read_study(DEFAULT_STORAGE, study.name)
+    read = read_study(study.name, STORAGE)
     assert read.trials[read.trials.trial >= 0].attrs == {"fitness": "mean normalised score"}
 
 
@@ -386,7 +394,7 @@ def test_published_code_normalises_by_rewards_of_single_steps(tiny, inline, sink
         GeneralizationConfig(env_ids="CartPole-v1", sets="sets.toml", published_code=True, **tiny),
         sink,
     )
-    study = Study(DEFAULT_STORAGE, "CartPole-v1_2_main_0.064k_steps")
+    study = Study(STORAGE, "CartPole-v1_2_main_0.064k_steps")
     assert study.stored["references"] == {
         "CartPole-v1": [1.0, 500.0]
     }  # each step of CartPole pays 1
@@ -402,9 +410,7 @@ def test_the_same_command_goes_on_and_another_set_is_refused(tiny, inline, sink)
         "moved.toml"
     )  # where the returns stand does not matter, but what they are
     evolve_set(tiny, sink, nb_trials=4, sets="moved.toml")
-    whole, pieces = (
-        Study(DEFAULT_STORAGE, f"Toys_2_{n}_0.064k_steps").trials() for n in ("whole", "main")
-    )
+    whole, pieces = (Study(STORAGE, f"Toys_2_{n}_0.064k_steps").trials() for n in ("whole", "main"))
     assert [(t.params, t.value) for t in whole] == [(t.params, t.value) for t in pieces]
     Path("moved.toml").write_text(SETS.replace("= 20", "= 30"), encoding="utf-8")
     with pytest.raises(
@@ -429,7 +435,7 @@ def test_environments_that_were_seen_are_refused_in_any_version(env_id, tiny, in
 
 def test_reservoirs_are_rebuilt_for_the_sizes_of_an_unseen_environment(tiny, inline, sink):
     evolve_set(tiny, sink)
-    best = Study(DEFAULT_STORAGE, "Toys_2_main_0.064k_steps").best()
+    best = Study(STORAGE, "Toys_2_main_0.064k_steps").best()
     pendulum = GeneralizationComparisonConfig(
         HP_env_type="Toys", env_id="Pendulum-v1", **TEST | {"training_steps": 256}
     )
@@ -440,9 +446,7 @@ def test_reservoirs_are_rebuilt_for_the_sizes_of_an_unseen_environment(tiny, inl
     spec = spec_of(reservoir)
     assert (
         spec.context
-        == lifetimes(Study(DEFAULT_STORAGE, "Toys_2_main_0.064k_steps").config, best.params)[
-            0
-        ].context
+        == lifetimes(Study(STORAGE, "Toys_2_main_0.064k_steps").config, best.params)[0].context
     )
     assert spec.make_env().encoder.bank.input_dim == 3 + 1 + 1
     assert plain["training_return"] < 0  # a return, not a score: it has no target
@@ -460,6 +464,7 @@ def test_reservoirs_are_rebuilt_for_the_sizes_of_an_unseen_environment(tiny, inl
 
 
 def test_the_command_that_is_printed_names_an_unseen_environment(tiny, inline, sink):
+    tiny |= {"storage": DEFAULT_STORAGE}
     evolve_set(tiny, sink, nb_trials=1)
     evolve(
         GeneralizationConfig(
@@ -531,7 +536,7 @@ def test_flags_that_contradict_the_study_are_refused(tiny, inline, sink):
     same = {"units": tiny["units"], "skip_c": False, "del_obs": False, "env_id": "CartPole-v1"}
     assert compare(dataclasses.replace(test, **same), sink) == 0
     assert "has not ended" not in str(sink)
-    Study(DEFAULT_STORAGE, name).optuna.enqueue_trial({"sr": 1.0, "lr": 0.5})
+    Study(STORAGE, name).optuna.enqueue_trial({"sr": 1.0, "lr": 0.5})
     assert compare(dataclasses.replace(test, nb_seeds=2), sink) == 0
     assert f"{name} has not ended: 1 trial more may be better" in sink.lines
 
@@ -551,14 +556,14 @@ def test_velocities_of_an_unseen_environment_are_deleted_or_not(tiny, inline, si
     pendulum = dataclasses.replace(test, env_id="Pendulum-v1", training_steps=256)
     for flag, end, seen in ((None, "", 2), (True, "", 2), (False, "_with_velocities", 3)):
         assert compare(dataclasses.replace(pendulum, del_obs=flag), sink) == 0
-        best = Study(DEFAULT_STORAGE, test.study).best().number
+        best = Study(STORAGE, test.study).best().number
         [[record]] = stored(f"{test.study}_trial_{best}_on_Pendulum-v1{end}_test_0.256k_steps")
         assert spec_of(record).make_env().unwrapped.observation_space.shape == (3,)
         assert spec_of(record).task.del_obs == (seen == 2)
     reached = [line for line in sink.lines if line.startswith("evolved: ")]
     assert [" with velocities (" in line for line in reached[-3:]] == [False, False, True]
-    names = study_names(open_storage(DEFAULT_STORAGE))
-    tests = [read_study(name) for name in names if "Pendulum" in name]
+    names = study_names(open_storage(STORAGE))
+    tests = [read_study(name, STORAGE) for name in names if "Pendulum" in name]
     assert [" with hidden velocities" in describe(data) for data in tests] == [True, False]
 
 
@@ -675,7 +680,7 @@ def test_a_journal_of_several_reservoirs_opens(tiny, inline, sink):
     assert compare(test, sink) == 0
     assert "reading ER-MRL's journal" in str(sink)
     [evolved], [random] = stored(
-        f"CartPole-v1_2_main_300k_steps_trial_{best.number}_test_0.032k_steps"
+        f"CartPole-v1_2_main_300k_steps_trial_{best.number}_test_0.032k_steps", DEFAULT_STORAGE
     )
     own = [(r.sr, r.lr, r.iss, r.units) for r in spec_of(evolved).context.reservoirs]
     assert own == [(*(best.params[f"{p}_{k}"] for p in ("sr", "lr", "iss")), 5) for k in (1, 2)]

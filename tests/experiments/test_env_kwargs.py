@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from conftest import STORAGE
 from test_foreign_studies import NAME, TEST, evolution, foreign
 
 from erl.cli import main
@@ -18,7 +19,6 @@ from erl.experiments.comparison import (
 from erl.experiments.evolution import EvolutionConfig, GeneralizationConfig, evolve
 from erl.experiments.single import SingleConfig, run
 from erl.studies.configuration import EvolutionStudy, SingleStudy, TestStudy
-from erl.studies.storage import DEFAULT_STORAGE
 from erl.studies.study import Study
 from erl.studies.trials import lifetime_records
 from erl.worlds.arguments import parse_arguments
@@ -29,8 +29,8 @@ COSTS = {"sutton_barto_reward": True, "max_episode_steps": 9}
 TEXT = "{sutton_barto_reward: true, max_episode_steps: 9}"
 
 
-def study(name, storage=DEFAULT_STORAGE):
-    return Study(storage, name)
+def study(name):
+    return Study(STORAGE, name)
 
 
 def tasks(name):
@@ -144,6 +144,7 @@ def test_environments_of_a_set_are_given_the_same(quick, sink):
 def test_one_learner(quick, sink):
     Path("kwargs.json").write_text('{"sutton_barto_reward": true,\t"max_episode_steps": 9}')
     flags = SingleConfig(
+        storage=STORAGE,
         learner="PPO",
         env_id="CartPole-v1",
         steps=64,
@@ -222,7 +223,7 @@ def test_bad_arguments_are_one_line_and_exit_code_2(script, text, said, quick, c
         "evolve": (evolve, type(evolution(quick)), ["--env_id", "CartPole-v1"]),
         "set": (evolve, GeneralizationConfig, ["--env_ids", "CartPole-v1,Acrobot-v1"]),
         "single": (run, SingleConfig, ["--env_id", "CartPole-v1", "--learner", "PPO"]),
-        "test": (compare, ComparisonConfig, ["--study", NAME]),
+        "test": (compare, ComparisonConfig, ["--study", NAME, "--storage", STORAGE]),
     }[script]
     if script == "test":
         foreign([({"sr": 1.0, "lr": 0.5}, 1.0)])

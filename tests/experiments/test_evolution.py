@@ -10,7 +10,7 @@ from pathlib import Path
 import optuna
 import psutil
 import pytest
-from conftest import InlineExecutor, Lines
+from conftest import STORAGE, InlineExecutor, Lines
 from optuna.trial import TrialState
 
 from erl.errors import UserError
@@ -28,6 +28,7 @@ from erl.experiments.tested import load_best
 from erl.lifetimes.living import COLUMNS, Cohort
 from erl.search.space import search_space
 from erl.studies.distributions import distributions, sampler_of
+from erl.studies.storage import DEFAULT_STORAGE
 from erl.studies.study import Study
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
@@ -38,6 +39,7 @@ ENV = "toy_environments:Recall-v0"
 
 def make(quick, **options):
     settings = {
+        "storage": STORAGE,
         "env_id": ENV,
         "training_steps": 64,
         "nb_trials": 6,
@@ -278,9 +280,9 @@ def test_a_test_of_an_evolution_that_was_made_anew_is_not_its_test(quick, told, 
     flags = make(quick, nb_trials=1, nb_seeds=1, sampler="Random")
     assert evolve(flags, sink) == 0
     test = ComparisonConfig(env_id=ENV, HP_training_steps=64, training_steps=64, nb_seeds=1)
-    test = dataclasses.replace(test, arms="RES_PPO_0.0003", workers=1)
+    test = replace(test, storage=STORAGE, arms="RES_PPO_0.0003", workers=1)
     assert compare(test, sink) == 0
-    optuna.delete_study(study_name=study_of(flags).name, storage=flags.storage)
+    study_of(flags).storage.delete_study(study_of(flags)._id)
     assert evolve(dataclasses.replace(flags, bias=0.1), sink) == 0
     with pytest.raises(UserError, match=r"evolution\.bias is 0\.0 there and 0\.1 here"):
         compare(test, sink)
@@ -475,9 +477,13 @@ def test_a_killed_workers_lifetime_is_lived_again_by_another(lasting):
 
 # -- interruptions --
 
-# Of a lifetime: ten of twelve are to come when a trial has ended, and the command is ended among
-# them.
-STEPS = 640
+
+def to_be_ended(quick, **options):
+    """An evolution in the usual storage. Ten of its twelve lifetimes are to come when a trial has
+    ended, and the command is ended among them.
+    """
+    held = {"env_id": "toy_environments:Held-v0", "training_steps": 192}
+    return make(quick, storage=DEFAULT_STORAGE, **held, **options)
 
 
 def start(config):
@@ -493,11 +499,12 @@ def start(config):
 
 
 def wait_for_a_trial(process):
-    """Until the command says that a trial has ended: its lifetimes are stored, and others are
-    lived.
+    """Until the command says that a trial has ended: its lifetimes are stored. From now on every
+    lifetime takes more than half a minute.
     """
     for line in iter(process.stdout.readline, ""):
         if line.startswith("trial "):
+            Path("hold").touch()
             return
     raise AssertionError(process.communicate()[1])
 
@@ -517,14 +524,14 @@ def undisturbed(tmp_path_factory):
         patch.chdir(tmp_path_factory.mktemp("undisturbed"))
         patch.setattr("erl.executors.local.LocalExecutor", InlineExecutor)
         Path("quick.yaml").write_text("n_steps: 32\nbatch_size: 32\nn_epochs: 1\n")
-        config = make("quick.yaml", training_steps=STEPS)
+        config = to_be_ended("quick.yaml")
         assert evolve(config, Lines()) == 0
         return found(config)
 
 
 @pytest.mark.slow
 def test_after_a_kill_the_same_command_ends_with_the_same_trials(quick, inline, sink, undisturbed):
-    config = make(quick, training_steps=STEPS)
+    config = to_be_ended(quick)
     process = start(config)
     wait_for_a_trial(process)
     processes = family(process)
@@ -538,6 +545,7 @@ def test_after_a_kill_the_same_command_ends_with_the_same_trials(quick, inline, 
         if k.startswith("lifetime:")
     }
     assert 2 <= len(before) < 12
+    Path("hold").unlink()
     assert evolve(config, sink) == 0
     assert found(config) == undisturbed
     after = {(t.number, k): v for t in study_of(config).trials() for k, v in t.system_attrs.items()}
@@ -548,18 +556,21 @@ def test_after_a_kill_the_same_command_ends_with_the_same_trials(quick, inline, 
 
 @pytest.mark.slow
 def test_ctrl_c_ends_within_seconds_and_the_same_command_goes_on(quick, inline, sink, undisturbed):
-    config = make(quick, training_steps=STEPS, workers=2)
+    config = to_be_ended(quick, workers=2)
     process = start(config)
     wait_for_a_trial(process)
     processes = family(process)
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    # Those that are left would take two workers minutes; a rollout takes seconds.
+    out, err = process.communicate(timeout=100)
     assert process.returncode == 130
     assert err == ""
     done = len(study_of(config).trials("COMPLETE"))
+    assert 1 <= done < 6
     assert f"interrupted: {done} of 6 trials are finished and stored in sqlite:///studies.db" in out
     assert not study_of(config).trials("RUNNING")
     assert all_gone(processes)
+    Path("hold").unlink()
     assert evolve(config, sink) == 0
     assert found(config) == undisturbed
 

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import faults
 import numpy as np
-import optuna
 import pytest
-from conftest import InlineExecutor, Lines
+from conftest import STORAGE, InlineExecutor, Lines
 from optuna_dashboard import get_note
 from told_lifetimes import NAME, Told, make, sr_of, study
 
@@ -28,7 +27,7 @@ from erl.studies.configuration import EvolutionStudy, TestStudy
 from erl.studies.distributions import distributions
 from erl.studies.notes import _plain
 from erl.studies.records import records
-from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
+from erl.studies.storage import open_storage, study_names
 from erl.studies.study import Study
 from erl.studies.trials import lifetime_records
 from erl.studies.winner import (
@@ -52,13 +51,13 @@ def database(tmp_path_factory):
         patch.chdir(folder)
         patch.setattr("erl.executors.local.LocalExecutor", Told)
         assert evolve(make(finalists=None), Lines()) == 0
-    return folder / "studies.db"
+    return folder / "studies.log"
 
 
 @pytest.fixture
 def evolved(told, database):
     """That evolution, to go on with."""
-    shutil.copy(database, "studies.db")
+    shutil.copy(database, "studies.log")
     return told
 
 
@@ -100,7 +99,7 @@ def test_the_best_trials_and_the_mean_are_lived_on_seeds_of_their_own(evolved, s
     assert set(lived) == {Seeds.derive(0, "finals", i) for i in range(3)}
     others = {Seeds.derive(0, phase, i) for phase in ("evolution", "test") for i in range(100)}
     assert not {s.reservoir for s in lived} & {s.reservoir for s in others}
-    table = records(DEFAULT_STORAGE, f"{NAME}_finals")
+    table = records(STORAGE, f"{NAME}_finals")
     assert set(table.trial) == {t.number for t in final_trials()}
     assert set(table.of_trial.dropna()) == {t.number for t in best}
     for trial in best:
@@ -118,7 +117,7 @@ def test_the_best_trials_and_the_mean_are_lived_on_seeds_of_their_own(evolved, s
 def test_an_evolution_does_not_notice_its_finals(told, sink):
     evolve(make(finalists=None, nb_trials=12), sink)
     without = found()
-    shutil.move("studies.db", "without.db")
+    shutil.move("studies.log", "without.log")
     for n in (5, 12):
         evolve(make(nb_trials=n, finalist_seeds=1), sink)
     assert found() == without
@@ -127,7 +126,7 @@ def test_an_evolution_does_not_notice_its_finals(told, sink):
 
 def test_without_the_flag_there_are_no_finals_and_an_earlier_winner_stands(evolved, sink):
     assert evolve(make(finalists=None), sink) == 0
-    assert study_names(open_storage(DEFAULT_STORAGE)) == [NAME]
+    assert study_names(open_storage(STORAGE)) == [NAME]
     assert chosen(study()).finalists == ()
     assert "finals" not in str(sink)
     evolve(make(), sink)
@@ -246,10 +245,10 @@ def stopped(told, sink, at, then=lambda: None, **options):
 @pytest.mark.slow
 @pytest.mark.parametrize("at", [0, 4, 8])
 def test_interrupted_finals_go_on_where_they_stood(at, evolved, sink):
-    shutil.copy("studies.db", "before.db")
+    shutil.copy("studies.log", "before.log")
     evolve(make(), sink)
     whole, trials = chosen(study()), found()
-    shutil.move("before.db", "studies.db")
+    shutil.move("before.log", "studies.log")
     assert stopped(evolved, sink, at, workers=2) == 130
     assert "lifetimes of the finals are finished and stored" in str(sink)
     assert chosen(study()).finalists == ()
@@ -276,7 +275,7 @@ def test_without_the_flag_interrupted_finals_do_not_go_on_and_are_named(ends, ev
     assert len(final_trials()) == number
     assert chosen(study()).finalists == ()
     assert f"finals:          {line}" in sink.lines
-    assert show_study(ShowConfig(), sink) == 0
+    assert show_study(ShowConfig(storage=STORAGE), sink) == 0
     assert f"finals: {line}" in sink.lines
     evolved.before = staticmethod(Told.before)
     assert evolve(make(**ends), sink) == 0
@@ -350,7 +349,7 @@ def test_finals_wait_for_trials_that_run_elsewhere(evolved, sink, monkeypatch):
         other.storage.set_trial_user_attr(trial, "owner", other.lease.owner)
 
         def ends(self):
-            pauses.append(len(study_names(open_storage(DEFAULT_STORAGE))))
+            pauses.append(len(study_names(open_storage(STORAGE))))
             if len(pauses) == 3:
                 other.storage.set_trial_state_values(trial, other.trials()[0].state, [1.0])
 
@@ -367,7 +366,7 @@ def test_no_finals_while_a_longer_run_goes_on_elsewhere(evolved, sink):
         other._held.add(trial)
         other.storage.set_trial_user_attr(trial, "owner", other.lease.owner)
         assert evolve(make(nb_trials=8), sink) == 0
-    assert f"{NAME}_finals" not in study_names(open_storage(DEFAULT_STORAGE))
+    assert f"{NAME}_finals" not in study_names(open_storage(STORAGE))
     assert "1 trial of this study is running in other processes" in str(sink)
     assert "larger --nb_trials; no finals are held meanwhile" in str(sink)
 
@@ -403,7 +402,7 @@ def test_finals_go_on_after_a_kill(quick, sink, lasting, monkeypatch):
     after_kill = chosen(study())
     trials = [t for t in final_trials() if t.state.name == "COMPLETE"]
     assert len(trials) == len({str(t.params) for t in trials}) == 9
-    Path("studies.db").rename("killed.db")
+    Path("studies.log").rename("killed.log")
     monkeypatch.setattr("erl.executors.local.LocalExecutor", InlineExecutor)
     assert evolve(config, sink) == 0
     assert chosen(study()) == after_kill
@@ -414,7 +413,7 @@ def test_finals_go_on_after_a_kill(quick, sink, lasting, monkeypatch):
 
 def test_one_trial_has_no_finals(told, sink):
     assert evolve(make(nb_trials=1), sink) == 0
-    assert study_names(open_storage(DEFAULT_STORAGE)) == [NAME]
+    assert study_names(open_storage(STORAGE)) == [NAME]
     assert chosen(study()).winner.trial == 0
     line = (
         "no finals:       trial 0 is the only finalist, as no other hyperparameters have a fitness"
@@ -425,7 +424,7 @@ def test_one_trial_has_no_finals(told, sink):
 
 def test_one_finalist_without_a_mean_has_no_finals(told, sink):
     assert evolve(make(sampler="Random", finalists=1, nb_trials=4), sink) == 0
-    assert study_names(open_storage(DEFAULT_STORAGE)) == [NAME]
+    assert study_names(open_storage(STORAGE)) == [NAME]
     best = study().best().number
     line = f"no finals:       trial {best} is the only finalist, as --finalists is 1"
     assert line in sink.lines
@@ -462,7 +461,7 @@ def test_samplers_without_a_distribution_have_no_mean(told, sink):
 
 def test_trials_with_the_same_hyperparameters_are_one(told, sink):
     evolve(make(min_sr=1.0, max_sr=1.0, min_lr=0.5, max_lr=0.5), sink)
-    assert study_names(open_storage(DEFAULT_STORAGE)) == [NAME]
+    assert study_names(open_storage(STORAGE)) == [NAME]
 
 
 def test_a_mean_has_every_parameter_and_whole_numbers_where_they_are(told, sink):
@@ -477,7 +476,7 @@ def test_a_mean_has_every_parameter_and_whole_numbers_where_they_are(told, sink)
 def test_every_failed_trial_and_no_finals(told, sink):
     told.error = staticmethod(lambda spec: "broken")
     assert evolve(make(), sink) == 1
-    assert study_names(open_storage(DEFAULT_STORAGE)) == [NAME]
+    assert study_names(open_storage(STORAGE)) == [NAME]
 
 
 def test_failed_and_pruned_trials_are_no_finalists(told, sink):
@@ -576,6 +575,7 @@ def test_a_test_takes_the_winner(mean, told, quick, sink, monkeypatch):
     winner = won_by(None if mean else others.pop())
     monkeypatch.setattr("erl.executors.local.LocalExecutor", InlineExecutor)
     test = ComparisonConfig(
+        storage=STORAGE,
         env_id="CartPole-v1",
         HP_training_steps=128,
         training_steps=64,
@@ -586,7 +586,7 @@ def test_a_test_takes_the_winner(mean, told, quick, sink, monkeypatch):
     assert compare(test, sink) == 0
     name = f"{NAME}_{winner.slug}_test_0.064k_steps"
     assert winner.slug == ("mean_8" if mean else f"trial_{winner.trial}")
-    assert Study(DEFAULT_STORAGE, name).config.params == winner.params
+    assert Study(STORAGE, name).config.params == winner.params
     line = next(line for line in sink.lines if line.startswith("evolved:"))
     assert line.startswith(f"evolved:  {winner.title}, {winner.reached}; return ")
     assert line.endswith(" as RES_PPO_0.0003 on test seeds (2 seeds, after 64 steps)")
@@ -595,15 +595,15 @@ def test_a_test_takes_the_winner(mean, told, quick, sink, monkeypatch):
     assert (found.seeds, found.steps, found.env_id, found.interval) == (2, 64, None, None)
     # The evolution says it too: in `studies show`, in its note, and when it is run again.
     shown = Lines()
-    assert show_study(ShowConfig(study=NAME), shown) == 0
+    assert show_study(ShowConfig(storage=STORAGE, study=NAME), shown) == 0
     assert shown.lines[shown.lines.index(f"tests of {winner.title}:") + 1] == (
         f"  {found.line}: {name}"
     )
     # Finals say what each finalist reached in them.
-    assert show_study(ShowConfig(study=f"{NAME}_finals"), shown) == 0
+    assert show_study(ShowConfig(storage=STORAGE, study=f"{NAME}_finals"), shown) == 0
     again = f"fitness {with_interval(winner.again)} trained again (1 seed)"
     assert f"  {winner.title}, {again}" in shown.lines
-    note = get_note(optuna.load_study(study_name=NAME, storage=DEFAULT_STORAGE))
+    note = get_note(study().optuna)
     assert _plain(f"{winner.reached}; {found.line}") in note
     assert command("test", "--study", NAME) in note
     # Another winner has not been tested.

@@ -6,6 +6,7 @@ from pathlib import Path
 import optuna
 import pytest
 import toy_environments
+from conftest import STORAGE
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import create_trial
 
@@ -20,11 +21,19 @@ from erl.studies.study import Study
 from erl.studies.trials import lifetime_records
 
 NAME = "CartPole-v1_main_0.064k_steps"
-TEST = {"training_steps": 32, "nb_seeds": 1, "units": 5, "engine": "sb3", "workers": 1}
+TEST = {
+    "storage": STORAGE,
+    "training_steps": 32,
+    "nb_seeds": 1,
+    "units": 5,
+    "engine": "sb3",
+    "workers": 1,
+}
 
 
 def evolution(quick, **options):
     settings = {
+        "storage": STORAGE,
         "env_id": "CartPole-v1",
         "training_steps": 64,
         "nb_trials": 2,
@@ -38,10 +47,11 @@ def evolution(quick, **options):
     return EvolutionConfig(**settings | options)
 
 
-def foreign(trials, storage=DEFAULT_STORAGE, name=NAME, direction="maximize"):
+def foreign(trials, storage=STORAGE, name=NAME, direction="maximize"):
     """Another program's study: parameters and value of each trial; values of a tuple are one of
     several.
     """
+    storage = open_storage(storage, create=True)
     study = optuna.create_study(study_name=name, storage=storage, direction=direction)
     for params, value in trials:
         distributions = {
@@ -61,15 +71,15 @@ def foreign(trials, storage=DEFAULT_STORAGE, name=NAME, direction="maximize"):
 @pytest.mark.usefixtures("inline")
 def test_a_study_that_is_minimised_is_refused(quick, sink):
     """Optuna's own default, where somebody creates the study first."""
-    optuna.create_study(study_name=NAME, storage=DEFAULT_STORAGE)
+    optuna.create_study(study_name=NAME, storage=open_storage(STORAGE, create=True))
     with pytest.raises(UserError, match=r"is minimised, which is Optuna's default .*'maximize'"):
         evolve(evolution(quick), sink)
     foreign([({"sr": 1.0, "lr": 0.5}, 1.0)], name="other", direction="minimize")
     with pytest.raises(UserError, match="'other' is minimised"):
         compare(ComparisonConfig(study="other", **TEST), sink)
     with pytest.raises(UserError, match="'other' is minimised"):  # figures rank and accumulate
-        read_study("other")
-    assert not Study(DEFAULT_STORAGE, NAME).trials()
+        read_study("other", STORAGE)
+    assert not Study(STORAGE, NAME).trials()
 
 
 @pytest.mark.usefixtures("inline")
@@ -79,10 +89,8 @@ def test_an_agent_that_cannot_be_trained_is_named_before_any_is(quick, sink):
     test = ComparisonConfig(study=NAME, controls=True, **TEST)
     with pytest.raises(UserError, match=r"RecurrentPPO cannot be .* --arms chooses .* single step"):
         compare(test, sink)
-    best = Study(DEFAULT_STORAGE, NAME).best().number
-    assert f"{NAME}_trial_{best}_test_0.032k_steps" not in study_names(
-        open_storage(DEFAULT_STORAGE)
-    )
+    best = Study(STORAGE, NAME).best().number
+    assert f"{NAME}_trial_{best}_test_0.032k_steps" not in study_names(open_storage(STORAGE))
 
 
 @pytest.mark.slow
@@ -106,7 +114,7 @@ def test_a_source_whose_parameters_are_one_of_several_values(quick, sink):
     with pytest.raises(UserError, match=r"at least 10 finished trials .* 'words' has 0"):
         evolve(flags, sink)
     assert evolve(dataclasses.replace(flags, warm_start="numbers"), sink) == 0
-    assert Study(DEFAULT_STORAGE, NAME).stored["start"]["trials"] == 10
+    assert Study(STORAGE, NAME).stored["start"]["trials"] == 10
 
 
 @pytest.mark.slow
@@ -165,16 +173,15 @@ def test_results_go_elsewhere_and_the_evolved_studys_file_stays_as_it_was(quick,
     journal = "optuna-journal_CartPole-v1_main_300k_steps.log"
     foreign(
         [({"sr": 1.0, "lr": 0.5}, 1.0)],
-        storage=optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(journal)),
+        storage=journal,
         name="CartPole-v1_main_300k_steps",
     )
     before = Path(journal).read_bytes(), Path(journal).stat().st_mtime_ns
     test = ComparisonConfig(
-        storage=journal,
         env_id="CartPole-v1",
         arms="PPO",
         results_storage="sqlite:///results.db",
-        **TEST,
+        **TEST | {"storage": journal},
     )
     assert compare(test, sink) == 0
     assert (Path(journal).read_bytes(), Path(journal).stat().st_mtime_ns) == before
@@ -222,7 +229,11 @@ def test_folders_in_printed_commands_are_quoted(quick, sink, inline):
     assert evolve(flags, sink) == 0
     assert sink.lines[-1].endswith("--storage 'sqlite:///my studies.db'")
     test = ComparisonConfig(
-        study=NAME, storage=flags.storage, arms="PPO", logs="my logs", models="my models", **TEST
+        study=NAME,
+        arms="PPO",
+        logs="my logs",
+        models="my models",
+        **TEST | {"storage": flags.storage},
     )
     assert compare(test, sink) == 0
     [line] = [line for line in sink.lines if line.startswith("logs:")]

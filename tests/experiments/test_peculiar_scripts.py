@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from conftest import STORAGE
 from peculiar_environments import EXPECTED
 
 from erl.errors import UserError
@@ -16,7 +17,6 @@ from erl.experiments.single import SingleConfig, run
 from erl.studies.study import Study
 from erl.studies.trials import lifetime_records
 
-STORAGE = "journal:studies.log"
 FILE = "n_steps: 16\nbatch_size: 8\nn_epochs: 1\npolicy_kwargs: {net_arch: [8]}\n"
 COMMON = {"storage": STORAGE, "workers": 1}
 TRAIN = {**COMMON, "learner": "PPO", "learner_config": "small.yaml", "ep_eval": 1}

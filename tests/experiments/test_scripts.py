@@ -47,20 +47,13 @@ def call(name, flags, **environment):
     )
 
 
-def type_in(printed, flags):
-    """Run a printed command in a shell, as a user types it, with these flags behind it."""
-    return subprocess.run(
-        ["sh", "-c", f"{printed} {flags}"], capture_output=True, text=True, timeout=240
-    )
-
-
 SCRIPTS = [
     *(f"{kind}{n}.py" for kind in ("evolve", "test") for n in ("_multi_res", "_generalization")),
     *("evolve_res.py", "test.py"),
 ]
 
 
-def test_evolve_then_the_printed_command(quick, sink):
+def test_evolve_then_the_printed_command(quick, sink, here):
     """One run with every flag of ER-MRL's, then the very command that it prints."""
     done = call(
         "evolve_res.py",
@@ -81,14 +74,13 @@ def test_evolve_then_the_printed_command(quick, sink):
     words = shlex.split(printed)
     assert words[1] == str(ROOT / "test.py")
 
-    done = type_in(printed, "--nb_seeds 2 --workers 1")
-    assert (done.returncode, done.stderr) == (0, "")
+    out = here([*words[1:], "--nb_seeds", "2", "--workers", "1"])
     arms = ["PPO", "RES_PPO_0.0003", "RES_PPO_0.0001", "RES_PPO_0.00005"]
     for arm in arms:
         assert (
-            len(re.findall(rf"^{re.escape(arm)} +2 ", done.stdout, re.MULTILINE)) == 2
+            len(re.findall(rf"^{re.escape(arm)} +2 ", out, re.MULTILINE)) == 2
         )  # a row in each table
-    assert "P(arm > baseline)" in done.stdout
+    assert "P(arm > baseline)" in out
     test_name = f"{name}_trial_{best.number}_test_0.32k_steps"
     frame = records(storage, test_name)
     assert sorted(set(frame.arm)) == sorted(arms)
@@ -107,7 +99,7 @@ def test_evolve_then_the_printed_command(quick, sink):
     again = parse(ComparisonConfig, [*words[2:], "--nb_seeds", "2", "--workers", "1"])
     assert compare(again, sink) == 0
     assert "lifetimes are there; raise --nb_seeds" in str(sink)
-    tables = done.stdout.partition("return of the last")[2]
+    tables = out.partition("return of the last")[2]
     assert str(sink).partition("return of the last")[2].strip() == tables.strip()
 
 
@@ -152,16 +144,16 @@ def test_generalisation_with_er_mrls_flags_then_the_printed_command(quick, here)
     flags = (
         f"{TINY} --env_type Ant_Swimmer --nb_res 2 --h_test try --training_timesteps 1024 {ER_MRL}"
     )
-    done = call("evolve_generalization.py", flags.replace("--nb_trials 2", "--nb_trials 1"))
-    assert (done.returncode, done.stderr) == (0, "")
+    one = flags.replace("--nb_trials 2", "--nb_trials 1")
+    out = here(command("evolve_generalization.py", one)[1:])
     name = "Ant_Swimmer_2_try_1k_steps"
-    assert "2 environments x 1 seed x 1,024 steps" in done.stdout
+    assert "2 environments x 1 seed x 1,024 steps" in out
     [trial] = Study(DEFAULT_STORAGE, name).trials()
     swimmer, ant = (trial.system_attrs[f"lifetime:{k}"]["fitness"] for k in (1, 0))
     (low_ant, high_ant), (low, high) = Study(DEFAULT_STORAGE, name).stored["references"].values()
     by_hand = ((ant - low_ant) / (high_ant - low_ant) + (swimmer - low) / (high - low)) / 2
     assert trial.value == pytest.approx(by_hand)
-    printed = done.stdout.partition("test them:")[2].split("\n")[0]
+    printed = out.partition("test them:")[2].split("\n")[0]
     assert shlex.split(printed)[1] == str(ROOT / "test_generalization.py")
     here(shlex.split(f"{printed} --nb_seeds 1 --workers 1 --arms RES_PPO_0.0003")[1:])
     assert Path(

@@ -7,20 +7,22 @@ import shutil
 
 import optuna
 import pytest
-from conftest import Lines
+from conftest import STORAGE, Lines
 from optuna.distributions import FloatDistribution
 from optuna.trial import create_trial
 from test_evolution import ENV, make, study_of
 
 from erl.errors import UserError
 from erl.experiments.evolution import evolve
+from erl.studies.storage import open_storage
 from erl.studies.study import Study
 
 SPACE = {"sr": FloatDistribution(1e-4, 1e2, log=True), "lr": FloatDistribution(1e-2, 1.0, log=True)}
 
 
-def add_source(storage="sqlite:///studies.db", name="source", n=40, names=("sr", "lr"), shift=0.0):
+def add_source(storage=STORAGE, name="source", n=40, names=("sr", "lr"), shift=0.0):
     """A study of another program, whose best trials have high values of everything."""
+    storage = open_storage(storage, create=True)
     study = optuna.create_study(storage=storage, study_name=name, direction="maximize")
     for i in range(n):
         share = 0.5 + 0.5 * (i + shift) / n
@@ -46,17 +48,17 @@ def test_a_warm_start_goes_on_without_its_source(quick, told):
     assert stored["warm_start"] == "source"
     assert min(stored["start"]["mean"]) > 0.85
     assert all(p["sr"] > 1 for p in first(config))
-    shutil.copy("studies.db", "whole.db")
+    shutil.copy("studies.log", "whole.log")
     whole = make(
         quick,
         warm_start="source",
         nb_trials=8,
         nb_seeds=1,
         h_test="warm",
-        storage="sqlite:///whole.db",
+        storage="journal:whole.log",
     )
     assert evolve(whole, sink) == 0
-    optuna.delete_study(study_name="source", storage="sqlite:///studies.db")
+    optuna.delete_study(study_name="source", storage=open_storage(STORAGE))
     longer = make(quick, warm_start="source", nb_trials=8, nb_seeds=1, h_test="warm")
     assert evolve(longer, sink) == 0
     assert [t.params for t in study_of(longer).trials()] == [
@@ -67,16 +69,16 @@ def test_a_warm_start_goes_on_without_its_source(quick, told):
 
 
 def test_a_source_in_another_storage(quick, told, sink):
-    add_source("sqlite:///elsewhere.db")
+    add_source("journal:elsewhere.log")
     add_source(shift=-20.0)  # of the same name, and it says something else
     here, there = (
         make(quick, warm_start=address, nb_trials=4, nb_seeds=1, h_test=name)
-        for address, name in (("source", "here"), ("sqlite:///elsewhere.db#source", "there"))
+        for address, name in (("source", "here"), ("journal:elsewhere.log#source", "there"))
     )
     for config in (here, there):
         assert evolve(config, sink) == 0
     assert first(here) != first(there)
-    assert study_of(there).stored["warm_start"] == "sqlite:///elsewhere.db#source"
+    assert study_of(there).stored["warm_start"] == "journal:elsewhere.log#source"
 
 
 def test_an_evolution_as_a_source(quick, told, sink):
@@ -94,10 +96,10 @@ def test_an_evolution_as_a_source(quick, told, sink):
     [
         (
             {"warm_start": "sorce"},
-            "no study 'sorce' in sqlite:///studies.db; did you mean source|no study 'sorce'",
+            f"no study 'sorce' in {STORAGE}; did you mean source|no study 'sorce'",
         ),
         ({"warm_start": "sqlite:///nowhere.db#source"}, "there is no study database /.*nowhere.db"),
-        ({"warm_start": "sqlite:///studies.db#"}, "names no study: write STUDY or STORAGE#STUDY"),
+        ({"warm_start": f"{STORAGE}#"}, "names no study: write STUDY or STORAGE#STUDY"),
         ({"warm_start": ""}, "names no study"),
         ({"warm_start": "few"}, "at least 10 finished trials .* has 9"),
         ({"warm_start": "stranger"}, "none of the searched parameters sr, lr; it has a, b"),
@@ -119,7 +121,7 @@ def test_sources_that_cannot_be_used_are_refused_before_anything_is_written(
     with pytest.raises(UserError, match=message) as refusal:
         evolve(make(quick, **options), sink)
     assert "\n" not in str(refusal.value)
-    assert optuna.get_all_study_names("sqlite:///studies.db") == ["source", "few", "stranger"]
+    assert optuna.get_all_study_names(open_storage(STORAGE)) == ["source", "few", "stranger"]
 
 
 def test_passwords_of_sources_are_not_stored(quick, told, sink, monkeypatch):
@@ -130,7 +132,7 @@ def test_passwords_of_sources_are_not_stored(quick, told, sink, monkeypatch):
         def __init__(self, storage, *arguments):
             if "secret" in storage:
                 assert storage == "postgresql+psycopg://me:secret@host/db"
-                storage = "sqlite:///studies.db"
+                storage = STORAGE
             super().__init__(storage, *arguments)
 
     monkeypatch.setattr("erl.experiments.evolution_study.Study", Elsewhere)

@@ -22,6 +22,11 @@ from erl.experiments.flags import study_name
 
 ANALYSIS = ROOT / "analysis"
 NAMES = ("evolution", "results", "behaviour")
+FEW_RESERVOIRS = """
+from functools import partial
+from erl.figures import report
+report.memory_figure = partial(report.memory_figure, n=2)
+"""
 
 
 def test_every_notebook_has_its_source():
@@ -98,6 +103,7 @@ def test_the_first_notebooks_show_the_result_of_the_readme():
 def kernel():
     """One for all: it imports everything once, and forgets each notebook's names."""
     kernel, client = start_new_kernel(kernel_name="python3")
+    client.execute(FEW_RESERVOIRS, reply=True, timeout=200)
     yield kernel
     client.stop_channels()
     kernel.shutdown_kernel(now=True)

@@ -3,6 +3,7 @@
 import base64
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,8 @@ from erl.worlds.tasks import Task
 
 
 @pytest.mark.slow
-def test_a_report_of_an_evolution_and_its_test(runs, sink):
+def test_a_report_of_an_evolution_and_its_test(runs, sink, monkeypatch):
+    monkeypatch.setattr(reports, "memory_figure", partial(reports.memory_figure, n=2))
     config = FigureConfig(
         study=f"{runs.evolution},{runs.test}", folder="out", formats="png,svg", models=runs.models
     )
@@ -94,8 +96,9 @@ def test_figures_and_film_are_attached_if_asked_for(runs, sink, without_memory):
     study = Study(storage, name)
     before = study.storage.get_study_system_attrs(study._id)
     assert not listed(before)
-    report(FigureConfig(study=runs.test, folder="out", film=False, **flags), sink)
-    report(FigureConfig(study=runs.test, folder="out", overwrite=True, **flags), sink)
+    data = read_study(runs.test)
+    reports._attach(reports.agents_section(data), data, sink)
+    report(FigureConfig(study=runs.test, folder="out", **flags), sink)
     attrs = study.storage.get_study_system_attrs(study._id)
     names = [a.name for a in listed(attrs)]
     assert set(names) >= {"learning_curves.png", "profiles_final.png", "episode.png"}

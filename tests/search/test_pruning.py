@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
-from conftest import InlineExecutor, Lines, TickingExecutor, observed
+from conftest import STORAGE, InlineExecutor, Lines, TickingExecutor, observed
 from optuna.pruners import HyperbandPruner, MedianPruner
 from optuna.trial import TrialState, create_trial
 from scipy.stats import wilcoxon
@@ -329,6 +329,7 @@ def test_too_few_lifetimes_for_the_signed_rank_test(quick, sink):
 
 def make(quick, **options):
     settings = {
+        "storage": STORAGE,
         "env_id": "toy_environments:Push-v0",
         "training_steps": 960,
         "evolve": "learner.learning_rate=1e-7:1e-1:log",  # trials that differ at once
@@ -376,7 +377,7 @@ def test_whatever_the_workers_and_whenever_somebody_looks_the_same_trials_are_pr
     kinds = {"late": InlineExecutor, "live": TickingExecutor, "two": lasting}
     if pruner == "hyperband":  # its brackets are drawn by the study's name
         configs = {
-            k: dataclasses.replace(c, h_test="x", storage=f"sqlite:///{k}.db")
+            k: dataclasses.replace(c, h_test="x", storage=f"journal:{k}.log")
             for k, c in configs.items()
         }
     for name, kind in kinds.items():
@@ -442,7 +443,7 @@ def test_interrupted_or_not(pruner, where, quick, sink, monkeypatch):
     """The coordinator dies over and over, its storage untouched since, as after a SIGKILL."""
     monkeypatch.setattr("erl.executors.local.LocalExecutor", TickingExecutor)
     whole, torn = (
-        make(quick, pruner=pruner, h_test="x", storage=f"sqlite:///{s}.db")
+        make(quick, pruner=pruner, h_test="x", storage=f"journal:{s}.log")
         for s in ("whole", "torn")
     )
     evolve(whole, sink)
@@ -545,6 +546,7 @@ def test_sets_of_environments_are_compared_by_their_scores(quick, sink, monkeypa
         '[random_returns]\n"InvertedPendulum-v5" = 7.0\n"InvertedDoublePendulum-v5" = 60.0\n'
     )
     config = GeneralizationConfig(
+        storage=STORAGE,
         env_ids="InvertedPendulum-v5,InvertedDoublePendulum-v5",
         sets="sets.toml",
         nb_res=1,

@@ -1,11 +1,13 @@
 """Deleting studies: what goes, what stays, and what is refused."""
 
+from functools import partial
 from pathlib import Path
 
 import optuna
 import pytest
+import told_lifetimes
 from test_commands import call
-from told_lifetimes import NAME, make, study
+from told_lifetimes import NAME
 
 from erl.experiments.evolution import evolve
 from erl.studies import leases
@@ -14,6 +16,9 @@ from erl.studies.leases import Lease
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
 from erl.studies.study import Study
 
+make, study = (
+    partial(f, storage=DEFAULT_STORAGE) for f in (told_lifetimes.make, told_lifetimes.study)
+)
 TEST = f"{NAME}_trial_1_test_0.128k_steps"
 
 

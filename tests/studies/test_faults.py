@@ -27,6 +27,8 @@ from erl.studies.storage import open_storage
 from erl.studies.study import Study
 
 ROUNDS = int(os.environ.get("ERL_FAULTS", "3"))
+# Who is killed may hold a journal's lock: Optuna's others wait 30 seconds before they break it.
+LOCK = (JournalFileSymlinkLock.__init__, "__defaults__", (5,))
 
 
 @pytest.fixture
@@ -38,8 +40,7 @@ def database(postgresql):
 @pytest.mark.slow
 @pytest.mark.parametrize("storage", ["sqlite", "journal", "postgresql"], indirect=True)
 def test_killed_coordinators(storage, monkeypatch):
-    # Who is killed may hold a journal's lock: Optuna's others wait 30 seconds before they break it.
-    monkeypatch.setattr(JournalFileSymlinkLock.__init__, "__defaults__", (5,))
+    monkeypatch.setattr(*LOCK)
     tear = (
         faults.tear_journal(storage.removeprefix("journal:"))
         if storage.startswith("journal")
@@ -111,7 +112,7 @@ def test_answers_that_are_lost_after_the_database_has_done_what_it_was_told(stor
 @pytest.mark.parametrize("storage", ["sqlite", "journal"], indirect=True)
 def test_a_full_disk_under_the_database(storage):
     path = storage.removeprefix("sqlite:///").removeprefix("journal:")
-    outcome = faults.fill_disk(faults.Case(storage), min(ROUNDS, 2), path)
+    outcome = faults.fill_disk(faults.Case(storage), min(ROUNDS, 1), path)
     assert outcome.whole, outcome
     assert not outcome.retaken
 
@@ -191,7 +192,8 @@ def test_a_host_that_went_down_is_noticed_by_another_whose_clock_leaps(storage, 
     signs, and goes on. For how long it waits, tests/studies/test_leases.py shows.
     """
     monkeypatch.setattr(leases, "LEASE_SECONDS", 3.0)
-    case = faults.Case(storage, nb_trials=4, training_steps=32 * 20)
+    monkeypatch.setattr(*LOCK)
+    case = faults.Case(storage, nb_trials=4, training_steps=32 * 8)
     process = case.start(before=lambda: _be("first", leap=0))
     while not case.look():
         time.sleep(0.05)

@@ -4,15 +4,17 @@ import itertools
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import optuna
 import pytest
+import told_lifetimes
 from conftest import Lines
 from optuna_dashboard import get_note
 from test_following import copied
-from told_lifetimes import NAME, Told, make, study
+from told_lifetimes import NAME, Told
 
 from erl.cli import score_text
 from erl.experiments.display import DashboardNotes
@@ -40,6 +42,9 @@ from erl.studies.winner import (
 )
 from erl.worlds.specification import Seeds, from_json, to_json
 
+make, study = (
+    partial(f, storage=DEFAULT_STORAGE) for f in (told_lifetimes.make, told_lifetimes.study)
+)
 TRIAL = Finalist(7, None, {"sr": 1.0}, 436.0, (430.0, 442.0), (290.0, 300.0, 313.0))
 MEAN = Finalist(None, 30, {"sr": 1.1}, None, (), (200.0, 201.0, 199.0))
 
