@@ -145,8 +145,8 @@ def test_another_learner_has_the_settings_of_a_file(tiny, inline, sink):
         env_id="CartPole-v1", learner="A2C", learner_config="a2c.yaml", arms="RES_A2C,A2C", **TEST
     )
     assert compare(test, sink) == 0
-    (name,) = [n for n in study_names(open_storage(DEFAULT_STORAGE)) if "_for_A2C_" in n]
-    for trial in Study(DEFAULT_STORAGE, name).trials("COMPLETE"):
+    (name,) = [n for n in study_names(open_storage(STORAGE)) if "_for_A2C_" in n]
+    for trial in Study(STORAGE, name).trials("COMPLETE"):
         assert lifetime_records(trial)[0].spec.learner.config == {"n_steps": 4}
     # What is stored is not mixed with other settings.
     with pytest.raises(UserError, match=r"learner_config.*n_steps"):
@@ -173,8 +173,8 @@ def test_a_file_of_settings_has_a_section_for_the_environment_of_the_test(tiny, 
         **TEST,
     )
     assert compare(test, sink) == 0
-    (name,) = [n for n in study_names(open_storage(DEFAULT_STORAGE)) if "_for_A2C_" in n]
-    (trial,) = Study(DEFAULT_STORAGE, name).trials("COMPLETE")
+    (name,) = [n for n in study_names(open_storage(STORAGE)) if "_for_A2C_" in n]
+    (trial,) = Study(STORAGE, name).trials("COMPLETE")
     assert lifetime_records(trial)[0].spec.learner.config == {"n_steps": 4}
 
 
