@@ -27,7 +27,7 @@ from erl.studies.configuration import EvolutionStudy, TestStudy
 from erl.studies.distributions import distributions
 from erl.studies.notes import _plain
 from erl.studies.records import records
-from erl.studies.storage import open_storage, study_names
+from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
 from erl.studies.study import Study
 from erl.studies.trials import lifetime_records
 from erl.studies.winner import (
@@ -258,8 +258,8 @@ def test_interrupted_finals_go_on_where_they_stood(at, evolved, sink):
 
 
 def test_interrupted_finals_do_not_wait_for_a_storage_that_is_away(evolved, sink, away):
-    assert stopped(evolved, sink, 1, away) == 130
-    assert sink.lines[-1].startswith("interrupted: cannot use the storage sqlite:///studies.db")
+    assert stopped(evolved, sink, 1, away, storage=DEFAULT_STORAGE) == 130
+    assert sink.lines[-1].startswith(f"interrupted: cannot use the storage {DEFAULT_STORAGE}")
     assert "of the finals are finished" not in str(sink)
 
 
