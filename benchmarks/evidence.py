@@ -307,7 +307,10 @@ def run(args: argparse.Namespace) -> int:
             check_commands(each, folder / each.name, rows)
     missing = [each for each in chosen(args) if not has_rows(each, rows, args.small)]
     say_left_out(len(chosen(args)), len(missing), args)
-    if any("popgym" in each.evolve for each in missing) and find_spec("popgym") is None:
+    if (
+        any("popgym" in c for each in missing for c in each.commands(False))
+        and find_spec("popgym") is None
+    ):
         print('the memory tasks need another package: pip install -e ".[popgym]"', file=sys.stderr)
         return 2
     for each in missing:

@@ -53,22 +53,26 @@ class Progress:
         self.done = 0
         self._pace = pace or Pace()
         self._before, self._now = 0, 0
+        self._earlier_before, self._earlier_now = 0, 0
 
     def begin(self, trials: Sequence[RunningTrial]) -> None:
         """These trials begin."""
         self._before += self._now
-        self._now = 0
+        self._earlier_before += self._earlier_now
+        self._now = self._earlier_now = 0
 
     def end(self, trial: RunningTrial, value: float | None) -> None:
         """A trial has ended, with this value, or failed."""
         self.done += 1
         self.sink.line(self.trial_line(trial, value))
 
-    def tick(self, steps: int) -> None:
-        """So many steps were taken by the trials that began last."""
-        self._now = steps
+    def tick(self, steps: int, earlier: int = 0) -> None:
+        """So many steps were taken by the trials that began last, `earlier` of them before they
+        went on from checkpoints: these are done, but say nothing of the pace.
+        """
+        self._now, self._earlier_now = steps, earlier
         taken = self._before + steps
-        self._pace.mark(taken)
+        self._pace.mark(taken, self._earlier_before + earlier)
         pace = self._pace.text(self.budget - taken)
         self.sink.status(self.status_line(taken, pace).rstrip())
 

@@ -362,12 +362,12 @@ class Pace:
         self._window, self._shortest = window, shortest
         self._marks: deque[tuple[float, int]] = deque()
 
-    def mark(self, steps: int) -> None:
-        """So many steps were taken so far."""
+    def mark(self, steps: int, earlier: int = 0) -> None:
+        """So many steps were taken so far, `earlier` of them before they were watched."""
         now = self._clock()
         if steps <= self._skip:
             return
-        self._marks.append((now, steps))
+        self._marks.append((now, steps - earlier))
         while len(self._marks) > 2 and now - self._marks[1][0] >= self._window:
             self._marks.popleft()
 

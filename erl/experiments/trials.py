@@ -43,8 +43,10 @@ class Listener(Protocol):
         failed.
         """
 
-    def tick(self, steps: int) -> None:
-        """So many environment steps were taken so far in this loop."""
+    def tick(self, steps: int, earlier: int) -> None:
+        """So many environment steps were taken so far by the lifetimes of this loop, `earlier` of
+        them before these went on from checkpoints.
+        """
 
     def ending(self) -> None:
         """The command was interrupted, and running lifetimes write their checkpoints."""
@@ -195,7 +197,7 @@ class TrialLoop:
             if trial.pruned is not None:
                 board["stop"][list(rows.values())] = True
         self._steps = np.array(board["steps"])
-        self._listener.tick(int(self._steps.sum()))
+        self._listener.tick(int(self._steps.sum()), int(board["earlier"].sum()))
 
     def _interrupt(self, board: Rows, signal: KeyboardInterrupt) -> float:
         """Ask all lifetimes to write their checkpoints and to end; the seconds that they have."""

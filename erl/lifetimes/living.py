@@ -31,11 +31,13 @@ from erl.worlds.ledger import Ledger, shared_seconds
 from erl.worlds.specification import LifetimeSpec, commit, versions
 
 # What a running lifetime and its coordinator write on the board, a row for each lifetime:
-# environment steps so far; `return_at` each tenth of the budget, NaN before it is passed and -inf
+# environment steps so far, and how many of them were taken before it went on from a checkpoint;
+# `return_at` each tenth of the budget, NaN before it is passed and -inf
 # where no episode had ended; whether the lifetime shall end now; whether the command was
 # interrupted, so that the lifetime shall write its checkpoint and end.
 COLUMNS = {
     "steps": Column(np.int64),
+    "earlier": Column(np.int64),
     "reports": Column(np.float64, (POINTS,), np.nan),
     "stop": Column(np.bool_, from_coordinator=True),
     "save": Column(np.bool_, from_coordinator=True),
@@ -199,7 +201,9 @@ def _denormals_flushed() -> Iterator[None]:
 
 def _report(rows: Rows, i: int, spec: LifetimeSpec, ledger: Ledger) -> None:
     """Have a ledger report on the board how far its lifetime is, and read whether it shall stop."""
-    steps, reports, stop, save = (rows[name] for name in ("steps", "reports", "stop", "save"))
+    steps, earlier, reports, stop, save = (
+        rows[name] for name in ("steps", "earlier", "reports", "stop", "save")
+    )
     reported = 0
 
     def on_step(taken: int) -> None:
@@ -210,7 +214,7 @@ def _report(rows: Rows, i: int, spec: LifetimeSpec, ledger: Ledger) -> None:
             reported += 1
             value = return_at(spec, ledger, reported)
             reports[i, reported - 1] = -np.inf if value is None else value
-        steps[i] = taken
+        earlier[i], steps[i] = ledger.earlier[0], taken
 
     ledger.on_step = on_step
     ledger.should_stop = lambda: bool(stop[i])

@@ -476,6 +476,18 @@ def test_steps_before_learning_are_no_measure():
     assert pace.text(1000) == "50 steps/s  20 s left"
 
 
+def test_steps_of_checkpoints_are_done_but_are_no_speed():
+    now = 0.0
+    pace = Pace(clock=lambda: now)
+    # One lifetime goes on at once, and another one after a while.
+    for second, (steps, earlier) in enumerate(
+        [(9000, 9000), (9050, 9000), (9100, 9000), (12_150, 12_000), (12_200, 12_000)]
+    ):
+        now = float(second)
+        pace.mark(steps, earlier)
+    assert pace.text(1000) == "50 steps/s  20 s left"
+
+
 def test_nothing_is_shown_while_nothing_is_known(sink):
     class Mine(Progress):
         def status_line(self, steps, pace):
