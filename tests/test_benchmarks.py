@@ -272,10 +272,11 @@ def test_the_planned_steps_of_an_experiment():
     assert of["swimmer_0"].steps() == {"PPO": 300 * 300_000 + 70 * 1_000_000}
     assert of["swimmer_learner"].steps() == {"PPO": 300 * 300_000 + 30 * 1_000_000}
     assert of["on_popgym"].steps() == {"PPO": 60 * 2 * 200_000 + 3 * 40 * 1_000_000}
-    assert of["repeat_previous_easy"].steps() == {
+    assert of["position_only_cart_pole_easy"].steps() == {
         "PPO": 60 * 200_000 + 60 * 1_000_000,
         "RecurrentPPO": 3 * 1_000_000,
     }
+    assert of["repeat_previous_easy_lstm"].steps() == {"RecurrentPPO": 3 * 1_000_000}
     # Two evolutions with finals of 3 x 3, and tests of 2 and of 1 agents. PPO is in none of them.
     evolution = (12 + 9) * 100_000
     assert of["pendulum_erl_re2"].steps() == {"ERL-Re2": evolution + 900_000, "PPO": evolution}
@@ -313,11 +314,12 @@ def test_beside_published_results_stand_reservoirs_that_were_evolved_there(capsy
     rows = {
         "repeat_previous_easy": scored("s", evidence.RES, [1.0, 0.5], env_id),
         "repeat_previous_easy_inputs": scored("t", "INPUTS_PPO", [0.25, 0.25], env_id),
+        "repeat_previous_easy_lstm": scored("u", "RecurrentPPO", [0.5, 1.0, 0.0], env_id),
         "on_popgym": scored("s", evidence.RES, [-1.0, -1.0], env_id),
     }
     evidence.print_published(rows, tmp_path, "")
     (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("| Rep")]
-    ours = "0.750 [0.50, 1.00] | - | - | 0.250 [0.25, 0.25] | - | - | -"
+    ours = "0.750 [0.50, 1.00] | - | - | 0.250 [0.25, 0.25] | - | 0.500 [0.00, 1.00] | -"
     assert line == f"| RepeatPreviousEasy | {ours} | 1.000 | 1.000 |"
     made = evidence.of_memory(rows, evidence.listed()["published"]["rows"])
     figure = tables.memory_figure(made, [*evidence.OF_MEMORY, *evidence.THEIRS], "About.")
