@@ -664,8 +664,12 @@ def test_what_all_experiments_share_has_one_row():
     assert evidence.named_once(alone) is alone
 
 
-def test_a_missing_package_is_said_before_anything_runs(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize("evolve", ["popgym_task.py", ""], ids=["evolution", "control"])
+def test_a_missing_package_is_said_before_anything_runs(monkeypatch, tmp_path, capsys, evolve):
     arguments, ran, _ = fake_scripts(monkeypatch, tmp_path, {"a": 0, "popgym_task": 0})
+    other, task = evidence.experiments()
+    made = [other, dataclasses.replace(task, evolve=evolve)]
+    monkeypatch.setattr(evidence, "experiments", lambda: made)
     monkeypatch.setattr(evidence, "find_spec", lambda name: None)
     assert evidence.run(arguments) == 2
     assert ran == []

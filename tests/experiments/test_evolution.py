@@ -143,7 +143,9 @@ def test_input_scaling_is_searched_if_told_so(quick, told, sink):
     config = make(quick, fixed_iss=False, min_iss=2.0, max_iss=3.0, nb_trials=2)
     assert evolve(config, sink) == 0
     first, second = [t.params["iss"] for t in study_of(config).trials()]
-    assert 2.0 <= first <= 3.0 and 2.0 <= second <= 3.0 and first != second
+    assert 2.0 <= first <= 3.0
+    assert 2.0 <= second <= 3.0
+    assert first != second
 
 
 def test_bounds_may_coincide(quick, told, sink):
