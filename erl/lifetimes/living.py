@@ -32,9 +32,9 @@ from erl.worlds.specification import LifetimeSpec, commit, versions
 
 # What a running lifetime and its coordinator write on the board, a row for each lifetime:
 # environment steps so far, and how many of them were taken before it went on from a checkpoint;
-# `return_at` each tenth of the budget, NaN before it is passed and -inf
-# where no episode had ended; whether the lifetime shall end now; whether the command was
-# interrupted, so that the lifetime shall write its checkpoint and end.
+# `return_at` each tenth of the budget, NaN before it is passed and -inf where no episode had ended;
+# whether the lifetime shall end now; whether the command was interrupted, so that the lifetime
+# shall write its checkpoint and end.
 COLUMNS = {
     "steps": Column(np.int64),
     "earlier": Column(np.int64),

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import optuna
 import pytest
+from conftest import InlineExecutor
 
 from erl.errors import UserError
-from erl.executors.jobs import Result, new_rows
+from erl.executors.jobs import HERE, Result, new_rows
 from erl.experiments.campaign import Progress, checkpoint_path
 from erl.experiments.comparison import ComparisonConfig, compare
 from erl.experiments.evolution import EvolutionConfig, evolve
@@ -423,6 +424,63 @@ def test_an_evolution_that_continues_counts_what_was_taken_before(quick, inline,
     study.store_record(other._trial_id, 0, record)
     assert evolve(replace(flags, dry_run=True), sink) == 0
     assert f"{taken + 130} steps were taken before" in str(sink)
+
+
+class Telling(InlineExecutor):
+    """Of a single job, shows what its lifetimes wrote on the board."""
+
+    def run(self, jobs, columns, tick, every=0.0, on_interrupt=None):
+        [job] = jobs
+        rows = new_rows(columns, job.rows)
+        yield Result(0, job.function(rows, HERE, *job.arguments))
+        tick(rows)
+
+
+def test_the_pace_of_an_evolution_that_continues_is_told_what_its_checkpoints_hold(
+    quick, sink, monkeypatch
+):
+    monkeypatch.setattr("erl.executors.local.LocalExecutor", Telling)
+    monkeypatch.setattr("erl.experiments.forecast.measured_speed", unmeasured)
+    flags = small(learner_config=quick, training_steps=2048, checkpoint_minutes=0.0, nb_seeds=1)
+    flags = replace(flags, engine="cohort", nb_trials=1)
+    save, mark, saved, marks = checkpoints.save_checkpoint, Pace.mark, [], []
+
+    def saving(*arguments):
+        save(*arguments)
+        saved.append(arguments)
+        if len(saved) == 20:
+            raise KeyboardInterrupt
+
+    def marking(self, steps, earlier=0):
+        marks.append((steps, earlier))
+        mark(self, steps, earlier)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save_checkpoint", saving)
+        assert evolve(flags, sink) == 130
+    [path] = Path("runs").rglob("*.pkl")
+    taken = checkpoint_steps(str(path))
+    monkeypatch.setattr(Pace, "mark", marking)
+    assert evolve(flags, sink) == 0
+    assert taken > 0
+    assert (2048, taken) in marks
+
+
+def test_steps_of_checkpoints_stay_out_of_the_pace_when_the_next_trials_begin(sink):
+    class Mine(Progress):
+        def status_line(self, steps, pace):
+            return f"{steps:,} steps  {pace}"
+
+    now = 0.0
+    progress = Mine(sink, budget=20_000, pace=Pace(clock=lambda: now))
+    progress.begin([])
+    progress.tick(9000, 9000)
+    now = 3.0
+    progress.tick(9150, 9000)
+    progress.begin([])
+    now = 6.0
+    progress.tick(5150, 5000)
+    assert sink.statuses[-1] == "14,300 steps  50 steps/s  1 min 54 s left"
 
 
 def test_what_is_there_already_is_said(quick, inline, sink, monkeypatch):
