@@ -139,7 +139,7 @@ def main() -> None:
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for k in range(args.rounds + 1):
         for name, run in contenders.items():
-            rate = 2 / best(run, 2 if name == "plain" else 10, args.device)
+            rate = 2 / best(run, 10, args.device)
             if k:
                 rates[name].append(rate)
     middle = {name: median(values) for name, values in rates.items()}

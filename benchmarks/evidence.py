@@ -711,7 +711,7 @@ def print_matrix(rows: dict[str, pd.DataFrame], folder: Path, title: str) -> Non
     }
     # Beside them what was evolved in the environment of the test itself.
     places = {
-        name: place
+        name: (task_name(place[0]), place[1].assign(env_id=place[1].env_id.map(task_name)))
         for name, place in seen.items()
         if of[name].part == "generalisation"
         or (place[0] in tested_on and of[name].part in ("locomotion", "memory"))
@@ -744,6 +744,12 @@ def print_published(rows: dict[str, pd.DataFrame], folder: Path, title: str) -> 
     )
 
 
+def task_name(env_id: str) -> str:
+    """An environment's name as the benchmark of its tasks has it; POPGym's ids say POPGym twice."""
+    prefix = "popgym:popgym-"
+    return env_id.removeprefix(prefix).removesuffix("-v0") if env_id.startswith(prefix) else env_id
+
+
 def of_memory(
     rows: dict[str, pd.DataFrame], published: Sequence[Mapping[str, Any]]
 ) -> pd.DataFrame:
@@ -757,7 +763,7 @@ def of_memory(
             of_task.setdefault(each.evolved_on, []).append(rows[each.name])
     lines: list[tuple[Any, ...]] = []
     for env_id, frames in of_task.items():
-        task, frame = env_id.partition("-")[2].removesuffix("-v0"), pd.concat(frames)
+        task, frame = task_name(env_id), pd.concat(frames)
         for agent, arm in OF_MEMORY.items():
             scores = frame[frame.arm == arm][PRIMARY].dropna().to_numpy(dtype=float)
             if len(scores):

@@ -299,7 +299,7 @@ def matrix(evolved: Mapping[str, tuple[str, pd.DataFrame]], arm: str) -> pd.Data
     """
     arms = {"": arm, ", not evolved": f"RANDOM_{arm}", ", W = 0": f"NOREC_{arm}"}
     tests = {}
-    times = Counter(on for on, _ in evolved.values())
+    times = Counter(on for on, rows in evolved.values() if set(arms.values()) & set(rows.arm))
     for name, (on, rows) in evolved.items():
         row = on if times[on] == 1 else f"{on} ({name})"
         for (env_id, study), part in rows.groupby(["env_id", "study"]):

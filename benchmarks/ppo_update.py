@@ -1,5 +1,5 @@
 """Time of PPO's update, and of drawing actions, in µs per agent and step: a cohort against
-Stable-Baselines3, in one run on one core.
+Stable-Baselines3, in turns on one core; the fastest of the repeats.
 
     python benchmarks/ppo_update.py [--agents 1 3 6 12 21] [--repeats 5]
 
@@ -33,17 +33,15 @@ OBSERVATIONS = spaces.Box(-np.inf, np.inf, (100,), np.float32)
 ACTIONS = spaces.Box(-1.0, 1.0, (6,), np.float32)
 
 
-def best(run: Callable[[], object], repeats: int) -> float:
-    """Seconds of the fastest run."""
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+def seconds(run: Callable[[], object]) -> float:
+    """How long it takes."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
-def sb3_update(repeats: int) -> float:
+def sb3_update() -> Callable[[], float]:
+    """Measures the seconds of Stable-Baselines3's update, per step."""
     env = gym.Env()
     env.observation_space, env.action_space = OBSERVATIONS, ACTIONS
     model = PPO("MlpPolicy", env, device="cpu", seed=0)
@@ -62,29 +60,29 @@ def sb3_update(repeats: int) -> float:
             torch.from_numpy(buffer.observations[:, 0]), torch.from_numpy(buffer.actions[:, 0])
         )
     buffer.log_probs[:, 0], buffer.full = log_prob, True
-    return best(model.train, repeats) / model.n_steps
+    return lambda: seconds(model.train) / model.n_steps
 
 
-def cohort(n: int, repeats: int) -> tuple[float, float]:
-    """Seconds per agent and step of the update and of an action, the latter with noting the step's
-    outcome.
+def cohort(n: int) -> Callable[[], tuple[float, float]]:
+    """Measures seconds per agent and step of the update and of an action, the latter with noting
+    the step's outcome.
     """
     agents = CohortPPO([PPOSettings()] * n, list(range(n)), OBSERVATIONS, ACTIONS)
     n_steps, rng = agents.settings[0].n_steps, np.random.default_rng(0)
     obs = rng.normal(size=(64, n, 1, 100)).astype(np.float32)
     rewards, ends = rng.normal(size=(n, 1)).astype(np.float32), np.zeros((n, 1), bool)
     agents.start(obs[0])
-    updates, ticks = [], []
 
     def rollout() -> None:
         for t in range(n_steps):
             agents.act()
             agents.record(obs[t % 64], rewards, ends)
 
-    for _ in range(repeats):
-        ticks.append(best(rollout, 1))
-        updates.append(best(lambda: agents.update(1.0), 1))
-    return min(updates) / n_steps / n, min(ticks) / n_steps / n
+    def measure() -> tuple[float, float]:
+        act = seconds(rollout)
+        return seconds(lambda: agents.update(1.0)) / n_steps / n, act / n_steps / n
+
+    return measure
 
 
 def main() -> None:
@@ -95,10 +93,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    reference = sb3_update(args.repeats)
+    sb3, cohorts = sb3_update(), {n: cohort(n) for n in args.agents}
+    references: list[float] = []
+    times: dict[int, list[tuple[float, float]]] = {n: [] for n in cohorts}
+    for _ in range(args.repeats):
+        references.append(sb3())
+        for n, measure in cohorts.items():
+            times[n].append(measure())
+    reference = min(references)
     print(f"Stable-Baselines3: update {reference * 1e6:6.1f} µs per step")
-    for n in args.agents:
-        update, act = cohort(n, args.repeats)
+    for n, pairs in times.items():
+        update, act = map(min, zip(*pairs))
         print(
             f"{n:3} agents: update {update * 1e6:6.1f} µs ({reference / update:4.1f} times "
             f"faster), act {act * 1e6:5.2f} µs"

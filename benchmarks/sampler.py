@@ -230,8 +230,8 @@ def report(path: Path) -> None:
         return [s for s in range(1000) if all((n, function, workers, s) in records for n in names)]
 
     print(
-        "Shares of trials ranked and told, simulated time to the target (median), value of the "
-        "trial taken (geometric mean)\n"
+        "Shares of trials ranked and told, simulated time to the target (mean over functions of "
+        "the median over seeds), value of the trial taken (geometric mean over seeds)\n"
     )
     print("| workers | sampler | seeds | ranked | told | time | " + " | ".join(FUNCTIONS) + " |")
     print("|---|---|---|---|---|---|" + "---|" * len(FUNCTIONS))

@@ -449,16 +449,22 @@ def test_the_matrix_keeps_experiments_and_tests_of_the_same_environments_apart()
     assert [*zip(made.evolved_on, made.probability)] == [("A (a_1)", 1.0), ("A (a_2)", 0.0)]
     made = tables.matrix({"a_1": ("A", pd.concat([one, two]))}, "R")
     assert [*zip(made.tested_on, made.probability)] == [("X-v0 (s)", 1.0), ("X-v0 (t)", 0.0)]
+    # Other tests of an experiment, such as controls alone, are no second evolution.
+    made = tables.matrix({"a": ("A", one), "a_inputs": ("A", one[one.arm == "PPO"])}, "R")
+    assert [*made.evolved_on] == ["A"]
 
 
 def test_the_matrix_is_drawn_the_same_each_time(monkeypatch, tmp_path, capsys):
     rows = pd.concat([scored("s", arm, [0.0, 1.0, 2.0]) for arm in ("PPO", evidence.RES)])
-    each = Namespace(name="a", part="generalisation", evolved_on="A")
+    rows = rows.assign(env_id="popgym:popgym-CountRecallEasy-v0")
+    each = Namespace(name="a", part="generalisation", evolved_on="A-v0")
     monkeypatch.setattr(evidence, "experiments", lambda: [each])
     drawn = []
     for _ in range(2):
         evidence.print_matrix({"a": rows}, tmp_path, "")
+        assert "| A-v0 | 0.50 [" in capsys.readouterr().out
         drawn.append((tmp_path / "generalisation.svg").read_text())
+    assert {"CountRecallEasy", "A-v0"} <= {*texts_of(tmp_path / "generalisation.svg")}
     assert drawn[0] == drawn[1]
     assert "<dc:date>" not in drawn[0]
 
@@ -941,6 +947,15 @@ def test_the_page_of_results_names_every_part_and_has_its_tables(capsys, tmp_pat
     evidence.print_published(rows, tmp_path, "")
     printed = capsys.readouterr().out.splitlines()
     assert "\n".join(line for line in printed if line.startswith("|")) in page
+    evidence.print_matrix(rows, tmp_path, "")
+    for name in ("memory", "generalisation"):
+        stored, drawn = (texts_of(folder / f"{name}.svg") for folder in (evidence.ROWS, tmp_path))
+        assert stored == drawn, f"benchmarks/evidence.py table draws another {name}.svg"
+
+
+def texts_of(picture):
+    """All texts that Matplotlib drew, which it notes beside their outlines."""
+    return re.findall("<!-- (.+?) -->", picture.read_text())
 
 
 def test_git_does_not_ignore_the_rows_of_the_evidence(tmp_path):

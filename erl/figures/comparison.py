@@ -294,7 +294,7 @@ def generalisation_matrix(matrix: pd.DataFrame, about: str = "") -> Figure:
     rows = list(dict.fromkeys(matrix.evolved_on))
     columns = list(dict.fromkeys(matrix.tested_on))
     values = np.full((len(rows), len(columns)), np.nan)
-    figure, axes = new(height=1.5 + 0.6 * len(rows))
+    figure, axes = new(height=1.5 + 0.72 * len(rows))
     for cell in matrix.itertuples():
         i, j = rows.index(cell.evolved_on), columns.index(cell.tested_on)
         values[i, j] = cell.probability
@@ -303,7 +303,7 @@ def generalisation_matrix(matrix: pd.DataFrame, about: str = "") -> Figure:
             j,
             i,
             f"{cell.probability:.2f}\n{interval_text((cell.low, cell.high), '{:.2f}')}\n"
-            f"{number_text(cell.iqm)} ({number_text(cell.baseline_iqm)})",
+            f"{number_text(cell.iqm)}\n({number_text(cell.baseline_iqm)})",
             ha="center",
             va="center",
             fontsize=8,
