@@ -99,7 +99,8 @@ RES = "RES_PPO_0.0003"
 # Of a flag that is given twice the last one counts. Final policies play two episodes, and not ten.
 SMALL_EVOLUTION = "--nb_trials 4 --nb_seeds 1 --training_steps {steps} --ep_eval 2"
 SMALL_FINALS = "--finalists 2 --finalist_seeds 1"
-SMALL_TEST = "--HP_training_steps {steps} --training_steps {steps} --nb_seeds 2"
+SMALL_TEST = "--training_steps {steps} --nb_seeds 2"
+OF_SMALL_EVOLUTION = "--HP_training_steps {steps}"
 
 # Agents of the memory benchmark, and published ones beside them, by their keys in evidence.toml.
 OF_MEMORY = {
@@ -203,7 +204,8 @@ class Experiment:
                 + f" {SMALL_FINALS}" * (flag(command, "finalists", None) is not None)
                 for command in evolutions
             ]
-            tests = [f"{test} {SMALL_TEST.format(steps=self.small_steps)}" for test in tests]
+            flags = f"{SMALL_TEST} {OF_SMALL_EVOLUTION}" if evolutions else SMALL_TEST
+            tests = [f"{test} {flags.format(steps=self.small_steps)}" for test in tests]
         return [*evolutions, *tests]
 
 

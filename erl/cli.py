@@ -236,7 +236,8 @@ def without_passwords(text: str) -> str:
     """Text in which no address shows its password: the last guard, for what the user typed comes
     back in messages.
     """
-    text = re.sub(r"(://[^\s:/@]*):[^\s]*@", r"\1:***@", text)
+    # A user may hold an @, as those of Azure do: admin@server.
+    text = re.sub(r"(://[^\s:/]*):[^\s]*@", r"\1:***@", text)
     return re.sub(r"([?&][^\s=&]*pass[^\s=&]*=)[^\s&#]*", r"\1***", text, flags=re.I)
 
 

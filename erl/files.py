@@ -2,7 +2,9 @@
 JSON as users write them.
 """
 
+import errno
 import json
+import os
 import re
 import tempfile
 import time
@@ -81,6 +83,52 @@ def unwritable(what: object, error: OSError) -> str:
     return f"{what} cannot be written: {error.strerror or error}"
 
 
+@contextmanager
+def reading(what: object) -> Iterator[None]:
+    """Within it, an OSError is for the user: `what` cannot be read.
+
+    Raises:
+        UserError: in place of it.
+    """
+    try:
+        yield
+    except OSError as e:
+        raise UserError(f"{what} cannot be read: {e.strerror or e}") from e
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether there is a folder of this name, or a link to one. A name that is too long has none.
+
+    Raises:
+        UserError: it cannot be known, since a folder above is closed.
+    """
+    with reading(path):
+        try:
+            return Path(path).is_dir()
+        except OSError as e:
+            if e.errno == errno.ENAMETOOLONG:
+                return False
+            raise
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files in a folder and in those below it, sorted; none where there is no such folder.
+    Links to folders are not followed.
+
+    Raises:
+        UserError: one of the folders cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error
+
+    with reading(folder):
+        walked = os.walk(folder, onerror=refuse)
+        paths = [Path(above, name) for above, _, names in walked for name in names]
+        return sorted(path for path in paths if path.is_file())
+
+
 def check_new_file(path: Path, overwrite: bool) -> None:
     """Raise a UserError if a file cannot be written there; leaves nothing behind.
 
@@ -88,13 +136,13 @@ def check_new_file(path: Path, overwrite: bool) -> None:
         path: of the file.
         overwrite: whether one that is there may be replaced.
     """
-    # A folder or a device, such as /dev/stdout, is never replaced.
-    if path.exists() and not (overwrite and path.is_file()):
-        raise UserError(
-            f"{path} exists"
-            + ("; --overwrite replaces it" if path.is_file() else " and is not a file")
-        )
     with writing(path):
+        # A folder or a device, such as /dev/stdout, is never replaced.
+        if path.exists() and not (overwrite and path.is_file()):
+            raise UserError(
+                f"{path} exists"
+                + ("; --overwrite replaces it" if path.is_file() else " and is not a file")
+            )
         check_writable(str(path.parent))
 
 

@@ -358,5 +358,10 @@ def _as_word(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(map(_as_word, value))
     if isinstance(value, dict):
-        return json.dumps(value, default=str)
+        try:
+            return json.dumps(value, default=str)
+        except TypeError:  # a date, for one
+            raise argparse.ArgumentTypeError(
+                "has a name that is no text: write it in quotes"
+            ) from None
     return str(value)

@@ -2,6 +2,7 @@
 own.
 """
 
+import errno
 import os
 import random
 import shutil
@@ -306,6 +307,30 @@ def _own_luck(monkeypatch):
 def _own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
+
+
+@pytest.fixture
+def closed(monkeypatch):
+    """The folder `closed` of somebody else, into which nobody can look. Tests may run as root, for
+    whom every folder is open.
+    """
+    Path("closed").mkdir()
+
+    def refuse(name, inside):
+        real = getattr(os, name)
+
+        def call(path=".", *args, **named):
+            parts = () if isinstance(path, int) else Path(os.fsdecode(path)).parts
+            if "closed" in (parts[:-1] if inside else parts):
+                raise PermissionError(errno.EACCES, "Permission denied", path)
+            return real(path, *args, **named)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("stat", "lstat", "mkdir"):
+        refuse(name, inside=True)
+    for name in ("scandir", "listdir"):
+        refuse(name, inside=False)
 
 
 # -- real servers --

@@ -263,7 +263,7 @@ def test_the_experiments_are_commands_of_the_scripts(small, monkeypatch):
         assert {e.finalists for e in evolutions} <= {held}
         assert bool(evolutions) is not all(test.evolved for test in tests)
         for test in tests if evolutions else ():  # of a study that was evolved
-            assert study_name(test.subject(), test.h_test, test.HP_training_steps) in evolved
+            assert test.evolution_name in evolved
 
 
 def test_the_planned_steps_of_an_experiment():

@@ -419,6 +419,10 @@ def test_figures_have_digits_where_they_are_small(value, text):
             ["erl", "evolve", "--storage", "postgresql://me:word@host/x"],
             "erl evolve --storage 'postgresql://me:***@host/x'",
         ),
+        (
+            ["erl", "evolve", "--storage", "mysql+pymysql://me@server:word@server.example.com/x"],
+            "erl evolve --storage 'mysql+pymysql://me@server:***@server.example.com/x'",
+        ),
         (["/x/ipykernel_launcher.py", "-f", "y"], None),
         ([""], None),
     ],

@@ -142,6 +142,7 @@ def test_values_may_be_negative():
         ("a.yaml", "nb_trials: 0", "--nb_trials must be at least 1, not 0"),
         ("a.yaml", "config: b.yaml", "unknown flag 'config'"),
         ("a.yaml", "study: ''", "a.yaml: study is empty"),
+        ("a.yaml", "env_kwargs: {2026-01-01: 3}", "env_kwargs has a name that is no text"),
     ],
 )
 def test_files_that_cannot_be_read(name, text, message):

@@ -11,10 +11,12 @@ from erl.experiments.flags import (
     check_number,
     check_seeds,
     env_kwargs_option,
+    study_name,
 )
 from erl.learners import ENGINES
 
-DEFAULT_STEPS = 10_000_000  # ER-MRL's
+# ER-MRL's.
+DEFAULT_STEPS, EVOLUTION_STEPS = 10_000_000, 300_000
 ENV_ID, UNITS = "HalfCheetah-v4", 100
 
 
@@ -31,7 +33,9 @@ class ComparisonFlags(AgentFlags):
     study: str | None = option(
         None, "whole name of the study, instead of the flags from which its name is made"
     )
-    HP_training_steps: int = option(300_000, "environment steps of one lifetime in the evolution")
+    HP_training_steps: int | None = option(
+        None, f"environment steps of one lifetime in the evolution: {EVOLUTION_STEPS} by default"
+    )
     training_steps: int = option(
         DEFAULT_STEPS,
         "environment steps of one test lifetime",
@@ -87,16 +91,21 @@ class ComparisonFlags(AgentFlags):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name(self.h_test)
-        for name in ("HP_training_steps", "training_steps", "nb_seeds"):
-            check_count(name, getattr(self, name))
-        if self.units is not None:
-            check_count("units", self.units)
+        for name in ("HP_training_steps", "training_steps", "nb_seeds", "units"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
         check_seeds(None, self.nb_seeds)
         if self.learner_config is not None and self.learner is None:
             raise UserError(
                 "--learner_config needs --learner: without it a test has the settings of the "
                 "evolution"
             )
+
+    @property
+    def evolution_name(self) -> str:
+        """The name of the evolution's study."""
+        steps = EVOLUTION_STEPS if self.HP_training_steps is None else self.HP_training_steps
+        return self.study or study_name(self.subject(), self.h_test, steps)
 
     @property
     def results(self) -> str:

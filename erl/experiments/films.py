@@ -1,5 +1,6 @@
 """Films of trained agents, beside their models and in the dashboard."""
 
+import os
 from pathlib import Path
 
 from erl.cli import Sink, command
@@ -31,7 +32,7 @@ def say_film(study: Study, flags: AgentFlags, folder: str, arm: str | None, sink
     chosen = [t for t in middle if arm is None or t.params.get("arm") == arm]
     for trial in chosen[:1] or middle[:1]:
         line = film_command(flags, folder, trial.params)
-        if (Path(flags.models) / folder / f"{model_name(trial.params)}.zip").exists():
+        if os.path.isfile(Path(flags.models) / folder / f"{model_name(trial.params)}.zip"):
             sink.line(f"film it:  {line}")
 
 

@@ -2,6 +2,7 @@
 trial of a journal of ER-MRL. `load_best` finds it.
 """
 
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from erl.experiments.comparison_flags import (
     ComparisonFlags,
     GeneralizationComparisonConfig,
 )
-from erl.experiments.flags import read_settings, study_name
+from erl.experiments.flags import read_settings
 from erl.learners import canonical_name, get_learner, published_settings, resolve_engine
 from erl.search.space import ER_MRL_BIAS, LEARNER, is_searched, make_context
 from erl.studies.catalogue import ANY, find_evolved
@@ -117,8 +118,13 @@ def _load_evolved(flags: ComparisonFlags, sink: Sink) -> Best:
     """An entry of the catalogue.
 
     Raises:
-        UserError: there is none, or it was evolved with other arguments of the environment.
+        UserError: there is none, or flags say something else of its evolution.
     """
+    if flags.h_test != ComparisonFlags.h_test:
+        raise UserError(
+            f"--h_test {flags.h_test} names an evolution of yours, and --evolved takes one of the "
+            f"catalogue: leave one out"
+        )
     entry = find_evolved(flags.study or ANY, flags.evolved_in, flag="--study")
     evolution = replace(entry.evolution, published_code=flags.published_code)
     name = f"{ANY}_{entry.name}"
@@ -138,7 +144,7 @@ def _load_study(flags: ComparisonFlags, sink: Sink) -> Best:
     Raises:
         UserError: no such study, or none of its trials succeeded.
     """
-    name = flags.study or study_name(flags.subject(), flags.h_test, flags.HP_training_steps)
+    name = flags.evolution_name
     address = _address(flags, name, sink)
     study = Study(address, _same_but_reservoirs(address, name, flags))
     name = study.name
@@ -193,11 +199,11 @@ def _check_fixed_iss(flags: ComparisonFlags, name: str, evolution: EvolutionStud
 def _check_stored(flags: ComparisonFlags, name: str, evolution: EvolutionStudy) -> None:
     """Refuse flags that say something else of the evolution than what is stored of it."""
     _check_fixed_iss(flags, name, evolution)
-    names = ["units", "skip_c"]
+    names = {"units": "units", "skip_c": "skip_c", "HP_training_steps": "training_steps"}
     if not isinstance(flags, GeneralizationComparisonConfig):
-        names += ["del_obs", "env_id"]
-    for flag in names:
-        given, stored = getattr(flags, flag, None), getattr(evolution, flag)
+        names |= {"del_obs": "del_obs", "env_id": "env_id"}
+    for flag, name_stored in names.items():
+        given, stored = getattr(flags, flag, None), getattr(evolution, name_stored)
         if given is not None and stored is not None and given != stored:
             raise UserError(
                 f"{name} was evolved with {flag} {stored}, and its test uses the same, not {given}"
@@ -229,7 +235,7 @@ def _address(flags: ComparisonFlags, name: str, sink: Sink) -> str:
     has no such study.
     """
     journal = f"optuna-journal_{name}.log"
-    if flags.storage != DEFAULT_STORAGE or not Path(journal).exists():
+    if flags.storage != DEFAULT_STORAGE or not os.path.exists(journal):
         return flags.storage
     if Path("studies.db").exists() and name in study_names(open_storage(DEFAULT_STORAGE)):
         return flags.storage

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from erl.cli import plural
+from erl.cli import plural, without_passwords
 from erl.errors import UserError, one_line
 from erl.studies.study import Study
 
@@ -85,7 +85,12 @@ def connect(name: str) -> Service:
     try:
         return services[name]()
     except Exception as e:  # each library has its own errors
-        raise UserError(f"--track {name} cannot be used: {one_line(e)}") from e
+        raise UserError(f"--track {name} cannot be used: {_reason(e)}") from e
+
+
+def _reason(error: Exception) -> str:
+    """What a library says, as a line: it may name the address of the service."""
+    return without_passwords(one_line(error))
 
 
 class WandB:
@@ -178,7 +183,7 @@ class MLflow:
 
     def where(self, study: str) -> str:
         """See `Service`."""
-        return f"mlflow at {self._address}, experiment {study}"
+        return f"mlflow at {without_passwords(self._address)}, experiment {study}"
 
 
 class _MLflowRun:
@@ -278,7 +283,7 @@ class Tracker:
             self._send()
         except Exception as e:  # a network, a disk, a service
             if self._failure is None:
-                self._failure = one_line(e)
+                self._failure = _reason(e)
                 self._say(f"warning: --track {self._service.name}: {self._failure}")
             return False
         self._failure = None
@@ -321,5 +326,5 @@ class Tracker:
             try:
                 followed.run.end()
             except Exception as e:
-                _log.warning("--track %s: a run was not ended: %s", self._service.name, e)
+                _log.warning("--track %s: a run was not ended: %s", self._service.name, _reason(e))
             followed.run = None

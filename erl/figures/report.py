@@ -31,7 +31,7 @@ from erl.figures.agents import (
 from erl.figures.flags import FigureConfig
 from erl.figures.page import Section, as_html, describe
 from erl.figures.style import save
-from erl.files import check_writable, folder_name, write_text, writing
+from erl.files import check_writable, folder_name, reading, write_text, writing
 from erl.lifetimes.film import film_agent
 from erl.lifetimes.models import load_model
 from erl.lifetimes.trace import Trace, trace
@@ -299,8 +299,9 @@ def model_of(data: StudyData, models: str | Path) -> tuple[str, int, int, Path]:
     seed = int(chosen.seed)
     folder = Path(models) / folder_name(data.name)
     path = folder / arm / f"seed_{seed}" if data.kind == "test" else folder / f"seed_{seed}"
-    if not path.with_name(f"{path.name}.zip").is_file():
-        raise UserError(f"there is no model {path}.zip")
+    with reading(f"{path}.zip"):
+        if not path.with_name(f"{path.name}.zip").is_file():
+            raise UserError(f"there is no model {path}.zip")
     return arm, seed, int(chosen.trial), path
 
 
@@ -378,9 +379,9 @@ def report(config: FigureConfig, sink: Sink) -> int:
     """
     folder = Path(config.folder or "")
     page = folder / "report.html"
-    if page.exists() and not config.overwrite:
-        raise UserError(f"{page} exists; --overwrite replaces it")
     with writing(folder):
+        if page.exists() and not config.overwrite:
+            raise UserError(f"{page} exists; --overwrite replaces it")
         check_writable(str(folder))
     names = list(dict.fromkeys(n.strip() for n in (config.study or "").split(",") if n.strip()))
     studies = [read_study(name, config.storage) for name in names]

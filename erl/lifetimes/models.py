@@ -1,10 +1,11 @@
 """Saved models: a trained agent as a zip, and beside it the specification of its lifetime."""
 
 import json
+import os
 from pathlib import Path
 
 from erl.errors import UserError, one_line
-from erl.files import write_text, writing
+from erl.files import files_below, is_folder, write_text, writing
 from erl.learners import Agent, load_agent
 from erl.worlds.specification import LifetimeSpec, from_json, to_json
 
@@ -33,12 +34,12 @@ def find_model(name: str) -> str:
     """The path without ending of the model that a user names.
 
     Raises:
-        UserError: it is a folder; the message names the agents in it.
+        UserError: it is a folder, and the message names the agents in it; or it cannot be read.
     """
     model = name.removesuffix(".zip").removesuffix(".json")
-    if not Path(model).is_dir() or Path(f"{model}.zip").is_file():
+    if not is_folder(model) or os.path.isfile(f"{model}.zip"):
         return model
-    found = sorted(str(path.with_suffix("")) for path in Path(model).rglob("*.zip"))
+    found = [str(p.with_suffix("")) for p in files_below(Path(model)) if p.suffix == ".zip"]
     if not found:
         raise UserError(f"{model} is a folder without saved agents")
     more = f" and {len(found) - SHOWN_AGENTS} more" if len(found) > SHOWN_AGENTS else ""
@@ -60,10 +61,11 @@ def load_model(path: str | Path) -> tuple[LifetimeSpec, Agent]:
     stem = str(path).removesuffix(".zip")
     # Agents that were saved beside another have its specification: seed_0.rl.zip, seed_0.json.
     beside = [Path(f"{s}.json") for s in (stem, stem.rpartition(".")[0])]
-    described = next((p for p in beside if p.is_file()), None)
-    if described is None or not Path(f"{stem}.zip").is_file():
-        raise UserError(f"no model {stem}.zip with its specification {beside[0].name} beside it")
     try:
+        described = next((p for p in beside if p.is_file()), None)
+        if described is None or not Path(f"{stem}.zip").is_file():
+            missing = f"its specification {beside[0].name} beside it"
+            raise UserError(f"no model {stem}.zip with {missing}")
         spec = _specification(described)
         return spec, load_agent(spec, Path(stem))
     except UserError:

@@ -10,7 +10,7 @@ import mimetypes
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -21,9 +21,9 @@ from optuna.artifacts import ArtifactMeta, FileSystemArtifactStore
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
-from sqlalchemy.engine import make_url
 
-from erl.files import write_whole
+from erl.files import reading, write_whole
+from erl.studies.storage import journal_file, sqlite_file
 
 PREFIX = "artifacts:"
 DEFAULT_FOLDER = "artifacts"
@@ -38,11 +38,8 @@ def folder_of(address: str) -> Path:
     """The folder with the files of a storage: beside the file that it is, `studies.db.artifacts`;
     for a database on a server `artifacts`, where the command is run.
     """
-    if address.startswith("sqlite"):
-        return Path(f"{make_url(address).database}.{DEFAULT_FOLDER}")
-    if address.startswith("journal:") or address.endswith(".log"):
-        return Path(f"{address.removeprefix('journal:')}.{DEFAULT_FOLDER}")
-    return Path(DEFAULT_FOLDER)
+    file = journal_file(address) or sqlite_file(address)
+    return Path(DEFAULT_FOLDER if file is None else f"{file}.{DEFAULT_FOLDER}")
 
 
 def store_of(address: str) -> FileSystemArtifactStore:
@@ -82,7 +79,7 @@ def files_of(study: Any, trials: Iterable[FrozenTrial]) -> set[str]:
 
 
 def unnamed(
-    address: str, storage: BaseStorage, identities: set[str], but: str | None = None
+    address: str, storage: BaseStorage, identities: set[str], but: Collection[str] = ()
 ) -> list[Path]:
     """The files among these that no study of a storage names. Optuna's `copy_study` copies the
     names of files, and not the files.
@@ -91,14 +88,18 @@ def unnamed(
         address: of the storage.
         storage: the same.
         identities: of the files.
-        but: name of a study that does not count.
+        but: names of studies that do not count.
+
+    Raises:
+        UserError: the folder of files cannot be read.
     """
     for study in storage.get_all_studies() if identities else ():
-        if study.study_name != but:
+        if study.study_name not in but:
             trials = storage.get_all_trials(study._study_id, deepcopy=False)
             identities = identities - files_of(study, trials)
     folder = folder_of(address)
-    return [folder / i for i in sorted(identities) if (folder / i).is_file()]
+    with reading(folder):
+        return [folder / i for i in sorted(identities) if (folder / i).is_file()]
 
 
 def attach(
@@ -158,11 +159,18 @@ def identities_in(source: str, target: str, identities: Iterable[str]) -> dict[s
     """What files of one storage are called in another: the same, unless the other one's folder has
     it, where a file of a study must not be that of its copy. A file that is missing keeps its name,
     in case that it comes back.
+
+    Raises:
+        UserError: one of the folders cannot be read.
     """
+
+    def has(folder: Path, identity: str) -> bool:
+        with reading(folder):
+            return (folder / identity).exists()
+
     folders = folder_of(source), folder_of(target)
     return {
-        i: str(uuid.uuid4()) if all((folder / i).exists() for folder in folders) else i
-        for i in identities
+        i: str(uuid.uuid4()) if all(has(folder, i) for folder in folders) else i for i in identities
     }
 
 

@@ -15,12 +15,12 @@ from optuna.trial import FrozenTrial
 
 from erl.cli import Sink, params_text, plural, score_text
 from erl.errors import UserError, nearest
-from erl.files import check_new_file, write_text, write_whole
+from erl.files import check_new_file, write_text, write_whole, writing
 from erl.statistics import interquartile_mean, number_text
 from erl.studies.configuration import FinalsStudy, SingleStudy, TestStudy, from_stored
 from erl.studies.flags import DOCUMENTS, ExportConfig, ListConfig, ShowConfig
 from erl.studies.records import generations, records, trial_rows
-from erl.studies.storage import names_text, open_storage, shown
+from erl.studies.storage import MissingError, names_text, open_storage, shown
 from erl.studies.study import COMMAND, COPY, Study
 from erl.studies.tables import (
     agent_tables,
@@ -48,11 +48,16 @@ INCOMPLETE = "incomplete copy"
 COLUMNS = ("study", "kind", "trials", "result", "last change")
 
 
-def name_of(storage: BaseStorage, config: Any) -> str:
-    """The study that is meant."""
-    names = [s.study_name for s in storage.get_all_studies()]
-    if config.study is None and len(meant := without_finals(storage)) == 1:
-        return meant[0]
+def study_of(storage: BaseStorage, config: Any) -> Any:
+    """The one of a storage's studies that is meant.
+
+    Raises:
+        UserError: there is no such study, or it is not named, and there are several.
+    """
+    studies = {s.study_name: s for s in storage.get_all_studies()}
+    names = list(studies)
+    if config.study is None and len(meant := {*without_finals(storage)} & studies.keys()) == 1:
+        return studies[meant.pop()]
     if config.study is None:
         missing = "--study is missing; " * bool(names)
         raise UserError(f"{missing}{shown(config.storage)} {names_text(names)}")
@@ -60,7 +65,29 @@ def name_of(storage: BaseStorage, config: Any) -> str:
         raise UserError(
             f"no study {config.study!r} in {shown(config.storage)}{nearest(config.study, names)}"
         )
-    return config.study
+    return studies[config.study]
+
+
+def name_of(storage: BaseStorage, config: Any) -> str:
+    """The name of the study that is meant, see `study_of`."""
+    return study_of(storage, config).study_name
+
+
+def trials_of(storage: BaseStorage, study: Any, deepcopy: bool = False) -> list[FrozenTrial]:
+    """The trials of one of a storage's studies.
+
+    Args:
+        storage: that has it.
+        study: as the storage told it.
+        deepcopy: whether they may be changed.
+
+    Raises:
+        MissingError: it was deleted meanwhile.
+    """
+    try:
+        return storage.get_all_trials(study._study_id, deepcopy=deepcopy)
+    except KeyError:
+        raise MissingError(f"study {study.study_name!r} was deleted meanwhile") from None
 
 
 def kind_of(study: Any) -> str:
@@ -89,7 +116,7 @@ def _ranked(trials: Sequence[FrozenTrial], directions: Sequence[Any]) -> list[Fr
 
 def is_kind(kind: Any, study: Any) -> bool:
     """Whether one of a storage's studies is of this kind, as its configuration says."""
-    with suppress(UserError, KeyError, AttributeError):
+    with suppress(UserError, KeyError):
         return isinstance(from_stored(study.user_attrs["config"]), kind)
     return False
 
@@ -113,30 +140,10 @@ def _last_change(trials: Sequence[FrozenTrial]) -> str:
 def list_studies(config: ListConfig, sink: Sink) -> int:
     """A line for each study of a storage."""
     storage = open_storage(config.storage)
-    rows = [COLUMNS]
+    rows: list[tuple[str, ...]] = [COLUMNS]
     for study in storage.get_all_studies():
-        trials = storage.get_all_trials(study._study_id, deepcopy=False)
-        ranked = _ranked(trials, study.directions)
-        kind = kind_of(study)
-        result = f"best fitness {score_text(ranked[0].value)}" if ranked else "-"
-        choice = stored_choice(study.user_attrs)
-        if kind == INCOMPLETE:
-            result = "-"
-        elif ranked and is_kind(TestStudy | SingleStudy, study):
-            result = _agents(Study(config.storage, study.study_name))
-        elif choice is not None:
-            result = f"winner's fitness {score_text(choice.winner.expected)}"
-        elif kind == FinalsStudy.title:
-            result = "-"
-        rows.append(
-            (
-                study.study_name,
-                kind,
-                states_text(trials),
-                result,
-                _last_change(trials),
-            )
-        )
+        with suppress(MissingError):  # it was deleted meanwhile
+            rows.append(_row(config.storage, storage, study))
     if len(rows) == 1:
         sink.line(f"{shown(config.storage)} has no study yet")
         return 0
@@ -146,13 +153,32 @@ def list_studies(config: ListConfig, sink: Sink) -> int:
     return 0
 
 
+def _row(address: str, storage: BaseStorage, study: Any) -> tuple[str, ...]:
+    """What the list says of one of a storage's studies, by `COLUMNS`.
+
+    Raises:
+        MissingError: it was deleted meanwhile.
+    """
+    trials, kind = trials_of(storage, study), kind_of(study)
+    ranked = _ranked(trials, study.directions)
+    result = f"best fitness {score_text(ranked[0].value)}" if ranked else "-"
+    choice = stored_choice(study.user_attrs)
+    if kind == INCOMPLETE:
+        result = "-"
+    elif ranked and is_kind(TestStudy | SingleStudy, study):
+        result = _agents(Study(address, study.study_name))
+    elif choice is not None:
+        result = f"winner's fitness {score_text(choice.winner.expected)}"
+    elif kind == FinalsStudy.title:
+        result = "-"
+    return study.study_name, kind, states_text(trials), result, _last_change(trials)
+
+
 def show_study(config: ShowConfig, sink: Sink) -> int:
     """What a study is, its best trials, and why others failed; or one trial."""
     storage = open_storage(config.storage)
-    name = name_of(storage, config)
-    study = next(s for s in storage.get_all_studies() if s.study_name == name)
-    trials = storage.get_all_trials(study._study_id, deepcopy=False)
-    kind = kind_of(study)
+    study = study_of(storage, config)
+    name, trials, kind = study.study_name, trials_of(storage, study), kind_of(study)
     if config.trial is not None:
         one = find_trial(trials, config.trial, name)
         sink.line(f"trial {one.number} of {name} in {shown(config.storage)}: {kind}")
@@ -258,8 +284,9 @@ def with_json(table: pd.DataFrame) -> pd.DataFrame:
 def export_study(config: ExportConfig, sink: Sink) -> int:
     """Write a study as a table, whole or not at all; lists, such as curves, are JSON."""
     path, document, remark = Path(config.file or ""), None, ""
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"cannot write {path}: its folder does not exist")
+    with writing(path):
+        if not path.absolute().parent.is_dir():
+            raise UserError(f"cannot write {path}: its folder does not exist")
     check_new_file(path, config.overwrite)
     name = name_of(open_storage(config.storage), config)
     if config.rows == "trials":
@@ -288,13 +315,11 @@ def export_study(config: ExportConfig, sink: Sink) -> int:
         frame = records(config.storage, name)
         if not len(frame):
             raise UserError(f"study {name!r} stores no lifetimes; --rows trials exports its trials")
-    try:
+    with writing(path):
         if document is None:
             write_whole(path, lambda part: with_json(frame).to_csv(part, index=False))
         else:
             write_text(path, document)
-    except OSError as e:
-        raise UserError(f"cannot write {path}: {e.strerror or e}") from e
     count = frame.arm.nunique() if config.rows == "arms" else len(frame)
     sink.line(f"{path}: {count} {config.rows} of {name}")
     if remark:

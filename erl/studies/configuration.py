@@ -238,12 +238,12 @@ def from_stored(stored: Any) -> StudyConfig:
         raise UserError(
             f"this version does not know studies of the kind {kind!r}{nearest(kind, _KINDS)}"
         )
-    known = _fields(stored)
-    if "evolution" in known:
-        known["evolution"] = _fields(known["evolution"])
     try:
+        known = _fields(stored)
+        if "evolution" in known:
+            known["evolution"] = _fields(known["evolution"])
         return from_json(_KINDS[kind], known)
-    except TypeError as e:
+    except (TypeError, AttributeError) as e:
         raise UserError(f"the stored configuration cannot be read: {e}") from None
 
 

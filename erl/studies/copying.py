@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from erl.cli import Sink
 from erl.errors import UserError
 from erl.studies.artefacts import copy_files, files_of, identities_in, renamed, unnamed
-from erl.studies.commands import INCOMPLETE, name_of
+from erl.studies.commands import INCOMPLETE, study_of, trials_of
 from erl.studies.deletion import finals_of, remove
 from erl.studies.flags import CopyConfig
 from erl.studies.following import UID
@@ -36,20 +36,19 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
     The copy bears the mark `incomplete` until all of it was read back and found equal.
     """
     source = open_storage(config.storage)
-    name = name_of(source, config)
+    original = study_of(source, config)
+    name = original.study_name
     target_name = config.to_name or name
     to = config.to or ""
-    original = next(s for s in source.get_all_studies() if s.study_name == name)
     if original.system_attrs.get(COPY) == "incomplete":
         raise UserError(f"study {name!r} is an incomplete copy itself")
     target = open_storage(to, create=True)
     there = {s.study_name: s for s in target.get_all_studies()}
-    left: set[str] = set()  # files of the study that is replaced
     finals, copied_finals = finals_name(source, name), finals_name(target, target_name)
     has_finals = finals in study_names(source)  # the copy itself may get this name
     # Read before anything is deleted. They are copies, which may be changed.
     trials = sorted(
-        map(_of_nobody, source.get_all_trials(original._study_id)), key=lambda t: t.number
+        map(_of_nobody, trials_of(source, original, deepcopy=True)), key=lambda t: t.number
     )
     files = identities_in(config.storage, to, files_of(original, trials))
     original = copy(original)
@@ -75,10 +74,15 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
         orphans = [] if has_finals else finals_of(target, target_name, there)
         if name in orphans and (to == config.storage or _is_same(source, target)):
             orphans = []  # these finals are copied to the place of their evolution
-        for each in (*orphans, target_name):
-            replaced = there[each]
-            left |= files_of(replaced, target.get_all_trials(replaced._study_id, deepcopy=False))
-            target.delete_study(replaced._study_id)
+        replaced = [there[each] for each in (*orphans, target_name)]
+        names = [study.study_name for study in replaced]
+        # Their files go first: if this is interrupted, the same command finds what is left.
+        for study in replaced:
+            named = files_of(study, trials_of(target, study))
+            for path in unnamed(to, target, named, but=names):
+                remove(path, sink)
+        for study in replaced:
+            target.delete_study(study._study_id)
         for each in orphans:
             sink.line(f"{each} in {shown(to)}, the finals of what is replaced, is deleted")
     try:
@@ -103,15 +107,13 @@ def copy_study(config: CopyConfig, sink: Sink) -> int:
     except BaseException:
         with suppress(Exception):  # the mark stays where the storage is gone
             target.delete_study(study_id)
-            for path in unnamed(to, target, left.union(files.values())):
+            for path in unnamed(to, target, set(files.values())):
                 remove(path, sink)
         if target_name in there:
             sink.line(f"{target_name} in {shown(to)}, which was to be replaced, is deleted")
         raise
     finally:
         sink.close()
-    for path in unnamed(to, target, left):
-        remove(path, sink)
     if missing:
         source_name = shown(config.storage)
         sink.line(f"{len(missing)} of its files are missing: they are not beside {source_name}")

@@ -27,6 +27,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from erl.cli import plural
 from erl.errors import UserError
+from erl.files import files_below, is_folder
 from erl.lifetimes.record import CURVE_POINTS, learning_curve
 from erl.search.space import Range, SearchConfig, draw_from, make_context, search_space
 from erl.studies.configuration import (
@@ -38,7 +39,7 @@ from erl.studies.configuration import (
 )
 from erl.studies.distributions import sampler_of
 from erl.studies.records import as_columns, decoded, generation_rows, lifetime_rows, trial_rows
-from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
+from erl.studies.storage import DEFAULT_STORAGE, journal_file, open_storage, shown, study_names
 from erl.studies.study import Study
 from erl.studies.tables import untuned
 from erl.studies.winner import (
@@ -179,11 +180,11 @@ def read_study(address: str, storage: str = DEFAULT_STORAGE) -> StudyData:
     Raises:
         UserError: there is no such study, or it is minimised.
     """
-    if Path(address).is_dir() and not _has(storage, address):
+    if is_folder(address) and not _has(storage, address):
         return read_tensorboard(address)
     if "#" in address:
         storage, _, name = address.rpartition("#")
-    elif "://" in address or address.startswith("journal:") or address.endswith(".log"):
+    elif "://" in address or journal_file(address) is not None:
         storage, name = address, ""
     else:
         name = address
@@ -305,10 +306,11 @@ def read_tensorboard(folder: str | Path) -> StudyData:
     of its own, with the seeds counted.
 
     Raises:
-        UserError: no event file, none that tells a return, or two runs of one arm and seed.
+        UserError: no event file, none that tells a return, two runs of one arm and seed, or a
+            folder that cannot be read.
     """
     root = Path(folder)
-    files = sorted(root.rglob(_EVENTS))
+    files = [path for path in files_below(root) if path.match(_EVENTS)]
     if not files:
         raise UserError(f"no TensorBoard log below {root}")
     found: list[tuple[str, int | None, _Log]] = []

@@ -4,6 +4,7 @@ Folders of agents, logs and checkpoints are named after studies. Without the fla
 they stay.
 """
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,12 @@ from typing import Any
 from optuna.storages import BaseStorage
 
 from erl.cli import Sink, plural
-from erl.files import folder_name
+from erl.files import files_below, folder_name, is_folder
 from erl.studies.artefacts import files_of, folder_of, unnamed
-from erl.studies.commands import is_kind, kind_of, name_of
+from erl.studies.commands import is_kind, kind_of, name_of, trials_of
 from erl.studies.configuration import EvolutionStudy, FinalsStudy, TestStudy
 from erl.studies.flags import DeleteConfig
-from erl.studies.leases import check_unused
+from erl.studies.leases import Lease, check_unused
 from erl.studies.storage import open_storage, shown
 from erl.studies.trials import states_text
 from erl.studies.winner import TESTED, finals_name
@@ -52,7 +53,8 @@ def delete_study(config: DeleteConfig, sink: Sink) -> int:
         Exit code: 0, or 1 if a file or a folder could not be deleted.
 
     Raises:
-        UserError: there is no such study, or a command works on it. Nothing has been deleted then.
+        UserError: there is no such study, a command works on it, or a folder cannot be read.
+            Nothing has been deleted then.
     """
     storage = open_storage(config.storage)
     name = name_of(storage, config)
@@ -61,7 +63,7 @@ def delete_study(config: DeleteConfig, sink: Sink) -> int:
     names = [*finals_of(storage, name, studies), name]
     for each in names:
         check_unused(storage, each, studies[each]._study_id, config.yes, sink)
-    doomed = [_doomed(config.storage, storage, studies[each]) for each in names]
+    doomed = [_doomed(config.storage, storage, studies[each], names) for each in names]
     folders, kept = _folders(config, names, studies)
     said = list(_references(storage, name, names, studies))
     if config.yes:
@@ -69,8 +71,8 @@ def delete_study(config: DeleteConfig, sink: Sink) -> int:
     sink.line(f"this would be deleted from {shown(config.storage)}:")
     for study in doomed:
         sink.line(f"  {study.title}")
-    for folder in folders:
-        sink.line(f"  {_described(folder)}" if config.files else _stays(folder))
+    for described in folders.values():
+        sink.line(f"  {described}" if config.files else _stays(described))
     for line in [*kept, *said]:
         sink.line(line)
     sink.line("nothing is deleted yet: --yes deletes it")
@@ -96,25 +98,32 @@ def _delete(
     config: DeleteConfig,
     storage: BaseStorage,
     doomed: Sequence[Doomed],
-    folders: Sequence[Path],
+    folders: Mapping[Path, str],
     said: Sequence[str],
     sink: Sink,
 ) -> int:
-    """Delete studies, then their files, then, if asked for, their folders. What cannot be deleted
-    after its study is named.
+    """Delete folders, if asked for, then the files of studies, then the studies: if it is
+    interrupted, the same command deletes the rest. What cannot be deleted is named.
     """
-    failed = False
-    for each in doomed:
-        storage.delete_study(each.study_id)
-        sink.line(f"deleted: {each.title}")
-    paths = [path for each in doomed for path in each.files]
-    for path in [*paths, *(folders if config.files else ())]:
-        what = _described(path) if path.is_dir() else None
-        if not remove(path, sink):
-            failed = True
-        elif what is not None:
-            sink.line(f"deleted: {what}")
-    for line in [*([] if config.files else map(_stays, folders)), *said]:
+    leases = [Lease(storage, each.study_id) for each in doomed]
+    try:
+        for lease in leases:
+            lease.start()  # no file goes before the storage can be written
+        failed = False
+        for path, described in folders.items() if config.files else ():
+            if remove(path, sink):
+                sink.line(f"deleted: {described}")
+            else:
+                failed = True
+        for path in [path for each in doomed for path in each.files]:
+            failed |= not remove(path, sink)
+        for each in doomed:
+            storage.delete_study(each.study_id)
+            sink.line(f"deleted: {each.title}")
+    finally:
+        for lease in leases:
+            lease.stop()
+    for line in [*([] if config.files else map(_stays, folders.values())), *said]:
         sink.line(line)
     return int(failed)
 
@@ -136,24 +145,29 @@ def remove(path: Path, sink: Sink) -> bool:
     return True
 
 
-def _stays(folder: Path) -> str:
+def _stays(described: str) -> str:
     """That a folder is not deleted."""
-    return f"stays: {_described(folder)}; --files deletes it too"
+    return f"stays: {described}; --files deletes it too"
 
 
 def _described(folder: Path) -> str:
     """A folder, and how much is in it."""
     if folder.is_symlink():
         return f"{folder}, a link"
-    files = [p for p in folder.rglob("*") if p.is_file()]
-    return f"{folder} with {plural(len(files), 'file')}"
+    return f"{folder} with {plural(len(files_below(folder)), 'file')}"
 
 
-def _doomed(address: str, storage: BaseStorage, study: Any) -> Doomed:
-    """A study with all that it has in the storage."""
-    name = study.study_name
-    trials = storage.get_all_trials(study._study_id, deepcopy=False)
-    files = tuple(unnamed(address, storage, files_of(study, trials), but=name))
+def _doomed(address: str, storage: BaseStorage, study: Any, names: Sequence[str]) -> Doomed:
+    """A study with all that it has in the storage.
+
+    Args:
+        address: of the storage.
+        storage: the same.
+        study: one of its studies.
+        names: of all that are to be deleted.
+    """
+    name, trials = study.study_name, trials_of(storage, study)
+    files = tuple(unnamed(address, storage, files_of(study, trials), but=names))
     title = f"study {name}: {kind_of(study)}, trials: {states_text(trials)}"
     title += f", {plural(len(files), 'file')} in {folder_of(address)}" * bool(files)
     return Doomed(name, study._study_id, title, files)
@@ -161,26 +175,30 @@ def _doomed(address: str, storage: BaseStorage, study: Any) -> Doomed:
 
 def _folders(
     config: DeleteConfig, names: Sequence[str], studies: Mapping[str, Any]
-) -> tuple[list[Path], list[str]]:
-    """The folders that bear the names of studies, and lines about those that are not only theirs.
+) -> tuple[dict[Path, str], list[str]]:
+    """The folders that bear the names of studies, with how much is in each, and lines about those
+    that are not only theirs.
 
     Args:
         config: names the folders above.
         names: of the studies.
         studies: all of the storage.
+
+    Raises:
+        UserError: a folder cannot be read.
     """
-    found, kept = [], []
+    found, kept = {}, []
     for name in names:
         folder = folder_name(name)
         others = [n for n in studies if n not in names and folder_name(n) == folder]
         for above in (config.models, config.logs, config.runs):
             path = Path(above) / folder
-            if folder in ("", ".", "..") or not (path.is_dir() or path.is_symlink()):
+            if folder in ("", ".", "..") or not (is_folder(path) or os.path.islink(path)):
                 continue
             if others:
                 kept.append(f"stays: {path}, which is also the folder of the study {others[0]}")
             else:
-                found.append(path)
+                found[path] = _described(path)
     return found, kept
 
 

@@ -7,7 +7,6 @@ there. What is sent goes through the Hub's own client.
 import json
 import re
 import shlex
-import shutil
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from erl.cli import Sink
+from erl.cli import Sink, installed
 from erl.errors import UserError, one_line
-from erl.files import folder_name, to_yaml, writing
+from erl.files import files_below, folder_name, reading, to_yaml, writing
 from erl.studies.commands import name_of, with_json
 from erl.studies.configuration import EvolutionStudy, SingleStudy, StudyConfig, TestStudy
 from erl.studies.flags import PushConfig
@@ -57,7 +56,8 @@ def push_study(config: PushConfig, sink: Sink) -> int:
         _write_folder(study, models, folder, None, sink)
         beside = ", ".join(sorted(p.name for p in folder.iterdir() if p.name != "README.md"))
         sink.line(f"{folder}: the model card README.md of {name}, and beside it {beside}")
-        words = ["hf", "upload", "USER/NAME", str(folder)]
+        words = [installed("hf"), "upload", "USER/NAME", str(folder)]
+        words += ["--private"] * config.private
         sink.line(f"upload it with the Hub's own command: {shlex.join(words)}")
         return 0
     with tempfile.TemporaryDirectory() as parent:
@@ -97,11 +97,11 @@ def _write_folder(study: Study, models: Path, folder: Path, repo: str | None, si
     """Write the folder of a study, whole or not at all.
 
     Raises:
-        UserError: it is there already, or cannot be written.
+        UserError: it is there already, it cannot be written, or the agents cannot be read.
     """
-    if folder.exists():
-        raise UserError(f"{folder} exists: name a new folder")
     with writing(folder):
+        if folder.exists():
+            raise UserError(f"{folder} exists: name a new folder")
         folder.absolute().parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=".erl-") as parent:
             part = Path(parent) / folder.name
@@ -120,15 +120,20 @@ def _write_folder(study: Study, models: Path, folder: Path, repo: str | None, si
 
 
 def _copy_models(models: Path, folder: Path) -> list[str]:
-    """Copy the agents of a study; the names of their files, without the ending."""
-    paths = sorted(p for p in models.rglob("*") if p.suffix in MODELS and p.is_file())
+    """Copy the agents of a study; the names of their files, without the ending.
+
+    Raises:
+        UserError: one of them cannot be read.
+    """
+    paths = [p for p in files_below(models) if p.suffix in MODELS]
     for path in paths:
+        with reading(path):
+            content = path.read_bytes()
+        if path.suffix == ".json":
+            content = without_machines(content.decode()).encode()
         target = folder / path.relative_to(models)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".json":
-            target.write_text(without_machines(path.read_text(encoding="utf-8")), encoding="utf-8")
-        else:
-            shutil.copyfile(path, target)
+        target.write_bytes(content)
     # Agents that were saved beside another, seed_0.rl.zip, have no specification of their own.
     return [
         p.relative_to(models).with_suffix("").as_posix()

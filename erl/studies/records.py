@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,19 +16,30 @@ from optuna.trial import FrozenTrial
 from erl.lifetimes.record import LifetimeRecord
 from erl.studies.study import Study
 from erl.studies.trials import lifetime_records, pruned_at, why_failed
-from erl.worlds.specification import to_json
+from erl.worlds.specification import Seeds, to_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Lived = list[tuple[FrozenTrial, dict[int, LifetimeRecord]]]
+# What the tables of trials, of lifetimes and of generations call their own columns; those of a
+# learner's generations are its own affair.
+TRIAL_COLUMNS = (
+    *("trial", "state", "fitness", "generation", "begun", "ended", "pruned_at", "error"),
+)
+LIFETIME_COLUMNS = (
+    *("trial", "state", "lifetime", "fitness", "training_return", "final_return", "episodes"),
+    *("steps", "seconds", "curve", "reports", "inner", "note", "error", "env_id", "learner"),
+    *("ep_eval", *(f"seed_{field.name}" for field in fields(Seeds))),
+)
+_OWN = frozenset(TRIAL_COLUMNS + LIFETIME_COLUMNS)
 
 
 def records(storage: str, name: str) -> pd.DataFrame:
     """Every lifetime of a study, one row each.
 
     Returns:
-        Columns: `trial`, `state`, `lifetime`, the trial's parameters (see `parameters`), `fitness`,
+        Columns: `trial`, `state`, `lifetime`, the trial's parameters (see `as_columns`), `fitness`,
         `training_return`, `final_return`, `episodes`, `steps`, `seconds`, `curve` (list of (steps,
         return)), `reports` (at tenths of the budget), `inner` (dictionary, see `LifetimeRecord`, or
         None), `note`, `error`, `env_id`, `learner`, `ep_eval` (episodes of a training return, and
@@ -39,8 +51,9 @@ def records(storage: str, name: str) -> pd.DataFrame:
 def as_columns(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Values by the parameters of a trial, as columns. A trial of finals names a trial of the
     evolution in its parameter `trial`: the column is `of_trial`, since `trial` is its own number.
+    So it is with every parameter that has the name of another column.
     """
-    return {"of_trial" if k == "trial" else k: value for k, value in parameters.items()}
+    return {f"of_{k}" if k in _OWN else k: value for k, value in parameters.items()}
 
 
 def trial_rows(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
@@ -49,7 +62,6 @@ def trial_rows(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    columns = ["trial", "state", "fitness", "generation", "begun", "ended", "pruned_at", "error"]
     rows = [
         {
             "trial": t.number,
@@ -64,7 +76,7 @@ def trial_rows(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
         }
         for t in trials
     ]
-    frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)
+    frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=TRIAL_COLUMNS)
     # Beside numbers or text, pandas takes a choice that is None for a missing value.
     for name in {
         name

@@ -95,6 +95,13 @@ def sqlite_file(storage: str) -> str | None:
     return None if url is None or url.get_backend_name() != "sqlite" else url.database
 
 
+def journal_file(storage: str) -> str | None:
+    """The file of a journal; None for another storage."""
+    if storage.startswith("journal:"):
+        return storage.removeprefix("journal:")
+    return storage if storage.endswith(".log") and "://" not in storage else None
+
+
 def storage_words(storage: str) -> list[str]:
     """The flag of a command that names a storage; none for the one that it takes anyway."""
     return [] if storage == DEFAULT_STORAGE else ["--storage", shown(storage)]
@@ -118,8 +125,10 @@ def refused(storage: str, error: BaseException) -> StorageError:
     details = error.details() if isinstance(error, grpc.RpcError) else None
     text = one_line(details or getattr(error, "orig", None) or error)
     url, file = _url(storage), sqlite_file(storage)
-    if file and not Path(file).exists():  # SQLite says that it is read-only
-        return GoneError(f"cannot use the storage {shown(storage)}: the file {file} is not there")
+    with suppress(OSError):  # where nobody can look, the error says why
+        if file and not Path(file).exists():  # SQLite says that it is read-only
+            gone = f"the file {file} is not there"
+            return GoneError(f"cannot use the storage {shown(storage)}: {gone}")
     secrets = (
         []
         if url is None
@@ -320,8 +329,8 @@ def open_storage(storage: str, create: bool = False) -> RetryingStorage:
     storage = usual(storage)
     explain = partial(refused, storage)
     try:
-        if storage.startswith("journal:") or storage.endswith(".log"):
-            path = Path(storage.removeprefix("journal:"))
+        if (journal := journal_file(storage)) is not None:
+            path = Path(journal)
             _check_journal(path, create)
             return RetryingStorage(_open_journal(path), explain)
         if storage.startswith("grpc://"):

@@ -527,11 +527,18 @@ def test_flags_that_contradict_the_study_are_refused(tiny, inline, sink):
     test = ComparisonConfig(study=name, arms="RES_PPO_0.0003", **TEST)
     before = sorted(Path().rglob("*"))
     others = {"units": 40, "skip_c": True, "del_obs": True, "env_id": "Acrobot-v1"}
+    others |= {"HP_training_steps": 300_000}
     for flag, value in others.items():
         with pytest.raises(UserError, match=rf"was evolved with {flag} .*, not {value}$"):
             compare(dataclasses.replace(test, **{flag: value}), sink)
-    with pytest.raises(UserError, match="evolved with del_obs False"):
-        compare(ComparisonConfig(evolved=True, env_id="HalfCheetah-v4", del_obs=True, **TEST), sink)
+    of_catalogue = ComparisonConfig(evolved=True, env_id="HalfCheetah-v4", workers=1)
+    for flag, value, said in (
+        ("del_obs", True, "evolved with del_obs False"),
+        ("HP_training_steps", 1000, "evolved with HP_training_steps .*, not 1000$"),
+        ("h_test", "mine", "--h_test mine names an evolution of yours"),
+    ):
+        with pytest.raises(UserError, match=said):
+            compare(dataclasses.replace(of_catalogue, **{flag: value}), sink)
     assert sorted(Path().rglob("*")) == before
     same = {"units": tiny["units"], "skip_c": False, "del_obs": False, "env_id": "CartPole-v1"}
     assert compare(dataclasses.replace(test, **same), sink) == 0
@@ -539,6 +546,11 @@ def test_flags_that_contradict_the_study_are_refused(tiny, inline, sink):
     Study(STORAGE, name).optuna.enqueue_trial({"sr": 1.0, "lr": 0.5})
     assert compare(dataclasses.replace(test, nb_seeds=2), sink) == 0
     assert f"{name} has not ended: 1 trial more may be better" in sink.lines
+
+
+def test_a_name_that_is_too_long_for_a_file_is_no_journal(sink):
+    with pytest.raises(UserError, match="there is no study database"):
+        load_best(ComparisonConfig(study="x" * 300), sink)
 
 
 def test_velocities_of_an_unseen_environment_are_deleted_or_not(tiny, inline, sink):

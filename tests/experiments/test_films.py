@@ -1,11 +1,13 @@
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from erl.experiments import films
 from erl.experiments.comparison import ComparisonConfig, compare
 from erl.experiments.evolution import EvolutionConfig, evolve
-from erl.experiments.films import film_agents
+from erl.experiments.films import film_agents, say_film
 from erl.experiments.single import run
 from erl.experiments.single_flags import SingleConfig
 from erl.studies.artefacts import listed, of_trial
@@ -85,3 +87,14 @@ def test_a_trial_that_ends_elsewhere_meanwhile_is_filmed_or_not_and_no_error(
     monkeypatch.setattr("erl.studies.records.records", records_after_an_end)
     film_agents(Study(DEFAULT_STORAGE, name), config, "nowhere", sink)
     assert "no film of trial 1" in str(sink)
+
+
+def test_no_film_is_offered_where_no_model_can_be(sink, monkeypatch):
+    seeds = [SimpleNamespace(params={"seed": 0})]
+    monkeypatch.setattr(films, "middle_trials", lambda study: seeds)
+    Path("models/short").mkdir(parents=True)
+    Path("models/short/seed_0.zip").touch()
+    for name in ("x" * 300, "missing", "short"):
+        say_film(None, SimpleNamespace(models="models"), name, None, sink)
+    (line,) = sink.lines
+    assert "models/short/seed_0" in line

@@ -40,7 +40,7 @@ class Recorder:
 
         def log(points):
             if self.broken:
-                raise OSError("the network is down")
+                raise OSError("http://me:word@host is down")
             self.runs.setdefault(name, []).extend(points)
 
         run.log = log
@@ -127,7 +127,7 @@ def test_what_fails_is_said_once_and_sent_the_next_time(service, inline, sink, m
     monkeypatch.setattr(tracking, "EVERY", 0.01)
     service.broken = True
     assert run(flags(track="wandb"), sink) == 0
-    assert str(sink).count("warning: --track wandb: the network is down") == 1
+    assert str(sink).count("warning: --track wandb: http://me:***@host is down") == 1
     assert "warning: not all was sent to wandb: run the command again" in sink.lines
     assert service.runs == {}
     service.broken = False
@@ -206,6 +206,13 @@ def test_mlflow_gets_the_logs(monkeypatch, inline, sink, tmp_path):
     assert runs["seed_0"].data.params["steps"] == "128"
 
 
+def test_where_runs_are_is_said_without_a_password(monkeypatch):
+    client = SimpleNamespace(search_experiments=lambda max_results: [])
+    monkeypatch.setattr(needed("mlflow"), "MlflowClient", lambda: client)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:word@host:5000")
+    assert tracking.MLflow().where("x") == "mlflow at http://me:***@host:5000, experiment x"
+
+
 def test_a_service_that_cannot_be_used_is_said_before_anything_is_written(
     monkeypatch, capsys, tmp_path, sink
 ):
@@ -222,8 +229,9 @@ def test_a_service_that_cannot_be_used_is_said_before_anything_is_written(
     with pytest.raises(UserError, match="unknown --track 'wanbd'; did you mean wandb"):
         flags(track="wanbd")
     needed("mlflow")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:word@localhost:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(UserError, match=r"--track mlflow cannot be used: .*localhost"):
+    with pytest.raises(UserError, match=r"--track mlflow cannot be used: .*localhost") as e:
         run(flags(track="mlflow"), sink)
+    assert "word" not in str(e.value)
     assert not list(tmp_path.iterdir())

@@ -25,6 +25,7 @@ from erl.studies.copying import copy_study
 from erl.studies.data import read_study
 from erl.studies.flags import CopyConfig, ExportConfig
 from erl.studies.records import records
+from erl.studies.retries import RetryingStorage
 from erl.studies.storage import open_storage
 from erl.studies.study import COPY, Study
 
@@ -368,7 +369,7 @@ def test_an_export_that_fails_leaves_the_file_that_was_there(evolved, sink, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pandas.DataFrame.to_csv", full)
-    with pytest.raises(UserError, match=r"cannot write l\.csv: No space left on device"):
+    with pytest.raises(UserError, match=r"l\.csv cannot be written: No space left on device"):
         export_study(ExportConfig(storage=evolved, file="l.csv", overwrite=True), sink)
     assert Path("l.csv").read_text() == "before"
     assert sorted(Path().iterdir()) == before
@@ -438,6 +439,23 @@ def test_every_copy_has_the_files_of_now_for_itself_and_leaves_none(capsys, monk
     assert attached(target, "x") == {"figure.txt": "of x"}
 
 
+def test_files_of_a_study_that_is_replaced_do_not_outlive_it(capsys, monkeypatch):
+    rich_study(open_storage("sqlite:///a.db", create=True))
+    words = ("copy", "--storage", "sqlite:///a.db", "--to", "sqlite:///b.db", "--to_name", "twin")
+    assert call(capsys, *words)[0] == 0
+    Path("figure.txt").write_text("of the twin")
+    Study("sqlite:///b.db", "twin").attach("figure.txt")
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RetryingStorage, "create_new_study", interrupted)
+        assert call(capsys, *words, "--overwrite")[0] == 130
+    assert list(folder_of("sqlite:///b.db").iterdir()) == []
+    assert call(capsys, *words, "--overwrite")[0] == 0
+
+
 @pytest.mark.parametrize("works_on", ["twin", "twin_finals"])
 def test_a_study_on_which_a_command_works_is_not_overwritten(works_on, capsys):
     storage = open_storage("sqlite:///studies.db", create=True)
@@ -499,11 +517,34 @@ def test_attributes_of_other_programs_are_not_taken_for_ours(capsys):
     storage = open_storage("sqlite:///studies.db", create=True)
     study = optuna.create_study(study_name="foreign", storage=storage, direction="maximize")
     study.add_trial(create_trial(value=1.0))
-    for config in (None, "a text", {"lr": 0.1}):
+    odd = [{"kind": "test", "evolution": None}, {"kind": "finals", "evolution": "a text"}]
+    odd += [{"kind": "evolution", "env_ids": 3}, {"kind": "single", "context": "a text"}]
+    for config in (None, "a text", {"lr": 0.1}, *odd):
         study.set_user_attr("config", config)
         study.set_user_attr("winner", "me")
         assert "foreign" in call(capsys, "list")[1][1]
         assert call(capsys, "show", "--study", "foreign")[0] == 0
+
+
+def test_a_study_that_is_deleted_meanwhile_hinders_no_list(capsys, monkeypatch):
+    storage = open_storage("sqlite:///studies.db", create=True)
+    for name in ("stays", "gone"):
+        optuna.create_study(study_name=name, storage=storage, direction="maximize")
+    read = RetryingStorage.get_all_trials
+
+    def deleted(self, study_id, *arguments, **named):
+        if self.get_study_name_from_id(study_id) == "gone":
+            self.delete_study(study_id)
+        return read(self, study_id, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RetryingStorage, "get_all_trials", deleted)
+        code, lines, err = call(capsys, "list")
+        assert (code, [line.split()[0] for line in lines], err) == (0, ["study", "stays"], "")
+        optuna.create_study(study_name="gone", storage=storage, direction="maximize")
+        code, lines, err = call(capsys, "show", "--study", "gone")
+        assert (code, lines) == (2, [])
+        assert err.endswith("error: study 'gone' was deleted meanwhile\n")
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from test_commands import call
 from told_lifetimes import NAME
 
 from erl.experiments.evolution import evolve
-from erl.studies import leases
+from erl.studies import deletion, leases
 from erl.studies.configuration import EvolutionStudy, TestStudy
 from erl.studies.leases import Lease
-from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
+from erl.studies.retries import RetryingStorage
+from erl.studies.storage import DEFAULT_STORAGE, StorageError, open_storage, study_names
 from erl.studies.study import Study
 
 make, study = (
@@ -101,6 +102,55 @@ def test_a_folder_that_another_study_shares_stays(told, sink, capsys):
     assert Path("models/a_b").is_dir()
     assert Path("studies.db").exists()
     assert names() == ["a/b"]
+
+
+@pytest.mark.parametrize("after", range(6))
+def test_a_deletion_that_was_interrupted_is_repeated(after, evolved, capsys, monkeypatch):
+    """Whatever it had deleted: three folders, two files, the finals."""
+    steps = []
+
+    def interrupted(real, *arguments):
+        steps.append(real)
+        if len(steps) > after:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    words = ("delete", "--study", NAME, "--files", "--yes")
+    with monkeypatch.context() as patch:
+        patch.setattr(deletion, "remove", partial(interrupted, deletion.remove))
+        delete = RetryingStorage.delete_study
+        patch.setattr(RetryingStorage, "delete_study", lambda *a: interrupted(delete, *a))
+        assert call(capsys, *words)[0] == 130
+    assert len(steps) == after + 1
+    assert NAME in names()
+    assert call(capsys, *words)[0] == 0
+    assert names() == [TEST]
+    left = [
+        p for top in ("models", "logs", "runs", "studies.db.artifacts") for p in Path(top).iterdir()
+    ]
+    assert left == [Path("models/other")]
+
+
+def test_no_file_goes_where_the_storage_cannot_be_written(evolved, capsys, monkeypatch):
+    before = everything()
+
+    def refuses(*arguments):
+        raise StorageError("it is read-only")
+
+    monkeypatch.setattr(RetryingStorage, "set_study_system_attr", refuses)
+    code, lines, err = call(capsys, "delete", "--study", NAME, "--files", "--yes")
+    assert (code, lines, err.count("\n")) == (2, [], 1)
+    assert everything() == before
+
+
+def test_a_closed_folder_is_refused_and_a_name_too_long_for_one_is_not(evolved, capsys, closed):
+    words = ("delete", "--study", NAME, "--yes", "--models", "closed/m")
+    code, lines, err = call(capsys, *words)
+    assert (code, lines) == (2, [])
+    assert f"closed/m/{NAME}_finals cannot be read: Permission denied" in err
+    assert NAME in names()
+    optuna.create_study(study_name="x" * 300, storage=DEFAULT_STORAGE)
+    assert call(capsys, "delete", "--study", "x" * 300, "--yes")[0] == 0
 
 
 def test_what_cannot_be_deleted_is_named(evolved, capsys, monkeypatch):

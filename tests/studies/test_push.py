@@ -108,6 +108,12 @@ def test_a_folder_holds_card_tables_and_agents(trained, sink, tmp_path):
     assert "hf upload USER/NAME new/out" in str(sink)
 
 
+def test_a_folder_of_a_private_study_is_uploaded_as_one(trained, sink, monkeypatch):
+    monkeypatch.setattr("erl.studies.push.installed", "/environment/bin/{}".format)
+    assert push_study(PushConfig(study=trained, folder="out", private=True), sink) == 0
+    assert "/environment/bin/hf upload USER/NAME out --private" in str(sink)
+
+
 def test_agents_that_are_not_there_are_said(trained, sink):
     assert push_study(PushConfig(study=trained, folder="out"), sink) == 0
     assert "no trained agents" not in str(sink)
@@ -225,6 +231,18 @@ def test_what_cannot_be_pushed(trained, sink, monkeypatch, capsys):
     hub(monkeypatch, OSError("401: log in"))
     with pytest.raises(UserError, match=r"me/pole cannot be uploaded: 401: log in; --folder"):
         push_study(PushConfig(study=trained, repo="me/pole"), sink)
+
+
+@pytest.mark.usefixtures("closed")
+def test_a_folder_that_is_closed_is_named(trained, sink):
+    for flags, said in (
+        ({"models": "closed"}, f"closed/{trained} cannot be read"),
+        ({"models": "closed/m"}, f"closed/m/{trained} cannot be read"),
+        ({"folder": "closed/f"}, "closed/f cannot be written"),
+    ):
+        with pytest.raises(UserError, match=f"^{said}: Permission denied$"):
+            push_study(PushConfig(study=trained, **({"folder": "out"} | flags)), sink)
+    assert not Path("out").exists()
 
 
 def test_a_folder_is_whole_or_not_there(trained, sink, monkeypatch, tmp_path):

@@ -19,7 +19,9 @@ import pytest
 from conftest import Lines
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 
+from erl.cli import without_passwords
 from erl.errors import UserError
 from erl.experiments.evolution import EvolutionConfig, evolve
 from erl.studies.records import records
@@ -200,6 +202,7 @@ def test_an_address_decides_over_time_limits_itself(postgresql, monkeypatch):
         "postgresql://user:s3cret@localhost:1/db",
         "postgresql+psycopg://user:s3cret@localhost:1/db",
         "mysql+pymysql://user:s3cret@localhost:1/db",
+        "mysql+pymysql://user@server:s3cret@localhost:1/db",
         "postgresql://user@localhost:1/db?password=s3cret",
         "postgresql://user:s3cret@localhost:port/db",
         "postgresql://user:s3/cr3t@localhost/db",
@@ -213,6 +216,7 @@ def test_a_password_never_shows(address, capfd):
     for secret in ("s3cret", "s3/", "cr3t"):
         assert secret not in str(e.value)
         assert secret not in shown(address)
+        assert secret not in without_passwords(f"cannot use {address}")
     assert e.value.__suppress_context__ or e.value.__context__ is None
 
 
@@ -220,6 +224,22 @@ def test_addresses_are_shown():
     assert shown("sqlite:///a b.db") == "sqlite:///a b.db"
     assert shown("x.log") == "x.log"
     assert shown("postgresql://me:pw@h/db") == "postgresql://me:***@h/db"
+
+
+@pytest.mark.parametrize(
+    ("address", "file"),
+    [
+        ("sqlite_runs.log", "sqlite_runs.log"),
+        ("journal:sqlite", "sqlite"),
+        ("sqlite:///x.log", "x.log"),
+    ],
+)
+def test_files_of_studies_lie_beside_the_file_of_the_storage(address, file):
+    open_storage(address, create=True).create_new_study([StudyDirection.MAXIMIZE], "s")
+    Path("a.txt").touch()
+    Study(address, "s").attach("a.txt")
+    assert len(list(Path(f"{file}.artifacts").iterdir())) == 1
+    assert Path(file).read_bytes().startswith(b"SQLite") == ("://" in address)
 
 
 def foreign(path):
@@ -380,7 +400,7 @@ def test_a_line_that_is_being_written_is_not_cut_off():
     arrives.
     """
     storages = [open_storage("x.log", create=True)]
-    study = storages[0].create_new_study([optuna.study.StudyDirection.MAXIMIZE], "s")
+    study = storages[0].create_new_study([StudyDirection.MAXIMIZE], "s")
     storages += [open_storage("x.log") for _ in range(3)]
 
     def write(k):
@@ -403,13 +423,13 @@ def test_the_lock_of_a_process_that_was_killed_is_taken_away_in_every_folder():
     lock.grace_period = 0.1
     assert lock.acquire()  # by somebody who does not release it
     assert Path("sub/x.log.lock").stat().st_size == Path("sub/x.log").stat().st_size
-    storage.create_new_study([optuna.study.StudyDirection.MAXIMIZE], "s")
+    storage.create_new_study([StudyDirection.MAXIMIZE], "s")
     assert open_storage("journal:sub/x.log").get_all_studies()[0].study_name == "s"
 
 
 def test_a_journal_that_may_only_be_read_is_read(monkeypatch):
     storage = open_storage("x.log", create=True)
-    storage.create_new_study([optuna.study.StudyDirection.MAXIMIZE], "s")
+    storage.create_new_study([StudyDirection.MAXIMIZE], "s")
     monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
     assert open_storage("x.log").get_all_studies()[0].study_name == "s"
     with pytest.raises(UserError, match=r"^cannot write the journal file x\.log$"):
@@ -427,7 +447,7 @@ def test_who_was_taken_for_dead_while_holding_the_lock_has_written_all_the_same(
             append(self, logs)
 
     monkeypatch.setattr(JournalFileBackend, "append_logs", slow)
-    study = storage.create_new_study([optuna.study.StudyDirection.MAXIMIZE], "s")
+    study = storage.create_new_study([StudyDirection.MAXIMIZE], "s")
     assert lock.acquire()
     lock.release()
     assert storage.get_study_name_from_id(study) == "s"
@@ -447,7 +467,7 @@ def test_a_database_that_another_process_locks_is_no_strange_file(monkeypatch):
 
 def test_a_file_that_was_removed_is_named(caplog):
     storage = open_storage(DEFAULT_STORAGE, create=True)
-    study = storage.create_new_study([optuna.study.StudyDirection.MAXIMIZE], "s")
+    study = storage.create_new_study([StudyDirection.MAXIMIZE], "s")
     storage.retry_seconds = 0.2
     storage.remove_session()
     Path("studies.db").unlink()

@@ -13,7 +13,17 @@ from erl.lifetimes.living import Cohort, live
 from erl.lifetimes.record import LifetimeRecord
 from erl.search.pruning import Pruned
 from erl.studies.notes import trial_note
-from erl.studies.records import generation_rows, generations, middle_lifetimes, records
+from erl.studies.records import (
+    LIFETIME_COLUMNS,
+    TRIAL_COLUMNS,
+    decoded,
+    generation_rows,
+    generations,
+    lifetime_rows,
+    middle_lifetimes,
+    records,
+    trial_rows,
+)
 from erl.studies.trials import (
     RunningTrial,
     lifetime_records,
@@ -55,6 +65,22 @@ def test_records_of_earlier_versions_are_read_as_those_of_today(quick):
     # One that an earlier version began, and this one goes on with.
     both = create_trial(value=1.0, user_attrs={"lifetime:0": {"a": 1}}, system_attrs=attrs)
     assert stored_records(both) == {0: to_json(kept)}
+
+
+def test_a_parameter_with_the_name_of_a_column_takes_no_place_from_it(quick):
+    names = {*TRIAL_COLUMNS, *LIFETIME_COLUMNS}
+    values = {name: i / 64 for i, name in enumerate(sorted(names))}
+    space = dict.fromkeys(names, FloatDistribution(0, 1))
+    kept = record(quick, 0)
+    attrs = record_attributes(0, to_json(kept))
+    trial = create_trial(value=3.0, params=values, distributions=space, system_attrs=attrs)
+    for frame, columns, fitness in (
+        (trial_rows([trial]), TRIAL_COLUMNS, 3.0),
+        (lifetime_rows(decoded([trial])), LIFETIME_COLUMNS, kept.fitness),
+    ):
+        assert {*frame.columns} == {*columns, *(f"of_{name}" for name in names)}
+        assert (frame.state[0], frame.fitness[0]) == ("COMPLETE", fitness)
+        assert {name: frame[f"of_{name}"][0] for name in names} == values
 
 
 def test_a_note_names_lifetimes_by_their_own_numbers():

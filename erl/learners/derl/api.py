@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from erl.errors import UserError, one_line
-from erl.files import check_writable, read_mapping, write_whole, writing
+from erl.files import check_writable, is_folder, read_mapping, write_whole, writing
 from erl.learners import Outputs
 from erl.learners.core.run import Run, torch_threads
 from erl.learners.derl.learner import BlendedPolicy, DERLLearner, n_outputs
@@ -224,7 +224,7 @@ class DERL:
         Raises:
             UserError: it cannot.
         """
-        if Path(path).is_dir():
+        if is_folder(path):
             raise UserError(f"{path} is a folder: name a file for the agent")
         with writing(path):
             check_writable(str(Path(path).parent))
