@@ -153,10 +153,7 @@ def _say_how_far(agents: Agents, study: Study, sink: Sink) -> None:
     """Say how far an interrupted training is."""
     count = len(agents.wanted)
     done = count - len(missing(study, agents.wanted))
-    sink.line(
-        f"interrupted: {done} of {count} lifetimes are finished and stored; run the same "
-        f"command again to continue"
-    )
+    sink.line(f"interrupted: {done} of {count} lifetimes are finished and stored; {study.again}")
 
 
 def _outlook(flags: AgentFlags, agents: Agents) -> Outlook:
