@@ -28,7 +28,7 @@ from erl.studies.retries import OUTAGE_SECONDS, RetryingStorage
 from erl.studies.storage import open_storage, shown, study_names
 from erl.studies.study import COPY, TRACKED, Study
 from erl.studies.trials import states_text
-from erl.studies.winner import FINALS_OF, finals_name, link_finals
+from erl.studies.winner import FINALS_OF, TEST_OF, finals_name, link_finals
 
 
 class _Place(NamedTuple):
@@ -209,11 +209,11 @@ def _is_same(one: _Place, other: _Place) -> bool:
 
 
 def _user_attrs(study: Any) -> dict[str, Any]:
-    """What a copy takes along: no leases, and not what the original, or the evolution of finals,
-    is known by.
+    """What a copy takes along: no leases, and not what the original, or the evolution of finals
+    or a test, is known by.
     """
     attrs = study.user_attrs
-    left = (UID, FINALS_OF)
+    left = (UID, FINALS_OF, TEST_OF)
     return {k: v for k, v in attrs.items() if k not in left and not k.startswith(PLACE)}
 
 
