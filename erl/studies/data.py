@@ -38,7 +38,7 @@ from erl.studies.configuration import (
 )
 from erl.studies.distributions import sampler_of
 from erl.studies.records import as_columns, decoded, generation_rows, lifetime_rows, trial_rows
-from erl.studies.storage import DEFAULT_STORAGE, open_storage, shown, study_names
+from erl.studies.storage import DEFAULT_STORAGE, has_study, open_storage, place_of, shown
 from erl.studies.study import Study
 from erl.studies.tables import untuned
 from erl.studies.winner import (
@@ -171,22 +171,22 @@ def read_study(address: str, storage: str = DEFAULT_STORAGE) -> StudyData:
 
     Args:
         address: `STUDY`, in `storage`; `STORAGE#STUDY`; a storage with one study only, such as a
-            journal of ER-MRL's; or a folder of TensorBoard logs, one folder for each run. Where a
-            study of `storage` and a folder have the same name, it is the study: `./NAME` is the
-            folder.
+            journal of ER-MRL's; or a folder of TensorBoard logs, one folder for each run. What is a
+            study of `storage` as a whole is that one: `./NAME` is a folder or journal of its name.
         storage: where a study lies that is only named.
 
     Raises:
         UserError: there is no such study, or it is minimised.
     """
-    if Path(address).is_dir() and not _has(storage, address):
+    is_file = "://" in address or address.startswith("journal:") or address.endswith(".log")
+    if (Path(address).is_dir() or is_file) and has_study(storage, address):
+        name = address
+    elif Path(address).is_dir():
         return read_tensorboard(address)
-    if "#" in address:
-        storage, _, name = address.rpartition("#")
-    elif "://" in address or address.startswith("journal:") or address.endswith(".log"):
+    elif is_file and "#" not in address:
         storage, name = address, ""
     else:
-        name = address
+        storage, name = place_of(address, storage)
     if not name:
         names = without_finals(open_storage(storage))
         if len(names) != 1:
@@ -218,14 +218,6 @@ def _with_failed(trials: pd.DataFrame, lifetimes: pd.DataFrame) -> pd.DataFrame:
     # Beside a missing value a column of numbers would lose the last digits of large seeds.
     roles = {c: "Int64" for c in lifetimes if c.startswith("seed_")}
     return pd.concat([lifetimes.astype(roles), rows], ignore_index=True)
-
-
-def _has(storage: str, name: str) -> bool:
-    """Whether there is a storage with a study of this name."""
-    try:
-        return name in study_names(open_storage(storage))
-    except UserError:
-        return False
 
 
 def read_trials(study: Study) -> StudyData:
