@@ -5,8 +5,8 @@ training of one learner, are such studies.
 import json
 import os
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class Agents:
         notes: what should be known before.
         arms: names of all agents that the study may have; empty for a study of one agent, whose
             learner then says how far it is.
+        attrs: user attributes that the study gets if it has none of these names.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Agents:
     more: str
     notes: tuple[str, ...] = ()
     arms: tuple[str, ...] = ()
+    attrs: Mapping[str, Any] = field(default_factory=dict)
 
 
 def missing(study: Study | None, wanted: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -114,6 +116,8 @@ def train_agents(
     spec = outlook.specs[0]
     campaign = Campaign(flags, agents.name, agents.config, sink, spec, agents.storage)
     study, status, count = campaign.study, not agents.arms, len(agents.wanted)
+    for key in agents.attrs.keys() - study.optuna.user_attrs.keys():
+        study.optuna.set_user_attr(key, agents.attrs[key])
     space: SearchSpace = {"seed": integer(0, MAX_SEED)}
     if agents.arms:
         space["arm"] = categorical(agents.arms)
@@ -153,10 +157,7 @@ def _say_how_far(agents: Agents, study: Study, sink: Sink) -> None:
     """Say how far an interrupted training is."""
     count = len(agents.wanted)
     done = count - len(missing(study, agents.wanted))
-    sink.line(
-        f"interrupted: {done} of {count} lifetimes are finished and stored; run the same "
-        f"command again to continue"
-    )
+    sink.line(f"interrupted: {done} of {count} lifetimes are finished and stored; {study.again}")
 
 
 def _outlook(flags: AgentFlags, agents: Agents) -> Outlook:

@@ -119,11 +119,12 @@ def say_interrupted(study: Study, sink: Sink, say: Callable[[], Any]) -> int:
     """
     study.storage.stop_retrying()
     try:
+        study.name_now()
         say()
     except GoneError:
         raise
     except StorageError as e:
-        sink.line(f"interrupted: {e}; run the same command again to continue")
+        sink.line(f"interrupted: {e}; {study.again}")
     return 130
 
 

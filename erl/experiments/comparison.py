@@ -31,9 +31,10 @@ from erl.learners import resolve_engine
 from erl.lifetimes.living import check
 from erl.search.space import NO_BIAS
 from erl.studies.configuration import EvolutionStudy, TestStudy, evolved_arm
+from erl.studies.following import UID
 from erl.studies.study import Study, existing
 from erl.studies.trials import lifetime_records
-from erl.studies.winner import reached_by, store_tested
+from erl.studies.winner import TEST_OF, linked_test, reached_by, store_tested
 from erl.worlds.arguments import parse_arguments
 from erl.worlds.specification import LifetimeSpec
 from erl.worlds.tasks import bare_name
@@ -60,7 +61,7 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
         UserError: bad input; nothing has been written then.
     """
     best = load_best(flags, sink)
-    name, config, before = _the_test(flags, best, sink)
+    name, config, before, link = _the_test(flags, best, sink)
     evolution, evolved = config.evolution, best.winner.params
 
     def lifetime(params: dict[str, Any]) -> LifetimeSpec:
@@ -91,6 +92,7 @@ def compare(flags: ComparisonFlags, sink: Sink) -> int:
         more=more_seeds(),
         notes=_notes(flags.training_steps, len(todo)),
         arms=tuple(arms),
+        attrs={} if link is None else {TEST_OF: link},
     )
 
     def say(study: Study) -> None:
@@ -130,8 +132,12 @@ def _slug(env_kwargs: Mapping[str, Any]) -> str:
 
 def _the_test(
     flags: ComparisonFlags, best: Best, sink: Sink
-) -> tuple[str, TestStudy, Study | None]:
-    """Name and configuration of the test's study, and the study as it is; None for a new one.
+) -> tuple[str, TestStudy, Study | None, str | None]:
+    """The study of a test. It is known by its evolution, or else by its name.
+
+    Returns:
+        Its name and configuration, the study as it is (None for a new one), and its `TEST_OF` (None
+        where the evolution has no `UID`).
 
     Raises:
         UserError: the evolution is for another script, or saw the environment.
@@ -156,6 +162,9 @@ def _the_test(
     where += "" if del_obs is None else f"_{'without' if del_obs else 'with'}_velocities"
     test_name = f"{best.stem}{where}_test_{thousands(flags.training_steps)}_steps"
     test_name += "_published" * flags.published_code
+    uid = None if best.study is None else best.study.optuna.user_attrs.get(UID)
+    link = None if uid is None else uid + test_name.removeprefix(name)
+    test_name = (link and linked_test(flags.results, link)) or test_name
     before = existing(flags.results, test_name)
     stored = None if before is None else before.config
     guessed = best.study is None and not flags.evolved
@@ -167,7 +176,7 @@ def _the_test(
     engine = _engine(flags, evolution, stored, sink)
     params, steps = best.winner.params, flags.training_steps
     config = TestStudy(evolution, params, steps, engine, env_id, env_kwargs, del_obs)
-    return test_name, config, before
+    return test_name, config, before, link
 
 
 def _engine(flags: ComparisonFlags, evolution: EvolutionStudy, stored: Any, sink: Sink) -> str:

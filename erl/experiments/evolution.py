@@ -209,7 +209,7 @@ def _say_how_far(flags: EvolutionFlags, study: Study, sink: Sink) -> None:
     """Say how far an interrupted evolution is."""
     sink.line(
         f"interrupted: {study.finished()} of {flags.nb_trials} trials are finished and "
-        f"stored in {shown(flags.storage)}; run the same command again to continue"
+        f"stored in {shown(flags.storage)}; {study.again}"
     )
     _say_best(study, sink)
 

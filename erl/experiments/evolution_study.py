@@ -25,7 +25,7 @@ from erl.search.space import (
 )
 from erl.studies.configuration import EvolutionStudy
 from erl.studies.distributions import SearchSpace, distributions
-from erl.studies.storage import shown
+from erl.studies.storage import place_of, shown
 from erl.studies.study import Study
 from erl.worlds.specification import LearnerSpec, LifetimeSpec, Phase, Seeds
 from erl.worlds.tasks import Task
@@ -93,8 +93,9 @@ def study_config(flags: EvolutionFlags, sink: Sink) -> EvolutionStudy:
         )
     source = flags.warm_start
     if source is not None and "#" in source:
-        storage, _, name = source.rpartition("#")
-        source = f"{shown(storage)}#{name}"  # a password has no place in a study
+        _, name = place_of(source, flags.storage)
+        if name != source:  # a password has no place in a study
+            source = f"{shown(source.removesuffix(f'#{name}'))}#{name}"
     space = distributions(search_space(config))
     popsize = generation_size(flags.sampler, space, flags.popsize)
     return replace(
@@ -174,12 +175,12 @@ def continued(
     _refuse_idle(flags, config)
     if flags.warm_start is None:
         return config
-    storage, _, source = flags.warm_start.rpartition("#")
+    storage, source = place_of(flags.warm_start, flags.storage)
     if not source:
         raise UserError(
             f"--warm_start {flags.warm_start!r} names no study: write STUDY or STORAGE#STUDY"
         )
-    start = warm_start(Study(storage or flags.storage, source).optuna, space)
+    start = warm_start(Study(storage, source).optuna, space)
     return replace(config, start=start)
 
 

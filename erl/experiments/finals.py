@@ -123,7 +123,7 @@ def live_finals(
     progress = FinalsProgress(campaign, config, len(finalists), flags.finalist_seeds)
     if not campaign.run(source, checkpoint_cohort(flags, name), progress, config.score):
         each = len(config.environments)  # lifetimes of a finalist and a seed
-        say_interrupted(study, sink, lambda: _say_how_far(study, wanted, each, sink))
+        say_interrupted(study, sink, lambda: _say_how_far(study, evolution, wanted, each, sink))
         return False
     lived, again = _lived(study, known, sink)
     choice = choose(lived, len(evolution.trials("COMPLETE", "PRUNED", "FAIL")), again)
@@ -139,13 +139,15 @@ def live_finals(
     return True
 
 
-def _say_how_far(study: Study, wanted: Sequence[dict[str, Any]], each: int, sink: Sink) -> None:
+def _say_how_far(
+    study: Study, evolution: Study, wanted: Sequence[dict[str, Any]], each: int, sink: Sink
+) -> None:
     """Say how far interrupted finals are, whose trials have so many lifetimes each."""
     done = {key_of(t.params) for t in study.trials("COMPLETE")}
+    evolution.name_now()
     sink.line(
         f"interrupted: {sum(key_of(w) in done for w in wanted) * each} of "
-        f"{len(wanted) * each} lifetimes of the finals are finished and stored; "
-        f"run the same command again to continue"
+        f"{len(wanted) * each} lifetimes of the finals are finished and stored; {evolution.again}"
     )
 
 

@@ -47,6 +47,7 @@ from erl.studies.data import (
     sampler_path,
 )
 from erl.studies.records import middle_lifetimes
+from erl.studies.storage import has_study
 from erl.worlds.reservoirs import ReservoirParams
 from erl.worlds.specification import LifetimeSpec
 
@@ -383,7 +384,9 @@ def report(config: FigureConfig, sink: Sink) -> int:
         if page.exists() and not config.overwrite:
             raise UserError(f"{page} exists; --overwrite replaces it")
         check_writable(str(folder))
-    names = list(dict.fromkeys(n.strip() for n in (config.study or "").split(",") if n.strip()))
+    names = [config.study or ""]
+    if "," in names[0] and not has_study(config.storage, names[0]):
+        names = list(dict.fromkeys(n.strip() for n in names[0].split(",") if n.strip()))
     studies = [read_study(name, config.storage) for name in names]
     for data in studies:
         if isinstance(data.config, FinalsStudy):

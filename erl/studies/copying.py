@@ -1,5 +1,6 @@
 """Copying a study with all that it has, within a storage or to another one."""
 
+import itertools
 import json
 import re
 import uuid
@@ -8,10 +9,9 @@ from contextlib import suppress
 from copy import copy
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from optuna.exceptions import DuplicatedStudyError
-from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -19,109 +19,183 @@ from erl.cli import Sink
 from erl.errors import UserError
 from erl.studies.artefacts import copy_files, files_of, identities_in, renamed, unnamed
 from erl.studies.commands import INCOMPLETE, study_of, trials_of
+from erl.studies.dashboard import database_of, rename
 from erl.studies.deletion import finals_of, remove
 from erl.studies.flags import CopyConfig
 from erl.studies.following import UID
 from erl.studies.leases import PLACE, check_unused
-from erl.studies.storage import open_storage, shown, study_names
+from erl.studies.retries import OUTAGE_SECONDS, RetryingStorage
+from erl.studies.storage import MissingError, open_storage, shown, study_names
 from erl.studies.study import COPY, TRACKED, Study
 from erl.studies.trials import states_text
-from erl.studies.winner import FINALS_OF, finals_name, link_finals
+from erl.studies.winner import FINALS_OF, TEST_OF, finals_name, link_finals
+
+
+class _Place(NamedTuple):
+    """A storage and its address."""
+
+    address: str
+    storage: RetryingStorage
+
+    def study(self, name: str) -> Any:
+        """The storage's study of this name.
+
+        Raises:
+            MissingError: it was deleted meanwhile.
+        """
+        for study in self.storage.get_all_studies():
+            if study.study_name == name:
+                return study
+        raise MissingError(f"study {name!r} was deleted meanwhile")
+
+    def delete(self, name: str, sink: Sink) -> None:
+        """Delete the files that only this study names, and then the study: if it is interrupted,
+        there is still a name for what is left.
+        """
+        study = self.study(name)
+        files = files_of(study, trials_of(self.storage, study))
+        for path in unnamed(self.address, self.storage, files, but=[name]):
+            remove(path, sink)
+        with suppress(KeyError):  # it was deleted, and only the answer was lost
+            self.storage.delete_study(study._study_id)
 
 
 def copy_study(config: CopyConfig, sink: Sink) -> int:
     """Copy a study to another storage, or under another name; what is not whole says so, and is
     removed if it can be.
 
-    The copy bears the mark `incomplete` until all of it was read back and found equal.
+    The copy bears the mark `incomplete` until all of it was read back and found equal. What it
+    replaces is deleted after that.
     """
-    source = open_storage(config.storage)
-    original = study_of(source, config)
+    source = _open(config.storage)
+    original = study_of(source.storage, config)
     name = original.study_name
     target_name = config.to_name or name
-    to = config.to or ""
-    if original.system_attrs.get(COPY) == "incomplete":
+    if _is_incomplete(original):
         raise UserError(f"study {name!r} is an incomplete copy itself")
-    target = open_storage(to, create=True)
-    there = {s.study_name: s for s in target.get_all_studies()}
-    finals, copied_finals = finals_name(source, name), finals_name(target, target_name)
-    has_finals = finals in study_names(source)  # the copy itself may get this name
-    # Read before anything is deleted. They are copies, which may be changed.
-    trials = sorted(
-        map(_of_nobody, trials_of(source, original, deepcopy=True)), key=lambda t: t.number
-    )
-    files = identities_in(config.storage, to, files_of(original, trials))
-    original = copy(original)
-    original.system_attrs = renamed(original.system_attrs, files)
-    for trial in trials:
-        trial.system_attrs = renamed(trial.system_attrs, files)
+    target = _open(config.to or "", create=True)
+    here, to = target.storage, shown(target.address)
+    there = {s.study_name: s for s in here.get_all_studies()}
+    finals, copied_finals = finals_name(source.storage, name), finals_name(here, target_name)
+    has_finals = finals in study_names(source.storage)  # the copy itself may get this name
+    replaced, first_name = [], target_name
     if target_name in there:
-        if target_name == name and (to == config.storage or _is_same(source, target)):
+        if target_name == name and _is_same(source, target):
             raise UserError(f"{name!r} cannot be copied onto itself; --to_name names the copy")
         if not config.overwrite:
-            mark = (
-                f"an {INCOMPLETE}"
-                if there[target_name].system_attrs.get(COPY) == "incomplete"
-                else "a study"
-            )
+            mark = f"an {INCOMPLETE}" if _is_incomplete(there[target_name]) else "a study"
             raise UserError(
-                f"{shown(to)} has {mark} {target_name!r}; --overwrite replaces it, "
+                f"{to} has {mark} {target_name!r}; --overwrite replaces it, "
                 f"--to_name names the copy"
             )
         for each in {target_name, copied_finals} & there.keys():
-            check_unused(target, each, there[each]._study_id, True, sink)
+            check_unused(here, each, there[each]._study_id, True, sink)
         # Finals of the original replace those of the study that is replaced.
-        orphans = [] if has_finals else finals_of(target, target_name, there)
-        if name in orphans and (to == config.storage or _is_same(source, target)):
+        orphans = [] if has_finals else finals_of(here, target_name, there)
+        if name in orphans and _is_same(source, target):
             orphans = []  # these finals are copied to the place of their evolution
-        replaced = [there[each] for each in (*orphans, target_name)]
-        names = [study.study_name for study in replaced]
-        # Their files go first: if this is interrupted, the same command finds what is left.
-        for study in replaced:
-            named = files_of(study, trials_of(target, study))
-            for path in unnamed(to, target, named, but=names):
-                remove(path, sink)
-        for study in replaced:
-            target.delete_study(study._study_id)
-        for each in orphans:
-            sink.line(f"{each} in {shown(to)}, the finals of what is replaced, is deleted")
+        replaced = [*orphans, target_name]
+        beside = (f"{target_name}_copy{n or ''}" for n in itertools.count())
+        first_name = next(n for n in beside if n not in there or _is_incomplete(there[n]))
+        if first_name in there:  # an earlier copy, whose process was killed
+            target.delete(first_name, sink)
+    trials, missing = _copy(source, name, target, first_name, sink)
+    if replaced:
+        sink.line(f"{first_name} in {to} is whole, and takes the place of {target_name}")
+        _replace(target, replaced, first_name, sink)
+    if missing:
+        source_name = shown(source.address)
+        sink.line(f"{len(missing)} of its files are missing: they are not beside {source_name}")
+    sink.line(f"{target_name} in {to}: {len(trials)} trials copied ({states_text(trials)})")
+    if has_finals:
+        copy_study(replace(config, study=finals, to_name=copied_finals), sink)
+        link_finals(Study(target.address, copied_finals), Study(target.address, target_name))
+    return 0
+
+
+def _open(address: str, create: bool = False) -> _Place:
+    """Open a storage whose operations are tried again from now on."""
+    storage = open_storage(address, create)
+    storage.retry_seconds = OUTAGE_SECONDS
+    return _Place(address, storage)
+
+
+def _is_incomplete(study: Any) -> bool:
+    """Whether one of a storage's studies is a copy that did not come to its end."""
+    return study.system_attrs.get(COPY) == "incomplete"
+
+
+def _copy(
+    source: _Place, name: str, target: _Place, to_name: str, sink: Sink
+) -> tuple[list[FrozenTrial], list[str]]:
+    """Make a copy under a name that is free, or leave none.
+
+    Returns:
+        Its trials, and the identities of files that are missing.
+    """
+    # Copies, which may be changed.
+    original = copy(source.study(name))
+    trials = sorted(
+        map(_of_nobody, trials_of(source.storage, original, deepcopy=True)), key=lambda t: t.number
+    )
+    files = identities_in(source.address, target.address, files_of(original, trials))
+    original.system_attrs = renamed(original.system_attrs, files)
+    for trial in trials:
+        trial.system_attrs = renamed(trial.system_attrs, files)
+    storage, reader = target.storage, _open(target.address)
     try:
-        study_id = target.create_new_study(original.directions, target_name)
+        study_id = storage.create_new_study(original.directions, to_name)
     except DuplicatedStudyError:
-        raise UserError(
-            f"another process is creating the study {target_name!r} in {shown(to)}"
-        ) from None
+        raise _taken(target, to_name) from None
     try:
-        target.set_study_system_attr(study_id, COPY, "incomplete")
+        storage.set_study_system_attr(study_id, COPY, "incomplete")
         ids = {}
         for done, trial in enumerate(trials):
             sink.status(f"copying {name}: {done} of {len(trials)} trials")
-            ids[trial._trial_id] = target.create_new_trial(study_id, template_trial=trial)
+            ids[trial._trial_id] = storage.create_new_trial(study_id, template_trial=trial)
         for key, value in _system_attrs(original, ids).items():
-            target.set_study_system_attr(study_id, key, value)
+            storage.set_study_system_attr(study_id, key, value)
         for key, value in _user_attrs(original).items():
-            target.set_study_user_attr(study_id, key, value)
-        missing = _copy_files(config.storage, to, files)
-        _compare(original, trials, open_storage(to), target_name)
-        target.set_study_system_attr(study_id, COPY, "whole")
+            storage.set_study_user_attr(study_id, key, value)
+        missing = _copy_files(source.address, target.address, files)
+        _compare(original, trials, reader, to_name)
+        storage.set_study_system_attr(study_id, COPY, "whole")
     except BaseException:
+        storage.stop_retrying()
         with suppress(Exception):  # the mark stays where the storage is gone
-            target.delete_study(study_id)
-            for path in unnamed(to, target, set(files.values())):
-                remove(path, sink)
-        if target_name in there:
-            sink.line(f"{target_name} in {shown(to)}, which was to be replaced, is deleted")
+            target.delete(to_name, sink)
         raise
     finally:
         sink.close()
-    if missing:
-        source_name = shown(config.storage)
-        sink.line(f"{len(missing)} of its files are missing: they are not beside {source_name}")
-    sink.line(f"{target_name} in {shown(to)}: {len(trials)} trials copied ({states_text(trials)})")
-    if has_finals:
-        copy_study(replace(config, study=finals, to_name=copied_finals), sink)
-        link_finals(Study(to, copied_finals), Study(to, target_name))
-    return 0
+    return trials, missing
+
+
+def _replace(target: _Place, replaced: Sequence[str], name: str, sink: Sink) -> None:
+    """Delete studies, and give the name of the last of them to the study `name`.
+
+    Where a storage cannot rename in place, the study is copied once more. So at every moment it is
+    whole under one of the two names.
+    """
+    storage, to_name = target.storage, replaced[-1]
+    for each in replaced:  # the copying took its time
+        check_unused(storage, each, target.study(each)._study_id, True, sink)
+    for each in replaced:
+        target.delete(each, sink)
+        if each != to_name:
+            sink.line(
+                f"{each} in {shown(target.address)}, the finals of what is replaced, is deleted"
+            )
+    database = database_of(storage)
+    if database is None:
+        _copy(target, name, target, to_name, sink)
+        target.delete(name, sink)
+    elif not storage.repeated(rename, database, target.study(name)._study_id, to_name):
+        raise _taken(target, to_name)
+
+
+def _taken(place: _Place, name: str) -> UserError:
+    """That a name that was free is not any more."""
+    return UserError(f"another process is creating the study {name!r} in {shown(place.address)}")
 
 
 def _of_nobody(trial: FrozenTrial) -> FrozenTrial:
@@ -132,24 +206,26 @@ def _of_nobody(trial: FrozenTrial) -> FrozenTrial:
     return trial
 
 
-def _is_same(storage: BaseStorage, other: BaseStorage) -> bool:
+def _is_same(one: _Place, other: _Place) -> bool:
     """Whether two storages are one, whatever their addresses: a new study in the one is seen in the
     other.
     """
     name = f"comparing_{uuid.uuid4().hex}"
-    study_id = other.create_new_study([StudyDirection.MAXIMIZE], name)
+    if one.address == other.address:
+        return True
+    study_id = other.storage.create_new_study([StudyDirection.MAXIMIZE], name)
     try:
-        return name in study_names(storage)
+        return name in study_names(one.storage)
     finally:
-        other.delete_study(study_id)
+        other.storage.delete_study(study_id)
 
 
 def _user_attrs(study: Any) -> dict[str, Any]:
-    """What a copy takes along: no leases, and not what the original, or the evolution of finals,
-    is known by.
+    """What a copy takes along: no leases, and not what the original, or the evolution of finals
+    or a test, is known by.
     """
     attrs = study.user_attrs
-    left = (UID, FINALS_OF)
+    left = (UID, FINALS_OF, TEST_OF)
     return {k: v for k, v in attrs.items() if k not in left and not k.startswith(PLACE)}
 
 
@@ -179,10 +255,10 @@ def _copy_files(source: str, target: str, files: Mapping[str, str]) -> list[str]
         raise UserError(f"the files of the study cannot be copied: {e.strerror or e}") from e
 
 
-def _compare(original: Any, trials: Sequence[FrozenTrial], target: BaseStorage, name: str) -> None:
+def _compare(original: Any, trials: Sequence[FrozenTrial], reader: _Place, name: str) -> None:
     """Raise a UserError unless a copy, read anew, has all that the original has."""
-    made = next(s for s in target.get_all_studies() if s.study_name == name)
-    copies = target.get_all_trials(made._study_id, deepcopy=False)
+    made = reader.study(name)
+    copies = trials_of(reader.storage, made)
     ids = {t._trial_id: c._trial_id for t, c in zip(trials, copies)}
     same = made.directions == original.directions and made.user_attrs == _user_attrs(original)
     there = {k: v for k, v in made.system_attrs.items() if k != COPY}

@@ -47,7 +47,7 @@ def make_dashboard(config: DashboardConfig) -> WSGIServer:
         ) from None
     storage = open_storage(config.storage)
     app: Any = wsgi(storage, artifact_store=store_of(config.storage))
-    if (database := _database(storage)) is not None:
+    if (database := database_of(storage)) is not None:
         app = _renaming(app, database)
     try:
         return make_server(config.host, config.port, app, _Server, _Quiet)
@@ -74,7 +74,7 @@ def dashboard(config: DashboardConfig, sink: Sink) -> int:
     return 0
 
 
-def _database(storage: RetryingStorage) -> RDBStorage | None:
+def database_of(storage: RetryingStorage) -> RDBStorage | None:
     """The relational database of a storage; None if it is of another kind."""
     backend: BaseStorage = getattr(storage.backend, "_backend", storage.backend)
     return backend if isinstance(backend, RDBStorage) else None

@@ -39,7 +39,14 @@ from erl.studies.configuration import (
 )
 from erl.studies.distributions import sampler_of
 from erl.studies.records import as_columns, decoded, generation_rows, lifetime_rows, trial_rows
-from erl.studies.storage import DEFAULT_STORAGE, journal_file, open_storage, shown, study_names
+from erl.studies.storage import (
+    DEFAULT_STORAGE,
+    has_study,
+    journal_file,
+    open_storage,
+    place_of,
+    shown,
+)
 from erl.studies.study import Study
 from erl.studies.tables import untuned
 from erl.studies.winner import (
@@ -172,22 +179,23 @@ def read_study(address: str, storage: str = DEFAULT_STORAGE) -> StudyData:
 
     Args:
         address: `STUDY`, in `storage`; `STORAGE#STUDY`; a storage with one study only, such as a
-            journal of ER-MRL's; or a folder of TensorBoard logs, one folder for each run. Where a
-            study of `storage` and a folder have the same name, it is the study: `./NAME` is the
-            folder.
+            journal of ER-MRL's; or a folder of TensorBoard logs, one folder for each run. What is a
+            study of `storage` as a whole is that one: `./NAME` is a folder or journal of its name.
         storage: where a study lies that is only named.
 
     Raises:
         UserError: there is no such study, or it is minimised.
     """
-    if is_folder(address) and not _has(storage, address):
+    is_file = "://" in address or journal_file(address) is not None
+    is_logs = is_folder(address)
+    if (is_file or is_logs) and has_study(storage, address):
+        name = address
+    elif is_logs:
         return read_tensorboard(address)
-    if "#" in address:
-        storage, _, name = address.rpartition("#")
-    elif "://" in address or journal_file(address) is not None:
+    elif is_file and "#" not in address:
         storage, name = address, ""
     else:
-        name = address
+        storage, name = place_of(address, storage)
     if not name:
         names = without_finals(open_storage(storage))
         if len(names) != 1:
@@ -219,14 +227,6 @@ def _with_failed(trials: pd.DataFrame, lifetimes: pd.DataFrame) -> pd.DataFrame:
     # Beside a missing value a column of numbers would lose the last digits of large seeds.
     roles = {c: "Int64" for c in lifetimes if c.startswith("seed_")}
     return pd.concat([lifetimes.astype(roles), rows], ignore_index=True)
-
-
-def _has(storage: str, name: str) -> bool:
-    """Whether there is a storage with a study of this name."""
-    try:
-        return name in study_names(open_storage(storage))
-    except UserError:
-        return False
 
 
 def read_trials(study: Study) -> StudyData:

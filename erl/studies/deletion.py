@@ -19,10 +19,11 @@ from erl.studies.artefacts import files_of, folder_of, unnamed
 from erl.studies.commands import is_kind, kind_of, name_of, trials_of
 from erl.studies.configuration import EvolutionStudy, FinalsStudy, TestStudy
 from erl.studies.flags import DeleteConfig
+from erl.studies.following import UID
 from erl.studies.leases import Lease, check_unused
 from erl.studies.storage import open_storage, shown
 from erl.studies.trials import states_text
-from erl.studies.winner import TESTED, finals_name
+from erl.studies.winner import TEST_OF, TESTED, finals_name
 
 # How the names of tests go on after that of their evolution.
 TESTS = ("_trial_", "_mean_")
@@ -212,6 +213,8 @@ def _references(
             continue
         if is_kind(EvolutionStudy, one) and is_kind(TestStudy, study):
             named = other.startswith(tuple(name + ending for ending in TESTS))
+            uid = one.user_attrs.get(UID)
+            named |= uid is not None and study.user_attrs.get(TEST_OF, "").startswith(uid)
             if named or f"{TESTED}{other}" in one.user_attrs:
                 yield f"stays: study {other}, a test of this evolution"
         if f"{TESTED}{name}" in study.user_attrs:

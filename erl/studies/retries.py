@@ -92,7 +92,10 @@ class RetryingStorage(BaseStorage):
 
     def _call(self, name: str, *args: Any, **named: Any) -> Any:
         """The operation of this name."""
-        operation = getattr(self.backend, name)
+        return self.repeated(getattr(self.backend, name), *args, **named)
+
+    def repeated(self, operation: Callable[..., Any], *args: Any, **named: Any) -> Any:
+        """The result of an operation on the storage, which is tried again while that is away."""
         begun, pause, tries = time.monotonic(), 0.1, 0
         while True:
             try:

@@ -400,6 +400,30 @@ def study_names(storage: BaseStorage) -> list[str]:
     return [s.study_name for s in storage.get_all_studies()]
 
 
+def has_study(storage: str, name: str) -> bool:
+    """Whether there is a storage of this address, with a study of this name."""
+    try:
+        return name in study_names(open_storage(storage))
+    except UserError:
+        return False
+
+
+def place_of(text: str, storage: str) -> tuple[str, str]:
+    """Storage and name of the study that `STUDY` or `STORAGE#STUDY` means.
+
+    Names may have a `#` too: what is a study as a whole, or behind one of several `#`, is that.
+
+    Args:
+        text: the one or the other.
+        storage: where a study lies that is only named.
+    """
+    cuts = [i for i, letter in enumerate(text) if letter == "#"]
+    if not cuts or has_study(storage, text):
+        return storage, text
+    places = [(text[:i] or storage, text[i + 1 :]) for i in cuts]
+    return next((p for p in places[:-1] if has_study(*p)), places[-1])
+
+
 def names_text(names: Sequence[str]) -> str:
     """What a storage has: `has a, b`, or `has no study yet`."""
     return f"has {', '.join(sorted(names)[:12])}" if names else "has no study yet"

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 from types import MappingProxyType
 from typing import Any
 
@@ -86,6 +87,7 @@ class Study:
 
     def __init__(self, storage: str, name: str, config: StudyConfig | None = None) -> None:
         self.address, self.name = storage, name
+        self._latest_name = name
         self.storage = FollowingStorage(open_storage(storage, create=config is not None))
         self.storage.retry_seconds = MOMENT_SECONDS  # it answers; other processes may lock it
         try:
@@ -242,7 +244,18 @@ class Study:
 
     def name_now(self) -> str:
         """Its name, which may have been changed since it was opened."""
-        return self.storage.name_now() or self.name
+        self._latest_name = self.storage.name_now() or self.name
+        return self._latest_name
+
+    @property
+    def again(self) -> str:
+        """How the command that works on it is continued, in words, from what `name_now` gave last:
+        the storage may be away. Commands of finals and tests name another study.
+        """
+        asked = self._asked
+        if self._latest_name == self.name or asked is None or asked.kind in ("finals", "test"):
+            return "run the same command again to continue"
+        return f"run the command again with --study {quote(self._latest_name)} to continue"
 
     def known_by(self) -> str:
         """What it is known by, whatever it is called; stored when it is first asked for."""
@@ -293,9 +306,7 @@ class Study:
         if isinstance(error, GoneError):
             raise error
         if isinstance(error, StorageError):
-            raise UserError(
-                f"{error}; finished lifetimes are stored; run the same command again to continue"
-            )
+            raise UserError(f"{error}; finished lifetimes are stored; {self.again}")
 
     def others_run(self, trials: Sequence[FrozenTrial]) -> bool:
         """Whether one of these trials is run by another coordinator, as far as is known."""

@@ -22,6 +22,7 @@ from erl.errors import UserError
 from erl.search.noise import expect, mean_interval
 from erl.studies.configuration import EvolutionStudy, FinalsStudy, TestStudy
 from erl.studies.following import UID
+from erl.studies.storage import MissingError, open_storage
 from erl.studies.study import Study
 from erl.studies.trials import Score, lifetime_records
 from erl.worlds.arguments import Arguments
@@ -32,6 +33,9 @@ UNFINISHED = "unfinished_finals"  # the same: the flags of finals that were begu
 SUFFIX = "_finals"
 TESTED = "tested:"  # user attributes of an evolution's study: what its tests found, by their names
 FINALS_OF = "finals_of"  # user attribute of finals: the `UID` of their evolution
+# User attribute of a test: the `UID` of its evolution, and what follows the evolution's name in the
+# name that it had at first.
+TEST_OF = "test_of"
 
 
 def finals_name(storage: BaseStorage, study: str) -> str:
@@ -222,6 +226,17 @@ def reached_by(
     seeds, kwargs = len(scores), dict(test.env_kwargs)
     where = test.env_id, mean, interval, seeds, steps, kwargs, test.del_obs
     return Reached(finalist.slug, arm, *where)
+
+
+def linked_test(storage: str, link: str) -> str | None:
+    """The name of the test with this `TEST_OF`, whatever it and its evolution are called; None if
+    there is none.
+    """
+    with suppress(MissingError):
+        for study in open_storage(storage).get_all_studies():
+            if study.user_attrs.get(TEST_OF) == link:
+                return study.study_name
+    return None
 
 
 def store_tested(evolution: Study, test: str, found: Reached) -> None:

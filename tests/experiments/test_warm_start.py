@@ -81,6 +81,15 @@ def test_a_source_in_another_storage(quick, told, sink):
     assert study_of(there).stored["warm_start"] == "journal:elsewhere.log#source"
 
 
+@pytest.mark.parametrize("address", ["run #2", f"{STORAGE}#run #2"])
+def test_a_source_with_a_number_sign_in_its_name(address, quick, told, sink):
+    add_source(name="run #2")
+    config = make(quick, warm_start=address, nb_trials=4, nb_seeds=1)
+    assert evolve(config, sink) == 0
+    assert study_of(config).stored["warm_start"] == address
+    assert "warm start from " in str(sink)
+
+
 def test_an_evolution_as_a_source(quick, told, sink):
     cold = make(quick, nb_trials=10, nb_seeds=1)
     assert evolve(cold, sink) == 0

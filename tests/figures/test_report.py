@@ -197,6 +197,16 @@ def without_memory(monkeypatch):
     monkeypatch.setattr(reports, "memory_figure", refused)
 
 
+def test_a_study_with_a_comma_in_its_name_is_one(sink):
+    for name in ("a, b", "a"):
+        config = FinalsStudy(EvolutionStudy(env_id="CartPole-v1"))
+        Study("sqlite:///studies.db", name, config)
+    with pytest.raises(UserError, match=r"^a, b has the finals of an evolution"):
+        report(FigureConfig(study="a, b", folder="out"), sink)
+    with pytest.raises(UserError, match=r"^no study 'c' in sqlite:///studies.db"):
+        report(FigureConfig(study="a,c", folder="out"), sink)
+
+
 def refused(*_, **__):
     raise UserError("not now")
 

@@ -1,17 +1,22 @@
 import csv
+import itertools
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import optuna
 import pandas as pd
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
+from sqlalchemy.exc import OperationalError
 
 from erl.cli import score_text
 from erl.commands import studies as main
@@ -22,6 +27,7 @@ from erl.studies import leases
 from erl.studies.artefacts import folder_of, listed
 from erl.studies.commands import export_study, with_json
 from erl.studies.copying import copy_study
+from erl.studies.dashboard import rename
 from erl.studies.data import read_study
 from erl.studies.flags import CopyConfig, ExportConfig
 from erl.studies.records import records
@@ -435,8 +441,9 @@ def test_every_copy_has_the_files_of_now_for_itself_and_leaves_none(capsys, monk
     monkeypatch.setattr("erl.studies.copying._compare", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         copied("y", "--overwrite")
-    assert len(list(folder_of(target).iterdir())) == 1
+    assert len(list(folder_of(target).iterdir())) == 2
     assert attached(target, "x") == {"figure.txt": "of x"}
+    assert attached(target, "y") == {"figure.txt": "2"}
 
 
 def test_files_of_a_study_that_is_replaced_do_not_outlive_it(capsys, monkeypatch):
@@ -637,3 +644,110 @@ def test_a_copy_that_was_interrupted_does_not_look_whole(
         assert call(capsys, "copy", "--storage", storage, "--to", "sqlite:///x.db")[0] == 2
     assert call(capsys, "copy", "--storage", "source.log", "--to", storage, "--overwrite")[0] == 0
     assert content(storage, "rich") == content("source.log", "rich")
+
+
+def two_studies(target):
+    """A study, and one of the same name that its copy is to replace; what each holds."""
+    sources = ("sqlite:///source.db", target)
+    Path("file.txt").write_text("words")
+    for value, address in enumerate(sources):
+        storage = open_storage(address, create=True)
+        study = optuna.create_study(study_name="one", storage=storage, direction="maximize")
+        study.add_trial(create_trial(value=value))
+        Study(address, "one").attach("file.txt")
+    assert content(sources[0], "one") != content(sources[1], "one")
+    return [content(address, "one") for address in sources]
+
+
+def values(address):
+    """The values of the trials of all whole studies of a storage, by their names."""
+    storage = open_storage(address)
+    return {
+        s.study_name: [t.value for t in storage.get_all_trials(s._study_id)]
+        for s in storage.get_all_studies()
+        if s.system_attrs.get(COPY) != "incomplete"
+    }
+
+
+OVERWRITE = CopyConfig(storage="sqlite:///source.db", study="one", to="again.log", overwrite=True)
+
+
+@pytest.mark.parametrize("storage", ["sqlite", "journal"], indirect=True)
+@pytest.mark.parametrize("fails", ["create_new_study", "copy_files", "_compare"])
+def test_a_copy_that_fails_leaves_what_it_was_to_replace(storage, fails, sink, monkeypatch):
+    _, before = two_studies(storage)
+    files = sorted(folder_of(storage).iterdir())
+    full = OSError(28, "No space left on device")
+    with monkeypatch.context() as patch:
+        if fails == "create_new_study":
+            patch.setattr(RetryingStorage, fails, Mock(side_effect=KeyboardInterrupt))
+        else:
+            patch.setattr(f"erl.studies.copying.{fails}", Mock(side_effect=full))
+        with pytest.raises((UserError, OSError, KeyboardInterrupt)):
+            copy_study(replace(OVERWRITE, to=storage), sink)
+    assert values(storage) == {"one": [1.0]}
+    assert content(storage, "one") == before
+    assert sorted(folder_of(storage).iterdir()) == files
+    assert copy_study(replace(OVERWRITE, to=storage), sink) == 0
+    assert values(storage) == {"one": [0.0]}
+    assert len([*folder_of(storage).iterdir()]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("address", ["sqlite:///{}.db", "{}.log"])
+def test_at_every_moment_a_study_that_is_replaced_or_its_copy_is_whole(address, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    calls = itertools.count()
+    real, last = RetryingStorage._call, math.inf
+
+    def until_the_end(self, name, *arguments, **named):
+        if not name.startswith("get_") and next(calls) >= last:
+            raise Killed
+        return real(self, name, *arguments, **named)
+
+    def renamed(*arguments):
+        if next(calls) >= last:
+            raise Killed
+        return rename(*arguments)
+
+    monkeypatch.setattr(RetryingStorage, "_call", until_the_end)
+    monkeypatch.setattr("erl.studies.copying.rename", renamed)
+    two_studies(address.format("old"))
+    file, found = address.removeprefix("sqlite:///"), []
+    for moment in itertools.count():
+        to, said = address.format(moment), Mock()
+        shutil.copy(file.format("old"), file.format(moment))
+        calls, last = itertools.count(), moment
+        try:
+            copy_study(replace(OVERWRITE, to=to), said)
+        except Killed:
+            last = math.inf
+        else:
+            break
+        there = values(to)
+        found.append(there)
+        lines = [call.args[0] for call in said.line.call_args_list]
+        told = f"one_copy in {to} is whole, and takes the place of one" in lines
+        assert [0.0] in there.values() if told else there["one"] == [1.0]
+        copy_study(replace(OVERWRITE, to=to), said)
+        assert values(to)["one"] == [0.0]
+    last = math.inf
+    assert {"one_copy": [0.0]} in found
+    assert values(to) == {"one": [0.0]}
+
+
+def test_a_copy_goes_on_after_a_dropped_connection(sink, monkeypatch):
+    two_studies("sqlite:///target.db")
+    real, count = RDBStorage.set_study_system_attr, itertools.count()
+
+    def dropped(self, *arguments, **named):
+        if not next(count):
+            raise OperationalError("UPDATE", {}, Exception("the server closed the connection"))
+        return real(self, *arguments, **named)
+
+    monkeypatch.setattr(RDBStorage, "set_study_system_attr", dropped)
+    assert copy_study(replace(OVERWRITE, to="sqlite:///target.db"), sink) == 0
+    assert values("sqlite:///target.db") == {"one": [0.0]}
+    assert next(count) > 2

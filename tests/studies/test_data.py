@@ -350,6 +350,19 @@ def test_a_folder_with_the_name_of_a_study_does_not_hide_it(tmp_path):
     assert read_study("./same").kind == "tensorboard"
 
 
+@pytest.mark.parametrize(
+    "name", ["run #2", "#2", "a#b#c", "final.log", "journal:x", "a://b", "a, b"]
+)
+def test_a_name_that_looks_like_an_address_is_a_study_where_there_is_one(name):
+    storage = "sqlite:///studies.db"
+    for other in (name, "2"):
+        optuna.create_study(study_name=other, storage=storage, direction="maximize")
+    assert read_study(name).name == name
+    assert read_study(f"{storage}#{name}", "sqlite:///other.db").name == name
+    with pytest.raises(UserError):
+        read_study(name, "sqlite:///other.db")
+
+
 def test_importances_are_those_of_parameters_that_all_trials_have():
     data = read_study(conditional(12))
     with pytest.raises(UserError, match="searches 1 parameter in all of its trials"):

@@ -16,6 +16,7 @@ from erl.studies.leases import Lease
 from erl.studies.retries import RetryingStorage
 from erl.studies.storage import DEFAULT_STORAGE, StorageError, open_storage, study_names
 from erl.studies.study import Study
+from erl.studies.winner import TEST_OF
 
 make, study = (
     partial(f, storage=DEFAULT_STORAGE) for f in (told_lifetimes.make, told_lifetimes.study)
@@ -62,6 +63,15 @@ def test_without_yes_it_says_what_would_go_and_changes_nothing(evolved, capsys):
     assert lines[-1] == "nothing is deleted yet: --yes deletes it"
     assert f"  models/{NAME} with 1 file" in call(capsys, "delete", "--study", NAME, "--files")[1]
     assert everything() == before
+
+
+def test_a_test_that_was_renamed_is_named(evolved, capsys):
+    config = TestStudy(EvolutionStudy(env_id="CartPole-v1"), {}, 128, "sb3")
+    for name, uid in (("my test", study().known_by()), ("another's", "else")):
+        Study(DEFAULT_STORAGE, name, config).optuna.set_user_attr(TEST_OF, f"{uid}_trial_1_test")
+    lines = call(capsys, "delete", "--study", NAME)[1]
+    assert "stays: study my test, a test of this evolution" in lines
+    assert "another's" not in "\n".join(lines)
 
 
 def test_a_study_goes_with_its_finals_and_files_and_folders_stay(evolved, sink, capsys):

@@ -1,4 +1,5 @@
 import threading
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -7,14 +8,20 @@ from optuna.trial import TrialState
 from sqlalchemy import event
 
 from erl.errors import UserError
+from erl.experiments.arms import known_names
+from erl.experiments.comparison import ComparisonConfig, compare
 from erl.experiments.evolution import EvolutionConfig, evolve
-from erl.studies.configuration import SingleStudy
+from erl.experiments.single import SingleConfig, run
+from erl.studies.configuration import EvolutionStudy, SingleStudy, evolved_arm
+from erl.studies.copying import copy_study
 from erl.studies.distributions import distributions, integer
+from erl.studies.flags import CopyConfig
 from erl.studies.following import UID
 from erl.studies.notes import read_note
-from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
+from erl.studies.storage import DEFAULT_STORAGE, StorageError, open_storage, study_names
 from erl.studies.study import Study
 from erl.studies.trials import lifetime_records, stored_records
+from erl.studies.winner import TEST_OF
 
 ENV = "toy_environments:Recall-v0"
 NAME = f"{ENV}_main_0.064k_steps"
@@ -87,6 +94,66 @@ def test_a_command_whose_study_is_renamed_goes_on_and_so_does_the_next(address, 
     longer = config(quick, storage=address, nb_trials=9, study="another name")
     assert evolve(longer, sink) == 0
     assert len(found(address, "another name")) == 9
+
+
+@pytest.mark.parametrize("address", STORAGES)
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        (evolve, EvolutionConfig(env_id=ENV, training_steps=64, nb_trials=2, nb_seeds=1, units=5)),
+        (run, SingleConfig(env_id=ENV, learner="PPO", steps=64)),
+    ],
+)
+def test_an_interrupted_command_names_the_study_that_was_renamed(
+    address, command, flags, told, sink, monkeypatch
+):
+    for name in ("evolution", "agents"):
+        monkeypatch.setattr(f"erl.experiments.{name}.announce", lambda *_: None)
+
+    def interrupt(spec):
+        [name] = study_names(open_storage(address))
+        copied(address, name, "my name")
+        raise KeyboardInterrupt
+
+    told.before = staticmethod(interrupt)
+    assert command(replace(flags, workers=1, storage=address), sink) == 130
+    [said] = [line for line in sink.lines if line.startswith("interrupted: ") and ";" in line]
+    assert said.endswith("; run the command again with --study 'my name' to continue")
+
+
+def test_a_command_whose_storage_goes_away_names_the_study_that_was_renamed():
+    study = Study(DEFAULT_STORAGE, "old", EvolutionStudy(env_id=ENV))
+    copied(DEFAULT_STORAGE, "old", "new")
+    assert study.name_now() == "new"
+    with pytest.raises(UserError, match="; run the command again with --study new to"), study:
+        raise StorageError("it is away")
+
+
+@pytest.mark.parametrize("address", STORAGES)
+def test_a_test_is_found_when_it_or_its_evolution_was_renamed(address, quick, told, sink):
+    evolve(config(quick, storage=address, nb_trials=2), sink)
+    evolution = Study(address, NAME)
+    arm = evolved_arm(known_names(evolution.config, evolution.best().params))
+    test = ComparisonConfig(training_steps=64, nb_seeds=1, workers=1, storage=address, arms=arm)
+    assert compare(replace(test, study=NAME), sink) == 0
+    storage = open_storage(address)
+    [name] = set(study_names(storage)) - {NAME}
+    told.before = staticmethod(lambda spec: pytest.fail("trained once more"))
+    copied(address, NAME, "new")
+    assert compare(replace(test, study="new"), sink) == 0
+    copied(address, name, "my test")
+    assert compare(replace(test, study="new"), sink) == 0
+    assert study_names(storage) == ["new", "my test"]
+    # One that has no mark, as those of earlier versions, is found by its name and marked.
+    target = {"storage": address, "to": "sqlite:///copy.db"}
+    copy_study(CopyConfig(**target, study="new"), sink)
+    name = f"new{name.removeprefix(NAME)}"
+    copy_study(CopyConfig(**target, study="my test", to_name=name), sink)
+    uid = Study("sqlite:///copy.db", "new").known_by()
+    assert TEST_OF not in Study("sqlite:///copy.db", name).optuna.user_attrs
+    assert compare(replace(test, study="new", storage="sqlite:///copy.db"), sink) == 0
+    marked = Study("sqlite:///copy.db", name).optuna.user_attrs[TEST_OF]
+    assert marked == uid + name.removeprefix("new")
 
 
 def begun(study):

@@ -199,6 +199,18 @@ def test_an_evolution_that_is_renamed_during_its_finals_keeps_them(told, sink):
     assert chosen(study("new")) == choice
 
 
+def test_interrupted_finals_name_the_evolution_that_was_renamed(told, sink):
+    def interrupt(spec):
+        if spec.seeds.reservoir == Seeds.derive(0, "finals", 1).reservoir:
+            copied(DEFAULT_STORAGE, NAME, "new")
+            raise KeyboardInterrupt
+
+    told.before = staticmethod(interrupt)
+    assert evolve(small(), sink) == 130
+    [said] = [line for line in sink.lines if " of the finals are finished" in line]
+    assert said.endswith("; run the command again with --study new to continue")
+
+
 def test_a_new_evolution_under_the_name_of_a_renamed_one_has_finals_of_its_own(evolved, sink):
     first = chosen(study())
     copied(DEFAULT_STORAGE, NAME, "new")
