@@ -32,7 +32,7 @@ from erl.studies.data import read_study
 from erl.studies.flags import CopyConfig, ExportConfig
 from erl.studies.records import records
 from erl.studies.retries import RetryingStorage
-from erl.studies.storage import open_storage
+from erl.studies.storage import open_storage, study_names
 from erl.studies.study import COPY, Study
 
 KINDS = ["sqlite", "journal", "postgresql"]
@@ -457,10 +457,13 @@ def test_files_of_a_study_that_is_replaced_do_not_outlive_it(capsys, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(RetryingStorage, "create_new_study", interrupted)
+        patch.setattr(RetryingStorage, "delete_study", interrupted)
         assert call(capsys, *words, "--overwrite")[0] == 130
-    assert list(folder_of("sqlite:///b.db").iterdir()) == []
+    assert "twin" in study_names(open_storage("sqlite:///b.db"))
     assert call(capsys, *words, "--overwrite")[0] == 0
+    assert list(folder_of("sqlite:///b.db").iterdir()) == []
+    trials = optuna.load_study(study_name="twin", storage="sqlite:///b.db").trials
+    assert len(trials) == len(optuna.load_study(study_name="rich", storage="sqlite:///a.db").trials)
 
 
 @pytest.mark.parametrize("works_on", ["twin", "twin_finals"])
