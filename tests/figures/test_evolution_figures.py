@@ -167,6 +167,19 @@ def test_parameters_that_not_all_trials_have_are_shown_where_they_are(conditiona
     assert "Fitness of 9 completed trials" in caption_of(figure)
 
 
+@pytest.mark.parametrize("n", [12, 1])
+def test_panels_share_the_colours_of_the_bar(n, conditional):
+    frame, space = conditional
+    frame = frame.head(n)
+    done = frame[frame.state == "COMPLETE"]
+    for draw, shown in ((evolution.slices, done.trial), (evolution.contours, done.fitness)):
+        *panels, bar = [a for a in draw(frame, space).axes if a.get_visible()]
+        ends = shown.min(), shown.max() if n > 1 else shown.min() + 1
+        norms = [a.collections[-1].norm for a in panels]
+        assert {(norm.vmin, norm.vmax) for norm in norms} == {ends}
+        assert bar.get_ylim() == pytest.approx(ends)
+
+
 def test_studies_of_which_no_completed_trial_has_a_parameter(conditional):
     frame, space = conditional
     space = {"bias": space["bias"]}
