@@ -273,13 +273,17 @@ def legend(on: Axes | Figure, drawn: Mapping[str, Any], **options: Any) -> Legen
     return made
 
 
-def legend_above(figure: Figure, drawn: Mapping[str, Any]) -> None:
+def legend_above(
+    figure: Figure, drawn: Mapping[str, Any], title: str = "", colour: str | None = None
+) -> None:
     """A legend above all axes, with as many columns as its longest name has room for. It makes the
     figure longer: the axes keep their height.
 
     Args:
         figure: drawn on.
         drawn: what is drawn, by its name.
+        title: above the names.
+        colour: of all that it shows; by default that of what is drawn.
     """
     if not drawn:
         return
@@ -287,7 +291,10 @@ def legend_above(figure: Figure, drawn: Mapping[str, Any]) -> None:
     named = {textwrap.fill(name, LEGEND_LETTERS): handle for name, handle in drawn.items()}
     longest = max(len(line) for name in named for line in name.splitlines())
     columns = max(1, min(3, LEGEND_LETTERS // (longest + 8)))
-    made = legend(figure, named, loc="outside upper center", ncols=columns)
+    made = legend(figure, named, loc="outside upper center", ncols=columns, title=title)
+    if colour:
+        for handle, artist in zip(made.legend_handles, named.values()):
+            handle.set(color=colour, alpha=artist.get_alpha())
     height = made.get_window_extent().height / figure.dpi
     figure.set_figheight(figure.get_figheight() + height)
 
