@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from erl.cli import plural
 from erl.errors import UserError
 from erl.figures.evolution import completed, fitness_label
-from erl.figures.learning import averaged
+from erl.figures.learning import arm_looks, averaged
 from erl.figures.style import (
     Look,
     band,
@@ -58,6 +58,7 @@ def two_levels(
     generations: pd.DataFrame,
     chosen: Mapping[str, int] | None = None,
     about: str = "",
+    order: Sequence[str] = (),
 ) -> Figure:
     """Evolution over development above, and development within chosen trials below.
 
@@ -72,6 +73,7 @@ def two_levels(
         chosen: numbers of trials by their title; by default the best, a middle and the worst one,
             of those that have such generations if there are any.
         about: for the caption.
+        order: of agents, which have the colours of other figures with this order.
     """
     done = completed(trials)
     inner = "fitness" in generations and bool(generations.fitness.notna().any())
@@ -92,6 +94,12 @@ def two_levels(
     shown = lifetimes[lifetimes.trial.isin(picks.values())]
     agents = dict(zip(shown.trial, shown.arm)) if "arm" in shown else {}
     marks = {name: replace(look, line="-") for name, look in looks(picks).items()}
+    if agents:
+        known = arm_looks(lifetimes, shown, order)
+        marks = {
+            name: replace(known[agents[number]], marker=marks[name].marker)
+            for name, number in picks.items()
+        }
     figure = new(height=4.8)[0]
     figure.clear()
     grid = figure.add_gridspec(2, len(picks), height_ratios=(1, 1.1))

@@ -7,7 +7,7 @@ from figure_fixtures import evolved, space, trials
 from test_evolution_figures import line
 
 from erl.errors import UserError
-from erl.figures import evolution, two_levels
+from erl.figures import evolution, learning, two_levels
 from erl.figures.style import caption_of
 
 
@@ -84,10 +84,18 @@ def test_both_levels_of_a_test_name_agents_and_no_evolution_above(trials, evolve
     lived = lived.assign(arm=lived.trial.map(dict(zip(agents.trial, agents.arm))))
     figure = two_levels.two_levels(agents, lived, pd.DataFrame())
     named = dict(zip(agents.trial, agents.arm))
+    usual = learning.arm_looks(lived, lived)
+    marks = figure.axes[0].lines[-3:]
+    assert len({mark.get_marker() for mark in marks}) == 3
     for axes, title in zip(figure.axes[1:], ("best", "middle", "worst"), strict=True):
         first, agent = axes.get_title().split("\n")
         number = int(first.removeprefix(f"{title}: trial "))
         assert agent == named[number]
+        look = usual[agent]
+        assert {axes.title.get_color(), axes.lines[0].get_color()} == {look.colour}
+        assert axes.lines[0].get_linestyle() == look.line
+        [mark] = [m for m in marks if m.get_ydata()[0] == agents.fitness[number]]
+        assert mark.get_color() == look.colour
     assert "Evolution over development" not in caption_of(figure)
     assert caption_of(figure).startswith("Fitness of all trials (above) and development within 3")
     assert "best" not in [x.get_label() for x in figure.axes[0].lines]
