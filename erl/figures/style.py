@@ -36,8 +36,13 @@ LEGEND_LETTERS = 88  # that have room in a line of a legend, of which each entry
 # Okabe and Ito (2008); their yellow is left out, which is hard to see on paper. A grey of middle
 # lightness is the eighth, since a test with controls has many agents.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
-LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (6, 2, 1, 2, 1, 2)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "*", "<", ">", "h", "d")
+LINES: tuple[Any, ...] = (
+    *("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (6, 2, 1, 2, 1, 2))),
+    *((0, (9, 2)), (0, (9, 2, 3, 2)), (0, (2, 1)), (0, (1, 3)), (0, (5, 1, 1, 1, 1, 1, 1, 1))),
+    *((0, (7, 4)), (0, (3, 1, 3, 1, 1, 1)), (0, (9, 1, 1, 1))),
+)
+LOOKS = len(COLOURS) * len(LINES)  # that differ in colour or line
 # Agents of a test, by their names, and their places among the looks. In places 8 apart the colour
 # is the same and the line another one: so are the two lower learning rates, and memories of one
 # kind that see different things. Other agents have what is free, the learner alone place 0.
@@ -149,21 +154,21 @@ def looks(groups: Iterable[Any]) -> dict[Any, Look]:
 
 
 def _look(place: int) -> Look:
-    """The look of a place: in the first eight all differs, and in 64 no two are equal."""
-    turn = place // len(COLOURS)
+    """The look of a place: in the first eight all differs. Of the `LOOKS` no two have the same
+    colour and line, and none the same marker and line, so that prints without colour serve.
+    """
+    place %= LOOKS
     return Look(
         COLOURS[place % len(COLOURS)],
-        MARKERS[(place + turn) % len(MARKERS)],
-        LINES[(place + turn) % len(LINES)],
+        MARKERS[place % len(MARKERS)],
+        LINES[(place + place // len(COLOURS)) % len(LINES)],
     )
 
 
 def agent_looks(agents: Iterable[str]) -> dict[str, Look]:
     """How agents are drawn: those of a test by their names (`PLACES`), alike in every figure, and
-    the others by what is free, in their order. No two have the same colour and line style.
-
-    Args:
-        agents: at most 64.
+    the others by what is free, in their order. No two of at most `LOOKS` agents have the same
+    colour and line style.
     """
     names = list(dict.fromkeys(agents))
     places: dict[str, int] = {}
@@ -215,7 +220,7 @@ def band(axes: Axes, x: Any, low: Any, high: Any, look: Look, strength: float = 
 
 
 def some_alike(found: Mapping[Any, Look]) -> str:
-    """A sentence on groups that are drawn alike, as of more than 64 some are; else empty."""
+    """A sentence on groups that are drawn alike, as of more than `LOOKS` some are; else empty."""
     different = len(set(found.values()))
     if different == len(found):
         return ""
