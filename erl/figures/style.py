@@ -335,11 +335,12 @@ def steps_axis(axes: Axes, text: str = "environment steps") -> None:
 def caption(figure: Figure, *sentences: str) -> Figure:
     """Write a caption below a figure."""
     text = " ".join(s.strip() for s in sentences if s and s.strip())
-    columns = int(figure.get_figwidth() * 72 / (CAPTION_SIZE * 0.54))
-    lines = textwrap.wrap(text, columns)
+    written = figure.supxlabel(
+        text, x=0.01, ha="left", fontsize=CAPTION_SIZE, color="0.3", wrap=True
+    )
     # The axes keep their height: a caption makes the figure longer.
-    figure.set_figheight(figure.get_figheight() + len(lines) * CAPTION_SIZE * 1.3 / 72)
-    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=CAPTION_SIZE, color="0.3")
+    height = written.get_window_extent().height / figure.dpi
+    figure.set_figheight(figure.get_figheight() + height)
     return figure
 
 

@@ -12,6 +12,7 @@ from erl.figures.style import (
     COLOURS,
     LOOKS,
     agent_looks,
+    caption,
     caption_of,
     logarithmic,
     looks,
@@ -135,6 +136,16 @@ def test_a_caption_says_that_of_more_than_128_agents_some_look_alike(lifetimes):
         many = pd.concat([one.assign(arm=f"agent {k}") for k in range(n)])
         caption = caption_of(learning.learning_curves(many))
         assert ("Some look alike: 130 are drawn in 128 ways." in caption) == said
+
+
+def test_a_caption_stays_on_the_page():
+    figure = styled(new)()[0]
+    styled(caption)(figure, *["RANDOM_RES_PPO 1 OF 10 SEEDS, NOREC_RES_PPO WITHOUT W."] * 5)
+    figure.draw_without_rendering()
+    written, axes = figure._supxlabel.get_window_extent(), figure.axes[0].bbox
+    assert figure.bbox.x0 <= written.x0 < 0.9 * figure.bbox.x1 < written.x1 <= figure.bbox.x1
+    assert figure.bbox.y0 <= written.y0 < written.y1 < axes.y0
+    assert axes.height > 2.5 * figure.dpi
 
 
 @pytest.mark.parametrize("seen", ["colour", "marker"])
