@@ -31,7 +31,10 @@ WIDTH = 6.5  # inches: the text of a page
 SEQUENTIAL = "cividis"
 CYCLIC = "twilight"
 CAPTION_SIZE = 7.0
-TICK_LETTERS = 66  # that have room side by side below axes
+TICK_LETTERS = 66  # that have room side by side below axes of the width of the page
+LETTERS_AN_INCH = 15  # of names of ticks
+TURNED_LETTERS = 6  # that a line takes below the axes if it is turned by 20 degrees
+UPRIGHT_LETTERS = 30  # in a line of a name that is upright
 LEGEND_LETTERS = 88  # that have room in a line of a legend, of which each entry takes eight more
 # Okabe and Ito (2008); their yellow is left out, which is hard to see on paper. A grey of middle
 # lightness is the eighth, since a test with controls has many agents.
@@ -315,15 +318,29 @@ def ticks_beside(axes: Axes, names: Iterable[str]) -> None:
     axes.set_yticks(range(len(lines)), lines)
 
 
-def ticks_below(axes: Axes, names: Sequence[str]) -> None:
-    """Names at 0, 1, 2 … below axes that have the width of the page: over several lines, and turned
-    where a word has no room.
+def ticks_below(axes: Axes, names: Sequence[str], letters: int = TICK_LETTERS) -> None:
+    """Names at 0, 1, 2 … below axes: over several lines, and turned where a word has no room,
+    upright if lines are long or would lie on those of the next name. The axes keep their height.
+
+    Args:
+        axes: drawn on.
+        names: of the ticks.
+        letters: that have room side by side below the axes.
     """
-    room = TICK_LETTERS // len(names)
-    lines = [wrapped(name, room, within=False) for name in names]
-    long = max(len(line) for name in lines for line in name.splitlines()) > room
-    turned: dict[str, Any] = {"rotation": 20, "ha": "right"} if long else {}
-    axes.set_xticks(range(len(names)), lines, **turned)
+    room = letters // len(names)
+    lines = [wrapped(name, room, within=False).splitlines() for name in names]
+    turned: dict[str, Any] = {}
+    longest = max(len(line) for name in lines for line in name)
+    if longest > room:
+        turned = {"rotation": 20, "ha": "right"}
+        if longest > UPRIGHT_LETTERS or room < TURNED_LETTERS * max(map(len, lines)):
+            turned = {"rotation": 90}
+            lines = [wrapped(name, UPRIGHT_LETTERS).splitlines() for name in names]
+            longest = max(len(line) for name in lines for line in name)
+            figure = axes.get_figure(root=True)
+            assert figure is not None
+            figure.set_figheight(figure.get_figheight() + longest / LETTERS_AN_INCH)
+    axes.set_xticks(range(len(names)), ["\n".join(name) for name in lines], **turned)
 
 
 def steps_axis(axes: Axes, text: str = "environment steps") -> None:

@@ -307,8 +307,9 @@ def test_names_below_parallel_coordinates_have_room(trials):
     )
     axes = figure.axes[0]
     figure.draw_without_rendering()
-    assert axes.get_xticklabels()[0].get_text() == "spectral\nradius (sr)"
-    assert all(t.get_rotation() == 20 for t in axes.get_xticklabels())  # (rc_connectivity)
+    boxes = [t.get_window_extent() for t in axes.get_xticklabels()]
+    assert all(a.x1 <= b.x0 for a, b in itertools.pairwise(boxes))
+    assert axes.bbox.height > 2.0 * figure.dpi  # upright names make the figure longer
     four = evolution.parallel_coordinates(
         trials.assign(**{c: rng.random(12) for c in columns}), dict([*space.items()][:4])
     )
