@@ -302,6 +302,7 @@ def legend_above(
     made = legend(figure, named, loc="outside upper center", ncols=columns, title=title)
     if colour:
         for handle, artist in zip(made.legend_handles, named.values()):
+            assert handle is not None
             handle.set(color=colour, alpha=artist.get_alpha())
     height = made.get_window_extent().height / figure.dpi
     figure.set_figheight(figure.get_figheight() + height)
