@@ -724,7 +724,15 @@ def print_matrix(rows: dict[str, pd.DataFrame], folder: Path, title: str) -> Non
     print(f"\n### Evolved on (rows) x tested on (columns){title}\n")
     print(to_markdown(matrix_shown(made)))
     print("P(arm > PPO) with its 95 % bootstrap interval; IQM of the return (of PPO's).\n")
-    save(generalisation_matrix(made), folder, "generalisation", ["svg"])
+    about = (
+        "Not evolved: reservoirs drawn from the search space, others for each seed. "
+        "W = 0: evolved ones without recurrent connections."
+    )
+    if made.evolved_on.str.contains("popgym_pair").any():
+        about += (
+            " popgym_pair: two reservoirs, evolved on PositionOnlyCartPoleEasy and RepeatFirstEasy."
+        )
+    save(generalisation_matrix(made, about), folder, "generalisation", ["svg"])
 
 
 def print_published(rows: dict[str, pd.DataFrame], folder: Path, title: str) -> None:

@@ -32,6 +32,8 @@ from erl.figures.learning import (
     threshold_names,
 )
 from erl.figures.style import (
+    LETTERS_AN_INCH,
+    WIDTH,
     band,
     caption,
     curve,
@@ -55,6 +57,7 @@ from erl.statistics import (
 from erl.studies.tables import few_seeds, to_latex, to_markdown
 
 ALPHA = 0.05
+CELL_WIDTH = 0.95  # inches: of a cell of the matrix of generalisation, at least
 
 
 def family(
@@ -294,7 +297,9 @@ def generalisation_matrix(matrix: pd.DataFrame, about: str = "") -> Figure:
     rows = list(dict.fromkeys(matrix.evolved_on))
     columns = list(dict.fromkeys(matrix.tested_on))
     values = np.full((len(rows), len(columns)), np.nan)
-    figure, axes = new(height=1.5 + 0.72 * len(rows))
+    figure, axes = new(
+        height=1.5 + 0.72 * len(rows), width=max(WIDTH, 3.1 + CELL_WIDTH * len(columns))
+    )
     for cell in matrix.itertuples():
         i, j = rows.index(cell.evolved_on), columns.index(cell.tested_on)
         values[i, j] = cell.probability
@@ -310,17 +315,19 @@ def generalisation_matrix(matrix: pd.DataFrame, about: str = "") -> Figure:
             color="white" if dark else "black",
         )
     shown = axes.imshow(values, cmap="PuOr", vmin=0, vmax=1, aspect="auto")
-    ticks_below(axes, columns)
-    axes.set_yticks(range(len(rows)), [wrapped(name, 22, within=False) for name in rows])
+    letters = int(LETTERS_AN_INCH * max(3.4, CELL_WIDTH * len(columns)))
+    ticks_below(axes, columns, letters)
+    axes.set_yticks(range(len(rows)), [wrapped(name, 30) for name in rows])
     axes.set_xlabel("tested on")
-    axes.set_ylabel("evolved on")
+    axes.set_ylabel("reservoir")
     axes.grid(False)
-    figure.colorbar(shown, ax=axes, label="P(evolved > learner alone)", pad=0.02)
+    figure.colorbar(shown, ax=axes, label="P(agent >\nlearner alone)", pad=0.02)
     numbers = [*matrix.seeds, *matrix.baseline_seeds]
     return caption(
         figure,
-        "Generalisation: probability that an evolved agent does better than the learner "
-        "alone; below it the 95 % bootstrap interval, then the interquartile mean of the "
+        "Generalisation: probability that an agent with a reservoir, which is called by what it "
+        "was evolved on, does better than the learner alone; below it the 95 % bootstrap "
+        "interval, then the interquartile mean of the "
         f"{matrix.attrs['measured']}, and the learner's in brackets. "
         f"{seeds_text(numbers)} of each agent.",
         "No interval where one of them has one seed." if 1 in numbers else "",

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.interpolate import griddata
@@ -197,6 +198,7 @@ def parallel_coordinates(trials: pd.DataFrame, space: Space, about: str = "") ->
     figure, axes = new(height=3.4)
     collection = LineCollection(list(lines), cmap=SEQUENTIAL, linewidths=1.2, alpha=0.85)
     collection.set_array(done.fitness.to_numpy(dtype=float))
+    collection.set_norm(_shades(done.fitness))
     axes.add_collection(collection)
     axes.plot(np.arange(len(columns)), lines[-1, :, 1], "o--", color=COLOURS[1], label="best trial")
     axes.set_xlim(-0.05, len(columns) - 0.95)
@@ -236,6 +238,12 @@ def _searched(space: Space, trials: pd.DataFrame) -> list[str]:
     return names
 
 
+def _shades(values: pd.Series) -> Normalize:
+    """One scale of colours for all panels; a single value lies at its lower end."""
+    low, high = float(values.min()), float(values.max())
+    return Normalize(low, high if high > low else low + 1)
+
+
 @styled
 def slices(trials: pd.DataFrame, space: Space, about: str = "") -> Figure:
     """Fitness against each parameter, darker for later trials."""
@@ -245,6 +253,7 @@ def slices(trials: pd.DataFrame, space: Space, about: str = "") -> Figure:
     rows = -(-len(names) // columns)
     figure, grid = new(rows, columns, height=0.4 + 2.4 * rows, sharey=True, squeeze=False)
     shown: Any = None
+    shades = _shades(done.trial)
     for i, axes in enumerate(grid.ravel()):
         if i >= len(names):
             axes.set_visible(False)
@@ -256,6 +265,7 @@ def slices(trials: pd.DataFrame, space: Space, about: str = "") -> Figure:
             part.fitness,
             c=part.trial,
             cmap=f"{SEQUENTIAL}_r",
+            norm=shades,
             s=18,
             edgecolors="0.3",
             linewidths=0.4,
@@ -329,6 +339,7 @@ def contours(
     low, high = float(done.fitness.min()), float(done.fitness.max())
     levels = np.linspace(low, high, 12) if high > low else np.array([low - 0.5, low + 0.5])
     shown: Any = None
+    shades = _shades(done.fitness)
     for row in range(n):
         for column in range(n):
             axes, x, y = grid[row, column], names[column], names[row + 1]
@@ -340,14 +351,13 @@ def contours(
             made = interpolated(*units, part.fitness.to_numpy(dtype=float))
             if made is not None:
                 at = space[x].value(made[0]), space[y].value(made[0])
-                axes.contourf(*at, made[1], levels=levels, cmap=SEQUENTIAL, alpha=0.8)
+                axes.contourf(*at, made[1], levels=levels, cmap=SEQUENTIAL, norm=shades, alpha=0.8)
             shown = axes.scatter(
                 part[x],
                 part[y],
                 c=part.fitness,
                 cmap=SEQUENTIAL,
-                vmin=low,
-                vmax=high,
+                norm=shades,
                 s=18,
                 edgecolors="white",
                 linewidths=0.7,
@@ -505,6 +515,7 @@ def search_map(
         done[y],
         c=done.fitness,
         cmap=SEQUENTIAL,
+        norm=_shades(done.fitness),
         s=28,
         edgecolors="0.25",
         linewidths=0.5,

@@ -227,7 +227,11 @@ def agents_section(
             "two_levels",
             "Evolution within learning",
             lambda: two_levels.two_levels(
-                data.trials, data.lifetimes, data.generations, about=own.about
+                data.trials,
+                data.lifetimes,
+                data.generations,
+                about=own.about,
+                order=order or own.order,
             ),
         )
     return section

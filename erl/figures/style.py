@@ -31,13 +31,21 @@ WIDTH = 6.5  # inches: the text of a page
 SEQUENTIAL = "cividis"
 CYCLIC = "twilight"
 CAPTION_SIZE = 7.0
-TICK_LETTERS = 66  # that have room side by side below axes
+TICK_LETTERS = 66  # that have room side by side below axes of the width of the page
+LETTERS_AN_INCH = 15  # of names of ticks
+TURNED_LETTERS = 6  # that a line takes below the axes if it is turned by 20 degrees
+UPRIGHT_LETTERS = 30  # in a line of a name that is upright
 LEGEND_LETTERS = 88  # that have room in a line of a legend, of which each entry takes eight more
 # Okabe and Ito (2008); their yellow is left out, which is hard to see on paper. A grey of middle
 # lightness is the eighth, since a test with controls has many agents.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
-LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (6, 2, 1, 2, 1, 2)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "*", "<", ">", "h", "d")
+LINES: tuple[Any, ...] = (
+    *("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (6, 2, 1, 2, 1, 2))),
+    *((0, (9, 2)), (0, (9, 2, 3, 2)), (0, (2, 1)), (0, (1, 3)), (0, (5, 1, 1, 1, 1, 1, 1, 1))),
+    *((0, (7, 4)), (0, (3, 1, 3, 1, 1, 1)), (0, (9, 1, 1, 1))),
+)
+LOOKS = len(COLOURS) * len(LINES)  # that differ in colour or line
 # Agents of a test, by their names, and their places among the looks. In places 8 apart the colour
 # is the same and the line another one: so are the two lower learning rates, and memories of one
 # kind that see different things. Other agents have what is free, the learner alone place 0.
@@ -149,21 +157,21 @@ def looks(groups: Iterable[Any]) -> dict[Any, Look]:
 
 
 def _look(place: int) -> Look:
-    """The look of a place: in the first eight all differs, and in 64 no two are equal."""
-    turn = place // len(COLOURS)
+    """The look of a place: in the first eight all differs. Of the `LOOKS` no two have the same
+    colour and line, and none the same marker and line, so that prints without colour serve.
+    """
+    place %= LOOKS
     return Look(
         COLOURS[place % len(COLOURS)],
-        MARKERS[(place + turn) % len(MARKERS)],
-        LINES[(place + turn) % len(LINES)],
+        MARKERS[place % len(MARKERS)],
+        LINES[(place + place // len(COLOURS)) % len(LINES)],
     )
 
 
 def agent_looks(agents: Iterable[str]) -> dict[str, Look]:
     """How agents are drawn: those of a test by their names (`PLACES`), alike in every figure, and
-    the others by what is free, in their order. No two have the same colour and line style.
-
-    Args:
-        agents: at most 64.
+    the others by what is free, in their order. No two of at most `LOOKS` agents have the same
+    colour and line style.
     """
     names = list(dict.fromkeys(agents))
     places: dict[str, int] = {}
@@ -215,7 +223,7 @@ def band(axes: Axes, x: Any, low: Any, high: Any, look: Look, strength: float = 
 
 
 def some_alike(found: Mapping[Any, Look]) -> str:
-    """A sentence on groups that are drawn alike, as of more than 64 some are; else empty."""
+    """A sentence on groups that are drawn alike, as of more than `LOOKS` some are; else empty."""
     different = len(set(found.values()))
     if different == len(found):
         return ""
@@ -273,13 +281,17 @@ def legend(on: Axes | Figure, drawn: Mapping[str, Any], **options: Any) -> Legen
     return made
 
 
-def legend_above(figure: Figure, drawn: Mapping[str, Any]) -> None:
+def legend_above(
+    figure: Figure, drawn: Mapping[str, Any], title: str = "", colour: str | None = None
+) -> None:
     """A legend above all axes, with as many columns as its longest name has room for. It makes the
     figure longer: the axes keep their height.
 
     Args:
         figure: drawn on.
         drawn: what is drawn, by its name.
+        title: above the names.
+        colour: of all that it shows; by default that of what is drawn.
     """
     if not drawn:
         return
@@ -287,7 +299,11 @@ def legend_above(figure: Figure, drawn: Mapping[str, Any]) -> None:
     named = {textwrap.fill(name, LEGEND_LETTERS): handle for name, handle in drawn.items()}
     longest = max(len(line) for name in named for line in name.splitlines())
     columns = max(1, min(3, LEGEND_LETTERS // (longest + 8)))
-    made = legend(figure, named, loc="outside upper center", ncols=columns)
+    made = legend(figure, named, loc="outside upper center", ncols=columns, title=title)
+    if colour:
+        for handle, artist in zip(made.legend_handles, named.values()):
+            assert handle is not None
+            handle.set(color=colour, alpha=artist.get_alpha())
     height = made.get_window_extent().height / figure.dpi
     figure.set_figheight(figure.get_figheight() + height)
 
@@ -303,15 +319,29 @@ def ticks_beside(axes: Axes, names: Iterable[str]) -> None:
     axes.set_yticks(range(len(lines)), lines)
 
 
-def ticks_below(axes: Axes, names: Sequence[str]) -> None:
-    """Names at 0, 1, 2 … below axes that have the width of the page: over several lines, and turned
-    where a word has no room.
+def ticks_below(axes: Axes, names: Sequence[str], letters: int = TICK_LETTERS) -> None:
+    """Names at 0, 1, 2 … below axes: over several lines, and turned where a word has no room,
+    upright if lines are long or would lie on those of the next name. The axes keep their height.
+
+    Args:
+        axes: drawn on.
+        names: of the ticks.
+        letters: that have room side by side below the axes.
     """
-    room = TICK_LETTERS // len(names)
-    lines = [wrapped(name, room, within=False) for name in names]
-    long = max(len(line) for name in lines for line in name.splitlines()) > room
-    turned: dict[str, Any] = {"rotation": 20, "ha": "right"} if long else {}
-    axes.set_xticks(range(len(names)), lines, **turned)
+    room = letters // len(names)
+    lines = [wrapped(name, room, within=False).splitlines() for name in names]
+    turned: dict[str, Any] = {}
+    longest = max(len(line) for name in lines for line in name)
+    if longest > room:
+        turned = {"rotation": 20, "ha": "right"}
+        if longest > UPRIGHT_LETTERS or room < TURNED_LETTERS * max(map(len, lines)):
+            turned = {"rotation": 90}
+            lines = [wrapped(name, UPRIGHT_LETTERS).splitlines() for name in names]
+            longest = max(len(line) for name in lines for line in name)
+            figure = axes.get_figure(root=True)
+            assert figure is not None
+            figure.set_figheight(figure.get_figheight() + longest / LETTERS_AN_INCH)
+    axes.set_xticks(range(len(names)), ["\n".join(name) for name in lines], **turned)
 
 
 def steps_axis(axes: Axes, text: str = "environment steps") -> None:
@@ -323,11 +353,12 @@ def steps_axis(axes: Axes, text: str = "environment steps") -> None:
 def caption(figure: Figure, *sentences: str) -> Figure:
     """Write a caption below a figure."""
     text = " ".join(s.strip() for s in sentences if s and s.strip())
-    columns = int(figure.get_figwidth() * 72 / (CAPTION_SIZE * 0.54))
-    lines = textwrap.wrap(text, columns)
+    written = figure.supxlabel(
+        text, x=0.01, ha="left", fontsize=CAPTION_SIZE, color="0.3", wrap=True
+    )
     # The axes keep their height: a caption makes the figure longer.
-    figure.set_figheight(figure.get_figheight() + len(lines) * CAPTION_SIZE * 1.3 / 72)
-    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=CAPTION_SIZE, color="0.3")
+    height = written.get_window_extent().height / figure.dpi
+    figure.set_figheight(figure.get_figheight() + height)
     return figure
 
 

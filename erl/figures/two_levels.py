@@ -16,17 +16,19 @@ from matplotlib.ticker import MaxNLocator
 from erl.cli import plural
 from erl.errors import UserError
 from erl.figures.evolution import completed, fitness_label
-from erl.figures.learning import averaged
+from erl.figures.learning import arm_looks, averaged
 from erl.figures.style import (
     Look,
     band,
     caption,
     curve,
     environment_names,
+    legend_above,
     looks,
     new,
     steps_axis,
     styled,
+    wrapped,
 )
 from erl.statistics import smoothed
 
@@ -56,6 +58,7 @@ def two_levels(
     generations: pd.DataFrame,
     chosen: Mapping[str, int] | None = None,
     about: str = "",
+    order: Sequence[str] = (),
 ) -> Figure:
     """Evolution over development above, and development within chosen trials below.
 
@@ -70,6 +73,7 @@ def two_levels(
         chosen: numbers of trials by their title; by default the best, a middle and the worst one,
             of those that have such generations if there are any.
         about: for the caption.
+        order: of agents, which have the colours of other figures with this order.
     """
     done = completed(trials)
     inner = "fitness" in generations and bool(generations.fitness.notna().any())
@@ -89,29 +93,39 @@ def two_levels(
         raise UserError(f"trial {missing[0]} stores no {what}: it cannot be shown")
     shown = lifetimes[lifetimes.trial.isin(picks.values())]
     agents = dict(zip(shown.trial, shown.arm)) if "arm" in shown else {}
-    colours = looks(picks)
+    marks = {name: replace(look, line="-") for name, look in looks(picks).items()}
+    if agents:
+        known = arm_looks(lifetimes, shown, order)
+        marks = {
+            name: replace(known[agents[number]], marker=marks[name].marker)
+            for name, number in picks.items()
+        }
     figure = new(height=4.8)[0]
     figure.clear()
     grid = figure.add_gridspec(2, len(picks), height_ratios=(1, 1.1))
     top = figure.add_subplot(grid[0, :])
-    _all_trials(top, done, picks, colours, bool(agents))
+    _all_trials(top, done, picks, marks, bool(agents))
+    places = [*dict.fromkeys(shown.env_id)] if "env_id" in shown else []
+    drawn: dict[str, Any] = {}
     below: Any = None
     for i, (name, number) in enumerate(picks.items()):
         below = figure.add_subplot(grid[1, i], sharey=below)
         if inner:
-            _inner_generations(below, generations[generations.trial == number], colours[name])
+            _inner_generations(below, generations[generations.trial == number], marks[name])
         else:
-            _curves(below, lifetimes[lifetimes.trial == number], colours[name])
+            _curves(below, lifetimes[lifetimes.trial == number], marks[name], places)
+        drawn |= {what: handle for handle, what in zip(*below.get_legend_handles_labels())}
         agent = f"\n{agents[number]}" if agents else ""
         below.set_title(
             f"{name}: trial {number}{agent}",
-            color=colours[name].colour,
+            color=marks[name].colour,
             fontsize=7 if agents else None,
         )
         steps_axis(below, "steps within a lifetime")
         if i == 0:
             below.set_ylabel("return")
-            below.legend(loc="best", fontsize=7)
+    # What differs below are lines; their colours are those of the trials.
+    legend_above(figure, drawn, "within a lifetime (below)", "black")
     what = (
         "generations of the inner evolution: champion, and the range of the population"
         if inner
@@ -168,7 +182,7 @@ def _all_trials(
         )
     axes.set_xlabel("generation of the outer evolution" if by_generation else "trial")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylabel(fitness_label(done))
+    axes.set_ylabel(wrapped(fitness_label(done), 22))
     axes.margins(y=0.12)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
 
@@ -181,26 +195,23 @@ def _lived(lifetimes: pd.DataFrame) -> str:
     return f"{seeds} each in {places} environments" if places > 1 else f"{seeds} each"
 
 
-def _curves(axes: Axes, records: pd.DataFrame, look: Look) -> None:
-    """A line for each lifetime; of several environments each has its style."""
-    places = list(records.env_id.unique()) if "env_id" in records else [""]
-    lines = {place: each.line for place, each in looks(places).items()}
+def _curves(axes: Axes, records: pd.DataFrame, look: Look, places: Sequence[str]) -> None:
+    """A line for each lifetime; of several environments (`places`) each has its style and name."""
+    several = len(places) > 1
+    lines = {place: each.line if several else look.line for place, each in looks(places).items()}
     names = environment_names(places)
-    named: set[str] = set()
     for place, points in zip(records.get("env_id", [""] * len(records)), records.curve):
         if len(points):
-            name = names[place] if len(places) > 1 else "lifetime"
             steps, returns = zip(*smoothed(points))
             curve(
                 axes,
                 steps,
                 returns,
-                replace(look, line=lines[place]),
+                replace(look, line=lines.get(place, look.line)),
                 alpha=0.8,
                 linewidth=1.0,
-                label=None if name in named else name,
+                label=names[place] if several else None,
             )
-            named.add(name)
 
 
 def population_range(generations: pd.DataFrame) -> pd.DataFrame:
@@ -220,17 +231,17 @@ def population_range(generations: pd.DataFrame) -> pd.DataFrame:
 
 
 def _inner_generations(axes: Axes, generations: pd.DataFrame, look: Look) -> None:
-    for i, (_, part) in enumerate(generations.groupby("lifetime")):
+    for _, part in generations.groupby("lifetime"):
         spread = population_range(part)
         if len(spread):
             drawn = band(axes, spread.steps, spread.low, spread.high, look, strength=0.2)
-            drawn.set_label("population" if i == 0 else None)
+            drawn.set_label("population")
         if "champion_return" in part and part.champion_return.notna().any():
             champion = part.dropna(subset=["champion_return"])
             curve(
                 axes,
                 champion.steps,
                 champion.champion_return,
-                replace(look, line="-"),
-                label="champion" if i == 0 else None,
+                look,
+                label="champion",
             )

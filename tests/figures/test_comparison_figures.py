@@ -1,6 +1,7 @@
 """What comparisons draw and write is what they were given."""
 
 import csv
+import itertools
 
 import numpy as np
 import pandas as pd
@@ -119,6 +120,10 @@ def test_generalisation(lifetimes):
     assert "the interquartile mean of the return of the last training episodes" in caption_of(
         figure
     )
+    assert figure.axes[0].get_ylabel() == "reservoir"  # it may be one that was not evolved
+    assert [" ".join(a.get_ylabel().split()) for a in figure.axes[1:]] == [
+        "P(agent > learner alone)"
+    ]
     assert "5 to 6 seeds of each agent." in caption_of(figure)
     assert "one seed" not in caption_of(figure)
     long = matrix.assign(tested_on=["A-v0 with hidden velocities", "B-v0, 300,000 steps", "B-v0"])
@@ -128,6 +133,22 @@ def test_generalisation(lifetimes):
     tests = {("Ant", "Hopper"): (lifetimes, "PPO", "RES_SAC")}
     with pytest.raises(UserError, match="the test on Hopper has no finished lifetime of RES_SAC"):
         comparison.generalisation(tests)
+
+
+@pytest.mark.parametrize("columns", [4, 6])
+@pytest.mark.parametrize("name", ["Env{}", "popgym-NoisyPositionOnlyCartPoleMedium-v{}"])
+def test_texts_of_a_wide_matrix_do_not_overlap(lifetimes, columns, name):
+    big = lifetimes.assign(training_return=lifetimes.training_return - 1_234_567)
+    one = comparison.generalisation({("A", "B"): (big, "PPO", "STACK_PPO")})
+    many = pd.concat([one.assign(tested_on=name.format(k)) for k in range(columns)])
+    many.attrs = one.attrs
+    figure = comparison.generalisation_matrix(many)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    for texts in (axes.texts, axes.get_xticklabels()):
+        boxes = [text.get_window_extent() for text in texts]
+        assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
+    assert all(t.get_window_extent().height < axes.bbox.height for t in axes.texts)
 
 
 def test_a_matrix_says_what_few_seeds_are_worth(lifetimes):

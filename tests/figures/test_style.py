@@ -8,7 +8,18 @@ from figure_fixtures import lifetimes, space, trials
 
 from erl.experiments.arms import known_names
 from erl.figures import evolution, learning
-from erl.figures.style import COLOURS, agent_looks, caption_of, logarithmic, new, save, styled
+from erl.figures.style import (
+    COLOURS,
+    LOOKS,
+    agent_looks,
+    caption,
+    caption_of,
+    logarithmic,
+    looks,
+    new,
+    save,
+    styled,
+)
 from erl.studies.configuration import EvolutionStudy
 
 SETTINGS = {"sr": 1.0, "learner.gamma": 0.9}
@@ -29,7 +40,8 @@ SETTINGS = {"sr": 1.0, "learner.gamma": 0.9}
 def test_agents_of_a_test_are_told_apart_alike_in_every_figure(evolved, params):
     names = known_names(EvolutionStudy(env_id="Swimmer-v4", **evolved), params)
     found = agent_looks(names)
-    assert len({(look.colour, look.line) for look in found.values()}) == len(names)
+    for seen in ("colour", "marker"):
+        assert len({(getattr(look, seen), look.line) for look in found.values()}) == len(names)
     assert all(look.colour in COLOURS for look in found.values())
     for k in range(len(names)):
         some = random.Random(k).sample(names, k + 1)
@@ -118,9 +130,25 @@ def test_a_legend_leaves_the_axes_their_height(lifetimes):
     assert heights[1] > 2.5
 
 
-def test_a_caption_says_that_of_more_than_64_agents_some_look_alike(lifetimes):
-    one = lifetimes[(lifetimes.arm == "PPO") & (lifetimes.seed < 2)]
-    for n, said in ((64, False), (66, True)):
+def test_a_caption_says_that_of_more_than_128_agents_some_look_alike(lifetimes):
+    one = lifetimes[(lifetimes.arm == "PPO") & (lifetimes.seed < 1)]
+    for n, said in ((128, False), (130, True)):
         many = pd.concat([one.assign(arm=f"agent {k}") for k in range(n)])
         caption = caption_of(learning.learning_curves(many))
-        assert ("Some look alike: 66 are drawn in 64 ways." in caption) == said
+        assert ("Some look alike: 130 are drawn in 128 ways." in caption) == said
+
+
+def test_a_caption_stays_on_the_page():
+    figure = styled(new)()[0]
+    styled(caption)(figure, *["RANDOM_RES_PPO 1 OF 10 SEEDS, NOREC_RES_PPO WITHOUT W."] * 5)
+    figure.draw_without_rendering()
+    written, axes = figure._supxlabel.get_window_extent(), figure.axes[0].bbox
+    assert figure.bbox.x0 <= written.x0 < 0.9 * figure.bbox.x1 < written.x1 <= figure.bbox.x1
+    assert figure.bbox.y0 <= written.y0 < written.y1 < axes.y0
+    assert axes.height > 2.5 * figure.dpi
+
+
+@pytest.mark.parametrize("seen", ["colour", "marker"])
+def test_no_two_of_all_looks_are_equal(seen):
+    found = looks(range(LOOKS)).values()
+    assert len({(getattr(look, seen), look.line) for look in found}) == LOOKS

@@ -7,7 +7,7 @@ from figure_fixtures import evolved, space, trials
 from test_evolution_figures import line
 
 from erl.errors import UserError
-from erl.figures import evolution, two_levels
+from erl.figures import evolution, learning, two_levels
 from erl.figures.style import caption_of
 
 
@@ -74,8 +74,8 @@ def test_both_levels_show_learning_curves_where_no_generation_was_judged(trials,
     figure = two_levels.two_levels(trials, evolved, inner.assign(champion_return=None))
     assert "learning curves of its lifetimes" in caption_of(figure)
     judged = inner.assign(fitness=[[1.0, 2.0]] * len(done), champion_return=None)
-    below = two_levels.two_levels(trials, evolved, judged).axes[1]
-    assert [t.get_text() for t in below.get_legend().get_texts()] == ["population"]
+    [legend] = two_levels.two_levels(trials, evolved, judged).legends
+    assert [t.get_text() for t in legend.get_texts()] == ["population"]
 
 
 def test_both_levels_of_a_test_name_agents_and_no_evolution_above(trials, evolved):
@@ -84,10 +84,18 @@ def test_both_levels_of_a_test_name_agents_and_no_evolution_above(trials, evolve
     lived = lived.assign(arm=lived.trial.map(dict(zip(agents.trial, agents.arm))))
     figure = two_levels.two_levels(agents, lived, pd.DataFrame())
     named = dict(zip(agents.trial, agents.arm))
+    usual = learning.arm_looks(lived, lived)
+    marks = figure.axes[0].lines[-3:]
+    assert len({mark.get_marker() for mark in marks}) == 3
     for axes, title in zip(figure.axes[1:], ("best", "middle", "worst"), strict=True):
         first, agent = axes.get_title().split("\n")
         number = int(first.removeprefix(f"{title}: trial "))
         assert agent == named[number]
+        look = usual[agent]
+        assert {axes.title.get_color(), axes.lines[0].get_color()} == {look.colour}
+        assert axes.lines[0].get_linestyle() == look.line
+        [mark] = [m for m in marks if m.get_ydata()[0] == agents.fitness[number]]
+        assert mark.get_color() == look.colour
     assert "Evolution over development" not in caption_of(figure)
     assert caption_of(figure).startswith("Fitness of all trials (above) and development within 3")
     assert "best" not in [x.get_label() for x in figure.axes[0].lines]
@@ -104,6 +112,18 @@ def test_both_levels_count_the_seeds_of_each_environment(trials, evolved):
     lines = {x.get_label(): x.get_linestyle() for x in figure.axes[1].lines}
     assert {"A-v0", "B-v0", "C-v0"} <= {*lines}
     assert len({lines[name] for name in ("A-v0", "B-v0", "C-v0")}) == 3
+
+
+def test_long_names_of_environments_leave_the_panels_their_room(trials, evolved):
+    ids = ["popgym:popgym-NoisyPositionOnlyCartPoleMedium-v0", "popgym:popgym-CountRecallEasy-v0"]
+    places = pd.concat([evolved.assign(env_id=name) for name in ids])
+    figure = two_levels.two_levels(trials, places, pd.DataFrame())
+    figure.draw_without_rendering()
+    assert all(axes.bbox.width > 1.5 * figure.dpi for axes in figure.axes[1:])
+    [legend] = figure.legends
+    assert [t.get_text() for t in legend.get_texts()] == [name.split(":")[1] for name in ids]
+    assert {handle.get_color() for handle in legend.legend_handles} == {"black"}
+    assert not two_levels.two_levels(trials, evolved, pd.DataFrame()).legends
 
 
 def test_a_chosen_trial_without_lifetimes_is_named(trials, evolved):
