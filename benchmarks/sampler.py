@@ -47,6 +47,7 @@ from rows import add_row, names, rows_so_far
 
 from erl.cli import exit_after
 from erl.errors import UserError
+from erl.figures.style import looks
 from erl.search.samplers import CmaesSampler, make_sampler
 
 FUNCTIONS = ("sphere-3", "plateau-3", "rastrigin-4", "rosenbrock-5", "ellipsoid-6", "sphere-12")
@@ -314,7 +315,7 @@ def figure(records: dict, column: Callable, seeds_of: Callable, path: Path) -> N
         "random": "random search",
         "tpe": "TPE",
     }
-    colours = {"ours": "#d62728", "optuna": "#1f77b4", "random": "#999999", "tpe": "#2ca02c"}
+    styles = looks(SAMPLERS)
     at = np.arange(len(WORKERS))
     for axis, function in zip(axes.flat, FUNCTIONS):
         for k, name in enumerate(SAMPLERS):
@@ -328,14 +329,17 @@ def figure(records: dict, column: Callable, seeds_of: Callable, path: Path) -> N
             middle = np.array([interval([values]) for values in logs])
             error = [middle[:, 0] - middle[:, 1], middle[:, 2] - middle[:, 0]]
             x = at + 0.08 * (k - 1.5)
-            style = {
-                "marker": "o",
-                "markersize": 4,
-                "capsize": 2,
-                "color": colours[name],
-                "label": labels[name],
-            }
-            axis.errorbar(x, middle[:, 0], yerr=np.array(error), **style)
+            axis.errorbar(
+                x,
+                middle[:, 0],
+                yerr=np.array(error),
+                marker=styles[name].marker,
+                linestyle=styles[name].line,
+                color=styles[name].colour,
+                markersize=4,
+                capsize=2,
+                label=labels[name],
+            )
         axis.set_title(function.replace("-", ", ") + " dimensions", fontsize=10)
         axis.set_xticks(at, [str(w) for w in sorted(WORKERS)])
         axis.grid(alpha=0.3)
@@ -345,6 +349,7 @@ def figure(records: dict, column: Callable, seeds_of: Callable, path: Path) -> N
         axis.set_ylabel("log10 of the noise-free value")
     handles, names = axes.flat[0].get_legend_handles_labels()
     fig.legend(handles, names, loc="outside upper center", ncols=4, frameon=False)
+    fig.supxlabel("bars: 95 % bootstrap interval over seeds", fontsize=9, color="0.3")
     fig.savefig(path, metadata={"Date": None})
 
 

@@ -152,7 +152,16 @@ def improvement(
     for i, row in enumerate(rows.itertuples()):
         look = looks[row.arm]
         axes.plot([row.low, row.high], [i, i], color=look.colour, linewidth=3)
-        axes.plot(row.probability, i, look.marker, color="black", markersize=6)
+        axes.plot(
+            row.probability,
+            i,
+            look.marker,
+            color="black",
+            markersize=6,
+            markeredgecolor="white",
+            clip_on=False,
+            zorder=3,
+        )
         if tested:
             said = f"p = {row.p_holm:.2g}" + (" *" if row.p_holm <= ALPHA else "")
             axes.text(1.03, i, said, va="center", fontsize=8)

@@ -64,6 +64,9 @@ def test_the_probability_of_improvement(lifetimes):
     colours = {x.get_label(): x.get_color() for x in lines}
     drawn = [x.get_color() for x in axes.lines[:4:2]]
     assert drawn == [colours["RES_PPO"], colours["STACK_PPO"]]
+    (mark,) = (x for x in axes.lines if list(x.get_xdata()) == [1.0])  # RES_PPO wins in every pair
+    assert not mark.get_clip_on()
+    assert mark.get_markeredgecolor() == "white"
 
 
 def test_what_an_interval_of_improvement_is_worth_is_said_where_there_is_one(lifetimes):
@@ -129,7 +132,7 @@ def test_generalisation(lifetimes):
     long = matrix.assign(tested_on=["A-v0 with hidden velocities", "B-v0, 300,000 steps", "B-v0"])
     axes = comparison.generalisation_matrix(long).axes[0]
     names = [t.get_text() for t in axes.get_xticklabels()]
-    assert names == ["A-v0 with hidden\nvelocities", "B-v0, 300,000 steps", "B-v0"]
+    assert names == ["A-v0 with hidden\nvelocities", "B-v0, 300,000\nsteps", "B-v0"]
     tests = {("Ant", "Hopper"): (lifetimes, "PPO", "RES_SAC")}
     with pytest.raises(UserError, match="the test on Hopper has no finished lifetime of RES_SAC"):
         comparison.generalisation(tests)
