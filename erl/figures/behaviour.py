@@ -66,7 +66,7 @@ def _rows(axes: Axes, times: np.ndarray, values: np.ndarray, name: str) -> None:
         for i, look in enumerate(looks(range(values.shape[1])).values()):
             curve(axes, times, values[:, i], look, linewidth=1.0, label=str(i + 1))
         if values.shape[1] > 1:
-            axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=6)
+            axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=7)
         axes.set_ylabel(name)
         return
     # Each row on its own scale: units differ.
@@ -299,7 +299,7 @@ def spectra(episode: Trace, about: str = "") -> Figure:
                     label=str(i + 1),
                 )
             if amplitudes.shape[1] > 1:
-                axes.legend(loc="upper right", fontsize=6, ncols=2)
+                axes.legend(loc="upper right", fontsize=7, ncols=2)
         else:
             low, middle, high = np.quantile(amplitudes, [0.05, 0.5, 0.95], axis=1)
             axes.fill_between(frequencies, low, high, color=COLOURS[5], alpha=0.5, linewidth=0)

@@ -28,6 +28,7 @@ from erl.figures.style import (
     caption,
     curve,
     label,
+    labelled,
     legend_above,
     logarithmic,
     looks,
@@ -171,7 +172,7 @@ def optimisation_history(
     axes.set_xlabel("trial")
     axes.set_ylabel(fitness_label(trials))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="best")
+    legend_above(figure, labelled(axes))
     return caption(
         figure,
         f"Optimisation history: {_states(trials)}",
@@ -402,7 +403,7 @@ def importances(frame: pd.DataFrame, about: str = "") -> Figure:
     axes.set_xlim(0, 1)
     axes.set_xlabel("importance (share)")
     axes.grid(axis="y", visible=False)
-    axes.legend(loc="lower right")
+    legend_above(figure, labelled(axes))
     repeats = int(frame.groupby("method").repeat.nunique().max())
     best, n = frame.attrs["best"], frame.attrs["trials"]
     tied = " with those of equal fitness" * (best > math.ceil(n / 10))

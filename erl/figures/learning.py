@@ -20,6 +20,7 @@ from erl.figures.style import (
     band,
     caption,
     curve,
+    labelled,
     legend_above,
     looks,
     new,
@@ -315,9 +316,13 @@ def lifetime_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure
     steps_axis(axes)
     axes.set_ylabel("return of training episodes")
     if 1 < len(curves) <= 10:
-        axes.legend(loc="best")
+        legend_above(figure, labelled(axes))
     over = averaged(curves.values())
-    return caption(figure, f"Learning curves, of at most 200 points, averaged over {over}.")
+    return caption(
+        figure,
+        f"Learning curves of {plural(len(curves), 'lifetime')}, of at most 200 points, averaged "
+        f"over {over}.",
+    )
 
 
 @styled

@@ -308,6 +308,12 @@ def legend_above(
     figure.set_figheight(figure.get_figheight() + height)
 
 
+def labelled(axes: Axes) -> dict[str, Any]:
+    """What is drawn with a label, by the label: for `legend_above`."""
+    handles, names = axes.get_legend_handles_labels()
+    return dict(zip(names, handles))
+
+
 def wrapped(text: str, letters: int, within: bool = True) -> str:
     """Text over several lines, broken between words, and within a word that has no room."""
     return textwrap.fill(text, letters, break_long_words=within, break_on_hyphens=False)

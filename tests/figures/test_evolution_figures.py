@@ -35,6 +35,10 @@ def test_the_history_shows_every_trial_and_the_best_so_far(trials):
     assert (x[-1], y[-1]) == (11, expected[-1])
     assert "9 complete, 1 fail, 1 pruned, 1 running" in caption_of(figure)
     assert caption_of(figure).endswith("Toy, 2 seeds.")
+    # A legend within the axes would lie on trials.
+    assert axes.get_legend() is None
+    names = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert names == ["completed", "pruned, at its last value", "failed", "best so far"]
 
 
 def test_the_winner_of_finals_is_marked_in_the_history_and_on_the_map(trials, space):
@@ -214,7 +218,10 @@ def test_importances_are_means_with_their_range():
         columns=["parameter", "method", "repeat", "importance"],
     )
     frame.attrs |= {"trials": 20, "best": 2}
-    axes = evolution.importances(frame).axes[0]
+    figure = evolution.importances(frame)
+    axes = figure.axes[0]
+    assert axes.get_legend() is None  # it would lie on bars
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["fANOVA", "PED-ANOVA"]
     assert [p.get_width() for p in axes.patches] == pytest.approx([0.3, 0.7, 0.1, 0.9])
     assert [t.get_text() for t in axes.get_yticklabels()] == [
         "leak rate (lr)",

@@ -285,6 +285,7 @@ def test_short_curves_are_marks_with_error_bars(points, said, lifetimes):
     assert f"averaged over {said}." in caption_of(figure)
     assert f"averaged over {said} of" in caption_of(learning.sample_efficiency(short))
     figure = learning.lifetime_curves({"lifetime 0": short.curve[0]})
+    assert caption_of(figure).startswith("Learning curves of 1 lifetime, of")
     assert figure.axes[0].lines[0].get_marker() == "o"
     assert caption_of(figure).endswith(f"averaged over {said}.")
 
