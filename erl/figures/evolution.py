@@ -35,11 +35,13 @@ from erl.figures.style import (
     new,
     styled,
     ticks_below,
+    wrapped,
 )
 from erl.studies.data import Axis
 from erl.studies.winner import Finalist
 
 Space = Mapping[str, Axis]
+PANEL_LETTERS = 24  # of a name that have room beside one of three panels
 
 
 def fitness_label(trials: pd.DataFrame) -> str:
@@ -87,7 +89,7 @@ def _numbers(axis: Axis, values: Any) -> np.ndarray:
 def _scale(axes: Axes, name: str, axis: Axis, which: str = "x") -> None:
     """Set scale, limits and label of a searched parameter."""
     low, high = axis.value([-0.03, 1.03]) if axis.choices is None else (-0.2, axis.high + 0.2)
-    getattr(axes, f"set_{which}label")(label(name))
+    getattr(axes, f"set_{which}label")(wrapped(label(name), PANEL_LETTERS, within=False))
     if axis.log:
         logarithmic(axes, which)
     if axis.choices is not None:

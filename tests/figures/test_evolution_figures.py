@@ -88,6 +88,17 @@ def test_slices_show_fitness_over_each_parameter(trials, space):
     assert figure.axes[0].get_xlabel() == "spectral radius (sr)"
 
 
+def test_long_names_of_neighbours_do_not_overlap(trials):
+    names = ("rc_connectivity", "input_connectivity", "bias_connectivity")
+    frame = trials.assign(**{name: np.linspace(0.1, 0.9, 12) for name in names})
+    figure = evolution.slices(frame, {name: Axis(0, 1) for name in names})
+    figure.draw_without_rendering()
+    extents = [axes.xaxis.label.get_window_extent() for axes in figure.axes[:3]]
+    for one, other in itertools.pairwise(extents):
+        assert one.x1 < other.x0
+    assert extents[-1].x1 < figure.bbox.x1
+
+
 def test_choices_and_whole_numbers_have_axes_too(trials):
     space = {"units": Axis(20, 400, log=True), "kind": Axis(0, 1, choices=("a", "b"))}
     frame = trials.assign(units=np.arange(20, 32), kind=["a", "b"] * 6)
