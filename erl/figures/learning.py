@@ -35,6 +35,7 @@ from erl.statistics import (
     bands,
     bootstrap_interval,
     interquartile_mean,
+    number_text,
     share_reached,
     smoothed,
     steps_to,
@@ -394,12 +395,13 @@ def usual_thresholds(lifetimes: pd.DataFrame) -> list[float]:
 
 
 def threshold_names(thresholds: Sequence[float]) -> dict[float, str]:
-    """Each threshold as text: four digits, or as many as tell all of them apart."""
+    """Each threshold as text: as other numbers, or with so many digits that all differ."""
     values = list(dict.fromkeys(thresholds))
-    for digits in range(4, 18):
+    names = {t: number_text(t) for t in values}
+    digits = 4
+    while len(set(names.values())) < len(values) and digits < 18:
         names = {t: f"{t:,.{digits}g}" for t in values}
-        if len(set(names.values())) == len(values):
-            break
+        digits += 1
     return names
 
 

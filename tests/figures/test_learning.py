@@ -157,6 +157,7 @@ def test_steps_to_thresholds(lifetimes):
 
 def test_thresholds_are_told_apart():
     assert learning.threshold_names([1000, 2000.0, 1000]) == {1000: "1,000", 2000: "2,000"}
+    assert learning.threshold_names([-751512.3]) == {-751512.3: "-751,512"}  # as in tables
     names = learning.threshold_names([1000.1, 1000.2])
     assert list(names.values()) == ["1,000.1", "1,000.2"]
 
