@@ -88,7 +88,7 @@ from erl.studies.study import Study
 from erl.studies.tables import to_markdown
 from erl.studies.winner import chosen as choice_of
 from erl.worlds.specification import commit, to_json
-from erl.worlds.task_sets import load_task_set
+from erl.worlds.task_sets import TaskSet, load_task_set
 
 HERE = Path(__file__).resolve().parent
 ROWS = HERE / "results" / "evidence"
@@ -224,13 +224,19 @@ def evolution_steps(command: str) -> int:
     """Environment steps of an evolution and its finals, if it has any: of the finalists and the
     mean of the search.
     """
-    env_type, sets = flag(command, "env_type", None), flag(command, "sets", None)
-    path = None if sets is None else str(HERE.parent / sets)
-    envs = 1 if env_type is None else len(load_task_set(env_type, path).env_ids)
+    of_set = task_set(command)
+    envs = 1 if of_set is None else len(of_set.env_ids)
     lifetimes = int(flag(command, "nb_trials", 100)) * int(flag(command, "nb_seeds", 3))
     finalists = int(flag(command, "finalists", 0))
     finals = (finalists + 1) * int(flag(command, "finalist_seeds", 5)) if finalists else 0
     return (lifetimes + finals) * envs * int(flag(command, "training_steps", 300_000))
+
+
+def task_set(command: str) -> TaskSet | None:
+    """The set of environments that a command names; None without one."""
+    env_type, sets = flag(command, "env_type", None), flag(command, "sets", None)
+    path = None if sets is None else HERE.parent / str(sets)
+    return None if env_type is None else load_task_set(str(env_type), path)
 
 
 def listed() -> dict[str, Any]:
@@ -728,10 +734,10 @@ def print_matrix(rows: dict[str, pd.DataFrame], folder: Path, title: str) -> Non
         "Not evolved: reservoirs drawn from the search space, others for each seed. "
         "W = 0: evolved ones without recurrent connections."
     )
-    if made.evolved_on.str.contains("popgym_pair").any():
-        about += (
-            " popgym_pair: two reservoirs, evolved on PositionOnlyCartPoleEasy and RepeatFirstEasy."
-        )
+    for name in places:
+        if (of_set := task_set(of[name].evolve)) is not None:
+            env_ids = " and ".join(map(task_name, of_set.env_ids))
+            about += f" {of_set.name}: evolved on {env_ids}."
     save(generalisation_matrix(made, about), folder, "generalisation", ["svg"])
 
 

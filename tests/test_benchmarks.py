@@ -21,7 +21,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
-from documents import parsed
+from documents import parsed, section
 from stable_baselines3 import PPO
 from told_lifetimes import make
 
@@ -33,6 +33,7 @@ from erl.experiments.evolution_flags import EvolutionConfig
 from erl.experiments.flags import study_name
 from erl.experiments.single import study_config
 from erl.learners import get_learner
+from erl.statistics import compare as compared
 from erl.statistics import mann_whitney
 from erl.studies.catalogue import read_catalogue
 from erl.studies.configuration import EvolutionStudy
@@ -457,7 +458,7 @@ def test_the_matrix_keeps_experiments_and_tests_of_the_same_environments_apart()
 def test_the_matrix_is_drawn_the_same_each_time(monkeypatch, tmp_path, capsys):
     rows = pd.concat([scored("s", arm, [0.0, 1.0, 2.0]) for arm in ("PPO", evidence.RES)])
     rows = rows.assign(env_id="popgym:popgym-CountRecallEasy-v0")
-    each = Namespace(name="a", part="generalisation", evolved_on="A-v0")
+    each = Namespace(name="a", part="generalisation", evolved_on="A-v0", evolve="")
     monkeypatch.setattr(evidence, "experiments", lambda: [each])
     drawn = []
     for _ in range(2):
@@ -951,6 +952,36 @@ def test_the_page_of_results_names_every_part_and_has_its_tables(capsys, tmp_pat
     for name in ("memory", "generalisation"):
         stored, drawn = (texts_of(folder / f"{name}.svg") for folder in (evidence.ROWS, tmp_path))
         assert stored == drawn, f"benchmarks/evidence.py table draws another {name}.svg"
+
+
+def test_the_page_of_memory_compares_the_evolved_reservoir_with_each_control():
+    page = section("benchmarks/memory.md", "## The evolved reservoir against each control")
+    agents = {
+        "the learner alone": "{}",
+        "not evolved": "RANDOM_{}",
+        "W = 0": "NOREC_{}",
+        "last four observations": "STACK_{}",
+        "last four inputs": "INPUTS_{}",
+        "RecurrentPPO": "RecurrentPPO",
+    }
+    lines = [re.split(r"\s*\|\s*", x)[1:-1] for x in page.splitlines() if x.startswith("| ")]
+    shown = {name: cells for name, *cells in lines[1:]}
+    assert shown.keys() == agents.keys()
+    for place, (learner, env_id, rate) in enumerate(
+        [("PPO", "CartPole-v1", "_0.0003"), ("PPO", "Pendulum-v1", ""), ("SAC", "Pendulum-v1", "")]
+    ):
+        rows = pd.read_csv(ROOT / f"benchmarks/results/memory_{learner.lower()}.csv")
+        scores = dict(list(rows[rows.env_id == env_id].groupby("arm").training_return))
+        found = {each.name: each for each in compared(scores, f"RES_{learner}{rate}")}
+        for name, form in agents.items():
+            with_reservoir = form.startswith(("RANDOM", "NOREC"))
+            stem = f"RES_{learner}{rate}" if with_reservoir else learner
+            arm, (probability, p) = form.format(stem), shown[name][2 * place : 2 * place + 2]
+            if arm not in found:
+                assert probability == p == "-"
+                continue
+            assert probability == f"{found[arm].probability:.2f}"
+            assert float(p) == pytest.approx(found[arm].p_holm, rel=0, abs=0.5 * 10 ** -len(p[2:]))
 
 
 def texts_of(picture):

@@ -210,9 +210,9 @@ def _is_same(one: _Place, other: _Place) -> bool:
     """Whether two storages are one, whatever their addresses: a new study in the one is seen in the
     other.
     """
-    name = f"comparing_{uuid.uuid4().hex}"
     if one.address == other.address:
         return True
+    name = f"comparing_{uuid.uuid4().hex}"
     study_id = other.storage.create_new_study([StudyDirection.MAXIMIZE], name)
     try:
         return name in study_names(one.storage)
