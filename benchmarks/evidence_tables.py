@@ -1,14 +1,14 @@
-"""The tables of `evidence.py`, as functions of the stored rows of experiments."""
+"""The tables and figures of `evidence.py`, as functions of the stored rows of experiments."""
 
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from evidence_plan import Comparison, Member
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -35,51 +35,6 @@ PRIMARY, SECONDARY = "training_return", "final_return"
 LAGS = 64  # the longest lag of a memory capacity, in steps
 # Of a stored evolution that an entry of the catalogue leaves out.
 NOT_LISTED = ("config_version", "start", "warm_start", "popsize", "references")
-
-
-@dataclass(frozen=True)
-class Member:
-    """What a comparison compares.
-
-    Attributes:
-        label: in the table.
-        experiments: a pattern of names; `{group}` stands for the group.
-        arm: of their tests.
-        study: which the names of the tests' studies contain.
-    """
-
-    label: str
-    experiments: str
-    arm: str
-    study: str = ""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A question over several experiments: one family of tests.
-
-    Attributes:
-        name: of the table.
-        part: whose experiments it compares.
-        question: that it answers.
-        groups: within which members are compared, such as environments.
-        members: what is compared.
-        baseline: the label of the member that each other one is compared with.
-        tests: of members against the baseline that are planned, in all groups.
-        paired: by root and test seed, with Wilcoxon's signed-rank test; otherwise Mann and
-            Whitney's test of all seeds.
-        averaged: over the groups, for each seed, before the comparison.
-    """
-
-    name: str
-    part: str
-    question: str
-    groups: tuple[str, ...]
-    members: tuple[Member, ...]
-    baseline: str
-    tests: int
-    paired: bool = False
-    averaged: bool = False
 
 
 def matching(member: Member, group: str, names: Sequence[str]) -> list[str]:
