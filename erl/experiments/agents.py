@@ -37,8 +37,8 @@ from erl.files import folder_name
 from erl.learners import Outputs
 from erl.lifetimes.living import Cohort
 from erl.studies.configuration import StudyConfig, evolved_arm
-from erl.studies.distributions import SearchSpace, categorical, integer
-from erl.studies.storage import shown, storage_words
+from erl.studies.distributions import SearchSpace, categorical, choices, integer
+from erl.studies.storage import journal_file, shown, storage_words
 from erl.studies.study import Study
 from erl.studies.tables import agent_tables, lines
 from erl.studies.trial_report import traceback_command
@@ -110,6 +110,7 @@ def train_agents(
     outlook = _outlook(flags, agents)
     check_at_once(flags, outlook)
     _check_study(flags, agents, before, folder)
+    space = _space(agents, before)
     sink.line(f"{agents.name} in {shown(agents.storage)}")
     if flags.dry_run:
         return dry_run(flags, outlook, sink)
@@ -118,9 +119,6 @@ def train_agents(
     study, status, count = campaign.study, not agents.arms, len(agents.wanted)
     for key in agents.attrs.keys() - study.optuna.user_attrs.keys():
         study.optuna.set_user_attr(key, agents.attrs[key])
-    space: SearchSpace = {"seed": integer(0, MAX_SEED)}
-    if agents.arms:
-        space["arm"] = categorical(agents.arms)
 
     def plan(params: dict[str, Any]) -> list[LifetimeSpec]:
         return [agents.lifetime(params)]
@@ -183,6 +181,33 @@ def _check_study(flags: AgentFlags, agents: Agents, before: Study | None, folder
             f"{models} holds agents of a study called {agents.name!r} that is not, or no more, in "
             f"{shown(agents.storage)}: name another folder with --models, or remove this one"
         )
+
+
+def _space(agents: Agents, before: Study | None) -> SearchSpace:
+    """Distributions of the parameters of the study's trials.
+
+    Raises:
+        UserError: the study was begun when there was no such agent. Only journals take it then: in
+            a database the choices of a parameter are those of the first trial for ever.
+    """
+    space: SearchSpace = {"seed": integer(0, MAX_SEED)}
+    if not agents.arms:
+        return space
+    space["arm"] = categorical(agents.arms)
+    if before is None or journal_file(agents.storage) is not None:
+        return space
+    for trial in before.trials():
+        if (stored := choices(trial.distributions.get("arm"))) is not None:
+            space["arm"] = categorical(stored)
+            asked = dict.fromkeys(params["arm"] for params in agents.wanted)
+            if unknown := [arm for arm in asked if arm not in stored]:
+                raise UserError(
+                    f"{agents.name} was begun when tests had no agent {', '.join(unknown)}, and "
+                    f"its database takes no other: name agents without with --arms, or test "
+                    f"elsewhere, with --results_storage and --models"
+                )
+            break
+    return space
 
 
 def _cohort(flags: AgentFlags, folder: str, members: Sequence[Member], status: bool) -> Cohort:

@@ -44,7 +44,8 @@ from erl.worlds.specification import LearnerSpec, LifetimeSpec, Seeds
 from erl.worlds.tasks import Task
 
 RATES = (0.0003, 0.0001)
-# ER-MRL tests this learning rate too where velocities are hidden, and with several reservoirs.
+# ER-MRL tests this learning rate too where velocities are hidden, and with several reservoirs in
+# one environment. Here also after an evolution over a set of environments.
 MORE_RATES = (0.00005,)
 FRAME_STACK = 4
 LSTM = "RecurrentPPO"
@@ -80,7 +81,10 @@ def control_names(evolution: EvolutionStudy, params: dict[str, float]) -> list[s
         return [f"RANDOM_{evolution.learner}"]
     reservoir = arm_names(evolution, params)[1]
     controls = [f"{seen}_{evolution.learner}" for seen in ("STACK", "INPUTS")]
-    controls += [f"RANDOM_{reservoir}"]
+    if any(
+        r.low != r.high and not k.startswith(LEARNER) for k, r in search_space(evolution).items()
+    ):
+        controls += [f"RANDOM_{reservoir}"]
     controls += [f"NOREC_{reservoir}"] * (evolution.context is None)
     return controls if evolution.learner == LSTM else [*controls, LSTM]
 

@@ -32,6 +32,7 @@ from erl.lifetimes.living import check
 from erl.search.space import NO_BIAS
 from erl.studies.configuration import EvolutionStudy, TestStudy, evolved_arm
 from erl.studies.following import UID
+from erl.studies.storage import has_study
 from erl.studies.study import Study, existing
 from erl.studies.trials import lifetime_records
 from erl.studies.winner import TEST_OF, linked_test, reached_by, store_tested
@@ -161,7 +162,12 @@ def _the_test(
     where += f"_with_{_slug(env_kwargs)}" * bool(env_kwargs)
     where += "" if del_obs is None else f"_{'without' if del_obs else 'with'}_velocities"
     test_name = f"{best.stem}{where}_test_{thousands(flags.training_steps)}_steps"
-    test_name += "_published" * flags.published_code
+    # What was evolved with --published_code is tested with it in any case.
+    evolved_with = best.study is not None and getattr(best.study.config, "published_code", False)
+    if flags.published_code and (
+        not evolved_with or has_study(flags.results, f"{test_name}_published")
+    ):
+        test_name += "_published"
     uid = None if best.study is None else best.study.optuna.user_attrs.get(UID)
     link = None if uid is None else uid + test_name.removeprefix(name)
     test_name = (link and linked_test(flags.results, link)) or test_name

@@ -108,7 +108,7 @@ class EvolutionLog:
     def __init__(self, study: Study, folder: str) -> None:
         self._study, self._folder = study, folder
         self._writer: Any = None
-        self._written: set[int] = set()  # generations, which need not end in their order
+        self._written = 0  # generations
         self._failed = False
 
     def update(self) -> None:
@@ -119,10 +119,9 @@ class EvolutionLog:
             return
         generations = generation_scalars(read_trials(self._study))
         with self._errors_as_warnings():
-            for generation, step, scalars in generations:
-                if generation not in self._written:
-                    self._written.add(generation)
-                    self._write(step, scalars)
+            for _, step, scalars in generations[self._written :]:
+                self._written += 1
+                self._write(step, scalars)
 
     def _write(self, step: int, scalars: Mapping[str, float]) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -149,7 +148,8 @@ class EvolutionLog:
 
 
 def generation_scalars(data: "StudyData") -> list[tuple[int, int, dict[str, float]]]:
-    """What there is to show of each generation whose trials have all ended.
+    """What there is to show of each generation whose trials have all ended, up to the first one
+    that has others: who follows the log takes it in order.
 
     Returns:
         Generation, number of trials that had ended with it, and scalars by name: `evolution/best`
@@ -184,6 +184,7 @@ def generation_scalars(data: "StudyData") -> list[tuple[int, int, dict[str, floa
             for name, mean, std in zip(place.parameters, place.mean, stds):
                 scalars[f"mean/{name}"] = float(data.space[name].value(mean))
                 scalars[f"std/{name}"] = float(std)
-        if generation not in open_ones:
-            found.append((int(generation), ended, scalars))
+        if generation in open_ones:
+            break
+        found.append((int(generation), ended, scalars))
     return found

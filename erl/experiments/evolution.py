@@ -352,8 +352,10 @@ def outlook_of(
         done: how many of its trials have ended.
     """
     # The largest reservoirs that may be proposed, so that the time is an upper one.
-    largest = {k: r.high for k, r in search_space(config).items()}
+    ranges = search_space(config)
+    largest = {k: r.high for k, r in ranges.items()}
     of_a_trial = lifetimes(config, largest)
+    lowest, *_ = lifetimes(config, {k: r.low for k, r in ranges.items()})
     trials = max(0, flags.nb_trials - done)
     finals = left_of_finals(flags, config, space, before, trials)
     environments = "" if config.env_ids is None else f"{len(config.env_ids)} environments x "
@@ -373,6 +375,7 @@ def outlook_of(
         trials * len(of_a_trial) + finals,
         tuple(_of_array(flags, config) if trials else ()),
         taken=0 if before is None else _taken(flags, config, before, trials),
+        lowest=lowest,
         finals=lifetimes(config, largest, "finals", seeds),
     )
 

@@ -170,6 +170,8 @@ def continued(
         engine = stored.engine if same_engine else config.engine
         # What was made when another bias was the default keeps it.
         same = {name: getattr(stored, name) for name in NO_BIAS if getattr(flags, name) is None}
+        if config.nb_res == 0:  # it means nothing there, and the scripts have different defaults
+            same["fixed_iss"] = stored.fixed_iss
         return replace(config, engine=engine, start=stored.start, **same)
     # A study that an earlier version began with them goes on.
     _refuse_idle(flags, config)

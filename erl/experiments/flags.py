@@ -99,8 +99,8 @@ class RunFlags:
         False,
         "behave like the published code: of ER-MRL, no action in the reservoir, seeds 0, 1, 2, …, "
         "and in an evolution a bias on a tenth of the neurons and scores with the reward of a "
-        "random step; of CEM-RL, P-CEM-RL, ACEM-RL, (1+1)-ES and AES-RL, the settings in which it "
-        "differs",
+        "random step; of ERL-Re2, CEM-RL, P-CEM-RL, ACEM-RL, (1+1)-ES and AES-RL, the settings in "
+        "which it differs",
     )
 
     def __post_init__(self) -> None:

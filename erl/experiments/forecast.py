@@ -43,6 +43,8 @@ class Outlook:
         notes: what should be known before.
         taken: steps of these lifetimes that were taken before an interruption.
         finals: lifetimes that would train at the same time in finals.
+        lowest: a lifetime with the lowest values of what is searched, where `specs` have the
+            highest; None without a search.
     """
 
     counts: str
@@ -51,6 +53,7 @@ class Outlook:
     notes: tuple[str, ...] = ()
     taken: int = 0
     finals: Sequence[LifetimeSpec] = ()
+    lowest: LifetimeSpec | None = None
 
 
 def check_at_once(flags: RunFlags, outlook: Outlook) -> None:
@@ -76,14 +79,16 @@ def announce(outlook: Outlook, executor: Executor, sink: Sink, measure: bool = F
         measure: whether the time is measured also where the run is short.
     """
     parts = [outlook.counts]
-    updates = updates_of(outlook.specs[0])
-    if updates is not None:
-        parts.append(f"{plural(updates, 'update')} each")
+    ends = [outlook.specs[0], *([] if outlook.lowest is None else [outlook.lowest])]
+    updates = sorted({n for n in map(updates_of, ends) if n is not None})
+    if updates:
+        least = f"{updates[0]} to " * (len(updates) > 1)
+        parts.append(f"{least}{plural(updates[-1], 'update')} each")
     parts.append(plural(executor.workers, "worker"))
     if outlook.taken:
         parts.append(f"{outlook.taken:,} steps were taken before")
     steps = outlook.left * steps_of(outlook.specs[0]) - outlook.taken
-    notes = [*outlook.notes, *cautions(outlook.specs[0])]
+    notes = [*outlook.notes, *cautions(*ends)]
     bursts = in_bursts(outlook.specs[0])
     if bursts and outlook.left and measure:
         notes.append(
@@ -115,13 +120,17 @@ def dry_run(flags: RunFlags, outlook: Outlook, sink: Sink) -> int:
     return 0
 
 
-def cautions(spec: LifetimeSpec) -> list[str]:
-    """What makes a lifetime useless."""
-    rollout = rollout_of(spec)
-    if rollout is None or spec.steps > rollout or spec.fitness != "training":
+def cautions(*specs: LifetimeSpec) -> list[str]:
+    """What makes lifetimes useless: all, or those with some of the values that are searched."""
+    steps, fitness = specs[0].steps, specs[0].fitness
+    rollouts = [r for r in map(rollout_of, specs) if r is not None]
+    if not rollouts or steps > max(rollouts) or fitness != "training":
         return []
+    which = (
+        "a lifetime" if steps <= min(rollouts) else "with some of the searched values, a lifetime"
+    )
     return [
-        f"a lifetime of {spec.steps:,} steps has one rollout of {rollout:,} steps: nothing is "
+        f"{which} of {steps:,} steps has one rollout of {max(rollouts):,} steps: nothing is "
         f"learned before it ends, and the fitness shows no learning; take more steps"
     ]
 

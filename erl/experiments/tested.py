@@ -18,7 +18,7 @@ from erl.experiments.comparison_flags import (
 )
 from erl.experiments.flags import read_settings
 from erl.learners import canonical_name, get_learner, published_settings, resolve_engine
-from erl.search.space import ER_MRL_BIAS, LEARNER, is_searched, make_context
+from erl.search.space import ER_MRL_BIAS, LEARNER, is_searched, make_context, parse_evolve
 from erl.studies.catalogue import ANY, find_evolved
 from erl.studies.configuration import EvolutionStudy, FinalsStudy
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
@@ -204,6 +204,8 @@ def _check_stored(flags: ComparisonFlags, name: str, evolution: EvolutionStudy) 
         names |= {"del_obs": "del_obs", "env_id": "env_id"}
     for flag, name_stored in names.items():
         given, stored = getattr(flags, flag, None), getattr(evolution, name_stored)
+        if given is not None and flag in parse_evolve(evolution.evolve):
+            raise UserError(f"{name} searched {flag}, and its test has what was found, not {given}")
         if given is not None and stored is not None and given != stored:
             raise UserError(
                 f"{name} was evolved with {flag} {stored}, and its test uses the same, not {given}"

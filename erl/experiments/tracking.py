@@ -169,12 +169,16 @@ class MLflow:
 
         if identity is not None:
             try:
-                self._client.update_run(identity, status="RUNNING")
-                return _MLflowRun(self._client, identity)
+                # A run that was deleted is still there, and takes nothing.
+                if self._client.get_run(identity).info.lifecycle_stage == "active":
+                    self._client.update_run(identity, status="RUNNING")
+                    return _MLflowRun(self._client, identity)
             except MlflowException as e:
                 if e.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
         found = self._client.get_experiment_by_name(study)
+        if found is not None and found.lifecycle_stage != "active":
+            raise RuntimeError(f"the experiment {study} was deleted there: restore or purge it")
         experiment = self._client.create_experiment(study) if found is None else found.experiment_id
         run = self._client.create_run(experiment, run_name=name)
         params = [Param(_allowed(key), str(value)[:500]) for key, value in config.items()]
@@ -253,6 +257,7 @@ class Tracker:
         self._service, self._study, self._folder, self._say = service, study, Path(folder), say
         self._followed: dict[str, _Followed] = {}
         self._failure: str | None = None
+        self._failing: set[str] = set()  # folders that could not be sent the last time
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="tracking", daemon=True)
 
@@ -290,20 +295,41 @@ class Tracker:
         return True
 
     def _send(self) -> None:
-        """Send what is new in every folder."""
+        """Send what is new in every folder, last in those that failed before. A run that takes
+        nothing keeps back no other one; after a second one it is the service, which is asked again
+        later.
+
+        Raises:
+            Exception: what was in the way first.
+        """
         if not self._folder.is_dir():
             return
-        for folder in sorted({p.parent for p in self._folder.rglob("events.out.tfevents*")}):
-            name = folder.relative_to(self._folder).as_posix()
-            stored = self._study.tracked(self._service.name, name) or {}
-            if name not in self._followed:
-                self._followed[name] = _Followed(folder, dict(stored.get("sent", {})))
-            followed = self._followed[name]
-            points = followed.news()
-            if points:
-                self._log(name, followed, points, stored.get("id"))
-            elif time.monotonic() - followed.changed > IDLE:
-                self._end(followed)
+        folders = {p.parent for p in self._folder.rglob("events.out.tfevents*")}
+        names = {folder.relative_to(self._folder).as_posix(): folder for folder in folders}
+        failures: list[Exception] = []
+        for name in sorted(names, key=lambda name: (name in self._failing, name)):
+            try:
+                self._send_run(name, names[name])
+                self._failing.discard(name)
+            except Exception as e:
+                self._failing.add(name)
+                failures.append(e)
+                if len(failures) > 1:
+                    break
+        if failures:
+            raise failures[0]
+
+    def _send_run(self, name: str, folder: Path) -> None:
+        """Send what is new in a folder."""
+        stored = self._study.tracked(self._service.name, name) or {}
+        if name not in self._followed:
+            self._followed[name] = _Followed(folder, dict(stored.get("sent", {})))
+        followed = self._followed[name]
+        points = followed.news()
+        if points:
+            self._log(name, followed, points, stored.get("id"))
+        elif time.monotonic() - followed.changed > IDLE:
+            self._end(followed)
 
     def _log(
         self, name: str, followed: _Followed, points: Sequence[Point], identity: str | None

@@ -1,7 +1,7 @@
 """What an evolution inside a lifetime tries next.
 
-One distribution or population a file, on flat vectors, in NumPy alone. No network, no environment
-and no budget belongs here.
+One distribution over flat vectors, or one population of heads, a file, in NumPy alone. No network,
+no environment and no budget belongs here.
 """
 
 from typing import Any, Protocol

@@ -91,10 +91,11 @@ def expect(proposed: Sequence[Sequence[float]], again: Sequence[Sequence[float]]
        values (Efron and Morris, 1975, JASA 70, 311-319; the positive part of James and Stein, 1961)
        with the moment estimate of the spread for unequal numbers of lifetimes (Morris, 1983, JASA
        78, 47-55). The noise is what the layout leaves over. So the winner's value is no maximum
-       over noisy means.
+       over noisy means. Their factor (n - 3) / (n - 1), which shrinks a little less, is left out:
+       with it the winner's value was too high where noise is large. So it is a little too low.
     3. The interval has the shrunk noise of the finalist, that of the shrinkage itself (Morris,
-       1983: the spread is an estimate too), and that of the level, which has Student's distribution
-       over the later seeds.
+       1983: the spread is an estimate too; left out for less than four finalists), and that of the
+       level, which has Student's distribution over the later seeds.
 
     Args:
         proposed: of each finalist, the scores with which it was proposed, seed by seed; empty for
@@ -121,9 +122,8 @@ def expect(proposed: Sequence[Sequence[float]], again: Sequence[Sequence[float]]
     values = centre + kept * (means - centre)
     if seeds < 3:
         return Expected(values, np.full(n, np.nan), np.full(n, np.nan))
-    by_seed = [np.mean(column[~np.isnan(column)]) for column in later.T]
     of_shrinkage = 2 / (n - 3) * ((1 - kept) * (means - centre)) ** 2 if n > 3 else 0.0
-    of_level = np.var(by_seed, ddof=1) / seeds
+    of_level = np.var(effects[n : n + seeds], ddof=1) / seeds
     half = np.sqrt(
         stats.norm.ppf(0.975) ** 2 * (kept * variances + of_shrinkage)
         + stats.t.ppf(0.975, seeds - 1) ** 2 * of_level

@@ -3,7 +3,9 @@ from the study's trials, the seed and the trial's number alone.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from optuna import Study
@@ -104,17 +106,39 @@ class OwnSampler(SeededSampler):
         self._made = None  # one that is proposed again is proposed the same
         self._ask(trial, lambda s: s.before_trial(study, trial))
 
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """As the user's sampler does. Optuna itself would draw a number that is out of range anew,
+        by `sample_independent`.
+        """
+        found = super().sample_relative(study, trial, search_space)
+        if not isinstance(found, Mapping) or not found.keys() <= search_space.keys():
+            raise UserError(
+                f"the sampler {self._name} proposed {found}, where values of "
+                f"{', '.join(search_space) or 'no parameter'} were asked for"
+            )
+        return {name: self._valid(name, search_space[name], value) for name, value in found.items()}
+
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: Any
     ) -> Any:
         """As the user's sampler does. Optuna itself would store a number out of range."""
         value = super().sample_independent(study, trial, param_name, param_distribution)
-        if not contains(param_distribution, value):
-            raise UserError(
-                f"the sampler {self._name} proposed {param_name} = {value}, which is not in "
-                f"{param_distribution}"
-            )
-        return value
+        return self._valid(param_name, param_distribution, value)
+
+    def _valid(self, param_name: str, distribution: BaseDistribution, value: Any) -> Any:
+        """The value, or the end of the range where rounding put it beyond that."""
+        if contains(distribution, value):
+            return value
+        for name in ("low", "high"):
+            end = getattr(distribution, name, None)
+            if isinstance(value, Real) and end is not None and math.isclose(value, end):
+                return end
+        raise UserError(
+            f"the sampler {self._name} proposed {param_name} = {value}, which is not in "
+            f"{distribution}"
+        )
 
 
 def own_kind(name: str) -> Callable[..., BaseSampler]:
@@ -146,5 +170,5 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
     """Whether a distribution has this value."""
     try:
         return distribution._contains(distribution.to_internal_repr(value))
-    except ValueError:  # NaN, no number, or zero on a logarithmic scale
+    except (TypeError, ValueError):  # no number, NaN, or zero on a logarithmic scale
         return False

@@ -32,6 +32,11 @@ def categorical(values: Sequence[Any]) -> BaseDistribution:
     return CategoricalDistribution(tuple(values))
 
 
+def choices(distribution: BaseDistribution | None) -> tuple[Any, ...] | None:
+    """The values of a parameter that is one of some; None for another one, or for none."""
+    return getattr(distribution, "choices", None)
+
+
 def integer(low: int, high: int) -> BaseDistribution:
     """A parameter that is a whole number."""
     return IntDistribution(low, high)

@@ -92,6 +92,18 @@ def test_controls():
     assert known_names(lstm, PARAMS).count("INPUTS_RecurrentPPO") == 1
 
 
+def test_where_no_reservoir_was_searched_there_is_none_that_was_not_evolved():
+    """It would be the evolved one."""
+    evolution = of_a_study().evolution
+    one = {"fixed_iss": True, "min_sr": 0.9, "max_sr": 0.9, "min_lr": 0.5, "max_lr": 0.5}
+    of_learner = {"evolve": "learner.gamma=0.9:0.99"}
+    assert "RANDOM_RES_PPO_0.0003" in control_names(replace(evolution, **of_learner), PARAMS)
+    for searched in (one | of_learner, {"context": "my:Context", **of_learner}):
+        names = control_names(replace(evolution, **searched), PARAMS)
+        assert "INPUTS_PPO" in names
+        assert not any(name.startswith("RANDOM") for name in names)
+
+
 @pytest.mark.parametrize("learner", ["PPO", "DQN", "RecurrentPPO"])
 @pytest.mark.parametrize("settings", [None, {"learning_rate": 0.001}])
 def test_every_agent_can_be_trained(learner, settings):

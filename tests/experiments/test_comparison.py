@@ -15,6 +15,7 @@ from stable_baselines3 import PPO
 
 from erl.cli import command
 from erl.errors import UserError
+from erl.experiments.arms import known_names
 from erl.experiments.comparison import (
     ComparisonConfig,
     GeneralizationComparisonConfig,
@@ -348,6 +349,36 @@ def test_a_control_can_be_asked_for_by_name(tiny, inline, sink):
         compare(ComparisonConfig(env_id="CartPole-v1", arms="STACK_DQN", **TEST), sink)
 
 
+@pytest.mark.parametrize("storage", [STORAGE, "sqlite:///studies.db"])
+def test_a_test_of_an_earlier_version_goes_on(storage, tiny, inline, sink, monkeypatch):
+    """Databases keep the agents that tests could have when it was begun."""
+    assert evolve(EvolutionConfig(env_id="CartPole-v1", **tiny | {"storage": storage}), sink) == 0
+    test = ComparisonConfig(env_id="CartPole-v1", arms="PPO", **TEST | {"storage": storage})
+    with monkeypatch.context() as earlier:
+        earlier.setattr(
+            "erl.experiments.comparison.known_names",
+            lambda *args: [name for name in known_names(*args) if "INPUTS" not in name],
+        )
+        assert compare(test, sink) == 0
+    assert compare(dataclasses.replace(test, nb_seeds=2), sink) == 0
+    more = dataclasses.replace(test, arms="PPO,INPUTS_PPO")
+    if storage == STORAGE:
+        assert compare(more, sink) == 0
+        return
+    with pytest.raises(UserError, match=r"had no agent INPUTS_PPO, .* --results_storage and"):
+        compare(more, sink)
+    elsewhere = {"results_storage": "sqlite:///more.db", "models": "more"}
+    assert compare(dataclasses.replace(more, **elsewhere), sink) == 0
+
+
+def test_an_evolution_of_the_published_code_has_one_test(tiny, inline, sink):
+    evolve(EvolutionConfig(env_id="CartPole-v1", published_code=True, **tiny), sink)
+    test = ComparisonConfig(env_id="CartPole-v1", arms="PPO", **TEST)
+    for published in (False, True):
+        assert compare(dataclasses.replace(test, published_code=published), sink) == 0
+    assert len(study_names(open_storage(STORAGE))) == 2
+
+
 def test_one_output_names_one_number_of_steps(tiny, inline, sink):
     evolve(EvolutionConfig(env_id="CartPole-v1", **tiny), sink)
     test = TEST | {"training_steps": 70, "arms": "RES_PPO_0.0003"}
@@ -546,6 +577,13 @@ def test_flags_that_contradict_the_study_are_refused(tiny, inline, sink):
     Study(STORAGE, name).optuna.enqueue_trial({"sr": 1.0, "lr": 0.5})
     assert compare(dataclasses.replace(test, nb_seeds=2), sink) == 0
     assert f"{name} has not ended: 1 trial more may be better" in sink.lines
+
+
+def test_a_number_of_neurons_that_was_searched_is_no_flag_of_the_test(tiny, inline, sink):
+    evolve(EvolutionConfig(env_id="CartPole-v1", evolve="units=4:6", **tiny | {"units": 100}), sink)
+    test = ComparisonConfig(env_id="CartPole-v1", units=100, arms="PPO", **TEST)
+    with pytest.raises(UserError, match="searched units, and its test has what was found, not 100"):
+        compare(test, sink)
 
 
 def test_a_name_that_is_too_long_for_a_file_is_no_journal(sink):

@@ -58,20 +58,22 @@ def test_a_generation_without_a_result_or_with_open_trials_has_no_scalars(quick,
     assert generation_scalars(data) == []
     data.trials.loc[:, "state"] = "FAIL"
     assert generation_scalars(data) == [(0, 4, {})]
-    # Of several coordinators a later generation may end first.
+    # Of several coordinators a later generation may end first. It waits for the one before.
     data.trials.loc[2:, "generation"] = 1
     data.trials.loc[0, "state"] = "RUNNING"
-    assert generation_scalars(data) == [(1, 3, {})]
+    assert generation_scalars(data) == []
+    data.trials.loc[0, "state"] = "FAIL"
+    assert generation_scalars(data) == [(0, 2, {}), (1, 4, {})]
 
 
-def test_a_generation_that_ends_late_is_written_too(quick, told, sink, monkeypatch):
+def test_each_generation_is_written_once_and_in_order(quick, told, sink, monkeypatch):
     evolve(config(quick, nb_trials=4, sampler="Random"), sink)
     log, written = EvolutionLog(Study(DEFAULT_STORAGE, NAME), "log"), []
     monkeypatch.setattr(log, "_write", lambda step, scalars: written.append(step))
-    for ended in ([(1, 3, {})], [(0, 4, {}), (1, 4, {})]):
+    for ended in ([], [(0, 2, {}), (1, 4, {})], [(0, 2, {}), (1, 4, {}), (2, 6, {})]):
         monkeypatch.setattr("erl.experiments.display.generation_scalars", lambda _, e=ended: e)
         log.update()
-    assert written == [3, 4]
+    assert written == [2, 4, 6]
 
 
 def test_a_log_that_cannot_be_written_costs_a_warning(quick, told, sink, caplog, monkeypatch):

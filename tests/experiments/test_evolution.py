@@ -23,8 +23,9 @@ from erl.experiments.evolution import (
     _say_winner,
     evolve,
 )
-from erl.experiments.evolution_study import study_config
+from erl.experiments.evolution_study import lifetimes, study_config
 from erl.experiments.tested import load_best
+from erl.learners import get_learner
 from erl.lifetimes.living import COLUMNS, Cohort
 from erl.search.space import search_space
 from erl.studies.distributions import distributions, sampler_of
@@ -161,6 +162,16 @@ def test_the_file_of_the_study_is_named_whatever_the_driver(quick, told, sink):
     assert f"study database:  sqlite+pysqlite:///q.db ({file})" in sink.lines
 
 
+def test_without_reservoirs_each_script_goes_on_with_the_others_study(quick, inline, sink):
+    """Their defaults of the input scaling differ, which means nothing there."""
+    searched = {"nb_res": 0, "evolve": "learner.gamma=0.9:0.99", "env_id": "CartPole-v1"}
+    flags = searched | {"training_steps": 64, "nb_seeds": 1, "workers": 1, "storage": STORAGE}
+    flags |= {"learner_config": quick}
+    assert evolve(EvolutionConfig(nb_trials=1, **flags), sink) == 0
+    assert evolve(MultiEvolutionConfig(nb_trials=2, **flags), sink) == 0
+    assert Study(STORAGE, "CartPole-v1_0_main_0.064k_steps").finished() == 2
+
+
 def test_a_dry_run_of_what_is_complete_says_so(quick, told, sink):
     config = make(quick, nb_trials=2)
     evolve(config, sink)
@@ -262,6 +273,15 @@ def test_published_code_uses_its_seeds(quick, told, sink):
     assert not any(r["spec"]["context"]["feed_action"] for r in records)
     reservoirs = [r["spec"]["context"]["reservoirs"][0] for r in records]
     assert {(r["bias"], r["bias_connectivity"]) for r in reservoirs} == {(1.0, 0.1)}
+
+
+def test_published_code_has_the_discount_of_erl_re2(sink):
+    for published, gamma in ((True, 0.99), (False, 0.9999)):
+        flags = EvolutionConfig(
+            env_id="Swimmer-v4", learner="ERL-Re2", published_code=published, nb_trials=1
+        )
+        spec, *_ = lifetimes(study_config(flags, sink), {"sr": 1.0, "lr": 0.5})
+        assert get_learner("ERL-Re2").settings_of(spec).gamma == gamma
 
 
 def test_published_code_has_its_settings_in_evolutions_and_tests(told, sink):

@@ -174,6 +174,13 @@ def test_a_lifetime_of_one_rollout_is_named():
     assert cautions(spec(steps=2049)) == []
     assert cautions(spec(steps=2048, fitness="final_eval")) == []
     assert cautions(spec("SAC", steps=2048, env_id=REACH)) == []
+    # Of a search with few and many steps in a rollout.
+    few, many = spec(steps=2048, n_steps=64), spec(steps=2048)
+    assert cautions(many, many) == cautions(many)
+    assert cautions(many, few)[0].startswith(
+        "with some of the searched values, a lifetime of 2,048"
+    )
+    assert cautions(few, few) == []
 
 
 # -- before it starts --
@@ -295,6 +302,9 @@ def test_the_line_before(monkeypatch, sink):
     assert sink.lines.pop().endswith(
         "489 updates each, 2 workers, 10,800,000 steps were taken before, about 1 min 41 s"
     )
+    searched = replace(outlook, lowest=spec(steps=10**6, n_steps=1000))
+    announce(searched, Simulated(2, monkeypatch), sink)
+    assert "489 to 1,000 updates each" in sink.lines.pop()
     short = Outlook("1 seed x 100 steps", [spec(steps=100, n_steps=50)], 1, ("known",))
     announce(short, Simulated(1, monkeypatch), sink)
     assert sink.lines[1:] == ["1 seed x 100 steps, 2 updates each, 1 worker", "note: known"]

@@ -135,6 +135,21 @@ def test_what_fails_is_said_once_and_sent_the_next_time(service, inline, sink, m
     assert service.scalars("seed_0") == logged(logs(NAME) / "seed_0")
 
 
+def test_a_run_that_takes_nothing_keeps_back_no_other(service, inline, sink):
+    opened = service.open
+
+    def refuses_the_first(study, name, identity, config):
+        if name == "seed_0":
+            raise OSError("it was deleted")
+        return opened(study, name, identity, config)
+
+    service.open = refuses_the_first
+    assert run(flags(track="wandb", nb_seeds=3), sink) == 0
+    assert service.runs.keys() == {"seed_1", "seed_2"}
+    assert "warning: --track wandb: it was deleted" in sink.lines
+    assert "warning: not all was sent to wandb: run the command again" in sink.lines
+
+
 def test_a_run_that_is_gone_is_begun_anew_and_a_copy_has_its_own(service, inline, sink):
     run(flags(track="wandb"), sink)
     study = Study("sqlite:///studies.db", NAME)
@@ -204,6 +219,20 @@ def test_mlflow_gets_the_logs(monkeypatch, inline, sink, tmp_path):
         assert [(m.step, m.value) for m in history] == [(s, pytest.approx(v)) for s, v in points]
     assert runs["seed_0"].info.status == "FINISHED"
     assert runs["seed_0"].data.params["steps"] == "128"
+    # What was deleted there is sent anew.
+    client.delete_run(runs["seed_0"].info.run_id)
+    with tracking_writer(logs(NAME) / "seed_0") as writer:
+        writer.add_scalar("rollout/ep_rew_mean", 2.0, 160)
+    assert run(flags(track="mlflow", nb_seeds=2), sink) == 0
+    again = {r.info.run_name: r for r in client.search_runs([experiment])}["seed_0"]
+    assert again.info.run_id != runs["seed_0"].info.run_id
+    history = client.get_metric_history(again.info.run_id, "rollout/ep_rew_mean")
+    assert [m.step for m in history] == [s for s, _ in expected["rollout/ep_rew_mean"]] + [160]
+    client.delete_experiment(experiment)
+    with tracking_writer(logs(NAME) / "seed_0") as writer:
+        writer.add_scalar("rollout/ep_rew_mean", 2.0, 192)
+    assert run(flags(track="mlflow", nb_seeds=2), sink) == 0
+    assert f"the experiment {NAME} was deleted there: restore or purge it" in str(sink)
 
 
 def test_where_runs_are_is_said_without_a_password(monkeypatch):

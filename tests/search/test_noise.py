@@ -125,6 +125,18 @@ def test_a_gap_takes_no_score_to_another_seed():
         assert given.low == pytest.approx(other.low)
 
 
+def test_the_interval_does_not_depend_on_how_far_finalists_of_fewer_seeds_are_behind():
+    rng = np.random.default_rng(0)
+    fewer, more = rng.standard_normal((4, 3)), rng.standard_normal((4, 6))
+    widths = []
+    for behind in (1e3, 1e6):  # too far for any shrinkage
+        found = expect([[]] * 8, [*(fewer - behind).tolist(), *more.tolist()])
+        widths.append((found.high - found.low)[4:])
+    assert widths[0] == pytest.approx(widths[1], rel=1e-2)
+    alone = expect([[]] * 4, more.tolist())
+    assert widths[0].mean() < 1.5 * (alone.high - alone.low).mean()
+
+
 def test_two_seeds_give_no_interval():
     assert np.isnan(expect([[3.0], [4.0]], [[1.0, 2.0], [2.0, 4.0]]).low).all()
     assert np.isfinite(expect([[3.0], [4.0]], [[1.0, 2.0, 5.0], [2.0, 4.0, 4.0]]).low).all()

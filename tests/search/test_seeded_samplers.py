@@ -22,6 +22,7 @@ SPACE = {
     "gamma": FloatDistribution(0.0, 1.0),
 }
 BROKEN = """
+from optuna.distributions import FloatDistribution
 
 FAR = 2
 
@@ -29,6 +30,16 @@ FAR = 2
 class Beyond(NearTheBest):
     def sample_independent(self, study, trial, name, distribution):
         return FAR * distribution.high
+
+
+class Together(NearTheBest):
+    \"\"\"Proposes all parameters at once.\"\"\"
+
+    def infer_relative_search_space(self, study, trial):
+        return {"sr": FloatDistribution(1e-4, 1e2, log=True)}
+
+    def sample_relative(self, study, trial, search_space):
+        return FAR
 
 
 class Unseeded(NearTheBest):
@@ -140,6 +151,31 @@ def test_a_number_out_of_range_is_refused(far, monkeypatch):
     monkeypatch.setattr("my_sampler.FAR", far)
     with pytest.raises(UserError, match=r"my_sampler:Beyond proposed sr = .*, which is not in"):
         study.ask(SPACE)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({"sr": 200.0}, r"Together proposed sr = 200\.0, which is not in FloatDistribution"),
+        ({"sr": float("nan")}, "Together proposed sr = nan, which is not in"),
+        ({"sr": "x"}, "Together proposed sr = x, which is not in"),
+        ({"sr": None}, "Together proposed sr = None, which is not in"),
+        (None, "Together proposed None, where values of sr were asked for"),
+        ({"gamma": 0.5}, r"Together proposed {'gamma': 0\.5}, where values of sr were asked for"),
+    ],
+)
+def test_what_a_sampler_proposes_together_is_looked_at(found, said, monkeypatch):
+    study = optuna.create_study(sampler=make_sampler("my_sampler:Together", SPACE, 0))
+    monkeypatch.setattr("my_sampler.FAR", found)
+    with pytest.raises(UserError, match=said):
+        study.ask(SPACE)
+
+
+@pytest.mark.parametrize("value", [0.5, 1e-4, 1e2 * (1 + 1e-15), 1e-4 * (1 - 1e-15)])
+def test_rounding_takes_no_number_out_of_its_range(value, monkeypatch):
+    study = optuna.create_study(sampler=make_sampler("my_sampler:Together", SPACE, 0))
+    monkeypatch.setattr("my_sampler.FAR", {"sr": value})
+    assert study.ask(SPACE).params["sr"] == min(max(value, 1e-4), 1e2)
 
 
 def test_what_a_sampler_raises_is_said_in_one_line():

@@ -34,7 +34,7 @@ Differences from the published code:
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -394,6 +394,7 @@ class Re2Learner(OneByOne):
     """ERL-Re², one lifetime at a time. Its settings are `Re2Settings`."""
 
     settings, algorithm = Re2Settings, ERLRe2
+    published: ClassVar[dict[str, Any]] = {"gamma": 0.99}  # what `--published_code` asks for
 
     def check(self, spec: LifetimeSpec) -> None:
         """Raise a UserError for settings that cannot be, for a budget within which nothing is
