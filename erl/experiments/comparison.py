@@ -32,7 +32,6 @@ from erl.lifetimes.living import check
 from erl.search.space import NO_BIAS
 from erl.studies.configuration import EvolutionStudy, TestStudy, evolved_arm
 from erl.studies.following import UID
-from erl.studies.storage import has_study
 from erl.studies.study import Study, existing
 from erl.studies.trials import lifetime_records
 from erl.studies.winner import TEST_OF, linked_test, reached_by, store_tested
@@ -162,27 +161,40 @@ def _the_test(
     where += f"_with_{_slug(env_kwargs)}" * bool(env_kwargs)
     where += "" if del_obs is None else f"_{'without' if del_obs else 'with'}_velocities"
     test_name = f"{best.stem}{where}_test_{thousands(flags.training_steps)}_steps"
-    # What was evolved with --published_code is tested with it in any case.
-    evolved_with = best.study is not None and getattr(best.study.config, "published_code", False)
-    if flags.published_code and (
-        not evolved_with or has_study(flags.results, f"{test_name}_published")
-    ):
-        test_name += "_published"
-    uid = None if best.study is None else best.study.optuna.user_attrs.get(UID)
-    link = None if uid is None else uid + test_name.removeprefix(name)
-    test_name = (link and linked_test(flags.results, link)) or test_name
-    before = existing(flags.results, test_name)
+    test_name, before, link = _stored_test(flags, best, test_name)
     stored = None if before is None else before.config
     guessed = best.study is None and not flags.evolved
-    # Journals were once taken for reservoirs without a bias, and with the last action.
+    # Journals were once taken for reservoirs without a bias, with the last action, and for a set of
+    # environments the test's own stood beside them, where nothing reads it.
     if isinstance(stored, TestStudy) and guessed:
-        kept = (*NO_BIAS, "feed_action")
+        kept = (*NO_BIAS, "feed_action", *(["env_id"] if evolution.env_ids else []))
         same = {name: getattr(stored.evolution, name) for name in kept}
         evolution = replace(evolution, **same)
     engine = _engine(flags, evolution, stored, sink)
     params, steps = best.winner.params, flags.training_steps
     config = TestStudy(evolution, params, steps, engine, env_id, env_kwargs, del_obs)
     return test_name, config, before, link
+
+
+def _stored_test(
+    flags: ComparisonFlags, best: Best, test_name: str
+) -> tuple[str, Study | None, str | None]:
+    """The test as it is stored, whatever it and its evolution are called by now.
+
+    Returns:
+        Its name, its study if there is one, and its link (None where the evolution has no `UID`).
+    """
+    names = [f"{test_name}{'_published' * flags.published_code}"]
+    if best.study is not None and getattr(best.study.config, "published_code", False):
+        # Its tests have --published_code in any case. Those with the flag had a name of their own.
+        names = [test_name, f"{test_name}_published"]
+    uid = None if best.study is None else best.study.optuna.user_attrs.get(UID)
+    links = [None if uid is None else uid + name.removeprefix(best.name) for name in names]
+    for name, link in zip(names, links):
+        name = (link and linked_test(flags.results, link)) or name
+        if (before := existing(flags.results, name)) is not None:
+            return name, before, link
+    return names[0], None, links[0]
 
 
 def _engine(flags: ComparisonFlags, evolution: EvolutionStudy, stored: Any, sink: Sink) -> str:

@@ -59,7 +59,8 @@ def load_best(flags: ComparisonFlags, sink: Sink) -> Best:
     best = _load_evolved(flags, sink) if flags.evolved else _load_study(flags, sink)
     if flags.learner is not None:
         best = _for_learner(best, flags.learner, flags, sink)
-    if flags.published_code:
+    # What was evolved with it keeps the settings that it had.
+    if flags.published_code and not best.evolution.published_code:
         settings = published_settings(best.evolution.learner) | best.evolution.learner_config
         evolution = replace(best.evolution, published_code=True, learner_config=settings)
         best = replace(best, evolution=evolution)

@@ -109,7 +109,7 @@ def generation_size(
     Raises:
         UserError: for a name that `sampler_name` refuses or a population too small.
     """
-    smallest = MIN_POPSIZE if sampler_name(name) == "Cmaes" else 2
+    smallest = MIN_POPSIZE if sampler_name(name) == "Cmaes" else 1
     if popsize is None:
         return 4 + math.floor(3 * math.log(max(1, len(_numerical(search_space)))))
     if popsize < smallest:

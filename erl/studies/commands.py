@@ -39,6 +39,7 @@ from erl.studies.winner import (
     Finalist,
     chosen,
     reached_in_tests,
+    readable_choice,
     stored_choice,
     unfinished_finals,
     without_finals,
@@ -162,7 +163,7 @@ def _row(address: str, storage: BaseStorage, study: Any) -> tuple[str, ...]:
     trials, kind = trials_of(storage, study), kind_of(study)
     ranked = _ranked(trials, study.directions)
     result = f"best fitness {score_text(ranked[0].value)}" if ranked else "-"
-    choice = stored_choice(study.user_attrs)
+    choice = readable_choice(study.user_attrs)
     if kind == INCOMPLETE:
         result = "-"
     elif ranked and is_kind(TestStudy | SingleStudy, study):

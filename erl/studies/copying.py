@@ -21,6 +21,7 @@ from erl.studies.artefacts import copy_files, files_of, identities_in, renamed, 
 from erl.studies.commands import INCOMPLETE, study_of, trials_of
 from erl.studies.dashboard import database_of, rename
 from erl.studies.deletion import finals_of, remove
+from erl.studies.distributions import categorical, choices
 from erl.studies.flags import CopyConfig
 from erl.studies.following import UID
 from erl.studies.leases import PLACE, check_unused
@@ -138,6 +139,7 @@ def _copy(
     trials = sorted(
         map(_of_nobody, trials_of(source.storage, original, deepcopy=True)), key=lambda t: t.number
     )
+    _unite_choices(trials)
     files = identities_in(source.address, target.address, files_of(original, trials))
     original.system_attrs = renamed(original.system_attrs, files)
     for trial in trials:
@@ -168,6 +170,21 @@ def _copy(
     finally:
         sink.close()
     return trials, missing
+
+
+def _unite_choices(trials: Sequence[FrozenTrial]) -> None:
+    """Give a parameter that is one of several values the same ones in all trials. In a journal
+    several versions may have had others, which a database refuses.
+    """
+    found: dict[str, dict[Any, None]] = {}
+    for trial in trials:
+        for name, distribution in trial.distributions.items():
+            found.setdefault(name, {}).update(dict.fromkeys(choices(distribution) or ()))
+    for trial in trials:
+        trial.distributions = {
+            name: categorical(tuple(found[name])) if choices(distribution) else distribution
+            for name, distribution in trial.distributions.items()
+        }
 
 
 def _replace(target: _Place, replaced: Sequence[str], name: str, sink: Sink) -> None:

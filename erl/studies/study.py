@@ -104,6 +104,11 @@ class Study:
                     f"study {name!r} has several objectives: it was not made by this project"
                 )
             self._id = self.storage.get_study_id_from_name(name)
+            if (there := self.storage.get_study_name_from_id(self._id)) != name:
+                raise UserError(  # as MySQL does
+                    f"the database takes {name!r} for its study {there!r}, since it does not tell "
+                    f"capital letters apart: choose another name"
+                )
             if self.storage.get_study_system_attrs(self._id).get(COPY) == "incomplete":
                 raise UserError(
                     f"study {name!r} is an incomplete copy: copy it again, with --overwrite"

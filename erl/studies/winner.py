@@ -247,7 +247,10 @@ def store_tested(evolution: Study, test: str, found: Reached) -> None:
 def reached_in_tests(attrs: Mapping[str, Any], finalist: Finalist) -> dict[str, Reached]:
     """What tests of a finalist found, by their names, from user attributes of the evolution."""
     stored = {k.removeprefix(TESTED): v for k, v in attrs.items() if k.startswith(TESTED)}
-    found = {name: from_json(Reached, value) for name, value in sorted(stored.items())}
+    found = {}
+    for name, value in sorted(stored.items()):
+        with suppress(UserError):  # another version's
+            found[name] = from_json(Reached, value)
     return {name: test for name, test in found.items() if test.finalist == finalist.slug}
 
 
@@ -293,13 +296,21 @@ def stored_choice(attrs: Mapping[str, Any]) -> Choice | None:
     return from_json(Choice, stored) if ours else None
 
 
+def readable_choice(attrs: Mapping[str, Any]) -> Choice | None:
+    """The same for those who only tell of it: None also where another version stored it."""
+    with suppress(UserError):
+        return stored_choice(attrs)
+    return None
+
+
 def said_of_winner(study: Study) -> str | None:
     """What an evolution hands over, what that reached, and what tests found of it, for notes; None
     where there were neither finals nor tests.
     """
     attrs = study.optuna.user_attrs
-    were_tests = any(key.startswith(TESTED) for key in attrs)
-    choice = chosen(study) if were_tests else stored_choice(attrs)
+    choice = readable_choice(attrs)
+    if choice is None and attrs.get(WINNER) is None and any(k.startswith(TESTED) for k in attrs):
+        choice = chosen(study)
     if choice is None:
         return None
     tests = [test.line for test in reached_in_tests(attrs, choice.winner).values()]

@@ -37,9 +37,10 @@ from erl.studies.commands import show_study
 from erl.studies.configuration import EvolutionStudy
 from erl.studies.data import read_study
 from erl.studies.flags import ShowConfig
+from erl.studies.following import UID
 from erl.studies.records import records
 from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
-from erl.studies.study import Study
+from erl.studies.study import Study, existing
 from erl.studies.trials import lifetime_records
 from erl.worlds.reservoirs import ReservoirBank
 from erl.worlds.specification import LifetimeSpec, Seeds, from_json
@@ -371,9 +372,20 @@ def test_a_test_of_an_earlier_version_goes_on(storage, tiny, inline, sink, monke
     assert compare(dataclasses.replace(more, **elsewhere), sink) == 0
 
 
-def test_an_evolution_of_the_published_code_has_one_test(tiny, inline, sink):
+@pytest.mark.parametrize("earlier", [False, True])
+def test_an_evolution_of_the_published_code_has_one_test(earlier, tiny, inline, sink, monkeypatch):
     evolve(EvolutionConfig(env_id="CartPole-v1", published_code=True, **tiny), sink)
     test = ComparisonConfig(env_id="CartPole-v1", arms="PPO", **TEST)
+    if earlier:  # commands with the flag had a test of their own
+
+        def named(flags, best, name):
+            name += "_published"
+            uid = best.study.optuna.user_attrs[UID]
+            return name, existing(flags.results, name), uid + name.removeprefix(best.name)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("erl.experiments.comparison._stored_test", named)
+            assert compare(dataclasses.replace(test, published_code=True), sink) == 0
     for published in (False, True):
         assert compare(dataclasses.replace(test, published_code=published), sink) == 0
     assert len(study_names(open_storage(STORAGE))) == 2

@@ -384,7 +384,7 @@ IDLE = [
         ({"engine": "warp"}, "auto, cohort, sb3"),
         ({"fitness": "best"}, "training, final_eval"),
         *(({"popsize": size}, "at least 4 with Cmaes") for size in (0, 1, 3)),
-        ({"popsize": 1, "sampler": "Tpe"}, "at least 2 with Tpe"),
+        ({"popsize": 0, "sampler": "Tpe"}, "at least 1 with Tpe"),
         ({"units": 2}, "at least 3 units"),
         ({"min_sr": 2.0, "max_sr": 1.0}, "--min_sr 2.0 is greater than --max_sr 1.0"),
         ({"min_sr": float("nan")}, "above 0"),

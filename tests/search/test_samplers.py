@@ -222,8 +222,9 @@ def test_unknown_names_and_tiny_populations_are_refused():
         generation_size("randm", UNIT)
     with pytest.raises(UserError, match="at least 4"):
         make_sampler("Cmaes", UNIT, seed=0, popsize=3)
-    with pytest.raises(UserError, match="at least 2"):
-        generation_size("Tpe", UNIT, popsize=1)
+    with pytest.raises(UserError, match="at least 1"):
+        generation_size("Tpe", UNIT, popsize=0)
+    assert generation_size("Tpe", UNIT, popsize=1) == 1  # each trial learns from all before it
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

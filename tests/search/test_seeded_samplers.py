@@ -190,8 +190,8 @@ def test_generations_are_as_large_as_those_of_other_samplers():
     name = "my_sampler:NearTheBest"
     assert generation_size(name, SPACE) == generation_size("Random", SPACE) == 7
     assert generation_size(name, SPACE, 2) == 2
-    with pytest.raises(UserError, match="--popsize must be at least 2 with my_sampler:NearTheBest"):
-        generation_size(name, SPACE, 1)
+    with pytest.raises(UserError, match="--popsize must be at least 1 with my_sampler:NearTheBest"):
+        generation_size(name, SPACE, 0)
     with pytest.raises(UserError, match="cannot start from another study"):
         make_sampler(name, SPACE, 0, start={})
 

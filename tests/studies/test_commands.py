@@ -649,6 +649,22 @@ def test_a_copy_that_was_interrupted_does_not_look_whole(
     assert content(storage, "rich") == content("source.log", "rich")
 
 
+def test_a_copy_takes_what_several_versions_wrote_into_a_journal(sink):
+    """A test had fewer agents once, and a database refuses other values of a parameter."""
+    storage = open_storage("source.log", create=True)
+    study = optuna.create_study(study_name="one", storage=storage, direction="maximize")
+    for known, arm in (("PPO", "RES_PPO"), "PPO"), (("PPO", "STACK_PPO", "RES_PPO"), "RES_PPO"):
+        spaces = {"arm": CategoricalDistribution(known), "seed": IntDistribution(0, 9)}
+        study.add_trial(
+            create_trial(params={"arm": arm, "seed": 3}, distributions=spaces, value=1.0)
+        )
+    config = CopyConfig(storage="source.log", study="one", to="sqlite:///copy.db")
+    assert copy_study(config, sink) == 0
+    trials = Study("sqlite:///copy.db", "one").trials()
+    assert [t.params for t in trials] == [{"arm": "PPO", "seed": 3}, {"arm": "RES_PPO", "seed": 3}]
+    assert {t.distributions["arm"].choices for t in trials} == {("PPO", "RES_PPO", "STACK_PPO")}
+
+
 def two_studies(target):
     """A study, and one of the same name that its copy is to replace; what each holds."""
     sources = ("sqlite:///source.db", target)

@@ -10,7 +10,7 @@ from pathlib import Path
 import optuna
 import psutil
 import pytest
-from optuna.storages import JournalStorage
+from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
@@ -518,6 +518,15 @@ def test_what_is_stored_of_a_failure_fits_into_every_database(config, sink):
     assert len(json.dumps(error)) < 65_535
     assert error["reason"].startswith("line line line")
     assert error["traceback"].endswith("the end")
+
+
+def test_a_name_that_the_database_takes_for_another_one_is_refused(monkeypatch):
+    """MySQL does not tell capital letters apart."""
+    study = Study(DEFAULT_STORAGE, "Main", EvolutionStudy(env_id=ENV))
+    monkeypatch.setattr(Study, "_create", lambda self, name: False)  # there is one of this name
+    monkeypatch.setattr(RDBStorage, "get_study_id_from_name", lambda self, name: study._id)
+    with pytest.raises(UserError, match=r"takes 'main' for its study 'Main', .*another name$"):
+        Study(DEFAULT_STORAGE, "main", study.config)
 
 
 def test_a_study_that_exists_or_not_yet():

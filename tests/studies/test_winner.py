@@ -17,6 +17,7 @@ from test_following import copied
 from told_lifetimes import NAME, Told
 
 from erl.cli import score_text
+from erl.errors import UserError
 from erl.experiments.display import DashboardNotes
 from erl.experiments.evolution import evolve
 from erl.figures.page import _what_was_run
@@ -31,6 +32,7 @@ from erl.studies.storage import DEFAULT_STORAGE, open_storage, study_names
 from erl.studies.study import Study
 from erl.studies.winner import (
     FINALS_OF,
+    TESTED,
     WINNER,
     Choice,
     Finalist,
@@ -38,6 +40,7 @@ from erl.studies.winner import (
     chosen,
     finals_name,
     proposed_by,
+    reached_in_tests,
     without_finals,
 )
 from erl.worlds.specification import Seeds, from_json, to_json
@@ -236,6 +239,19 @@ def test_notes_say_who_won_and_go_on_saying_it(evolved, sink):
     evolve(make(finalists=0, nb_trials=4), sink)
     assert "winner" not in note()
     assert "4 complete" in note()
+
+
+def test_what_another_version_stored_of_a_winner_hides_no_study(evolved, sink):
+    attrs = study().optuna.user_attrs
+    later = {"winner": attrs[WINNER]["winner"] | {"new": 1}}
+    study().optuna.set_user_attr(WINNER, attrs[WINNER] | later)
+    study().optuna.set_user_attr(f"{TESTED}x", {"new": 1})
+    assert list_studies(ListConfig(), sink) == 0
+    assert sum(line.startswith(NAME) for line in sink.lines) == 2
+    DashboardNotes(study(), False, lambda name, trial: ()).study()  # of an evolution that runs
+    with pytest.raises(UserError, match="stored by another version"):
+        chosen(study())
+    assert reached_in_tests(study().optuna.user_attrs, TRIAL) == {}
 
 
 def test_commands_and_figures_show_the_winner(told, sink):
