@@ -202,6 +202,11 @@ PECULIAR = {
         "observe": lambda drawn: np.array([1e300, 0.0]),
         "refused": "that is not finite",
     },
+    "TooLargeForSingleLater": {
+        "observation_space": box(2, dtype=np.float64, low=-np.inf, high=np.inf),
+        "observe": late(np.array([1e39, 0.0])),
+        "fails": "an observation that is not finite",
+    },
     "NotANumberLater": {
         "observe": late(np.array([0.0, np.nan], np.float32)),
         "fails": "an observation that is not finite",

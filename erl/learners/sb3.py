@@ -151,7 +151,10 @@ def load(name: str, path: Path, spec: LifetimeSpec) -> SB3Agent:
         normalize = VecNormalize.load(str(statistics), DummyVecEnv([spec.make_env]))
     elif wanted:
         raise UserError(f"{statistics} is missing: the model saw normalised observations")
-    return SB3Agent(algorithms()[name].load(f"{path}.zip", device="cpu"), normalize)
+    algorithm = algorithms()[name]
+    # The file keeps the size of the replay buffer for who trains on. To play, it needs no memory.
+    small = {"buffer_size": 1} if issubclass(algorithm, OffPolicyAlgorithm) else {}
+    return SB3Agent(algorithm.load(f"{path}.zip", device="cpu", **small), normalize)
 
 
 class _Callback(BaseCallback):

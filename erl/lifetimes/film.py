@@ -7,6 +7,7 @@ the machine has.
 
 import importlib.util
 import io
+import math
 import os
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from erl.lifetimes.trace import Trace, trace
 from erl.statistics import number_text
 from erl.worlds.evaluation import Policy
 from erl.worlds.specification import LifetimeSpec
+from erl.worlds.tasks import find
 
 # Animations are rarely shown faster; what is simulated faster is thinned.
 MAX_FPS = 30
@@ -99,7 +101,7 @@ def film_agent(
     """
     check_file(path, overwrite=True)
     choose_renderer(spec.task.env_id)
-    fps, every = MAX_FPS, 1
+    fps, every = float(MAX_FPS), 1
     limit = "" if steps is None else f" of at most {steps:,}"
 
     def watch(done: int) -> None:
@@ -108,8 +110,8 @@ def film_agent(
 
     def draw(env: gym.Env, step: int) -> bytes | None:
         nonlocal fps, every
-        fps = int(env.metadata.get("render_fps") or MAX_FPS)
-        every = max(1, -(-fps // MAX_FPS))
+        fps = float(env.metadata.get("render_fps") or MAX_FPS)
+        every = max(1, math.ceil(fps / MAX_FPS))
         return _packed(_image(env), width) if step % every == 0 else None
 
     try:
@@ -167,8 +169,8 @@ def choose_renderer(env_id: str) -> str | None:
 def _is_mujoco(env_id: str) -> bool:
     """Whether an environment is one of MuJoCo's, or made of Gymnasium's classes of them."""
     try:
-        entry = gym.spec(env_id.rpartition(":")[2]).entry_point
-    except gym.error.Error:
+        entry = find(env_id).entry_point
+    except UserError:
         return False
     if "mujoco" in str(entry).casefold():
         return True

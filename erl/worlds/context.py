@@ -35,11 +35,9 @@ def context_space(
     if context.skip_c:
         low += [observation_space.low, actions.low, np.array([-np.inf])]
         high += [observation_space.high, actions.high, np.array([np.inf])]
-    return spaces.Box(
-        np.concatenate(low).astype(np.float32),
-        np.concatenate(high).astype(np.float32),
-        dtype=np.float32,
-    )
+    with np.errstate(over="ignore"):  # bounds of double precision may be infinite in single
+        single = [np.concatenate(ends).astype(np.float32) for ends in (low, high)]
+    return spaces.Box(*single, dtype=np.float32)
 
 
 class ContextEncoder:

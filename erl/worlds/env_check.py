@@ -9,7 +9,7 @@ import numpy as np
 
 from erl.errors import RAISED, EnvironmentFault, UserError, one_line
 from erl.worlds.actions import Actions
-from erl.worlds.observations import Observations, reward_of
+from erl.worlds.observations import Observations, is_finite, reward_of
 
 _RESET = "reset(self, *, seed=None, options=None), which returns (observation, info)"
 _STEP = "step(action), which returns (observation, reward, terminated, truncated, info)"
@@ -102,7 +102,7 @@ def _check_observation(name: str, where: str, observations: Observations, value:
             f"{name}: its {where} returned {reason}; observation_space and observations have to "
             f"agree"
         ) from e
-    if not np.isfinite(seen).all():
+    if not is_finite(seen):
         raise UserError(
             f"{name}: its first {where} returned an observation that is not finite: "
             f"{np.array2string(seen, threshold=8)}"

@@ -26,7 +26,7 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from erl.errors import RAISED, EnvironmentFault
 from erl.worlds.actions import Actions
 from erl.worlds.mujoco_families import family_of
-from erl.worlds.observations import Observations, reward_of
+from erl.worlds.observations import LARGEST, Observations, is_finite, reward_of
 from erl.worlds.snapshots import restore, snapshot
 from erl.worlds.wrappers import close_quietly
 
@@ -127,7 +127,7 @@ class Lockstep:
             )
             return np.zeros(self.observation_space.shape)
         self._unstarted.discard(i)
-        if not np.isfinite(row).all():
+        if not is_finite(row):
             self._take_out(
                 i,
                 f"the environment returned an observation that is not finite when it was reset: "
@@ -177,9 +177,9 @@ class Lockstep:
             self._step_fast(group, actions) if self.fast else self._step_each(group, actions)
         )
         truncated |= self.elapsed[group.index] >= self._limits[group.index]
-        # Sums of squares are the cheapest look; one that merely overflowed is cleared by the closer
+        # Sums of squares are the cheapest look; one that is merely large is cleared by the closer
         # look.
-        if not isfinite(np.vdot(observations, observations) + np.vdot(rewards, rewards)):
+        if not np.vdot(observations, observations) + np.vdot(rewards, rewards) < LARGEST**2:
             self._take_out_not_finite(group, observations, rewards)
         if self.faults:
             taken_out = [row for row, slot in enumerate(group.slots) if slot in self.faults]
@@ -330,8 +330,12 @@ class Lockstep:
         self, group: "_Group", observations: np.ndarray, rewards: np.ndarray
     ) -> None:
         for row, i in enumerate(group.slots):
-            for name, value in (("an observation", observations[row]), ("a reward", rewards[row])):
-                if i not in self.faults and not np.isfinite(value).all():
+            seen, earned = observations[row], rewards[row]
+            for name, value, fine in (
+                ("an observation", seen, is_finite(seen)),
+                ("a reward", earned, isfinite(earned)),
+            ):
+                if i not in self.faults and not fine:
                     self._take_out(
                         i,
                         f"the environment returned {name} that is not finite {self._when(i)}: "

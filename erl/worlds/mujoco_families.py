@@ -245,8 +245,8 @@ _FAMILIES: dict[str, type[Family]] = {
 
 
 def family_of(cores: Sequence[Any]) -> type[Family] | None:
-    """The family of these environments, if they have one and were all constructed with the same
-    arguments.
+    """The family of these environments, if they have one, were all constructed with the same
+    arguments, and have the methods of their class.
     """
 
     def arguments(core: Any) -> str:
@@ -257,6 +257,9 @@ def family_of(cores: Sequence[Any]) -> type[Family] | None:
         }
         return repr((type(core), given, core.fullpath, core.frame_skip, core.dt, core.render_mode))
 
+    # Who puts a method on the object itself wants that one.
+    if any(callable(getattr(type(core), k, None)) for core in cores for k in vars(core)):
+        return None
     names = {f"{type(core).__module__}.{type(core).__qualname__}" for core in cores}
     family = _FAMILIES.get(names.pop()) if len(names) == 1 else None
     # A window is drawn from within `step`.

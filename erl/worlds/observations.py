@@ -15,8 +15,19 @@ from gymnasium import spaces
 
 from erl.errors import EnvironmentFault, UserError, one_line
 
-# How many different observations of whole numbers are kept as they were encoded.
+# How many different observations of whole numbers are kept as they were encoded, and how many
+# numbers in all: pictures of bits hardly ever come again.
 _KNOWN = 4096
+_KNOWN_NUMBERS = 2**21
+
+
+# In single precision, in which networks see all numbers.
+LARGEST = float(np.finfo(np.float32).max)
+
+
+def is_finite(observations: np.ndarray) -> bool:
+    """Whether all of these numbers are finite, also in single precision."""
+    return bool((np.abs(observations) <= LARGEST).all())
 
 
 class Observations:
@@ -90,7 +101,7 @@ class Observations:
         known = self._known.get(key)
         if known is None:
             known = self._encoded(observation)
-            if len(self._known) < _KNOWN:
+            if len(self._known) < min(_KNOWN, _KNOWN_NUMBERS // self._all):
                 self._known[key] = known
         return known.copy()
 

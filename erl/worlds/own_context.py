@@ -133,7 +133,8 @@ def _sizes(context: OwnContext, input_dim: int) -> tuple[int, int]:
 
 def _next(memory: Memory, state: np.ndarray, inputs: np.ndarray) -> np.ndarray:
     """The state that follows. The memory is given copies, which it may change."""
-    found = np.asarray(memory.step(state.copy(), inputs.copy()), dtype=float)
+    # A copy: its own array may be the one that it changes in the next step.
+    found = np.array(memory.step(state.copy(), inputs.copy()), dtype=float)
     if found.shape != state.shape:
         raise ValueError(f"step gave a state of shape {found.shape}, not {state.shape}")
     if not np.isfinite(found).all():

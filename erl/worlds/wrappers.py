@@ -18,7 +18,7 @@ from gymnasium.utils import RecordConstructorArgs
 from erl.errors import RAISED, EnvironmentFault
 from erl.worlds.actions import Actions
 from erl.worlds.ledger import Ledger
-from erl.worlds.observations import Observations, reward_of
+from erl.worlds.observations import Observations, is_finite, reward_of
 
 _log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class Metered(gym.Wrapper, RecordConstructorArgs):
             seen = self._observations.encode(observation)
         except EnvironmentFault as fault:
             raise self._at_step(fault) from None
-        if not np.isfinite(seen).all():
+        if not is_finite(seen):
             raise self._at_step(
                 f"the environment returned an observation that is not finite, {_shown(seen)}"
             )

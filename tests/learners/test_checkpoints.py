@@ -124,9 +124,14 @@ def test_a_checkpoint_tells_its_steps_without_being_loaded(tmp_path, monkeypatch
     with monkeypatch.context() as without:
         without.setattr("pickle.loads", None)
         assert [checkpoint_steps(path) for path in paths] == [*STEPS]
+    # Of other libraries, which is not taken up.
+    with monkeypatch.context() as upgraded:
+        upgraded.setattr("erl.learners.core.checkpoints.versions", lambda: {"numpy": "99"})
+        assert [checkpoint_steps(path) for path in paths] == [0, 0]
     # Of an earlier version, empty, and missing.
     earlier = Path(paths[0])
-    earlier.write_bytes(earlier.read_bytes().removesuffix(b"\nsteps 40\n"))
+    content, *_ = earlier.read_bytes().rpartition(b"\nsteps 40 by ")
+    earlier.write_bytes(content)
     assert restore_parts(paths, cohort.specs, cohort.settings, cohort.parts) == [True, True]
     (tmp_path / "empty.pkl").write_bytes(b"")
     for left in (earlier, tmp_path / "empty.pkl", tmp_path / "none.pkl"):

@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from erl.errors import Stopped, UserError
 from erl.learners import Outputs
 from erl.learners.core.sb3_settings import policies
-from erl.learners.sb3 import _ACTIONS, SB3Learner, algorithms, whole_sequences
+from erl.learners.sb3 import _ACTIONS, SB3Learner, algorithms, load, whole_sequences
 from erl.lifetimes.living import Cohort, check, live
 from erl.worlds.ledger import Ledger
 from erl.worlds.reservoirs import Context, ReservoirParams
@@ -408,6 +408,35 @@ def test_a_budget_ends_with_a_whole_rollout():
     assert (record.error, record.steps) == (None, 160)
     with pytest.raises(UserError, match="starts to learn after"):
         check(replace(lifetime, steps=150))
+
+
+def test_a_schedule_ends_at_zero_where_a_rollout_exceeds_the_budget(monkeypatch):
+    rates = []
+    train = stable_baselines3.PPO.train
+
+    def noted(model):
+        train(model)
+        rates.append(model.policy.optimizer.param_groups[0]["lr"])
+
+    monkeypatch.setattr(stable_baselines3.PPO, "train", noted)
+    config = {"n_steps": 100, "learning_rate": "lin_1e-3", "clip_range": "lin_0.2"}
+    (record,) = live(Cohort((spec("PPO", steps=150, config=config),)))
+    assert record.error is None, record.traceback
+    assert rates == [pytest.approx(1e-3 / 3), 0.0]
+
+
+def test_an_advantage_that_cannot_be_normalised_is_refused_before_training():
+    config = {"n_steps": 64, "sub_sampling_factor": 64, "batch_size": 32}
+    with pytest.raises(UserError, match=r"TRPO normalises advantages .* or sub_sampling_factor"):
+        check(spec("TRPO", config=config))
+    check(spec("TRPO", config=config | {"sub_sampling_factor": 63}))
+
+
+def test_a_saved_agent_needs_no_replay_buffer_to_be_played(tmp_path):
+    lifetime = spec("TD3", CONTINUOUS, config=OFF_POLICY | {"buffer_size": 5000})
+    live(Cohort((lifetime,), models=(str(tmp_path / "a"),)))
+    assert load("TD3", tmp_path / "a", lifetime).model.replay_buffer.buffer_size == 1
+    assert algorithms()["TD3"].load(tmp_path / "a").buffer_size == 5000  # for who trains on
 
 
 @pytest.mark.parametrize("n", ["foo", 2.5, None])

@@ -4,6 +4,7 @@ import gymnasium as gym
 import imageio.v3 as imageio
 import numpy as np
 import pytest
+from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.envs.mujoco.inverted_pendulum_v4 import InvertedPendulumEnv
 from PIL import Image, ImageSequence
 from plain_evaluation import evaluate
@@ -91,6 +92,17 @@ def test_a_gif_keeps_its_pace(fps, tmp_path):
     assert max(times) - min(times) <= 10
 
 
+def test_a_film_of_a_slow_environment_keeps_its_pace(tmp_path, sink, monkeypatch):
+    slow = CartPoleEnv.metadata | {"render_fps": 0.5}
+    monkeypatch.setattr(CartPoleEnv, "metadata", slow)
+    trained(tmp_path, "PPO", "CartPole-v1", 64, n_steps=32, batch_size=32)
+    file = tmp_path / "a.gif"
+    assert film(FilmConfig(model=f"{tmp_path}/seed_0", file=str(file), steps=2), sink) == 0
+    with Image.open(file) as made:
+        times = [frame.info["duration"] for frame in ImageSequence.Iterator(made)]
+    assert sum(times) == 6000  # of three pictures, two of which look alike
+
+
 def frames_of(file):
     if file.suffix == ".mp4":
         return imageio.imread(file, plugin="FFMPEG")
@@ -172,8 +184,23 @@ def test_an_environment_made_of_mujocos_classes_is_one_of_them(entry, monkeypatc
     monkeypatch.setitem(
         gym.registry, "Gone-v0", gym.envs.registration.EnvSpec("Gone-v0", "no_module:Own")
     )
-    assert choose_renderer("tests:Own-v0") == "osmesa"
+    assert choose_renderer(f"{__name__}:Own-v0") == "osmesa"
     assert choose_renderer("Gone-v0") is None
+
+
+def test_the_module_of_an_environment_is_imported_before_it_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("DISPLAY", "MUJOCO_GL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("erl.lifetimes.film.available_renderer", lambda: "osmesa")
+    (tmp_path / "drawn_later.py").write_text(
+        "import gymnasium as gym\n"
+        "from gymnasium.envs.mujoco.inverted_pendulum_v5 import InvertedPendulumEnv\n"
+        "class Mine(InvertedPendulumEnv):\n    pass\n"
+        "gym.register('DrawnLater-v0', Mine)\n"
+    )
+    assert choose_renderer("drawn_later:DrawnLater-v0") == "osmesa"
 
 
 @pytest.mark.slow

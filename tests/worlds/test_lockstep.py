@@ -176,6 +176,19 @@ def test_further_wrappers_and_subclasses_step_themselves():
     ).fast
 
 
+@quiet
+def test_an_environment_with_a_method_of_its_own_steps_itself():
+    """One that was put on the object, and not on a class."""
+    (env,) = make("HalfCheetah-v4", 1)
+    assert Lockstep([env]).fast
+    core, step = env.unwrapped, env.unwrapped.step
+    core.step = lambda action: (*step(action)[:1], 7.0, *step(action)[2:])
+    lockstep = Lockstep([env])
+    assert not lockstep.fast
+    lockstep.reset(0, seed=0)
+    assert lockstep.step(np.zeros((1, 6)))[1].tolist() == [7.0]
+
+
 class Counter(gym.Env):
     """Observes how many steps it made; at step `at` of an episode it does what `fault` says."""
 

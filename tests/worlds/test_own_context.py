@@ -78,6 +78,13 @@ class Counts(DelayLine):
         return self.seen
 
 
+class CountsInPlace(Counts):
+    def step(self, state, inputs):
+        self.seen *= 0.5
+        self.seen += inputs
+        return self.seen
+
+
 class Draws(DelayLine):
     def step(self, state, inputs):
         return np.random.normal(size=len(state))
@@ -299,6 +306,7 @@ def test_one_that_fails_hurts_no_other():
         ("Leaves", {}, "fails at its first step: SystemExit: 0"),
         ("Unsized", {}, "needs `units`, a number of at least 1"),
         ("Counts", {}, "another state for the same state and inputs: its memory belongs in the"),
+        ("CountsInPlace", {}, "another state for the same state and inputs"),
         ("Draws", {}, "another state for the same state and inputs"),
         ("Breaks", {"at": 0}, "fails at its first step: ZeroDivisionError: the line is cut"),
     ],

@@ -298,3 +298,12 @@ def test_whole_numbers_that_come_again_are_encoded_and_refused_as_the_first_time
         row = again.encode(value)
         np.testing.assert_array_equal(row, expected)
         row[:] = 7.0  # what a caller changes is its own
+
+
+def test_pictures_of_bits_are_not_kept_without_end():
+    observations = Observations(spaces.MultiBinary(84 * 84))
+    for k in range(400):
+        picture = np.zeros(84 * 84, np.int8)
+        picture[k] = 1
+        assert observations.encode(picture).sum() == 1
+    assert 1 < len(observations._known) < 300

@@ -6,6 +6,8 @@ Behind the pickled content a line tells the lifetime's steps (`checkpoint_steps`
 further than its content.
 """
 
+import hashlib
+import json
 import logging
 import os
 import pickle
@@ -29,7 +31,7 @@ _log = logging.getLogger(__name__)
 # To be raised when what a state's parts mean changes. Parts that come or go are noticed by their
 # names.
 FORMAT = 6
-_LAST_LINE = 40  # bytes, at most, of the line that tells the steps
+_LAST_LINE = 60  # bytes, at most, of the line that tells the steps
 
 
 @runtime_checkable
@@ -214,23 +216,30 @@ def save_checkpoint(path: str, spec: LifetimeSpec, state: dict[str, Any], steps:
     def write(part: str) -> None:
         with open(part, "wb") as file:
             file.write(pickle.dumps(content, protocol=5))
-            file.write(b"\nsteps %d\n" % steps)
+            file.write(b"\nsteps %d by %s\n" % (steps, _writer()))
 
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_whole(Path(path), write)
 
 
 def checkpoint_steps(path: str) -> int:
-    """Steps that a lifetime had taken when its checkpoint was written; 0 without a checkpoint, and
-    for one of an earlier version, which does not tell. Only the end of the file is read.
+    """Steps that a lifetime had taken when its checkpoint was written; 0 without a checkpoint, for
+    one of another format or of other libraries, which is not taken up, and for one of an earlier
+    version, which does not tell. Only the end of the file is read.
     """
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.path.getsize(path) - _LAST_LINE))
-            told = re.search(rb"\nsteps ([0-9]+)\n\Z", file.read())
+            told = re.search(rb"\nsteps ([0-9]+) by ([0-9a-f]+)\n\Z", file.read())
     except OSError:
         return 0
-    return 0 if told is None else int(told[1])
+    return 0 if told is None or told[2] != _writer() else int(told[1])
+
+
+def _writer() -> bytes:
+    """What stands for the format and the versions of a checkpoint that this process writes."""
+    text = json.dumps([FORMAT, versions()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16].encode()
 
 
 def load_checkpoint(

@@ -244,17 +244,17 @@ def _check_together(name: str, algorithm: type[BaseAlgorithm], settings: Mapping
     n_envs = settings.get("n_envs", 1)
     if setting("normalize_advantage"):
         size = setting("n_steps") * n_envs
-        # TRPO normalises over the rollout, PPO leaves a minibatch of one as it is, and
-        # RecurrentPPO's becomes NaN.
-        smallest = size
+        # TRPO normalises over what it takes of the rollout, PPO leaves a minibatch of one as it is,
+        # and RecurrentPPO's becomes NaN.
+        smallest = -(-size // (setting("sub_sampling_factor") or 1))
         if name in ("PPO", "RecurrentPPO"):
             batch_size = min(setting("batch_size") or size, size)
             smallest = batch_size if name == "PPO" else size % batch_size or batch_size
         if smallest < 2:
             raise UserError(
                 f"{name} normalises advantages over minibatches, and one would have a single step: "
-                f"choose another n_steps * n_envs ({size}) or batch_size, or set "
-                f"normalize_advantage to false"
+                f"choose another n_steps * n_envs ({size}), batch_size or sub_sampling_factor, or "
+                f"set normalize_advantage to false"
             )
     if settings.get("noise_std") and settings.get("noise_type") is None:
         raise UserError(

@@ -80,13 +80,15 @@ NotNegative = Annotated[float, Range(0)]
 
 @dataclass(frozen=True)
 class LinearSchedule:
-    """`start` times the remaining progress."""
+    """`start` times the remaining progress. Stable-Baselines3's goes below 0 in a rollout that
+    exceeds the budget; no rate does.
+    """
 
     start: float
 
     def __call__(self, progress_remaining: float) -> float:
         """Value at this remaining progress, 1 at the start and 0 at the end."""
-        return self.start * progress_remaining
+        return self.start * max(0.0, progress_remaining)
 
 
 class _Misfit(Exception):
