@@ -10,7 +10,7 @@ import pandas as pd
 
 from erl.cli import plural
 from erl.errors import UserError
-from erl.figures.learning import best_known, sentence
+from erl.figures.learning import SAME_BUDGET, best_known, sentence
 from erl.figures.page import describe
 from erl.figures.style import environment_names
 from erl.files import folder_name
@@ -78,7 +78,9 @@ def compared(studies: Sequence[StudyData], baseline: str | None = None) -> Agent
     selected = None
     if evolution is not None:
         selected = "final_return" if evolution.fitness == "final_eval" else "training_return"
-    about = " ".join(filter(None, [describe(data), sentence(said_of_untuned(data.untuned))]))
+    steps = _steps_of_logs(data.lifetimes) if data.kind == "tensorboard" else ""
+    parts = [describe(data), sentence(said_of_untuned(data.untuned)), steps]
+    about = " ".join(filter(None, parts))
     return Agents(data.lifetimes, first, agents_of([data], first), about, selected)
 
 
@@ -178,6 +180,18 @@ def _tasks(studies: Sequence[StudyData]) -> list[str]:
             for env_id in set(data.lifetimes.env_id.dropna()):
                 tasks.add(task_of(env_id, known.del_obs, known.env_kwargs) if known else env_id)
     return sorted(tasks)
+
+
+def _steps_of_logs(lifetimes: pd.DataFrame) -> str:
+    """A sentence on the steps of the runs in a folder of logs, where they differ."""
+    spans = lifetimes.groupby("arm", sort=False).steps.agg(["min", "max"])
+    if not len(spans) or spans["min"].min() >= SAME_BUDGET * spans["max"].max():
+        return ""
+    said = [
+        f"{arm} {f'{low:,.0f} to ' * (low < high)}{high:,.0f} steps"
+        for arm, low, high in spans.itertuples()
+    ]
+    return f"Budgets differ: {', '.join(said)}."
 
 
 def budgets(studies: Sequence[StudyData]) -> str:

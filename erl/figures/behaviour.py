@@ -187,6 +187,8 @@ def spectrum(values: np.ndarray, step: float = 1.0) -> tuple[np.ndarray, np.ndar
     window = signal.windows.hann(n, sym=False)
     weighted = (values - values.mean(0)) * window[:, None]
     amplitudes = np.abs(np.fft.rfft(weighted, axis=0)) * 2 / window.sum()
+    if n % 2 == 0:  # the Nyquist frequency has no mirror
+        amplitudes[-1] /= 2
     return np.fft.rfftfreq(n, step)[1:], amplitudes[1:]
 
 

@@ -410,6 +410,10 @@ def results_table(
         + _said_of_p(len(found) - 1, column, selected)
         if len(found) > 1
         else "",
+        "Steps: median over seeds, of curves as in the figures of learning; in brackets how many "
+        "seeds got there. Seeds that failed or ended early count as those that did not."
+        if needed is not None
+        else "",
         left_out(lifetimes, frame),
         episodes_of(frame),
         few_seeds_of(frame),
@@ -422,7 +426,8 @@ def _steps(steps: pd.Series) -> str:
     """Median, and how many seeds got there; "-" without a curve."""
     if not len(steps):
         return "-"
-    middle = float(np.quantile(steps, 0.5, method="higher"))
+    # NumPy's interpolation between a number and infinity gives NaN.
+    middle = float(np.mean([np.quantile(steps, 0.5, method=m) for m in ("lower", "higher")]))
     reached = f"{int(np.isfinite(steps).sum())}/{len(steps)}"
     return f"{middle:,.0f} ({reached})" if np.isfinite(middle) else f"- ({reached})"
 

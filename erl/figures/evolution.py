@@ -76,7 +76,8 @@ def best_so_far(trials: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"trial": done.trial, "best": done.fitness.cummax()})
 
 
-def _states(trials: pd.DataFrame) -> str:
+def states(trials: pd.DataFrame) -> str:
+    """How many trials are in which state: `12 complete, 1 fail.`"""
     counts = trials.state.value_counts()
     return ", ".join(f"{n} {state.lower()}" for state, n in counts.items()) + "."
 
@@ -177,7 +178,7 @@ def optimisation_history(
     legend_above(figure, labelled(axes))
     return caption(
         figure,
-        f"Optimisation history: {_states(trials)}",
+        f"Optimisation history: {states(trials)}",
         "The best so far is a maximum over noisy values, and no estimate of what the best "
         "hyperparameters reach: the test on other seeds is.",
         about,
@@ -587,15 +588,16 @@ def side_by_side(studies: Mapping[str, pd.DataFrame], about: str = "") -> Figure
     labels = {fitness_label(trials) for trials in shown.values()}
     left.set_ylabel(labels.pop() if len(labels) == 1 else "fitness")
     left.set_title("best so far")
-    right.set_title("all, and the median")
+    right.set_title("completed, and the median")
     right.set_xticks(range(len(shown)), [str(i + 1) for i in range(len(shown))])
     right.set_xlabel("study")
     right.set_xlim(-0.6, len(shown) - 0.4)
     legend_above(figure, drawn)
     return caption(
         figure,
-        f"{plural(len(shown), 'study', 'studies')} side by side. Fitnesses of "
-        "different tasks or budgets share no scale.",
+        f"{plural(len(shown), 'study', 'studies')} side by side, of "
+        f"{plural(sum(len(completed(trials)) for trials in shown.values()), 'completed trial')}. "
+        "Fitnesses of different tasks or budgets share no scale.",
         "The best so far is a maximum over noisy values.",
         f"Left out, without a completed trial: {', '.join(name for name, _ in left_out)}."
         if left_out

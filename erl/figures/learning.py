@@ -277,15 +277,21 @@ def learning_curves(lifetimes: pd.DataFrame, order: Sequence[str] = (), about: s
     frame = finished(lifetimes, "curve")
     figure, axes = new(height=3.6)
     arms, drawn = arm_looks(lifetimes, frame, order), {}
+    plain, apart = [], []
     for arm, look in arms.items():
-        curves = [smoothed(c) for c in frame[frame.arm == arm].curve]
-        steps, values = align(curves)
+        curves = list(frame[frame.arm == arm].curve)
+        steps, values = align([smoothed(c) for c in curves])
+        if not len(steps):  # short curves, whose averages are of their ends
+            steps, values = align(curves)
+            (plain if len(steps) else apart).append(arm)
         if not len(steps):
-            raise UserError(f"the curves of {arm} have no range of steps in common")
+            continue
         centre, low, high = bands(values)
         drawn[arm] = curve(axes, steps, centre, look, label=arm)
         if len(curves) > 1:
             band(axes, steps, low, high, look)
+    if not drawn:
+        raise UserError(f"the curves of {', '.join(apart)} have no range of steps in common")
     steps_axis(axes)
     axes.set_ylabel("return of training episodes")
     legend_above(figure, drawn)
@@ -293,6 +299,8 @@ def learning_curves(lifetimes: pd.DataFrame, order: Sequence[str] = (), about: s
         figure,
         f"Learning curves over {seeds_of(frame)}: interquartile mean and pointwise 95 % bootstrap "
         f"band; each curve, of at most 200 points, averaged over {averaged(frame.curve)}.",
+        f"Not averaged, since they are short: {', '.join(plain)}." if plain else "",
+        f"Left out, since their curves share no steps: {', '.join(apart)}." if apart else "",
         some_alike(arms),
         one_seed_of(frame, "band"),
         few_seeds_of(frame),

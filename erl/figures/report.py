@@ -36,7 +36,7 @@ from erl.lifetimes.film import film_agent
 from erl.lifetimes.models import load_model
 from erl.lifetimes.trace import Trace, trace
 from erl.statistics import number_text
-from erl.studies.configuration import FinalsStudy, evolved_arm
+from erl.studies.configuration import FinalsStudy, TestStudy, evolved_arm
 from erl.studies.data import (
     StudyData,
     attach,
@@ -365,7 +365,10 @@ def matrix_figure(tests: Sequence[StudyData]) -> Figure:
         if several
         else ""
     )
-    return comparison.generalisation_matrix(comparison.generalisation(found), about)
+    evolutions = [d.config.evolution for d in tests if isinstance(d.config, TestStudy)]
+    final = all(evolution.fitness == "final_eval" for evolution in evolutions)
+    column = "final_return" if final else "training_return"  # what all of them selected for
+    return comparison.generalisation_matrix(comparison.generalisation(found, column), about)
 
 
 # -- the whole --

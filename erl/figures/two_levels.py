@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from erl.cli import plural
 from erl.errors import UserError
-from erl.figures.evolution import completed, fitness_label
+from erl.figures.evolution import completed, fitness_label, states
 from erl.figures.learning import arm_looks, averaged
 from erl.figures.style import (
     Look,
@@ -127,16 +127,17 @@ def two_levels(
     # What differs below are lines; their colours are those of the trials.
     legend_above(figure, drawn, "within a lifetime (below)", "black")
     what = (
-        "generations of the inner evolution: champion, and the range of the population"
+        f"generations of the inner evolution ({' and '.join(drawn)})"
         if inner
         else f"learning curves of its lifetimes (mean of {averaged(shown.curve)})"
     )
-    above = "Fitness of all trials" if agents else "Evolution over development"
+    above = "Fitness of trials" if agents else "Evolution over development"
     remark = "" if agents else "The best is a maximum over noisy values."
     return caption(
         figure,
         f"{above} (above) and development within {plural(len(picks), 'trial')} (below): {what}, "
         f"{_lived(shown)}.",
+        f"Above are the completed ones of {states(trials)}" if len(done) < len(trials) else "",
         remark,
         about,
     )
@@ -233,7 +234,10 @@ def population_range(generations: pd.DataFrame) -> pd.DataFrame:
 def _inner_generations(axes: Axes, generations: pd.DataFrame, look: Look) -> None:
     for _, part in generations.groupby("lifetime"):
         spread = population_range(part)
-        if len(spread):
+        if len(spread) and (spread.low == spread.high).all():  # they come one by one
+            axes.plot(spread.steps, spread.low, ".", color=look.colour, markersize=3)
+            axes.lines[-1].set_label("individual")
+        elif len(spread):
             drawn = band(axes, spread.steps, spread.low, spread.high, look, strength=0.2)
             drawn.set_label("population")
         if "champion_return" in part and part.champion_return.notna().any():

@@ -29,7 +29,14 @@ from erl.cli import plural
 from erl.errors import UserError
 from erl.files import files_below, is_folder
 from erl.lifetimes.record import CURVE_POINTS, learning_curve
-from erl.search.space import Range, SearchConfig, draw_from, make_context, search_space
+from erl.search.space import (
+    LEARNER,
+    Range,
+    SearchConfig,
+    draw_from,
+    make_context,
+    search_space,
+)
 from erl.studies.configuration import (
     EvolutionStudy,
     FinalsStudy,
@@ -580,7 +587,8 @@ def evolved_reservoirs(data: StudyData) -> tuple[ReservoirParams, ...]:
 
 def drawn_reservoirs(data: StudyData, n: int) -> list[ReservoirParams]:
     """`n` reservoirs drawn from the search space, uniformly on each parameter's scale. Where a
-    trial has several reservoirs, the first of each draw.
+    trial has several reservoirs, the first of each draw. None where nothing of a reservoir was
+    searched: all would be the evolved one.
 
     Raises:
         UserError: the study does not say what was searched.
@@ -594,6 +602,8 @@ def drawn_reservoirs(data: StudyData, n: int) -> list[ReservoirParams]:
             for kind in [int if name.startswith("units") else float]
             if axis.choices is None
         }
+    if all(name.startswith(LEARNER) or r.low == r.high for name, r in ranges.items()):
+        return []
     rng = np.random.default_rng(0)
     return [_reservoirs(data, draw_from(ranges, rng))[0] for _ in range(n)]
 

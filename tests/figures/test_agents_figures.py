@@ -119,6 +119,30 @@ def test_a_test_is_judged_by_what_its_evolution_selected_for(lifetimes):
     assert (both.baseline, both.order) == ("PPO", ["PPO", "RES_PPO", "STACK_PPO"])
 
 
+def test_logs_of_runs_of_different_length_are_called_that(lifetimes):
+    logs = replace(a_test("a", lifetimes.assign(steps=100_000)), kind="tensorboard", config=None)
+    assert "Budgets differ" not in compared([logs]).about
+    steps = [16_000, *[100_000] * 5, *[1_000_000] * 12]  # the first run was interrupted
+    logs = replace(logs, lifetimes=lifetimes.assign(steps=steps))
+    said = (
+        "Budgets differ: PPO 16,000 to 100,000 steps, RES_PPO 1,000,000 steps, STACK_PPO 1,000,000"
+    )
+    assert said in compared([logs]).about
+
+
+def test_a_matrix_is_of_what_the_evolutions_selected_for(lifetimes, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "erl.figures.report.comparison.generalisation", lambda found, column: asked.append(column)
+    )
+    monkeypatch.setattr("erl.figures.report.comparison.generalisation_matrix", lambda *_: None)
+    for fitness in (["final_eval"] * 2, ["final_eval", "training"], ["training"] * 2):
+        matrix_figure(
+            [a_test(n, lifetimes, {"fitness": f, "env_id": n}) for n, f in zip("ab", fitness)]
+        )
+    assert asked == ["final_return", "training_return", "training_return"]
+
+
 def test_captions_name_agents_without_the_evolved_settings(lifetimes):
     said = "The evolved settings of the learner are not those of PPO, STACK_PPO: what they lack is"
     test = a_test("a", lifetimes)

@@ -58,6 +58,9 @@ def test_a_sine_has_its_amplitude_at_its_frequency():
     assert amplitudes[peak, 0] == pytest.approx(2.0)
     assert not amplitudes[:, 1].any()
     assert frequencies[-1] == pytest.approx(5.0)
+    # The last one of an even number of rows has no mirror.
+    alternating = np.tile([[1.0], [-1.0]], (100, 1))
+    assert behaviour.spectrum(alternating)[1][-1, 0] == pytest.approx(1.0)
 
 
 def test_dominant_frequencies_lie_between_the_lines_of_the_spectrum():

@@ -211,6 +211,22 @@ def test_curves_without_common_steps(lifetimes):
     two.at[1, "curve"] = ((5, 0.0), (6, 0.0))
     with pytest.raises(UserError, match="no range of steps in common"):
         learning.learning_curves(two)
+    # Other agents are drawn all the same.
+    figure = learning.learning_curves(pd.concat([two.assign(arm="apart"), lifetimes]))
+    assert "Left out, since their curves share no steps: apart." in caption_of(figure)
+    assert {x.get_label() for x in figure.axes[0].lines} >= {*lifetimes.arm}
+
+
+def test_short_curves_that_end_at_different_steps_are_not_averaged(lifetimes):
+    """The average of each would be one point, at its own end."""
+    two = lifetimes.head(2).copy()
+    two.at[0, "curve"] = ((100, 1.0), (300, 3.0), (400, 4.0))
+    two.at[1, "curve"] = ((200, 2.0), (500, 5.0))
+    figure = learning.learning_curves(two)
+    steps, returns = line(figure.axes[0], two.arm[0])
+    assert (steps[0], steps[-1]) == (200, 400)
+    assert returns == pytest.approx(steps / 100)
+    assert f"Not averaged, since they are short: {two.arm[0]}." in caption_of(figure)
 
 
 def test_seeds_that_failed_are_named_and_reach_nothing(lifetimes):

@@ -358,6 +358,9 @@ def test_memory_and_retention_of_what_evolved(runs):
     assert len(figure.axes[1].lines[0].get_xdata()) == 2
     drawn = [memory_profile(p, seed, 40).sum() for seed, p in enumerate(drawn_reservoirs(data, 2))]
     assert figure.axes[1].lines[1].get_ydata() == pytest.approx(drawn)
+    # Where nothing of the reservoir was searched, there is none that was not evolved.
+    one = {name: replace(axis, low=0.5, high=0.5) for name, axis in data.space.items()}
+    assert drawn_reservoirs(replace(data, space=one), 2) == []
     tested = reports.memory_figure(read_study(runs.test), n=2)
     ours, theirs = (f.axes[1].lines[0].get_ydata() for f in (figure, tested))
     assert np.array_equal(ours, theirs)  # the same evolved reservoir

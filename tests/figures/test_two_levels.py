@@ -76,6 +76,21 @@ def test_both_levels_show_learning_curves_where_no_generation_was_judged(trials,
     judged = inner.assign(fitness=[[1.0, 2.0]] * len(done), champion_return=None)
     [legend] = two_levels.two_levels(trials, evolved, judged).legends
     assert [t.get_text() for t in legend.get_texts()] == ["population"]
+    # Individuals that come one by one have no range.
+    single = inner.assign(fitness=[[1.5]] * len(done), champion_return=None)
+    figure = two_levels.two_levels(trials, evolved, single)
+    assert line(figure.axes[1], "individual")[1].tolist() == [1.5]
+    assert "of the inner evolution (individual)" in caption_of(figure)
+
+
+def test_both_levels_say_which_trials_are_above(trials, evolved):
+    figure = two_levels.two_levels(trials, evolved, pd.DataFrame())
+    counts = trials.state.value_counts()
+    assert counts["FAIL"] == 1
+    said = f"Above are the completed ones of {counts['COMPLETE']} complete, "
+    assert said in caption_of(figure)
+    whole = trials[trials.state == "COMPLETE"]
+    assert "Above are" not in caption_of(two_levels.two_levels(whole, evolved, pd.DataFrame()))
 
 
 def test_both_levels_of_a_test_name_agents_and_no_evolution_above(trials, evolved):
@@ -97,7 +112,7 @@ def test_both_levels_of_a_test_name_agents_and_no_evolution_above(trials, evolve
         [mark] = [m for m in marks if m.get_ydata()[0] == agents.fitness[number]]
         assert mark.get_color() == look.colour
     assert "Evolution over development" not in caption_of(figure)
-    assert caption_of(figure).startswith("Fitness of all trials (above) and development within 3")
+    assert caption_of(figure).startswith("Fitness of trials (above) and development within 3")
     assert "best" not in [x.get_label() for x in figure.axes[0].lines]
     assert figure.axes[0].get_xlabel() == "trial"
 
