@@ -13,7 +13,8 @@ help:  ## show this
 $(READY): requirements.txt pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing; name another, 3.11 to 3.13: make setup PYTHON=python3" >&2; exit 2; }
 	@echo "1 of 4: an empty environment, $(VENV): some seconds"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# One that was interrupted has no pip.
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@# torch on its own first, in the version that is pinned: another package may ask for another one.
 	@echo "2 of 4: PyTorch, the largest package: a minute or more; PyPI's comes with some GB of CUDA libraries"
 	@$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements.txt)"
@@ -69,7 +70,8 @@ format: $(READY)  ## format and mend what can be mended
 	$(BIN)/ruff check --fix .
 
 dashboard: $(READY)  ## see the studies of studies.db in a browser; STORAGE=... for another database
-	$(BIN)/erl dashboard $(if $(STORAGE),--storage $(STORAGE))
+	@# Not shown, since an address may hold a password.
+	@$(BIN)/erl dashboard $(if $(STORAGE),--storage "$$STORAGE")
 
 notebook: $(READY)  ## open the notebooks of analysis/ in JupyterLab
 	$(BIN)/jupyter lab analysis

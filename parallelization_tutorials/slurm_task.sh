@@ -11,6 +11,10 @@ set -u
 cd "${SLURM_SUBMIT_DIR:-.}" || exit 2
 python=.venv/bin/python
 [ -x "$python" ] || python=$(command -v python3)
+"${python:-python3}" -c 'import rich' 2>/dev/null || {
+  echo "slurm_task.sh: no environment here: run make setup in this folder, or activate one before sbatch" >&2
+  exit 2
+}
 
 script=$1
 shift

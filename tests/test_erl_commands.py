@@ -26,6 +26,17 @@ def said(capsys, words, run=main, **more):
     return e.value.code, out, err
 
 
+@pytest.mark.slow
+def test_started_as_a_file_the_command_imports_what_others_mean(tmp_path):
+    """The folder of the file has modules called as those of the standard library are."""
+    (tmp_path / "my_learner.py").write_text("import statistics\nMEAN = statistics.mean([1, 2])\n")
+    words = ["--learner", "my_learner:Mine", "--env_id", "CartPole-v1", "--steps", "10"]
+    command = [sys.executable, str(ROOT / "erl/__main__.py"), *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "module 'my_learner' has no attribute 'Mine'" in done.stderr
+
+
 @pytest.fixture
 def started(monkeypatch):
     """Commands that are started, in place of doing it."""

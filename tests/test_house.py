@@ -145,7 +145,7 @@ def test_libraries_have_one_door():
     assert importers("rich") == {"erl.cli"}
     # Numbers are read, and what is given twice is refused, in one way.
     assert importers("yaml") == {"erl.files"}
-    assert importers("joblib") == {"erl.executors.local"}
+    assert importers("joblib") == {"erl.executors.local", "erl.executors.machines"}
     assert {room(module) for module in importers("matplotlib")} <= {"figures"}
     assert importers("shtab") == {"erl.commands"}
     assert importers("wandb") == importers("mlflow") == {"erl.experiments.tracking"}

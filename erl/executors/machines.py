@@ -4,6 +4,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from joblib.externals.loky import cpu_count
+
 from erl.errors import UserError
 
 # A lifetime that held a CPU there while it waits for those of its workers could wait for ever.
@@ -28,14 +30,12 @@ def check_cluster(cluster: str, flag: str = "--cluster") -> None:
 
 
 def default_workers() -> int:
-    """The cores that this process may use: those that it is bound to, and no more than a SLURM task
-    has, which SLURM does not bind everywhere.
+    """The cores that this process may use: those that it is bound to, no more than a container has
+    processor time for, and no more than a job of SLURM, PBS or SGE has, which are not bound
+    everywhere.
     """
-    if hasattr(os, "sched_getaffinity"):
-        bound = len(os.sched_getaffinity(0))
-    else:
-        bound = os.cpu_count() or 1
-    return min(bound, _number("SLURM_CPUS_PER_TASK") or bound)
+    of_job = map(_number, ("SLURM_CPUS_PER_TASK", "NCPUS", "NSLOTS"))
+    return min([cpu_count(), *filter(None, of_job)])
 
 
 def memory_limits(root: Path = Path("/")) -> list[int]:
@@ -45,7 +45,9 @@ def memory_limits(root: Path = Path("/")) -> list[int]:
     Args:
         root: of the file system.
     """
-    limits = [n << 20 for n in [_number("SLURM_MEM_PER_NODE")] if n]
+    cores = _number("SLURM_CPUS_PER_TASK") or 1
+    of_job = (_number("SLURM_MEM_PER_NODE"), _number("SLURM_MEM_PER_CPU") * cores)
+    limits = [n << 20 for n in of_job if n]
     groups = root / "sys/fs/cgroup"
     with suppress(OSError):  # another system has none
         for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():

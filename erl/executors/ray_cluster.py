@@ -77,7 +77,7 @@ def connect(cluster: str) -> None:
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as e:
+    except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as e:
         raise UserError(f"cannot connect to {cluster}: {describe(e)}") from None
     finally:
         if threading.current_thread() is threading.main_thread():

@@ -79,13 +79,20 @@ def test_without_a_cluster_lifetimes_run_in_processes_here():
     assert make_executor(EvolutionConfig(workers=3), spec).workers == 3
 
 
-def test_a_task_of_slurm_has_its_cores(monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+@pytest.mark.parametrize("variable", ["SLURM_CPUS_PER_TASK", "NCPUS", "NSLOTS"])
+def test_a_job_has_its_cores(variable, monkeypatch):
+    monkeypatch.setattr("erl.executors.machines.cpu_count", lambda: 8)
     for cores, workers in (("3", 3), ("30", 8), ("", 8)):
-        monkeypatch.setenv("SLURM_CPUS_PER_TASK", cores)
+        monkeypatch.setenv(variable, cores)
         assert default_workers() == workers
-    monkeypatch.delenv("SLURM_CPUS_PER_TASK")
+    monkeypatch.delenv(variable)
     assert default_workers() == 8
+
+
+def test_a_process_has_the_cores_that_it_is_bound_to(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(3)), raising=False)
+    assert default_workers() == 3
 
 
 @pytest.mark.parametrize(
@@ -109,6 +116,10 @@ def test_limits_of_memory(groups, files, limits, monkeypatch, tmp_path):
     for megabytes, of_job in (("", []), ("0", []), ("2", [2 << 20])):
         monkeypatch.setenv("SLURM_MEM_PER_NODE", megabytes)
         assert memory_limits(tmp_path) == of_job + limits
+    monkeypatch.setenv("SLURM_MEM_PER_CPU", "3")
+    for cores, megabytes in (("", 3), ("4", 12)):
+        monkeypatch.setenv("SLURM_CPUS_PER_TASK", cores)
+        assert memory_limits(tmp_path) == [2 << 20, megabytes << 20, *limits]
 
 
 @pytest.mark.parametrize(("cores", "workers"), [(12, 2), (13, 2), (5, 1)])
