@@ -125,6 +125,8 @@ class FollowingStorage(RetryingStorage):
                         raise UserError(
                             f"study {self._name!r} was deleted while this command used it"
                         ) from e
+                    if isinstance(e, StorageInternalError):  # as of a value that is too long for it
+                        raise self._explain(e) from e
                     raise
         return self._noted(super()._call(name, self._place(name, args[0]), *args[1:], **named))
 

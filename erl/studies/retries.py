@@ -102,8 +102,6 @@ class RetryingStorage(BaseStorage):
                 result = operation(*args, **named)
             except Exception as e:
                 if not is_away(e):
-                    if isinstance(e, StorageInternalError):  # as of a value that is too long for it
-                        raise self._explain(e) from e
                     raise
                 if time.monotonic() - begun >= self.retry_seconds:
                     raise self._explain(e) from e

@@ -33,7 +33,7 @@ SETTINGS = {"sr": 1.0, "learner.gamma": 0.9}
         ({}, {"sr": 1.0, "learner.learning_rate": 0.001}),
         ({"learner": "SAC"}, {"sr": 1.0}),
         ({"learner": "RecurrentPPO"}, {"sr": 1.0}),
-        ({"context": "module:Class"}, SETTINGS),
+        ({"context": "module:Class", "evolve": "context.rate=0.1:1.0"}, SETTINGS),
         ({"nb_res": 0}, SETTINGS),
     ],
 )

@@ -3,9 +3,10 @@ from dataclasses import replace
 
 import optuna
 import pytest
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState
 from sqlalchemy import event
+from sqlalchemy.exc import DataError
 
 from erl.errors import UserError
 from erl.experiments.arms import known_names
@@ -273,6 +274,20 @@ def test_a_trial_that_was_begun_while_the_study_was_copied_is_as_good_as_taken(q
             study.storage.set_trial_user_attr(lost.trial_id, "a", 1)
         study.store_end(lost.trial_id, "COMPLETE", 1.0)  # no error: it does not count
         study.let_go(lost.trial_id)
+
+
+def test_a_value_that_the_database_does_not_take_is_said_in_one_line(quick, told, sink):
+    """As one that is longer than MySQL's."""
+    evolve(config(quick, nb_trials=3), sink)
+    study = Study(DEFAULT_STORAGE, NAME)
+
+    def refuses(*_):
+        raise StorageInternalError("...") from DataError("INSERT", {}, Exception("Data too long"))
+
+    study.storage.backend.set_study_user_attr = refuses
+    with pytest.raises(StorageError, match="Data too long") as error:
+        study.optuna.set_user_attr("winner", "x")
+    assert "\n" not in str(error.value)
 
 
 def test_a_study_that_was_deleted_is_an_error(quick, told, sink):

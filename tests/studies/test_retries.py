@@ -115,25 +115,6 @@ def test_pauses_are_of_chance_so_that_coordinators_do_not_come_together(make_awa
     assert 0.5 <= min(shares) < 0.75 < max(shares) <= 1.0
 
 
-def test_what_no_repetition_mends_is_explained_too(make_away, monkeypatch):
-    """As of a value that is longer than the database takes."""
-    storage, _ = make_away(until=0.0, seconds=600.0)
-    for error, raised in ((wrapped(lost(invalidated=False)), "^away: "), (KeyError("x"), "^'x'$")):
-        monkeypatch.setattr(storage.backend, "get_all_studies", Broken(error))
-        with pytest.raises((RuntimeError, KeyError), match=raised):
-            storage.get_all_studies()
-
-
-class Broken:
-    """An operation that fails with an error."""
-
-    def __init__(self, error):
-        self.error = error
-
-    def __call__(self):
-        raise self.error
-
-
 def test_what_stays_away_is_explained_after_the_seconds_that_it_has(make_away, caplog):
     away, clock = make_away(until=1e9, seconds=30.0)
     with pytest.raises(RuntimeError, match="away: no answer"):
