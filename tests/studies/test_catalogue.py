@@ -70,7 +70,7 @@ def test_an_environment_a_learner_or_a_name_without_an_entry():
     with pytest.raises(UserError) as e:
         find_evolved("evolved", "HalfCheetah-v5", "PPO")
     start = "nothing was evolved yet for HalfCheetah-v5 and PPO; for another version of it the "
-    assert str(e.value).startswith(f"{start}catalogue has halfcheetah_plain_10, ")
+    assert str(e.value).startswith(f"{start}catalogue has halfcheetah_0, halfcheetah_plain_10, ")
     assert str(e.value).endswith(" (HalfCheetah-v4, PPO); --reservoir NAME takes one of them")
     assert "pendulum" not in str(e.value)
     with pytest.raises(UserError, match="nothing was evolved yet for Swimmer-v4 and SAC"):
