@@ -277,7 +277,8 @@ def learning_curves(lifetimes: pd.DataFrame, order: Sequence[str] = (), about: s
     frame = finished(lifetimes, "curve")
     figure, axes = new(height=3.6)
     arms, drawn = arm_looks(lifetimes, frame, order), {}
-    plain, apart = [], []
+    plain: list[str] = []
+    apart: list[str] = []
     for arm, look in arms.items():
         curves = list(frame[frame.arm == arm].curve)
         steps, values = align([smoothed(c) for c in curves])

@@ -153,7 +153,7 @@ def load(name: str, path: Path, spec: LifetimeSpec) -> SB3Agent:
         raise UserError(f"{statistics} is missing: the model saw normalised observations")
     algorithm = algorithms()[name]
     # The file keeps the size of the replay buffer for who trains on. To play, it needs no memory.
-    small = {"buffer_size": 1} if issubclass(algorithm, OffPolicyAlgorithm) else {}
+    small: dict[str, Any] = {"buffer_size": 1} if issubclass(algorithm, OffPolicyAlgorithm) else {}
     return SB3Agent(algorithm.load(f"{path}.zip", device="cpu", **small), normalize)
 
 

@@ -36,8 +36,8 @@ def context_space(
         low += [observation_space.low, actions.low, np.array([-np.inf])]
         high += [observation_space.high, actions.high, np.array([np.inf])]
     with np.errstate(over="ignore"):  # bounds of double precision may be infinite in single
-        single = [np.concatenate(ends).astype(np.float32) for ends in (low, high)]
-    return spaces.Box(*single, dtype=np.float32)
+        lowest, highest = (np.concatenate(ends).astype(np.float32) for ends in (low, high))
+    return spaces.Box(lowest, highest, dtype=np.float32)
 
 
 class ContextEncoder:
