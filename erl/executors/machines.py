@@ -4,8 +4,6 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from joblib.externals.loky import cpu_count
-
 from erl.errors import UserError
 
 # A lifetime that held a CPU there while it waits for those of its workers could wait for ever.
@@ -34,6 +32,8 @@ def default_workers() -> int:
     processor time for, and no more than a job of SLURM, PBS or SGE has, which are not bound
     everywhere.
     """
+    from joblib.externals.loky import cpu_count  # only here: help needs no library
+
     of_job = map(_number, ("SLURM_CPUS_PER_TASK", "NCPUS", "NSLOTS"))
     return min([cpu_count(), *filter(None, of_job)])
 

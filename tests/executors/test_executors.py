@@ -81,7 +81,7 @@ def test_without_a_cluster_lifetimes_run_in_processes_here():
 
 @pytest.mark.parametrize("variable", ["SLURM_CPUS_PER_TASK", "NCPUS", "NSLOTS"])
 def test_a_job_has_its_cores(variable, monkeypatch):
-    monkeypatch.setattr("erl.executors.machines.cpu_count", lambda: 8)
+    monkeypatch.setattr("joblib.externals.loky.cpu_count", lambda: 8)
     for cores, workers in (("3", 3), ("30", 8), ("", 8)):
         monkeypatch.setenv(variable, cores)
         assert default_workers() == workers
