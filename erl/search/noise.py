@@ -92,7 +92,7 @@ def expect(proposed: Sequence[Sequence[float]], again: Sequence[Sequence[float]]
        with the moment estimate of the spread for unequal numbers of lifetimes (Morris, 1983, JASA
        78, 47-55). The noise is what the layout leaves over. So the winner's value is no maximum
        over noisy means. Their factor (n - 3) / (n - 1), which shrinks a little less, is left out:
-       with it the winner's value was too high where noise is large. So it is a little too low.
+       so the winner's value is a little too low rather than too high (benchmarks/winner.md).
     3. The interval has the shrunk noise of the finalist, that of the shrinkage itself (Morris,
        1983: the spread is an estimate too; left out for less than four finalists), and that of the
        level, which has Student's distribution over the later seeds.
